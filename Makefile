@@ -1,0 +1,93 @@
+# `make studio` on a bare machine is all a person needs; the rest is for developers. Run `make` for the list.
+
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+STAMPS  := $(VENV)/stamps
+INSTALL  = $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
+PYTEST   = $(PYTHON) -m pytest
+ROOMS   := app training adapters kernels
+LINKS   := $(addprefix build/types/atelier/,$(ROOMS))
+# Newest first. torch has no wheels for a Python that came out yesterday, so the list ends where ours were tried.
+PYTHONS ?= python3.14 python3.13 python3.12 python3.11 python3 python
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup dev chromium studio test check slow gpu base bench FORCE
+
+help:            ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 15
+
+setup: $(STAMPS)/runtime | $(LINKS)    ## make .venv with everything that runs Atelier
+
+studio: setup    ## set up, start Atelier and open it in the browser
+	$(VENV)/bin/atelier serve
+
+test: dev chromium    ## set up and run every test but the slow ones
+	$(PYTEST) -m "not slow and not gpu"
+
+check: dev       ## before a commit: style, types, laws and fast tests
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pyright
+	$(PYTEST) -q -m "not slow and not gpu and not e2e"
+
+slow: dev        ## the tests that take minutes
+	$(PYTEST) -m "slow and not gpu"
+
+gpu: dev         ## the tests that need an NVIDIA GPU
+	$(INSTALL) --quiet --editable '.[gpu]'
+	$(PYTEST) -m gpu
+
+base: dev        ## train the embedded base model again, or go on where it stopped (hours on a CPU)
+	$(INSTALL) --quiet --editable '.[base]'
+	$(PYTHON) -m atelier.training.foundation
+
+bench: dev       ## measured comparisons, one table each
+	@for script in benchmarks/*.py; do [ -e "$$script" ] || continue; echo "== $$script"; \
+	  $(PYTHON) "$$script" || exit 1; done
+
+dev: $(STAMPS)/dev | $(LINKS)
+
+# An interrupted installation leaves no stamp, so the next `make` takes it up again.
+$(STAMPS)/runtime: pyproject.toml constraints.txt $(STAMPS)/place
+	@echo 'Installing Atelier into $(VENV). The first time this downloads torch and takes a few minutes.'
+	$(INSTALL) --editable .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/runtime
+	@echo 'Installing what the tests need.'
+	$(INSTALL) --quiet --editable '.[dev]'
+	@touch $@
+
+# The environment holds absolute paths: a copied or moved project must install itself again.
+$(STAMPS)/place: FORCE | $(PYTHON)
+	@mkdir -p $(STAMPS); pwd | cmp -s - $@ || pwd > $@
+
+$(PYTHON):
+	@for name in $(PYTHONS); do \
+	  "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  echo "Making $(VENV) with $$("$$name" --version)"; exec "$$name" -m venv --clear $(VENV); \
+	done; \
+	echo "Atelier needs Python 3.11 or newer with its venv module; found: $$(python3 --version 2>&1 || true)." >&2; \
+	echo "  Debian, Ubuntu: sudo apt-get install python3 python3-venv     macOS: brew install python" >&2; \
+	echo "  Python somewhere else: make setup PYTHONS=/path/to/python3.12" >&2; \
+	exit 1
+
+# Type checkers and doctests can't follow an editable install: they see the same names through these links.
+$(LINKS):
+	@mkdir -p $(@D) && ln -sfn ../../../$(@F) $@
+
+# The browser tests need Chromium. Without it they are skipped, and everything else still runs.
+chromium:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  if command -v $$name >/dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; else sudo='sudo -n'; fi; \
+	if command -v apt-get >/dev/null && $$sudo true 2>/dev/null; then \
+	  echo 'Installing Chromium for the browser tests.'; \
+	  $$sudo apt-get update -qq </dev/null && $$sudo env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends chromium </dev/null >/dev/null && exit 0; \
+	fi; \
+	echo 'Chromium is not here and could not be installed, so the browser tests will be skipped.' >&2; \
+	echo 'To run them: install Chromium or Google Chrome, then make test again.' >&2
+
+FORCE:

@@ -1,0 +1,128 @@
+"""The native adapter file: safetensors, with everything needed to rebuild the adapter in its header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .base import AdapterSet, Spec
+from .catalog import create
+
+SCHEMA = 1
+_LENGTH_BYTES = 8
+
+
+class FileError(ValueError):
+    """A file that can't be read as an adapter; the message says what it is and the likely cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an adapter file says about itself, read without touching its tensors."""
+
+    kind: str
+    settings: dict[str, Any]
+    specs: tuple[Spec, ...]
+    metadata: dict[str, str]   # every other text entry, `atelier.*` and foreign ones alike
+
+
+def save_adapter(path: Path, adapters: AdapterSet, metadata: Mapping[str, str]) -> None:
+    """Write ``adapters`` to ``path`` exactly as they are; a reader sees the old file or the whole new one."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in adapters.tensors().items()}
+    own = {
+        "atelier.schema": str(SCHEMA),
+        "atelier.kind": adapters.kind,
+        "atelier.settings": json.dumps(adapters.settings.to_dict()),
+        "atelier.modules": json.dumps({spec.name: spec.shape for spec in adapters.specs}),
+    }
+    write_tensors(path, tensors, {**metadata, **own})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file through a temporary name, so that no crash or full disk leaves half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(save(dict(tensors), dict(metadata)))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_header(path: Path) -> Header:
+    """Read kind, settings, target modules and metadata of a native adapter file, without its tensors.
+
+    Raises:
+        FileError: not a safetensors file, cut short, or not written by Atelier.
+    """
+    entries = read_metadata(path)
+    if "atelier.kind" not in entries:
+        raise FileError(f"{path.name} is a safetensors file, but not one of Atelier's: it names no kind.")
+    try:
+        schema = int(entries.get("atelier.schema", "0"))
+        header = _header(entries) if schema <= SCHEMA else None
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FileError(f"{path.name} has a damaged header ({error!r}). Fetch the file again.") from None
+    if header is None:
+        raise FileError(f"{path.name} was written by a newer Atelier. Update Atelier to open it.")
+    return header
+
+
+def _header(entries: dict[str, str]) -> Header:
+    specs = tuple(Spec(name, tuple(shape)) for name, shape in json.loads(entries["atelier.modules"]).items())
+    return Header(entries["atelier.kind"], json.loads(entries["atelier.settings"]), specs, entries)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the text entries of a safetensors header.
+
+    Raises:
+        FileError: the file is missing, unreadable, cut short or not safetensors.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise FileError(f"{path.name} does not exist.") from None
+    except (SafetensorError, OSError) as error:
+        raise FileError(
+            f"{path.name} is not a complete safetensors file ({error}). If you downloaded it, do so again."
+        ) from None
+
+
+def load_adapter(path: Path) -> AdapterSet:
+    """Rebuild the adapter set that :func:`save_adapter` wrote, in float32.
+
+    Raises:
+        FileError: see :func:`read_header`; also when the tensors do not fit the header.
+    """
+    header = read_header(path)
+    try:
+        with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
+            adapters = create(header.kind, header.settings, header.specs)
+        adapters.load_tensors(read_tensors(path))
+    except ValueError as error:
+        raise FileError(f"{path.name}: {error}") from None
+    return adapters.requires_grad_(False)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a safetensors file; the header must have been read without complaint before."""
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (a file, not a dict)
+
+
+def data_hash(path: Path) -> str:
+    """SHA-256 of the tensor bytes alone, so that editing metadata does not change it: sshs_model_hash."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        file.seek(_LENGTH_BYTES + length)
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,19 @@
+"""A Mix: an ordered list of adapters, each with the strength its slider stands at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .base import AdapterSet
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Adapters and strengths. 0 is off, 1 is as trained; negative strengths push away."""
+
+    parts: tuple[tuple[AdapterSet, float], ...] = ()
+
+    def active(self) -> Iterator[tuple[AdapterSet, float]]:
+        """The parts that do something."""
+        return ((adapters, strength) for adapters, strength in self.parts if strength != 0)

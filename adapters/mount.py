@@ -1,0 +1,113 @@
+"""Attach adapters to a live model and take them off again, leaving it byte for byte as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Adapter, AdapterSet
+from .mix import Mix
+
+
+class MountError(ValueError):
+    """An adapter that does not fit the model; the message names the first layers that differ."""
+
+
+def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dict[str, nn.Module]:
+    """Find every target of ``adapters`` in ``models`` (component name → model).
+
+    Raises:
+        MountError: a layer is missing or has another shape.
+    """
+    found: dict[str, nn.Module] = {}
+    wrong: list[str] = []
+    for spec in adapters.specs:
+        component, _, name = spec.name.partition(".")
+        try:
+            module = models[component].get_submodule(name)
+        except (KeyError, AttributeError):
+            wrong.append(f"{spec.name} is missing")
+            continue
+        weight = getattr(module, "weight", None)
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+        if shape != spec.shape:
+            wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
+        found[spec.name] = module
+    if wrong:
+        raise MountError(
+            f"This adapter was made for another base model: {len(wrong)} of {len(adapters)} layers differ "
+            f"({'; '.join(wrong[:3])}). Pick the base model it was trained on."
+        )
+    return found
+
+
+@contextmanager
+def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
+    """Add every adapter of the Mix to the outputs of its target modules while the context is open.
+
+    The weights are never touched, so unmounting restores the model exactly. Adapters at strength 0 are not
+    attached at all: the base model then computes what it always does, bit for bit.
+
+    Raises:
+        MountError: an adapter does not fit.
+    """
+    with ExitStack() as stack:
+        for adapters, strength in mix.active():
+            for name, module in target_modules(models, adapters).items():
+                hook = partial(_add, adapter=adapters[name], strength=strength)
+                stack.enter_context(module.register_forward_hook(hook))
+        yield
+
+
+def _add(
+    module: nn.Module, args: tuple[Any, ...], output: Tensor, *, adapter: Adapter, strength: float
+) -> Tensor:
+    update = adapter(args[0], module)
+    return output + (update if strength == 1 else update * strength)
+
+
+@contextmanager
+def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
+    """Write W + Σ strength·ΔW into the weights while the context is open, then put the originals back.
+
+    As fast as the bare model, whatever the number of adapters. Every ΔW is computed from the original W, and
+    the sum is formed in float32 and rounded once, so the order of the Mix does not matter. Refused for
+    bfloat16 weights, where small updates vanish in the rounding (house rule 4): mount there instead.
+
+    Raises:
+        MountError: an adapter does not fit, or the weights are bfloat16.
+    """
+    originals: dict[nn.Module, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for module, update in _updates(models, mix):
+                weight = module.weight
+                assert isinstance(weight, nn.Parameter)
+                if weight.dtype == torch.bfloat16:
+                    raise MountError("bfloat16 weights are too coarse to merge into: mount the adapters.")
+                originals[module] = weight.data
+                weight.data = (weight.data.float() + update).to(weight.dtype)
+        yield
+    finally:
+        for module, original in originals.items():
+            module.weight.data = original   # type: ignore[union-attr]
+
+
+def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Every module that the Mix changes, with its Σ strength·ΔW in float32; one at a time, to save memory."""
+    parts: dict[nn.Module, list[tuple[Adapter, float]]] = {}
+    for adapters, strength in mix.active():
+        for name, module in target_modules(models, adapters).items():
+            parts.setdefault(module, []).append((adapters[name], strength))
+    for module, pairs in parts.items():
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        update = torch.zeros_like(weight, dtype=torch.float32)
+        for adapter, strength in pairs:
+            update += strength * adapter.delta(weight.float()).to(weight.device)
+        yield module, update

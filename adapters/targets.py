@@ -1,0 +1,44 @@
+"""Which modules of a base model an adapter changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from .base import Spec
+from .settings import SettingError
+
+# What each named choice covers, as endings of diffusers' module names. Every choice keeps the cross-attention
+# keys and values, because other tools tell the base model's family from their width.
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_TRANSFORMER = (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+_CONVOLUTION = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
+_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+TARGETS: dict[str, tuple[str, ...]] = {
+    "attention": _ATTENTION,
+    "transformer": _TRANSFORMER,
+    "all": (*_TRANSFORMER, *_CONVOLUTION),
+}
+
+
+def find_targets(models: Mapping[str, nn.Module], choice: str) -> list[Spec]:
+    """List the target modules of ``models`` (component name → model), in the models' own order.
+
+    Text encoders are covered whole whenever they are passed; ``choice`` names the layers of the UNet.
+
+    Raises:
+        SettingError: an unknown choice, or no module matches.
+    """
+    if choice not in TARGETS:
+        raise SettingError(f"targets is {choice!r}; choose one of: {', '.join(TARGETS)}.")
+    specs = [
+        Spec(f"{component}.{name}", tuple(module.weight.shape))
+        for component, model in models.items()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and name.endswith(_TEXT if component.startswith("text_encoder") else TARGETS[choice])
+    ]
+    if not specs:
+        raise SettingError(f"No layer of {', '.join(models)} matches the targets {choice!r}.")
+    return specs

@@ -1,0 +1,123 @@
+"""The command line's contract: what can be typed. Light on purpose, so that ``atelier --help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_EPILOG = """examples:
+  atelier serve                                          open the Studio in a browser
+  atelier train pictures/ --name rex --subject dog       teach it what the pictures show
+  atelier draw "a photo of rex dog" --adapter rex=0.8    draw it
+  atelier export rex --to kohya --out rex.safetensors    take it to another tool
+
+exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 stopped with Ctrl-C
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="atelier",
+        description="Teach a diffusion model from a handful of pictures, and draw with what it learned.",
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )   # fmt: skip
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--home", type=Path, metavar="DIR",
+                        help="folder that holds everything (default: $ATELIER_HOME, else a folder of your own)")
+    readable = argparse.ArgumentParser(add_help=False, parents=[shared])
+    readable.add_argument("--json", action="store_true", help="machine-readable output")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, help: str, parent: argparse.ArgumentParser = readable) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[parent])
+
+    serve = add("serve", "open the Studio: web server and worker", shared)
+    serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: this machine)")
+    serve.add_argument("--port", type=_port, default=0, metavar="P", help="port (default: the first free from 7860)")
+    add("worker", "work off the queue of training runs", shared)
+    _add_train(add("train", "teach it what a folder of pictures shows"))
+    _add_draw(add("draw", "draw pictures"))
+    add("list", "list the adapters")
+    add("show", "show all that is known about an adapter").add_argument("name", metavar="NAME")
+    add("delete", "move an adapter to the trash").add_argument("name", metavar="NAME")
+    _add_export(add("export", "write an adapter for another tool"))
+    add("doctor", "say what this machine can do and what will be used")
+    return parser
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    train.add_argument("pictures", type=Path, nargs="?", metavar="PICTURES",
+                       help="folder with the pictures (not needed with --resume)")
+    train.add_argument("--name", required=True, metavar="NAME", help="what you call the adapter")
+    train.add_argument("--trigger", metavar="WORD", help="word that calls it in a prompt (default: the name)")
+    train.add_argument("--subject", metavar="WORD", help="what it is, in one or two plain words (default: object)")
+    train.add_argument("--preset", default="normal", metavar="P", help="settings to start from (default: normal)")
+    train.add_argument("--kind", metavar="KIND", help="adapter kind (default: the preset's)")
+    train.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
+                       help="base model: 'embedded', a diffusers folder or a hub id")
+    train.add_argument("--steps", type=int, metavar="N", help="optimizer updates (default: the preset's)")
+    train.add_argument("--set", type=_pair, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                       help="any other setting; a wrong key lists them all")
+    train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this name")
+
+
+def _add_draw(draw: argparse.ArgumentParser) -> None:
+    draw.add_argument("prompt", metavar="PROMPT")
+    draw.add_argument("--adapter", type=_part, action="append", default=[], metavar="NAME[=STRENGTH]", dest="adapters",
+                      help="an adapter and how strongly it acts (default: 1); repeatable")
+    draw.add_argument("--negative", metavar="TEXT", help="what must not be in the picture")
+    draw.add_argument("--seed", type=int, metavar="S", help="seed of the first picture (default: 0)")
+    draw.add_argument("--count", type=int, metavar="N", help="number of pictures (default: 1)")
+    draw.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    draw.add_argument("--guidance", type=float, metavar="G", help="how strictly the prompt is followed")
+    draw.add_argument("--size", type=_size, metavar="WxH", help="width and height in pixels (default: the base's own)")
+    draw.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
+                      help="base model (default: the first adapter's, else embedded)")
+    draw.add_argument("--out", type=Path, metavar="DIR", help="folder for the pictures (default: the gallery)")
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("name", metavar="NAME")
+    export.add_argument("--to", required=True, choices=("kohya", "diffusers", "native"), dest="form",
+                        help="kohya loads in every tool; diffusers in diffusers; native keeps everything for Atelier")
+    export.add_argument("--out", required=True, type=Path, metavar="FILE")
+    export.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="default: fp32")
+
+
+def lasting_base(text: str) -> str:
+    """Make the folder of a base model independent of the working folder; other names stay as they are."""
+    path = Path(text).expanduser()
+    return str(path.absolute()) if text != "embedded" and path.exists() else text
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is no port; use 0 (the first free one) to 65535")
+    return port
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} has no value; write KEY=VALUE, such as rank=16")
+    return key, value
+
+
+def _part(text: str) -> tuple[str, float]:
+    name, _, strength = text.partition("=")
+    try:
+        number = float(strength or 1)
+    except ValueError:
+        number = float("nan")
+    if not abs(number) <= 100:   # also refuses what is no number
+        raise argparse.ArgumentTypeError(f"{strength!r} is no strength; 0 is off, 1 is as trained")
+    return name, number
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT in pixels, such as 512x512")
+    return int(width), int(height)

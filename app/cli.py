@@ -1,0 +1,166 @@
+"""The command line: the same functions as the web app, without a browser.
+
+Whatever a command needs is imported inside it, so that ``atelier --help`` and a mistyped command answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .arguments import build_parser
+from .home import open_home
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough (`atelier list | head`); nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except ValueError as error:
+        # Our own errors are written for people. Any other is a bug, and its traceback is wanted.
+        if not type(error).__module__.startswith("atelier."):
+            raise
+        return _fail(str(error))
+
+
+def _fail(message: str) -> int:
+    print(f"atelier: {message}", file=sys.stderr)
+    return FAILED
+
+
+def _say(arguments: Namespace, values: Any, text: str) -> int:
+    """Print a command's answer, for a program or for a person."""
+    print(json.dumps(values, indent=2, ensure_ascii=False) if arguments.json else text)
+    return 0
+
+
+def _serve(arguments: Namespace) -> int:
+    from .server import serve
+
+    with suppress(KeyboardInterrupt):
+        serve(open_home(arguments.home), arguments.host, arguments.port)
+    return 0
+
+
+def _worker(arguments: Namespace) -> int:
+    from .worker import run_worker
+
+    run_worker(open_home(arguments.home))
+    return 0
+
+
+def _train(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.training.events import Failed, Finished
+
+    from .teach import find_unfinished, make_run, train_here
+
+    run = find_unfinished(home, arguments.name) if arguments.resume else make_run(home, arguments)
+    last = train_here(run, home.adapters, resume=arguments.resume)
+    config = run.config()
+    where = ["--home", str(home.path)] if arguments.home else []
+    again = "Resume it with: " + shlex.join(["atelier", "train", "--name", config.name, "--resume", *where])
+    match last:
+        case Finished(step, path, seconds):
+            prompt = f"{config.trigger_word} {config.subject}"
+            name = Path(path).stem   # not the recipe's, if that was taken in the meantime
+            values = {"name": name, "path": path, "run": run.id, "step": step, "seconds": round(seconds, 1)}
+            return _say(arguments, values, f"{name} is ready after {seconds:.0f} s: {path}\nDraw it with: "
+                        + shlex.join(["atelier", "draw", prompt, "--adapter", name, *where]))
+        case Failed(message):
+            return _fail(f"{message}\n{again}")
+    _fail(f"Stopped. {again}")
+    return INTERRUPTED
+
+
+def _draw(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from .drawing import draw_here
+
+    drawn: list[dict[str, Any]] = []
+    for path, seed in draw_here(home, arguments):
+        drawn.append({"path": str(path), "seed": seed})
+        if not arguments.json:
+            print(path, flush=True)
+    if arguments.json:
+        _say(arguments, drawn, "")
+    return 0
+
+
+def _list(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from .library import list_adapters, list_unreadable
+    from .reports import adapter_table, adapter_values
+
+    for file in list_unreadable(home):
+        print(f"atelier: passed over: {file.reason}", file=sys.stderr)
+    cards = list_adapters(home)
+    return _say(arguments, [adapter_values(card) for card in cards], adapter_table(cards))
+
+
+def _show(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from .library import find_adapter
+    from .reports import adapter_details, sheet
+
+    details = adapter_details(find_adapter(home, arguments.name))
+    return _say(arguments, details, sheet(details))
+
+
+def _delete(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from .library import delete_adapter
+
+    trashed = delete_adapter(home, arguments.name)
+    return _say(arguments, {"trashed": str(trashed)}, f"Moved to the trash: {trashed}")
+
+
+def _export(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from dataclasses import asdict
+
+    from .library import export_adapter, export_path, find_adapter
+    from .reports import sheet
+
+    card = find_adapter(home, arguments.name)
+    path = export_path(card, arguments.out)
+    report = export_adapter(card, arguments.form, path, arguments.precision)
+    values = {"path": str(path), **asdict(report)}
+    return _say(arguments, values, sheet(values))
+
+
+def _doctor(arguments: Namespace) -> int:
+    from .doctor import examine
+    from .reports import sheet
+
+    found = examine(arguments.home)
+    problems = found["problems"]
+    text = sheet({name: value for name, value in found.items() if name != "problems"})
+    _say(arguments, found, "\n".join([text, *(f"! {problem}" for problem in problems or [])]))
+    return FAILED if problems else 0
+
+
+_COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "serve": _serve, "worker": _worker, "train": _train, "draw": _draw, "list": _list, "show": _show,
+    "delete": _delete, "export": _export, "doctor": _doctor,
+}   # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

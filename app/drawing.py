@@ -1,0 +1,71 @@
+"""``atelier draw``: pictures from a prompt and adapters, into the gallery or a folder."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from atelier.adapters.files import load_adapter
+from atelier.adapters.mix import Mix
+from atelier.training.base_model import BaseModel, load
+from atelier.training.config import EMBEDDED
+from atelier.training.sample import DrawRequest, draw
+
+from .home import Home, write_whole, writing
+from .library import find_adapter
+from .pictures import encode_picture, make_recipe, picture_id, save_picture
+
+BATCH = 4   # pictures drawn at once: more at a time needs more memory and is hardly faster
+
+
+def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int]]:
+    """Draw what was asked for; yields each picture's file and seed as soon as it is written.
+
+    Raises:
+        HomeError, SettingError, BaseError, FileError, MountError: what was typed can't be used.
+    """
+    request = _request(arguments)
+    parts = [(find_adapter(home, name), strength) for name, strength in arguments.adapters]
+    base = arguments.base or next((card.base for card, _ in parts if card.base), EMBEDDED)
+    if arguments.out:
+        with writing(arguments.out):
+            arguments.out.mkdir(parents=True, exist_ok=True)
+    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
+    model = load(base)
+    for i, image in enumerate(_images(model, request, mix)):
+        recipe = make_recipe(request, i, base, model.info.family, parts)
+        yield _save(home, arguments.out, image, recipe), request.seed + i
+
+
+def _request(arguments: Namespace) -> DrawRequest:
+    names = ("prompt", "negative", "seed", "count", "steps", "guidance")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    width, height = arguments.size or (0, 0)
+    return DrawRequest.from_dict({**given, "width": width, "height": height})
+
+
+def _images(model: BaseModel, request: DrawRequest, mix: Mix) -> Iterator[Image.Image]:
+    batches = [
+        replace(request, seed=request.seed + first, count=min(BATCH, request.count - first))
+        for first in range(0, request.count, BATCH)
+    ]
+    with tqdm(total=len(batches) * request.steps, unit="step", leave=False, disable=None) as bar:
+
+        def on_step(_done: int, _of: int) -> None:
+            bar.update()
+
+        for batch in batches:
+            yield from draw(model, batch, mix, on_step)
+
+
+def _save(home: Home, out: Path | None, image: Image.Image, recipe: dict[str, object]) -> Path:
+    if out is None:
+        return save_picture(home, image, recipe)
+    path = out / f"{picture_id()}.png"
+    write_whole(path, encode_picture(image, recipe))
+    return path

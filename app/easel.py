@@ -1,0 +1,96 @@
+"""The easel: what the Studio page asks for, drawn and hung in the gallery with its recipe."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from atelier.adapters.files import read_header
+from atelier.training.base_model import BaseError, identify
+from atelier.training.config import EMBEDDED
+from atelier.training.dreambooth import fill
+from atelier.training.sample import DrawRequest
+
+from .engine import Engine
+from .home import Home, HomeError
+from .library import AdapterCard, find_adapter
+from .pictures import GalleryPicture, find_picture, make_recipe, read_recipe, save_picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """All that decides the pictures."""
+
+    request: DrawRequest
+    base: str = EMBEDDED
+    strengths: tuple[tuple[str, float], ...] = ()   # adapter name, strength
+
+
+def paint(home: Home, engine: Engine, wish: Wish) -> Iterator[tuple[int, int] | list[GalleryPicture]]:
+    """Draw a wish: yields (step, of) on the way, and at the end the pictures, kept in the gallery.
+
+    Raises:
+        HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
+    """
+    family = identify(wish.base).family
+    parts = [(find_adapter(home, name), strength) for name, strength in wish.strengths]
+    files = [(card.path, strength) for card, strength in parts]
+    for news in engine.drawing(wish.base, files, wish.request):
+        if isinstance(news, tuple):
+            yield news
+            continue
+        recipes = [make_recipe(wish.request, i, wish.base, family, parts) for i in range(len(news))]
+        paths = [save_picture(home, image, recipe) for image, recipe in zip(news, recipes, strict=True)]
+        yield [find_picture(home, path.stem) for path in paths]
+
+
+def remembered(home: Home, picture_id: str) -> tuple[Wish, list[str]]:
+    """The wish a picture of the gallery was drawn from, and the names of adapters that are not here any more.
+
+    Raises:
+        HomeError: there is no such picture, or it holds no recipe that can be read.
+    """
+    recipe = read_recipe(find_picture(home, picture_id).path)
+    try:
+        return _wish(home, recipe or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise HomeError(f"This picture holds no recipe that can be read ({error}).") from None
+
+
+def _wish(home: Home, recipe: Mapping[str, Any]) -> tuple[Wish, list[str]]:
+    names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
+    parts = [(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
+    here = [part for part in parts if _card(home, part[0])]
+    request = DrawRequest.from_dict({name: recipe[name] for name in names})
+    wish = Wish(request=request, base=str(recipe["base"]), strengths=tuple(here))
+    return wish, [name for name, _ in parts if (name, _) not in here]
+
+
+def _card(home: Home, name: str) -> AdapterCard | None:
+    try:
+        return find_adapter(home, name)
+    except HomeError:
+        return None
+
+
+def suggestion(card: AdapterCard) -> str:
+    """A prompt that calls an adapter: the caption it was taught with."""
+    try:
+        recipe = tomllib.loads(read_header(card.path).metadata.get("atelier.recipe", ""))
+        template = recipe.get("caption") or identify(card.base).caption
+    except (BaseError, tomllib.TOMLDecodeError):
+        template = "{trigger} {subject}"
+    return " ".join(fill(template, card.trigger, card.subject).split())
+
+
+def describe(picture: GalleryPicture) -> dict[str, Any]:
+    """A picture's recipe; empty when it holds none."""
+    return read_recipe(picture.path) or {}
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """A recipe as JSON, for copying."""
+    return json.dumps(recipe, indent=2, ensure_ascii=False)

@@ -1,0 +1,105 @@
+"""The engine: one loaded base model and the adapters used lately, drawing for all pages one at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+
+from PIL import Image
+
+from atelier.adapters.base import AdapterSet
+from atelier.adapters.files import load_adapter
+from atelier.adapters.mix import Mix
+from atelier.training.base_model import BaseModel, load
+from atelier.training.sample import DrawRequest, draw
+
+KEPT_ADAPTERS = 8
+Part = tuple[Path, float]   # adapter file, strength
+
+
+class Abandoned(Exception):
+    """Nobody waits for this drawing any more."""
+
+
+class Engine:
+    """Draws. Safe to call from several threads: they take turns."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._base: tuple[str, BaseModel] | None = None
+        self._adapters: OrderedDict[tuple[Path, int, int], AdapterSet] = OrderedDict()
+
+    @property
+    def loaded(self) -> BaseModel | None:
+        """The base model in memory, if any."""
+        return self._base[1] if self._base else None
+
+    def draw(
+        self,
+        base: str,
+        parts: Sequence[Part],
+        request: DrawRequest,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> list[Image.Image]:
+        """Draw with adapters at their strengths; ``on_step(done, of)`` is called after every step.
+
+        Raises:
+            BaseError, FileError, MountError, SettingError: as loading, mounting and drawing do.
+        """
+        with self._turn:
+            model = self._model(base)
+            mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts if strength))
+            return draw(model, request, mix, on_step)
+
+    def drawing(
+        self, base: str, parts: Sequence[Part], request: DrawRequest
+    ) -> Iterator[tuple[int, int] | list[Image.Image]]:
+        """Draw in another thread: yields (step, of) on the way and the pictures at the end.
+
+        Closing the iterator abandons the drawing at its next step.
+        """
+        told: SimpleQueue[tuple[int, int] | list[Image.Image] | BaseException] = SimpleQueue()
+        abandoned = threading.Event()
+
+        def on_step(done: int, of: int) -> None:
+            if abandoned.is_set():
+                raise Abandoned
+            told.put((done, of))
+
+        def work() -> None:
+            try:
+                told.put(self.draw(base, parts, request, on_step))
+            except BaseException as error:
+                told.put(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            while True:
+                news = told.get()
+                if isinstance(news, BaseException):
+                    raise news
+                yield news
+                if isinstance(news, list):
+                    return
+        finally:
+            abandoned.set()
+
+    def _model(self, base: str) -> BaseModel:
+        if self._base is None or self._base[0] != base:
+            # Let go of the old one first: two may not fit into memory.
+            self._base = None
+            self._base = (base, load(base))
+        return self._base[1]
+
+    def _adapter(self, path: Path) -> AdapterSet:
+        facts = path.stat()
+        key = (path, facts.st_mtime_ns, facts.st_size)
+        if key not in self._adapters:
+            self._adapters[key] = load_adapter(path)
+        self._adapters.move_to_end(key)
+        while len(self._adapters) > KEPT_ADAPTERS:
+            self._adapters.popitem(last=False)
+        return self._adapters[key]

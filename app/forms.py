@@ -1,0 +1,54 @@
+"""Forms made from settings: one control for each field, from the field's own help, limits and choices."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, get_type_hints
+
+import gradio as gr
+
+from atelier.adapters.settings import Settings
+
+
+def controls(settings: type[Settings], *, skip: Collection[str] = ()) -> dict[str, gr.components.Component]:
+    """Place a control for every field of a settings class that has plain values; return them by field name."""
+    hints = get_type_hints(settings)
+    plain = [f for f in fields(settings) if f.name not in skip and hints[f.name] in (bool, int, float, str)]
+    return {f.name: _control(f, hints[f.name]) for f in plain}
+
+
+def shown(controls: Collection[str], values: Mapping[str, Any], settings: type[Settings]) -> list[Any]:
+    """Values for the named controls: those given, and the defaults of the others."""
+    defaults = {f.name: f.default for f in fields(settings) if f.default is not MISSING}
+    return [values.get(name, defaults.get(name)) for name in controls]
+
+
+def changed(values: Mapping[str, Any], basis: Mapping[str, Any], settings: type[Settings]) -> dict[str, Any]:
+    """The values that differ from a preset (``basis``) laid over the defaults. An emptied number counts as unset."""
+    usual = dict(zip(values, shown(list(values), basis, settings), strict=True))
+    return {name: value for name, value in values.items() if value is not None and value != usual[name]}
+
+
+def _control(f: Field[Any], kind: type) -> gr.components.Component:
+    low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
+    common: dict[str, Any] = {
+        "value": f.default, "label": _label(f.name), "info": f.metadata.get("help"), "interactive": True,
+        "elem_id": f"set-{f.name}",
+    }
+    if choices:
+        return gr.Dropdown(choices=list(choices), **common)
+    if kind is bool:
+        return gr.Checkbox(**common)
+    if kind is str:
+        return gr.Textbox(max_lines=4, **common)
+    return gr.Number(minimum=low, maximum=high, precision=0 if kind is int else None, step=_step(f, kind), **common)
+
+
+def _step(f: Field[Any], kind: type) -> float:
+    """How far one press of an arrow key goes."""
+    return 1 if kind is int or not f.default else float(f.default) / 10
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ").capitalize()

@@ -1,0 +1,25 @@
+"""Line icons: one 24 × 24 path each, drawn for Atelier with the same two-pixel pen."""
+
+from __future__ import annotations
+
+PATHS = {
+    "create": "M12 5v14M5 12h14",
+    "jobs": "M4 7h10M4 12h16M4 17h7M18 5v4M15 15v4",
+    "library": "M5 4h4v16H5zM10 4h4v16h-4zM16.2 5.2l3.6-.9 3 14.5-3.7.9z",
+    "studio": "M4 20c3 0 4-1 4-3a2.5 2.5 0 0 1 5 0c0 2.5-3 3-9 3zM12 14L20.5 4.5M9.5 12.5L19 3",
+    "gallery": "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9h.01",
+    "settings": "M4 7h9M19 7h1M4 17h1M11 17h9M16 4.5v5M8 14.5v5",
+    "theme": "M12 4v2M12 18v2M4 12h2M18 12h2M6.5 6.5l1.2 1.2M16.3 16.3l1.2 1.2M6.5 17.5l1.2-1.2"
+             "M16.3 7.7l1.2-1.2M12 9a3 3 0 1 0 0 6 3 3 0 0 0 0-6z",
+    "close": "M6 6l12 12M18 6L6 18",
+    "copy": "M9 9h11v11H9zM5 15H4V4h11v1",
+    "check": "M5 12.5l4.5 4.5L19 7.5",
+    "warn": "M12 4l9 16H3zM12 10v4M12 17h.01",
+    "download": "M12 4v11M7 10.5l5 5 5-5M5 20h14",
+}
+MARK = "M4 4h16v16H4zM4 14c4-6 7 3 16-5"
+
+
+def icon(name: str) -> str:
+    """Markup of an icon, for a panel's template; it says nothing to a screen reader."""
+    return f'<svg class="icon" viewBox="0 0 24 24" aria-hidden="true"><path d="{PATHS[name]}"/></svg>'

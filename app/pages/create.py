@@ -1,0 +1,193 @@
+"""Create: pictures, what it is, a name, how long, [Teach it]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from atelier.adapters.catalog import KINDS
+from atelier.training.base_model import BaseError, identify
+from atelier.training.config import EMBEDDED, TrainConfig, load_preset, preset_names
+
+from .. import words
+from ..datasets import import_pictures
+from ..draft import Draft, add_pictures, clear_draft, edit_draft, load_draft, picture_files, remove_picture
+from ..forms import changed, controls, shown
+from ..frame import POLL, address, heading, plainly
+from ..home import Home, new_name
+from ..icons import icon
+from ..jobs import submit
+from ..panel import acted, panel
+
+_ON_PAGE = ("name", "pictures", "subject")   # asked for above the Expert settings
+_THUMBS = f"""<ul class="thumbs">{{{{#each value.kept}}}}<li>
+<img src="{{{{this.thumb}}}}" alt="{{{{this.name}}}}" title="{{{{this.name}}}}">
+{{{{#if this.note}}}}<span class="chip chip-warn">{{{{this.note}}}}</span>{{{{/if}}}}
+<button type="button" class="remove" data-act="remove" data-id="{{{{this.id}}}}"
+ aria-label="{words.REMOVE} {{{{this.name}}}}">{icon("close")}</button></li>{{{{/each}}}}</ul>
+<ul class="refused">{{{{#each value.refused}}}}<li>{icon("warn")}<span>{{{{this.note}}}}</span>
+<button type="button" class="remove" data-act="remove" data-id="{{{{this.id}}}}"
+ aria-label="{words.REMOVE} {{{{this.name}}}}">{icon("close")}</button></li>{{{{/each}}}}</ul>
+<p class="count" role="status" data-usable="{{{{value.usable}}}}">{{{{value.count}}}}</p>"""
+_STEP = """<h2 class="step"><span aria-hidden="true">{{value.number}}</span>{{value.title}}</h2>
+<p class="hint">{{value.hint}}</p>"""
+
+
+def build(demo: gr.Blocks, home: Home) -> None:
+    """Place the page."""
+    heading(words.CREATE_TITLE, words.CREATE_LEAD)
+    with gr.Row(elem_classes="bench"):
+        with gr.Column(scale=7, elem_classes="sheet"):
+            _step(1, words.STEP_PICTURES, words.STEP_PICTURES_HINT)
+            drop = gr.File(file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp"],
+                           label=words.DROP, elem_id="pics", height=170)   # fmt: skip
+            thumbs = panel(_THUMBS, _pictures(Draft()), elem_id="thumbs")
+        with gr.Column(scale=5, elem_classes="sheet"):
+            what, subject, name, preset, note = _questions()
+            teach = gr.Button(words.TEACH, variant="primary", size="lg", elem_id="teach")
+    with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="sheet"):
+        count, expert = _expert()
+    run = gr.Textbox(visible=False)
+
+    answers = [what, subject, name, preset]
+    keys = list(expert)
+
+    def keep(*values: Any) -> str:
+        return _keep(home, keys, values)
+
+    def remove(event: gr.EventData) -> dict[str, Any]:
+        return _pictures(remove_picture(home, acted(event)[1]))
+
+    for control in (*answers, *expert.values()):
+        control.input(keep, [*answers, *expert.values()], count, **POLL, trigger_mode="always_last")
+    preset.input(lambda *values: _reset(keys, *values), [preset, expert["base"], expert["kind"]],
+                 list(expert.values()), **POLL)   # fmt: skip
+    what.change(_asks_for, what, [subject, note], **POLL)
+    thumbs.act(remove, None, thumbs, **POLL)
+    drop.upload(lambda files: _take(home, files), drop, [thumbs, drop], show_progress="hidden",
+                api_visibility="private")   # fmt: skip
+    demo.load(lambda: _restore(home, keys), None, [thumbs, *answers, *expert.values(), count], **POLL)
+    taught = teach.click(lambda *values: _teach(home, keys, values), [*answers, *expert.values()], run,
+                         api_visibility="private")   # fmt: skip
+    taught.success(None, run, None, js="run => { location.href = '/jobs?run=' + encodeURIComponent(run) }")
+
+
+def _step(number: int, title: str, hint: str = "") -> None:
+    panel(_STEP, {"number": number, "title": title, "hint": hint}, elem_id=f"step-{number}")
+
+
+def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, gr.Radio, gr.Markdown]:
+    _step(2, words.STEP_WHAT)
+    what = gr.Radio([(title, key) for key, title in words.WHAT.items()], value="object", show_label=False,
+                    label=words.STEP_WHAT, elem_id="what", elem_classes="tiles")   # fmt: skip
+    subject = gr.Textbox(label=words.SUBJECT, placeholder=words.SUBJECT_HINTS["object"], max_length=60, elem_id="subject")
+    note = gr.Markdown(words.PERSON_NOTE, visible=False, elem_classes="hint")
+    _step(3, words.STEP_NAME)
+    name = gr.Textbox(label=words.STEP_NAME, show_label=False, info=words.NAME_HINT, max_length=64, elem_id="name")
+    _step(4, words.STEP_LONG)
+    presets = preset_names()
+    preset = gr.Radio([(words.PRESETS.get(p, p.capitalize()), p) for p in presets], value=presets[0] if presets else None,
+                      show_label=False, label=words.STEP_LONG, elem_id="preset", elem_classes="tiles")   # fmt: skip
+    return what, subject, name, preset, note
+
+
+def _expert() -> tuple[gr.Markdown, dict[str, Any]]:
+    """Controls for all settings: the run's own by name, those of an adapter kind as ``kind.name``."""
+    count = gr.Markdown(words.EXPERT_SAME, elem_classes="hint")
+    with gr.Row(elem_classes="settings"):
+        found: dict[str, Any] = dict(controls(TrainConfig, skip=_ON_PAGE))
+    groups = {}
+    for name, kind in KINDS.items():
+        with gr.Row(elem_classes="settings", visible=name == "lora") as groups[name]:
+            found |= {f"{name}.{key}": control for key, control in controls(kind.settings).items()}
+    found["kind"].change(lambda chosen: [gr.Row(visible=name == chosen) for name in groups], found["kind"],
+                         list(groups.values()), **POLL)   # fmt: skip
+    return count, found
+
+
+def _basis(preset: str | None, base: str) -> dict[str, Any]:
+    """What a preset says for a base model; a base that can't be told apart yet is taken for the embedded one."""
+    try:
+        family = identify(base).family
+    except BaseError:
+        family = EMBEDDED
+    return load_preset(preset, family) if preset else {}
+
+
+def _usual(keys: Sequence[str], basis: dict[str, Any]) -> list[Any]:
+    """The value each control has before anybody touches it."""
+    own = shown([key for key in keys if "." not in key], basis, TrainConfig)
+    options = [shown([key.split(".")[1]], basis, KINDS[key.split(".")[0]].settings)[0] for key in keys if "." in key]
+    return own + options
+
+
+def _changes(keys: Sequence[str], values: Sequence[Any], preset: str | None) -> dict[str, Any]:
+    """The settings that differ from the preset; an emptied number counts as untouched."""
+    given = dict(zip(keys, values, strict=True))
+    usual = dict(zip(keys, _usual(keys, _basis(preset, given["base"])), strict=True))
+    mine = [key for key in keys if "." not in key or key.split(".")[0] == given["kind"]]
+    return {key: given[key] for key in mine if given[key] is not None and given[key] != usual[key]}
+
+
+def _pictures(draft: Draft) -> dict[str, Any]:
+    refused = [{"id": p.id, "name": p.name, "note": p.note} for p in draft.pictures if p.refused]
+    kept = [{"id": p.id, "name": p.name, "note": p.note, "thumb": p.thumb} for p in draft.usable]
+    return {"kept": kept, "refused": refused, "usable": len(kept), "count": words.picture_count(len(kept), len(refused))}
+
+
+def _take(home: Home, files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
+    with plainly():
+        for draft in add_pictures(home, map(Path, files or [])):
+            yield _pictures(draft), gr.skip()
+    # Emptied, the field is a place to drop more pictures.
+    yield gr.skip(), None
+
+
+def _keep(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
+    what, subject, name, preset, *expert = values
+    changes = _changes(keys, expert, preset)
+    edit_draft(home, what=what, subject=subject, name=name, preset=preset or "", changes=changes)
+    return words.expert_changes(len(changes))
+
+
+def _reset(keys: Sequence[str], preset: str | None, base: str, kind: str) -> list[Any]:
+    """Another preset: show its settings; the base model and the kind stay as chosen."""
+    return _usual(keys, {**_basis(preset, base), "base": base, "kind": kind})
+
+
+def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
+    draft = load_draft(home)
+    preset = draft.preset if draft.preset in preset_names() else next(iter(preset_names()), None)
+    usual = dict(zip(keys, _usual(keys, _basis(preset, draft.changes.get("base", EMBEDDED))), strict=True))
+    values = [draft.changes.get(key, usual[key]) for key in keys]
+    counted = words.expert_changes(len(draft.changes))
+    return [_pictures(draft), draft.what, draft.subject, draft.name, preset, *values, counted]
+
+
+def _asks_for(what: str) -> tuple[Any, Any]:
+    return gr.Textbox(placeholder=words.SUBJECT_HINTS[what]), gr.Markdown(visible=what == "person")
+
+
+def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
+    """Start a run; returns its id."""
+    what, subject, name, preset, *expert = values
+    with plainly():
+        draft = load_draft(home)
+        if not draft.usable:
+            raise ValueError(words.NO_PICTURES)
+        if not name.strip():
+            raise ValueError(words.NO_NAME)
+        changes = {key.split(".")[-1]: value for key, value in _changes(keys, expert, preset).items()}
+        base = changes.get("base", EMBEDDED)
+        family = identify(base).family
+        name = new_name(home, name)
+        report = import_pictures(home, name, picture_files(home, draft))
+        settings = {**(load_preset(preset, family) if preset else {}), **changes}
+        subject = subject.strip() or words.WHAT[what].lower()
+        run = submit(home, TrainConfig.from_dict(
+            {**settings, "name": name, "subject": subject, "pictures": str(report.folder)}))   # fmt: skip
+        clear_draft(home)
+        return run.id

@@ -1,0 +1,109 @@
+"""Gallery: every picture ever drawn, newest first, each with its recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .. import words
+from ..easel import describe, recipe_text
+from ..frame import POLL, address, file_address, heading, plainly
+from ..home import Home, HomeError
+from ..panel import acted, panel
+from ..pictures import GalleryPicture, find_picture, gallery_page, restore_picture, thumbnail, trash_picture
+from .library import COPY_SCRIPT, UNDO
+
+PAGE = 60
+_WALL = f"""<ul class="wall">{{{{#each value.pictures}}}}<li><button type="button" data-act="open" data-id="{{{{this.id}}}}" aria-pressed="{{{{this.chosen}}}}"
+ aria-label="{{{{this.prompt}}}}"><img src="{{{{this.src}}}}" alt="" loading="lazy"></button></li>{{{{/each}}}}</ul>
+{{{{#if value.none}}}}<div class="empty"><p>{words.NO_PICTURES_YET}</p><a class="press press-first" href="{address("studio")}">{words.GO_STUDIO}</a></div>{{{{/if}}}}
+{{{{#if value.more}}}}<p class="more"><button type="button" class="press" data-act="more">{words.SHOW_MORE}</button></p>{{{{/if}}}}"""
+_DETAIL = f"""{{{{#if value.id}}}}<article class="detail" data-id="{{{{value.id}}}}"><a class="well" href="{{{{value.src}}}}" target="_blank" rel="noopener"><img class="cover" src="{{{{value.src}}}}" alt="{{{{value.prompt}}}}"></a>
+<p class="prompt">{{{{value.prompt}}}}</p>
+<dl class="facts">{{{{#each value.facts}}}}<dt>{{{{this.name}}}}</dt><dd>{{{{this.value}}}}</dd>{{{{/each}}}}</dl>
+<div class="acts"><a class="press press-first" href="{{{{value.again}}}}">{words.AGAIN}</a>
+<a class="press" href="{{{{value.src}}}}" download="{{{{value.id}}}}.png">{words.DOWNLOAD}</a>
+<button type="button" class="press copy" data-copy="{{{{value.recipe}}}}" data-said="{words.COPIED}">{words.COPY_RECIPE}</button>
+<button type="button" class="press press-bad" data-act="delete">{words.DELETE}</button></div></article>{{{{/if}}}}"""
+
+
+def build(demo: gr.Blocks, home: Home) -> None:
+    """Place the page."""
+    heading(words.GALLERY_TITLE, words.GALLERY_LEAD)
+    undo = panel(UNDO, {}, elem_id="undo")
+    chosen, trashed = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    pages = gr.Number(1, visible=False, precision=0)
+    with gr.Row(elem_classes="bench bench-detail"):
+        with gr.Column(scale=8):
+            wall = panel(_WALL, {}, elem_id="wall")
+        with gr.Column(scale=4, elem_classes="sheet side", visible=False) as side:
+            detail = panel(_DETAIL, {}, elem_id="detail", script=COPY_SCRIPT)
+    shown = [wall, side, detail, chosen, pages]
+
+    def opened(request: gr.Request) -> list[Any]:
+        return _show(home, request.query_params.get("picture", ""), 1)
+
+    def act(event: gr.EventData, id: str, count: int) -> list[Any]:
+        what, picked = acted(event)
+        return _show(home, id if what == "more" else picked, count + (what == "more"))
+
+    def delete(event: gr.EventData, id: str, count: int) -> list[Any]:
+        return _delete(home, id, count) if acted(event)[0] == "delete" else [gr.skip()] * 7
+
+    demo.load(opened, None, shown, **POLL)
+    wall.act(act, [chosen, pages], shown, **POLL)
+    detail.act(delete, [chosen, pages], [*shown, undo, trashed], **POLL)
+    undo.act(lambda gone, count: _undo(home, gone, count), [trashed, pages], [*shown, undo, trashed], **POLL)
+
+
+def _show(home: Home, chosen: str, pages: int) -> list[Any]:
+    """The newest ``pages`` pages of the wall, and one picture opened; an id that is no picture opens none."""
+    pictures = gallery_page(home, limit=PAGE * pages)
+    try:
+        picture = find_picture(home, chosen) if chosen else None
+    except HomeError:
+        picture = None
+    wall = {
+        "pictures": [
+            {"id": p.id, "src": _small(home, p), "prompt": describe(p).get("prompt", ""), "chosen": str(p == picture).lower()}
+            for p in pictures
+        ],
+        "more": len(pictures) == PAGE * pages, "none": not pictures,
+    }   # fmt: skip
+    return [wall, gr.Column(visible=picture is not None), _detail(picture) if picture else {},
+            picture.id if picture else "", pages]   # fmt: skip
+
+
+def _small(home: Home, picture: GalleryPicture) -> str:
+    small = thumbnail(home, picture.id)
+    return file_address(small) if small else ""
+
+
+def _detail(picture: GalleryPicture) -> dict[str, Any]:
+    recipe = describe(picture)
+    adapters = ", ".join(f"{part['name']} {part['strength']:g}" for part in recipe.get("adapters", []))
+    facts = {
+        words.ADAPTERS: adapters, words.NEGATIVE: recipe.get("negative", ""), words.SEED: recipe.get("seed", ""),
+        words.STEPS: recipe.get("steps", ""), words.GUIDANCE: recipe.get("guidance", ""),
+        words.SIZE: f"{recipe.get('width', '?')} × {recipe.get('height', '?')}", words.BASE: recipe.get("base", ""),
+        words.MADE: words.moment(picture.created.astimezone()),
+    }   # fmt: skip
+    return {
+        "id": picture.id, "src": file_address(picture.path), "prompt": recipe.get("prompt", ""),
+        "facts": [{"name": name, "value": str(value)} for name, value in facts.items() if str(value)],
+        "recipe": recipe_text(recipe), "again": address("studio", picture=picture.id),
+    }   # fmt: skip
+
+
+def _delete(home: Home, id: str, pages: int) -> list[Any]:
+    with plainly():
+        trashed = trash_picture(home, id)
+    return [*_show(home, "", pages), {"name": words.THE_PICTURE}, trashed.name]
+
+
+def _undo(home: Home, trashed: str, pages: int) -> list[Any]:
+    with plainly():
+        path = restore_picture(home, Path(trashed))
+    return [*_show(home, path.stem, pages), {}, ""]

@@ -1,0 +1,234 @@
+"""Studio: a prompt, adapters with a slider each, and the pictures they give."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+from atelier.training.base_model import identify
+from atelier.training.config import EMBEDDED
+from atelier.training.sample import DrawRequest
+
+from .. import words
+from ..easel import Wish, paint, remembered, suggestion
+from ..engine import Engine
+from ..forms import controls
+from ..frame import POLL, file_address, heading, plainly
+from ..home import Home, HomeError
+from ..icons import icon
+from ..library import find_adapter, list_adapters
+from ..panel import acted, panel
+from ..pictures import GalleryPicture, find_picture, read_recipe
+
+MOST_ADAPTERS = 6
+_BETWEEN = "\n"      # no adapter's name holds a line break
+_SHELF = f"""{{{{#if value.cards}}}}<ul class="shelf">{{{{#each value.cards}}}}<li><button type="button" data-act="toggle" data-id="{{{{this.name}}}}"
+ aria-pressed="{{{{this.on}}}}" title="{{{{this.trigger}}}}">{{{{#if this.picture}}}}<img src="{{{{this.picture}}}}" alt="">{{{{else}}}}<span class="blank" aria-hidden="true"></span>{{{{/if}}}}
+<span>{{{{this.name}}}}</span></button></li>{{{{/each}}}}</ul>{{{{else}}}}<p class="hint">{words.NO_ADAPTERS_YET} <a href="/">{words.GO_CREATE}</a></p>{{{{/if}}}}"""
+_WORDS = f"""{{{{#if value}}}}<p class="words"><span>{words.TRIGGERS}</span>{{{{#each value}}}}<button type="button" class="press press-small"
+ data-act="add" data-id="{{{{this}}}}">+ {{{{this}}}}</button>{{{{/each}}}}</p>{{{{/if}}}}"""
+_PROGRESS = f"""<div class="drawing" data-busy="{{{{value.busy}}}}"><p role="status">{{{{value.say}}}}</p>
+<div class="meter" role="progressbar" aria-label="{words.PROGRESS}" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{{{{value.percent}}}}">
+<i style="width:{{{{value.percent}}}}%"></i></div></div>"""
+_RESULTS = f"""<ul class="results results-{{{{value.columns}}}}">{{{{#each value.pictures}}}}<li><figure><img src="{{{{this.src}}}}" alt="{{{{this.prompt}}}}" data-id="{{{{this.id}}}}">
+<figcaption><span>{words.SEED} {{{{this.seed}}}}</span><a class="quiet" href="{{{{this.src}}}}" download="{{{{this.id}}}}.png" aria-label="{words.DOWNLOAD}">{icon("download")}</a></figcaption></figure></li>
+{{{{else}}}}<li class="easel-empty"><p>{words.EASEL_EMPTY}</p></li>{{{{/each}}}}</ul>"""
+_KEYS = """document.addEventListener('keydown', e => {
+  if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) { e.preventDefault(); document.querySelector('#draw').click(); } });"""
+
+
+def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
+    """Place the page."""
+    heading(words.STUDIO_TITLE, words.STUDIO_LEAD)
+    with gr.Row(elem_classes="bench bench-studio"):
+        with gr.Column(scale=5, elem_classes="sheet"):
+            c, shelf, triggers, draw, dice = _controls(home)
+        with gr.Column(scale=7, elem_classes="easel"):
+            progress = panel(_PROGRESS, _resting(), elem_id="drawing")
+            results = panel(_RESULTS, _results([]), elem_id="results", script=_KEYS)
+    # Ids of the pictures that a moving slider drew last: the next ones take their place.
+    passing, at_once = gr.State([]), gr.Textbox(visible=False)
+    names = list(c)
+    inputs, painted = list(c.values()), [progress, results, c["seed"], passing]
+    sliders = [c[key] for key in names if key.startswith("strength")]
+
+    def paint_now(*values: Any) -> Iterator[list[Any]]:
+        *given, _ = values
+        yield from _paint(home, engine, dict(zip(names, given, strict=True)), [])
+
+    def paint_live(*values: Any) -> Iterator[list[Any]]:
+        *given, before = values
+        asked = dict(zip(names, given, strict=True))
+        if asked["live"]:
+            yield from _paint(home, engine, {**asked, "keep_seed": True}, before, passing=True)
+
+    def paint_first(wanted: str, *values: Any) -> Iterator[list[Any]]:
+        if wanted:
+            *given, _ = values
+            yield from _paint(home, engine, {**dict(zip(names, given, strict=True)), "keep_seed": True}, [])
+
+    def toggle(event: gr.EventData, *values: Any) -> list[Any]:
+        return _toggle(home, dict(zip(names, values, strict=True)), acted(event)[1])
+
+    def add(event: gr.EventData, prompt: str) -> str:
+        return f"{prompt.rstrip()} {acted(event)[1]}".strip()
+
+    def opened(request: gr.Request) -> list[Any]:
+        return _opened(home, names, dict(request.query_params))
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
+    first = demo.load(opened, None, [*inputs, shelf, triggers, results, progress, at_once], **POLL)
+    first.then(paint_first, [at_once, *inputs, passing], painted, **quiet)
+    gr.on([draw.click, c["prompt"].submit], paint_now, [*inputs, passing], painted, trigger_mode="once", **quiet)
+    for slider in sliders:
+        slider.input(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **quiet)
+    shelf.act(toggle, inputs, [c["names"], c["prompt"], c["base"], *sliders, shelf, triggers], **POLL)
+    triggers.act(add, c["prompt"], c["prompt"], **POLL)
+    dice.click(_any_seed, None, c["seed"], **POLL)
+    c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **POLL)
+
+
+def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Button]:
+    """Everything that decides a picture, by name, and the buttons around it."""
+    c: dict[str, Any] = {}
+    c["prompt"] = gr.Textbox(label=words.PROMPT, placeholder=words.PROMPT_HINT, max_lines=5, max_length=1000,
+                             elem_id="prompt")   # fmt: skip
+    triggers = panel(_WORDS, [], elem_id="triggers")
+    shelf = panel(_SHELF, _shelf(home, []), elem_id="shelf")
+    c["names"] = gr.Textbox(visible=False)
+    for i in range(MOST_ADAPTERS):
+        c[f"strength{i}"] = gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
+                                      elem_classes="strength")   # fmt: skip
+    with gr.Row(elem_classes="seeds"):
+        c["seed"] = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
+        dice = gr.Button(words.DICE, elem_id="dice", min_width=0)
+        c["keep_seed"] = gr.Checkbox(False, label=words.KEEP_SEED, elem_id="keep-seed")
+    c["count"] = gr.Slider(1, 8, 4, step=1, label=words.COUNT, elem_id="count")
+    draw = gr.Button(words.DRAW, variant="primary", size="lg", elem_id="draw")
+    c["live"] = gr.Checkbox(True, label=words.LIVE, elem_id="live")
+    with gr.Accordion(words.MORE, open=False, elem_id="more"):
+        bases = {card.base: card.title for card in list_adapters(home) if card.base}
+        choices = {EMBEDDED: identify(EMBEDDED).title, **bases}
+        c["base"] = gr.Dropdown([(title, base) for base, title in choices.items()], value=EMBEDDED, label=words.BASE,
+                                allow_custom_value=True, elem_id="base")   # fmt: skip
+        c |= controls(DrawRequest, skip=("prompt", "seed", "count"))
+    return c, shelf, triggers, draw, dice
+
+
+def _paint(
+    home: Home, engine: Engine, asked: dict[str, Any], before: Sequence[str], passing: bool = False
+) -> Iterator[list[Any]]:
+    """Draw what the controls say, showing each step. ``passing``: drawn while a slider moves, replacing ``before``."""
+    skip = gr.skip()
+    with plainly():
+        if not asked["keep_seed"]:
+            asked = {**asked, "seed": _any_seed()}
+        wish = _wish(asked)
+        yield [_busy(0, 0), skip, asked["seed"], skip]
+        try:
+            for news in paint(home, engine, wish):
+                if isinstance(news, tuple):
+                    yield [_busy(*news), skip, skip, skip]
+                    continue
+                for id in before:
+                    find_picture(home, id).path.unlink(missing_ok=True)
+                yield [_resting(), _results(news), skip, [picture.id for picture in news] if passing else []]
+        except (ValueError, OSError):
+            yield [_resting(), skip, skip, skip]
+            raise
+
+
+def _wish(asked: dict[str, Any]) -> Wish:
+    strengths = [(name, float(asked[f"strength{i}"])) for i, name in enumerate(_names(asked["names"]))]
+    known = {key: asked[key] for key in ("prompt", "negative", "seed", "count", "steps", "guidance", "width", "height")}
+    if not known["prompt"].strip():
+        raise ValueError(words.NO_PROMPT)
+    given = {key: value for key, value in known.items() if value is not None}
+    return Wish(request=DrawRequest.from_dict(given), base=asked["base"] or EMBEDDED, strengths=tuple(strengths))
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in (text or "").split(_BETWEEN) if name][:MOST_ADAPTERS]
+
+
+def _any_seed() -> int:
+    return secrets.randbelow(2**31 - 1)
+
+
+def _toggle(home: Home, asked: dict[str, Any], name: str) -> list[Any]:
+    """Take an adapter up or put it back; the others keep their strengths."""
+    names = _names(asked["names"])
+    strengths = {known: asked[f"strength{i}"] for i, known in enumerate(names)}
+    with plainly():
+        card = find_adapter(home, name)
+        if name in names:
+            names.remove(name)
+        elif len(names) == MOST_ADAPTERS:
+            raise ValueError(words.too_many_adapters(MOST_ADAPTERS))
+        else:
+            names.append(name)
+    first = names == [name]
+    prompt = suggestion(card) if first and not asked["prompt"].strip() else gr.skip()
+    base = card.base or EMBEDDED if first else gr.skip()
+    return [_BETWEEN.join(names), prompt, base, *_rows(names, strengths), _shelf(home, names), _triggers(home, names)]
+
+
+def _rows(names: Sequence[str], strengths: dict[str, float]) -> list[Any]:
+    """The sliders: one for each adapter in use, the others hidden."""
+    used = [gr.Slider(label=name, value=strengths.get(name, 1.0), visible=True) for name in names]
+    return used + [gr.Slider(visible=False)] * (MOST_ADAPTERS - len(names))
+
+
+def _shelf(home: Home, names: Sequence[str]) -> dict[str, Any]:
+    cards = [{"name": card.name, "trigger": card.trigger, "picture": card.thumbnail, "on": str(card.name in names).lower()}
+             for card in list_adapters(home)]   # fmt: skip
+    return {"cards": cards}
+
+
+def _triggers(home: Home, names: Sequence[str]) -> list[str]:
+    return [find_adapter(home, name).trigger for name in names]
+
+
+def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]:
+    """Fill the page from its address: ``?adapter=NAME`` or ``?picture=ID``."""
+    values: dict[str, Any] = dict.fromkeys(keys, gr.skip())
+    names: list[str] = []
+    results, draw, said = gr.skip(), "", gr.skip()
+    try:
+        if query.get("adapter"):
+            card = find_adapter(home, query["adapter"])
+            names, draw = [card.name], "yes" if (card.base or EMBEDDED) == EMBEDDED else ""
+            values |= {"prompt": suggestion(card), "base": card.base or EMBEDDED, "seed": 0}
+        elif query.get("picture"):
+            wish, missing = remembered(home, query["picture"])
+            names = [name for name, _ in wish.strengths]
+            values |= {**wish.request.to_dict(), "base": wish.base, "keep_seed": True}
+            results = _results([find_picture(home, query["picture"])])
+            said = _said(words.missing(missing)) if missing else said
+    except HomeError as error:
+        said = _said(str(error))
+    strengths = dict(wish.strengths) if query.get("picture") and names else {}
+    values |= {"names": _BETWEEN.join(names), **{f"strength{i}": row for i, row in enumerate(_rows(names, strengths))}}
+    return [*values.values(), _shelf(home, names), _triggers(home, names), results, said, draw]
+
+
+def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:
+    recipes = [read_recipe(picture.path) or {} for picture in pictures]
+    shown = [{"id": picture.id, "src": file_address(picture.path), "seed": recipe.get("seed", ""),
+              "prompt": recipe.get("prompt", "")} for picture, recipe in zip(pictures, recipes, strict=True)]   # fmt: skip
+    return {"pictures": shown, "columns": 1 if len(shown) == 1 else 2 if len(shown) <= 4 else 3}
+
+
+def _busy(done: int, of: int) -> dict[str, Any]:
+    return {"busy": "true", "percent": 100 * done // of if of else 0, "say": words.drawing(done, of)}
+
+
+def _resting() -> dict[str, Any]:
+    return {"busy": "false", "percent": 0, "say": ""}
+
+
+def _said(text: str) -> dict[str, Any]:
+    return {"busy": "false", "percent": 0, "say": text}

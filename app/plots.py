@@ -1,0 +1,85 @@
+"""Charts as plain geometry: numbers in, SVG path data out, so that a page can draw them in its own colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+WIDTH, HEIGHT = 600.0, 200.0    # user units of the drawing; the page stretches it
+MOST_POINTS = 300
+Point = tuple[int, float]       # step, value
+
+
+def loss_chart(losses: Sequence[Point], validation: Sequence[Point], best_step: int, last_step: int) -> dict[str, Any]:
+    """Lay out a run's losses: a faint raw line, a smooth one, and the validation losses as a line with dots.
+
+    Both share the horizontal axis (steps 0 … ``last_step``), but each has its own vertical one, because they are
+    measured on different noise: only their movements compare, not their heights.
+
+    Returns:
+        Path data under ``raw``, ``smooth`` and ``validation``; dots as ``{x, y, best}`` in per cent; the labels
+        of the vertical axis (``low``, ``high``: the losses at the bottom and the top); ``empty`` without any loss.
+    """
+    losses = [point for point in losses if math.isfinite(point[1])]
+    if not losses:
+        return {"empty": True}
+    smooth = smoothed(losses)
+    low, high = limits([value for _, value in smooth] + [value for _, value in thinned(losses)])
+    dots = [(step, value) for step, value in validation if math.isfinite(value)]
+    dot_low, dot_high = limits([value for _, value in dots])
+    return {
+        "raw": path(thinned(losses), last_step, low, high),
+        "smooth": path(thinned(smooth), last_step, low, high),
+        "validation": path(dots, last_step, dot_low, dot_high),
+        "dots": [_dot(dot, last_step, dot_low, dot_high, dot[0] == best_step) for dot in dots],
+        "low": f"{low:.3g}", "high": f"{high:.3g}", "last": last_step, "empty": False,
+    }   # fmt: skip
+
+
+def smoothed(points: Sequence[Point], keep: float = 0.9) -> list[Point]:
+    """Exponential moving average, corrected for its start (Kingma & Ba 2015, section 3).
+
+    >>> [round(value, 6) for _, value in smoothed([(1, 2.0), (2, 2.0), (3, 2.0)])]
+    [2.0, 2.0, 2.0]
+    """
+    total, result = 0.0, []
+    for count, (step, value) in enumerate(points, start=1):
+        total = keep * total + (1 - keep) * value
+        result.append((step, total / (1 - keep**count)))
+    return result
+
+
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most ``most`` points, evenly picked, the last one always among them."""
+    if len(points) <= most:
+        return list(points)
+    stride = len(points) / most
+    return [points[min(len(points) - 1, math.ceil((i + 1) * stride) - 1)] for i in range(most)]
+
+
+def limits(values: Sequence[float]) -> tuple[float, float]:
+    """Bottom and top of an axis: the 2nd and 98th percentile with a little room, so that one spike hides nothing."""
+    if not values:
+        return 0.0, 1.0
+    ordered = sorted(values)
+    low, high = ordered[int(0.02 * (len(ordered) - 1))], ordered[math.ceil(0.98 * (len(ordered) - 1))]
+    room = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
+    return low - room, high + room
+
+
+def path(points: Sequence[Point], last_step: int, low: float, high: float) -> str:
+    """SVG path data through the points, in a WIDTH × HEIGHT drawing; what leaves the axis is cut at its edge."""
+    places = [_place(point, last_step, low, high) for point in points]
+    return "M" + "L".join(f"{x * WIDTH:.1f} {y * HEIGHT:.1f}" for x, y in places) if places else ""
+
+
+def _place(point: Point, last_step: int, low: float, high: float) -> tuple[float, float]:
+    """Where a point is, as shares of the width (from the left) and of the height (from the top)."""
+    height = (point[1] - low) / (high - low)
+    return point[0] / max(1, last_step), 1 - min(1.0, max(0.0, height))
+
+
+def _dot(point: Point, last_step: int, low: float, high: float, best: bool) -> dict[str, Any]:
+    x, y = _place(point, last_step, low, high)
+    return {"x": f"{100 * x:.2f}", "y": f"{100 * y:.2f}", "best": best, "step": point[0], "value": f"{point[1]:.4g}"}

@@ -1,0 +1,81 @@
+"""What the command line prints: tables and sheets for people, plain values for programs."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from atelier.adapters.files import read_header
+
+from .library import AdapterCard
+
+_HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
+
+
+def adapter_table(cards: Sequence[AdapterCard]) -> str:
+    """The library as a table, one adapter a line."""
+    if not cards:
+        return "No adapters yet. Teach your first one: atelier train PICTURES --name NAME"
+    rows = [
+        (card.name, card.kind, card.trigger, card.title, size_text(card.bytes),
+         f"{card.created.astimezone():%Y-%m-%d %H:%M}")
+        for card in cards
+    ]   # fmt: skip
+    return columns([_HEADINGS, *rows])
+
+
+def adapter_values(card: AdapterCard) -> dict[str, Any]:
+    """A card as plain values."""
+    names = ("name", "kind", "trigger", "subject", "base", "title", "family", "bytes", "pictures")
+    values = {name: getattr(card, name) for name in names}
+    return {**values, "path": str(card.path), "created": card.created.isoformat()}
+
+
+def adapter_details(card: AdapterCard) -> dict[str, Any]:
+    """All that is known about an adapter: its card, its settings and the recipe it was made with."""
+    header = read_header(card.path)
+    try:
+        recipe = tomllib.loads(header.metadata.get("atelier.recipe", ""))
+    except tomllib.TOMLDecodeError:
+        recipe = {}
+    best = header.metadata.get("atelier.best_step", "")
+    return {
+        **adapter_values(card), "layers": len(header.specs), "best_step": int(best) if best.isdecimal() else None,
+        "settings": header.settings, "recipe": recipe,
+    }   # fmt: skip
+
+
+def sheet(values: Mapping[str, Any]) -> str:
+    """Names and values, one a line; tables inside are indented."""
+    lines: list[str] = []
+    width = max((len(name) for name, value in values.items() if not isinstance(value, Mapping)), default=0)
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            inner = sheet(value)
+            lines += [f"{name.replace('_', ' ')}:", *(f"  {line}" for line in inner.splitlines())] if inner else []
+        elif value not in ("", None):
+            text = size_text(value) if name.endswith("bytes") else str(value)
+            lines.append(f"{name.replace('_', ' ').removesuffix(' bytes'):{width}}  {text}")
+    return "\n".join(lines)
+
+
+def columns(rows: Iterable[Sequence[str]]) -> str:
+    """Lines with the cells of each column under each other."""
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in table)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people.
+
+    >>> size_text(512), size_text(2_400_000)
+    ('512 B', '2.4 MB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,132 @@
+"""The web server: finds its port, starts the worker, and serves the app behind the guard."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from . import words
+from .guard import guarded, is_loopback
+from .home import Home
+from .jobs import worker_alive
+
+FIRST_PORT = 7860
+TRIED_PORTS = 40
+USER = "atelier"
+
+
+class ServeError(ValueError):
+    """The server can't start; the message says why and what to do."""
+
+
+def serve(home: Home, host: str = "127.0.0.1", port: int = 0, worker: bool = True) -> None:
+    """Serve the web app until interrupted. Port 0 takes the first free one from 7860 on.
+
+    With ``worker`` a worker process is started too, unless one is at work on this home already.
+
+    Raises:
+        ServeError: the port is taken, or the host is reachable from other machines and there is no password.
+    """
+    password = os.environ.get("ATELIER_PASSWORD", "")
+    if not is_loopback(host) and not password:
+        raise ServeError(words.needs_password(host))
+    listener = bind(host, port)
+    with listener, _worker(home, worker):
+        app = application(home, host, password)
+        sys.stdout.write(words.served_at(host, listener.getsockname()[1]) + "\n")
+        sys.stdout.flush()
+        _run(app, listener)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take a port; 0 takes the first free one from 7860 on.
+
+    Raises:
+        ServeError: the port is in use, or the host is none of this machine's.
+    """
+    for candidate in [port] if port else [*range(FIRST_PORT, FIRST_PORT + TRIED_PORTS), 0]:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen(128)
+            return listener
+        except OSError as error:
+            listener.close()
+            taken = isinstance(error, PermissionError) or error.errno == 98
+            if not taken or port:
+                raise ServeError(words.cannot_listen(host, candidate, error.strerror or str(error))) from None
+    raise AssertionError("port 0 is never taken")
+
+
+def application(home: Home, host: str, password: str = "") -> FastAPI:
+    """Make the whole application: the guard around the pages.
+
+    From here on the process works in an empty folder, because Gradio would hand out files of the working folder.
+    """
+    temporary = home.state / "web"
+    empty = home.state / "empty"
+    for folder in (temporary, empty):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    os.chdir(empty)
+    # Gradio reads these when it is imported or first used.
+    os.environ.update(GRADIO_TEMP_DIR=str(temporary), GRADIO_ANALYTICS_ENABLED="False", GRADIO_SHARE="False")
+    import gradio as gr
+
+    from .engine import Engine
+    from .studio import build
+    from .theme import FAVICON, STYLE_SHEETS, colours, make_theme
+
+    gr.set_static_paths([home.gallery, home.runs])
+    # Gradio says this whenever an app has several pages, although the mode is off.
+    warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)
+    secrets = [str(path) for path in (home.state / "queue.sqlite", home.state / "draft", home.trash)]
+    return gr.mount_gradio_app(
+        guarded(host), build(home, Engine()), path="/", footer_links=[], run_history=False, enable_monitoring=False,
+        ssr_mode=False, max_file_size="25mb", show_error=False, favicon_path=str(FAVICON), blocked_paths=secrets,
+        theme=make_theme(), css=colours(), css_paths=STYLE_SHEETS,
+        auth=(lambda user, given: _knows(user, given, password)) if password else None,
+        auth_message=words.SIGN_IN,
+    )   # fmt: skip
+
+
+def _knows(user: str, given: str, password: str) -> bool:
+    right = hmac.compare_digest(f"{user}:{given}".encode(), f"{USER}:{password}".encode())
+    if not right:
+        time.sleep(1)   # guessing must be slow
+    return right
+
+
+def _run(app: FastAPI, listener: socket.socket) -> None:
+    import uvicorn
+
+    # An open page holds an event stream that never ends: don't wait for it when stopping.
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
+    uvicorn.Server(settings).run(sockets=[listener])
+
+
+@contextmanager
+def _worker(home: Home, wanted: bool) -> Iterator[None]:
+    """A worker process of its own session, so that neither Ctrl+C here nor a crash of the server touches it."""
+    if not wanted or worker_alive(home):
+        yield
+        return
+    command = [sys.executable, "-m", "atelier.app.cli", "worker", "--home", str(home.path)]
+    with (home.state / "worker.log").open("ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield
+    finally:
+        # Only the worker stops; a training that is under way runs in a process of its own and goes on.
+        process.terminate()
+        process.wait()

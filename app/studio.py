@@ -1,0 +1,36 @@
+"""The web app: six pages, each in the same frame."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from . import words
+from .engine import Engine
+from .frame import address, frame
+from .home import Home
+from .pages import create, gallery, jobs, library, settings, studio
+
+
+def build(home: Home, engine: Engine) -> gr.Blocks:
+    """Assemble the app over a home and the engine that draws for it."""
+    with gr.Blocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+        with page(home, "create"):
+            create.build(demo, home)
+    with demo.route(words.TITLES["studio"], address("studio")), page(home, "studio"):
+        studio.build(demo, home, engine)
+    with demo.route(words.TITLES["library"], address("library")), page(home, "library"):
+        library.build(demo, home)
+    with demo.route(words.TITLES["gallery"], address("gallery")), page(home, "gallery"):
+        gallery.build(demo, home)
+    with demo.route(words.TITLES["jobs"], address("jobs")), page(home, "jobs"):
+        jobs.build(demo, home)
+    with demo.route(words.TITLES["settings"], address("settings")), page(home, "settings"):
+        settings.build(demo, home, engine)
+    demo.queue(max_size=64, default_concurrency_limit=4)
+    return demo
+
+
+def page(home: Home, name: str) -> gr.Column:
+    """Put the frame down, and open the column that holds a page's own things."""
+    frame(home, name)
+    return gr.Column(elem_classes=f"page page-{name}")

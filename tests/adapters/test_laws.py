@@ -1,0 +1,350 @@
+"""The laws every adapter kind obeys. A new kind in the catalog is put through them without a line changed here."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from atelier.adapters.base import Adapter, AdapterSet, Spec
+from atelier.adapters.catalog import KINDS, create
+from atelier.adapters.files import load_adapter, save_adapter
+from atelier.adapters.mix import Mix
+from atelier.adapters.mount import MountError, merged, mounted
+
+LAYERS = {
+    "wide": lambda: nn.Linear(30, 11),
+    "tall": lambda: nn.Linear(11, 30),
+    "1x1": lambda: nn.Conv2d(12, 20, 1),
+    "3x3": lambda: nn.Conv2d(12, 10, 3, padding=1),
+    "strided": lambda: nn.Conv2d(12, 14, 3, stride=2, padding=1),
+    "dilated": lambda: nn.Conv2d(12, 14, 3, dilation=2, padding="same"),
+    "circular": lambda: nn.Conv2d(12, 14, 3, padding=1, padding_mode="circular"),
+    "grouped": lambda: nn.Conv2d(12, 18, 3, padding=1, groups=3),
+}
+
+
+def settings_variants(kind: str) -> Iterator[dict[str, Any]]:
+    """The kind's defaults, and once with a scale that is no power of two."""
+    yield {}
+    if "alpha" in {f.name for f in fields(KINDS[kind].settings)}:
+        yield {"alpha": 3.0}
+
+
+VARIANTS = [(kind, settings) for kind in KINDS for settings in settings_variants(kind)]
+CASES = list(product(VARIANTS, LAYERS))
+
+
+def name_of(value: Any) -> str:
+    (kind, settings), layer = value
+    return "-".join([kind, *(f"{k}={v:g}" for k, v in settings.items()), layer])
+
+
+@dataclass
+class Case:
+    """One layer of a one-layer model, an adapter set for it, and something to put in."""
+
+    kind: type[Adapter]
+    settings: dict[str, Any]
+    module: nn.Module
+    x: Tensor
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        return {"unet": nn.ModuleDict({"block": nn.ModuleDict({"layer": self.module})})}
+
+    @property
+    def spec(self) -> Spec:
+        return Spec("unet.block.layer", tuple(self.module.weight.shape))
+
+    def new(self, seed: int = 0) -> AdapterSet:
+        torch.manual_seed(seed)
+        return create(self.kind.kind, self.settings, [self.spec])
+
+    def trained(self, seed: int = 0) -> AdapterSet:
+        return fill(self.new(seed), seed).to(self.x.dtype)
+
+    def run(self, *parts: tuple[AdapterSet, float]) -> Tensor:
+        with torch.no_grad(), mounted(self.models, Mix(parts)):
+            return self.module(self.x)
+
+    def double(self) -> Case:
+        return Case(self.kind, self.settings, self.module.double(), self.x.double())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These tensors are far too small to share out: waiting for a second thread takes most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fill(adapters: AdapterSet, seed: int) -> AdapterSet:
+    """Give every parameter values as if training had moved it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return adapters
+
+
+@pytest.fixture(params=CASES, ids=name_of)
+def case(request: pytest.FixtureRequest) -> Case:
+    (kind, settings), layer = request.param
+    torch.manual_seed(1)
+    module = LAYERS[layer]()
+    linear = isinstance(module, nn.Linear)
+    x = torch.randn(2, 5, module.in_features) if linear else torch.randn(2, module.in_channels, 7, 9)
+    return Case(KINDS[kind], settings, module, x)
+
+
+def dense(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+    """What torch's own module gives with another weight and no bias."""
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        twin.weight.copy_(weight)
+        twin.bias.zero_()
+        return twin(x)
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """All that mounting could leave behind: tensors to the byte, modules, their attributes and hooks."""
+    return {
+        "bytes": {k: v.contiguous().view(torch.uint8).numpy().tobytes() for k, v in model.state_dict().items()},
+        "storage": {k: v.data_ptr() for k, v in model.state_dict().items()},
+        "modules": {name: (id(module), type(module), sorted(vars(module))) for name, module in model.named_modules()},
+        "hooks": {name: (list(module._forward_hooks), list(module._forward_pre_hooks))
+                  for name, module in model.named_modules()},
+        "forward": {name: module.forward.__func__ for name, module in model.named_modules()},
+    }
+
+
+def test_a_new_adapter_changes_nothing(case: Case):
+    adapters = case.new()
+    assert torch.count_nonzero(adapters[case.spec.name].delta(case.module.weight)) == 0
+    assert torch.equal(case.run((adapters, 1.0)), case.run())
+
+
+def test_shortcut_equals_the_dense_update(case: Case):
+    case = case.double()
+    adapter = case.trained()[case.spec.name]
+    delta = adapter.delta(case.module.weight)
+    assert delta.shape == case.module.weight.shape
+    assert delta.norm() > 0.1
+    with torch.no_grad():
+        assert_close(adapter(case.x, case.module), dense(case.module, delta, case.x))
+
+
+def test_every_parameter_receives_gradient(case: Case):
+    adapters = case.trained()
+    with mounted(case.models, Mix(((adapters, 1.0),))):
+        case.module(case.x).square().sum().backward()
+    silent = [name for name, p in adapters.named_parameters() if p.grad is None or not p.grad.all()]
+    assert not silent, f"no gradient reaches all of {silent}"
+
+
+def test_training_can_leave_the_start(case: Case):
+    adapters = case.new()
+    with mounted(case.models, Mix(((adapters, 1.0),))):
+        case.module(case.x).square().sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in adapters.parameters())
+
+
+@pytest.mark.parametrize("strength", [-1.0, 0.5, 2.0])
+def test_linear_in_strength_or_says_not(case: Case, strength: float):
+    case = case.double()
+    adapters = case.trained()
+    change = case.run((adapters, strength)) - case.run()
+    proportional = strength * (case.run((adapters, 1.0)) - case.run())
+    assert torch.allclose(change, proportional, rtol=1e-9, atol=1e-11) == case.kind.linear_in_strength
+
+
+def test_parameter_count_is_the_docstring_formula(case: Case):
+    adapters = case.new()
+    count = sum(p.numel() for p in adapters.parameters())
+    assert case.kind.parameter_count(case.spec, adapters.settings) == count
+    formula = re.search(r"Parameters: (.+?)\.\s", case.kind.__doc__ or "")
+    assert formula, f"{case.kind.__name__} must say in its docstring: Parameters: <formula>."
+    names = adapters.settings.to_dict() | {"rows": case.spec.rows, "columns": case.spec.columns}
+    assert eval(formula[1].replace("·", "*").replace("×", "*"), {}, names) == count
+
+
+def test_trains_in_float32_and_is_made_from_the_seed(case: Case):
+    once, again, other = (case.new(seed).tensors() for seed in (0, 0, 1))
+    assert {tensor.dtype for tensor in once.values() if tensor.is_floating_point()} == {torch.float32}
+    assert all(torch.equal(once[key], again[key]) for key in once)
+    assert not all(torch.equal(once[key], other[key]) for key in once)
+
+
+REOPEN = """
+import sys, torch
+from pathlib import Path
+from atelier.adapters.files import load_adapter
+torch.set_num_threads(1)   # as here: a matrix product is summed in another order by two
+torch.manual_seed(987654321)
+torch.rand(17)
+for path in map(Path, sys.argv[1:]):
+    adapters = load_adapter(path)
+    weights = torch.load(path.with_suffix(".weights"))
+    torch.save(
+        {"tensors": adapters.tensors(),
+         "deltas": {name: adapters[name].delta(weight) for name, weight in weights.items()}},
+        path.with_suffix(".reopened"))
+"""
+
+
+@pytest.fixture(scope="module")
+def reopened(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[AdapterSet, dict[str, Tensor], Any]]:
+    """Each variant's adapters for all layers, the base's weights, and what a fresh process found in the file."""
+    folder = tmp_path_factory.mktemp("laws")
+    originals = []
+    for number, (kind, settings) in enumerate(VARIANTS):
+        torch.manual_seed(number)
+        weights = {f"unet.{name}": make().weight.detach() for name, make in LAYERS.items()}
+        specs = [Spec(name, tuple(weight.shape)) for name, weight in weights.items()]
+        adapters = fill(create(kind, settings, specs), number)
+        save_adapter(folder / f"{number}.safetensors", adapters, {})
+        torch.save(weights, folder / f"{number}.weights")
+        originals.append((adapters, weights))
+    files = sorted(map(str, folder.glob("*.safetensors")))
+    subprocess.run([sys.executable, "-c", REOPEN, *files], check=True, timeout=120)
+    return [(*original, torch.load(folder / f"{n}.reopened")) for n, original in enumerate(originals)]
+
+
+@pytest.mark.parametrize("number", range(len(VARIANTS)), ids=[name_of((v, "all")) for v in VARIANTS])
+def test_a_fresh_process_reads_back_every_bit(reopened: list[Any], number: int):
+    adapters, weights, found = reopened[number]
+    assert found["tensors"].keys() == adapters.tensors().keys()
+    for key, tensor in adapters.tensors().items():
+        assert torch.equal(found["tensors"][key], tensor), key
+    for name, weight in weights.items():
+        assert torch.equal(found["deltas"][name], adapters[name].delta(weight)), name
+
+
+def test_unmounting_restores_the_base(case: Case):
+    model = case.models["unet"]
+    before, output = fingerprint(model), case.module(case.x)
+    with mounted({"unet": model}, Mix(((case.trained(), 0.7), (case.trained(1), -0.4)))):
+        assert not torch.allclose(case.module(case.x), output)
+        assert fingerprint(model)["bytes"] == before["bytes"]
+        assert fingerprint(model)["storage"] == before["storage"]
+    assert fingerprint(model) == before
+    assert torch.equal(case.module(case.x), output)
+
+
+def test_unmerging_restores_the_base(case: Case):
+    model = case.models["unet"]
+    before = fingerprint(model)
+    with merged({"unet": model}, Mix(((case.trained(), 0.7), (case.trained(1), -0.4)))):
+        assert fingerprint(model)["bytes"] != before["bytes"]
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("attach", [mounted, merged])
+def test_an_exception_inside_restores_too(case: Case, attach: Any):
+    model = case.models["unet"]
+    before = fingerprint(model)
+    with pytest.raises(KeyboardInterrupt), attach({"unet": model}, Mix(((case.trained(), 1.0),))):
+        raise KeyboardInterrupt
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("attach", [mounted, merged])
+def test_a_misfit_behind_a_fit_leaves_nothing(case: Case, attach: Any):
+    model = case.models["unet"]
+    before = fingerprint(model)
+    misfit = create(case.kind.kind, case.settings, [Spec("unet.block.layer", (64, 64))])
+    with pytest.raises(MountError), attach({"unet": model}, Mix(((case.trained(), 1.0), (misfit, 1.0)))):
+        pytest.fail("entered")
+    assert fingerprint(model) == before
+
+
+def test_merging_equals_mounting(case: Case):
+    parts = (case.trained(), 0.7), (case.trained(1), -0.4)
+    with torch.no_grad(), merged(case.models, Mix(parts)):
+        output = case.module(case.x)
+    assert_close(output, case.run(*parts), rtol=1e-5, atol=1e-5)
+
+
+def test_merging_into_half_rounds_once(case: Case):
+    adapters = case.trained()
+    module = case.module.half()
+    exact = module.weight.double() + 0.5 * adapters[case.spec.name].double().delta(module.weight.double())
+    adapters.float()
+    with merged(case.models, Mix(((adapters, 0.5),))):
+        assert module.weight.dtype == torch.float16
+        spacing = torch.finfo(torch.float16).eps * exact.abs().clamp_min(torch.finfo(torch.float16).smallest_normal)
+        assert ((module.weight.double() - exact).abs() <= 0.51 * spacing).all()
+
+
+def test_a_hundred_merges_leave_the_base_bit_equal(case: Case):
+    weight = case.module.weight.detach().clone()
+    mixes = [Mix(((case.trained(seed), 0.1 * (seed + 1)),)) for seed in range(4)]
+    for turn in range(100):
+        with merged(case.models, mixes[turn % 4]):
+            assert not torch.equal(case.module.weight, weight)
+    assert torch.equal(case.module.weight, weight)
+
+
+def test_merging_into_bfloat16_is_refused(case: Case):
+    case.module.bfloat16()
+    before = fingerprint(case.module)
+    with pytest.raises(MountError, match=r"bfloat16.*mount"), merged(case.models, Mix(((case.trained(), 1.0),))):
+        pytest.fail("entered")
+    assert fingerprint(case.module) == before
+
+
+def test_two_adapters_add_in_either_order(case: Case):
+    case = case.double()
+    a, b = (case.trained(), 0.7), (case.trained(1), -0.4)
+    sum_of_changes = (case.run(a) - case.run()) + (case.run(b) - case.run())
+    assert_close(case.run(a, b) - case.run(), sum_of_changes, rtol=1e-9, atol=1e-11)
+    assert_close(case.run(b, a) - case.run(), sum_of_changes, rtol=1e-9, atol=1e-11)
+
+
+def test_the_order_of_merging_does_not_matter_to_the_bit(case: Case):
+    a, b = (case.trained(), 0.7), (case.trained(1), -0.4)
+    with merged(case.models, Mix((a, b))):
+        forwards = case.module.weight.detach().clone()
+    with merged(case.models, Mix((b, a))):
+        assert torch.equal(case.module.weight, forwards)
+
+
+def test_bfloat16_autocast_works(case: Case):
+    adapters = case.trained()
+    exact = case.run((adapters, 1.0))
+    with torch.autocast("cpu", torch.bfloat16), mounted(case.models, Mix(((adapters, 1.0),))):
+        output = case.module(case.x)
+        output.float().square().mean().backward()
+    assert output.dtype == torch.bfloat16
+    assert_close(output.float(), exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all()
+               for p in adapters.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mounting_on_a_half_precision_base_works(case: Case, dtype: torch.dtype):
+    adapters = case.trained()
+    exact = case.run((adapters, 1.0))
+    case.module.to(dtype)
+    low = Case(case.kind, case.settings, case.module, case.x.to(dtype))
+    output = low.run((adapters, 1.0))
+    assert output.dtype == dtype
+    assert_close(output.float(), exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+
+
+def test_opening_a_file_gives_frozen_parameters(case: Case, tmp_path: Any):
+    save_adapter(tmp_path / "a.safetensors", case.trained(), {})
+    assert not any(p.requires_grad for p in load_adapter(tmp_path / "a.safetensors").parameters())

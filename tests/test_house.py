@@ -1,0 +1,483 @@
+"""The rules of the house, read from the source: rooms, sizes, words, and what keeps pages safe.
+
+Every rule is a function from one source file to its offences. Each is shown to bite on a planted violation
+before it is trusted with the tree.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("app", "training", "adapters", "kernels")
+MAY_IMPORT = {
+    "app": {"training", "adapters"},
+    "training": {"adapters", "kernels"},
+    "adapters": {"kernels"},
+    "kernels": set(),
+}
+FOREIGN = {   # what a room must not import: `adapters` works on any nn.Module, `training` has no face
+    "app": {"triton"},
+    "training": {"gradio", "fastapi", "starlette", "huey", "triton"},
+    "adapters": {"diffusers", "transformers", "accelerate", "gradio", "fastapi", "starlette", "huey", "triton"},
+    "kernels": {"diffusers", "transformers", "accelerate", "gradio", "fastapi", "starlette", "huey", "safetensors"},
+}
+CATCH_ALLS = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py", "__init__.py"}
+TAGS = """
+a article aside b button code details dialog div em figure footer form h[1-6] header i iframe img input label li link
+main nav ol option p path pre script section select small span strong style summary svg table td textarea th tr ul video
+"""
+TAG = re.compile(rf"</?(?:{'|'.join(TAGS.split())})[\s>/]", re.I)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One Python file of a room: its place in the tree and what it says."""
+
+    path: Path   # relative to the root, so that the first part is the room
+    text: str
+
+    @property
+    def tree(self) -> ast.Module:
+        return parsed(self.text)
+
+    @property
+    def room(self) -> str:
+        return self.path.parts[0]
+
+    @property
+    def module(self) -> str:
+        return ".".join(("atelier", *self.path.with_suffix("").parts))
+
+    def at(self, node: ast.AST, what: str) -> str:
+        return f"{self.path.as_posix()}:{getattr(node, 'lineno', 1)} {what}"
+
+
+Rule = Callable[[Source], Iterator[str]]
+RULES: dict[str, Rule] = {}
+
+
+@cache
+def parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+def rule(function: Rule) -> Rule:
+    RULES[function.__name__] = function
+    return function
+
+
+def sources(root: Path) -> list[Source]:
+    """Every Python file of the four rooms under a root."""
+    files = sorted(path for room in ROOMS for path in (root / room).rglob("*.py"))
+    return [Source(path.relative_to(root), path.read_text(encoding="utf-8")) for path in files]
+
+
+def imported(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Every import in a file, inside functions too, as (node, absolute dotted name)."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = source.module.split(".")[: -node.level] if node.level else []
+            start = ".".join((*above, *filter(None, [node.module])))
+            yield from ((node, f"{start}.{alias.name}") for alias in node.names)
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def texts(tree: ast.AST) -> Iterator[ast.Constant]:
+    """String constants, docstrings left out: those are not shown to anybody."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    prose = {id(n.body[0].value) for n in ast.walk(tree)
+             if isinstance(n, documented) and n.body and isinstance(n.body[0], ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node
+
+
+# --- the rules -------------------------------------------------------------------------------------------------
+
+@rule
+def imports_only_from_rooms_below(source: Source) -> Iterator[str]:
+    for node, name in imported(source):
+        first, *rest = name.split(".")
+        target = rest[0] if first == "atelier" and rest else None
+        if first in ROOMS:
+            yield source.at(node, f"imports {name}: say atelier.{name}")
+        elif target is not None and target not in MAY_IMPORT[source.room] | {source.room}:
+            yield source.at(node, f"imports {name}, but {source.room} may import only {MAY_IMPORT[source.room]}")
+        elif first in FOREIGN[source.room]:
+            yield source.at(node, f"imports {name}, which has no place in {source.room}")
+
+
+@rule
+def imports_triton_only_in_its_files(source: Source) -> Iterator[str]:
+    for node, name in imported(source):
+        if name.split(".")[0] == "triton" and not source.path.stem.endswith("_triton"):
+            yield source.at(node, "imports triton: machines without a GPU must be able to import this file")
+
+
+@rule
+def has_a_telling_name(source: Source) -> Iterator[str]:
+    if source.path.name in CATCH_ALLS:
+        yield source.at(source.tree, "is a name for anything: say what the file is for")
+
+
+@rule
+def fits_on_a_few_screens(source: Source) -> Iterator[str]:
+    lines = len(source.text.splitlines())
+    if lines > 250:
+        yield source.at(source.tree, f"has {lines} lines; 250 are allowed")
+    for node in functions(source.tree):
+        limit = 90 if any("jit" in ast.unparse(d) for d in node.decorator_list) else 50
+        if length(node) > limit:
+            yield source.at(node, f"{node.name} has {length(node)} lines; {limit} are allowed")
+        positional = [a for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls")]
+        if len(positional) > 6 and limit == 50:
+            yield source.at(node, f"{node.name} takes {len(positional)} positional arguments; 6 are allowed")
+
+
+@cache
+def promised() -> set[str]:
+    """Methods that the adapter contract documents once for all kinds."""
+    tree = parsed((ROOT / "adapters" / "base.py").read_text(encoding="utf-8"))
+    [contract] = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Adapter"]
+    return {method.name for method in functions(contract) if ast.get_docstring(method)}
+
+
+@rule
+def documents_what_is_public(source: Source) -> Iterator[str]:
+    def undocumented(node: ast.AST, private: object) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                inherits = isinstance(node, ast.ClassDef) and node.bases and child.name in promised()
+                hidden = private or child.name.startswith("_") or inherits
+                if not hidden and not ast.get_docstring(child):
+                    yield source.at(child, f"{child.name} has no docstring")
+                if isinstance(child, ast.ClassDef):
+                    yield from undocumented(child, hidden)
+
+    if not ast.get_docstring(source.tree):
+        yield source.at(source.tree, "has no docstring")
+    yield from undocumented(source.tree, private=False)
+
+
+@rule
+def annotates_everything(source: Source) -> Iterator[str]:
+    for node in functions(source.tree):
+        args = node.args
+        every = (*args.posonlyargs, *args.args, *args.kwonlyargs, *filter(None, (args.vararg, args.kwarg)))
+        bare = [a.arg for a in every if a.annotation is None and a.arg not in ("self", "cls")]
+        if bare or node.returns is None:
+            yield source.at(node, f"{node.name} leaves {', '.join(bare) or 'what it returns'} without a type")
+
+
+@rule
+def prints_only_on_the_command_line(source: Source) -> Iterator[str]:
+    """Terminals belong to `atelier` and to the `main` of a module that is run with `python -m`."""
+    mains = [f for f in functions(source.tree) if f.name == "main"]
+    allowed = {id(n) for main in mains for n in ast.walk(main)}
+    for node in ast.walk(source.tree):
+        speaks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
+        if speaks and id(node) not in allowed and not source.path.match("app/cli*.py"):
+            yield source.at(node, "prints: only the command line talks to a terminal")
+
+
+@rule
+def keeps_no_state_in_modules(source: Source) -> Iterator[str]:
+    tables = {name for node in source.tree.body for name in _assigned_collections(node)}
+    for name in tables:
+        if not name.isupper():
+            yield source.at(source.tree, f"{name} is mutable and belongs to the module; constants are UPPER_CASE")
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Global):
+            yield source.at(node, f"global {', '.join(node.names)}: pass it instead")
+        if (name := _changed_name(node)) in tables:
+            yield source.at(node, f"changes the constant table {name}")
+
+
+def _assigned_collections(node: ast.stmt) -> Iterator[str]:
+    """Names that a module-level statement binds to a list, dict or set."""
+    value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+    literal = isinstance(value, ast.List | ast.Dict | ast.Set | ast.ListComp | ast.DictComp | ast.SetComp)
+    makers = {"list", "dict", "set", "defaultdict", "deque", "OrderedDict", "Counter", "WeakValueDictionary"}
+    made = isinstance(value, ast.Call) and ast.unparse(value.func).split(".")[-1] in makers
+    if literal or made:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]   # type: ignore[union-attr]
+        yield from (t.id for t in targets if isinstance(t, ast.Name))
+
+
+def _changed_name(node: ast.AST) -> str | None:
+    """The name of the collection that an expression changes in place, if it does."""
+    methods = {"append", "add", "update", "pop", "clear", "extend", "remove", "setdefault", "insert", "discard"}
+    if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+        return ast.unparse(node.value)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in methods:
+        return ast.unparse(node.func.value)
+    return None
+
+
+@rule
+def escapes_what_it_puts_into_pages(source: Source) -> Iterator[str]:
+    """Only `{{value}}` escapes, and only a Panel makes it safe; pieces put together must be our own constants."""
+    if source.room != "app":
+        return
+    for node in texts(source.tree):
+        for sign in ("{{{", "{{&", "${", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"):
+            if sign in node.value and sign != node.value:
+                yield source.at(node, f"{sign} does not escape: use {{{{ }}}} or textContent")
+    for node in ast.walk(source.tree):
+        pieces = _pieces(node)
+        markup = any(TAG.search(piece) for p in pieces if (piece := _text(p)))
+        if markup and not all(_text(p) is not None or _our_own(p) for p in pieces):
+            yield source.at(node, "builds HTML from values: use a template with {{ }}, which escapes")
+        if source.path.name != "panel.py" and ast.unparse(node) in ("gr.HTML", "gradio.HTML"):
+            yield source.at(node, "uses gr.HTML: its values can run as scripts; use a Panel")
+
+
+def _pieces(node: ast.AST) -> list[ast.expr]:
+    """What an expression puts together into one text: f-strings, %, format and +."""
+    if isinstance(node, ast.JoinedStr):
+        return [v.value if isinstance(v, ast.FormattedValue) else v for v in node.values]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod | ast.Add):
+        return [node.left, node.right]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        return [node.func.value, *node.args, *(k.value for k in node.keywords)]
+    return []
+
+
+def _text(node: ast.expr) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def _our_own(node: ast.expr) -> bool:
+    """Whether a value is a constant of ours: `TITLE`, `words.TITLE`, `PATHS[…]`, `icon("close")` or text of these."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(value=ast.Name(), attr=name) | ast.Subscript(value=ast.Name(id=name)):
+            return name.isupper()
+        case ast.Call(func=ast.Name(id="icon"), args=[ast.Constant()]):
+            return True
+        case _:
+            pieces = _pieces(node)
+            return bool(pieces) and all(_text(p) is not None or _our_own(p) for p in pieces)
+
+
+@rule
+def speaks_our_words(source: Source) -> Iterator[str]:
+    """Other tools' names for the same things live in the files that talk to other tools."""
+    if source.path.as_posix() in ("adapters/convert.py", "adapters/metadata.py"):
+        return
+    foreign = re.compile(r"\blora_(?:[AB]|up|down|alpha)\b|\bnetwork_(?:dim|alpha)\b|\bmultiplier\b")
+    for number, line in enumerate(source.text.splitlines(), 1):
+        if found := foreign.search(line):
+            yield f"{source.path.as_posix()}:{number} says {found[0]}: see the glossary"
+
+
+# --- the rules bite ---------------------------------------------------------------------------------------------
+
+PLANTED = [
+    ("imports_only_from_rooms_below", "adapters/x.py", "import atelier.training.config"),
+    ("imports_only_from_rooms_below", "adapters/x.py", "def f():\n    from ..app import cli"),
+    ("imports_only_from_rooms_below", "app/pages/x.py", "from atelier import kernels"),
+    ("imports_only_from_rooms_below", "app/x.py", "from atelier.kernels.wavelet import haar"),
+    ("imports_only_from_rooms_below", "training/x.py", "from adapters.mix import Mix"),
+    ("imports_only_from_rooms_below", "adapters/x.py", "import diffusers.models"),
+    ("imports_only_from_rooms_below", "training/x.py", "from gradio import Blocks"),
+    ("imports_triton_only_in_its_files", "kernels/wavelet.py", "import triton.language as tl"),
+    ("has_a_telling_name", "app/utils.py", ""),
+    ("has_a_telling_name", "adapters/__init__.py", ""),
+    ("fits_on_a_few_screens", "app/x.py", "\n" * 251),
+    ("fits_on_a_few_screens", "app/x.py", "def f():\n" + "    f()\n" * 50),
+    ("fits_on_a_few_screens", "app/x.py", "def f(a, b, c, d, e, f, g): ..."),
+    ("documents_what_is_public", "app/x.py", "'''A file.'''\ndef f(): ..."),
+    ("documents_what_is_public", "app/x.py", "'''A file.'''\nclass C:\n    '''A class.'''\n    def m(self): ..."),
+    ("documents_what_is_public", "app/x.py", "NUMBER = 1"),
+    ("documents_what_is_public", "adapters/x.py", "'a file'\nclass C:\n    'a class'\n    def delta(self): ..."),
+    ("annotates_everything", "app/x.py", "def f(a) -> None: ..."),
+    ("annotates_everything", "app/x.py", "def f(a: int): ..."),
+    ("annotates_everything", "app/x.py", "def f(*rest) -> None: ..."),
+    ("prints_only_on_the_command_line", "training/x.py", "def f():\n    print('here')"),
+    ("keeps_no_state_in_modules", "app/x.py", "loaded = {}"),
+    ("keeps_no_state_in_modules", "app/x.py", "_cache: dict[str, int] = dict()"),
+    ("keeps_no_state_in_modules", "app/x.py", "TABLE = {}\ndef f(x):\n    TABLE[x] = 1"),
+    ("keeps_no_state_in_modules", "app/x.py", "TABLE = []\ndef f(x):\n    TABLE.append(x)"),
+    ("keeps_no_state_in_modules", "app/x.py", "base = None\ndef f():\n    global base\n    base = 1"),
+    ("escapes_what_it_puts_into_pages", "app/x.py", "CARD = '<b>{{{name}}}</b>'"),
+    ("escapes_what_it_puts_into_pages", "app/x.py", "CARD = '<b>${value}</b>'"),
+    ("escapes_what_it_puts_into_pages", "app/x.py", "JS = 'element.innerHTML = value'"),
+    ("escapes_what_it_puts_into_pages", "app/x.py", "def f(name): return f'<b>{name}</b>'"),
+    ("escapes_what_it_puts_into_pages", "app/x.py", "def f(name): return '<b>%s</b>' % name"),
+    ("escapes_what_it_puts_into_pages", "app/x.py", "def f(name): return '<b>{}</b>'.format(name)"),
+    ("escapes_what_it_puts_into_pages", "app/x.py", "def f(name): return '<b>' + name"),
+    ("escapes_what_it_puts_into_pages", "app/x.py", "def f(name): return f'<b>{TITLE}</b><i>{name.title()}</i>'"),
+    ("escapes_what_it_puts_into_pages", "app/x.py", "import gradio as gr\ngr.HTML(name)"),
+    ("speaks_our_words", "adapters/x.py", "lora_alpha = 1"),
+]
+ALLOWED = """'''Everything here is as it should be.'''
+from __future__ import annotations
+from pathlib import Path
+from atelier.training.config import TrainConfig
+from .words import HELLO
+TABLE: dict[str, int] = {"a": 1}
+CARD = '<b>{{name}}</b>'
+CARDS = f'<ul>{HELLO}{words.TITLE}{icon("close")}{PATHS[name]}{CARD + "<li>"}{{{{value}}}}</ul>'
+class Kind(Adapter):
+    '''A kind.'''
+    def delta(self, weight: Tensor) -> Tensor: ...
+class Card:
+    '''A card.'''
+    def title(self, name: str) -> str:
+        '''The title.'''
+        return f"{name} < {HELLO}"
+    def _hidden(self) -> None: ...
+def read(path: Path, config: TrainConfig) -> int:
+    '''Look a name up.'''
+    own = {}
+    own[path] = TABLE["a"]
+    return own[path]
+"""
+
+
+@pytest.mark.parametrize(("name", "path", "text"), PLANTED)
+def test_a_rule_finds_what_breaks_it(name: str, path: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(text, encoding="utf-8")
+    [source] = sources(tmp_path)
+    offences = list(RULES[name](source))
+    assert offences and all(path in offence for offence in offences)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_tried_and_lets_good_code_pass(name: str) -> None:
+    assert name in {planted for planted, *_ in PLANTED}
+    assert not list(RULES[name](Source(Path("app/card.py"), ALLOWED)))
+
+
+# --- the tree keeps them ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_tree_keeps_the_rule(name: str) -> None:
+    offences = [offence for source in sources(ROOT) for offence in RULES[name](source)]
+    assert not offences, "\n" + "\n".join(offences)
+
+
+def test_functions_are_short() -> None:
+    lengths = [length(f) for source in sources(ROOT) for f in functions(source.tree)]
+    assert statistics.median(lengths) <= 8
+
+
+def test_no_file_imports_itself_in_a_circle() -> None:
+    files = sources(ROOT)
+    names = {source.module for source in files}
+    graph = {source.module: _imports_at_load(source) & names for source in files}
+    while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
+        graph = {name: targets for name, targets in graph.items() if name not in leaves}
+    assert not graph, f"these files import one another in a circle: {sorted(graph)}"
+
+
+def _imports_at_load(source: Source) -> set[str]:
+    inside = {id(n) for f in functions(source.tree) for n in ast.walk(f)}
+    at_load = [name for node, name in imported(source) if id(node) not in inside]
+    return {*at_load, *(name.rpartition(".")[0] for name in at_load)} - {source.module}
+
+
+# --- texts and pictures of the whole project --------------------------------------------------------------------
+
+def project_files() -> list[Path]:
+    """Every text file that belongs to the project: what git tracks or would track, else everything but builds."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        paths = [ROOT / line for line in listed.stdout.splitlines()]
+    else:
+        paths = [p for p in ROOT.rglob("*") if not {".venv", ".git", "build"} & set(p.relative_to(ROOT).parts)]
+    return [p for p in paths if p.is_file() and b"\0" not in p.read_bytes()[:4096]]
+
+
+def test_no_path_of_somebodys_machine_and_nothing_left_to_do() -> None:
+    places = re.compile(r"(?<![\w.~}/-])/(?:work|root|home|opt|tmp|Users|mnt|data)/\w")
+    later = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b")
+    offences = []
+    for path in project_files():
+        if path == Path(__file__) or path.suffix in {".json", ".jsonl", ".svg"}:
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if found := places.search(line) or later.search(line):
+                offences.append(f"{path.relative_to(ROOT)}:{number} has {found[0]}")
+    assert not offences, "\n" + "\n".join(offences)
+
+
+def test_pages_load_scripts_that_escape() -> None:
+    unsafe = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function")
+    scripts = [p for p in project_files() if p.suffix in {".js", ".html"}]
+    assert [str(p) for p in scripts if unsafe.search(p.read_text(encoding="utf-8"))] == []
+
+
+def test_contributing_stays_short() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_names_lead_into_this_tree() -> None:
+    found = Path(importlib.import_module("atelier.adapters.base").__file__ or "").resolve()
+    assert found == ROOT / "adapters" / "base.py", "another copy of Atelier is installed here: run make setup"
+
+
+DOCUMENTED = [source.module for source in sources(ROOT) if ">>> " in source.text]
+
+
+@pytest.mark.parametrize("module", DOCUMENTED)
+def test_examples_in_docstrings_are_true(module: str) -> None:
+    results = doctest.testmod(importlib.import_module(module))
+    assert results.attempted and not results.failed
+
+
+# --- README ---------------------------------------------------------------------------------------------------
+
+def commands(text: str, program: str) -> list[list[str]]:
+    """Lines of the text's code blocks that call a program, as words; continued lines are joined."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text.replace("\\\n", " "), re.M | re.S)
+    words = [line.partition(" #")[0].split() for block in blocks for line in block.splitlines()]
+    return [w for w in words if w and w[0].rpartition("/")[2] == program]
+
+
+def help_of(*command: str) -> str:
+    result = subprocess.run([sys.executable, "-m", "atelier.app.cli", *command, "--help"], capture_output=True,
+                            text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "200"}, check=True)
+    return result.stdout
+
+
+def test_commands_in_the_readme_exist() -> None:
+    shown = commands((ROOT / "README.md").read_text(encoding="utf-8"), "atelier")
+    known = help_of()
+    assert len(shown) >= 10
+    for _, name, *arguments in shown:
+        assert re.search(rf"^\s+{name}\b", known, re.M), f"atelier --help does not list {name}"
+        text = help_of(name) if name != "--help" else known
+        for option in (a.partition("=")[0] for a in arguments if a.startswith("--")):
+            assert option in text, f"atelier {name} --help does not list {option}"
+
+
+def test_make_targets_in_the_readme_exist() -> None:
+    known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")]
+    assert {w[1] for text in texts for w in commands(text, "make")} <= set(known)
+    assert {name for text in texts for name in re.findall(r"`make ([a-z]+)`", text)} <= set(known)

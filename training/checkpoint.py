@@ -1,0 +1,76 @@
+"""Checkpoints: everything a run needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_PREFIX = "step-"
+
+
+@dataclass(slots=True)
+class State:
+    """What changes from step to step, apart from the optimizer's own."""
+
+    weights: dict[str, Tensor]                                   # the adapter being trained
+    generator: Tensor                                            # state of the one random generator
+    optimizer: dict[str, Any]
+    average: dict[str, Tensor] = field(default_factory=dict)     # EMA of the weights, when averaging
+    best: dict[str, Tensor] = field(default_factory=dict)        # weights of the best validation so far
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = float("inf")
+
+
+def write(folder: Path, state: State) -> Path:
+    """Write a complete checkpoint and drop the older ones; a crash leaves the older ones."""
+    final, partial = folder / f"{_PREFIX}{state.step:06d}", folder / f".partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in ("weights", "average", "best"):
+        save_file(getattr(state, name), partial / f"{name}.safetensors")
+    save_file({"generator": state.generator}, partial / "generator.safetensors")
+    torch.save(state.optimizer, partial / "optimizer.pt")
+    numbers = {"step": state.step, "best_step": state.best_step, "best_loss": state.best_loss}
+    (partial / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    for old in _complete(folder):
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def read_newest(folder: Path) -> State | None:
+    """Read the newest checkpoint that is whole; None when there is none."""
+    for path in reversed(_complete(folder)):
+        try:
+            return _read(path)
+        except Exception:   # noqa: BLE001: whatever is wrong with this one, the one before may be good
+            continue
+    return None
+
+
+def _read(path: Path) -> State:
+    numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "average", "best")}
+    return State(
+        generator=load_file(path / "generator.safetensors")["generator"],
+        optimizer=torch.load(path / "optimizer.pt", weights_only=True),
+        **tensors,
+        **numbers,
+    )
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first. Partial ones have another name until they are whole."""
+    return sorted(folder.glob(f"{_PREFIX}*"))

@@ -1,0 +1,175 @@
+"""DreamBooth (Ruiz et al. 2023, arXiv 2208.12242) for adapters: a few pictures, a trigger word, prior preservation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from atelier.adapters.base import AdapterSet
+from atelier.adapters.mix import Mix
+from atelier.adapters.mount import mounted
+
+from .base_model import BaseModel
+from .config import TrainConfig
+from .events import Previewed
+from .latents import Example, encode_text, tokenize
+from .loop import Losses, Recipe
+from .losses import min_snr_weights, per_sample
+from .noise import add_noise, draw_timesteps
+from .sample import DrawRequest, draw, draw_latents
+
+VALIDATION_TIMESTEPS = 8
+VALIDATION_SEED = 1000
+PREVIEW_SEED = 7
+PRIOR_STEPS = 12   # denoising steps of a prior picture: it need not be beautiful, only typical of the base
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What is learned (``subject``), what is to stay as it is (``prior``), and what progress is measured on."""
+
+    subject: list[Example]
+    prior: list[Example]
+    held_out: list[Example]   # validation pictures: never trained on where there are enough to spare one
+
+
+def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> Dataset:
+    """Hold back one picture in eight for validation and draw the prior pictures.
+
+    With fewer than eight pictures none can be spared: validation then looks at the ones that are trained.
+    """
+    spare = len(examples) // 8
+    prior = draw_prior(model, config) if config.prior_weight else []
+    return Dataset(examples[: len(examples) - spare], prior, examples[-spare:] if spare else examples)
+
+
+def prior_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
+    """Prompts of things that must stay as they are: the base's own list, else the subject's class alone."""
+    own = model.info.prior_prompts
+    if not own:
+        own = (" ".join(fill(config.caption or model.info.caption, "", config.subject).split()),)
+    return [own[i % len(own)] for i in range(config.prior_count)]
+
+
+def fill(template: str, trigger: str, subject: str) -> str:
+    """Put trigger word and subject into a caption template."""
+    return template.replace("{trigger}", trigger).replace("{subject}", subject)
+
+
+def draw_prior(model: BaseModel, config: TrainConfig) -> list[Example]:
+    """Let the untouched base model draw the prior pictures; they stay latents, no VAE is needed."""
+    prompts = prior_prompts(model, config)
+    tokens = tokenize(model, prompts)
+    examples: list[Example] = []
+    for first in range(0, len(prompts), 8):
+        latents = draw_latents(model, prompts[first : first + 8], steps=PRIOR_STEPS, seed=config.seed + first)
+        examples += [
+            Example(latent, torch.zeros_like(latent), row)
+            for latent, row in zip(latents, tokens[first : first + 8], strict=True)
+        ]
+    return examples
+
+
+def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
+    """Tie model, adapters and data together for the loop."""
+    text = _TextFeatures(model, trained="text_encoder" in adapters.components())
+    prior_batch = max(1, config.batch // 2) if data.prior and config.prior_weight else 0
+
+    def microstep(generator: torch.Generator) -> Losses:
+        picked = _pick(data.subject, config.batch, generator) + _pick(data.prior, prior_batch, generator)
+        errors = _errors(model, config, picked, text, generator)
+        subject, prior = errors[: config.batch].mean(), errors[config.batch :]
+        return Losses(subject, prior.mean() * config.prior_weight if prior_batch else torch.zeros_like(subject))
+
+    def validate(weights: AdapterSet) -> float:
+        generator = torch.Generator().manual_seed(VALIDATION_SEED)
+        total = 0.0
+        with torch.no_grad(), mounted(model.models(), Mix(((weights, 1.0),))):
+            for example in data.held_out:
+                total += _errors(model, config, [example] * VALIDATION_TIMESTEPS, text, generator).mean().item()
+        return total / len(data.held_out)
+
+    def preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:
+        prompts = [prompt] if prompt else preview_prompts(model, config)
+        return [_preview(model, config, weights, step, i, text, folder) for i, text in enumerate(prompts)]
+
+    return Recipe(adapters, lambda: mounted(model.models(), Mix(((adapters, 1.0),))), microstep, validate, preview)
+
+
+def preview_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
+    """The prompts previews are drawn from: the person's own lines, else the caption template."""
+    lines = [line.strip() for line in config.preview_prompts.splitlines() if line.strip()]
+    return [
+        fill(line, config.trigger_word, config.subject) for line in lines or [config.caption or model.info.caption]
+    ]
+
+
+def _preview(
+    model: BaseModel, config: TrainConfig, weights: AdapterSet, step: int, number: int, prompt: str, folder: Path
+) -> Previewed:
+    picture = draw(model, DrawRequest(prompt=prompt, seed=PREVIEW_SEED), Mix(((weights, 1.0),)))[0]
+    path = folder / "previews" / f"{step:06d}-{number}.png"
+    picture.save(path)
+    return Previewed(step, prompt, f"previews/{path.name}")
+
+
+def _pick(examples: Sequence[Example], count: int, generator: torch.Generator) -> list[Example]:
+    """Draw a batch of one size: the first example at random, the others among those of its bucket."""
+    if not count:
+        return []
+    first = examples[int(torch.randint(len(examples), (1,), generator=generator))]
+    alike = [example for example in examples if example.mean.shape == first.mean.shape]
+    others = torch.randint(len(alike), (count - 1,), generator=generator).tolist()
+    return [first, *(alike[i] for i in others)]
+
+
+def _errors(
+    model: BaseModel, config: TrainConfig, examples: list[Example], text: _TextFeatures, generator: torch.Generator
+) -> Tensor:
+    """Weighted loss of each example ``[B]``. All randomness is drawn on the CPU, so that devices agree."""
+    timesteps = draw_timesteps(len(examples), model.scheduler.config.num_train_timesteps, generator)
+    clean = [example.sample(generator) for example in examples]
+    noise = [torch.randn(latent.shape, generator=generator) for latent in clean]
+    errors: dict[int, Tensor] = {}
+    for members in _by_size(clean):   # subject and prior pictures may differ in size: one pass each
+        where = torch.tensor(members)
+        noisy = add_noise(
+            model.scheduler, *(torch.stack([part[i] for i in members]).to(model.device) for part in (clean, noise)),
+            timesteps[where].to(model.device),
+        )   # fmt: skip
+        features = text([examples[i].tokens for i in members])
+        prediction = model.unet(noisy.latents.to(model.dtype), noisy.timesteps, features, return_dict=False)[0]
+        weights = min_snr_weights(model.scheduler, noisy.timesteps, config.min_snr_gamma)
+        errors.update(zip(members, per_sample(prediction, noisy.target) * weights, strict=True))
+    return torch.stack([errors[i] for i in range(len(examples))])
+
+
+def _by_size(latents: Sequence[Tensor]) -> list[list[int]]:
+    """Positions of the latents, grouped by shape."""
+    groups: dict[torch.Size, list[int]] = {}
+    for i, latent in enumerate(latents):
+        groups.setdefault(latent.shape, []).append(i)
+    return list(groups.values())
+
+
+class _TextFeatures:
+    """Text features of captions: remembered while the text encoder is frozen, computed anew while it is trained."""
+
+    def __init__(self, model: BaseModel, *, trained: bool) -> None:
+        self._model = model
+        self._remembered: dict[tuple[int, ...], Tensor] | None = None if trained else {}
+
+    def __call__(self, tokens: list[Tensor]) -> Tensor:
+        """Token ids ``B × [T]`` → ``[B, T, D]`` in the UNet's dtype."""
+        if self._remembered is None:
+            return encode_text(self._model, torch.stack(tokens)).to(self._model.dtype)
+        keys = [tuple(row.tolist()) for row in tokens]
+        for key, row in zip(keys, tokens, strict=True):
+            if key not in self._remembered:
+                with torch.no_grad():
+                    self._remembered[key] = encode_text(self._model, row[None])[0].to(self._model.dtype)
+        return torch.stack([self._remembered[key] for key in keys])

@@ -1,0 +1,127 @@
+"""What a run tells the world: small typed events, one JSON object a line in ``events.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """The run is doing something before its first step."""
+
+    what: str   # e.g. "Loading the base model"
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something is not as it should be, and the run goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One optimizer update is done."""
+
+    step: int            # 1-based
+    of: int
+    loss: float          # mean over the batch
+    prior_loss: float    # 0 without prior preservation
+    lr: float
+    seconds: float       # wall time of this step
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """The validation loss was measured: same pictures, noise and timesteps every time."""
+
+    step: int
+    loss: float
+    best: bool           # the lowest so far
+
+
+@dataclass(frozen=True, slots=True)
+class Previewed:
+    """A preview was drawn with a fixed seed."""
+
+    step: int
+    prompt: str
+    path: str            # relative to the run folder
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint that the run can resume from is complete on disk."""
+
+    step: int
+    path: str            # relative to the run folder
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The run waits at a step boundary."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run goes on, after a pause or from a checkpoint."""
+
+    step: int            # the last step that is done
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The run ended early because somebody asked, without an adapter."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The process ended without a word of its own; whoever watched it says why. The run can be resumed."""
+
+    message: str         # what happened and how to go on, for a person
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The run ended with an error."""
+
+    message: str         # what happened and the likely cure, for a person
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The adapter file is complete on disk."""
+
+    step: int            # the step whose weights were kept
+    path: str            # the adapter file
+    seconds: float       # wall time of the whole run
+
+
+Event = (
+    Preparing | Warned | Stepped | Validated | Previewed | Saved | Paused | Resumed | Stopped | Interrupted | Failed
+    | Finished
+)
+_TYPES: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in get_args(Event)}
+
+
+def to_line(event: Event) -> str:
+    """Write an event as one line of JSON, with its name and the time (seconds since 1970)."""
+    return json.dumps({"event": type(event).__name__.lower(), "time": time.time(), **asdict(event)}) + "\n"
+
+
+def from_line(line: str) -> tuple[float, Event] | None:
+    """Read a line back as (time, event); None for a half-written line or an event of a newer version."""
+    try:
+        values = json.loads(line)
+        moment, name = values.pop("time"), values.pop("event")
+        return moment, _TYPES[name](**values)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

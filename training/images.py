@@ -1,0 +1,245 @@
+"""Picture files: what is inside, checked from the header, and safe decoding to plain RGB.
+
+What a file is, is decided by its content; the name plays no part.
+"""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from PIL import Image, ImageCms
+from PIL.ExifTags import Base
+from PIL.Image import Transpose
+from torch import Tensor
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+LARGEST_BYTES = 25_000_000
+LARGEST_MEGAPIXELS = 40
+LARGEST_SIDE = 16_384
+SMALLEST_SIDE = 16
+SIGNATURE_BYTES = 1024
+
+# A file of another kind is named, so that the person knows at once what to convert.
+OTHER_KINDS = (
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP picture"),
+    (0, b"II*\0", "a TIFF picture"),
+    (0, b"MM\0*", "a TIFF picture"),
+    (0, b"8BPS", "a Photoshop document"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"PK\3\4", "a ZIP archive"),
+    (0, b"\xff\x0a", "a JPEG XL picture"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (4, b"ftypavif", "an AVIF picture"),
+    (4, b"ftyphei", "a HEIC picture"),
+    (4, b"ftyphev", "a HEIC picture"),
+    (4, b"ftypmif1", "a HEIC picture"),
+    (4, b"ftyp", "a video"),
+)
+# What undoes each EXIF orientation.
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+CONVERT = "Save it as PNG, JPEG or WebP and add it again."
+DAMAGED = "Copy or download it again."
+
+
+class PictureError(ValueError):
+    """A picture that can't be used; the message is one sentence for a person that names the file, and a cure."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureInfo:
+    """What the header of a picture file says."""
+
+    format: str     # one of FORMATS
+    width: int      # pixels as stored, before any EXIF orientation
+    height: int
+    bytes: int      # size of the file
+
+
+def looks_like_picture(path: Path) -> bool:
+    """Whether a file begins the way PNG, JPEG or WebP files do; an unreadable file does not."""
+    try:
+        with path.open("rb") as file:
+            return _signature(file.read(SIGNATURE_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def check_picture(path: Path) -> PictureInfo:
+    """Read a picture's header, and nothing more.
+
+    Raises:
+        PictureError: not a PNG, JPEG or WebP, animated, too small, too large, broken or unreadable.
+    """
+    with _checked(path) as (_, info):
+        return info
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Decode a picture to RGB: upright, in sRGB colours, on white where it is transparent.
+
+    Raises:
+        PictureError: as :func:`check_picture`, or the pixels are damaged.
+    """
+    with _checked(path) as (picture, _):
+        try:
+            picture.load()
+            return _plain_rgb(_upright(picture))
+        except Exception as error:      # a decoder fed with a damaged or hostile file may raise anything
+            raise PictureError(f"{path.name} is cut off or damaged and can't be shown: {error}. {DAMAGED}") from None
+
+
+def pixel_hash(picture: Image.Image) -> str:
+    """Hash of the pixels: equal for two files exactly if they show the same picture."""
+    return sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()
+
+
+def sharpness(picture: Image.Image) -> float:
+    """Variance of the Laplacian of the grey values (0–255): large with fine detail, near 0 when blurred."""
+    grey = _bytes(picture.convert("L"))[:, :, 0].float()
+    middle = grey[1:-1, 1:-1]
+    return (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle).var().item()
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """RGB picture to a float tensor ``[3, H, W]``, black −1 and white 1."""
+    return _bytes(picture).permute(2, 0, 1).contiguous().float().div(127.5).sub(1)
+
+
+def _bytes(picture: Image.Image) -> Tensor:
+    # bytearray, because torch warns about memory that can't be written to.
+    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return flat.view(picture.height, picture.width, -1)
+
+
+@contextmanager
+def _checked(path: Path) -> Iterator[tuple[Image.Image, PictureInfo]]:
+    """An open picture, not yet decoded, whose header passed."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            _check_size(path.name, size)
+            with _opened(path.name, file) as picture:
+                yield picture, _check_header(path.name, picture, size)
+    except OSError as error:
+        raise PictureError(
+            f"{path.name} can't be read: {error.strerror or error}. Check that the file is there and may be opened."
+        ) from None
+
+
+def _check_size(name: str, size: int) -> None:
+    if size == 0:
+        raise PictureError(f"{name} is empty, but a picture is needed. {DAMAGED}")
+    if size > LARGEST_BYTES:
+        raise PictureError(
+            f"{name} is a file of {size / 1e6:.1f} MB, but at most {LARGEST_BYTES / 1e6:.0f} MB can be used. "
+            "Make it smaller, or save it as JPEG."
+        )
+
+
+def _opened(name: str, file: BinaryIO) -> Image.Image:
+    start = file.read(SIGNATURE_BYTES)
+    file.seek(0)
+    kind = _signature(start)
+    if kind is None:
+        raise PictureError(f"{name} is {_other_kind(start)}, but a PNG, JPEG or WebP is needed. {CONVERT}")
+    try:
+        return Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(name, f"more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels") from None
+    except Exception:                   # as above: a parser of hostile headers
+        raise PictureError(f"{name} begins like a {kind} file, but its header is broken. {DAMAGED}") from None
+
+
+def _check_header(name: str, picture: Image.Image, size: int) -> PictureInfo:
+    width, height = picture.size
+    if min(width, height) < SMALLEST_SIDE:
+        raise PictureError(
+            f"{name} has {width} × {height} pixels, but each side needs at least {SMALLEST_SIDE}. Use a larger picture."
+        )
+    if width * height > LARGEST_MEGAPIXELS * 1e6 or max(width, height) > LARGEST_SIDE:
+        raise _too_large(name, f"{width} × {height} pixels, {width * height / 1e6:.0f} megapixels")
+    # Phones write a second view (depth, brightness) behind the JPEG proper, known as MPO: that is no animation.
+    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    if frames > 1:
+        raise PictureError(f"{name} is animated ({frames} frames), but a still picture is needed. {CONVERT}")
+    kind = "JPEG" if picture.format == "MPO" else str(picture.format)
+    return PictureInfo(format=kind, width=width, height=height, bytes=size)
+
+
+def _too_large(name: str, given: str) -> PictureError:
+    return PictureError(
+        f"{name} has {given}, but at most {LARGEST_MEGAPIXELS} megapixels and {LARGEST_SIDE} pixels a side "
+        "can be used. Make it smaller."
+    )
+
+
+def _signature(start: bytes) -> str | None:
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if start.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    return "WebP" if start.startswith(b"RIFF") and start[8:12] == b"WEBP" else None
+
+
+def _other_kind(start: bytes) -> str:
+    for offset, magic, kind in OTHER_KINDS:
+        if start.startswith(magic, offset):
+            return kind
+    try:
+        # Incremental, because the last bytes may be the first half of a character.
+        text = getincrementaldecoder("utf-8")().decode(start).lower()
+    except UnicodeDecodeError:
+        return "a file of unknown kind"
+    if "<html" in text or "<!doctype html" in text:
+        return "a web page"
+    if "<svg" in text:
+        return "an SVG drawing"
+    return "a file of unknown kind" if "\0" in text else "text"
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turn = UPRIGHT.get(picture.getexif().get(Base.Orientation, 1))
+    except Exception:                   # broken notes about the picture do not make it a broken picture
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _plain_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        # Pillow's own conversion of 16-bit grey clips instead of scaling: nearly everything would turn white.
+        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+        picture.info.pop("transparency", None)
+    profile = picture.info.get("icc_profile")
+    if picture.has_transparency_data:
+        clear = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    return _in_srgb(picture, profile).convert("RGB")
+
+
+def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours as a screen shows them; phone pictures are often in a wider space, and print files in CMYK."""
+    if not profile or picture.mode not in ("RGB", "CMYK"):
+        return picture
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or picture
+    except (ImageCms.PyCMSError, OSError):
+        return picture                  # a broken or unsuitable profile is ignored, as picture viewers do

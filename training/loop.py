@@ -1,0 +1,236 @@
+"""The one training loop: a generator of events. A recipe supplies the losses; the caller draws, logs and stops."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from atelier.adapters.base import AdapterSet
+
+from . import checkpoint
+from .checkpoint import State
+from .config import TrainConfig
+from .events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
+
+PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """One microstep's losses."""
+
+    subject: Tensor   # scalar
+    prior: Tensor     # scalar, already weighted; 0 without prior preservation
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a method brings to the loop."""
+
+    adapters: AdapterSet
+    attached: Callable[[], AbstractContextManager[None]]    # adapters act on the model while this is open
+    microstep: Callable[[torch.Generator], Losses]
+    validate: Callable[[AdapterSet], float]                 # deterministic: the same weights give the same number
+    preview: Callable[[AdapterSet, int, str], list[Previewed]]   # step and prompt ("" = the recipe's own prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """How the loop hears from outside, asked at every step boundary."""
+
+    take: Callable[[str], str | None]    # takes a command by name: its text, or None
+    quitting: Callable[[], bool]         # the process was told to end: save and leave
+
+
+class Training:
+    """One run of the loop. Iterate over :meth:`events`; afterwards :attr:`result` holds what to keep."""
+
+    def __init__(self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
+        self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
+        self.parameters = list(recipe.adapters.parameters())
+        self.optimizer = accelerator.prepare(_optimizer(config, self.parameters))
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.average = copy.deepcopy(recipe.adapters) if config.ema else None
+        self.step, self.best_step, self.best_loss = 0, 0, math.inf
+        self.best: dict[str, Tensor] = {}
+        self.result: AdapterSet | None = None   # None after a cancel or an interruption
+        self.result_step = 0
+
+    @property
+    def shown(self) -> AdapterSet:
+        """The weights that are validated, previewed and kept: the average where there is one."""
+        return self.average or self.recipe.adapters
+
+    def resume(self) -> bool:
+        """Go back to the newest checkpoint, if there is one."""
+        state = checkpoint.read_newest(self.folder / "checkpoints")
+        if state is None:
+            return False
+        self.recipe.adapters.load_tensors(state.weights)
+        if self.average is not None:
+            self.average.load_tensors(state.average)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.generator.set_state(state.generator)
+        self.best, self.step = state.best, state.step
+        self.best_step, self.best_loss = state.best_step, state.best_loss
+        return True
+
+    def events(self, controls: Controls) -> Iterator[Event]:
+        """Train to the last step, or until told to stop, and say what happens."""
+        if self.step:
+            yield Resumed(self.step)
+        while self.step < self.config.steps:
+            if controls.quitting():
+                yield self._save()
+                return
+            if controls.take("cancel") is not None:
+                yield Stopped(self.step, "Cancelled. Nothing was added to the library.")
+                return
+            if controls.take("stop") is not None and self.step:
+                break
+            if controls.take("pause") is not None:
+                yield from self._pause(controls)
+                continue
+            prompt = controls.take("preview")
+            if prompt is not None:
+                yield from self.recipe.preview(self.shown, self.step, prompt)
+            event = self._advance()
+            if not math.isfinite(event.loss):
+                yield from self._unstable(event.step)
+                return
+            self.step = event.step
+            yield event
+            yield from self._milestones()
+        yield from self._end()
+
+    def _advance(self) -> Stepped:
+        """One optimizer update. Nothing is updated when a loss is not finite."""
+        started = time.perf_counter()
+        lr = learning_rate(self.config, self.step + 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        subject, prior = 0.0, 0.0
+        with self.recipe.attached():   # open during the backward pass too: checkpointing runs the model again
+            for _ in range(self.config.accumulate):
+                losses = self.recipe.microstep(self.generator)
+                self.accelerator.backward((losses.subject + losses.prior) / self.config.accumulate)
+                subject += float(losses.subject.detach()) / self.config.accumulate
+                prior += float(losses.prior.detach()) / self.config.accumulate
+        if math.isfinite(subject + prior):
+            if self.config.clip:
+                self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+            self.optimizer.step()
+            self._update_average()
+        self.optimizer.zero_grad()
+        return Stepped(self.step + 1, self.config.steps, subject + prior, prior, lr, time.perf_counter() - started)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        # Early on the average follows closely, so that it never holds the untrained start for long.
+        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.parameters()), self.parameters, 1 - decay)
+
+    def _milestones(self) -> Iterator[Event]:
+        config, last = self.config, self.step == self.config.steps
+        if config.validate_every and (last or self.step % config.validate_every == 0):
+            yield self._validate()
+        if config.preview_every and (last or self.step % config.preview_every == 0):
+            yield from self.recipe.preview(self.shown, self.step, "")
+        if config.checkpoint_every and not last and self.step % config.checkpoint_every == 0:
+            yield self._save()
+
+    def _validate(self) -> Validated:
+        loss = self.recipe.validate(self.shown)
+        best = loss < self.best_loss
+        if best:
+            self.best = _copy(self.shown)
+            self.best_step, self.best_loss = self.step, loss
+        return Validated(self.step, loss, best)
+
+    def _save(self) -> Saved:
+        state = State(
+            weights=_copy(self.recipe.adapters),
+            average=_copy(self.average) if self.average else {},
+            best=self.best,
+            generator=self.generator.get_state(),
+            optimizer=self.optimizer.state_dict(),
+            step=self.step,
+            best_step=self.best_step,
+            best_loss=self.best_loss,
+        )
+        path = checkpoint.write(self.folder / "checkpoints", state)
+        return Saved(self.step, str(path.relative_to(self.folder)))
+
+    def _pause(self, controls: Controls) -> Iterator[Event]:
+        yield self._save()
+        yield Paused(self.step)
+        while controls.take("resume") is None and not controls.quitting():
+            for name in ("stop", "cancel"):
+                text = controls.take(name)
+                if text is not None:   # leave it for the loop, which knows what to do
+                    (self.folder / "control" / name).write_text(text, encoding="utf-8")
+                    yield Resumed(self.step)
+                    return
+            time.sleep(PAUSE_SECONDS)
+        yield Resumed(self.step)
+
+    def _unstable(self, step: int) -> Iterator[Event]:
+        """The loss is no number any more: keep the last good state instead of training on."""
+        advice = "Use half the learning rate."
+        if self.step and not self.best:
+            yield self._validate()
+        if not self.best:
+            raise FloatingPointError(
+                f"Training became unstable at step {step}: the loss is not a finite number. There is no earlier good "
+                f"state to keep. {advice}"
+            )
+        yield Warned(f"Training became unstable at step {step} and was stopped; step {self.best_step} was kept. {advice}")
+        yield from self._end()
+
+    def _end(self) -> Iterator[Event]:
+        unfinished = self.step < self.config.steps
+        if self.config.validate_every and unfinished and self.best_step != self.step:
+            yield self._validate()
+        self.result, self.result_step = copy.deepcopy(self.shown), self.step
+        if self.config.keep_best and self.best:
+            self.result.load_tensors(self.best)
+            self.result_step = self.best_step
+
+
+def _copy(adapters: AdapterSet) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().clone() for key, value in adapters.tensors().items()}
+
+
+def _optimizer(config: TrainConfig, parameters: list[Any]) -> torch.optim.Optimizer:
+    if config.optimizer == "prodigy":
+        from prodigyopt import Prodigy
+
+        return Prodigy(parameters, lr=config.lr, weight_decay=config.weight_decay, safeguard_warmup=True)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of ``step`` (1-based): a linear warm-up, then the schedule down to a hundredth of ``lr``."""
+    if step <= config.warmup:
+        return config.lr * step / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    match config.lr_schedule:
+        case "linear":
+            factor = 1 - done
+        case "cosine":
+            factor = (1 + math.cos(math.pi * done)) / 2
+        case _:
+            factor = 1.0
+    return config.lr * (0.01 + 0.99 * factor)

@@ -1,0 +1,32 @@
+"""Losses, one number a sample, so that weights and masks stay with the caller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def per_sample(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over everything but the batch, in float32: ``[B, …] → [B]``."""
+    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+
+
+def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights ``[B]`` (Hang et al. 2023, arXiv 2303.09556, eq. 8 and appendix): min(SNR, γ) in x₀ terms.
+
+    Divided by SNR for epsilon and by SNR + 1 for v_prediction; γ = 0 gives all ones.
+    """
+    if gamma == 0:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = kept / (1 - kept)
+    clipped = snr.clamp(max=gamma)
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return clipped / snr
+        case "v_prediction":
+            return clipped / (snr + 1)
+        case _:
+            return clipped

@@ -1,0 +1,188 @@
+"""One run from recipe to adapter file: what the child process of a job does, and the command line in its own.
+
+``python -m atelier.training.run RUN_FOLDER --adapters FOLDER [--resume]`` ends with 0 when the adapter is in the
+library, 1 when the run failed (the reason is its last event), 3 when it was stopped, cancelled or interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import logging
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+
+from atelier.adapters.base import AdapterSet
+from atelier.adapters.catalog import create
+from atelier.adapters.settings import SettingError
+from atelier.adapters.targets import find_targets
+
+from . import dreambooth
+from .base_model import BaseError, BaseModel, best_device, identify, load
+from .config import TrainConfig
+from .buckets import fit
+from .dataset import Report, scan
+from .events import Event, Failed, Finished, Preparing, Warned
+from .images import PictureError, open_picture, to_tensor
+from .keep import keep
+from .latents import Example, encode_pictures
+from .loop import Controls, Training
+from .precision import DTYPES, choose_precision
+from .runs import RunFolder
+
+DONE, FAILED, STOPPED = 0, 1, 3
+WAIT_SECONDS = 1.0
+
+
+def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[Event]:
+    """Train what the folder's recipe says and put the adapter file into ``adapters``.
+
+    Every event is written to the folder before it is yielded. Errors become a :class:`Failed` event; the traceback
+    goes to the log. With ``resume``, training goes on from the newest complete checkpoint.
+    """
+    with folder.beating(), _quit_signals() as quitting:
+        try:
+            for event in _events(folder, adapters, resume, quitting):
+                folder.append(event)
+                yield event
+        except Exception as error:   # noqa: BLE001: whatever happened, the person must learn of it
+            logging.getLogger(__name__).error("%s", traceback.format_exc())
+            failed = Failed(explain(error))
+            folder.append(failed)
+            yield failed
+
+
+def explain(error: Exception) -> str:
+    """Say what went wrong, and the cure, in words for a person."""
+    match error:
+        case SettingError() | BaseError() | PictureError() | FloatingPointError():
+            return str(error)
+        case torch.cuda.OutOfMemoryError():
+            return ("There was not enough graphics memory. Use a smaller batch or resolution, or turn gradient "
+                    "checkpointing on, and resume.")
+        case OSError(errno=28):
+            return "The disk is full. Free some space and resume: the last checkpoint is safe."
+        case _:
+            return f"Something unexpected went wrong ({type(error).__name__}: {error}). The log has the details."
+
+
+def _events(folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event) -> Iterator[Event]:
+    started, config, device = time.monotonic(), folder.config(), best_device()
+    with _device_lock(device) as lock:
+        while not _acquired(lock):
+            yield Preparing("Waiting for another job on this device")
+            if quitting.wait(WAIT_SECONDS):
+                return
+        yield Preparing("Looking at the pictures")
+        report = _scan(config)
+        yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
+        yield Preparing("Loading the base model")
+        model = _load(config, device)
+        yield Preparing("Encoding the pictures")
+        subject = _encode(model, report)
+        if config.prior_weight and config.prior_count:
+            yield Preparing("Drawing other things, to keep them as they are")
+        training = _training(model, dreambooth.dataset(model, config, subject), config, folder)
+        if resume and not training.resume():
+            yield Warned("There was no complete checkpoint to resume from, so training started again.")
+        yield from training.events(Controls(folder.take, quitting.is_set))
+        if training.result is not None:
+            path = keep(training, config, model, len(report.usable), folder, adapters)
+            yield Finished(training.result_step, str(path), time.monotonic() - started)
+
+
+def _scan(config: TrainConfig) -> Report:
+    info = identify(config.base)
+    return scan(
+        Path(config.pictures),
+        trigger=config.trigger_word,
+        subject=config.subject,
+        template=config.caption or info.caption,
+        resolution=config.resolution or info.resolution,
+        multiple=info.multiple,
+    )
+
+
+def _load(config: TrainConfig, device: torch.device) -> BaseModel:
+    """Load the base in the precision the recipe names, or the one that is fastest here."""
+    precision = config.precision
+    if precision == "auto":
+        info = identify(config.base)
+        precision = choose_precision(device, info.channels, info.resolution // info.factor)
+    model = load(config.base, device, DTYPES[precision])
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+        model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout
+    return model
+
+
+def _encode(model: BaseModel, report: Report) -> list[Example]:
+    pictures = (to_tensor(fit(open_picture(picture.path), picture.bucket)) for picture in report.usable)
+    return encode_pictures(model, pictures, [picture.caption for picture in report.usable])
+
+
+def _training(model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder) -> Training:
+    torch.manual_seed(config.seed)   # the adapter's start
+    parts = ("unet", "text_encoder") if config.train_text_encoder else ("unet",)
+    targets = find_targets({name: model.models()[name] for name in parts}, config.targets)
+    adapters: AdapterSet = create(config.kind, config.adapter, targets).to(model.device)
+    mixed = "fp16" if model.dtype == torch.float16 else "no"   # float16 gradients need scaling
+    accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision=mixed)
+    recipe = dreambooth.recipe(model, adapters, data, config, folder.path)
+    return Training(recipe, config, folder.path, accelerator)
+
+
+def _device_lock(device: torch.device) -> FileLock:
+    """One job a device: the kernel frees the lock when the process dies, however it dies."""
+    return FileLock(Path(tempfile.gettempdir()) / f"atelier-{getpass.getuser()}-{device.type}.lock", timeout=0)
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    return True
+
+
+@contextmanager
+def _quit_signals() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request to save and leave at the next step boundary."""
+    quitting = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield quitting   # signals belong to the main thread; elsewhere the control folder does the job
+        return
+    before = {number: signal.signal(number, lambda *_: quitting.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield quitting
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> int:
+    """Run one job; see the module's docstring for the exit codes."""
+    parser = argparse.ArgumentParser(prog="python -m atelier.training.run", description="Train one run folder.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--adapters", type=Path, required=True, help="where the adapter file goes")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    arguments = parser.parse_args()
+    last: Event | None = None
+    for last in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume):
+        pass
+    return {Finished: DONE, Failed: FAILED}.get(type(last), STOPPED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
