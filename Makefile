@@ -20,7 +20,7 @@ help:            ## show this list
 setup: $(STAMPS)/runtime | $(LINKS)    ## make .venv with everything that runs Atelier
 
 studio: setup    ## set up, start Atelier and open it in the browser
-	$(VENV)/bin/atelier serve
+	$(VENV)/bin/atelier serve --open
 
 test: dev chromium    ## set up and run every test but the slow ones
 	$(PYTEST) -m "not slow and not gpu"

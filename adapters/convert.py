@@ -1,8 +1,8 @@
 """To other tools' files. Foreign spellings live here and nowhere else.
 
 A low-rank pair ``up [out, rank]``, ``down [rank, in·k·k]`` becomes two tensors in the layer's own dimensions:
-``[out, rank(, 1, 1)]`` and ``[rank, in(, k, k)]``. The pair holds the scale already, whatever the kind; so alpha
-is the rank, and alpha / rank is exactly 1 in every tool and every precision.
+``[out, rank(, 1, 1)]`` and ``[rank, in(, k, k)]``. The pair holds the scale already, whatever the kind; so kohya's
+alpha is the rank, and alpha / rank is exactly 1 in every tool and every precision.
 """
 
 from __future__ import annotations
@@ -88,18 +88,22 @@ def export(path_in: Path, path_out: Path, form: str, dtype: str = "fp32") -> Exp
 
 
 def to_kohya(adapters: AdapterSet, family: str) -> dict[str, Tensor]:
-    """Tensors under kohya's names for a base of ``family``; alpha is the rank, and always float32.
+    """Tensors under kohya's names for a base of ``family``; alpha is the largest rank, and always float32.
+
+    All layers get the same alpha, because diffusers (0.42) loses those that differ from most others; a layer of
+    lower rank makes up for it in ``up``.
 
     Raises:
         ConvertError: an unknown family, a part of the pipeline it lacks, or a kind without exact factors.
     """
+    pairs = {_layer_name(adapter.spec, "kohya", family): _pair(adapter) for adapter in adapters}
+    alpha = max(len(down) for _, down in pairs.values())
     tensors: dict[str, Tensor] = {}
-    for adapter in adapters:
-        layer, (up, down) = _layer_name(adapter.spec, "kohya", family), _pair(adapter)
+    for layer, (up, down) in pairs.items():
         tensors |= {
-            f"{layer}.lora_up.weight": up,
+            f"{layer}.lora_up.weight": up * (len(down) / alpha),
             f"{layer}.lora_down.weight": down,
-            f"{layer}.alpha": torch.tensor(float(len(down))),
+            f"{layer}.alpha": torch.tensor(float(alpha)),
         }
     return tensors
 

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve = add("serve", "open the Studio: web server and worker", shared)
     serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: this machine)")
     serve.add_argument("--port", type=_port, default=0, metavar="P", help="port (default: the first free from 7860)")
+    serve.add_argument("--open", action="store_true", help="show it in the browser of this desktop")
     add("worker", "work off the queue of training runs", shared)
     _add_train(add("train", "teach it what a folder of pictures shows"))
     _add_draw(add("draw", "draw pictures"))

@@ -54,7 +54,7 @@ def _serve(arguments: Namespace) -> int:
     from .server import serve
 
     with suppress(KeyboardInterrupt):
-        serve(open_home(arguments.home), arguments.host, arguments.port)
+        serve(open_home(arguments.home), arguments.host, arguments.port, browser=arguments.open)
     return 0
 
 

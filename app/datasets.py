@@ -128,7 +128,7 @@ def _copied(sources: Sequence[_Source], folder: Path) -> list[str]:
 
 
 def _safe_stem(stem: str) -> str:
-    plain = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")[:LONGEST_STEM]
+    plain = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")[:LONGEST_STEM].rstrip("-_")
     try:
         return safe_name(plain)
     except HomeError:

@@ -18,7 +18,7 @@ from PIL import Image
 from atelier.training.images import PictureError, open_picture, pixel_hash, sharpness
 from atelier.training.runs import write_text
 
-from . import words
+from . import phrases, words
 from .home import Home
 
 MOST_PICTURES = 200
@@ -95,7 +95,7 @@ def add_pictures(home: Home, files: Iterable[Path]) -> Iterator[Draft]:
     for file in files:
         usable = load_draft(home).usable
         if len(usable) >= MOST_PICTURES:
-            picture = DraftPicture(uuid4().hex, file.name, note=words.too_many_pictures(MOST_PICTURES))
+            picture = DraftPicture(uuid4().hex, file.name, note=phrases.too_many_pictures(MOST_PICTURES))
         else:
             picture = _take(home, file, {known.hash: known.name for known in usable})
         yield edit_draft(home, pictures=(*load_draft(home).pictures, picture))
@@ -127,7 +127,7 @@ def _take(home: Home, file: Path, known: dict[str, str]) -> DraftPicture:
         return DraftPicture(identity, file.name, note=str(error))
     pixels = pixel_hash(image)
     if pixels in known:
-        return DraftPicture(identity, file.name, note=words.duplicate(file.name, known[pixels]))
+        return DraftPicture(identity, file.name, note=phrases.duplicate(file.name, known[pixels]))
     kept = f"{identity}{file.suffix.lower()}"
     shutil.copyfile(file, _folder(home) / kept)
     thumb = image.copy()

@@ -20,7 +20,7 @@ KEPT_ADAPTERS = 8
 Part = tuple[Path, float]   # adapter file, strength
 
 
-class Abandoned(Exception):
+class AbandonedError(Exception):
     """Nobody waits for this drawing any more."""
 
 
@@ -66,7 +66,7 @@ class Engine:
 
         def on_step(done: int, of: int) -> None:
             if abandoned.is_set():
-                raise Abandoned
+                raise AbandonedError
             told.put((done, of))
 
         def work() -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import gradio as gr
 
 from atelier.training.runs import RunStatus
 
-from . import words
+from . import phrases, words
+from .address import address
 from .home import Home
-from .icons import MARK, PATHS, icon
+from .icons import PATHS
 from .jobs import list_runs
 from .panel import panel
 
@@ -23,56 +22,16 @@ PAGES = ("create", "studio", "library", "gallery", "jobs", "settings")
 POLL: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 RECENT_SECONDS = 600.0
 
-_TOP = f"""<header class="top"><a class="skip" href="#content">{words.SKIP}</a>
-<a class="brand" href="/" aria-label="{words.TO_START}"><svg class="mark" viewBox="0 0 24 24" aria-hidden="true">
-<path d="{MARK}"/></svg><span>Atelier</span></a>
-<nav aria-label="{words.PAGES}">{{{{#each value.pages}}}}<a href="{{{{this.href}}}}"
- {{{{#if this.here}}}}aria-current="page"{{{{/if}}}}><svg class="icon" viewBox="0 0 24 24" aria-hidden="true">
-<path d="{{{{this.icon}}}}"/></svg><span>{{{{this.title}}}}</span></a>{{{{/each}}}}</nav>
-<button type="button" class="theme" aria-label="{words.THEME}" title="{words.THEME}">{icon("theme")}</button></header>"""
-# The choice is kept by the browser; Gradio itself follows the system's theme, and an explicit ?__theme= wins.
-_TOP_SCRIPT = """
-document.title = props.value.title + ' · Atelier';
-document.documentElement.lang = 'en';
-const asked = new URLSearchParams(location.search).get('__theme');
-const kept = asked || localStorage.getItem('atelier-theme');
-if (kept) document.body.classList.toggle('dark', kept === 'dark');
-element.querySelector('.theme').addEventListener('click', () => {
-  const dark = document.body.classList.toggle('dark');
-  localStorage.setItem('atelier-theme', dark ? 'dark' : 'light');
-});"""
-
-_JOB = """{{#if value.name}}<a class="job job-{{value.state}}" href="{{value.href}}">
-<span class="dot" aria-hidden="true"></span><b>{{value.name}}</b><span class="job-say">{{value.say}}</span>
-<span class="job-left">{{value.left}}</span>
-<span class="job-bar" aria-hidden="true"><i style="width:{{value.percent}}%"></i></span></a>{{/if}}
-<span class="hear" role="status" aria-live="polite">{{value.news}}</span>"""
-
 
 def frame(home: Home, here: str) -> None:
     """Put the frame at the head of the page that is being built."""
     pages = [{"href": address(name), "title": words.TITLES[name], "icon": PATHS[name], "here": name == here}
              for name in PAGES]
     with gr.Row(elem_id="frame"):
-        panel(_TOP, {"pages": pages, "title": words.TITLES[here]}, script=_TOP_SCRIPT, elem_id="top")
-        bar = panel(_JOB, job_bar(home), elem_id="jobbar")
+        panel("top", {"pages": pages, "title": words.TITLES[here]})
+        bar = panel("job-bar", job_bar(home))
     timer = gr.Timer(2.0)
     timer.tick(lambda: job_bar(home), None, bar, **POLL)
-
-
-def address(page: str, **query: str) -> str:
-    """Path of a page, with a query."""
-    path = "/" if page == "create" else f"/{page}"
-    return path + ("?" + "&".join(f"{key}={quote(value)}" for key, value in query.items()) if query else "")
-
-
-def file_address(path: Path) -> str:
-    """Address of a file of the home that pages may show; it changes when the file does."""
-    try:
-        changed = path.stat().st_mtime_ns
-    except OSError:
-        changed = 0
-    return f"/gradio_api/file={quote(str(path))}?{changed}"
 
 
 def job_bar(home: Home) -> dict[str, Any]:
@@ -86,11 +45,11 @@ def job_bar(home: Home) -> dict[str, Any]:
 
 
 def _job(run: RunStatus) -> dict[str, Any]:
-    left = words.left(run.seconds_left) if run.seconds_left is not None else ""
+    left = phrases.left(run.seconds_left) if run.seconds_left is not None else ""
     done = run.state == "done"
     return {
         "name": run.name, "state": run.state, "left": left, "percent": percent(run),
-        "say": words.READY if done else f"{words.STATES[run.state]} {percent(run)}%" if run.step else words.STATES[run.state],
+        "say": words.READY if done else phrases.doing(words.STATES[run.state], percent(run)),
         "href": address("studio", adapter=run.name) if done else address("jobs", run=run.id),
         "news": f"{run.name}: {words.STATES[run.state]}",
     }
@@ -101,12 +60,9 @@ def percent(run: RunStatus) -> int:
     return 100 if run.state == "done" else 100 * run.step // max(1, run.of)
 
 
-_HEADING = """<div class="heading"><h1>{{value.title}}</h1><p>{{value.lead}}</p></div>"""
-
-
 def heading(title: str, lead: str) -> None:
     """Place a page's title and the one sentence under it."""
-    panel(_HEADING, {"title": title, "lead": lead}, elem_id="content")
+    panel("heading", {"title": title, "lead": lead}, elem_id="content")
 
 
 @contextmanager
@@ -118,4 +74,4 @@ def plainly() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise gr.Error(words.sorry(error), title=words.SORRY, print_exception=False) from error
+        raise gr.Error(phrases.sorry(error), title=words.SORRY, print_exception=False) from error

@@ -17,7 +17,6 @@ PATHS = {
     "warn": "M12 4l9 16H3zM12 10v4M12 17h.01",
     "download": "M12 4v11M7 10.5l5 5 5-5M5 20h14",
 }
-MARK = "M4 4h16v16H4zM4 14c4-6 7 3 16-5"
 
 
 def icon(name: str) -> str:

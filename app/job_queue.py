@@ -60,9 +60,9 @@ class Queue:
         """Put a message at the end, or ``soon``: before those that were put at the end."""
         self.huey.enqueue(self._train.s(run.id, act, priority=int(soon)))
 
-    def waiting(self) -> list[str]:
-        """Ids of the runs that wait, the next one first."""
-        return [task.args[0] for task in self.huey.pending() if not self.huey.is_revoked(task)]
+    def waiting(self) -> dict[str, Act]:
+        """What is to be done with the runs that wait, by their ids, the next one first."""
+        return {task.args[0]: Act(task.args[1]) for task in self.huey.pending() if not self.huey.is_revoked(task)}
 
     def drop(self, run: RunFolder) -> None:
         """Take back every message about a run."""

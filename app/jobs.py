@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 
@@ -132,21 +133,21 @@ def run_folders(home: Home) -> list[Path]:
     return sorted(path.parent for path in home.runs.glob("*/recipe.toml") if not path.parent.name.startswith("."))
 
 
-def _waiting(home: Home) -> list[str]:
+def _waiting(home: Home) -> dict[str, Act]:
     if not (home.state / "queue.sqlite").exists():
-        return []
+        return {}
     with open_queue(home) as queue:
         return queue.waiting()
 
 
-def read_status(run: RunFolder, waiting: Sequence[str] = ()) -> RunStatus:
-    """Read what a run says of itself, and add what only the queue knows: ``waiting`` are the runs in it, in order."""
+def read_status(run: RunFolder, waiting: Mapping[str, Act] = MappingProxyType({})) -> RunStatus:
+    """Read what a run says of itself, and add what only the queue knows: ``waiting`` is what is in it, in order."""
     if run.alive():
         result = _told(run.path)
         return replace(result, state="preparing", message="Starting") if result.state == "queued" else result
     result = replace(_remembered(run.path, *_version(run.path / "events.jsonl")))
-    if run.id in waiting:
-        result.state, result.message = "queued", f"Number {waiting.index(run.id) + 1} in the queue."
+    if run.id in waiting and (result.state == "queued" or waiting[run.id] == Act.RESUME):
+        result.state, result.message = "queued", f"Number {list(waiting).index(run.id) + 1} in the queue."
     return result
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from atelier.adapters.convert import ExportReport, export
-from atelier.adapters.files import data_hash, read_header
+from atelier.adapters.files import FileError, data_hash, read_header
 
 from .home import Home, HomeError, id_time, new_name, safe_name, time_id, writing
 
@@ -173,9 +173,8 @@ def _card(path: Path, modified: int, size: int) -> AdapterCard | Unreadable:
     # The time and size are arguments so that a changed file is read again.
     try:
         header = read_header(path)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "its header is damaged."
-        return Unreadable(path, reason)
+    except FileError as error:
+        return Unreadable(path, str(error))
     text = header.metadata
     thumbnail, pictures = text.get("modelspec.thumbnail", ""), text.get("atelier.pictures", "")
     return AdapterCard(

@@ -3,21 +3,24 @@
 A panel fills a template with a value. Gradio first lets Handlebars escape the value into the template, and then
 runs the *result* as a JavaScript template literal: text such as ``${…}`` that a person typed would be executed,
 although every angle bracket in it was escaped. Panels take that power away before the value leaves the server.
-No page may use ``gr.HTML`` itself, nor the unescaped forms ``{{{ }}}`` and ``${ }`` in a template.
+No page may use ``gr.HTML`` itself, and no template the unescaped forms ``{{{ }}}``, ``{{& }}`` and ``${ }``.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABCMeta
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.component_meta import ComponentMeta
 
-# A click on (or Enter in) anything with data-act tells Python which act it was, and on what.
-_REPORT = """element.addEventListener('click', e => { const b = e.target.closest('[data-act]');
-if (b && !b.disabled) { trigger('act', {act: b.dataset.act, id: b.dataset.id || ''}); } });"""
+from . import words
+from .icons import icon
 
+PANELS = Path(__file__).resolve().parent.parent / "assets" / "panels"
 
 def inert(value: Any) -> Any:
     """Escape what a JavaScript template literal would act on, in every text of a nested value.
@@ -41,17 +44,33 @@ _InertHTML: type[gr.HTML] = ABCMeta.__new__(
 )
 
 
-def panel(template: str, value: Any = None, *, script: str = "", elem_id: str) -> Any:
-    """Place a Handlebars template with a value of plain dicts, lists, texts and numbers.
+def panel(name: str, value: Any = None, *, elem_id: str = "") -> Any:
+    """Place the panel ``assets/panels/<name>.html`` with a value of plain dicts, lists, texts and numbers.
 
     Buttons in the template carry ``data-act`` and ``data-id``; listen with ``panel.act(fn, …)`` and read both
-    with :func:`acted`. ``script`` runs once in the browser, with ``element`` and ``props`` at hand.
+    with :func:`acted`. ``<name>.js`` beside the template, if there is one, runs once in the browser.
     """
-    assert not any(raw in template for raw in ("{{{", "{{&", "${")), template
+    script = PANELS / f"{name}.js"
+    scripts = [PANELS / "every.js", *([script] if script.exists() else [])]
     return _InertHTML(
-        value, html_template=template, js_on_load=_REPORT + script, apply_default_css=False, elem_id=elem_id,
-        container=False, padding=False,
+        value, html_template=template(name), js_on_load="\n".join(path.read_text(encoding="utf-8") for path in scripts),
+        apply_default_css=False, container=False, padding=False, elem_id=elem_id or name,
     )   # fmt: skip
+
+
+def template(name: str) -> str:
+    """A panel's Handlebars template, with what is ours filled in.
+
+    ``[[WORD]]`` is that word of words.py, ``[[icon name]]`` an icon, ``[[> name]]`` another template.
+    """
+    text = (PANELS / f"{name}.html").read_text(encoding="utf-8")
+    return re.sub(r"\[\[(> ?|icon )?([\w-]+)\]\]", _ours, text)
+
+
+def _ours(found: re.Match[str]) -> str:
+    if found[1] is None:
+        return escape(getattr(words, found[2]))
+    return icon(found[2]) if found[1].startswith("icon") else template(found[2])
 
 
 def acted(event: gr.EventData) -> tuple[str, str]:

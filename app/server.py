@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 import warnings
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from fastapi import FastAPI
 
-from . import words
+from . import phrases, words
 from .guard import guarded, is_loopback
 from .home import Home
 from .jobs import worker_alive
@@ -29,22 +29,27 @@ class ServeError(ValueError):
     """The server can't start; the message says why and what to do."""
 
 
-def serve(home: Home, host: str = "127.0.0.1", port: int = 0, worker: bool = True) -> None:
+def serve(
+    home: Home, host: str = "127.0.0.1", port: int = 0, worker: bool = True, browser: bool = False
+) -> None:
     """Serve the web app until interrupted. Port 0 takes the first free one from 7860 on.
 
-    With ``worker`` a worker process is started too, unless one is at work on this home already.
+    With ``worker`` a worker process is started too, unless one is at work on this home already. With ``browser``
+    the page is shown, where there is a desktop to show it on.
 
     Raises:
         ServeError: the port is taken, or the host is reachable from other machines and there is no password.
     """
     password = os.environ.get("ATELIER_PASSWORD", "")
     if not is_loopback(host) and not password:
-        raise ServeError(words.needs_password(host))
+        raise ServeError(phrases.needs_password(host))
     listener = bind(host, port)
     with listener, _worker(home, worker):
         app = application(home, host, password)
-        sys.stdout.write(words.served_at(host, listener.getsockname()[1]) + "\n")
+        sys.stdout.write(phrases.served_at(host, listener.getsockname()[1]) + "\n")
         sys.stdout.flush()
+        if browser:
+            _show(listener.getsockname()[1])
         _run(app, listener)
 
 
@@ -65,7 +70,7 @@ def bind(host: str, port: int) -> socket.socket:
             listener.close()
             taken = isinstance(error, PermissionError) or error.errno == 98
             if not taken or port:
-                raise ServeError(words.cannot_listen(host, candidate, error.strerror or str(error))) from None
+                raise ServeError(phrases.cannot_listen(host, candidate, error.strerror or str(error))) from None
     raise AssertionError("port 0 is never taken")
 
 
@@ -85,9 +90,9 @@ def application(home: Home, host: str, password: str = "") -> FastAPI:
 
     from .engine import Engine
     from .studio import build
-    from .theme import FAVICON, STYLE_SHEETS, colours, make_theme
+    from .theme import FAVICON, FONT, STYLE_SHEETS, colours, make_theme
 
-    gr.set_static_paths([home.gallery, home.runs])
+    gr.set_static_paths([home.gallery, home.runs, FONT])
     # Gradio says this whenever an app has several pages, although the mode is off.
     warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)
     secrets = [str(path) for path in (home.state / "queue.sqlite", home.state / "draft", home.trash)]
@@ -98,6 +103,12 @@ def application(home: Home, host: str, password: str = "") -> FastAPI:
         auth=(lambda user, given: _knows(user, given, password)) if password else None,
         auth_message=words.SIGN_IN,
     )   # fmt: skip
+
+
+def _show(port: int) -> None:
+    """Open the page in the desktop's browser. Without a desktop Python may find a text browser: not wanted here."""
+    if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(f"http://127.0.0.1:{port}")   # it waits at the listening port until the app answers
 
 
 def _knows(user: str, given: str, password: str) -> bool:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gradio as gr
 
 from . import words
+from .address import address
 from .engine import Engine
-from .frame import address, frame
+from .frame import frame
 from .home import Home
 from .pages import create, gallery, jobs, library, settings, studio
 
 
 def build(home: Home, engine: Engine) -> gr.Blocks:
     """Assemble the app over a home and the engine that draws for it."""
-    with gr.Blocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        with page(home, "create"):
-            create.build(demo, home)
+    blocks = gr.Blocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
+    with blocks as demo, page(home, "create"):
+        create.build(demo, home)
     with demo.route(words.TITLES["studio"], address("studio")), page(home, "studio"):
         studio.build(demo, home, engine)
     with demo.route(words.TITLES["library"], address("library")), page(home, "library"):

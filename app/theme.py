@@ -12,9 +12,14 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils import fonts, sizes
 
+from . import words
+from .address import file_address
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 STYLE_SHEETS = [ASSETS / "css" / name for name in ("frame.css", "parts.css", "controls.css", "pages.css")]
 FAVICON = ASSETS / "icons" / "atelier.png"
+FACE = "Bricolage Grotesque"
+FONT = ASSETS / "fonts" / "bricolage-grotesque.woff2"   # variable, weights 200–800; licence beside it
 
 # job → (light, dark)
 PALETTE: dict[str, tuple[str, str]] = {
@@ -66,7 +71,8 @@ _DRESS = {
     "button_cancel_background_fill": "card", "button_cancel_background_fill_hover": "bad-soft",
     "button_cancel_border_color": "bad", "button_cancel_border_color_hover": "bad",
     "button_cancel_text_color": "bad", "button_cancel_text_color_hover": "bad",
-    "error_background_fill": "bad-soft", "error_border_color": "bad", "error_text_color": "bad", "error_icon_color": "bad",
+    "error_background_fill": "bad-soft", "error_border_color": "bad", "error_text_color": "bad",
+    "error_icon_color": "bad",
     "table_border_color": "line", "table_even_background_fill": "card", "table_odd_background_fill": "card",
     "table_row_focus": "accent-soft", "table_text_color": "ink", "stat_background_fill": "accent",
 }
@@ -89,15 +95,14 @@ _PLAIN = {
 
 
 def make_theme() -> gr.themes.Base:
-    """Dress Gradio's own parts. Fonts come with Gradio, so no page asks another site for one."""
+    """Dress Gradio's own parts. No font comes from another site."""
     theme = gr.themes.Base(
         primary_hue=gr.themes.colors.emerald,
         neutral_hue=gr.themes.colors.stone,
         spacing_size=sizes.spacing_md,
         radius_size=sizes.radius_lg,
-        # Lora is for titles: naming it here makes Gradio serve it; the style sheets ask for it by name.
-        font=[fonts.LocalFont("IBM Plex Sans", (400, 600)), fonts.LocalFont("Lora", (400, 600)), "sans-serif"],
-        font_mono=[fonts.LocalFont("IBM Plex Mono", (400, 500)), "ui-monospace", "monospace"],
+        font=[fonts.Font(FACE), "ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=[fonts.LocalFont("IBM Plex Mono", (400,)), "ui-monospace", "monospace"],
     )
     values = {name: f"var(--{job})" for name, job in _DRESS.items()} | _PLAIN
     dark = {f"{name}_dark": value for name, value in values.items() if hasattr(theme, f"{name}_dark")}
@@ -106,7 +111,11 @@ def make_theme() -> gr.themes.Base:
 
 
 def colours() -> str:
-    """The palette as CSS: custom properties of the page, and their other values in the dark theme."""
+    """The palette as CSS, and the typeface: custom properties of the page, and their other values in the dark theme."""
     light = "".join(f"--{job}:{pair[0]};" for job, pair in PALETTE.items())
     dark = "".join(f"--{job}:{pair[1]};" for job, pair in PALETTE.items())
-    return f":root{{{light}}}\n.dark{{{dark}}}"
+    face = f"@font-face{{font-family:'{FACE}';font-weight:200 800;font-display:swap;" \
+           f"src:url('{file_address(FONT)}') format('woff2')}}"
+    # Gradio's drop zone has its own text; the style sheet puts this in its place.
+    light += f"--say-drop:'{words.DROP}';"
+    return f":root{{{light}}}\n.dark{{{dark}}}\n{face}"

@@ -1,9 +1,6 @@
-"""Every sentence a person can read in the web app. One place, so that they all sound alike."""
+"""Every word the web app says, in one place so that it all sounds alike; sentences with a value in them: phrases.py."""
 
 from __future__ import annotations
-
-from datetime import datetime
-from html import escape
 
 # --- the frame
 SKIP = "Skip to content"
@@ -20,23 +17,6 @@ STATES = {
     "queued": "waiting", "preparing": "preparing", "training": "learning", "paused": "paused",
     "interrupted": "interrupted", "stopped": "stopped", "failed": "failed", "done": "done",
 }
-
-
-def left(seconds: float) -> str:
-    """Time left, as a person would say it.
-
-    >>> left(42), left(330)
-    ('42 s left', '6 min left')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
-
-
-def sorry(error: Exception) -> str:
-    """An error's message as Gradio wants it: it would read angle brackets as HTML."""
-    return escape(str(error))
-
 
 # --- Create
 CREATE_TITLE = "Teach it something new"
@@ -64,55 +44,8 @@ NO_NAME = "It has no name yet. Give it one, such as 'fox'."
 ADAPTER_SETTINGS = "Adapter"
 TRAINING_SETTINGS = "Training"
 
-
-def too_many_pictures(most: int) -> str:
-    """Said on each picture beyond the limit."""
-    return f"not taken: {most} pictures are the most"
-
-
-def duplicate(name: str, other: str) -> str:
-    """Said on a picture that was dropped before."""
-    return f"{name} shows the same picture as {other}, so it is used once."
-
-
-def picture_count(usable: int, refused: int) -> str:
-    """Under the dropped pictures.
-
-    >>> picture_count(5, 1)
-    '5 pictures to learn from, 1 not used'
-    """
-    if not usable and not refused:
-        return ""
-    text = f"{usable} picture{'' if usable == 1 else 's'} to learn from"
-    return f"{text}, {refused} not used" if refused else text
-
-
-def expert_changes(count: int) -> str:
-    """How far the settings are from the preset."""
-    return EXPERT_SAME if not count else f"{count} setting{'' if count == 1 else 's'} changed from the preset."
-
-
 # --- the server
 SIGN_IN = "The user is atelier; the password is what ATELIER_PASSWORD was set to when the server was started."
-
-
-def needs_password(host: str) -> str:
-    """Why a server is not opened to the network."""
-    return (f"With --host {host} other machines could reach Atelier, so it needs a password. "
-            f"Set one in the environment variable ATELIER_PASSWORD, or leave --host away to serve this machine alone.")
-
-
-def cannot_listen(host: str, port: int, reason: str) -> str:
-    """Why a port could not be taken."""
-    return (f"Atelier can't listen on {host}, port {port}: {reason}. Choose another port with --port, "
-            f"or leave --port away to take the first free one.")
-
-
-def served_at(host: str, port: int) -> str:
-    """The line that tells where the Studio is."""
-    shown = "127.0.0.1" if host == "0.0.0.0" else host
-    return f"Atelier is open at http://{shown}:{port}  (stop it with Ctrl+C)"
-
 
 # --- Jobs
 JOBS_TITLE = "Jobs"
@@ -141,33 +74,6 @@ TRYING = "It draws at the next step; the picture appears among the previews."
 NO_PROMPT = "There is no prompt yet. Say what the picture shows."
 GONE = "No such job"
 
-
-def moment(time: datetime) -> str:
-    """A time of this machine, short."""
-    return f"{time.day} {time:%b, %H:%M}"
-
-
-def run_about(step: int, of: int, started: datetime | None) -> str:
-    """Under a run's name in the list."""
-    steps = f"{step} of {of} steps"
-    return f"{steps} · {moment(started)}" if started else steps
-
-
-def recipe(kind: str, subject: str, started: datetime | None) -> str:
-    """Under a run's name on its own page."""
-    return f"{kind} · {subject} · {moment(started)}" if started else f"{kind} · {subject}"
-
-
-def preview(step: int, prompt: str) -> str:
-    """Under a preview."""
-    return f"Step {step}: {prompt}"
-
-
-def chart(loss: float, step: int) -> str:
-    """The loss chart for those who can't see it."""
-    return f"Loss at step {step}: {loss:.4g}"
-
-
 # --- Library
 LIBRARY_TITLE = "Library"
 LIBRARY_LEAD = "Everything you have taught."
@@ -192,35 +98,6 @@ PRECISION = "Precision"
 PRECISIONS = {"fp16": "fp16: half the size", "bf16": "bf16: half the size, coarser", "fp32": "fp32: every digit"}
 KIND, WHAT_IT_IS, BASE, LEARNED_FROM, SIZE, MADE = "Kind", "What it is", "Base model", "Learned from", "Size", "Made"
 
-
-def unreadable(name: str, reason: str) -> str:
-    """Said of a file among the adapters that can't be opened."""
-    return f"{name} is passed over: {reason}"
-
-
-def size(count: int) -> str:
-    """Bytes for people.
-
-    >>> size(312_400), size(18_900_000)
-    ('312 KB', '18.9 MB')
-    """
-    if count < 1e6:
-        return f"{count / 1e3:.0f} KB"
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
-
-
-def pictures(count: int) -> str:
-    """A number of pictures; nothing when it is unknown."""
-    return f"{count} picture{'' if count == 1 else 's'}" if count else ""
-
-
-def exported(count: int, layers: int, rank: int, exact: bool, error: float) -> str:
-    """What an export holds, and how true it is."""
-    truth = "exact" if exact else f"approximate: at most {error:.1%} off in any layer"
-    inner = f", rank {rank}" if rank else ""
-    return f"{size(count)}, {layers} layers{inner}, {truth}; the file was read back and compared."
-
-
 # --- Studio
 STUDIO_TITLE = "Studio"
 STUDIO_LEAD = "Say what to draw, and how strongly each thing you taught takes part."
@@ -236,22 +113,6 @@ DRAW = "Draw"
 LIVE = "Draw again while a slider moves"
 MORE = "Size, steps and more"
 EASEL_EMPTY = "Your pictures appear here."
-
-
-def too_many_adapters(most: int) -> str:
-    """Said when one more is taken up."""
-    return f"{most} adapters at once are the most. Put one back first."
-
-
-def missing(names: list[str]) -> str:
-    """Said when a picture was drawn with adapters that are gone."""
-    return f"Not in your library any more: {', '.join(names)}. The picture would come out different."
-
-
-def drawing(done: int, of: int) -> str:
-    """While it draws."""
-    return f"Step {done} of {of}" if done else "Getting ready"
-
 
 # --- Gallery
 GALLERY_TITLE = "Gallery"
@@ -286,7 +147,3 @@ LICENCES = {
     "Lora, IBM Plex (fonts)": "SIL Open Font License 1.1",
 }
 
-
-def processor(count: int) -> str:
-    """A machine without a graphics card."""
-    return f"processor, {count} cores"

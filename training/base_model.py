@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from .config import EMBEDDED
@@ -21,6 +23,8 @@ from .config import EMBEDDED
 EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "base"
 # The width of the text features the cross-attention reads tells the families apart.
 _FAMILIES = {192: "embedded", 768: "sd1", 1024: "sd2"}
+_UNET_ENTRIES = ("cross_attention_dim", "in_channels", "sample_size", "block_out_channels")
+_VAE_ENTRIES = ("latent_channels", "block_out_channels")
 _UNSAFE = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -55,12 +59,13 @@ def identify(base: str) -> BaseInfo:
     index = _read_json(folder / "model_index.json", base)
     if index.get("_class_name") != "StableDiffusionPipeline":
         raise BaseError(f"{base} holds a {index.get('_class_name')}; Atelier needs a StableDiffusionPipeline.")
-    unet = _read_json(folder / "unet" / "config.json", base)
-    vae = _read_json(folder / "vae" / "config.json", base)
+    unet = _read_json(folder / "unet" / "config.json", base, *_UNET_ENTRIES)
+    vae = _read_json(folder / "vae" / "config.json", base, *_VAE_ENTRIES)
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", base)
-    family = _FAMILIES.get(unet.get("cross_attention_dim", 0))
+    width = unet["cross_attention_dim"]
+    family = _FAMILIES.get(width) if isinstance(width, int) else None
     if family is None:
-        raise BaseError(f"{base}: text features of width {unet.get('cross_attention_dim')} fit no family Atelier knows.")
+        raise BaseError(f"{base} reads text features of width {width}, which fits no family that Atelier knows.")
     if unet["in_channels"] != vae["latent_channels"]:
         raise BaseError(f"{base} is an inpainting or depth model ({unet['in_channels']} input channels); "
                         f"use the plain text-to-image model of the same family.")
@@ -98,23 +103,27 @@ def _folder(base: str) -> Path:
 def _hub_folder(base: str) -> Path:
     """Fetch a hub model into the usual cache, safetensors and configurations only."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*model*.safetensors"]
     try:
         return Path(snapshot_download(base, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, OSError) as error:   # its errors of network, access and cache are all OSErrors
         reason = str(error).splitlines()[0]
         raise BaseError(f"{base} is neither a folder here nor a model that could be fetched from the hub "
                         f"({reason}). Check the spelling, the network, and HF_TOKEN for gated models.") from None
 
 
-def _read_json(path: Path, base: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise BaseError(f"{base} is not a base model: it has no readable {path.parent.name}/{path.name}. "
-                        f"A diffusers folder has model_index.json, unet/, vae/, text_encoder/ and tokenizer/.") from None
+def _read_json(path: Path, base: str, *needed: str) -> dict[str, Any]:
+    """Read a configuration file that has the ``needed`` entries."""
+    with suppress(OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and all(name in values for name in needed):
+            return values
+    raise BaseError(
+        f"{base} is not a base model: it has no readable {path.name} where a diffusers folder has one. "
+        f"Such a folder holds model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."
+    )
 
 
 def _words(folder: Path) -> dict[str, Any]:
@@ -178,18 +187,26 @@ def load(base: str, device: torch.device | str | None = None, dtype: torch.dtype
     place = torch.device(device) if device else best_device()
     kind = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
-    common: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
     try:
-        unet = UNet2DConditionModel.from_pretrained(info.folder / "unet", torch_dtype=kind, **common)
-        vae = AutoencoderKL.from_pretrained(info.folder / "vae", torch_dtype=torch.float32, **common)
-        text_encoder = CLIPTextModel.from_pretrained(info.folder / "text_encoder", dtype=kind, **common)
+        unet = _part(UNet2DConditionModel, info.folder / "unet", place, torch_dtype=kind)
+        vae = _part(AutoencoderKL, info.folder / "vae", place, torch_dtype=torch.float32)
+        text_encoder = _part(CLIPTextModel, info.folder / "text_encoder", place, dtype=kind)
         tokenizer = CLIPTokenizer.from_pretrained(info.folder / "tokenizer", local_files_only=True)
-        scheduler = DDIMScheduler.from_pretrained(info.folder / "scheduler")
-    except (OSError, ValueError, RuntimeError) as error:
+        # Some files do not mention clipping, and DDIM's own habit, made for pixels, would cut latents off.
+        scheduler = DDIMScheduler.from_pretrained(info.folder / "scheduler", clip_sample=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
-    for model in (unet, vae, text_encoder):
-        model.to(place).eval().requires_grad_(False)
     return BaseModel(info, unet, vae, text_encoder, tokenizer, scheduler)
+
+
+def _part(kind: Any, folder: Path, device: torch.device, **dtype: torch.dtype) -> Any:
+    """Load one part, frozen. The libraries fill missing weights with random numbers, which nobody wants to find out."""
+    part, found = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **dtype
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{len(missing)} weights of {folder.name} are missing, such as {missing[0]}")
+    return part.to(device).eval().requires_grad_(False)
 
 
 def best_device() -> torch.device:

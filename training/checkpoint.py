@@ -55,7 +55,7 @@ def read_newest(folder: Path) -> State | None:
     for path in reversed(_complete(folder)):
         try:
             return _read(path)
-        except Exception:   # noqa: BLE001: whatever is wrong with this one, the one before may be good
+        except Exception:   # whatever is wrong with this one, the one before may be good
             continue
     return None
 

@@ -83,7 +83,10 @@ class TrainConfig(Settings):
         options = kind_named(str(values.get("kind", "lora"))).settings
         option_hints = {f.name: get_type_hints(options)[f.name] for f in fields(options)}
         own: dict[str, Any] = {}
-        adapter: dict[str, Any] = dict(values.get("adapter") or {})
+        table = values.get("adapter") or {}
+        if not isinstance(table, Mapping):
+            raise SettingError(f"adapter is {table!r}, but it must be a table of the adapter kind's options.")
+        adapter: dict[str, Any] = dict(table)
         for name, value in values.items():
             if name in option_hints:
                 adapter[name] = convert(name, option_hints[name], value)

@@ -95,7 +95,7 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
 
     def preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:
         prompts = [prompt] if prompt else preview_prompts(model, config)
-        return [_preview(model, config, weights, step, i, text, folder) for i, text in enumerate(prompts)]
+        return [_preview(model, weights, step, i, prompt, folder) for i, prompt in enumerate(prompts)]
 
     return Recipe(adapters, lambda: mounted(model.models(), Mix(((adapters, 1.0),))), microstep, validate, preview)
 
@@ -109,7 +109,7 @@ def preview_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
 
 
 def _preview(
-    model: BaseModel, config: TrainConfig, weights: AdapterSet, step: int, number: int, prompt: str, folder: Path
+    model: BaseModel, weights: AdapterSet, step: int, number: int, prompt: str, folder: Path
 ) -> Previewed:
     picture = draw(model, DrawRequest(prompt=prompt, seed=PREVIEW_SEED), Mix(((weights, 1.0),)))[0]
     path = folder / "previews" / f"{step:06d}-{number}.png"

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from atelier.training.foundation_data import Pictures, load, read_prompts
-from atelier.training.foundation_state import Schedule, Trainee
+from atelier.training.foundation_state import Schedule, Stepped, Trainee
 from atelier.training.foundation_text import train_tokenizer
 from atelier.training.foundation_unet import (
     Parts,
-    Stepped,
     caption_writer,
     new_scheduler,
     new_text_encoder,
@@ -66,9 +66,7 @@ def follow(events: Iterable[Stepped], trainee: Trainee, folder: Path, every: flo
     trainee.save(folder / "checkpoint.pt")
 
 
-def autoencoder_stage(
-    folder: Path, pictures: Pictures, words: dict[str, Any], options: argparse.Namespace
-) -> None:
+def autoencoder_stage(folder: Path, pictures: Pictures, words: dict[str, Any], options: argparse.Namespace) -> None:
     """Train the autoencoder on every object that is not held out, normalise its latents, write folder/vae."""
     learnt = pictures.indices([name for name in pictures.names if name not in set(words["held_out"])])
     styles = len(words["styles"])
@@ -91,14 +89,12 @@ def autoencoder_stage(
     best.save_pretrained(folder / "vae")
 
 
-def untrained_parts(
-    run: Path, pictures: Pictures, words: dict[str, Any], options: argparse.Namespace
-) -> Parts:
+def untrained_parts(run: Path, pictures: Pictures, words: dict[str, Any], options: argparse.Namespace) -> Parts:
     """Tokenizer and autoencoder of this run, trained first if need be, with an untrained UNet and text encoder."""
     if not (run / "tokenizer").exists():
-        train_tokenizer(
-            pictures, [*words["styles"], *words["held_out_styles"], *words["backgrounds"]]
-        ).save_pretrained(run / "tokenizer")
+        train_tokenizer(pictures, [*words["styles"], *words["held_out_styles"], *words["backgrounds"]]).save_pretrained(
+            run / "tokenizer"
+        )
     if not (run / "autoencoder" / "vae").exists():
         (run / "autoencoder").mkdir(parents=True, exist_ok=True)
         autoencoder_stage(run / "autoencoder", pictures, words, options)
@@ -111,9 +107,7 @@ def untrained_parts(
 def trained_parts(folder: Path) -> Parts:
     """The parts of a pipeline folder, in single precision."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
-    return Parts(
-        pipeline.tokenizer, pipeline.text_encoder.float(), pipeline.vae.float(), pipeline.unet.float()
-    )
+    return Parts(pipeline.tokenizer, pipeline.text_encoder.float(), pipeline.vae.float(), pipeline.unet.float())
 
 
 def latents_stage(
@@ -124,9 +118,7 @@ def latents_stage(
         concepts = pictures.indices(words["concepts"])
         vae = parts.vae.to(options.device)
         torch.save(
-            astuple(
-                cache_latents(vae, pictures, concepts, len(words["styles"]), options.views, options.seed)
-            ),
+            astuple(cache_latents(vae, pictures, concepts, len(words["styles"]), options.views, options.seed)),
             path,
         )
     return Latents(*torch.load(path, weights_only=True))
@@ -147,9 +139,7 @@ def export(parts: Parts, trainee: Trainee, out: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.to("cpu", torch.float16).save_pretrained(out)
-    for config in out.glob(
-        "*/config.json"
-    ):  # diffusers notes where it read a part from; nobody else has that folder
+    for config in out.glob("*/config.json"):  # diffusers notes where it read a part from; nobody else has that folder
         kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
         config.write_text(json.dumps(kept, indent=2) + "\n")
 
@@ -165,9 +155,7 @@ def build(options: argparse.Namespace) -> None:
     parts.text_encoder.to(options.device).train()
     if options.device == "cpu":
         parts.unet.set_attn_processor(AttnProcessor())  # a third faster than the fused one at this size
-    trainee = Trainee(
-        {"unet": parts.unet, "text_encoder": parts.text_encoder}, decay=0.998, weight_decay=0.01
-    )
+    trainee = Trainee({"unet": parts.unet, "text_encoder": parts.text_encoder}, decay=0.998, weight_decay=0.01)
     if (run / "checkpoint.pt").exists():
         trainee.restore(run / "checkpoint.pt")
     schedule = Schedule(lr=options.lr, steps=options.steps, seconds=options.seconds, hold=options.hold)
@@ -179,24 +167,14 @@ def build(options: argparse.Namespace) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; without --steps or --seconds, the hour-long run that made the first base."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/base"), help="pictures and runs (default: build/base)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/base"), help="pictures and runs (default: build/base)")
     parser.add_argument("--run", default="run", help="this run's folder inside the work folder")
-    parser.add_argument(
-        "--from", dest="start", type=Path, help="continue from this pipeline instead of from nothing"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="pipeline folder to write (default: pipeline/ in the run's folder)"
-    )
+    parser.add_argument("--from", dest="start", type=Path, help="continue from this pipeline instead of from nothing")
+    parser.add_argument("--out", type=Path, help="pipeline folder to write (default: pipeline/ in the run's folder)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=0, help="steps of UNet and text encoder (default: 9000)")
-    length.add_argument(
-        "--seconds", type=float, default=0.0, help="or train this long, learning rate by the clock"
-    )
+    length.add_argument("--seconds", type=float, default=0.0, help="or train this long, learning rate by the clock")
     parser.add_argument("--autoencoder-steps", type=int, default=4000)
     parser.add_argument("--views", type=int, default=32, help="cached views of each picture")
     parser.add_argument("--batch", type=int, default=48)

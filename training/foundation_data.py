@@ -44,12 +44,8 @@ class PictureSet:
 
 
 PICTURE_SETS = (
-    PictureSet(
-        style="3d", package="@lobehub/fluent-emoji-3d", version="1.1.0", folder="assets", suffix=".webp"
-    ),
-    PictureSet(
-        style="flat", package="@lobehub/fluent-emoji-flat", version="1.1.0", folder="assets", suffix=".svg"
-    ),
+    PictureSet(style="3d", package="@lobehub/fluent-emoji-3d", version="1.1.0", folder="assets", suffix=".webp"),
+    PictureSet(style="flat", package="@lobehub/fluent-emoji-flat", version="1.1.0", folder="assets", suffix=".svg"),
     PictureSet(
         style="glossy",
         package="emoji-datasource-google",
@@ -143,9 +139,7 @@ def read_concepts(store: Path) -> tuple[Concept, ...]:
     """The named objects of emojibase, things only."""
     records = json.loads((fetch(*NAMES_PACKAGE, store) / "en" / "data.json").read_text(encoding="utf-8"))
     return tuple(
-        Concept(
-            plain_words(item["label"]), hexcode_key(item["hexcode"]), tuple(map(plain_words, item["tags"]))
-        )
+        Concept(plain_words(item["label"]), hexcode_key(item["hexcode"]), tuple(map(plain_words, item["tags"])))
         for item in records
         if item.get("group") in EMOJI_GROUPS
     )
@@ -194,15 +188,10 @@ def render(store: Path) -> Pictures:
     """Draw every object that all sets have, at 64×64 (about a minute)."""
     sources = {pictures.style: picture_sources(pictures, store) for pictures in PICTURE_SETS}
     concepts = tuple(
-        concept
-        for concept in read_concepts(store)
-        if all(concept.hexcode in found for found in sources.values())
+        concept for concept in read_concepts(store) if all(concept.hexcode in found for found in sources.values())
     )
     rgba = np.stack(
-        [
-            np.stack([np.asarray(draw(found[concept.hexcode])) for concept in concepts])
-            for found in sources.values()
-        ]
+        [np.stack([np.asarray(draw(found[concept.hexcode])) for concept in concepts]) for found in sources.values()]
     )
     return Pictures(tuple(sources), concepts, rgba)
 
@@ -236,12 +225,8 @@ def read_prompts(path: Path = PROMPTS) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fetch and draw the pictures; with --examples also write the example folders."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/base"), help="work folder (default: build/base)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/base"), help="work folder (default: build/base)")
     parser.add_argument("--examples", type=Path, help="write the example pictures into this folder")
     options = parser.parse_args(arguments)
     store = options.out / "npm"

@@ -36,9 +36,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if (self.steps > 0) == (self.seconds > 0):
-            raise ValueError(
-                f"give either steps or seconds, not steps={self.steps} and seconds={self.seconds}"
-            )
+            raise ValueError(f"give either steps or seconds, not steps={self.steps} and seconds={self.seconds}")
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the run that is done, 0 … 1 and beyond."""
@@ -56,6 +54,16 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One finished step: its number, loss, learning rate and the training time so far."""
+
+    step: int
+    loss: float
+    lr: float
+    seconds: float
+
+
 class Trainee:
     """Modules, AdamW over all their parameters and an exponential moving average of them.
 
@@ -65,9 +73,7 @@ class Trainee:
     def __init__(self, modules: Mapping[str, nn.Module], *, decay: float, weight_decay: float) -> None:
         self.modules = dict(modules)
         self.parameters = [parameter for module in modules.values() for parameter in module.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.decay = decay
         self.step = 0
@@ -84,7 +90,9 @@ class Trainee:
         self.optimizer.step()
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))  # a young average must forget faster
-        torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
+        with torch.no_grad():
+            for average, parameter in zip(self.average, self.parameters, strict=True):
+                average.lerp_(parameter, 1 - decay)
         now = time.monotonic()
         self.seconds += now - self._clock
         self._clock = now

@@ -57,9 +57,7 @@ def caption(name: str, style: str, background: str = "white") -> str:
     return FORMS[0][1].format(style=style, an=article(name), name=name, behind=behind(background))
 
 
-def varied_caption(
-    names: Sequence[str], style: str, background: str, drop: float, dice: random.Random
-) -> str:
+def varied_caption(names: Sequence[str], style: str, background: str, drop: float, dice: random.Random) -> str:
     """One of the ways to say what is in the picture; empty in a share `drop` of the cases, for guidance.
 
     `names` are the names of one object; the first, its official one, is as likely as all others together.
@@ -103,9 +101,7 @@ def clip_tokenizer(tokenizer: Tokenizer, alphabet: Iterable[str]) -> CLIPTokeniz
     """The trained merges as a CLIPTokenizer that can spell any text: every byte, alone and at a word's end."""
     model = json.loads(tokenizer.to_str())["model"]
     vocabulary: dict[str, int] = dict(model["vocab"])
-    merges = [
-        tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]
-    ]
+    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
     symbols = [symbol for byte in sorted(alphabet) for symbol in (byte, f"{byte}</w>")]
     for symbol in (*symbols, "<|startoftext|>", "<|endoftext|>"):
         vocabulary.setdefault(symbol, len(vocabulary))

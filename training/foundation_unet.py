@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from atelier.training.foundation_data import SIDE, Pictures
-from atelier.training.foundation_state import Schedule, Trainee, step_generator
+from atelier.training.foundation_state import Schedule, Stepped, Trainee, step_generator
 from atelier.training.foundation_text import TOKENS, token_ids, varied_caption
 from atelier.training.foundation_vae import LATENT_CHANNELS, Latents
 from atelier.training.foundation_views import COLOURS
@@ -36,16 +38,6 @@ class Parts:
     text_encoder: CLIPTextModel
     vae: AutoencoderKL
     unet: UNet2DConditionModel
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """One finished step: its number, loss, learning rate and the training time so far."""
-
-    step: int
-    loss: float
-    lr: float
-    seconds: float
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -101,9 +93,7 @@ def batch_of(step: int, size: int, count: int, seed: int) -> Tensor:
     return order[place * size : (place + 1) * size]
 
 
-def velocity_loss(
-    parts: Parts, scheduler: DDIMScheduler, z: Tensor, ids: Tensor, random: torch.Generator
-) -> Tensor:
+def velocity_loss(parts: Parts, scheduler: DDIMScheduler, z: Tensor, ids: Tensor, random: torch.Generator) -> Tensor:
     """Mean squared error of the predicted velocity at one random timestep per view; `z` [B, 8, 16, 16]."""
     timesteps = torch.randint(0, len(scheduler.alphas_cumprod), (len(z),), generator=random).to(z.device)
     noise = torch.randn(z.shape, generator=random).to(z.device)
@@ -139,9 +129,7 @@ def train_unet(
         yield Stepped(trainee.step, float(loss.detach()), lr, trainee.seconds)
 
 
-def caption_writer(
-    tokenizer: CLIPTokenizer, latents: Latents, pictures: Pictures, words: dict[str, Any]
-) -> Writer:
+def caption_writer(tokenizer: CLIPTokenizer, latents: Latents, pictures: Pictures, words: dict[str, Any]) -> Writer:
     """Captions for cached views, worded anew each time; the same step always gets the same words."""
     names = [[name] for name in pictures.names]
     for everyday, official in words["also"].items():

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atelier.training.foundation_data import Pictures
-from atelier.training.foundation_state import Schedule, Trainee, step_generator
+from atelier.training.foundation_state import Schedule, Stepped, Trainee, step_generator
 from atelier.training.foundation_views import (
     COLOURS,
     Placement,
@@ -60,9 +60,7 @@ def new_autoencoder() -> AutoencoderKL:
     )
 
 
-def varied_pixels(
-    pictures: Pictures, styles: int, concepts: np.ndarray, count: int, random: torch.Generator
-) -> Tensor:
+def varied_pixels(pictures: Pictures, styles: int, concepts: np.ndarray, count: int, random: torch.Generator) -> Tensor:
     """A batch to reconstruct, [count, 3, 64, 64] in −1 … 1: any background, and colours no emoji has.
 
     A tenth is grey, a twelfth black and white, a tenth has its channels exchanged: the autoencoder must also
@@ -97,9 +95,10 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 def reconstruction_loss(autoencoder: AutoencoderKL, pixels: Tensor, random: torch.Generator) -> Tensor:
     """L1 + ½ gradient L1 + SSIM, with a feather's weight on small latents and a fixed variance."""
-    posterior = autoencoder.encode(pixels).latent_dist
+    (posterior,) = autoencoder.encode(pixels, return_dict=False)
     noise = torch.randn(posterior.mean.shape, generator=random).to(pixels.device)
-    error = autoencoder.decode(posterior.mean + LATENT_NOISE * noise).sample - pixels
+    (decoded,) = autoencoder.decode(posterior.mean + LATENT_NOISE * noise, return_dict=False)
+    error = decoded - pixels
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     likeness = structural_similarity((pixels + error) / 2 + 0.5, pixels / 2 + 0.5).mean()
     penalty = 0.5 * posterior.mean.square().mean() + 0.01 * (posterior.logvar + 5).square().mean()
@@ -108,8 +107,8 @@ def reconstruction_loss(autoencoder: AutoencoderKL, pixels: Tensor, random: torc
 
 def train_autoencoder(
     trainee: Trainee, pictures: Pictures, concepts: np.ndarray, styles: int, schedule: Schedule, seed: int
-) -> Iterator[float]:
-    """Train until the schedule ends; yields the loss of each step.
+) -> Iterator[Stepped]:
+    """Train until the schedule ends; yields every step.
 
     The error stays at 17–19 dB for minutes and improves only as the learning rate falls: do not stop early.
     """
@@ -120,8 +119,9 @@ def train_autoencoder(
         pixels = varied_pixels(pictures, styles, concepts, 16 if progress < 0.7 else 32, random)
         pixels = pixels.to(autoencoder.device, memory_format=torch.channels_last)
         loss = reconstruction_loss(autoencoder, pixels, random)
-        trainee.update(loss, schedule.rate(trainee.step, trainee.seconds))
-        yield float(loss.detach())
+        lr = schedule.rate(trainee.step, trainee.seconds)
+        trainee.update(loss, lr)
+        yield Stepped(trainee.step, float(loss.detach()), lr, trainee.seconds)
 
 
 @torch.no_grad()
@@ -132,6 +132,7 @@ def normalise_latents(autoencoder: AutoencoderKL, mean: Tensor, deviation: Tenso
     What the autoencoder reconstructs does not change.
     """
     into, out = autoencoder.quant_conv, autoencoder.post_quant_conv
+    assert isinstance(into, nn.Conv2d) and isinstance(out, nn.Conv2d) and into.bias is not None and out.bias is not None
     into.weight[: len(mean)] /= deviation[:, None, None, None]
     into.bias[: len(mean)] = (into.bias[: len(mean)] - mean) / deviation
     into.bias[len(mean) :] -= 2 * deviation.log()  # these channels are log variances
@@ -144,7 +145,8 @@ def normalise_latents(autoencoder: AutoencoderKL, mean: Tensor, deviation: Tenso
 def encode(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Pictures [B, 3, 64, 64] in 0 … 1 → scaled latents [B, 8, 16, 16], the posterior's mean."""
     pixels = (pixels * 2 - 1).to(autoencoder.device, memory_format=torch.channels_last)
-    return autoencoder.encode(pixels).latent_dist.mean * autoencoder.config["scaling_factor"]
+    (posterior,) = autoencoder.encode(pixels, return_dict=False)
+    return posterior.mean * autoencoder.config["scaling_factor"]
 
 
 def cache_latents(

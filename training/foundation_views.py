@@ -45,7 +45,7 @@ def colour(name: str) -> Tensor:
 
 def premultiplied(rgba: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 4] with straight alpha → float [B, 4, H, W] in 0 … 1 with premultiplied alpha."""
-    pixels = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.tensor(rgba).permute(0, 3, 1, 2).float() / 255
     return torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], dim=1)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,10 +71,10 @@ def every_picture(pictures: Pictures) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def through_autoencoder(lesson: Lesson, vae: AutoencoderKL) -> Lesson:
     """The same views, encoded and decoded by the base's autoencoder."""
-    parts = [
-        vae.decode(vae.encode((part * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist.mean).sample
-        for part in lesson.pixels.split(64)
-    ]
+    parts = []
+    for part in lesson.pixels.split(64):
+        (posterior,) = vae.encode((part * 2 - 1).contiguous(memory_format=torch.channels_last), return_dict=False)
+        parts.append(vae.decode(posterior.mean, return_dict=False)[0])
     return Lesson((torch.cat(parts) / 2 + 0.5).clamp(0, 1), lesson.objects, lesson.styles)
 
 

@@ -196,7 +196,8 @@ class Training:
                 f"Training became unstable at step {step}: the loss is not a finite number. There is no earlier good "
                 f"state to keep. {advice}"
             )
-        yield Warned(f"Training became unstable at step {step} and was stopped; step {self.best_step} was kept. {advice}")
+        kept = f"step {self.best_step} was kept"
+        yield Warned(f"Training became unstable at step {step} and was stopped; {kept}. {advice}")
         yield from self._end()
 
     def _end(self) -> Iterator[Event]:

@@ -30,8 +30,8 @@ from atelier.adapters.targets import find_targets
 
 from . import dreambooth
 from .base_model import BaseError, BaseModel, best_device, identify, load
-from .config import TrainConfig
 from .buckets import fit
+from .config import TrainConfig
 from .dataset import Report, scan
 from .events import Event, Failed, Finished, Preparing, Warned
 from .images import PictureError, open_picture, to_tensor
@@ -56,7 +56,7 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
             for event in _events(folder, adapters, resume, quitting):
                 folder.append(event)
                 yield event
-        except Exception as error:   # noqa: BLE001: whatever happened, the person must learn of it
+        except Exception as error:   # whatever happened, the person must learn of it
             logging.getLogger(__name__).error("%s", traceback.format_exc())
             failed = Failed(explain(error))
             folder.append(failed)
@@ -178,10 +178,8 @@ def main() -> int:
     parser.add_argument("--adapters", type=Path, required=True, help="where the adapter file goes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     arguments = parser.parse_args()
-    last: Event | None = None
-    for last in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume):
-        pass
-    return {Finished: DONE, Failed: FAILED}.get(type(last), STOPPED)
+    kinds = [type(event) for event in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume)]
+    return {Finished: DONE, Failed: FAILED}.get(kinds[-1] if kinds else None, STOPPED)
 
 
 if __name__ == "__main__":

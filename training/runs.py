@@ -42,6 +42,7 @@ from .events import (
 HEARTBEAT_SECONDS = 2.0
 STALE_SECONDS = 15.0
 COMMANDS = ("pause", "resume", "stop", "cancel", "preview")
+_OPPOSITE = {"pause": "resume", "resume": "pause"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,11 @@ class RunFolder:
         return TrainConfig.from_toml((self.path / "recipe.toml").read_text(encoding="utf-8"))
 
     def append(self, event: Event) -> None:
-        """Add an event; a line is written at once and whole."""
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(to_line(event))
+        """Add an event; a line is written at once and whole, on a line of its own even after one that a kill cut."""
+        with (self.path / "events.jsonl").open("ab+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            cut = file.read() not in (b"", b"\n")
+            file.write(b"\n" * cut + to_line(event).encode())
 
     def events(self) -> list[tuple[float, Event]]:
         """All events so far with their times; a half-written last line is left for the next reading."""
@@ -85,6 +88,8 @@ class RunFolder:
         """Leave a command for the training process: pause, resume, stop (keep the best), cancel, preview."""
         if name not in COMMANDS:
             raise ValueError(f"{name!r} is no command; the commands are: {', '.join(COMMANDS)}")
+        if name in _OPPOSITE:
+            self.take(_OPPOSITE[name])   # of the two, the last word counts
         write_text(self.path / "control" / name, text)
 
     def take(self, name: str) -> str | None:
@@ -172,10 +177,10 @@ def _apply(result: RunStatus, event: Event) -> None:
         case Preparing(what):
             result.state, result.message = "preparing", what
         case Warned(message):
-            result.warnings.append(message)
+            # Each message once: every resume looks at the pictures again.
+            result.warnings = list(dict.fromkeys([*result.warnings, message]))
         case Stepped():
-            result.state, result.step, result.of, result.message = "training", event.step, event.of, ""
-            result.losses.append((event.step, event.loss))
+            _step(result, event)
         case Validated(step, loss, best):
             result.validation.append((step, loss))
             result.best_step = step if best else result.best_step
@@ -195,6 +200,13 @@ def _apply(result: RunStatus, event: Event) -> None:
             result.state, result.adapter, result.seconds = "done", path, seconds
         case _:
             pass
+
+
+def _step(result: RunStatus, event: Stepped) -> None:
+    if event.step <= result.step:
+        _rewind(result, event.step - 1)   # begun again without a checkpoint
+    result.state, result.step, result.of, result.message = "training", event.step, event.of, ""
+    result.losses.append((event.step, event.loss))
 
 
 def _rewind(result: RunStatus, step: int) -> None:

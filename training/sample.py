@@ -35,7 +35,7 @@ class DrawRequest(Settings):
 def draw(
     model: BaseModel,
     request: DrawRequest,
-    mix: Mix = Mix(),   # noqa: B008: immutable
+    mix: Mix = Mix(),
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Image.Image]:
     """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths.
@@ -65,8 +65,15 @@ def draw(
             height=height,
             generator=_generators(request.seed, request.count),
             callback_on_step_end=report,
+            output_type="latent",
         )
-    return result.images
+        return _decode(model, result.images)
+
+
+def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
+    """Latents ``[B, C, h, w]`` → pictures. The pipeline would hand them to the VAE in the UNet's dtype, not its own."""
+    pixels = model.vae.decode(latents.to(model.vae.dtype) / model.vae.config.scaling_factor).sample
+    return model.pipeline.image_processor.postprocess(pixels)
 
 
 def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: int) -> Tensor:
@@ -91,5 +98,5 @@ def _size(model: BaseModel, request: DrawRequest) -> tuple[int, int]:
     width, height = (side or model.info.resolution for side in (request.width, request.height))
     multiple = model.info.multiple
     if width % multiple or height % multiple:
-        raise SettingError(f"The size is {width}×{height}; this base model needs sides that are multiples of {multiple}.")
+        raise SettingError(f"The size is {width}×{height}; this base model needs multiples of {multiple}.")
     return width, height

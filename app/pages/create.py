@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,17 @@ from atelier.adapters.catalog import KINDS
 from atelier.training.base_model import BaseError, identify
 from atelier.training.config import EMBEDDED, TrainConfig, load_preset, preset_names
 
-from .. import words
+from .. import phrases, words
+from ..arguments import lasting_base
 from ..datasets import import_pictures
 from ..draft import Draft, add_pictures, clear_draft, edit_draft, load_draft, picture_files, remove_picture
-from ..forms import changed, controls, shown
-from ..frame import POLL, address, heading, plainly
+from ..forms import controls, shown
+from ..frame import POLL, heading, plainly
 from ..home import Home, new_name
-from ..icons import icon
 from ..jobs import submit
 from ..panel import acted, panel
 
 _ON_PAGE = ("name", "pictures", "subject")   # asked for above the Expert settings
-_THUMBS = f"""<ul class="thumbs">{{{{#each value.kept}}}}<li>
-<img src="{{{{this.thumb}}}}" alt="{{{{this.name}}}}" title="{{{{this.name}}}}">
-{{{{#if this.note}}}}<span class="chip chip-warn">{{{{this.note}}}}</span>{{{{/if}}}}
-<button type="button" class="remove" data-act="remove" data-id="{{{{this.id}}}}"
- aria-label="{words.REMOVE} {{{{this.name}}}}">{icon("close")}</button></li>{{{{/each}}}}</ul>
-<ul class="refused">{{{{#each value.refused}}}}<li>{icon("warn")}<span>{{{{this.note}}}}</span>
-<button type="button" class="remove" data-act="remove" data-id="{{{{this.id}}}}"
- aria-label="{words.REMOVE} {{{{this.name}}}}">{icon("close")}</button></li>{{{{/each}}}}</ul>
-<p class="count" role="status" data-usable="{{{{value.usable}}}}">{{{{value.count}}}}</p>"""
-_STEP = """<h2 class="step"><span aria-hidden="true">{{value.number}}</span>{{value.title}}</h2>
-<p class="hint">{{value.hint}}</p>"""
 
 
 def build(demo: gr.Blocks, home: Home) -> None:
@@ -43,8 +33,8 @@ def build(demo: gr.Blocks, home: Home) -> None:
         with gr.Column(scale=7, elem_classes="sheet"):
             _step(1, words.STEP_PICTURES, words.STEP_PICTURES_HINT)
             drop = gr.File(file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp"],
-                           label=words.DROP, elem_id="pics", height=170)   # fmt: skip
-            thumbs = panel(_THUMBS, _pictures(Draft()), elem_id="thumbs")
+                           label=words.DROP, elem_id="pics", height=230)   # fmt: skip
+            thumbs = panel("pictures", _pictures(Draft()))
         with gr.Column(scale=5, elem_classes="sheet"):
             what, subject, name, preset, note = _questions()
             teach = gr.Button(words.TEACH, variant="primary", size="lg", elem_id="teach")
@@ -58,6 +48,9 @@ def build(demo: gr.Blocks, home: Home) -> None:
     def keep(*values: Any) -> str:
         return _keep(home, keys, values)
 
+    def take(files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
+        yield from _take(home, files)
+
     def remove(event: gr.EventData) -> dict[str, Any]:
         return _pictures(remove_picture(home, acted(event)[1]))
 
@@ -67,7 +60,7 @@ def build(demo: gr.Blocks, home: Home) -> None:
                  list(expert.values()), **POLL)   # fmt: skip
     what.change(_asks_for, what, [subject, note], **POLL)
     thumbs.act(remove, None, thumbs, **POLL)
-    drop.upload(lambda files: _take(home, files), drop, [thumbs, drop], show_progress="hidden",
+    drop.upload(take, drop, [thumbs, drop], show_progress="hidden",
                 api_visibility="private")   # fmt: skip
     demo.load(lambda: _restore(home, keys), None, [thumbs, *answers, *expert.values(), count], **POLL)
     taught = teach.click(lambda *values: _teach(home, keys, values), [*answers, *expert.values()], run,
@@ -76,21 +69,24 @@ def build(demo: gr.Blocks, home: Home) -> None:
 
 
 def _step(number: int, title: str, hint: str = "") -> None:
-    panel(_STEP, {"number": number, "title": title, "hint": hint}, elem_id=f"step-{number}")
+    panel("step", {"number": number, "title": title, "hint": hint}, elem_id=f"step-{number}")
 
 
 def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, gr.Radio, gr.Markdown]:
     _step(2, words.STEP_WHAT)
     what = gr.Radio([(title, key) for key, title in words.WHAT.items()], value="object", show_label=False,
                     label=words.STEP_WHAT, elem_id="what", elem_classes="tiles")   # fmt: skip
-    subject = gr.Textbox(label=words.SUBJECT, placeholder=words.SUBJECT_HINTS["object"], max_length=60, elem_id="subject")
+    subject = gr.Textbox(label=words.SUBJECT, placeholder=words.SUBJECT_HINTS["object"], max_length=60,
+                         elem_id="subject")   # fmt: skip
     note = gr.Markdown(words.PERSON_NOTE, visible=False, elem_classes="hint")
     _step(3, words.STEP_NAME)
     name = gr.Textbox(label=words.STEP_NAME, show_label=False, info=words.NAME_HINT, max_length=64, elem_id="name")
     _step(4, words.STEP_LONG)
-    presets = preset_names()
-    preset = gr.Radio([(words.PRESETS.get(p, p.capitalize()), p) for p in presets], value=presets[0] if presets else None,
-                      show_label=False, label=words.STEP_LONG, elem_id="preset", elem_classes="tiles")   # fmt: skip
+    # The shortest first; the usual one is what preset_names() begins with.
+    presets = sorted(preset_names(), key=lambda name: load_preset(name, EMBEDDED).get("steps", 0))
+    choices = [(words.PRESETS.get(name, name.capitalize()), name) for name in presets]
+    preset = gr.Radio(choices, value=next(iter(preset_names()), None), show_label=False, label=words.STEP_LONG,
+                      elem_id="preset", elem_classes="tiles")   # fmt: skip
     return what, subject, name, preset, note
 
 
@@ -135,7 +131,8 @@ def _changes(keys: Sequence[str], values: Sequence[Any], preset: str | None) -> 
 def _pictures(draft: Draft) -> dict[str, Any]:
     refused = [{"id": p.id, "name": p.name, "note": p.note} for p in draft.pictures if p.refused]
     kept = [{"id": p.id, "name": p.name, "note": p.note, "thumb": p.thumb} for p in draft.usable]
-    return {"kept": kept, "refused": refused, "usable": len(kept), "count": words.picture_count(len(kept), len(refused))}
+    count = phrases.picture_count(len(kept), len(refused))
+    return {"kept": kept, "refused": refused, "usable": len(kept), "count": count}
 
 
 def _take(home: Home, files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -150,7 +147,7 @@ def _keep(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
     what, subject, name, preset, *expert = values
     changes = _changes(keys, expert, preset)
     edit_draft(home, what=what, subject=subject, name=name, preset=preset or "", changes=changes)
-    return words.expert_changes(len(changes))
+    return phrases.expert_changes(len(changes))
 
 
 def _reset(keys: Sequence[str], preset: str | None, base: str, kind: str) -> list[Any]:
@@ -163,7 +160,7 @@ def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
     preset = draft.preset if draft.preset in preset_names() else next(iter(preset_names()), None)
     usual = dict(zip(keys, _usual(keys, _basis(preset, draft.changes.get("base", EMBEDDED))), strict=True))
     values = [draft.changes.get(key, usual[key]) for key in keys]
-    counted = words.expert_changes(len(draft.changes))
+    counted = phrases.expert_changes(len(draft.changes))
     return [_pictures(draft), draft.what, draft.subject, draft.name, preset, *values, counted]
 
 
@@ -172,7 +169,7 @@ def _asks_for(what: str) -> tuple[Any, Any]:
 
 
 def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
-    """Start a run; returns its id."""
+    """Start a run; returns its id. What can't be used is said before anything is copied."""
     what, subject, name, preset, *expert = values
     with plainly():
         draft = load_draft(home)
@@ -181,13 +178,11 @@ def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
         if not name.strip():
             raise ValueError(words.NO_NAME)
         changes = {key.split(".")[-1]: value for key, value in _changes(keys, expert, preset).items()}
-        base = changes.get("base", EMBEDDED)
-        family = identify(base).family
-        name = new_name(home, name)
-        report = import_pictures(home, name, picture_files(home, draft))
-        settings = {**(load_preset(preset, family) if preset else {}), **changes}
-        subject = subject.strip() or words.WHAT[what].lower()
-        run = submit(home, TrainConfig.from_dict(
-            {**settings, "name": name, "subject": subject, "pictures": str(report.folder)}))   # fmt: skip
+        base = lasting_base(changes.get("base", EMBEDDED))
+        settings = {**load_preset(preset, identify(base).family), **changes, "base": base, "name": new_name(home, name),
+                    "subject": subject.strip() or words.WHAT[what].lower()}   # fmt: skip
+        config = TrainConfig.from_dict(settings)
+        imported = import_pictures(home, config.name, picture_files(home, draft))
+        run = submit(home, replace(config, pictures=str(imported.folder)))
         clear_draft(home)
         return run.id

@@ -7,39 +7,28 @@ from typing import Any
 
 import gradio as gr
 
-from .. import words
+from .. import phrases, words
+from ..address import address, file_address
 from ..easel import describe, recipe_text
-from ..frame import POLL, address, file_address, heading, plainly
+from ..frame import POLL, heading, plainly
 from ..home import Home, HomeError
 from ..panel import acted, panel
 from ..pictures import GalleryPicture, find_picture, gallery_page, restore_picture, thumbnail, trash_picture
-from .library import COPY_SCRIPT, UNDO
 
 PAGE = 60
-_WALL = f"""<ul class="wall">{{{{#each value.pictures}}}}<li><button type="button" data-act="open" data-id="{{{{this.id}}}}" aria-pressed="{{{{this.chosen}}}}"
- aria-label="{{{{this.prompt}}}}"><img src="{{{{this.src}}}}" alt="" loading="lazy"></button></li>{{{{/each}}}}</ul>
-{{{{#if value.none}}}}<div class="empty"><p>{words.NO_PICTURES_YET}</p><a class="press press-first" href="{address("studio")}">{words.GO_STUDIO}</a></div>{{{{/if}}}}
-{{{{#if value.more}}}}<p class="more"><button type="button" class="press" data-act="more">{words.SHOW_MORE}</button></p>{{{{/if}}}}"""
-_DETAIL = f"""{{{{#if value.id}}}}<article class="detail" data-id="{{{{value.id}}}}"><a class="well" href="{{{{value.src}}}}" target="_blank" rel="noopener"><img class="cover" src="{{{{value.src}}}}" alt="{{{{value.prompt}}}}"></a>
-<p class="prompt">{{{{value.prompt}}}}</p>
-<dl class="facts">{{{{#each value.facts}}}}<dt>{{{{this.name}}}}</dt><dd>{{{{this.value}}}}</dd>{{{{/each}}}}</dl>
-<div class="acts"><a class="press press-first" href="{{{{value.again}}}}">{words.AGAIN}</a>
-<a class="press" href="{{{{value.src}}}}" download="{{{{value.id}}}}.png">{words.DOWNLOAD}</a>
-<button type="button" class="press copy" data-copy="{{{{value.recipe}}}}" data-said="{words.COPIED}">{words.COPY_RECIPE}</button>
-<button type="button" class="press press-bad" data-act="delete">{words.DELETE}</button></div></article>{{{{/if}}}}"""
 
 
 def build(demo: gr.Blocks, home: Home) -> None:
     """Place the page."""
     heading(words.GALLERY_TITLE, words.GALLERY_LEAD)
-    undo = panel(UNDO, {}, elem_id="undo")
+    undo = panel("undo", {})
     chosen, trashed = gr.Textbox(visible=False), gr.Textbox(visible=False)
     pages = gr.Number(1, visible=False, precision=0)
     with gr.Row(elem_classes="bench bench-detail"):
         with gr.Column(scale=8):
-            wall = panel(_WALL, {}, elem_id="wall")
+            wall = panel("wall", {})
         with gr.Column(scale=4, elem_classes="sheet side", visible=False) as side:
-            detail = panel(_DETAIL, {}, elem_id="detail", script=COPY_SCRIPT)
+            detail = panel("picture", {})
     shown = [wall, side, detail, chosen, pages]
 
     def opened(request: gr.Request) -> list[Any]:
@@ -65,20 +54,16 @@ def _show(home: Home, chosen: str, pages: int) -> list[Any]:
         picture = find_picture(home, chosen) if chosen else None
     except HomeError:
         picture = None
-    wall = {
-        "pictures": [
-            {"id": p.id, "src": _small(home, p), "prompt": describe(p).get("prompt", ""), "chosen": str(p == picture).lower()}
-            for p in pictures
-        ],
-        "more": len(pictures) == PAGE * pages, "none": not pictures,
-    }   # fmt: skip
+    hung = [{**_hung(home, each), "chosen": str(each == picture).lower()} for each in pictures]
+    wall = {"pictures": hung, "more": len(pictures) == PAGE * pages, "none": not pictures}
     return [wall, gr.Column(visible=picture is not None), _detail(picture) if picture else {},
             picture.id if picture else "", pages]   # fmt: skip
 
 
-def _small(home: Home, picture: GalleryPicture) -> str:
+def _hung(home: Home, picture: GalleryPicture) -> dict[str, str]:
     small = thumbnail(home, picture.id)
-    return file_address(small) if small else ""
+    said = describe(picture).get("prompt", "")
+    return {"id": picture.id, "src": file_address(small) if small else "", "prompt": said}
 
 
 def _detail(picture: GalleryPicture) -> dict[str, Any]:
@@ -88,7 +73,7 @@ def _detail(picture: GalleryPicture) -> dict[str, Any]:
         words.ADAPTERS: adapters, words.NEGATIVE: recipe.get("negative", ""), words.SEED: recipe.get("seed", ""),
         words.STEPS: recipe.get("steps", ""), words.GUIDANCE: recipe.get("guidance", ""),
         words.SIZE: f"{recipe.get('width', '?')} × {recipe.get('height', '?')}", words.BASE: recipe.get("base", ""),
-        words.MADE: words.moment(picture.created.astimezone()),
+        words.MADE: phrases.moment(picture.created.astimezone()),
     }   # fmt: skip
     return {
         "id": picture.id, "src": file_address(picture.path), "prompt": recipe.get("prompt", ""),

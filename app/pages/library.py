@@ -12,10 +12,10 @@ from atelier.adapters.catalog import KINDS
 from atelier.adapters.convert import FORMS, PRECISIONS
 from atelier.adapters.files import read_header
 
-from .. import words
-from ..frame import POLL, address, heading, plainly
+from .. import phrases, words
+from ..address import address
+from ..frame import POLL, heading, plainly
 from ..home import Home, HomeError
-from ..icons import icon
 from ..library import (
     AdapterCard,
     delete_adapter,
@@ -27,40 +27,19 @@ from ..library import (
 )
 from ..panel import acted, panel
 
-_CARDS = f"""<ul class="cards">{{{{#each value.cards}}}}<li><button type="button" class="card" data-act="open" data-id="{{{{this.name}}}}"
- aria-pressed="{{{{this.chosen}}}}">{{{{#if this.picture}}}}<img src="{{{{this.picture}}}}" alt="" loading="lazy">{{{{else}}}}<span class="blank" aria-hidden="true"></span>{{{{/if}}}}
-<b>{{{{this.name}}}}</b><small>{{{{this.about}}}}</small></button></li>{{{{/each}}}}</ul>
-{{{{#if value.none}}}}<div class="empty"><p>{{{{value.none}}}}</p><a class="press press-first" href="/">{words.GO_CREATE}</a></div>{{{{/if}}}}
-<ul class="refused">{{{{#each value.unreadable}}}}<li>{icon("warn")}<span>{{{{this}}}}</span></li>{{{{/each}}}}</ul>"""
-
-_DETAIL = f"""{{{{#if value.name}}}}<article class="detail" data-name="{{{{value.name}}}}">
-{{{{#if value.picture}}}}<div class="well"><img class="cover" src="{{{{value.picture}}}}" alt=""></div>{{{{/if}}}}
-<h2>{{{{value.name}}}}</h2>
-<p class="trigger"><span>{words.TRIGGER}</span><code>{{{{value.trigger}}}}</code><button type="button" class="press press-small copy"
- data-copy="{{{{value.trigger}}}}" data-said="{words.COPIED}">{words.COPY}</button></p>
-<dl class="facts">{{{{#each value.facts}}}}<dt>{{{{this.name}}}}</dt><dd>{{{{this.value}}}}</dd>{{{{/each}}}}</dl>
-<details><summary>{words.RECIPE}</summary><dl class="facts facts-small">{{{{#each value.recipe}}}}<dt>{{{{this.name}}}}</dt><dd>{{{{this.value}}}}</dd>{{{{/each}}}}</dl></details>
-<div class="acts"><a class="press press-first" href="{{{{value.studio}}}}">{words.USE_IN_STUDIO}</a>
-<button type="button" class="press press-bad" data-act="delete">{words.DELETE}</button></div></article>{{{{/if}}}}"""
-COPY_SCRIPT = """
-element.addEventListener('click', e => { const b = e.target.closest('[data-copy]'); if (!b) return;
-  navigator.clipboard.writeText(b.dataset.copy); const was = b.textContent; b.textContent = b.dataset.said;
-  setTimeout(() => { b.textContent = was; }, 1200); });"""
-UNDO = f"""{{{{#if value.name}}}}<div class="undo" role="status"><span>{{{{value.name}}}} {words.WAS_DELETED}</span>
-<button type="button" class="press press-small" data-act="undo">{words.UNDO}</button></div>{{{{/if}}}}"""
-
 
 def build(demo: gr.Blocks, home: Home) -> None:
     """Place the page."""
     heading(words.LIBRARY_TITLE, words.LIBRARY_LEAD)
-    search = gr.Textbox(label=words.SEARCH, show_label=False, placeholder=words.SEARCH, elem_id="search", max_length=100)
-    undo = panel(UNDO, {}, elem_id="undo")
+    search = gr.Textbox(label=words.SEARCH, show_label=False, placeholder=words.SEARCH, max_length=100,
+                        elem_id="search")   # fmt: skip
+    undo = panel("undo", {})
     chosen, trashed = gr.Textbox(visible=False), gr.Textbox(visible=False)
     with gr.Row(elem_classes="bench bench-detail"):
         with gr.Column(scale=8):
-            cards = panel(_CARDS, {}, elem_id="cards")
+            cards = panel("cards", {})
         with gr.Column(scale=4, elem_classes="sheet side", visible=False) as side:
-            detail = panel(_DETAIL, {}, elem_id="detail", script=COPY_SCRIPT)
+            detail = panel("adapter", {})
             form, precision, export, file, report = _export_form()
     shown = [cards, side, detail, chosen]
 
@@ -88,7 +67,8 @@ def build(demo: gr.Blocks, home: Home) -> None:
 
 def _export_form() -> tuple[gr.Dropdown, gr.Dropdown, gr.Button, gr.DownloadButton, gr.Markdown]:
     with gr.Accordion(words.EXPORT, open=False, elem_id="export"):
-        form = gr.Dropdown([(words.FORMS[name], name) for name in FORMS], value="kohya", label=words.FORM, elem_id="form")
+        form = gr.Dropdown([(words.FORMS[name], name) for name in FORMS], value="kohya", label=words.FORM,
+                           elem_id="form")   # fmt: skip
         precision = gr.Dropdown([(words.PRECISIONS[name], name) for name in PRECISIONS], value="fp16",
                                 label=words.PRECISION, elem_id="precision")   # fmt: skip
         export = gr.Button(words.EXPORT_NOW, elem_id="export-now")
@@ -110,13 +90,13 @@ def _show(home: Home, query: str, name: str) -> list[Any]:
         "cards": [{"name": c.name, "picture": c.thumbnail, "about": _about(c), "chosen": str(c == card).lower()}
                   for c in found],
         "none": "" if found else words.NOT_FOUND if adapters else words.NO_ADAPTERS,
-        "unreadable": [words.unreadable(file.path.name, file.reason) for file in list_unreadable(home)],
+        "unreadable": [phrases.unreadable(file.path.name, file.reason) for file in list_unreadable(home)],
     }   # fmt: skip
     return [cards, gr.Column(visible=card is not None), _detail(card) if card else {}, card.name if card else ""]
 
 
 def _about(card: AdapterCard) -> str:
-    return " · ".join(part for part in (card.subject, _kind(card), words.size(card.bytes)) if part)
+    return " · ".join(part for part in (card.subject, _kind(card), phrases.size(card.bytes)) if part)
 
 
 def _kind(card: AdapterCard) -> str:
@@ -126,8 +106,8 @@ def _kind(card: AdapterCard) -> str:
 def _detail(card: AdapterCard) -> dict[str, Any]:
     facts = {
         words.KIND: _kind(card), words.WHAT_IT_IS: card.subject, words.BASE: card.title,
-        words.LEARNED_FROM: words.pictures(card.pictures), words.SIZE: words.size(card.bytes),
-        words.MADE: words.moment(card.created.astimezone()),
+        words.LEARNED_FROM: phrases.pictures(card.pictures), words.SIZE: phrases.size(card.bytes),
+        words.MADE: phrases.moment(card.created.astimezone()),
     }   # fmt: skip
     return {
         "name": card.name, "trigger": card.trigger, "picture": card.thumbnail, "facts": _pairs(facts),
@@ -168,4 +148,4 @@ def _export(home: Home, name: str, form: str, precision: str) -> tuple[Any, str]
         folder.mkdir(parents=True, exist_ok=True)
         report = export_adapter(card, form, folder, precision)
     file = gr.DownloadButton(value=str(folder / card.path.name), visible=True)
-    return file, words.exported(report.bytes, report.layers, report.rank, report.exact, report.max_error)
+    return file, phrases.exported(report.bytes, report.layers, report.rank, report.exact, report.max_error)

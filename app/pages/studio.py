@@ -12,32 +12,19 @@ from atelier.training.base_model import identify
 from atelier.training.config import EMBEDDED
 from atelier.training.sample import DrawRequest
 
-from .. import words
+from .. import phrases, words
+from ..address import file_address
 from ..easel import Wish, paint, remembered, suggestion
 from ..engine import Engine
 from ..forms import controls
-from ..frame import POLL, file_address, heading, plainly
+from ..frame import POLL, heading, plainly
 from ..home import Home, HomeError
-from ..icons import icon
 from ..library import find_adapter, list_adapters
 from ..panel import acted, panel
 from ..pictures import GalleryPicture, find_picture, read_recipe
 
 MOST_ADAPTERS = 6
 _BETWEEN = "\n"      # no adapter's name holds a line break
-_SHELF = f"""{{{{#if value.cards}}}}<ul class="shelf">{{{{#each value.cards}}}}<li><button type="button" data-act="toggle" data-id="{{{{this.name}}}}"
- aria-pressed="{{{{this.on}}}}" title="{{{{this.trigger}}}}">{{{{#if this.picture}}}}<img src="{{{{this.picture}}}}" alt="">{{{{else}}}}<span class="blank" aria-hidden="true"></span>{{{{/if}}}}
-<span>{{{{this.name}}}}</span></button></li>{{{{/each}}}}</ul>{{{{else}}}}<p class="hint">{words.NO_ADAPTERS_YET} <a href="/">{words.GO_CREATE}</a></p>{{{{/if}}}}"""
-_WORDS = f"""{{{{#if value}}}}<p class="words"><span>{words.TRIGGERS}</span>{{{{#each value}}}}<button type="button" class="press press-small"
- data-act="add" data-id="{{{{this}}}}">+ {{{{this}}}}</button>{{{{/each}}}}</p>{{{{/if}}}}"""
-_PROGRESS = f"""<div class="drawing" data-busy="{{{{value.busy}}}}"><p role="status">{{{{value.say}}}}</p>
-<div class="meter" role="progressbar" aria-label="{words.PROGRESS}" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{{{{value.percent}}}}">
-<i style="width:{{{{value.percent}}}}%"></i></div></div>"""
-_RESULTS = f"""<ul class="results results-{{{{value.columns}}}}">{{{{#each value.pictures}}}}<li><figure><img src="{{{{this.src}}}}" alt="{{{{this.prompt}}}}" data-id="{{{{this.id}}}}">
-<figcaption><span>{words.SEED} {{{{this.seed}}}}</span><a class="quiet" href="{{{{this.src}}}}" download="{{{{this.id}}}}.png" aria-label="{words.DOWNLOAD}">{icon("download")}</a></figcaption></figure></li>
-{{{{else}}}}<li class="easel-empty"><p>{words.EASEL_EMPTY}</p></li>{{{{/each}}}}</ul>"""
-_KEYS = """document.addEventListener('keydown', e => {
-  if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) { e.preventDefault(); document.querySelector('#draw').click(); } });"""
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
@@ -47,8 +34,8 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         with gr.Column(scale=5, elem_classes="sheet"):
             c, shelf, triggers, draw, dice = _controls(home)
         with gr.Column(scale=7, elem_classes="easel"):
-            progress = panel(_PROGRESS, _resting(), elem_id="drawing")
-            results = panel(_RESULTS, _results([]), elem_id="results", script=_KEYS)
+            progress = panel("drawing", _resting())
+            results = panel("results", _results([]))
     # Ids of the pictures that a moving slider drew last: the next ones take their place.
     passing, at_once = gr.State([]), gr.Textbox(visible=False)
     names = list(c)
@@ -96,8 +83,8 @@ def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Butto
     c: dict[str, Any] = {}
     c["prompt"] = gr.Textbox(label=words.PROMPT, placeholder=words.PROMPT_HINT, max_lines=5, max_length=1000,
                              elem_id="prompt")   # fmt: skip
-    triggers = panel(_WORDS, [], elem_id="triggers")
-    shelf = panel(_SHELF, _shelf(home, []), elem_id="shelf")
+    triggers = panel("words", [])
+    shelf = panel("shelf", _shelf(home, []))
     c["names"] = gr.Textbox(visible=False)
     for i in range(MOST_ADAPTERS):
         c[f"strength{i}"] = gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
@@ -167,7 +154,7 @@ def _toggle(home: Home, asked: dict[str, Any], name: str) -> list[Any]:
         if name in names:
             names.remove(name)
         elif len(names) == MOST_ADAPTERS:
-            raise ValueError(words.too_many_adapters(MOST_ADAPTERS))
+            raise ValueError(phrases.too_many_adapters(MOST_ADAPTERS))
         else:
             names.append(name)
     first = names == [name]
@@ -183,9 +170,10 @@ def _rows(names: Sequence[str], strengths: dict[str, float]) -> list[Any]:
 
 
 def _shelf(home: Home, names: Sequence[str]) -> dict[str, Any]:
-    cards = [{"name": card.name, "trigger": card.trigger, "picture": card.thumbnail, "on": str(card.name in names).lower()}
-             for card in list_adapters(home)]   # fmt: skip
-    return {"cards": cards}
+    return {"cards": [
+        {"name": card.name, "trigger": card.trigger, "picture": card.thumbnail, "on": str(card.name in names).lower()}
+        for card in list_adapters(home)
+    ]}   # fmt: skip
 
 
 def _triggers(home: Home, names: Sequence[str]) -> list[str]:
@@ -207,7 +195,7 @@ def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]
             names = [name for name, _ in wish.strengths]
             values |= {**wish.request.to_dict(), "base": wish.base, "keep_seed": True}
             results = _results([find_picture(home, query["picture"])])
-            said = _said(words.missing(missing)) if missing else said
+            said = _said(phrases.missing(missing)) if missing else said
     except HomeError as error:
         said = _said(str(error))
     strengths = dict(wish.strengths) if query.get("picture") and names else {}
@@ -216,14 +204,14 @@ def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]
 
 
 def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:
-    recipes = [read_recipe(picture.path) or {} for picture in pictures]
+    recipes = [(picture, read_recipe(picture.path) or {}) for picture in pictures]
     shown = [{"id": picture.id, "src": file_address(picture.path), "seed": recipe.get("seed", ""),
-              "prompt": recipe.get("prompt", "")} for picture, recipe in zip(pictures, recipes, strict=True)]   # fmt: skip
+              "prompt": recipe.get("prompt", "")} for picture, recipe in recipes]   # fmt: skip
     return {"pictures": shown, "columns": 1 if len(shown) == 1 else 2 if len(shown) <= 4 else 3}
 
 
 def _busy(done: int, of: int) -> dict[str, Any]:
-    return {"busy": "true", "percent": 100 * done // of if of else 0, "say": words.drawing(done, of)}
+    return {"busy": "true", "percent": 100 * done // of if of else 0, "say": phrases.drawing(done, of)}
 
 
 def _resting() -> dict[str, Any]:

@@ -82,15 +82,6 @@ class Case:
         return Case(self.kind, self.settings, self.module.double(), self.x.double())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are far too small to share out: waiting for a second thread takes most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def fill(adapters: AdapterSet, seed: int) -> AdapterSet:
     """Give every parameter values as if training had moved it."""
     generator = torch.Generator().manual_seed(seed)
@@ -192,7 +183,7 @@ REOPEN = """
 import sys, torch
 from pathlib import Path
 from atelier.adapters.files import load_adapter
-torch.set_num_threads(1)   # as here: a matrix product is summed in another order by two
+torch.set_num_threads(1)   # as in these tests: two sum a matrix product in another order
 torch.manual_seed(987654321)
 torch.rand(17)
 for path in map(Path, sys.argv[1:]):

@@ -56,7 +56,7 @@ def test_a_relative_home_survives_a_change_of_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["file", "file/home"])
 def test_a_file_in_the_way_is_named_with_the_cure(tmp_path, place):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(HomeError, match="in the way.*--home or ATELIER_HOME"):
+    with pytest.raises(HomeError, match=r"in the way.*--home or ATELIER_HOME"):
         open_home(tmp_path / place)
 
 
@@ -73,22 +73,11 @@ def test_an_unwritable_home_is_named_with_the_cure(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_a_home_that_became_unwritable_is_refused(tmp_path):
+def test_a_folder_that_became_unwritable_is_named(tmp_path, monkeypatch):
     home = open_home(tmp_path / "home")
-    ours = os.geteuid()
-    home.gallery.chmod(0o500)
-    if ours == 0:
-        for path in (home.path, *tmp_path.parents[:2], tmp_path):
-            path.chmod(0o755)
-        for path in home.path.iterdir():
-            path.chmod(0o755)
-    os.seteuid(65534 if ours == 0 else ours)
-    try:
-        with pytest.raises(HomeError, match="can't be written"):
-            open_home(tmp_path / "home")
-    finally:
-        os.seteuid(ours)
-        home.gallery.chmod(0o700)
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != home.gallery)   # root may write anywhere
+    with pytest.raises(HomeError, match=f"^{home.gallery} can't be written"):
+        open_home(home.path)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +113,7 @@ def test_a_disk_that_is_really_full_is_named_and_nothing_is_lost(tmp_path):
     try:
         home = open_home(disk / "home")
         write_whole(home.gallery / "first.png", b"1" * 60_000)
-        with pytest.raises(HomeError, match="is full. Make room"):
+        with pytest.raises(HomeError, match="is full"):
             write_whole(home.gallery / "second.png", b"2" * 200_000)
         assert [path.name for path in home.gallery.iterdir()] == ["first.png"]
         write_whole(home.gallery / "third.png", b"3" * 20_000)   # the half written one holds no room

@@ -300,7 +300,7 @@ def test_palette_and_grey_transparency_become_white(put):
 def test_sixteen_bits_are_scaled_not_clipped(put):
     opened = open_picture(put("grey.png", png(16, 16, 16, 0, grey_rows([0, 0x4000, 0x8000, 0xFFFF]))))
     assert [opened.getpixel((x, 0)) for x in range(4)] == [BLACK, (64,) * 3, GREY, WHITE]
-    with_key = png(16, 16, 16, 0, grey_rows([0x8000, 0xFFFF]), chunk(b"tRNS", b"\xff\xff"))
+    with_key = png(16, 16, 16, 0, grey_rows([0x8000, 0xFFFF]), chunk(b"tRNS", b"\x00\x80"))
     assert open_picture(put("key.png", with_key)).getpixel((0, 0)) == GREY
     row = b"\0" + struct.pack(">3H", 0xFFFF, 0x8000, 0) * 16
     assert open_picture(put("colour.png", png(16, 16, 16, 2, row * 16))).getpixel((3, 3)) == (255, 128, 0)
