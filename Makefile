@@ -37,13 +37,14 @@ gpu: dev         ## the tests that need an NVIDIA GPU
 	$(INSTALL) --quiet --editable '.[gpu]'
 	$(PYTEST) -m gpu
 
-base: dev        ## train the embedded base model again, or go on where it stopped (hours on a CPU)
+base: dev        ## train the embedded base model from nothing, or go on where it stopped (hours on a CPU)
 	$(INSTALL) --quiet --editable '.[base]'
-	$(PYTHON) -m atelier.training.foundation
+	nice -n 19 $(PYTHON) -m atelier.training.foundation_data --out build/base
+	nice -n 19 $(PYTHON) -m atelier.training.foundation --work build/base --out assets/base
 
-bench: dev       ## measured comparisons, one table each
-	@for script in benchmarks/*.py; do [ -e "$$script" ] || continue; echo "== $$script"; \
-	  $(PYTHON) "$$script" || exit 1; done
+bench: dev       ## measured comparisons: each script with a __main__ prints its table
+	@grep -l __main__ benchmarks/*.py | while read -r script; do echo "== $$script"; \
+	  $(PYTHON) "$$script" </dev/null || exit 1; done
 
 dev: $(STAMPS)/dev | $(LINKS)
 

@@ -74,4 +74,4 @@ def plainly() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise gr.Error(phrases.sorry(error), title=words.SORRY, print_exception=False) from error
+        raise gr.Error(phrases.sorry(error), print_exception=False) from error

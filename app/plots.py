@@ -25,7 +25,7 @@ def loss_chart(losses: Sequence[Point], validation: Sequence[Point], best_step: 
     if not losses:
         return {"empty": True}
     smooth = smoothed(losses)
-    low, high = limits([value for _, value in smooth] + [value for _, value in thinned(losses)])
+    low, high = limits([value for _, value in thinned(losses)], [value for _, value in smooth])
     dots = [(step, value) for step, value in validation if math.isfinite(value)]
     dot_low, dot_high = limits([value for _, value in dots])
     return {
@@ -33,7 +33,7 @@ def loss_chart(losses: Sequence[Point], validation: Sequence[Point], best_step: 
         "smooth": path(thinned(smooth), last_step, low, high),
         "validation": path(dots, last_step, dot_low, dot_high),
         "dots": [_dot(dot, last_step, dot_low, dot_high, dot[0] == best_step) for dot in dots],
-        "low": f"{low:.3g}", "high": f"{high:.3g}", "last": last_step, "empty": False,
+        "low": f"{low:.2g}", "high": f"{high:.2g}", "last": last_step, "empty": False,
     }   # fmt: skip
 
 
@@ -58,12 +58,16 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return [points[min(len(points) - 1, math.ceil((i + 1) * stride) - 1)] for i in range(most)]
 
 
-def limits(values: Sequence[float]) -> tuple[float, float]:
-    """Bottom and top of an axis: the 2nd and 98th percentile with a little room, so that one spike hides nothing."""
+def limits(values: Sequence[float], whole: Sequence[float] = ()) -> tuple[float, float]:
+    """Bottom and top of an axis, with a little room: all of ``whole``, and ``values`` but for the wildest few.
+
+    Of ``values`` the 2nd to the 98th percentile counts, so that one spike does not flatten everything else.
+    """
     if not values:
         return 0.0, 1.0
     ordered = sorted(values)
-    low, high = ordered[int(0.02 * (len(ordered) - 1))], ordered[math.ceil(0.98 * (len(ordered) - 1))]
+    low = min([ordered[int(0.02 * (len(ordered) - 1))], *whole])
+    high = max([ordered[math.ceil(0.98 * (len(ordered) - 1))], *whole])
     room = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
     return low - room, high + room
 

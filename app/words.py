@@ -7,7 +7,6 @@ SKIP = "Skip to content"
 TO_START = "Atelier, start page"
 PAGES = "Pages"
 THEME = "Light or dark"
-SORRY = "That did not work"
 READY = "is ready"
 TITLES = {
     "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "gallery": "Gallery",
@@ -31,6 +30,8 @@ WHAT = {"object": "Object", "animal": "Animal", "person": "Person", "style": "St
 SUBJECT = "In a word or two"
 SUBJECT_HINTS = {"object": "coffee cup", "animal": "fox", "person": "woman", "style": "watercolour"}
 NAME_HINT = "This is also the word that calls it in a prompt."
+TIPS = ("One thing in each picture, large enough to see.", "Different sides, places and light help.",
+        "Five good pictures beat fifty alike.")
 PERSON_NOTE = "Teach only people who said yes to it."
 TEACH = "Teach it"
 EXPERT = "Expert"
@@ -41,8 +42,6 @@ BLURRED = "looks blurred"
 REMOVE = "Remove"
 NO_PICTURES = "There is no picture to learn from yet. Drop at least one, better four or more."
 NO_NAME = "It has no name yet. Give it one, such as 'fox'."
-ADAPTER_SETTINGS = "Adapter"
-TRAINING_SETTINGS = "Training"
 
 # --- the server
 SIGN_IN = "The user is atelier; the password is what ATELIER_PASSWORD was set to when the server was started."
@@ -67,6 +66,7 @@ LEARNING = "Learning"
 LOSS = "Loss, smoothed"
 VALIDATION = "Validation"
 BEST = "Best: step"
+BATCH, RATE = "Pictures at once", "Learning rate"
 TRY = "Try it now"
 TRY_PROMPT = "Draw something with what it knows by now"
 TRY_HINT = "what the picture shows"
@@ -112,6 +112,7 @@ COUNT = "Pictures"
 DRAW = "Draw"
 LIVE = "Draw again while a slider moves"
 MORE = "Size, steps and more"
+SHELF = "Adapters"
 EASEL_EMPTY = "Your pictures appear here."
 
 # --- Gallery
@@ -129,7 +130,7 @@ THE_PICTURE = "The picture"
 SETTINGS_TITLE = "Settings"
 SETTINGS_LEAD = "This installation, and what it stands on."
 HOME = "Home folder"
-HOME_HINT = "Everything you make is in this one folder. Back it up, move it, choose another with --home."
+HOME_HINT = "Everything you make is in this one folder. Back it up, move it, or start Atelier with another one."
 FOLDER, FREE = "Folder", "Free on this disk"
 FOLDERS = {"datasets": "Pictures to learn from", "runs": "Jobs", "adapters": "Adapters", "gallery": "Gallery",
            "trash": "Trash"}
@@ -143,7 +144,7 @@ ABOUT = "About"
 ABOUT_HINT = "Atelier sends nothing anywhere: no statistics, no pictures, no prompts."
 LICENCES = {
     "Atelier": "Apache License 2.0",
-    "Pictures the embedded base model learned from": "see assets/base/README.md",
-    "Lora, IBM Plex (fonts)": "SIL Open Font License 1.1",
+    "Embedded base model": "assets/base/README.md names the pictures it learned from and their licences",
+    "Typeface": "Bricolage Grotesque, SIL Open Font License 1.1",
 }
 

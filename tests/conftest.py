@@ -37,7 +37,8 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def own_locks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Device locks of the test's own: a training that somebody has under way must not hold the test up."""
-    with tempfile.TemporaryDirectory(prefix="at-") as folder:   # short: paths of sockets may have 107 characters
+    # Short, because paths of sockets may have 107 characters; a process on its way out may still write there.
+    with tempfile.TemporaryDirectory(prefix="at-", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("TMPDIR", folder)
         monkeypatch.setattr(tempfile, "tempdir", None)
         yield

@@ -182,8 +182,10 @@ def load(base: str, device: torch.device | str | None = None, dtype: torch.dtype
     """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
-    info = identify(base)
+    info = identify(base)   # whatever must be fetched is fetched here, with progress bars
+    disable_progress_bar()
     place = torch.device(device) if device else best_device()
     kind = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)

@@ -31,8 +31,13 @@ class State:
 
 
 def write(folder: Path, state: State) -> Path:
-    """Write a complete checkpoint and drop the older ones; a crash leaves the older ones."""
-    final, partial = folder / f"{_PREFIX}{state.step:06d}", folder / f".partial-{os.getpid()}"
+    """Write a complete checkpoint and drop the older ones; a crash leaves the older ones.
+
+    Where this step has been written before, as in a pause right after a checkpoint, that one stays: it is the same.
+    """
+    final, partial = folder / f"{_PREFIX}{state.step:06d}", folder / ".partial"
+    if final.exists() and _whole(final) is not None:
+        return final
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name in ("weights", "average", "best"):
@@ -52,12 +57,14 @@ def write(folder: Path, state: State) -> Path:
 
 def read_newest(folder: Path) -> State | None:
     """Read the newest checkpoint that is whole; None when there is none."""
-    for path in reversed(_complete(folder)):
-        try:
-            return _read(path)
-        except Exception:   # whatever is wrong with this one, the one before may be good
-            continue
-    return None
+    return next(filter(None, map(_whole, reversed(_complete(folder)))), None)
+
+
+def _whole(path: Path) -> State | None:
+    try:
+        return _read(path)
+    except Exception:   # whatever is wrong with this one, the one before may be good
+        return None
 
 
 def _read(path: Path) -> State:

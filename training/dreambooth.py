@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from atelier.adapters.base import AdapterSet
@@ -43,7 +44,7 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
     With fewer than eight pictures none can be spared: validation then looks at the ones that are trained.
     """
     spare = len(examples) // 8
-    prior = draw_prior(model, config) if config.prior_weight else []
+    prior = draw_prior(model, config) if config.prior_weight and config.prior_count else []
     return Dataset(examples[: len(examples) - spare], prior, examples[-spare:] if spare else examples)
 
 
@@ -51,7 +52,9 @@ def prior_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
     """Prompts of things that must stay as they are: the base's own list, else the subject's class alone."""
     own = model.info.prior_prompts
     if not own:
-        own = (" ".join(fill(config.caption or model.info.caption, "", config.subject).split()),)
+        template = config.caption or model.info.caption
+        words = fill(template, "", config.subject) if "{subject}" in template else config.subject
+        own = (" ".join(words.split()),)
     return [own[i % len(own)] for i in range(config.prior_count)]
 
 
@@ -78,10 +81,13 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
     """Tie model, adapters and data together for the loop."""
     text = _TextFeatures(model, trained="text_encoder" in adapters.components())
     prior_batch = max(1, config.batch // 2) if data.prior and config.prior_weight else 0
+    timestep_count = model.scheduler.config.num_train_timesteps
 
     def microstep(generator: torch.Generator) -> Losses:
         picked = _pick(data.subject, config.batch, generator) + _pick(data.prior, prior_batch, generator)
-        errors = _errors(model, config, picked, text, generator)
+        # Spread separately, so that the subject's own timesteps cover the whole range in every batch.
+        timesteps = torch.cat([draw_timesteps(n, timestep_count, generator) for n in (config.batch, prior_batch)])
+        errors = _errors(model, config, picked, timesteps, text, generator)
         subject, prior = errors[: config.batch].mean(), errors[config.batch :]
         return Losses(subject, prior.mean() * config.prior_weight if prior_batch else torch.zeros_like(subject))
 
@@ -90,12 +96,18 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
         total = 0.0
         with torch.no_grad(), mounted(model.models(), Mix(((weights, 1.0),))):
             for example in data.held_out:
-                total += _errors(model, config, [example] * VALIDATION_TIMESTEPS, text, generator).mean().item()
+                timesteps = draw_timesteps(VALIDATION_TIMESTEPS, timestep_count, generator)
+                alike = [example] * VALIDATION_TIMESTEPS
+                total += _errors(model, config, alike, timesteps, text, generator).mean().item()
         return total / len(data.held_out)
 
     def preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:
         prompts = [prompt] if prompt else preview_prompts(model, config)
-        return [_preview(model, weights, step, i, prompt, folder) for i, prompt in enumerate(prompts)]
+        pictures = [draw_preview(model, config, weights, line) for line in prompts]
+        return [
+            _keep_preview(picture, line, step, "asked" if prompt else str(i), folder)
+            for i, (picture, line) in enumerate(zip(pictures, prompts, strict=True))
+        ]
 
     return Recipe(adapters, lambda: mounted(model.models(), Mix(((adapters, 1.0),))), microstep, validate, preview)
 
@@ -108,11 +120,15 @@ def preview_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
     ]
 
 
-def _preview(
-    model: BaseModel, weights: AdapterSet, step: int, number: int, prompt: str, folder: Path
-) -> Previewed:
-    picture = draw(model, DrawRequest(prompt=prompt, seed=PREVIEW_SEED), Mix(((weights, 1.0),)))[0]
-    path = folder / "previews" / f"{step:06d}-{number}.png"
+def draw_preview(model: BaseModel, config: TrainConfig, weights: AdapterSet, prompt: str) -> Image.Image:
+    """Draw with a fixed seed, at the size that is trained."""
+    side = config.resolution // model.info.multiple * model.info.multiple   # as the buckets are
+    request = DrawRequest(prompt=prompt, seed=PREVIEW_SEED, width=side, height=side)
+    return draw(model, request, Mix(((weights, 1.0),)))[0]
+
+
+def _keep_preview(picture: Image.Image, prompt: str, step: int, name: str, folder: Path) -> Previewed:
+    path = folder / "previews" / f"{step:06d}-{name}.png"
     picture.save(path)
     return Previewed(step, prompt, f"previews/{path.name}")
 
@@ -128,10 +144,10 @@ def _pick(examples: Sequence[Example], count: int, generator: torch.Generator) -
 
 
 def _errors(
-    model: BaseModel, config: TrainConfig, examples: list[Example], text: _TextFeatures, generator: torch.Generator
-) -> Tensor:
+    model: BaseModel, config: TrainConfig, examples: list[Example], timesteps: Tensor, text: _TextFeatures,
+    generator: torch.Generator,
+) -> Tensor:   # fmt: skip
     """Weighted loss of each example ``[B]``. All randomness is drawn on the CPU, so that devices agree."""
-    timesteps = draw_timesteps(len(examples), model.scheduler.config.num_train_timesteps, generator)
     clean = [example.sample(generator) for example in examples]
     noise = [torch.randn(latent.shape, generator=generator) for latent in clean]
     errors: dict[int, Tensor] = {}

@@ -1,8 +1,8 @@
 """A small classifier of object and style, so that likeness is a number and not an opinion.
 
-It knows every emoji object in every style, the held-out ones included, and was trained on those pictures alone
-(`judge_training.py`): never on anything a base model or an adapter drew. Benchmarks and tests ask it; training
-an adapter must not, or the number would measure how well the judge was pleased.
+It knows the objects the base was trained on and those held out from it, in every style, and was trained on those
+pictures alone (`judge_training.py`): never on anything a base model or an adapter drew. Benchmarks and tests ask
+it; training an adapter must not, or the number would measure how well the judge was pleased.
 """
 
 from __future__ import annotations
@@ -30,30 +30,44 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "assets" / "judge" / "judge.s
 
 
 class Network(nn.Module):
-    """Four halvings of 64×64 pixels, then features, object logits and style logits."""
+    """Four halvings of 64×64 pixels, then features, object logits and style logits.
+
+    The object is read from where things are at the end (a 2×2 grid of the last stage). The style is read from
+    texture as well: mean and spread of each channel after the first two stages, wherever in the picture.
+    """
 
     def __init__(self, objects: int, styles: int, widths: Sequence[int] = (24, 48, 96, 192)) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs in zip((3, *widths[:-1]), widths, strict=True):
-            layers += [
-                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(),
-                nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(),
-            ]
-        self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.embed = nn.Linear(4 * widths[-1], FEATURES)
+        self.stages = nn.ModuleList(stage(*pair) for pair in zip((3, *widths[:-1]), widths, strict=True))
+        seen = 4 * widths[-1]
+        self.embed = nn.Linear(seen, FEATURES)
         self.objects = nn.Linear(FEATURES, objects)
-        self.styles = nn.Linear(4 * widths[-1], styles)
+        self.styles = nn.Sequential(
+            nn.Linear(seen + 2 * (widths[0] + widths[1]), FEATURES), nn.ReLU(), nn.Linear(FEATURES, styles)
+        )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures [B, 3, 64, 64] in −1 … 1 → features [B, 128] of unit length, object and style logits."""
-        seen = self.trunk(pixels)
+        maps = []
+        for layer in self.stages:
+            pixels = layer(pixels)
+            maps.append(pixels)
+        seen = F.adaptive_avg_pool2d(maps[-1], 2).flatten(1)
         features = F.normalize(self.embed(seen), dim=1)
-        return features, self.objects(SHARPNESS * features), self.styles(seen)
+        texture = [statistic for early in maps[:2] for statistic in (early.mean((2, 3)), early.std((2, 3)))]
+        return features, self.objects(SHARPNESS * features), self.styles(torch.cat([seen, *texture], dim=1))
+
+
+def stage(inputs: int, outputs: int) -> nn.Sequential:
+    """Halve the picture's side, then look again."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,7 @@ class Judge:
             names = {key: json.loads(value) for key, value in file.metadata().items()}
             weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
         network = Network(len(names["objects"]), len(names["styles"]))
-        network.load_state_dict(weights, strict=False)
+        network.load_state_dict(weights, strict=False)  # BatchNorm's step counters are not kept
         return cls(network, names["objects"], names["styles"])
 
     def save(self, path: Path) -> None:
@@ -90,7 +104,7 @@ class Judge:
         weights = {
             key: value.half().contiguous()
             for key, value in self.network.state_dict().items()
-            if value.is_floating_point()  # BatchNorm's step counters serve training only
+            if value.is_floating_point()
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, path, {"objects": json.dumps(self.object_names), "styles": json.dumps(self.style_names)})
@@ -109,7 +123,7 @@ class Judge:
     def object_index(self, name: str) -> int:
         """Column of `Opinion.objects` for a name; an unknown name is a ValueError."""
         if name not in self.object_names:
-            raise ValueError(f"the judge does not know {name!r}; it knows {len(self.object_names)} emoji names")
+            raise ValueError(f"the judge does not know {name!r}; it knows {len(self.object_names)} of them")
         return self.object_names.index(name)
 
     def style_index(self, name: str) -> int:

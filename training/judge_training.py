@@ -12,7 +12,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,14 +20,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atelier.training.foundation_data import Pictures, load
+from atelier.training.foundation_data import Pictures, load, read_prompts
 from atelier.training.foundation_state import step_generator
 from atelier.training.foundation_views import COLOURS, Placement, colour, on_background, place, premultiplied
 from atelier.training.judge import WEIGHTS, Judge, Network
 
-PLACEMENT = Placement(smallest=0.5, shift=0.12, degrees=20)
+PLACEMENT = Placement(smallest=0.6, shift=0.1, degrees=10)
 THROUGH_AUTOENCODER = 0.25
 BATCH = 96
+BANK = 2048
+"""Views kept from the autoencoder, which is too slow to ask for every batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,14 @@ class Lesson:
     pixels: Tensor
     objects: Tensor
     styles: Tensor
+
+
+def of_the_base(pictures: Pictures) -> Pictures:
+    """The objects the base was trained on and those held out from it: what its drawings can be asked to show."""
+    words = read_prompts()
+    chosen = pictures.indices([*words["concepts"], *words["held_out"]])
+    concepts = tuple(pictures.concepts[index] for index in chosen)
+    return replace(pictures, concepts=concepts, rgba=pictures.rgba[:, chosen])
 
 
 def views(pictures: Pictures, styles: Tensor, objects: Tensor, random: torch.Generator) -> Lesson:
@@ -51,7 +61,7 @@ def views(pictures: Pictures, styles: Tensor, objects: Tensor, random: torch.Gen
 
 
 def spoil(pixels: Tensor, random: torch.Generator) -> Tensor:
-    """Blur some, shift the brightness and contrast a little, add noise."""
+    """Blur some, shift the brightness and contrast a little, add noise to half: too much would hide the style."""
 
     def chance(most: float) -> Tensor:
         return torch.rand(len(pixels), generator=random)[:, None, None, None] * most
@@ -59,13 +69,14 @@ def spoil(pixels: Tensor, random: torch.Generator) -> Tensor:
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     pixels = torch.lerp(pixels, blurred, (chance(2.0) - 1).clamp(min=0))
     pixels = (pixels - 0.5) * (0.85 + chance(0.3)) + 0.5 + chance(0.1) - 0.05
-    return (pixels + torch.randn(pixels.shape, generator=random) * chance(0.06)).clamp(0, 1)
+    return (pixels + torch.randn(pixels.shape, generator=random) * (chance(0.08) - 0.04).clamp(min=0)).clamp(0, 1)
 
 
-def every_picture(pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """Style and object indices of all pictures."""
+def random_views(pictures: Pictures, count: int, random: torch.Generator) -> Lesson:
+    """Views of pictures drawn evenly from all objects in all styles."""
     styles, objects = pictures.rgba.shape[:2]
-    return torch.arange(styles).repeat_interleave(objects), torch.arange(objects).repeat(styles)
+    chosen_styles = torch.randint(styles, (count,), generator=random)
+    return views(pictures, chosen_styles, torch.randint(objects, (count,), generator=random), random)
 
 
 @torch.no_grad()
@@ -82,13 +93,7 @@ def mixed_batch(pictures: Pictures, bank: Lesson, step: int, seed: int) -> Lesso
     """Fresh views, the last quarter of them from the autoencoder's bank, all spoilt."""
     random = step_generator(seed, step)
     from_bank = int(BATCH * THROUGH_AUTOENCODER)
-    styles, objects = pictures.rgba.shape[:2]
-    fresh = views(
-        pictures,
-        torch.randint(styles, (BATCH - from_bank,), generator=random),
-        torch.randint(objects, (BATCH - from_bank,), generator=random),
-        random,
-    )
+    fresh = random_views(pictures, BATCH - from_bank, random)
     chosen = torch.randint(len(bank.objects), (from_bank,), generator=random)
     return Lesson(
         spoil(torch.cat([fresh.pixels, bank.pixels[chosen]]), random),
@@ -97,11 +102,9 @@ def mixed_batch(pictures: Pictures, bank: Lesson, step: int, seed: int) -> Lesso
     )
 
 
-def teach(pictures: Pictures, vae: AutoencoderKL, seconds: float, seed: int) -> Judge:
+def teach(pictures: Pictures, bank: Lesson, seconds: float, seed: int) -> Judge:
     """Train for so long; the learning rate follows the clock down a cosine."""
     torch.manual_seed(seed)
-    styles, objects = every_picture(pictures)
-    bank = through_autoencoder(views(pictures, styles, objects, step_generator(seed + 1, 0)), vae)
     network = Network(len(pictures.names), len(pictures.styles)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.02)
     start, step = time.monotonic(), 0
@@ -112,7 +115,7 @@ def teach(pictures: Pictures, vae: AutoencoderKL, seconds: float, seed: int) -> 
         lesson = mixed_batch(pictures, bank, step, seed)
         pixels = (lesson.pixels * 2 - 1).contiguous(memory_format=torch.channels_last)
         _, object_logits, style_logits = network(pixels)
-        loss = F.cross_entropy(object_logits, lesson.objects) + 0.5 * F.cross_entropy(style_logits, lesson.styles)
+        loss = F.cross_entropy(object_logits, lesson.objects) + F.cross_entropy(style_logits, lesson.styles)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -131,8 +134,7 @@ def accuracy(judge: Judge, lesson: Lesson) -> tuple[float, float]:
 
 def examination(pictures: Pictures, vae: AutoencoderKL, judge: Judge, seed: int) -> dict[str, tuple[float, float]]:
     """Object and style accuracy per style on views never trained on, and again through the autoencoder."""
-    styles, objects = every_picture(pictures)
-    fresh = views(pictures, styles, objects, step_generator(seed + 2, 0))
+    fresh = random_views(pictures, BANK, step_generator(seed + 2, 0))
     result = {}
     for title, lesson in (("views", fresh), ("through the autoencoder", through_autoencoder(fresh, vae))):
         for index, style in enumerate(pictures.styles):
@@ -151,9 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=420.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    pictures = load(options.work)
+    pictures = of_the_base(load(options.work))
     vae = AutoencoderKL.from_pretrained(options.base / "vae").float().eval().to(memory_format=torch.channels_last)
-    judge = teach(pictures, vae, options.seconds, options.seed)
+    bank = through_autoencoder(random_views(pictures, BANK, step_generator(options.seed + 1, 0)), vae)
+    judge = teach(pictures, bank, options.seconds, options.seed)
     judge.save(options.out)
     for title, (right_object, right_style) in examination(pictures, vae, judge, options.seed).items():
         print(f"{title:36s} object {right_object:.3f}   style {right_style:.3f}")  # noqa: T201 (a command)

@@ -10,14 +10,12 @@ from pathlib import Path
 from PIL import Image
 
 from atelier.adapters.files import save_adapter
-from atelier.adapters.mix import Mix
 
 from .base_model import BaseModel
 from .config import TrainConfig
-from .dreambooth import PREVIEW_SEED, preview_prompts
+from .dreambooth import draw_preview, preview_prompts
 from .loop import Training
 from .runs import RunFolder
-from .sample import DrawRequest, draw
 
 THUMBNAIL_SIDE = 256
 
@@ -27,8 +25,6 @@ def keep(
 ) -> Path:
     """Write the adapter file and return its path. A name that is taken gets a number: nothing is overwritten."""
     assert training.result is not None
-    prompt = preview_prompts(model, config)[0]
-    cover = draw(model, DrawRequest(prompt=prompt, seed=PREVIEW_SEED), Mix(((training.result, 1.0),)))[0]
     metadata = {
         "atelier.name": config.name,
         "atelier.trigger": config.trigger_word,
@@ -41,8 +37,10 @@ def keep(
         "atelier.pictures": str(pictures),
         "atelier.best_step": str(training.result_step),
         "atelier.run": run.id,
-        "modelspec.thumbnail": thumbnail(cover),
     }
+    if config.preview_every:   # a training picture would do without drawing, but it may be private
+        cover = draw_preview(model, config, training.result, preview_prompts(model, config)[0])
+        metadata["modelspec.thumbnail"] = thumbnail(cover)
     path = free_path(adapters, config.name)
     save_adapter(path, training.result, metadata)
     return path

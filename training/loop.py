@@ -96,14 +96,15 @@ class Training:
             if controls.take("cancel") is not None:
                 yield Stopped(self.step, "Cancelled. Nothing was added to the library.")
                 return
-            if controls.take("stop") is not None and self.step:
-                break
+            if controls.take("stop") is not None:
+                if self.step:
+                    break
+                yield Stopped(0, "Stopped before the first step: there was nothing to keep.")
+                return
             if controls.take("pause") is not None:
                 yield from self._pause(controls)
                 continue
-            prompt = controls.take("preview")
-            if prompt is not None:
-                yield from self.recipe.preview(self.shown, self.step, prompt)
+            yield from self._asked_preview(controls)
             event = self._advance()
             if not math.isfinite(event.loss):
                 yield from self._unstable(event.step)
@@ -177,6 +178,7 @@ class Training:
         yield self._save()
         yield Paused(self.step)
         while controls.take("resume") is None and not controls.quitting():
+            yield from self._asked_preview(controls)
             for name in ("stop", "cancel"):
                 text = controls.take(name)
                 if text is not None:   # leave it for the loop, which knows what to do
@@ -186,11 +188,18 @@ class Training:
             time.sleep(PAUSE_SECONDS)
         yield Resumed(self.step)
 
+    def _asked_preview(self, controls: Controls) -> Iterator[Event]:
+        prompt = controls.take("preview")
+        if prompt is not None:
+            yield from self.recipe.preview(self.shown, self.step, prompt)
+
     def _unstable(self, step: int) -> Iterator[Event]:
         """The loss is no number any more: keep the last good state instead of training on."""
         advice = "Use half the learning rate."
-        if self.step and not self.best:
-            yield self._validate()
+        if self.step and self.best_step != self.step:
+            measured = self._validate()
+            if math.isfinite(measured.loss):   # otherwise the last update has spoilt the weights
+                yield measured
         if not self.best:
             raise FloatingPointError(
                 f"Training became unstable at step {step}: the loss is not a finite number. There is no earlier good "
@@ -198,14 +207,17 @@ class Training:
             )
         kept = f"step {self.best_step} was kept"
         yield Warned(f"Training became unstable at step {step} and was stopped; {kept}. {advice}")
-        yield from self._end()
+        self._keep(best=True)
 
     def _end(self) -> Iterator[Event]:
         unfinished = self.step < self.config.steps
         if self.config.validate_every and unfinished and self.best_step != self.step:
             yield self._validate()
+        self._keep(best=self.config.keep_best)
+
+    def _keep(self, *, best: bool) -> None:
         self.result, self.result_step = copy.deepcopy(self.shown), self.step
-        if self.config.keep_best and self.best:
+        if best and self.best:
             self.result.load_tensors(self.best)
             self.result_step = self.best_step
 

@@ -33,7 +33,7 @@ from .base_model import BaseError, BaseModel, best_device, identify, load
 from .buckets import fit
 from .config import TrainConfig
 from .dataset import Report, scan
-from .events import Event, Failed, Finished, Preparing, Warned
+from .events import Event, Failed, Finished, Preparing, Stopped, Warned
 from .images import PictureError, open_picture, to_tensor
 from .keep import keep
 from .latents import Example, encode_pictures
@@ -78,28 +78,42 @@ def explain(error: Exception) -> str:
 
 
 def _events(folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event) -> Iterator[Event]:
-    started, config, device = time.monotonic(), folder.config(), best_device()
-    with _device_lock(device) as lock:
-        while not _acquired(lock):
-            yield Preparing("Waiting for another job on this device")
-            if quitting.wait(WAIT_SECONDS):
-                return
-        yield Preparing("Looking at the pictures")
-        report = _scan(config)
-        yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
-        yield Preparing("Loading the base model")
-        model = _load(config, device)
-        yield Preparing("Encoding the pictures")
-        subject = _encode(model, report)
-        if config.prior_weight and config.prior_count:
-            yield Preparing("Drawing other things, to keep them as they are")
-        training = _training(model, dreambooth.dataset(model, config, subject), config, folder)
-        if resume and not training.resume():
-            yield Warned("There was no complete checkpoint to resume from, so training started again.")
-        yield from training.events(Controls(folder.take, quitting.is_set))
-        if training.result is not None:
-            path = keep(training, config, model, len(report.usable), folder, adapters)
-            yield Finished(training.result_step, str(path), time.monotonic() - started)
+    """Wait for the device, then train. The kernel frees the lock when the process dies, however it dies."""
+    device = best_device()
+    lock = _device_lock(device)
+    while not _acquired(lock):
+        yield Preparing("Waiting for another job on this device")
+        if folder.take("cancel") is not None:
+            yield Stopped(0, "Cancelled while it waited.")
+            return
+        if quitting.wait(WAIT_SECONDS):
+            return
+    try:
+        yield from _train(folder, adapters, resume, quitting, device)
+    finally:
+        lock.release()
+
+
+def _train(
+    folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, device: torch.device
+) -> Iterator[Event]:
+    started, config = time.monotonic(), folder.config()
+    yield Preparing("Looking at the pictures")
+    report = _scan(config)
+    yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
+    yield Preparing("Loading the base model")
+    model = _load(config, device)
+    yield Preparing("Encoding the pictures")
+    subject = _encode(model, report)
+    if config.prior_weight and config.prior_count:
+        yield Preparing("Drawing other things, to keep them as they are")
+    training = _training(model, dreambooth.dataset(model, config, subject), config, folder)
+    if resume and not training.resume():
+        yield Warned("There was no complete checkpoint to resume from, so training started again.")
+    yield from training.events(Controls(folder.take, quitting.is_set))
+    if training.result is not None:
+        path = keep(training, config, model, len(report.usable), folder, adapters)
+        yield Finished(training.result_step, str(path), time.monotonic() - started)
 
 
 def _scan(config: TrainConfig) -> Report:
@@ -144,7 +158,7 @@ def _training(model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, f
 
 
 def _device_lock(device: torch.device) -> FileLock:
-    """One job a device: the kernel frees the lock when the process dies, however it dies."""
+    """The lock that lets one job at a time use a device."""
     return FileLock(Path(tempfile.gettempdir()) / f"atelier-{getpass.getuser()}-{device.type}.lock", timeout=0)
 
 

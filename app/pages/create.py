@@ -132,7 +132,8 @@ def _pictures(draft: Draft) -> dict[str, Any]:
     refused = [{"id": p.id, "name": p.name, "note": p.note} for p in draft.pictures if p.refused]
     kept = [{"id": p.id, "name": p.name, "note": p.note, "thumb": p.thumb} for p in draft.usable]
     count = phrases.picture_count(len(kept), len(refused))
-    return {"kept": kept, "refused": refused, "usable": len(kept), "count": count}
+    tips = [] if draft.pictures else words.TIPS
+    return {"kept": kept, "refused": refused, "usable": len(kept), "count": count, "tips": tips}
 
 
 def _take(home: Home, files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:

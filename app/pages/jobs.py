@@ -8,6 +8,8 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.catalog import KINDS
+from atelier.training.base_model import identify
+from atelier.training.config import EMBEDDED, TrainConfig
 from atelier.training.runs import RunStatus
 
 from .. import phrases, words
@@ -96,8 +98,17 @@ def _live(home: Home, run: RunStatus, look: str) -> dict[str, Any]:
         "cancel": not run.over, "resume": state in ("interrupted", "failed", "stopped"),
         "open": address("studio", adapter=run.name) if state == "done" else "",
         "large": large, "strip": [{**preview, "chosen": str(preview is large).lower()} for preview in strip],
+        "facts": [{"name": name, "value": str(value)} for name, value in _facts(config).items() if value],
         "chart": loss_chart(run.losses, run.validation, run.best_step, run.of), "best": run.best_step,
         "chart_say": phrases.chart(run.losses[-1][1] if run.losses else 0.0, run.step),
+    }   # fmt: skip
+
+
+def _facts(config: TrainConfig) -> dict[str, Any]:
+    options = {name.replace("_", " ").capitalize(): value for name, value in config.adapter.items()}
+    return {
+        words.BASE: config.base if config.base != EMBEDDED else identify(EMBEDDED).title, **options,
+        words.STEPS: config.steps, words.BATCH: config.batch, words.RATE: f"{config.lr:g}",
     }   # fmt: skip
 
 

@@ -49,12 +49,15 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     def paint_live(*values: Any) -> Iterator[list[Any]]:
         *given, before = values
         asked = dict(zip(names, given, strict=True))
-        if asked["live"]:
+        # Gradio empties what a generator is to fill when it yields nothing at all.
+        yield [gr.skip()] * len(painted)
+        if asked["live"] and asked["prompt"].strip():
             yield from _paint(home, engine, {**asked, "keep_seed": True}, before, passing=True)
 
     def paint_first(wanted: str, *values: Any) -> Iterator[list[Any]]:
+        *given, _ = values
+        yield [gr.skip()] * len(painted)
         if wanted:
-            *given, _ = values
             yield from _paint(home, engine, {**dict(zip(names, given, strict=True)), "keep_seed": True}, [])
 
     def toggle(event: gr.EventData, *values: Any) -> list[Any]:
@@ -72,7 +75,8 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     gr.on([draw.click, c["prompt"].submit], paint_now, [*inputs, passing], painted, trigger_mode="once", **quiet)
     for slider in sliders:
         slider.input(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **quiet)
-    shelf.act(toggle, inputs, [c["names"], c["prompt"], c["base"], *sliders, shelf, triggers], **POLL)
+    taken = shelf.act(toggle, inputs, [c["names"], c["prompt"], c["base"], *sliders, shelf, triggers], **POLL)
+    taken.success(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **quiet)
     triggers.act(add, c["prompt"], c["prompt"], **POLL)
     dice.click(_any_seed, None, c["seed"], **POLL)
     c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **POLL)
@@ -101,7 +105,8 @@ def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Butto
         choices = {EMBEDDED: identify(EMBEDDED).title, **bases}
         c["base"] = gr.Dropdown([(title, base) for base, title in choices.items()], value=EMBEDDED, label=words.BASE,
                                 allow_custom_value=True, elem_id="base")   # fmt: skip
-        c |= controls(DrawRequest, skip=("prompt", "seed", "count"))
+        with gr.Row(elem_classes="settings"):
+            c |= controls(DrawRequest, skip=("prompt", "seed", "count"))
     return c, shelf, triggers, draw, dice
 
 
@@ -182,14 +187,14 @@ def _triggers(home: Home, names: Sequence[str]) -> list[str]:
 
 def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]:
     """Fill the page from its address: ``?adapter=NAME`` or ``?picture=ID``."""
-    values: dict[str, Any] = dict.fromkeys(keys, gr.skip())
+    values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), "seed": _any_seed()}
     names: list[str] = []
     results, draw, said = gr.skip(), "", gr.skip()
     try:
         if query.get("adapter"):
             card = find_adapter(home, query["adapter"])
             names, draw = [card.name], "yes" if (card.base or EMBEDDED) == EMBEDDED else ""
-            values |= {"prompt": suggestion(card), "base": card.base or EMBEDDED, "seed": 0}
+            values |= {"prompt": suggestion(card), "base": card.base or EMBEDDED}
         elif query.get("picture"):
             wish, missing = remembered(home, query["picture"])
             names = [name for name, _ in wish.strengths]
@@ -207,7 +212,7 @@ def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:
     recipes = [(picture, read_recipe(picture.path) or {}) for picture in pictures]
     shown = [{"id": picture.id, "src": file_address(picture.path), "seed": recipe.get("seed", ""),
               "prompt": recipe.get("prompt", "")} for picture, recipe in recipes]   # fmt: skip
-    return {"pictures": shown, "columns": 1 if len(shown) == 1 else 2 if len(shown) <= 4 else 3}
+    return {"pictures": shown, "columns": 1 if len(shown) <= 1 else 2 if len(shown) <= 4 else 3}
 
 
 def _busy(done: int, of: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from atelier.app.job_queue import Act, open_queue
 from atelier.app.jobs import cancel, find_run, list_runs, new_run, resume, run_status, submit, worker_alive
 from atelier.app.worker import run_worker
 from atelier.training.config import TrainConfig
-from atelier.training.events import Failed, Finished, Interrupted, Resumed, Saved, Stepped, Stopped
+from atelier.training.events import Event, Failed, Finished, Interrupted, Resumed, Saved, Stepped, Stopped
 from atelier.training.runs import STALE_SECONDS, RunFolder
 
 # Notes its start, works until told how to end: the files `finish`, `crash` and `quit` in the run folder, or `cancel`.
@@ -127,7 +127,7 @@ def training(home: Home, run: RunFolder) -> Callable[[], bool]:
     return lambda: state(home, run) == "training"
 
 
-def put(run: RunFolder, *events: object, alive: bool = False) -> None:
+def put(run: RunFolder, *events: Event, alive: bool = False) -> None:
     """Leave a run as a process would have."""
     for event in events:
         run.append(event)
@@ -408,7 +408,8 @@ def test_after_a_power_cut_a_run_goes_on_by_itself_but_only_once(home, start_wor
     run, lost = new_run(home, config()), new_run(home, config("lost"))
     put(run, STEPPED, SAVED, alive=True)
     put(lost, STEPPED, alive=True)   # no checkpoint: a person decides
-    grow_cold(run), grow_cold(lost)
+    for old in (run, lost):
+        grow_cold(old)
     worker = start_worker()
     until(lambda: len(starts(run)) == 1 and state(home, run) == "training")
     assert starts(run)[0][1] == "1"

@@ -39,7 +39,7 @@ def add(home: Home, name: str, **metadata: str):
     """Put a small LoRA into the library."""
     adapters = create("lora", {"rank": 2}, SPECS)
     for adapter in adapters:
-        torch.nn.init.normal_(adapter.up)
+        torch.nn.init.normal_(adapter.get_parameter("up"))
     path = home.adapters / f"{name}.safetensors"
     entries = {f"atelier.{key}": value for key, value in metadata.items()}
     save_adapter(path, adapters, {"modelspec.thumbnail": THUMBNAIL, **entries})
@@ -134,17 +134,17 @@ def test_deleting_and_restoring_is_exact(home):
 
 
 def test_the_trash_keeps_every_version_and_gives_none_over_another(home):
-    contents = []
-    for _ in range(2):
-        contents.append(add(home, "fox").read_bytes())
-        trashed = delete_adapter(home, "fox")
-    assert contents[0] != contents[1] and len(list(home.trash.rglob("*.safetensors"))) == 2
+    first = add(home, "fox").read_bytes()
+    delete_adapter(home, "fox")
+    second = add(home, "fox").read_bytes()
+    trashed = delete_adapter(home, "fox")
+    assert first != second and len(list(home.trash.rglob("*.safetensors"))) == 2
     third = add(home, "fox").read_bytes()
     with pytest.raises(HomeError, match="'fox' is taken"):
         restore_adapter(home, trashed)
     assert (home.adapters / "fox.safetensors").read_bytes() == third
     delete_adapter(home, "fox")
-    assert restore_adapter(home, trashed).read_bytes() == contents[1]
+    assert restore_adapter(home, trashed).read_bytes() == second
 
 
 def test_a_damaged_file_can_be_deleted_too(home):

@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import zlib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,12 @@ def image(width: int = 64, height: int = 48) -> Image.Image:
 
 def fill(home: Home, count: int) -> list[str]:
     return [save_picture(home, image(), RECIPE).stem for _ in range(count)]
+
+
+def small_one(home: Home, id: str) -> Path:
+    path = thumbnail(home, id)
+    assert path is not None
+    return path
 
 
 def chunks(path: Path) -> list[tuple[bytes, bytes]]:
@@ -108,7 +115,7 @@ def test_a_recipe_draws_the_same_picture_of_a_batch_again(tmp_path):
     file = tmp_path / "fox.safetensors"
     file.write_bytes((2).to_bytes(8, "little") + b"{}" + b"data")
     card = AdapterCard(name="fox", path=file, kind="lora", trigger="", subject="", base="", title="", family="",
-                       bytes=0, created=None, thumbnail="", pictures=0)  # fmt: skip
+                       bytes=0, created=datetime.now(UTC), thumbnail="", pictures=0)  # fmt: skip
     recipe = make_recipe(request, 3, "embedded", "embedded", [(card, 0.5)])
     names = ("prompt", "negative", "steps", "guidance")
     assert {name: recipe[name] for name in names} == {name: getattr(request, name) for name in names}
@@ -179,7 +186,7 @@ def test_only_the_pictures_of_the_page_are_opened(home, monkeypatch):
 def test_the_trash_gives_a_picture_back_unchanged(home):
     (id,) = fill(home, 1)
     path = home.gallery / f"{id}.png"
-    content, small = path.read_bytes(), thumbnail(home, id)
+    content, small = path.read_bytes(), small_one(home, id)
     trashed = trash_picture(home, id)
     assert not path.exists() and not small.exists() and gallery_page(home) == []
     assert trashed.is_relative_to(home.trash)
@@ -200,7 +207,7 @@ def test_an_id_of_nothing_is_refused(home, id):
 def test_small_pictures_are_made_once_and_only_when_asked_for(home):
     path = save_picture(home, image(600, 300), RECIPE)
     assert [p.name for p in home.gallery.iterdir()] == [path.name]
-    small = thumbnail(home, path.stem)
+    small = small_one(home, path.stem)
     with Image.open(small) as opened:
         assert opened.format == "WEBP" and opened.size == (256, 128)
     before = small.stat().st_mtime_ns
@@ -210,7 +217,7 @@ def test_small_pictures_are_made_once_and_only_when_asked_for(home):
 
 def test_a_small_picture_is_not_blown_up(home):
     path = save_picture(home, image(64, 48), RECIPE)
-    assert Image.open(io.BytesIO(thumbnail(home, path.stem).read_bytes())).size == (64, 48)
+    assert Image.open(io.BytesIO(small_one(home, path.stem).read_bytes())).size == (64, 48)
 
 
 def test_a_picture_damaged_inside_has_no_small_one(home):

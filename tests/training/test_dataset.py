@@ -238,9 +238,9 @@ def test_very_many_reasons_are_cut_short(tmp_path):
 def test_folders_that_are_none(tmp_path):
     (tmp_path / "file.png").write_bytes(b"")
     (tmp_path / "empty" / "10_rex").mkdir(parents=True)
-    with pytest.raises(PictureError, match="holds no pictures.*Sub-folders are not searched"):
+    with pytest.raises(PictureError, match=r"holds no pictures.*Sub-folders are not searched"):
         look(tmp_path / "empty")
     with pytest.raises(PictureError, match=r"file\.png is a file, but the folder"):
         look(tmp_path / "file.png")
-    with pytest.raises(PictureError, match="gone can't be opened.*No such file"):
+    with pytest.raises(PictureError, match=r"gone can't be opened.*No such file"):
         look(tmp_path / "gone")
