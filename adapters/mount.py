@@ -107,7 +107,7 @@ def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Mod
     for module, pairs in parts.items():
         weight = module.weight
         assert isinstance(weight, Tensor)
-        update = torch.zeros_like(weight, dtype=torch.float32)
-        for adapter, strength in pairs:
-            update += strength * adapter.delta(weight.float()).to(weight.device)
-        yield module, update
+        yield module, sum(
+            (adapter.delta(weight.float()).to(weight.device) * strength for adapter, strength in pairs),
+            torch.zeros((), device=weight.device),
+        )

@@ -17,7 +17,8 @@ Command = Callable[[RunFolder, Path, bool], list[str]]   # run, adapters folder,
 
 ENDED_BY_REQUEST = 3     # the child's exit code when it was told to end
 WATCH_SECONDS = 0.5
-GRACE_SECONDS = 1.0      # a process that ends takes its heartbeat away and may still write its last word
+GRACE_SECONDS = 1.0      # a process that took its heartbeat away may still write its last word
+STRAIN_SECONDS = 30.0    # one whose heartbeat grew old may live on a machine under strain
 _LOG_TAIL_BYTES = 4096
 
 
@@ -43,23 +44,31 @@ def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
     with run.beating():
         if resume:
             run.append(Preparing("Starting again"))
-        with (run.path / "log.txt").open("ab") as log:
-            child = subprocess.Popen(
-                command(run, adapters, resume), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )   # fmt: skip
+        try:
+            with (run.path / "log.txt").open("ab") as log:
+                child = subprocess.Popen(
+                    command(run, adapters, resume), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                )   # fmt: skip
             code = child.wait()
+        except OSError as error:
+            run.append(Failed(f"The training process could not be started: {error}."))
     if not has_ended(run):
         run.append(last_word(code, run.path / "log.txt"))
 
 
 def watch_child(run: RunFolder) -> None:
     """Wait for a child that another worker started; where it had no last word, write one for it."""
-    while run.alive():
+    seen = time.monotonic()
+    while True:
+        if run.alive():
+            seen = time.monotonic()
+        elif has_ended(run):
+            return
+        elif time.monotonic() - seen > (STRAIN_SECONDS if (run.path / "heartbeat").exists() else GRACE_SECONDS):
+            break
         time.sleep(WATCH_SECONDS)
-    time.sleep(GRACE_SECONDS)
-    if not has_ended(run) and not run.alive():
-        run.append(Interrupted("The training process ended without a word. Resume it to go on."))
+    run.append(Interrupted("The training process ended without a word. Resume it to go on."))
 
 
 def last_word(code: int, log: Path) -> Interrupted | Failed:

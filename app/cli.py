@@ -63,7 +63,9 @@ def _serve(arguments: Namespace) -> int:
 def _worker(arguments: Namespace) -> int:
     from .worker import run_worker
 
-    run_worker(open_home(arguments.home))
+    home = open_home(arguments.home)
+    print(f"Working off the queue of {home.path}. After Ctrl-C a training that is under way goes on by itself.")
+    run_worker(home)
     return 0
 
 

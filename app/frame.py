@@ -13,7 +13,7 @@ from atelier.training.runs import RunStatus
 
 from . import phrases, words
 from .address import address
-from .home import Home
+from .home import Home, HomeError
 from .icons import PATHS
 from .jobs import list_runs
 from .panel import panel
@@ -23,20 +23,23 @@ POLL: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibili
 RECENT_SECONDS = 600.0
 
 
-def frame(home: Home, here: str) -> None:
+def frame(demo: gr.Blocks, home: Home, here: str) -> None:
     """Put the frame at the head of the page that is being built."""
     pages = [{"href": address(name), "title": words.TITLES[name], "icon": PATHS[name], "here": name == here}
              for name in PAGES]
     with gr.Row(elem_id="frame"):
         panel("top", {"pages": pages, "title": words.TITLES[here]})
-        bar = panel("job-bar", job_bar(home))
+        bar = panel("job-bar", {})
     timer = gr.Timer(2.0)
-    timer.tick(lambda: job_bar(home), None, bar, **POLL)
+    gr.on([demo.load, timer.tick], lambda: job_bar(home), None, bar, **POLL)
 
 
 def job_bar(home: Home) -> dict[str, Any]:
     """What the job bar shows: the run at work, else one that ended well a moment ago, else nothing."""
-    runs = list_runs(home)
+    try:
+        runs = list_runs(home)
+    except HomeError:
+        return {"name": "", "news": ""}   # the Jobs page says what is wrong
     at_work = [run for run in runs if not run.over]
     fresh = [run for run in runs if run.state == "done" and time.time() - run.started - run.seconds < RECENT_SECONDS]
     if not at_work and not fresh:

@@ -15,23 +15,23 @@ from .pages import create, gallery, jobs, library, settings, studio
 def build(home: Home, engine: Engine) -> gr.Blocks:
     """Assemble the app over a home and the engine that draws for it."""
     blocks = gr.Blocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
-    with blocks as demo, page(home, "create"):
+    with blocks as demo, page(demo, home, "create"):
         create.build(demo, home)
-    with demo.route(words.TITLES["studio"], address("studio")), page(home, "studio"):
+    with demo.route(words.TITLES["studio"], address("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
-    with demo.route(words.TITLES["library"], address("library")), page(home, "library"):
+    with demo.route(words.TITLES["library"], address("library")), page(demo, home, "library"):
         library.build(demo, home)
-    with demo.route(words.TITLES["gallery"], address("gallery")), page(home, "gallery"):
+    with demo.route(words.TITLES["gallery"], address("gallery")), page(demo, home, "gallery"):
         gallery.build(demo, home)
-    with demo.route(words.TITLES["jobs"], address("jobs")), page(home, "jobs"):
+    with demo.route(words.TITLES["jobs"], address("jobs")), page(demo, home, "jobs"):
         jobs.build(demo, home)
-    with demo.route(words.TITLES["settings"], address("settings")), page(home, "settings"):
+    with demo.route(words.TITLES["settings"], address("settings")), page(demo, home, "settings"):
         settings.build(demo, home, engine)
     demo.queue(max_size=64, default_concurrency_limit=4)
     return demo
 
 
-def page(home: Home, name: str) -> gr.Column:
+def page(demo: gr.Blocks, home: Home, name: str) -> gr.Column:
     """Put the frame down, and open the column that holds a page's own things."""
-    frame(home, name)
+    frame(demo, home, name)
     return gr.Column(elem_classes=f"page page-{name}")

@@ -37,7 +37,7 @@ def run_worker(home: Home, command: Command = training_command) -> None:
         _work(RunFolder(home.runs / id), act, queue, lambda run: run_child(run, home.adapters, command))
 
     with held, open_queue(home, work) as queue:
-        _reconcile(home, queue)
+        reconcile(home, queue)
         consumer = queue.huey.create_consumer(workers=1, periodic=False, max_delay=_POLL_SECONDS)
         consumer.start()
         _until_told_to_end()
@@ -52,8 +52,12 @@ def _until_told_to_end() -> None:
     told.wait()
 
 
-def _reconcile(home: Home, queue: Queue) -> None:
-    """Bring the queue in line with the run folders: they know better what was going on."""
+def reconcile(home: Home, queue: Queue) -> None:
+    """Bring the queue in line with the run folders, because they know better what was going on.
+
+    Runs that live come first, to be watched; those that nobody knows of any more are put at the end; those that were
+    interrupted go on from their checkpoint by themselves, once.
+    """
     waiting = queue.waiting()
     for run in map(RunFolder, run_folders(home)):
         state = read_status(run).state

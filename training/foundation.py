@@ -139,9 +139,12 @@ def export(parts: Parts, trainee: Trainee, out: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.to("cpu", torch.float16).save_pretrained(out)
-    for config in out.glob("*/config.json"):  # diffusers notes where it read a part from; nobody else has that folder
-        kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
-        config.write_text(json.dumps(kept, indent=2) + "\n")
+    for path in out.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # where diffusers read a part from: nobody else has that folder
+        if "dtype" in config:
+            config["dtype"] = "float32"  # stored in half, used in single precision, like the parts beside it
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def build(options: argparse.Namespace) -> None:

@@ -98,6 +98,7 @@ def _train(
     folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, device: torch.device
 ) -> Iterator[Event]:
     started, config = time.monotonic(), folder.config()
+    adapters.mkdir(parents=True, exist_ok=True)   # now, and not after an hour of training
     yield Preparing("Looking at the pictures")
     report = _scan(config)
     yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
@@ -177,7 +178,14 @@ def _quit_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield quitting   # signals belong to the main thread; elsewhere the control folder does the job
         return
-    before = {number: signal.signal(number, lambda *_: quitting.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _frame: object) -> None:
+        quitting.set()
+        signal.signal(number, before[signal.Signals(number)])   # whoever asks twice does not want to wait
+
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield quitting
     finally:

@@ -31,7 +31,7 @@ class Amplify(Adapter):
         return self.gain * weight
 
 
-def amplify(module: nn.Module, gain: float) -> AdapterSet:
+def amplify(module: nn.Linear | nn.Conv2d, gain: float) -> AdapterSet:
     return AdapterSet(Amplify, Settings(), [Amplify(Spec(NAME, tuple(module.weight.shape)), gain)])
 
 
@@ -41,7 +41,7 @@ def amplify(module: nn.Module, gain: float) -> AdapterSet:
     [(nn.Linear(6, 4), (3, 6)), (nn.Conv2d(6, 4, 3, padding=1, stride=2), (2, 6, 5, 5))],
     ids=["linear", "conv"],
 )
-def test_every_update_is_computed_from_the_original_weight(attach, module: nn.Module, shape: tuple[int, ...]):
+def test_every_update_is_computed_from_the_original_weight(attach, module, shape: tuple[int, ...]):
     """Gains of 1 and 2 amplify fourfold in either order; computed one upon the other they would sixfold."""
     x = torch.randn(shape)
     models = {"unet": nn.ModuleDict({"layer": module})}

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -40,8 +42,9 @@ SMALL = (Spec(ATTN2, (12, 20)), Spec(CONV, (14, 6, 3, 3)), Spec(TEXT, (9, 9)))
 def trained(specs: Sequence[Spec], *, rank: int = 4, alpha: float = 3.0, size: float = 0.05) -> AdapterSet:
     torch.manual_seed(0)
     adapters = create("lora", {"rank": rank, "alpha": alpha}, specs)
-    for adapter in adapters:
-        nn.init.normal_(adapter.up, std=size)
+    for name, parameter in adapters.named_parameters():
+        if name.endswith("up"):
+            nn.init.normal_(parameter, std=size)
     return adapters
 
 
@@ -359,7 +362,7 @@ def test_sixteen_bits_hold_a_small_scale(tmp_path: Path):
 def test_values_beyond_the_precision_are_refused(tmp_path: Path):
     adapters = trained(SMALL)
     with torch.no_grad():
-        adapters[CONV].up[0, 0] = 1e30
+        adapters.tensors()[f"{CONV}.up"][0, 0] = 1e30
     save_adapter(tmp_path / "a.safetensors", adapters, METADATA)
     with pytest.raises(ConvertError, match=r"conv1.* holds values that fp16 cannot. Export in fp32"):
         export(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", "fp16")

@@ -108,7 +108,7 @@ def test_metadata_does_not_change_the_hash_and_a_weight_does(adapters: AdapterSe
     save_adapter(path, adapters, {"atelier.name": "x" * 5000})
     assert data_hash(path) == before
     with torch.no_grad():
-        adapters["unet.conv"].up[0, 0] += 1
+        adapters.tensors()["unet.conv.up"][0, 0] += 1
     save_adapter(path, adapters, {})
     assert data_hash(path) != before
 

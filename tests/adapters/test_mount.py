@@ -26,11 +26,11 @@ def adapters_for(models: dict[str, nn.Module], *names: str, seed: int = 0) -> Ad
     specs = []
     for name in names:
         component, _, module = name.partition(".")
-        specs.append(Spec(name, tuple(models[component].get_submodule(module).weight.shape)))
+        specs.append(Spec(name, tuple(models[component].get_parameter(f"{module}.weight").shape)))
     torch.manual_seed(seed)
     adapters = create("lora", {"rank": 2}, specs)
-    for adapter in adapters:
-        nn.init.normal_(adapter.up, std=0.3)
+    for parameter in adapters.parameters():
+        nn.init.normal_(parameter, std=0.3)
     return adapters
 
 

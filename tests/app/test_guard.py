@@ -101,7 +101,10 @@ def test_a_foreign_host_name_is_refused(web: httpx.Client, host: str) -> None:
     assert web.get("/", headers={"host": host}).status_code == 400
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://127.0.0.1.evil.example"])
+ORIGINS = ("http://evil.example", "null", "http://127.0.0.1:9999", "https://127.0.0.1.evil.example")
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
 def test_a_write_from_another_site_is_refused(web: httpx.Client, origin: str) -> None:
     assert post(web, origin=origin) == 403
 
@@ -143,7 +146,8 @@ def test_gallery_pictures_are_served_and_nothing_else(web: httpx.Client, home: H
         secret.parent.mkdir(parents=True, exist_ok=True)
         secret.write_bytes(b"secret")
         assert read(web, secret) in (403, 404), secret
-    for path in ("/etc/passwd", "../../etc/passwd", f"{home.gallery}/../state/queue.sqlite", f"{home.gallery}/%2e%2e/stray.txt"):
+    outside = (f"{home.gallery}/../state/queue.sqlite", f"{home.gallery}/%2e%2e/stray.txt")
+    for path in ("/etc/passwd", "../../etc/passwd", *outside):
         assert read(web, path) in (403, 404), path
 
 
@@ -158,7 +162,8 @@ def test_the_working_folder_holds_nothing(server: tuple[httpx.Client, psutil.Pro
         assert read(web, file.name) in (403, 404)
 
 
-def test_a_password_covers_every_page_and_file(home: Home) -> None:
+def test_a_password_covers_every_page_and_file(tmp_path: Path) -> None:
+    home = open_home(tmp_path / "other")
     with served(home, ATELIER_PASSWORD="secret") as (web, _):
         assert web.get("/config").status_code == 401
         assert read(web, home.gallery / "x.png") == 401

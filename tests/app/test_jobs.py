@@ -20,12 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from atelier.app import jobs
-from atelier.app.children import last_word, training_command
+from atelier.app import children, jobs
+from atelier.app.children import last_word, training_command, watch_child
 from atelier.app.home import Home, HomeError, open_home
 from atelier.app.job_queue import Act, open_queue
 from atelier.app.jobs import cancel, find_run, list_runs, new_run, resume, run_status, submit, worker_alive
-from atelier.app.worker import run_worker
+from atelier.app.worker import reconcile, run_worker
 from atelier.training.config import TrainConfig
 from atelier.training.events import Event, Failed, Finished, Interrupted, Resumed, Saved, Stepped, Stopped
 from atelier.training.runs import STALE_SECONDS, RunFolder
@@ -289,6 +289,54 @@ def test_an_end_without_a_word_is_explained(tmp_path, code, kind, words):
     assert last_word(1, tmp_path / "log.txt") == Failed("The training process ended with code 1.")
 
 
+def test_a_new_worker_brings_the_queue_in_line_with_the_folders(home):
+    waits, lives, lost, cut = (new_run(home, config(name)) for name in ("waits", "lives", "lost", "cut"))
+    put(lives, STEPPED, alive=True)
+    put(cut, STEPPED, SAVED)
+    for n, last in enumerate((Stopped(1, "asked"), Failed("no"), Finished(9, "x", 1.0))):
+        put(new_run(home, config(f"ended{n}")), STEPPED, SAVED, last)
+    with open_queue(home) as queue:
+        queue.add(waits, Act.START)
+        reconcile(home, queue)
+        expected = {lives.id: Act.WATCH, cut.id: Act.RESUME, waits.id: Act.START, lost.id: Act.START}
+        assert list(queue.waiting().items()) == list(expected.items())
+        queue.drop(cut)
+        reconcile(home, queue)   # nothing goes on by itself a second time
+        assert cut.id not in queue.waiting()
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_a_watched_child_without_a_last_word_is_interrupted(home, monkeypatch, cold):
+    for name in ("GRACE_SECONDS", "STRAIN_SECONDS", "WATCH_SECONDS"):
+        monkeypatch.setattr(children, name, 0.05)
+    run = new_run(home, config())
+    put(run, STEPPED, alive=cold)
+    if cold:
+        grow_cold(run)
+    watch_child(run)
+    assert [type(event) for _, event in run.events()] == [Stepped, Interrupted]
+
+
+def test_a_watched_child_may_be_slow(home, monkeypatch):
+    monkeypatch.setattr(children, "GRACE_SECONDS", 0.0)
+    run, looks = new_run(home, config()), []
+    put(run, STEPPED, alive=True)
+    grow_cold(run)
+
+    def sleep(_seconds: float) -> None:
+        looks.append(run.alive())
+        if len(looks) == 2:
+            (run.path / "heartbeat").touch()   # there it is again
+        if len(looks) == 4:
+            run.append(Finished(9, "x", 1.0))
+            (run.path / "heartbeat").unlink()
+
+    monkeypatch.setattr(children.time, "sleep", sleep)
+    watch_child(run)
+    assert looks == [False, False, True, True]
+    assert [type(event) for _, event in run.events()] == [Stepped, Finished]
+
+
 # --- with a worker
 
 def test_jobs_run_one_after_the_other_and_only_once(home, start_worker):
@@ -328,12 +376,10 @@ def test_a_child_outlives_its_worker_and_the_next_one_adopts_it(home, start_work
     worker.join()
     start_worker()
     until(lambda: worker_alive(home))
-    with open_queue(home) as queue:
-        until(lambda: first.id not in queue.waiting())   # the new worker has taken it in hand
-        assert list(queue.waiting()) == [second.id] and starts(second) == []
     (first.path / "finish").touch()
     until(training(home, second))
     assert state(home, first) == "done"
+    assert first.events()[-1][0] < second.events()[0][0]   # times: one after the other
     (second.path / "finish").touch()
     until(lambda: state(home, second) == "done")
     assert first.events()[-1][1] == Finished(9, "fox.safetensors", 1.0) and len(starts(first)) == 1

@@ -1,0 +1,288 @@
+"""One person's way through the whole product, in a real browser: pictures in, an adapter out.
+
+The tests of this file share one home and run in order: each goes on where the one before it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+from safetensors import safe_open
+
+from atelier.app.server import bind
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+ROOT = Path(__file__).resolve().parents[2]
+SHOTS = ROOT / "build" / "screenshots"
+PICTURES = sorted((ROOT / "assets" / "examples" / "fox").glob("*.png"))[:5]
+PAGES = ("/", "/studio", "/library", "/gallery", "/jobs", "/settings")
+ARGUMENTS = [
+    "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-extensions",
+    "--disable-background-networking", "--disable-component-update", "--no-first-run", "--hide-scrollbars",
+    "--force-prefers-reduced-motion",
+]   # fmt: skip
+PATIENT = 600_000   # milliseconds; a training on a busy machine takes its time
+# Leaving a page cuts its event stream: the browser says so, and nothing is wrong.
+HARMLESS = re.compile(r"AbortError|Connection errored out|net::ERR_ABORTED")
+# Angle brackets are escaped everywhere; the dollar is what Gradio itself would run as a script.
+PROBE = "fox ${window.probe=1} `${alert(1)}` <img src=x onerror=window.probe=2> \\"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("journey") / "home"
+
+
+@pytest.fixture(scope="module")
+def url(home: Path) -> Iterator[str]:
+    """The product as a person starts it: web server and worker over an empty home."""
+    folder = home.parent
+    (folder / "tmp").mkdir()
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "atelier.app.cli", "serve", "--home", str(home), "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    environment["TMPDIR"] = str(folder / "tmp")   # device locks of its own: nobody else's training is waited for
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout
+    try:
+        assert "Atelier is open" in process.stdout.readline()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Watch:
+    """What a page must not do: ask another site for anything, or stumble in its scripts."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.url = url
+        self.elsewhere: list[str] = []
+        self.errors: list[str] = []
+        context.route("**/*", self._gate)
+        context.on("weberror", lambda error: self._note(str(error.error)))
+        context.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
+
+    def _gate(self, route: Route) -> None:
+        if route.request.url.startswith((f"{self.url}/", "data:", "blob:")):
+            route.continue_()
+        else:
+            self.elsewhere.append(route.request.url)
+            route.abort()
+
+    def _note(self, text: str) -> None:
+        if not HARMLESS.search(text):
+            self.errors.append(text)
+
+    def check(self) -> None:
+        assert self.elsewhere == []
+        assert self.errors == []
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="light", base_url=url)
+    watch = Watch(context, url)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    yield page
+    assert page.evaluate("window.probe") is None
+    context.close()
+    watch.check()
+
+
+def visit(page: Page, path: str) -> None:
+    """Open a page and wait until it answers to the keyboard."""
+    page.goto(path, wait_until="domcontentloaded")   # never "networkidle": an event stream stays open
+    page.locator("#top nav").wait_for()
+    page.wait_for_function("document.title.endsWith('· Atelier')")   # set by the first script of the page
+    page.wait_for_timeout(800)
+
+
+def fill(page: Page, elem_id: str, text: str) -> None:
+    page.locator(f"#{elem_id} :is(textarea, input)").first.fill(text)
+
+
+def value(page: Page, elem_id: str) -> str:
+    return page.locator(f"#{elem_id} :is(textarea, input)").first.input_value()
+
+
+def kept(home: Path, **values: str) -> None:
+    """Wait until the draft on disk says what was typed."""
+    said: dict[str, str] = {}
+    for _ in range(600):
+        said = json.loads((home / "state" / "draft" / "draft.json").read_text())
+        if values.items() <= said.items():
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"the draft says {said}, not {values}")
+
+
+def first_picture(page: Page) -> str:
+    return page.locator("#results img").first.get_attribute("src") or ""
+
+
+def pixels(page: Page) -> str:
+    """The first picture as the browser decodes it."""
+    return page.evaluate("""async () => { const picture = document.querySelector('#results img');
+        await picture.decode(); const canvas = Object.assign(document.createElement('canvas'), {width: 64, height: 64});
+        canvas.getContext('2d').drawImage(picture, 0, 0, 64, 64); return canvas.toDataURL(); }""")
+
+
+def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, tmp_path: Path) -> None:
+    visit(page, "/")
+    page.click("#teach")
+    expect(page.get_by_text("There is no picture to learn from yet.")).to_be_visible()
+    fake = tmp_path / "${window.probe=3} notes.png"
+    fake.write_text("text, whatever its name says")
+    page.set_input_files("#pics input[type=file]", [*PICTURES, fake, PICTURES[0]])
+    expect(page.locator("#pictures .count")).to_have_text("5 pictures to learn from, 2 not used")
+    expect(page.locator("#pictures .refused li")).to_have_text([
+        re.compile("is text, but a PNG, JPEG or WebP is needed"), re.compile("shows the same picture as fox_01.png")])
+    page.get_by_label("Animal").check(force=True)
+    page.get_by_label("Quick").check(force=True)
+    fill(page, "subject", PROBE)
+    fill(page, "name", "../fox")
+    kept(home, what="animal", preset="quick", subject=PROBE, name="../fox")
+    visit(page, "/")
+    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
+    expect(page.get_by_label("Animal")).to_be_checked()
+    assert (value(page, "subject"), value(page, "name")) == (PROBE, "../fox")
+    page.click("#teach")
+    expect(page.get_by_text("The name '../fox' can't be used")).to_be_visible()
+    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
+
+
+def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
+    visit(page, "/")
+    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
+    fill(page, "name", "foxy")
+    kept(home, name="foxy")
+    page.click("#teach")
+    page.wait_for_url("**/jobs?run=*")
+    # What was typed is shown as it is, and does nothing.
+    expect(page.locator("#run header .hint")).to_contain_text(PROBE, timeout=PATIENT)
+    step = "+(document.querySelector('#run .live') || {dataset: {}}).dataset.step"
+    page.wait_for_function(f"{step} > 3", timeout=PATIENT)
+    before = page.evaluate(step)
+    expect(page.locator("#job-bar .job b")).to_have_text("foxy")
+    page.screenshot(path=SHOTS / "job-learning.png", full_page=True)
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_function(f"{step} >= {before}", timeout=PATIENT)
+    page.wait_for_function("(document.querySelector('#run .live') || {dataset: {}}).dataset.state === 'done'",
+                           timeout=PATIENT)   # fmt: skip
+    expect(page.locator("#run .strip img").first).to_be_visible()
+    page.get_by_role("link", name="Open in Studio").click()
+    page.wait_for_url("**/studio?adapter=foxy")
+
+
+def test_the_slider_moves_by_keyboard_and_the_picture_changes(page: Page) -> None:
+    visit(page, "/studio?adapter=foxy")
+    page.locator("#results img").first.wait_for(timeout=PATIENT)   # the first pictures come by themselves
+    expect(page.locator("#results img")).to_have_count(4)
+    before, strong = first_picture(page), pixels(page)
+    slider = page.locator("#strength-0 input[type=range]")
+    expect(page.locator("#strength-0 label")).to_have_text("foxy")
+    slider.focus()
+    for _ in range(20):
+        slider.press("ArrowLeft")
+    assert float(slider.input_value()) == 0
+    page.wait_for_function("before => document.querySelector('#results img').getAttribute('src') !== before",
+                           arg=before, timeout=PATIENT)   # fmt: skip
+    page.wait_for_function("document.querySelector('.drawing').dataset.busy === 'false'", timeout=PATIENT)
+    page.wait_for_timeout(1500)
+    assert pixels(page) != strong
+    page.locator("#keep-seed input").check()
+    fill(page, "prompt", "an emoji of a fox ${window.probe=4}")
+    page.keyboard.press("Control+Enter")
+    last = first_picture(page)
+    page.wait_for_function("last => document.querySelector('#results img').getAttribute('src') !== last",
+                           arg=last, timeout=PATIENT)   # fmt: skip
+
+
+def test_the_gallery_shows_it_and_gives_the_settings_back(page: Page) -> None:
+    visit(page, "/gallery")
+    page.locator("#wall button").first.click()
+    expect(page.locator("#picture .prompt")).to_have_text("an emoji of a fox ${window.probe=4}")
+    expect(page.locator("#picture .facts")).to_contain_text("foxy 0")
+    count = page.locator("#wall button").count()
+    page.locator("#picture").get_by_role("button", name="Delete").click()
+    expect(page.locator("#wall button")).to_have_count(count - 1)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#wall button")).to_have_count(count)
+    page.get_by_role("link", name="Use these settings again").click()
+    page.wait_for_url("**/studio?picture=*")
+    expect(page.locator("#prompt :is(textarea, input)")).to_have_value("an emoji of a fox ${window.probe=4}")
+    expect(page.locator("#keep-seed input")).to_be_checked()
+    expect(page.locator("#strength-0 input[type=range]")).to_have_value("0")
+    assert value(page, "seed") != ""
+
+
+def test_the_export_comes_as_a_file_another_tool_reads(page: Page, tmp_path: Path) -> None:
+    visit(page, "/library")
+    fill(page, "search", "no such thing")
+    expect(page.locator("#cards .card")).to_have_count(0)
+    fill(page, "search", "FOX")
+    page.locator("#cards .card").click()
+    expect(page.locator("#adapter code")).to_have_text("foxy")
+    page.locator("#export > button").click()
+    with page.expect_download() as download:
+        page.click("#export-now")
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    assert path.name == "foxy.safetensors"
+    with safe_open(path, "pt") as file:
+        keys, metadata = list(file.keys()), file.metadata()
+    assert keys and all(key.startswith("lora_unet_") for key in keys)
+    assert metadata["ss_network_module"] == "networks.lora"
+    expect(page.locator("#export-report")).to_contain_text("read back and compared")
+
+
+def test_an_adapter_is_deleted_and_put_back(page: Page) -> None:
+    visit(page, "/library?adapter=foxy")
+    page.locator("#adapter").get_by_role("button", name="Delete").click()
+    expect(page.locator("#cards .card")).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#cards .card b")).to_have_text("foxy")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_every_page_fits_and_is_reached_by_keyboard(browser: Browser, url: str, width: int, theme: str) -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    phone = {"is_mobile": True, "has_touch": True} if width == 390 else {}
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, base_url=url, **phone)
+    watch = Watch(context, url)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    for path in PAGES:
+        visit(page, path)
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
+        assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement !== document.body"), f"Tab reaches nothing on {path}"
+        page.wait_for_timeout(700)
+        # As tall as the page itself, so that what is fixed to the bottom is not in its middle.
+        page.set_viewport_size({"width": width, "height": max(900, page.evaluate("document.body.scrollHeight"))})
+        page.screenshot(path=SHOTS / f"{path.strip('/') or 'create'}-{width}-{theme}.png")
+        page.set_viewport_size({"width": width, "height": 900})
+    context.close()
+    watch.check()
