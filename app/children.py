@@ -53,6 +53,7 @@ def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
             code = child.wait()
         except OSError as error:
             run.append(Failed(f"The training process could not be started: {error}."))
+            return
     if not has_ended(run):
         run.append(last_word(code, run.path / "log.txt"))
 

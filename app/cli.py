@@ -53,6 +53,9 @@ def _say(arguments: Namespace, values: Any, text: str) -> int:
 
 
 def _serve(arguments: Namespace) -> int:
+    # Before torch is loaded, and inherited by the worker: a drawing and a training on one processor must not spin
+    # at each other's barriers (measured: a training step ten times slower while the Studio draws).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .server import serve
 
     with suppress(KeyboardInterrupt):

@@ -75,10 +75,23 @@ def load_draft(home: Home) -> Draft:
 def edit_draft(home: Home, **values: Any) -> Draft:
     """Change fields of the draft and keep it."""
     with _ONE_WRITER:
-        draft = replace(load_draft(home), **values)
-        _folder(home).mkdir(mode=0o700, exist_ok=True)
-        write_text(_folder(home) / "draft.json", json.dumps(asdict(draft)))
-        return draft
+        return _save(home, replace(load_draft(home), **values))
+
+
+def keep_setting(home: Home, name: str, value: Any, usual: Any) -> Draft:
+    """Keep one setting that differs from what is ``usual`` for the preset; drop one that does not (any more)."""
+    with _ONE_WRITER:
+        draft = load_draft(home)
+        changes = {known: kept for known, kept in draft.changes.items() if known != name}
+        if value is not None and value != usual:
+            changes[name] = value
+        return _save(home, replace(draft, changes=changes))
+
+
+def _save(home: Home, draft: Draft) -> Draft:
+    _folder(home).mkdir(mode=0o700, exist_ok=True)
+    write_text(_folder(home) / "draft.json", json.dumps(asdict(draft)))
+    return draft
 
 
 def clear_draft(home: Home) -> None:

@@ -24,12 +24,6 @@ def shown(controls: Collection[str], values: Mapping[str, Any], settings: type[S
     return [values.get(name, defaults.get(name)) for name in controls]
 
 
-def changed(values: Mapping[str, Any], basis: Mapping[str, Any], settings: type[Settings]) -> dict[str, Any]:
-    """The values that differ from a preset (``basis``) laid over the defaults. An emptied number counts as unset."""
-    usual = dict(zip(values, shown(list(values), basis, settings), strict=True))
-    return {name: value for name, value in values.items() if value is not None and value != usual[name]}
-
-
 def _control(f: Field[Any], kind: type) -> gr.components.Component:
     low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
     common: dict[str, Any] = {
@@ -47,7 +41,8 @@ def _control(f: Field[Any], kind: type) -> gr.components.Component:
 
 def _step(f: Field[Any], kind: type) -> float:
     """How far one press of an arrow key goes."""
-    return 1 if kind is int or not f.default else float(f.default) / 10
+    default: Any = f.default
+    return 1 if kind is int or not default else float(default) / 10
 
 
 def _label(name: str) -> str:

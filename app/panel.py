@@ -39,7 +39,7 @@ def inert(value: Any) -> Any:
 
 
 # Made through ABCMeta, because Gradio's own way of making a component class writes a stub file beside this source.
-_InertHTML: type[gr.HTML] = ABCMeta.__new__(
+_InertHTML: Any = ABCMeta.__new__(
     ComponentMeta, "InertHTML", (gr.HTML,), {"__module__": __name__, "postprocess": lambda _, value: inert(value)}
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -122,6 +123,8 @@ def _knows(user: str, given: str, password: str) -> bool:
 def _run(app: FastAPI, listener: socket.socket) -> None:
     import uvicorn
 
+    # Uvicorn passes SIGTERM on when it has stopped; as an exit, so that the worker is stopped too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # An open page holds an event stream that never ends: don't wait for it when stopping.
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
     uvicorn.Server(settings).run(sockets=[listener])

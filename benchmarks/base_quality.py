@@ -141,9 +141,9 @@ def main() -> None:
     groups = {style: [v for v in verdicts if v.task.style == style] for style in words["styles"]} | {"all": verdicts}
     table = {name: shares(group) for name, group in groups.items()}
     for name, row in table.items():
-        print(f"{name:8s}" + "".join(f"  {key} {value:.3f}" for key, value in row.items()))  # noqa: T201
+        print(f"{name:8s}" + "".join(f"  {key} {value:.3f}" for key, value in row.items()))
     misses = [key for key, bar in BARS.items() if table["all"][key] < bar]
-    print(f"{len(pictures)} pictures in {seconds:.0f} s; below the bar: {', '.join(misses) or 'nothing'}")  # noqa: T201
+    print(f"{len(pictures)} pictures in {seconds:.0f} s; below the bar: {', '.join(misses) or 'nothing'}")
     options.out.mkdir(parents=True, exist_ok=True)
     report = {"shares": table, "weakest": weakest(verdicts), "verdicts": [asdict(verdict) for verdict in verdicts]}
     (options.out / "quality.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

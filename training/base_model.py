@@ -161,9 +161,11 @@ class BaseModel:
     @cached_property
     def pipeline(self) -> Any:
         """The diffusers pipeline over these same parts."""
-        from diffusers import StableDiffusionPipeline
+        from diffusers import StableDiffusionPipeline as Pipeline
 
-        pipeline = StableDiffusionPipeline(
+        make: Any = Pipeline   # its annotations don't know that the safety checker may be left out
+
+        pipeline = make(
             vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
             scheduler=self.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )   # fmt: skip

@@ -153,10 +153,8 @@ def _errors(
     errors: dict[int, Tensor] = {}
     for members in _by_size(clean):   # subject and prior pictures may differ in size: one pass each
         where = torch.tensor(members)
-        noisy = add_noise(
-            model.scheduler, *(torch.stack([part[i] for i in members]).to(model.device) for part in (clean, noise)),
-            timesteps[where].to(model.device),
-        )   # fmt: skip
+        latents, added = (torch.stack([part[i] for i in members]).to(model.device) for part in (clean, noise))
+        noisy = add_noise(model.scheduler, latents, added, timesteps[where].to(model.device))
         features = text([examples[i].tokens for i in members])
         prediction = model.unet(noisy.latents.to(model.dtype), noisy.timesteps, features, return_dict=False)[0]
         weights = min_snr_weights(model.scheduler, noisy.timesteps, config.min_snr_gamma)

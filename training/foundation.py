@@ -8,6 +8,9 @@ A 14 M-parameter latent diffusion pipeline in ordinary diffusers format, 28 MB i
 Every stage leaves a file in the run's folder and resumes from it; a killed run loses at most a few minutes.
 """
 
+# diffusers and transformers annotate their own constructors too narrowly (tuple[int] for tuples of any length).
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import argparse

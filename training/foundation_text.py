@@ -1,5 +1,8 @@
 """What the base model reads: the caption grammar and its own small tokenizer."""
 
+# diffusers and transformers annotate their own constructors too narrowly (tuple[int] for tuples of any length).
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import json

@@ -4,6 +4,9 @@ The v-prediction loss of Salimans & Ho 2022 (arXiv 2202.00512), all timesteps we
 would silence exactly the noisy half of the timesteps, where the text decides what the object is.
 """
 
+# diffusers and transformers annotate their own constructors too narrowly (tuple[int] for tuples of any length).
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import random

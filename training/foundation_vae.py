@@ -4,6 +4,9 @@
 against 25.8 dB for 8).
 """
 
+# diffusers and transformers annotate their own constructors too narrowly (tuple[int] for tuples of any length).
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

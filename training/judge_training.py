@@ -6,6 +6,9 @@ A quarter of the pictures have been through the base's autoencoder, so that its 
 drawing.
 """
 
+# diffusers and transformers annotate their own constructors too narrowly (tuple[int] for tuples of any length).
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import argparse

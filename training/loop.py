@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +20,7 @@ from . import checkpoint
 from .checkpoint import State
 from .config import TrainConfig
 from .events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
+from .optimizers import learning_rate, make_optimizer
 
 PAUSE_SECONDS = 0.2
 
@@ -58,7 +58,7 @@ class Training:
     def __init__(self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
         self.parameters = list(recipe.adapters.parameters())
-        self.optimizer = accelerator.prepare(_optimizer(config, self.parameters))
+        self.optimizer = accelerator.prepare(make_optimizer(config, self.parameters))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.average = copy.deepcopy(recipe.adapters) if config.ema else None
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
@@ -141,7 +141,8 @@ class Training:
             return
         # Early on the average follows closely, so that it never holds the untrained start for long.
         decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.parameters()), self.parameters, 1 - decay)
+        for average, value in zip(self.average.parameters(), self.parameters, strict=True):
+            average.lerp_(value, 1 - decay)
 
     def _milestones(self) -> Iterator[Event]:
         config, last = self.config, self.step == self.config.steps
@@ -224,26 +225,3 @@ class Training:
 
 def _copy(adapters: AdapterSet) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone() for key, value in adapters.tensors().items()}
-
-
-def _optimizer(config: TrainConfig, parameters: list[Any]) -> torch.optim.Optimizer:
-    if config.optimizer == "prodigy":
-        from prodigyopt import Prodigy
-
-        return Prodigy(parameters, lr=config.lr, weight_decay=config.weight_decay, safeguard_warmup=True)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of ``step`` (1-based): a linear warm-up, then the schedule down to a hundredth of ``lr``."""
-    if step <= config.warmup:
-        return config.lr * step / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    match config.lr_schedule:
-        case "linear":
-            factor = 1 - done
-        case "cosine":
-            factor = (1 + math.cos(math.pi * done)) / 2
-        case _:
-            factor = 1.0
-    return config.lr * (0.01 + 0.99 * factor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from atelier.training.config import EMBEDDED, TrainConfig, load_preset, preset_n
 from .. import phrases, words
 from ..arguments import lasting_base
 from ..datasets import import_pictures
-from ..draft import Draft, add_pictures, clear_draft, edit_draft, load_draft, picture_files, remove_picture
+from ..draft import (
+    Draft,
+    add_pictures,
+    clear_draft,
+    edit_draft,
+    keep_setting,
+    load_draft,
+    picture_files,
+    remove_picture,
+)
 from ..forms import controls, shown
 from ..frame import POLL, heading, plainly
 from ..home import Home, new_name
@@ -42,11 +52,8 @@ def build(demo: gr.Blocks, home: Home) -> None:
         count, expert = _expert()
     run = gr.Textbox(visible=False)
 
-    answers = [what, subject, name, preset]
+    answers = {"what": what, "subject": subject, "name": name}
     keys = list(expert)
-
-    def keep(*values: Any) -> str:
-        return _keep(home, keys, values)
 
     def take(files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
         yield from _take(home, files)
@@ -54,17 +61,19 @@ def build(demo: gr.Blocks, home: Home) -> None:
     def remove(event: gr.EventData) -> dict[str, Any]:
         return _pictures(remove_picture(home, acted(event)[1]))
 
-    for control in (*answers, *expert.values()):
-        control.input(keep, [*answers, *expert.values()], count, **POLL, trigger_mode="always_last")
-    preset.input(lambda *values: _reset(keys, *values), [preset, expert["base"], expert["kind"]],
-                 list(expert.values()), **POLL)   # fmt: skip
+    quiet = {**POLL, "trigger_mode": "always_last"}
+    # Each control keeps its own field: a form sent whole would carry stale values of the others.
+    for field, control in answers.items():
+        control.input(partial(_keep_answer, home, field), control, None, **quiet)
+    for key, control in expert.items():
+        control.input(partial(_keep_setting, home, keys, key), control, [count, *expert.values()], **quiet)
+    preset.input(partial(_choose_preset, home, keys), preset, [count, *expert.values()], **quiet)
     what.change(_asks_for, what, [subject, note], **POLL)
     thumbs.act(remove, None, thumbs, **POLL)
-    drop.upload(take, drop, [thumbs, drop], show_progress="hidden",
-                api_visibility="private")   # fmt: skip
-    demo.load(lambda: _restore(home, keys), None, [thumbs, *answers, *expert.values(), count], **POLL)
-    taught = teach.click(lambda *values: _teach(home, keys, values), [*answers, *expert.values()], run,
-                         api_visibility="private")   # fmt: skip
+    drop.upload(take, drop, [thumbs, drop], show_progress="hidden", api_visibility="private")
+    form = [*answers.values(), preset, *expert.values()]
+    demo.load(lambda: _restore(home, keys), None, [thumbs, *answers.values(), preset, count, *expert.values()], **POLL)
+    taught = teach.click(lambda *values: _teach(home, keys, values), form, run, api_visibility="private")
     taught.success(None, run, None, js="run => { location.href = '/jobs?run=' + encodeURIComponent(run) }")
 
 
@@ -128,6 +137,18 @@ def _changes(keys: Sequence[str], values: Sequence[Any], preset: str | None) -> 
     return {key: given[key] for key in mine if given[key] is not None and given[key] != usual[key]}
 
 
+def _preset(draft: Draft) -> str | None:
+    names = preset_names()
+    return draft.preset if draft.preset in names else next(iter(names), None)
+
+
+def _settings(keys: Sequence[str], draft: Draft) -> list[Any]:
+    """What the Expert part shows: how far it is from the preset, and a value for each control."""
+    usual = _usual(keys, _basis(_preset(draft), draft.changes.get("base", EMBEDDED)))
+    values = [draft.changes.get(key, value) for key, value in zip(keys, usual, strict=True)]
+    return [phrases.expert_changes(len(draft.changes)), *values]
+
+
 def _pictures(draft: Draft) -> dict[str, Any]:
     refused = [{"id": p.id, "name": p.name, "note": p.note} for p in draft.pictures if p.refused]
     kept = [{"id": p.id, "name": p.name, "note": p.note, "thumb": p.thumb} for p in draft.usable]
@@ -144,25 +165,29 @@ def _take(home: Home, files: list[str] | None) -> Iterator[tuple[dict[str, Any],
     yield gr.skip(), None
 
 
-def _keep(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
-    what, subject, name, preset, *expert = values
-    changes = _changes(keys, expert, preset)
-    edit_draft(home, what=what, subject=subject, name=name, preset=preset or "", changes=changes)
-    return phrases.expert_changes(len(changes))
+def _keep_answer(home: Home, field: str, value: Any) -> None:
+    edit_draft(home, **{field: value})
 
 
-def _reset(keys: Sequence[str], preset: str | None, base: str, kind: str) -> list[Any]:
+def _keep_setting(home: Home, keys: Sequence[str], key: str, value: Any) -> list[Any]:
+    draft = load_draft(home)
+    usual = _usual(keys, _basis(_preset(draft), draft.changes.get("base", EMBEDDED)))
+    count, *values = _settings(keys, keep_setting(home, key, value, usual[list(keys).index(key)]))
+    # The base model and the kind bring settings of their own; what is being typed must not be written over.
+    if key not in ("base", "kind"):
+        return [count, *(gr.skip() for _ in keys)]
+    return [count, *(gr.skip() if name == key else shown for name, shown in zip(keys, values, strict=True))]
+
+
+def _choose_preset(home: Home, keys: Sequence[str], preset: str) -> list[Any]:
     """Another preset: show its settings; the base model and the kind stay as chosen."""
-    return _usual(keys, {**_basis(preset, base), "base": base, "kind": kind})
+    stay = {key: value for key, value in load_draft(home).changes.items() if key in ("base", "kind")}
+    return _settings(keys, edit_draft(home, preset=preset, changes=stay))
 
 
 def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
     draft = load_draft(home)
-    preset = draft.preset if draft.preset in preset_names() else next(iter(preset_names()), None)
-    usual = dict(zip(keys, _usual(keys, _basis(preset, draft.changes.get("base", EMBEDDED))), strict=True))
-    values = [draft.changes.get(key, usual[key]) for key in keys]
-    counted = phrases.expert_changes(len(draft.changes))
-    return [_pictures(draft), draft.what, draft.subject, draft.name, preset, *values, counted]
+    return [_pictures(draft), draft.what, draft.subject, draft.name, _preset(draft), *_settings(keys, draft)]
 
 
 def _asks_for(what: str) -> tuple[Any, Any]:

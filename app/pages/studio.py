@@ -189,6 +189,7 @@ def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]
     """Fill the page from its address: ``?adapter=NAME`` or ``?picture=ID``."""
     values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), "seed": _any_seed()}
     names: list[str] = []
+    strengths: dict[str, float] = {}
     results, draw, said = gr.skip(), "", gr.skip()
     try:
         if query.get("adapter"):
@@ -197,13 +198,13 @@ def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]
             values |= {"prompt": suggestion(card), "base": card.base or EMBEDDED}
         elif query.get("picture"):
             wish, missing = remembered(home, query["picture"])
-            names = [name for name, _ in wish.strengths]
+            strengths = dict(wish.strengths)
+            names = list(strengths)
             values |= {**wish.request.to_dict(), "base": wish.base, "keep_seed": True}
             results = _results([find_picture(home, query["picture"])])
             said = _said(phrases.missing(missing)) if missing else said
     except HomeError as error:
         said = _said(str(error))
-    strengths = dict(wish.strengths) if query.get("picture") and names else {}
     values |= {"names": _BETWEEN.join(names), **{f"strength{i}": row for i, row in enumerate(_rows(names, strengths))}}
     return [*values.values(), _shelf(home, names), _triggers(home, names), results, said, draw]
 

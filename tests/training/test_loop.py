@@ -21,7 +21,8 @@ from atelier.adapters.catalog import create
 from atelier.training import loop
 from atelier.training.config import TrainConfig
 from atelier.training.events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
-from atelier.training.loop import Controls, Losses, Recipe, Training, learning_rate
+from atelier.training.loop import Controls, Losses, Recipe, Training
+from atelier.training.optimizers import learning_rate
 from atelier.training.runs import RunFolder
 
 SPEC = Spec("toy.layer", (3, 4))
