@@ -235,4 +235,5 @@ def _error(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], dtype: st
 
 def _norm(up: Tensor, down: Tensor) -> float:
     """‖up @ down‖ without forming the product, which is as large as the base model's own weight: ‖QR‖ = ‖R‖."""
-    return torch.linalg.matrix_norm(torch.linalg.qr(up).R @ torch.linalg.qr(down.T).R.T).item()
+    left, right = (torch.linalg.qr(factor, mode="r").R for factor in (up, down.T))
+    return torch.linalg.matrix_norm(left @ right.T).item()

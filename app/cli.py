@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     # Libraries tell developers about matters that nobody who draws pictures can do anything about.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Before torch is loaded, and inherited by the worker and its children. OpenMP's threads spin while they wait, and
+    # where a drawing and a training share the processor they spin at each other's expense: steps of 20 s instead of
+    # 0.2 s were seen. A short spin is as fast as a long one (docs/LOG.md); none at all costs half the speed.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
@@ -53,9 +57,6 @@ def _say(arguments: Namespace, values: Any, text: str) -> int:
 
 
 def _serve(arguments: Namespace) -> int:
-    # Before torch is loaded, and inherited by the worker: a drawing and a training on one processor must not spin
-    # at each other's barriers (measured: a training step ten times slower while the Studio draws).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .server import serve
 
     with suppress(KeyboardInterrupt):

@@ -15,6 +15,7 @@ from atelier.adapters.settings import SettingError, Settings, convert, setting, 
 from atelier.adapters.targets import TARGETS
 
 EMBEDDED = "embedded"
+LEAST_PRODIGY_LR = 0.1   # it multiplies the rate that Prodigy finds; AdamW's usual values would all but stop it
 PRESETS = Path(__file__).resolve().parent.parent / "assets" / "presets"
 
 
@@ -71,6 +72,8 @@ class TrainConfig(Settings):
         object.__setattr__(self, "adapter", dict(self.adapter or {}))
         Settings.__post_init__(self)
         kind_named(self.kind).settings.from_dict(self.adapter)
+        if self.optimizer == "prodigy" and self.lr < LEAST_PRODIGY_LR:
+            raise SettingError(f"lr is {self.lr}, but Prodigy finds its own learning rate; set lr=1 with it.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

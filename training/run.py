@@ -39,7 +39,7 @@ from .keep import keep
 from .latents import Example, encode_pictures
 from .loop import Controls, Training
 from .precision import DTYPES, choose_precision
-from .runs import RunFolder
+from .runs import RunFolder, write_text
 
 DONE, FAILED, STOPPED = 0, 1, 3
 WAIT_SECONDS = 1.0
@@ -81,8 +81,11 @@ def _events(folder: RunFolder, adapters: Path, resume: bool, quitting: threading
     """Wait for the device, then train. The kernel frees the lock when the process dies, however it dies."""
     device = best_device()
     lock = _device_lock(device)
+    told = False
     while not _acquired(lock):
-        yield Preparing("Waiting for another job on this device")
+        if not told:
+            yield Preparing("Waiting for another job on this device")
+        told = True
         if folder.take("cancel") is not None:
             yield Stopped(0, "Cancelled while it waited.")
             return
@@ -103,7 +106,7 @@ def _train(
     report = _scan(config)
     yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
     yield Preparing("Loading the base model")
-    model = _load(config, device)
+    model = _load(config, folder, device)
     yield Preparing("Encoding the pictures")
     subject = _encode(model, report)
     if config.prior_weight and config.prior_count:
@@ -129,17 +132,26 @@ def _scan(config: TrainConfig) -> Report:
     )
 
 
-def _load(config: TrainConfig, device: torch.device) -> BaseModel:
-    """Load the base in the precision the recipe names, or the one that is fastest here."""
-    precision = config.precision
-    if precision == "auto":
-        info = identify(config.base)
-        precision = choose_precision(device, info.channels, info.resolution // info.factor)
-    model = load(config.base, device, DTYPES[precision])
+def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
+    model = load(config.base, device, DTYPES[_precision(config, folder, device)])
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout
     return model
+
+
+def _precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> str:
+    """The precision the recipe names, or the one that is fastest here.
+
+    A measured choice is kept beside the recipe: a run that resumes on a busy machine must not choose another.
+    """
+    if config.precision != "auto":
+        return config.precision
+    kept = folder.path / "precision.txt"
+    if not kept.exists():
+        info = identify(config.base)
+        write_text(kept, choose_precision(device, info.channels, info.resolution // info.factor))
+    return kept.read_text(encoding="utf-8")
 
 
 def _encode(model: BaseModel, report: Report) -> list[Example]:

@@ -64,9 +64,11 @@ def build(demo: gr.Blocks, home: Home) -> None:
     quiet = {**POLL, "trigger_mode": "always_last"}
     # Each control keeps its own field: a form sent whole would carry stale values of the others.
     for field, control in answers.items():
-        control.input(partial(_keep_answer, home, field), control, None, **quiet)
+        control.change(partial(_keep_answer, home, field), control, None, **quiet)
     for key, control in expert.items():
-        control.input(partial(_keep_setting, home, keys, key), control, [count, *expert.values()], **quiet)
+        # Gradio reports no input when text is pasted with the mouse: leaving the field is the second chance.
+        events = [control.input, control.blur] if isinstance(control, gr.Textbox) else [control.input]
+        gr.on(events, partial(_keep_setting, home, keys, key), control, [count, *expert.values()], **quiet)
     preset.input(partial(_choose_preset, home, keys), preset, [count, *expert.values()], **quiet)
     what.change(_asks_for, what, [subject, note], **POLL)
     thumbs.act(remove, None, thumbs, **POLL)
@@ -85,7 +87,7 @@ def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, gr.Radio, gr.Markdow
     _step(2, words.STEP_WHAT)
     what = gr.Radio([(title, key) for key, title in words.WHAT.items()], value="object", show_label=False,
                     label=words.STEP_WHAT, elem_id="what", elem_classes="tiles")   # fmt: skip
-    subject = gr.Textbox(label=words.SUBJECT, placeholder=words.SUBJECT_HINTS["object"], max_length=60,
+    subject = gr.Textbox(label=words.SUBJECT, placeholder=words.SUBJECT_HINTS["object"], max_length=100,
                          elem_id="subject")   # fmt: skip
     note = gr.Markdown(words.PERSON_NOTE, visible=False, elem_classes="hint")
     _step(3, words.STEP_NAME)

@@ -53,7 +53,7 @@ def build(demo: gr.Blocks, home: Home) -> None:
         return _delete(home, query, name) if acted(event)[0] == "delete" else [gr.skip()] * 6
 
     demo.load(opened, None, shown, **POLL)
-    search.input(lambda query, name: _show(home, query, name), [search, chosen], shown, **POLL,
+    search.change(lambda query, name: _show(home, query, name), [search, chosen], shown, **POLL,
                  trigger_mode="always_last")   # fmt: skip
     cards.act(act, search, [*shown, file, report], **POLL)
     detail.act(delete, [search, chosen], [*shown, undo, trashed], **POLL)

@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,8 +79,9 @@ def outputs(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
     words = pipeline.tokenizer(["a red fox", "two trees"], padding="max_length", return_tensors="pt").input_ids
     features = pipeline.text_encoder(words).last_hidden_state
     noise = pipeline.unet(latents, torch.tensor([700, 30]), features).sample
-    picture = pipeline("a red fox", num_inference_steps=2, output_type="pt",
-                       generator=torch.Generator().manual_seed(3)).images
+    drawn: Any = pipeline("a red fox", num_inference_steps=2, output_type="pt", return_dict=False,
+                          generator=torch.Generator().manual_seed(3))
+    picture = drawn[0]
     return {"features": features, "noise": noise, "picture": picture}
 
 
@@ -185,15 +187,17 @@ def test_names_are_those_of_stable_diffusion(sd15_kohya: dict[str, Tensor]):
 
 def test_diffusers_finds_every_layer_of_stable_diffusion(sd15, sd15_kohya: dict[str, Tensor]):
     """diffusers' reading of our names leads to the very modules we began with, in the right shape."""
-    found, alphas = StableDiffusionPipeline.lora_state_dict(dict(sd15_kohya))
+    read: Any = StableDiffusionPipeline.lora_state_dict
+    found, alphas = read(dict(sd15_kohya))
     spellings = {".processor": "", "to_out_lora": "to_out.0_lora", "text_encoder.text_model": "text_encoder"}
     layers = {}
     for key, tensor in found.items():
         for theirs, ours in spellings.items():
             key = key.replace(theirs, ours)
         key = re.sub(r"self_attn\.to_(q|k|v|out)(\.0)?_lora", r"self_attn.\1_proj_lora", key)
-        name, part = re.fullmatch(r"(.+?)[._]lora(?:_linear_layer)?\.(up|down)\.weight", key).groups()
-        layers.setdefault(name, {})[part] = tensor
+        match = re.fullmatch(r"(.+?)[._]lora(?:_linear_layer)?\.(up|down)\.weight", key)
+        assert match, f"diffusers made {key} of it"
+        layers.setdefault(match[1], {})[match[2]] = tensor
     specs = {spec.name: spec for spec in find_targets(sd15, "all")}
     assert layers.keys() == specs.keys()
     for name, parts in layers.items():
@@ -202,10 +206,11 @@ def test_diffusers_finds_every_layer_of_stable_diffusion(sd15, sd15_kohya: dict[
 
 
 def test_sdxl_numbers_its_text_encoders():
-    small = {"intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50000}
+    small: dict[str, Any] = {"intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    plan: Any = UNet2DConditionModel   # its signature is narrower than what SDXL's own configuration says
     with torch.device("meta"):
         models = {
-            "unet": UNet2DConditionModel(
+            "unet": plan(
                 block_out_channels=(32, 64, 64), down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
                 up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"), cross_attention_dim=64,
                 transformer_layers_per_block=(1, 2, 3), attention_head_dim=(2, 4, 4), use_linear_projection=True,
@@ -224,7 +229,8 @@ def test_sdxl_numbers_its_text_encoders():
     down = tensors["lora_te2_text_model_encoder_layers_1_mlp_fc1.lora_down.weight"]
     assert down.shape == (2, 48)
     assert "lora_unet_mid_block_attentions_0_transformer_blocks_2_attn2_to_k.alpha" in tensors
-    found, _ = StableDiffusionXLPipeline.lora_state_dict(dict(tensors), unet_config=models["unet"].config)
+    read: Any = StableDiffusionXLPipeline.lora_state_dict
+    found, _ = read(dict(tensors), unet_config=models["unet"].config)
     assert len(found) == 2 * len(adapters)
 
 

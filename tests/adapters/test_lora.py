@@ -17,7 +17,7 @@ from atelier.adapters.lora import Lora
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import merged, mounted
 
-RANK, ALPHA = 4, 10.0
+RANK, ALPHA = 4, 10
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (nn.Linear(24, 10), (3, 5, 24)),
     "1x1": (nn.Conv2d(12, 20, 1), (2, 12, 5, 7)),

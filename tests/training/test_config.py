@@ -154,3 +154,9 @@ def test_presets_are_listed_with_the_default_first_and_others_are_refused():
     for name in ("nrmal", "../normal", ""):
         with pytest.raises(SettingError, match="The presets are: normal"):
             load_preset(name, "embedded")
+
+
+def test_prodigy_is_not_run_at_adamws_rate():
+    with pytest.raises(SettingError, match="set lr=1"):
+        TrainConfig.from_dict({"optimizer": "prodigy", "lr": "2e-3"})
+    assert TrainConfig.from_dict({"optimizer": "prodigy", "lr": "1"}).lr == 1

@@ -425,3 +425,11 @@ def test_a_child_that_is_killed_and_told_to_end_still_ends_in_the_same_weights(n
     assert one.losses == other.losses
     assert one.validation == other.validation
     assert len(one.losses) == 30
+
+
+def test_a_measured_precision_is_kept_for_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = RunFolder.create(tmp_path / "run", TrainConfig(name="rex"))
+    answers = iter(["bf16", "fp32"])
+    monkeypatch.setattr(run_module, "choose_precision", lambda *_: next(answers))
+    asked = [run_module._precision(run.config(), run, torch.device("cpu")) for _ in range(2)]
+    assert asked == ["bf16", "bf16"]
