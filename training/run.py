@@ -42,7 +42,7 @@ from .precision import DTYPES, choose_precision
 from .runs import RunFolder, write_text
 
 DONE, FAILED, STOPPED = 0, 1, 3
-WAIT_SECONDS = 1.0
+WAIT_SECONDS = 2.0
 
 
 def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[Event]:
@@ -81,11 +81,8 @@ def _events(folder: RunFolder, adapters: Path, resume: bool, quitting: threading
     """Wait for the device, then train. The kernel frees the lock when the process dies, however it dies."""
     device = best_device()
     lock = _device_lock(device)
-    told = False
     while not _acquired(lock):
-        if not told:
-            yield Preparing("Waiting for another job on this device")
-        told = True
+        yield Preparing("Waiting for another job on this device")
         if folder.take("cancel") is not None:
             yield Stopped(0, "Cancelled while it waited.")
             return

@@ -25,6 +25,7 @@ from ..pictures import GalleryPicture, find_picture, read_recipe
 
 MOST_ADAPTERS = 6
 _BETWEEN = "\n"      # no adapter's name holds a line break
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
@@ -63,23 +64,24 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     def toggle(event: gr.EventData, *values: Any) -> list[Any]:
         return _toggle(home, dict(zip(names, values, strict=True)), acted(event)[1])
 
-    def add(event: gr.EventData, prompt: str) -> str:
-        return f"{prompt.rstrip()} {acted(event)[1]}".strip()
-
     def opened(request: gr.Request) -> list[Any]:
         return _opened(home, names, dict(request.query_params))
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
     first = demo.load(opened, None, [*inputs, shelf, triggers, results, progress, at_once], **POLL)
-    first.then(paint_first, [at_once, *inputs, passing], painted, **quiet)
-    gr.on([draw.click, c["prompt"].submit], paint_now, [*inputs, passing], painted, trigger_mode="once", **quiet)
+    first.then(paint_first, [at_once, *inputs, passing], painted, **_QUIET)
+    gr.on([draw.click, c["prompt"].submit], paint_now, [*inputs, passing], painted, trigger_mode="once", **_QUIET)
     for slider in sliders:
-        slider.input(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **quiet)
+        slider.input(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **_QUIET)
     taken = shelf.act(toggle, inputs, [c["names"], c["prompt"], c["base"], *sliders, shelf, triggers], **POLL)
-    taken.success(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **quiet)
-    triggers.act(add, c["prompt"], c["prompt"], **POLL)
+    taken.success(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **_QUIET)
+    triggers.act(_add_word, c["prompt"], c["prompt"], **POLL)
     dice.click(_any_seed, None, c["seed"], **POLL)
     c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **POLL)
+
+
+def _add_word(event: gr.EventData, prompt: str) -> str:
+    """Put a pressed trigger word at the end of the prompt."""
+    return f"{prompt.rstrip()} {acted(event)[1]}".strip()
 
 
 def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Button]:

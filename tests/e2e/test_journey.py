@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,14 +124,14 @@ def value(page: Page, elem_id: str) -> str:
     return page.locator(f"#{elem_id} :is(textarea, input)").first.input_value()
 
 
-def kept(home: Path, **values: str) -> None:
+def kept(page: Page, home: Path, **values: str) -> None:
     """Wait until the draft on disk says what was typed."""
     said: dict[str, str] = {}
     for _ in range(600):
         said = json.loads((home / "state" / "draft" / "draft.json").read_text())
         if values.items() <= said.items():
             return
-        time.sleep(0.2)
+        page.wait_for_timeout(200)   # not time.sleep: requests pass through this very thread
     raise AssertionError(f"the draft says {said}, not {values}")
 
 
@@ -161,7 +160,7 @@ def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, 
     page.get_by_label("Quick").check(force=True)
     fill(page, "subject", PROBE)
     fill(page, "name", "../fox")
-    kept(home, what="animal", preset="quick", subject=PROBE, name="../fox")
+    kept(page, home, what="animal", preset="quick", subject=PROBE, name="../fox")
     visit(page, "/")
     expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
     expect(page.get_by_label("Animal")).to_be_checked()
@@ -175,7 +174,7 @@ def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
     visit(page, "/")
     expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
     fill(page, "name", "foxy")
-    kept(home, name="foxy")
+    kept(page, home, name="foxy")
     page.click("#teach")
     page.wait_for_url("**/jobs?run=*")
     # What was typed is shown as it is, and does nothing.
