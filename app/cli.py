@@ -56,7 +56,17 @@ def _say(arguments: Namespace, values: Any, text: str) -> int:
     return 0
 
 
+def _leave_a_core() -> None:
+    """Let torch use all cores but one, here and in the processes started from here.
+
+    The Studio, a training and the browser share the machine. Work that is split over all cores waits at every
+    operation for the slice whose core is busy with something else.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
+
+
 def _serve(arguments: Namespace) -> int:
+    _leave_a_core()
     from .server import serve
 
     with suppress(KeyboardInterrupt):
@@ -65,6 +75,7 @@ def _serve(arguments: Namespace) -> int:
 
 
 def _worker(arguments: Namespace) -> int:
+    _leave_a_core()
     from .worker import run_worker
 
     home = open_home(arguments.home)
