@@ -1,0 +1,230 @@
+"""What the pages stand on: inert panels, generated forms, the draft, the chart's geometry, readable colours."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from atelier.adapters.settings import Settings, setting
+from atelier.app import words
+from atelier.app.draft import (
+    add_pictures,
+    clear_draft,
+    edit_draft,
+    keep_setting,
+    load_draft,
+    picture_files,
+    remove_picture,
+)
+from atelier.app.forms import controls, shown
+from atelier.app.home import open_home
+from atelier.app.panel import PANELS, inert, panel, template
+from atelier.app.plots import MOST_POINTS, limits, loss_chart, path, smoothed, thinned
+from atelier.app.theme import PALETTE, STYLE_SHEETS
+from atelier.training.config import TrainConfig
+from atelier.training.images import open_picture
+
+
+def literal(text: str) -> str:
+    """What JavaScript makes of text inside a template literal, if nothing in it is a placeholder."""
+    assert not re.search(r"(?<!\\)(?:\\\\)*\$\{", text), "a placeholder would run"
+    return re.sub(r"\\(.)", r"\1", text, flags=re.S)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="${}\\`'\"<>ab\n", max_size=30))
+def test_inert_text_is_shown_as_it_was_typed(text: str) -> None:
+    assert literal(inert(text)) == text
+
+
+def test_inert_reaches_every_text_of_a_value() -> None:
+    value = {"a": ["${1}", {"b": ("${2}", 3, None, True)}]}
+    assert inert(value) == {"a": ["\\${1}", {"b": ["\\${2}", 3, None, True]}]}
+
+
+def test_a_panel_makes_its_value_inert_at_the_start_and_later() -> None:
+    placed = panel("heading", {"title": "${1}", "lead": ""})
+    assert placed.value["title"] == "\\${1}"
+    assert placed.postprocess({"title": "${1}"}) == {"title": "\\${1}"}
+    # What Gradio does when an event returns an update of properties: it makes the component anew.
+    again = type(placed)(**{**placed.constructor_args, "render": False})
+    assert again.postprocess("${1}") == "\\${1}"
+    assert not list(Path(panel.__code__.co_filename).parent.glob("*.pyi"))
+
+
+@pytest.mark.parametrize("file", sorted(PANELS.glob("*.html")), ids=lambda file: file.stem)
+def test_a_template_escapes_its_values_and_its_words_exist(file: Path) -> None:
+    text = template(file.stem)
+    assert not any(raw in text for raw in ("{{{", "{{&", "${", "`", "<script"))
+    assert "[[" not in text
+    opened, closed = re.findall(r"\{\{#(\w+)", text), re.findall(r"\{\{/(\w+)", text)
+    assert sorted(opened) == sorted(closed)
+    # Nothing that comes from a value may decide where a link leads to another site, or run as a handler.
+    assert not re.search(r"\son\w+=", text) and "javascript:" not in text
+
+
+def test_every_word_is_said_somewhere() -> None:
+    app = Path(words.__file__).parent
+    said = "".join(file.read_text(encoding="utf-8") for file in (*app.rglob("*.py"), *PANELS.glob("*.html"))
+                   if file.name != "words.py")   # fmt: skip
+    silent = [name for name in vars(words) if name.isupper() and not re.search(rf"\b{name}\b", said)]
+    assert not silent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample(Settings):
+    kind: str = setting("b", "Which.", choices=("a", "b"))
+    count: int = setting(3, "How many.", low=1, high=9)
+    share: float = setting(0.5, "How much.", low=0)
+    on: bool = setting(True, "Whether.")
+    note: str = setting("", "What.")
+    table: dict[str, int] = setting(None, "Not for a form.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", dict(self.table or {}))
+
+
+def test_a_form_has_the_right_control_for_every_plain_field() -> None:
+    form = controls(Sample, skip=("note",))
+    assert {name: type(control) for name, control in form.items()} == {
+        "kind": gr.Dropdown, "count": gr.Number, "share": gr.Number, "on": gr.Checkbox}   # fmt: skip
+    assert [choice for _, choice in form["kind"].choices] == ["a", "b"]
+    assert (form["count"].minimum, form["count"].maximum, form["count"].precision) == (1, 9, 0)
+    assert [control.value for control in form.values()] == ["b", 3, 0.5, True]
+    assert form["share"].info == "How much."
+
+
+def test_the_expert_form_reaches_every_field_of_the_recipe() -> None:
+    form = controls(TrainConfig)
+    assert set(form) == {f.name for f in fields(TrainConfig)} - {"adapter"}
+
+
+def test_a_form_shows_a_preset_over_the_defaults() -> None:
+    assert shown(["count", "on", "share"], {"count": 7, "unknown": 1}, Sample) == [7, True, 0.5]
+
+
+def picture(path: Path, colour: str, side: int = 96) -> Path:
+    image = Image.new("RGB", (side, side), colour)
+    image.paste("black", (10, 10, side // 2, side // 2))
+    image.save(path)
+    return path
+
+
+def test_a_draft_keeps_pictures_and_says_why_others_are_refused(own_home: Path, tmp_path: Path) -> None:
+    home = open_home(own_home)
+    (tmp_path / "notes.png").write_text("only text")
+    red = picture(tmp_path / "red.png", "red")
+    copy, tiny = picture(tmp_path / "copy.png", "red"), picture(tmp_path / "tiny.png", "blue", 40)
+    files = [red, tmp_path / "notes.png", copy, tiny]
+    counts = [len(draft.pictures) for draft in add_pictures(home, files)]
+    assert counts == [1, 2, 3, 4]
+    draft = load_draft(home)
+    assert [p.refused for p in draft.pictures] == [False, True, True, False]
+    assert "is text" in draft.pictures[1].note and "same picture as red.png" in draft.pictures[2].note
+    assert draft.pictures[3].note == words.SMALL
+    red.unlink()   # Gradio's copy goes away; the draft's stays
+    assert [open_picture(file).size for file in picture_files(home, draft)] == [(96, 96), (40, 40)]
+    left = remove_picture(home, draft.pictures[0].id)
+    assert [p.name for p in left.pictures] == ["notes.png", "copy.png", "tiny.png"]
+    assert len(picture_files(home, left)) == 1
+    clear_draft(home)
+    assert load_draft(home).pictures == () and not (home.state / "draft").exists()
+
+
+def test_a_draft_remembers_what_was_typed_and_only_real_changes(own_home: Path) -> None:
+    home = open_home(own_home)
+    edit_draft(home, name="fox ${x}", what="animal")
+    keep_setting(home, "steps", 50, 200)
+    keep_setting(home, "lr", 0.002, 0.002)
+    keep_setting(home, "batch", None, 4)
+    draft = load_draft(home)
+    assert (draft.name, draft.what, draft.changes) == ("fox ${x}", "animal", {"steps": 50})
+    assert keep_setting(home, "steps", 200, 200).changes == {}
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"pictures": [], "colour": 1}', '{"pictures": [{"x": 1}]}'])
+def test_a_damaged_draft_is_an_empty_one(own_home: Path, damage: str) -> None:
+    home = open_home(own_home)
+    edit_draft(home, name="fox")
+    (home.state / "draft" / "draft.json").write_text(damage)
+    assert load_draft(home).name == ""
+
+
+def test_a_chart_puts_points_where_they_belong() -> None:
+    assert path([(0, 1.0), (5, 0.5), (10, 0.0)], 10, 0.0, 1.0) == "M0.0 0.0L300.0 100.0L600.0 200.0"
+    assert path([(5, 9.0), (5, -9.0)], 10, 0.0, 1.0) == "M300.0 0.0L300.0 200.0"   # cut at the edges
+    assert path([], 10, 0.0, 1.0) == ""
+
+
+def test_smoothing_follows_the_definition() -> None:
+    values = [3.0, 1.0, 2.0, 5.0]
+    for count, (step, value) in enumerate(smoothed(list(enumerate(values))), start=1):
+        weights = [0.9 ** (count - 1 - i) for i in range(count)]
+        expected = sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights)
+        assert step == count - 1 and value == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2000))
+def test_thinning_keeps_order_the_end_and_the_limit(count: int) -> None:
+    points = [(i, float(i)) for i in range(count)]
+    kept = thinned(points)
+    assert len(kept) == min(count, MOST_POINTS) and kept == sorted(set(kept))
+    assert kept[-1:] == points[-1:]
+
+
+def test_one_spike_does_not_flatten_the_chart() -> None:
+    low, high = limits([*([0.1, 0.2] * 100), 50.0])
+    assert low < 0.1 and 0.2 < high < 0.3
+    assert limits([0.1, 0.2], [7.0])[1] > 7
+    assert limits([1.0, 1.0]) == (pytest.approx(0.9), pytest.approx(1.1))
+
+
+def test_a_chart_of_a_run() -> None:
+    losses = [(1, 0.5), (2, float("nan")), (3, 0.3)]
+    chart = loss_chart(losses, [(2, 0.4), (3, 0.2)], best_step=3, last_step=4)
+    assert chart["raw"].count("L") == 1 and "nan" not in json.dumps(chart)
+    assert [(dot["step"], dot["best"], dot["x"]) for dot in chart["dots"]] == [(2, False, "50.00"), (3, True, "75.00")]
+    assert loss_chart([], [], 0, 4) == {"empty": True}
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours (WCAG 2.2, 1.4.3)."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+TEXT_ON = [(text, ground) for text in ("ink", "ink-soft", "accent") for ground in ("wall", "card", "sunken")]
+TEXT_ON += [("on-accent", "accent"), ("on-accent", "accent-deep"), ("accent", "accent-soft"), ("ink", "accent-soft"),
+            ("warn", "warn-soft"), ("bad", "bad-soft"), ("bad", "card")]   # fmt: skip
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_every_text_can_be_read(theme: int) -> None:
+    pale = [(text, ground) for text, ground in TEXT_ON
+            if contrast(PALETTE[text][theme], PALETTE[ground][theme]) < 4.5]   # fmt: skip
+    assert not pale
+    assert contrast(PALETTE["edge"][theme], PALETTE["card"][theme]) >= 3   # borders of what can be used (1.4.11)
+
+
+def test_style_sheets_use_the_palette_and_nothing_from_elsewhere() -> None:
+    for sheet in STYLE_SHEETS:
+        text = sheet.read_text(encoding="utf-8")
+        used = set(re.findall(r"var\(--([\w-]+)", text))
+        own = set(re.findall(r"--([\w-]+):", "".join(other.read_text(encoding="utf-8") for other in STYLE_SHEETS)))
+        assert used <= {*PALETTE, *own, "range_progress", "say-drop"}, sheet.name
+        assert "http" not in text and "@import" not in text
