@@ -316,13 +316,15 @@ def test_a_run_in_another_thread_leaves_the_signals_alone(new_run, adapters):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_recipe_names_the_precision(new_run, precision):
-    model = run_module._load(new_run(precision=precision).config(), torch.device("cpu"))
+    run = new_run(precision=precision)
+    model = run_module._load(run.config(), run, torch.device("cpu"))
     assert model.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     assert not any(module.training for module in model.unet.modules())
 
 
 def test_gradient_checkpointing_is_turned_on_where_asked_for(new_run):
-    model = run_module._load(new_run(gradient_checkpointing=True).config(), torch.device("cpu"))
+    run = new_run(gradient_checkpointing=True)
+    model = run_module._load(run.config(), run, torch.device("cpu"))
     assert model.unet.is_gradient_checkpointing
     assert model.unet.training
 
