@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atelier.kernels.low_rank import low_rank_linear
+
 from .base import Adapter, AdapterSet
 from .mix import Mix
+
+Part = tuple[Adapter, float]   # with its strength
 
 
 class MountError(ValueError):
@@ -57,11 +61,53 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
         MountError: an adapter does not fit.
     """
     with ExitStack() as stack:
-        for adapters, strength in mix.active():
-            for name, module in target_modules(models, adapters).items():
-                hook = partial(_add, adapter=adapters[name], strength=strength)
+        for module, parts in _by_module(models, mix).items():
+            if isinstance(module, nn.Linear) and all(adapter.factors() is not None for adapter, _ in parts):
+                stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts)))
+                continue
+            for adapter, strength in parts:
+                hook = partial(_add, adapter=adapter, strength=strength)
                 stack.enter_context(module.register_forward_hook(hook))
         yield
+
+
+def _by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module, list[Part]]:
+    """The adapters and strengths that change each module, in the order of the Mix."""
+    parts: dict[nn.Module, list[Part]] = {}
+    for adapters, strength in mix.active():
+        for name, module in target_modules(models, adapters).items():
+            parts.setdefault(module, []).append((adapters[name], strength))
+    return parts
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    original = module.__dict__.get("forward")   # set on the object itself when another library hooked it
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if original is None:
+            del module.forward
+        else:
+            module.forward = original
+
+
+def _low_rank_forward(module: nn.Linear, parts: Sequence[Part], x: Tensor) -> Tensor:
+    """The layer with all its adapters' factors side by side: one operation, however many there are."""
+    place = x.device.type
+    dtype = torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else x.dtype
+    ups, downs = zip(*(_factors(adapter, strength) for adapter, strength in parts), strict=True)
+    up, down = (torch.cat(ups, 1), torch.cat(downs)) if len(parts) > 1 else (ups[0], downs[0])
+    bias = None if module.bias is None else module.bias.to(dtype)
+    return low_rank_linear(x.to(dtype), module.weight.to(dtype), bias, up.to(x.device, dtype), down.to(x.device, dtype))
+
+
+def _factors(adapter: Adapter, strength: float) -> tuple[Tensor, Tensor]:
+    factors = adapter.factors()
+    assert factors is not None
+    up, down = factors
+    return (up if strength == 1 else up * strength), down
 
 
 def _add(
@@ -100,14 +146,10 @@ def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
 
 def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Module, Tensor]]:
     """Every module that the Mix changes, with its Σ strength·ΔW in float32; one at a time, to save memory."""
-    parts: dict[nn.Module, list[tuple[Adapter, float]]] = {}
-    for adapters, strength in mix.active():
-        for name, module in target_modules(models, adapters).items():
-            parts.setdefault(module, []).append((adapters[name], strength))
-    for module, pairs in parts.items():
+    for module, pairs in _by_module(models, mix).items():
         weight = module.weight
         assert isinstance(weight, Tensor)
         yield module, sum(
-            (adapter.delta(weight.float()).to(weight.device) * strength for adapter, strength in pairs),
+            (adapter.delta(weight).to(weight.device) * strength for adapter, strength in pairs),
             torch.zeros((), device=weight.device),
         )

@@ -148,3 +148,21 @@ def test_a_misfit_message_counts_and_tells_the_cure(models: dict[str, nn.Module]
     with pytest.raises(MountError, match=r"4 of 5 layers differ.*Pick the base model it was trained on") as error:
         target_modules(models, adapters)
     assert "unet.10" not in str(error.value), "a long list helps nobody"
+
+
+def test_a_forward_that_another_library_replaced_comes_back(models: dict[str, nn.Module]):
+    layer = models["text_encoder"].get_submodule("0")
+    replaced = layer.forward
+    layer.forward = replaced   # type: ignore[method-assign]  # on the object itself, as offloading libraries do
+    mix = Mix(((adapters_for(models, "text_encoder.0"), 1.0),))
+    with pytest.raises(RuntimeError, match="halfway"), mounted(models, mix):
+        assert layer.forward is not replaced
+        raise RuntimeError("halfway")
+    assert layer.__dict__["forward"] is replaced
+
+
+def test_an_untouched_layer_gets_its_own_forward_back(models: dict[str, nn.Module]):
+    layer = models["text_encoder"].get_submodule("0")
+    with mounted(models, Mix(((adapters_for(models, "text_encoder.0"), 1.0),))):
+        assert "forward" in layer.__dict__
+    assert "forward" not in layer.__dict__
