@@ -2,7 +2,8 @@
 
 A *kind* is one subclass of :class:`Adapter`: mathematics only. It gives either an exact low-rank pair
 (:meth:`Adapter.factors`) or the dense update (:meth:`Adapter.delta`); forward, merge, counting and export
-follow from that. An :class:`AdapterSet` is the saved thing: one adapter per target module.
+follow from that. An :class:`AdapterSet` is the saved thing: one adapter per target module, and the modules that
+hold what several of them share.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,34 @@ class Spec:
         """Input features times kernel area: columns of the weight seen as a matrix."""
         return prod(self.shape[1:])
 
+    @property
+    def features(self) -> int:
+        """Input features alone: a column is one of them at one tap of the kernel."""
+        return self.shape[1]
+
+    @property
+    def taps(self) -> int:
+        """Kernel area: 1 for Linear."""
+        return prod(self.shape[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the base model shows of one target module before training; see ``starts.py``."""
+
+    weight: Tensor                    # the original W, in its own shape, float32
+    inputs: Tensor | None = None      # [k, columns] σᵢ·vᵢ of the inputs, by falling σ: XᵀX ≈ inputsᵀ @ inputs
+    gradient: Tensor | None = None    # mean of ∂loss/∂W, in the shape of W, float32
+
+    def matrix(self) -> Tensor:
+        """W as ``[rows, columns]``."""
+        return self.weight.flatten(1)
+
+    def slope(self) -> Tensor:
+        """The gradient as ``[rows, columns]``."""
+        assert self.gradient is not None, "the kind's `wants` did not ask for the gradient"
+        return self.gradient.flatten(1)
+
 
 class Adapter(nn.Module):
     """The change to one module. Parameters are float32 and hold everything the update is made of."""
@@ -53,16 +82,43 @@ class Adapter(nn.Module):
         self.spec = spec
 
     @classmethod
+    def family(cls, specs: Sequence[Spec], settings: Any) -> tuple[list[Self], dict[str, nn.Module]]:
+        """One adapter for each target module, and by name the modules that hold what several of them share."""
+        return [cls(spec, settings) for spec in specs], {}
+
+    @classmethod
     def parameter_count(cls, spec: Spec, settings: Any) -> int:
-        """Number of trainable values for one module: the formula of the kind's docstring."""
+        """Number of trainable values of one module's own: the formula of the kind's docstring."""
         raise NotImplementedError
+
+    @classmethod
+    def total_count(cls, specs: Sequence[Spec], settings: Any) -> int:
+        """Number of trainable values of a whole set; what modules share is counted once."""
+        return sum(cls.parameter_count(spec, settings) for spec in specs)
+
+    @classmethod
+    def low_rank(cls) -> bool:
+        """Whether the kind has exact factors."""
+        return cls.factors is not Adapter.factors
+
+    @classmethod
+    def wants(cls, settings: Any) -> str:   # noqa: ARG003 (kinds read it)
+        """What the start needs to see beside the weight: ``inputs``, ``gradient``, or nothing (empty)."""
+        return ""
+
+    def start(self, seen: Seen) -> None:
+        """Take from the base model what the update is made of. Called once, before training; ΔW stays 0.
+
+        What is taken goes into parameters and buffers, for the file must hold it: a base rounded to another
+        precision would give it again only roughly.
+        """
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """Exact ``(up [rows, rank], down [rank, columns])`` with ΔW = up @ down, scale included; or None."""
         return None
 
     def delta(self, weight: Tensor) -> Tensor:
-        """ΔW in the shape of ``weight``, which must be the base model's original weight."""
+        """ΔW in the shape of ``weight``: the base model's original one, in whatever precision it is kept."""
         factors = self.factors()
         if factors is None:
             raise NotImplementedError(f"{type(self).__name__} gives neither factors() nor delta()")
@@ -71,16 +127,25 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
         """ΔW applied to the module's input, in the dtype of ``x``: what a mount adds at strength 1."""
-        factors = self.factors()
-        # A grouped convolution keeps apart what `up` would mix.
-        if factors is None or getattr(module, "groups", 1) > 1:
-            return _apply(module, x, self.delta(_weight(module)).to(x.dtype))
-        up, down = (factor.to(x.dtype) for factor in factors)
-        hidden = _apply(module, x, down.reshape(-1, *self.spec.shape[1:]))
+        # Only the products with x may be in low precision: ΔW itself is made of differences of large numbers.
+        with torch.autocast(x.device.type, enabled=False):
+            factors = self.factors()
+            # A grouped convolution keeps apart what `up` would mix.
+            dense = self.delta(weight_of(module)) if factors is None or getattr(module, "groups", 1) > 1 else None
+        if dense is not None:
+            return _apply(module, x, dense.to(x.dtype))
+        assert factors is not None
+        return self.through(x, module, *factors)
+
+    def through(self, x: Tensor, module: nn.Module, up: Tensor, down: Tensor) -> Tensor:
+        """Apply a low-rank pair ``up [rows, r]``, ``down [r, columns]`` as two small layers."""
+        hidden = _apply(module, x, down.to(x.dtype).reshape(-1, *self.spec.shape[1:]))
+        up = up.to(x.dtype)
         return F.linear(hidden, up) if len(self.spec.shape) == 2 else F.conv2d(hidden, up[:, :, None, None])
 
 
-def _weight(module: nn.Module) -> Tensor:
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a target module."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
@@ -94,14 +159,24 @@ def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 
 class AdapterSet(nn.Module):
-    """Everything one adapter file holds: the kind, its settings, and one adapter per target module."""
+    """Everything one adapter file holds: the kind, its settings, one adapter per target module, what they share."""
 
-    def __init__(self, kind: type[Adapter], settings: Settings, adapters: Sequence[Adapter]) -> None:
+    def __init__(
+        self,
+        kind: type[Adapter],
+        settings: Settings,
+        adapters: Sequence[Adapter],
+        *,
+        shared: Mapping[str, nn.Module] | None = None,
+        ranks: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
         self.kind = kind.kind
         self.settings = settings
+        self.ranks = dict(ranks or {})   # modules whose rank is not that of the settings
         # ModuleList, not ModuleDict: module names hold dots, which torch does not allow in child names.
         self._adapters = nn.ModuleList(adapters)
+        self._shared = nn.ModuleDict(shared or {})
         self._index = {adapter.spec.name: i for i, adapter in enumerate(adapters)}
 
     def __getitem__(self, name: str) -> Adapter:
@@ -125,8 +200,13 @@ class AdapterSet(nn.Module):
         return {spec.name.split(".", 1)[0] for spec in self.specs}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All parameters and buffers under ``<module name>.<tensor name>``: what a file stores."""
-        return {f"{a.spec.name}.{key}": value for a in self for key, value in a.state_dict().items()}
+        """All parameters and buffers, each once: what a file stores.
+
+        They are called ``<module name>.<tensor name>``, and ``@<shared name>.<tensor name>`` where modules share.
+        """
+        owners = [(f"@{name}", module) for name, module in self._shared.items()]
+        owners += [(adapter.spec.name, adapter) for adapter in self]
+        return {f"{owner}.{key}": value for owner, module in owners for key, value in module.state_dict().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors stored by :meth:`tensors` back.

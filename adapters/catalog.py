@@ -6,10 +6,32 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .base import Adapter, AdapterSet, Spec
-from .lora import Lora
+from .columns import Paca, S2ft
+from .dora import Dora
+from .dylora import Dylora
+from .hydra import Hydra
+from .lokr import Lokr
+from .loldu import Loldu
+from .lora import Lora, RankSettings
+from .lora_xs import LoraXs
+from .loretta import Loretta
+from .lorta import Lorta
+from .miss import Miss
+from .randlora import Randlora
 from .settings import SettingError
+from .sparse import Sara, Shira
+from .spectral import Waveft, Wht
+from .svdiff import Soda, Svdiff
+from .tlora import Tlora
+from .wara import Wara
 
-KINDS: dict[str, type[Adapter]] = {cls.kind: cls for cls in (Lora,)}
+KINDS: dict[str, type[Adapter]] = {
+    cls.kind: cls
+    for cls in (
+        Lora, Dora, Lokr, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
+        Miss, Paca, S2ft, Hydra, Dylora, Randlora,
+    )
+}
 
 
 def kind_named(name: str) -> type[Adapter]:
@@ -23,12 +45,30 @@ def kind_named(name: str) -> type[Adapter]:
     return KINDS[name]
 
 
-def create(kind: str, settings: Mapping[str, Any], specs: Iterable[Spec]) -> AdapterSet:
+def create(
+    kind: str, settings: Mapping[str, Any], specs: Iterable[Spec], ranks: Mapping[str, int] | None = None
+) -> AdapterSet:
     """Make a fresh adapter set: one new adapter of ``kind`` for each target module.
 
+    Kinds that take something from the base model need :func:`~atelier.adapters.starts.begin` before they are
+    trained, or a file that fills them.
+
+    Args:
+        kind: the kind's name.
+        settings: its settings, as plain values.
+        specs: the target modules.
+        ranks: by module name, where the rank is not that of the settings; modules with rank 0 get no adapter.
+
     Raises:
-        SettingError: an unknown kind, or settings the kind does not have.
+        SettingError: an unknown kind, settings the kind does not have, or ranks for a kind that shares its rank.
     """
-    cls = kind_named(kind)
+    cls, specs = kind_named(kind), list(specs)
     checked = cls.settings.from_dict(settings)
-    return AdapterSet(cls, checked, [cls(spec, checked) for spec in specs])
+    if not ranks:
+        adapters, shared = cls.family(specs, checked)
+        return AdapterSet(cls, checked, adapters, shared=shared)
+    if not isinstance(checked, RankSettings) or cls.family(specs[:1], checked)[1]:
+        raise SettingError(f"{cls.title} has no rank of its own for each layer; choose another kind, or one rank.")
+    chosen = [(spec, ranks.get(spec.name, checked.rank)) for spec in specs]
+    own = [cls(spec, checked.at(rank)) for spec, rank in chosen if rank]
+    return AdapterSet(cls, checked, own, ranks=ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Header:
     settings: dict[str, Any]
     specs: tuple[Spec, ...]
     metadata: dict[str, str]   # every other text entry, `atelier.*` and foreign ones alike
+    ranks: dict[str, int] = field(default_factory=dict)   # of the modules whose rank is not that of the settings
 
 
 def save_adapter(path: Path, adapters: AdapterSet, metadata: Mapping[str, str]) -> None:
@@ -44,6 +45,8 @@ def save_adapter(path: Path, adapters: AdapterSet, metadata: Mapping[str, str]) 
         "atelier.settings": json.dumps(adapters.settings.to_dict()),
         "atelier.modules": json.dumps({spec.name: spec.shape for spec in adapters.specs}),
     }
+    if adapters.ranks:
+        own["atelier.ranks"] = json.dumps(adapters.ranks)
     write_tensors(path, tensors, {**metadata, **own})
 
 
@@ -78,7 +81,8 @@ def read_header(path: Path) -> Header:
 
 def _header(entries: dict[str, str]) -> Header:
     specs = tuple(Spec(name, tuple(shape)) for name, shape in json.loads(entries["atelier.modules"]).items())
-    return Header(entries["atelier.kind"], json.loads(entries["atelier.settings"]), specs, entries)
+    ranks = {name: int(rank) for name, rank in json.loads(entries.get("atelier.ranks", "{}")).items()}
+    return Header(entries["atelier.kind"], json.loads(entries["atelier.settings"]), specs, entries, ranks)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -107,7 +111,7 @@ def load_adapter(path: Path) -> AdapterSet:
     header = read_header(path)
     try:
         with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
-            adapters = create(header.kind, header.settings, header.specs)
+            adapters = create(header.kind, header.settings, header.specs, header.ranks)
         adapters.load_tensors(read_tensors(path))
     except ValueError as error:
         raise FileError(f"{path.name}: {error}") from None

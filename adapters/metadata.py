@@ -41,7 +41,7 @@ _KOHYA = {
 _KOHYA_TIMES = {"ss_training_started_at": "atelier.started", "ss_training_finished_at": "atelier.created"}
 # What a native file keeps. The base model's name and the recipe stay: they can hold folder names and prompts.
 _NATIVE = (
-    "schema", "kind", "settings", "modules",
+    "schema", "kind", "settings", "modules", "ranks",
     "name", "trigger", "subject", "family", "started", "created", "pictures", "best_step",
 )
 

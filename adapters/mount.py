@@ -62,7 +62,7 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module, parts in _by_module(models, mix).items():
-            if isinstance(module, nn.Linear) and all(adapter.factors() is not None for adapter, _ in parts):
+            if isinstance(module, nn.Linear) and all(adapter.low_rank() for adapter, _ in parts):
                 stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts)))
                 continue
             for adapter, strength in parts:

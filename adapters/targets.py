@@ -42,3 +42,21 @@ def find_targets(models: Mapping[str, nn.Module], choice: str) -> list[Spec]:
     if not specs:
         raise SettingError(f"No layer of {', '.join(models)} matches the targets {choice!r}.")
     return specs
+
+
+# Endings of roles whose modules take in what heads or hidden units gave, and hand it back to the stream.
+_HAND_BACK = ("to_out", "out_proj", "ff.net", "fc2")
+
+
+def role(name: str) -> str:
+    """What a module is for, the same in every block: the last two words of its name, numbers left out.
+
+    >>> role("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0")
+    'attn1.to_out'
+    """
+    return ".".join([part for part in name.split(".") if not part.isdigit()][-2:])
+
+
+def hands_back(name: str) -> bool:
+    """Whether a module's *inputs* are heads or hidden units, as of an attention's ``to_out``."""
+    return role(name).endswith(_HAND_BACK)

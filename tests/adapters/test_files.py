@@ -24,7 +24,9 @@ from atelier.adapters.files import (
     save_adapter,
     write_tensors,
 )
+from atelier.adapters.settings import SettingError
 
+SETTINGS = {"rank": 3, "alpha": 5.0, "stabilized": False, "start": "random"}
 SPECS = (Spec("unet.down.0.to_q", (8, 6)), Spec("unet.conv", (4, 3, 3, 3)), Spec("text_encoder.fc1", (5, 7)))
 
 
@@ -72,7 +74,7 @@ def test_header_holds_what_is_needed_to_rebuild(path: Path):
     entries = header.pop("__metadata__")
     assert entries["atelier.schema"] == "1"
     assert entries["atelier.kind"] == "lora"
-    assert json.loads(entries["atelier.settings"]) == {"rank": 3, "alpha": 5.0}
+    assert json.loads(entries["atelier.settings"]) == SETTINGS
     assert json.loads(entries["atelier.modules"]) == {spec.name: list(spec.shape) for spec in SPECS}
     assert set(header) == {f"{spec.name}.{part}" for spec in SPECS for part in ("up", "down")}
 
@@ -80,9 +82,33 @@ def test_header_holds_what_is_needed_to_rebuild(path: Path):
 def test_header_is_read_without_the_tensors(path: Path):
     header = read_header(path)
     assert header.kind == "lora"
-    assert header.settings == {"rank": 3, "alpha": 5.0}
+    assert header.settings == SETTINGS
     assert header.specs == SPECS
     assert (header.metadata["atelier.name"], header.metadata["note"]) == ("fox", "日本 ✓")
+
+
+def test_a_file_from_before_a_setting_existed_opens(adapters: AdapterSet, path: Path):
+    loaded = load_adapter(with_metadata(path, settings='{"rank": 3, "alpha": 5.0}'))
+    assert loaded.settings == adapters.settings
+    assert all(torch.equal(loaded.tensors()[key], tensor) for key, tensor in adapters.tensors().items())
+
+
+def test_layers_may_have_ranks_of_their_own(tmp_path: Path):
+    ranks = {"unet.down.0.to_q": 5, "unet.conv": 0}
+    adapters = create("lora", {"rank": 3, "alpha": 6.0}, SPECS, ranks)
+    save_adapter(tmp_path / "a.safetensors", adapters, {})
+    loaded = load_adapter(tmp_path / "a.safetensors")
+    assert {spec.name: len(loaded.tensors()[f"{spec.name}.down"]) for spec in loaded.specs} == {
+        "unet.down.0.to_q": 5, "text_encoder.fc1": 3}
+    factors = [adapter.factors() for adapter in loaded]
+    assert all(torch.equal(a, b) for pair, own in zip(factors, adapters, strict=True)
+               for a, b in zip(pair or (), own.factors() or (), strict=True))
+    assert torch.equal((factors[0] or ())[0], 2 * loaded.tensors()["unet.down.0.to_q.up"]), "the scale is the same"
+
+
+def test_ranks_of_their_own_are_refused_where_layers_share():
+    with pytest.raises(SettingError, match="LoRTA has no rank of its own"):
+        create("lorta", {}, SPECS, {"unet.conv": 2})
 
 
 def test_own_entries_cannot_be_overruled(adapters: AdapterSet, path: Path):

@@ -1,0 +1,54 @@
+"""The way back from wavelet coefficients: orthonormal, periodic at the ends, along the first axis."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Scaling filters (Daubechies 1992, Ten Lectures on Wavelets, chapters 6 and 8); the wavelet's filter follows from it.
+_R2, _R3 = 2**0.5, 3**0.5
+WAVELETS: dict[str, tuple[float, ...]] = {
+    "haar": (1 / _R2, 1 / _R2),
+    "db2": ((1 - _R3) / (4 * _R2), (3 - _R3) / (4 * _R2), (3 + _R3) / (4 * _R2), (1 + _R3) / (4 * _R2)),
+    "db4": (
+        -0.010597401785069032, 0.0328830116668852, 0.030841381835560764, -0.18703481171909309,
+        -0.027983769416859854, 0.6308807679298589, 0.7148465705529157, 0.2303778133088965,
+    ),
+    "sym4": (
+        -0.07576571478927333, -0.02963552764599851, 0.49761866763201545, 0.8037387518059161,
+        0.29785779560527736, -0.09921954357684722, -0.012603967262037833, 0.0322231006040427,
+    ),
+}
+
+
+def smooth(coefficients: Tensor, wavelet: str) -> Tensor:
+    """``[n, …]`` coefficients of the averages at half the resolution → ``[2n, …]`` values.
+
+    >>> smooth(torch.tensor([2.0, 4.0]), "haar") * 2**0.5
+    tensor([2.0000, 2.0000, 4.0000, 4.0000])
+    """
+    return _spread(coefficients, WAVELETS[wavelet])
+
+
+def detail(coefficients: Tensor, wavelet: str) -> Tensor:
+    """``[n, …]`` coefficients of the details at half the resolution → ``[2n, …]`` values."""
+    scaling = WAVELETS[wavelet]
+    return _spread(coefficients, tuple(-tap if j % 2 == 0 else tap for j, tap in enumerate(reversed(scaling))))
+
+
+def padded(n: int, levels: int) -> int:
+    """The next width that can be halved ``levels`` times.
+
+    >>> padded(320, 3), padded(11, 2)
+    (320, 12)
+    """
+    step = 2**levels
+    return -(-n // step) * step
+
+
+def _spread(coefficients: Tensor, taps: tuple[float, ...]) -> Tensor:
+    """value[2k + length/2 − j] += taps[j] · coefficient[k], the transpose of filtering and keeping every other."""
+    between = torch.stack([coefficients, torch.zeros_like(coefficients)], 1).flatten(0, 1)
+    return sum(
+        (tap * between.roll(len(taps) // 2 - j, 0) for j, tap in enumerate(taps)), torch.zeros_like(between)
+    )
