@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.catalog import create
 from atelier.adapters.settings import SettingError
+from atelier.adapters.starts import begin
 from atelier.adapters.targets import find_targets
 
 from . import dreambooth
@@ -164,6 +165,8 @@ def _training(model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, f
     mixed = "fp16" if model.dtype == torch.float16 else "no"   # float16 gradients need scaling
     accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision=mixed)
     recipe = dreambooth.recipe(model, adapters, data, config, folder.path)
+    looking = torch.Generator().manual_seed(config.seed)
+    begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
     return Training(recipe, config, folder.path, accelerator)
 
 
