@@ -82,7 +82,7 @@ class Adapter(nn.Module):
         self.spec = spec
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: Any) -> tuple[list[Self], dict[str, nn.Module]]:
+    def family(cls, specs: Sequence[Spec], settings: Any) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         """One adapter for each target module, and by name the modules that hold what several of them share."""
         return [cls(spec, settings) for spec in specs], {}
 

@@ -18,8 +18,9 @@ from .loretta import Loretta
 from .lorta import Lorta
 from .miss import Miss
 from .randlora import Randlora
+from .sara import Sara
 from .settings import SettingError
-from .sparse import Sara, Shira
+from .sparse import Shira
 from .spectral import Waveft, Wht
 from .svdiff import Soda, Svdiff
 from .tlora import Tlora

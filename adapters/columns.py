@@ -34,6 +34,7 @@ class Paca(Adapter):
     kind = "paca"
     title = "PaCA"
     settings = ColumnSettings
+    index: Tensor
 
     def __init__(self, spec: Spec, settings: ColumnSettings) -> None:
         super().__init__(spec, settings)
@@ -70,6 +71,7 @@ class S2ft(Adapter):
     kind = "s2ft"
     title = "S2FT"
     settings = ColumnSettings
+    index: Tensor
 
     def __init__(self, spec: Spec, settings: ColumnSettings, picked: Tensor) -> None:
         super().__init__(spec, settings)
@@ -78,7 +80,7 @@ class S2ft(Adapter):
         self.register_buffer("index", picked.int())
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: ColumnSettings) -> tuple[list[Self], dict[str, nn.Module]]:
+    def family(cls, specs: Sequence[Spec], settings: ColumnSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         channels: dict[str, int] = {}
         for spec in specs:
             own = _side(spec)

@@ -60,6 +60,9 @@ class Lokr(Adapter):
     kind = "lokr"
     title = "LoKr"
     settings = LokrSettings
+    first_small: Tensor
+    first_up: Tensor
+    first_down: Tensor
 
     def __init__(self, spec: Spec, settings: LokrSettings, small: Small | None = None) -> None:
         super().__init__(spec, settings)
@@ -78,7 +81,7 @@ class Lokr(Adapter):
             nn.init.zeros_(self.down)
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: LokrSettings) -> tuple[list[Self], dict[str, nn.Module]]:
+    def family(cls, specs: Sequence[Spec], settings: LokrSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         if not settings.shared:
             return super().family(specs, settings)
         smalls = {side: Small(*side) for side in sorted({_sides(spec, settings) for spec in specs})}

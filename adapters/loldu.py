@@ -34,6 +34,9 @@ class Loldu(Adapter):
     kind = "loldu"
     title = "LoLDU"
     settings = LolduSettings
+    first: Tensor
+    left: Tensor
+    right: Tensor
 
     def __init__(self, spec: Spec, settings: LolduSettings) -> None:
         super().__init__(spec, settings)

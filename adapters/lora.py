@@ -64,6 +64,8 @@ class Lora(Adapter):
     kind = "lora"
     title = "LoRA"
     settings = LoraSettings
+    first_up: Tensor
+    first_down: Tensor
 
     def __init__(self, spec: Spec, settings: LoraSettings) -> None:
         super().__init__(spec, settings)

@@ -35,6 +35,8 @@ class LoraXs(Adapter):
     kind = "lora-xs"
     title = "LoRA-XS"
     settings = LoraXsSettings
+    left: Tensor
+    right: Tensor
 
     def __init__(self, spec: Spec, settings: LoraXsSettings) -> None:
         super().__init__(spec, settings)

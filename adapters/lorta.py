@@ -44,6 +44,11 @@ class Shape:
 class Group(nn.Module):
     """The factors all modules of one shape share: ``model [rank, model]``, the others ``[size of the mode, rank]``."""
 
+    heads: nn.Parameter
+    layers: nn.Parameter
+    roles: nn.Parameter
+    taps: nn.Parameter
+
     def __init__(self, shape: Shape, settings: LortaSettings, layers: int, roles: int) -> None:
         super().__init__()
         heads = share(shape.wide, settings.heads)
@@ -79,7 +84,7 @@ class Lorta(Adapter):
         self.group = (group,)   # a tuple: torch must count it once, with the set
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: LortaSettings) -> tuple[list[Self], dict[str, nn.Module]]:
+    def family(cls, specs: Sequence[Spec], settings: LortaSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         tables = _tables(specs)
         groups = {shape: Group(shape, settings, max(map(len, roles.values())), len(roles))
                   for shape, roles in tables.items()}

@@ -23,13 +23,19 @@ class RandloraSettings(RankSettings):
 
 
 class Bases(nn.Module):
-    """Random signs ``wide [longest side, bases · rank]`` and ``narrow [rank, shortest side]``; never trained."""
+    """Random bytes ``wide [longest side, bases · rank]`` and ``narrow [rank, shortest side]``; never trained.
+
+    Bytes, not signs: with a small rank there are too few patterns of signs, and columns that share one cost rank.
+    """
+
+    wide: Tensor
+    narrow: Tensor
 
     def __init__(self, long: int, short: int, rank: int) -> None:
         super().__init__()
         wide, narrow = (long, _count(short, rank) * rank), (rank, short)
-        self.register_buffer("wide", torch.randint(2, wide, dtype=torch.int8) * 2 - 1)
-        self.register_buffer("narrow", torch.randint(2, narrow, dtype=torch.int8) * 2 - 1)
+        self.register_buffer("wide", torch.randint(-127, 128, wide, dtype=torch.int8))
+        self.register_buffer("narrow", torch.randint(-127, 128, narrow, dtype=torch.int8))
 
 
 class Randlora(Adapter):
@@ -39,7 +45,7 @@ class Randlora(Adapter):
     With n = ⌈min(rows, columns) / rank⌉ bases: ``mix [rank, n]``, ``shades [n, min(rows, columns)]``.
     Parameters: bases(min(rows, columns), rank) · (rank + min(rows, columns)). Start: ``mix`` zero, so ΔW = 0;
     ``shades`` 1 / max(rows, columns). Of full rank.
-    Difference: bases are random signs, which take a byte each in the file; the authors' are uniform.
+    Difference: the bases are uniform as the authors', but kept as bytes (times √3 / 127, of variance 1) in the file.
     """
 
     kind = "randlora"
@@ -48,7 +54,7 @@ class Randlora(Adapter):
 
     def __init__(self, spec: Spec, settings: RandloraSettings, bases: Bases) -> None:
         super().__init__(spec, settings)
-        self.scale = settings.scale
+        self.scale = settings.scale * 3 / 127**2   # bytes uniform in ±127 have a variance of 127² / 3
         self.bases = (bases,)   # a tuple: torch must count them once, with the set
         short, long = sorted((spec.rows, spec.columns))
         count = _count(short, settings.rank)
@@ -56,7 +62,7 @@ class Randlora(Adapter):
         self.shades = nn.Parameter(torch.full((count, short), 1 / long))
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: RandloraSettings) -> tuple[list[Self], dict[str, nn.Module]]:
+    def family(cls, specs: Sequence[Spec], settings: RandloraSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         sides = [sorted((spec.rows, spec.columns)) for spec in specs]
         bases = Bases(max((long for _, long in sides), default=1), max((short for short, _ in sides), default=1),
                       settings.rank)

@@ -1,4 +1,4 @@
-"""Sparse adapters: a few entries of the weight change, the others never do."""
+"""Sparse adapters: a few entries of the weight change, the others never do; SHiRA is the plain one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Sparse(Adapter):
     A kind says how many and which. The positions are drawn at random here; a kind that chooses them from the base
     model replaces them at the start. They are kept in the file: another torch draws other random numbers.
     """
+
+    index: Tensor
 
     def __init__(self, spec: Spec, settings: Settings, count: int) -> None:
         super().__init__(spec, settings)
@@ -111,53 +113,3 @@ def _diagonal_and_columns(spec: Spec) -> Tensor:
     order = ((columns + 1) * 0.6180339887498949 % 1).argsort().argsort()
     score = -(order * spec.rows)[None] - torch.arange(spec.rows)[:, None]
     return score.masked_fill(torch.eye(spec.rows, spec.columns, dtype=torch.bool), 1)
-
-
-class Sara(Sparse):
-    """ΔW = values at the entries where |W| is smallest   (SaRA, Hu et al. 2024, arXiv 2409.06633).
-
-    Shapes: ``values``, ``index``, ``settled`` and ``kept``, all ``[count]``.
-    Parameters: min(rank · (rows + columns), rows · columns). Start: ``values`` zero, so every weight keeps its sign.
-    Weights near zero do little in the base, so there is room to learn without forgetting. Half way,
-    :meth:`reselect` settles the entries that have outgrown the threshold: they keep their value and train no more.
-    :func:`nuclear_norm` is the paper's penalty against spending them all in one direction.
-    Difference: a count of entries instead of a threshold, which is the largest |W| among them; and the authors' code
-    writes |W| into the entries, which turns the sign of every negative one before the first step.
-    """
-
-    kind = "sara"
-    title = "SaRA"
-    settings = SparseSettings
-
-    def __init__(self, spec: Spec, settings: SparseSettings) -> None:
-        super().__init__(spec, settings, settings.count(spec))
-        self.register_buffer("settled", torch.zeros(len(self.values), dtype=torch.bool))
-        self.register_buffer("kept", torch.zeros(len(self.values)))
-
-    @classmethod
-    def parameter_count(cls, spec: Spec, settings: SparseSettings) -> int:
-        return settings.count(spec)
-
-    @torch.no_grad()
-    def start(self, seen: Seen) -> None:
-        self.choose(-seen.matrix().abs())
-
-    @torch.no_grad()
-    def reselect(self, weight: Tensor) -> None:
-        """Train on only with the entries whose changed weight is still below the threshold; ΔW stays as it is."""
-        before = weight.detach().flatten()[self.index.long()].to(self.values.dtype)
-        self.kept.copy_(self.current())
-        self.settled |= (before + self.kept).abs() > before.abs().max()
-
-    def current(self) -> Tensor:
-        """The values that count: an optimizer's momentum may still move those that have settled."""
-        return torch.where(self.settled, self.kept, self.values)
-
-    def delta(self, weight: Tensor) -> Tensor:
-        return self.scattered(self.current()).reshape(weight.shape)
-
-
-def nuclear_norm(adapter: Sparse) -> Tensor:
-    """Sum of the singular values of ΔW as a matrix: SaRA's penalty (eq. 6); costs one SVD."""
-    spec = adapter.spec
-    return torch.linalg.svdvals(adapter.scattered(adapter.values).reshape(spec.rows, spec.columns)).sum()

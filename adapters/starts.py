@@ -99,7 +99,7 @@ def _main_directions(rows: Tensor) -> Tensor:
 def _gradients(modules: Mapping[str, nn.Module], look: Look) -> dict[str, Tensor]:
     weights = {name: weight_of(module) for name, module in modules.items()}
     totals: dict[str, Tensor] = {}
-    with _differentiable(list(weights.values())):
+    with torch.enable_grad(), _differentiable(list(weights.values())):
         for _ in range(PASSES):
             parts = torch.autograd.grad(look(), list(weights.values()), allow_unused=True)
             for (name, weight), part in zip(weights.items(), parts, strict=True):

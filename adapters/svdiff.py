@@ -100,5 +100,6 @@ class Soda(Svdiff):
         turned = (u * (s + self.shift)) @ v
         whole = turned.reshape(self.spec.rows, *sizes, self.spec.taps)
         for axis, (below, size) in enumerate(zip(self.turn, sizes, strict=True), 1):
-            whole = torch.tensordot(whole, self.rotation(below, size), ([axis], [0])).movedim(-1, axis)
+            last = whole.movedim(axis, -1)
+            whole = (last.reshape(-1, size) @ self.rotation(below, size)).reshape(last.shape).movedim(-1, axis)
         return whole.reshape(weight.shape) - ((u * s) @ v).reshape(weight.shape)

@@ -70,6 +70,7 @@ class Tlora(Adapter):
     kind = "tlora"
     title = "TLoRA"
     settings = TloraSettings
+    mixers: Tensor
 
     def __init__(self, spec: Spec, settings: TloraSettings) -> None:
         super().__init__(spec, settings)

@@ -102,8 +102,8 @@ def randlora(theirs: Any, own: Any) -> None:
     theirs.randlora_gamma["default"].copy_(own.shades)
     (bases,) = own.bases
     count = own.mix.shape[1]
-    theirs.randlora_A["default"] = bases.narrow[:, None].double()
-    theirs.randlora_B["default"] = bases.wide.double().reshape(len(bases.wide), count, -1)
+    theirs.randlora_A["default"] = bases.narrow[:, None].double() * 3**0.5 / 127
+    theirs.randlora_B["default"] = bases.wide.double().reshape(len(bases.wide), count, -1) * 3**0.5 / 127
 
 
 def miss(theirs: Any, own: Any) -> None:

@@ -1,0 +1,63 @@
+"""Ranks from a budget: one greedy routine, whatever says how much each further rank of a module is worth."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from .base import Spec
+
+
+def allocate(specs: Sequence[Spec], worth: Mapping[str, Sequence[float]], budget: int) -> dict[str, int]:
+    """Give every module a rank so that their factors hold at most ``budget`` values in all.
+
+    Greedy: the next rank always goes where it is worth most for each value it takes. Called again during training
+    with new worths it grows some modules and prunes others, which is what AdaLoRA (arXiv 2303.10512), IncreLoRA
+    (arXiv 2308.12043) and EVA (arXiv 2410.07170) do, each with a worth of its own.
+
+    Args:
+        specs: the target modules.
+        worth: by module name, what the first, second, third … rank is worth; missing ones are worth nothing.
+        budget: parameters to spend; a rank costs rows + columns.
+
+    Returns:
+        Rank by module name, 0 where a module is not worth one: for ``catalog.create``.
+
+    >>> two = [Spec("a", (4, 4)), Spec("b", (2, 2))]
+    >>> allocate(two, {"a": [8.0, 1.0], "b": [3.0, 2.9]}, budget=16)
+    {'a': 1, 'b': 2}
+    """
+    ranks = {spec.name: 0 for spec in specs}
+    cost = {spec.name: spec.rows + spec.columns for spec in specs}
+    waiting = [(-worth[name][0] / cost[name], place, name) for place, name in enumerate(ranks) if worth.get(name)]
+    heapq.heapify(waiting)
+    while waiting:
+        _, place, name = heapq.heappop(waiting)
+        if cost[name] > budget:
+            continue   # a smaller module may still fit
+        budget -= cost[name]
+        ranks[name] += 1
+        if ranks[name] < len(worth[name]):
+            heapq.heappush(waiting, (-worth[name][ranks[name]] / cost[name], place, name))
+    return ranks
+
+
+def by_inputs(inputs: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """EVA's worth: the share of its inputs' variance that each direction of a module explains.
+
+    Args:
+        inputs: by module name, the ``inputs`` that ``starts.observe`` found, ``[k, columns]``.
+    """
+    worth: dict[str, list[float]] = {}
+    for name, directions in inputs.items():
+        energy = directions.square().sum(1)
+        worth[name] = (energy / energy.sum().clamp_min(1e-30)).tolist()
+    return worth
+
+
+def by_gradient(gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], most: int) -> dict[str, list[float]]:
+    """The loss's sensitivity Σ|W·gradient| (AdaLoRA's, eq. 8); each further rank of a module is worth less."""
+    score = {name: (weights[name].float() * gradient).abs().sum().item() for name, gradient in gradients.items()}
+    return {name: [value / rank for rank in range(1, most + 1)] for name, value in score.items()}
