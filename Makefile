@@ -41,6 +41,7 @@ base: dev        ## train the embedded base model from nothing, or go on where i
 	$(INSTALL) --quiet --editable '.[base]'
 	nice -n 19 $(PYTHON) -m atelier.training.foundation_data --out build/base
 	nice -n 19 $(PYTHON) -m atelier.training.foundation --work build/base --out assets/base
+	nice -n 19 $(PYTHON) -m atelier.training.prior
 
 bench: dev       ## measured comparisons: each script with a __main__ prints its table
 	@grep -l __main__ benchmarks/*.py | while read -r script; do echo "== $$script"; \

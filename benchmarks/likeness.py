@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUBJECTS = ("fox", "strawberry", "umbrella", "guitar", "penguin", "owl", "snowman", "rocket")
 TRIGGER = "zq"
 UNSEEN_BACKGROUNDS = ("blue", "yellow", "purple", "pink", "black")
-WORDINGS = ("a picture of a {t}", "{t}", "a big {t}")
+WORDINGS = ("a picture of a {t}", "my {t}", "{t}, 3d emoji")
 OTHERS = ("red apple", "tiger face", "automobile", "house", "banana", "red heart", "tulip", "robot")
 DRAWINGS = 2   # of each prompt
 

@@ -17,16 +17,16 @@ from atelier.adapters.mount import mounted
 from .base_model import BaseModel
 from .config import TrainConfig
 from .events import Previewed
-from .latents import Example, encode_text, tokenize
+from .latents import Example, encode_text
 from .loop import Losses, Recipe
 from .losses import min_snr_weights, per_sample
 from .noise import add_noise, draw_timesteps
-from .sample import DrawRequest, draw, draw_latents
+from .prior import draw_prior, fill
+from .sample import DrawRequest, draw
 
 VALIDATION_TIMESTEPS = 8
 VALIDATION_SEED = 1000
 PREVIEW_SEED = 7
-PRIOR_STEPS = 12   # denoising steps of a prior picture: it need not be beautiful, only typical of the base
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +48,10 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
     return Dataset(examples[: len(examples) - spare], prior, examples[-spare:] if spare else examples)
 
 
-def prior_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
-    """Prompts of things that must stay as they are: the base's own list, else the subject's class alone."""
-    own = model.info.prior_prompts
-    if not own:
-        template = config.caption or model.info.caption
-        words = fill(template, "", config.subject) if "{subject}" in template else config.subject
-        own = (" ".join(words.split()),)
-    return [own[i % len(own)] for i in range(config.prior_count)]
-
-
-def fill(template: str, trigger: str, subject: str) -> str:
-    """Put trigger word and subject into a caption template."""
-    return template.replace("{trigger}", trigger).replace("{subject}", subject)
-
-
-def draw_prior(model: BaseModel, config: TrainConfig) -> list[Example]:
-    """Let the untouched base model draw the prior pictures; they stay latents, no VAE is needed."""
-    prompts = prior_prompts(model, config)
-    tokens = tokenize(model, prompts)
-    examples: list[Example] = []
-    for first in range(0, len(prompts), 8):
-        latents = draw_latents(model, prompts[first : first + 8], steps=PRIOR_STEPS, seed=config.seed + first)
-        examples += [
-            Example(latent, torch.zeros_like(latent), row)
-            for latent, row in zip(latents, tokens[first : first + 8], strict=True)
-        ]
-    return examples
-
-
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
     text = _TextFeatures(model, trained="text_encoder" in adapters.components())
-    prior_batch = max(1, config.batch // 2) if data.prior and config.prior_weight else 0
+    prior_batch = max(1, config.batch // 4) if data.prior and config.prior_weight else 0
     timestep_count = model.scheduler.config.num_train_timesteps
 
     def microstep(generator: torch.Generator) -> Losses:

@@ -42,6 +42,7 @@ from atelier.training.foundation_vae import (
     Latents,
     cache_latents,
     encode,
+    fix_deviation,
     new_autoencoder,
     normalise_latents,
     train_autoencoder,
@@ -89,6 +90,7 @@ def autoencoder_stage(folder: Path, pictures: Pictures, words: dict[str, Any], o
     sample = premultiplied(pictures.rgba[:styles, learnt[::10]].reshape(-1, *pictures.rgba.shape[2:]))
     z = encode(best, on_background(sample, torch.ones(len(sample), 3)))
     normalise_latents(best, z.mean((0, 2, 3)), z.std((0, 2, 3)))
+    fix_deviation(best)
     best.save_pretrained(folder / "vae")
 
 

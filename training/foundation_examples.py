@@ -32,7 +32,7 @@ SUBJECTS = {
     "rocket": "glossy",
 }
 """Example subjects with the style they are taken from; the base was trained on none of them."""
-PLACEMENT = Placement(smallest=0.65, shift=0.07, degrees=8)
+PLACEMENT = Placement(smallest=0.75, shift=0.06)
 BACKGROUNDS = ("white", "red", "white", "green", "white", "orange", "white", "gray", "white", "red", "green")
 """Behind each example in turn. Five of the ten colours: the others are left to ask for."""
 HELD_OUT_BACKGROUNDS = ("white", "white", "blue", "pink")

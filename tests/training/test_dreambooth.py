@@ -15,14 +15,14 @@ from torch import Tensor
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
-from atelier.training import dreambooth
+from atelier.training import dreambooth, prior
 from atelier.training.base_model import BaseModel, load
 from atelier.training.config import TrainConfig
-from atelier.training.dreambooth import Dataset, dataset, prior_prompts, recipe
+from atelier.training.dreambooth import Dataset, dataset, recipe
 from atelier.training.events import Previewed
 from atelier.training.latents import Example, encode_text, tokenize
 from atelier.training.noise import draw_timesteps
-from atelier.training.sample import DrawRequest, draw, draw_latents
+from atelier.training.sample import DrawRequest, draw
 
 CONFIG = TrainConfig(name="rex", subject="fox", batch=3, prior_count=3, prior_weight=0.5)
 
@@ -50,7 +50,7 @@ def short_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
         return DrawRequest(**{**values, "steps": 2})
 
     monkeypatch.setattr(dreambooth, "DrawRequest", short)
-    monkeypatch.setattr(dreambooth, "PRIOR_STEPS", 2)
+    monkeypatch.setattr(prior, "STEPS", 2)
 
 
 def generator(seed: int = 5) -> torch.Generator:
@@ -250,27 +250,12 @@ def test_one_picture_in_eight_is_held_back(model, count, spare):
     assert data.prior == []
 
 
-def test_prior_pictures_are_the_untouched_base_s_own(model):
-    config = but(seed=40, prior_count=10)
-    prompts = prior_prompts(model, config)
-    data = dataset(model, config, examples(model, 2))
-    assert len(data.prior) == 10
-    for i in (0, 9):
-        expected = draw_latents(model, [prompts[i]], steps=dreambooth.PRIOR_STEPS, seed=40 + i)[0]
-        torch.testing.assert_close(data.prior[i].mean, expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(data.prior[i].tokens, tokenize(model, [prompts[i]])[0])
-        assert not data.prior[i].std.any()
-    assert not torch.allclose(data.prior[0].mean, data.prior[1].mean)
-    again = dataset(model, config, examples(model, 2))
-    assert all(torch.equal(a.mean, b.mean) for a, b in zip(data.prior, again.prior, strict=True))
-
-
 @pytest.mark.parametrize("off", [{"prior_weight": 0.0}, {"prior_count": 0}])
 def test_without_prior_preservation_nothing_is_drawn(model, trained, tmp_path, monkeypatch, off):
     def no_drawing(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("drawn in vain")
 
-    monkeypatch.setattr(dreambooth, "draw_latents", no_drawing)
+    monkeypatch.setattr(prior, "draw_latents", no_drawing)
     data = dataset(model, but(**off), examples(model, 3))
     assert data.prior == []
     method = recipe(model, trained(model), data, but(**off), tmp_path)
@@ -278,20 +263,6 @@ def test_without_prior_preservation_nothing_is_drawn(model, trained, tmp_path, m
         losses = method.microstep(generator())
     assert losses.prior.item() == 0
     assert losses.subject.item() > 0
-
-
-def test_prior_prompts_are_the_base_s_own_list_over_and_over(model):
-    info = replace(model.info, prior_prompts=("a house", "a key"))
-    assert prior_prompts(replace(model, info=info), but(prior_count=5)) == ["a house", "a key"] * 2 + ["a house"]
-
-
-@pytest.mark.parametrize(
-    ("caption", "prompt"),
-    [("", "a photo of fox"), ("a {trigger} {subject} at sea", "a fox at sea"), ("my {trigger}", "fox")],
-)
-def test_a_base_without_a_list_draws_the_class_alone(model, caption, prompt):
-    prompts = prior_prompts(model, but(caption=caption, trigger="zxq"))
-    assert prompts == [prompt] * 3
 
 
 def test_preview_prompts_are_the_person_s_lines_or_the_caption(model):

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from atelier.training import foundation, foundation_data
+from atelier.training.base_model import EMBEDDED_FOLDER
 from atelier.training.foundation_data import (
     Concept,
     Pictures,
@@ -39,6 +40,7 @@ from atelier.training.foundation_vae import (
     Latents,
     cache_latents,
     encode,
+    fix_deviation,
     normalise_latents,
     train_autoencoder,
 )  # fmt: skip
@@ -317,6 +319,22 @@ def test_normalised_latents_are_standard_and_reconstruct_the_same():
     assert_close(after, before, rtol=1e-3, atol=1e-4)
     assert_close(posterior.std * deviation[None, :, None, None], deviation_before, rtol=1e-3, atol=1e-6)
     assert vae.config.scaling_factor == 1.0
+
+
+def test_a_fixed_deviation_is_next_to_nothing_and_leaves_the_means_alone():
+    vae, pixels = tiny_vae(), torch.rand(3, 3, 64, 64)
+    before = encode(vae, pixels)
+    fix_deviation(vae)
+    with torch.no_grad():
+        posterior = vae.encode(pixels * 2 - 1).latent_dist
+    assert_close(posterior.std, torch.full_like(posterior.std, 0.00248), rtol=1e-2, atol=0)
+    assert_close(encode(vae, pixels), before, rtol=0, atol=0)
+
+
+def test_the_shipped_autoencoder_is_exact():
+    vae = AutoencoderKL.from_pretrained(EMBEDDED_FOLDER / "vae")
+    with torch.no_grad():
+        assert vae.encode(torch.rand(1, 3, 64, 64)).latent_dist.std.max() < 0.003
 
 
 def test_the_autoencoder_learns():
