@@ -16,8 +16,10 @@ from torch import Tensor
 
 from .base import AdapterSet, Spec
 from .catalog import create
+from .codebook import unpack
 
 SCHEMA = 1
+PACKED_SCHEMA = 2   # files whose values are in few bits; see tiny.py
 _LENGTH_BYTES = 8
 
 
@@ -71,7 +73,7 @@ def read_header(path: Path) -> Header:
         raise FileError(f"{path.name} is a safetensors file, but not one of Atelier's: it names no kind.")
     try:
         schema = int(entries.get("atelier.schema", "0"))
-        header = _header(entries) if schema <= SCHEMA else None
+        header = _header(entries) if schema <= PACKED_SCHEMA else None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise FileError(f"{path.name} has a damaged header ({error!r}). Fetch the file again.") from None
     if header is None:
@@ -112,7 +114,11 @@ def load_adapter(path: Path) -> AdapterSet:
     try:
         with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
             adapters = create(header.kind, header.settings, header.specs, header.ranks)
-        adapters.load_tensors(read_tensors(path))
+        tensors = read_tensors(path)
+        if "atelier.bits" in header.metadata:
+            shapes = {name: tensor.shape for name, tensor in adapters.tensors().items()}
+            tensors = unpack(tensors, int(header.metadata["atelier.bits"]), shapes)
+        adapters.load_tensors(tensors)
     except ValueError as error:
         raise FileError(f"{path.name}: {error}") from None
     return adapters.requires_grad_(False)

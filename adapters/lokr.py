@@ -51,7 +51,7 @@ class Lokr(Adapter):
 
     ``shared``: one ``small`` for all modules with the same f_out and f_in, as in Compacter (Mahabadi et al. 2021,
     arXiv 2106.04647), whose bottleneck layers themselves cannot be merged and are left out.
-    ``weight``: starts at W's best Kronecker sum (Van Loan & Pitsianis 1993; for adapters SoKA, Chen et al. 2025), its
+    ``weight``: starts at W's best Kronecker sum (Van Loan & Pitsianis 1993; for adapters SoKA, Chong & Qu 2025), its
     larger factors cut to the rank. The file keeps those first factors, the trained ones are what is added to them, and
     the first sum is taken off again, term by term; so ΔW starts at 0 exactly and the base stays as it is.
     Difference: LyCORIS gives up the low rank where it saves nothing, so its files differ from layer to layer.

@@ -73,7 +73,7 @@ class WhtSettings(SpectralSettings):
 
 
 class Wht(Sparse):
-    """ΔW = gain / √rows · C H, C zero but for ``values`` at ``index``   (after QWHA, Jeon et al. 2025).
+    """ΔW = gain / √rows · C H, C zero but for ``values`` at ``index``   (QWHA, Jeon et al. 2025, arXiv 2509.17428).
 
     H: the orthonormal Walsh-Hadamard transform of the input features, for every tap of a kernel alike; only signs.
     Parameters: min(count, rows · columns). Start: ``values`` zero, so ΔW = 0.

@@ -208,7 +208,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"schema": str(files.SCHEMA + 1)}, "newer Atelier. Update"),
+        ({"schema": str(files.PACKED_SCHEMA + 1)}, "newer Atelier. Update"),
         ({"schema": "two"}, "damaged header"),
         ({"modules": None}, "damaged header"),
         ({"modules": "{"}, "damaged header"),
@@ -231,4 +231,4 @@ def test_a_damaged_header_is_refused(path: Path, changes: dict[str, str | None],
 
 def test_a_newer_file_is_called_newer_even_if_it_is_laid_out_otherwise(path: Path):
     with pytest.raises(FileError, match="newer Atelier"):
-        read_header(with_metadata(path, schema="2", modules=None))
+        read_header(with_metadata(path, schema="3", modules=None))
