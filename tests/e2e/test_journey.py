@@ -29,6 +29,7 @@ ARGUMENTS = [
     "--disable-background-networking", "--disable-component-update", "--no-first-run", "--hide-scrollbars",
     "--force-prefers-reduced-motion",
 ]   # fmt: skip
+STEP = "+(document.querySelector('#run .live') || {dataset: {}}).dataset.step"
 PATIENT = 600_000   # milliseconds; a training on a busy machine takes its time
 # Leaving a page cuts its event stream: the browser says so, and nothing is wrong.
 HARMLESS = re.compile(r"AbortError|Connection errored out|net::ERR_ABORTED")
@@ -41,24 +42,46 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("journey") / "home"
 
 
+class Server:
+    """The product as a person starts it: web server and worker over one home, at one address."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        with bind("127.0.0.1", 0) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = ["serve", "--home", str(self.home), "--port", str(self.port)]
+        outside = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+        locks = str(self.home.parent / "tmp")   # device locks of its own: nobody else's training is waited for
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "atelier.app.cli", *command], stdout=subprocess.PIPE, text=True,
+            env={**outside, "TMPDIR": locks},
+        )   # fmt: skip
+        assert self.process.stdout
+        assert "Atelier is open" in self.process.stdout.readline()
+
+    def kill(self) -> None:
+        """Let it die as in a power cut: no handler runs."""
+        self.process.kill()
+        self.process.communicate(timeout=60)
+
+
 @pytest.fixture(scope="module")
-def url(home: Path) -> Iterator[str]:
-    """The product as a person starts it: web server and worker over an empty home."""
-    folder = home.parent
-    (folder / "tmp").mkdir()
-    with bind("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "atelier.app.cli", "serve", "--home", str(home), "--port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    environment["TMPDIR"] = str(folder / "tmp")   # device locks of its own: nobody else's training is waited for
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout
-    try:
-        assert "Atelier is open" in process.stdout.readline()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
+def server(home: Path) -> Iterator[Server]:
+    (home.parent / "tmp").mkdir()
+    server = Server(home)
+    yield server
+    server.process.terminate()
+    server.process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def url(server: Server) -> str:
+    return server.url
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +96,7 @@ class Watch:
     """What a page must not do: ask another site for anything, or stumble in its scripts."""
 
     def __init__(self, context: BrowserContext, url: str) -> None:
-        self.url = url
+        self.context, self.url = context, url
         self.elsewhere: list[str] = []
         self.errors: list[str] = []
         context.route("**/*", self._gate)
@@ -97,15 +120,20 @@ class Watch:
 
 
 @pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
+def watch(browser: Browser, url: str) -> Iterator[Watch]:
     context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="light", base_url=url)
     watch = Watch(context, url)
-    page = context.new_page()
+    yield watch
+    context.close()
+    watch.check()
+
+
+@pytest.fixture
+def page(watch: Watch) -> Iterator[Page]:
+    page = watch.context.new_page()
     page.set_default_timeout(120_000)
     yield page
     assert page.evaluate("window.probe") is None
-    context.close()
-    watch.check()
 
 
 def visit(page: Page, path: str) -> None:
@@ -179,13 +207,12 @@ def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
     page.wait_for_url("**/jobs?run=*")
     # What was typed is shown as it is, and does nothing.
     expect(page.locator("#run header .hint")).to_contain_text(PROBE, timeout=PATIENT)
-    step = "+(document.querySelector('#run .live') || {dataset: {}}).dataset.step"
-    page.wait_for_function(f"{step} > 3", timeout=PATIENT)
-    before = page.evaluate(step)
+    page.wait_for_function(f"{STEP} > 3", timeout=PATIENT)
+    before = page.evaluate(STEP)
     expect(page.locator("#job-bar .job b")).to_have_text("foxy")
     page.screenshot(path=SHOTS / "job-learning.png", full_page=True)
     page.reload(wait_until="domcontentloaded")
-    page.wait_for_function(f"{step} >= {before}", timeout=PATIENT)
+    page.wait_for_function(f"{STEP} >= {before}", timeout=PATIENT)
     page.wait_for_function("(document.querySelector('#run .live') || {dataset: {}}).dataset.state === 'done'",
                            timeout=PATIENT)   # fmt: skip
     expect(page.locator("#run .strip img").first).to_be_visible()
@@ -260,6 +287,58 @@ def test_an_adapter_is_deleted_and_put_back(page: Page) -> None:
     expect(page.locator("#cards .card")).to_have_count(0)
     page.get_by_role("button", name="Undo").click()
     expect(page.locator("#cards .card b")).to_have_text("foxy")
+
+
+def teach(page: Page, name: str) -> None:
+    """Upload the pictures, teach them with the shortest preset, and wait for the first steps."""
+    visit(page, "/")
+    page.set_input_files("#pics input[type=file]", PICTURES)
+    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
+    page.get_by_label("Quick").check(force=True)
+    fill(page, "subject", "fox")
+    fill(page, "name", name)
+    page.click("#teach")
+    page.wait_for_url("**/jobs?run=*")
+    page.wait_for_function(f"{STEP} > 2", timeout=PATIENT)
+
+
+def wait_for_state(page: Page, state: str) -> None:
+    expect(page.locator("#run .live")).to_have_attribute("data-state", state, timeout=PATIENT)
+
+
+def test_a_run_is_paused_tried_and_outlives_its_web_server(page: Page, watch: Watch, server: Server) -> None:
+    teach(page, "second")
+    page.locator("#run").get_by_role("button", name="Pause").click()
+    wait_for_state(page, "paused")
+    step = page.evaluate(STEP)
+    fill(page, "try", "a second fox at night")
+    page.click("#try-now")
+    expect(page.locator("#run .strip button[aria-label*='at night']")).to_have_count(1, timeout=PATIENT)
+    page.screenshot(path=SHOTS / "job-paused.png", full_page=True)
+    server.kill()
+    server.start()
+    page.reload(wait_until="domcontentloaded")
+    wait_for_state(page, "paused")
+    assert all("net::ERR_" in error for error in watch.errors)   # the browser noticed; the page must not stumble
+    watch.errors.clear()
+    assert page.evaluate(STEP) == step
+    page.locator("#run").get_by_role("button", name="Resume").click()
+    page.wait_for_function(f"{STEP} > {step}", timeout=PATIENT)
+    page.locator("#run").get_by_role("button", name="Stop").click()
+    wait_for_state(page, "done")
+    assert page.evaluate(STEP) < 90
+    visit(page, "/library")
+    fill(page, "search", "second")
+    expect(page.locator("#cards .card b")).to_have_text("second")
+
+
+def test_a_cancelled_run_leaves_nothing_and_can_be_taken_up_again(page: Page) -> None:
+    teach(page, "third")
+    page.locator("#run").get_by_role("button", name="Cancel").click()
+    wait_for_state(page, "stopped")
+    visit(page, "/library")
+    fill(page, "search", "third")
+    expect(page.locator("#cards .card")).to_have_count(0)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
