@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atelier.adapters.settings import SettingError
+from atelier.adapters.lora import LoraSettings
 from atelier.training.base_model import _FAMILIES
 from atelier.training.config import PRESETS, TrainConfig, load_preset, preset_names
 
@@ -69,7 +70,7 @@ def test_an_unknown_name_is_refused_with_a_guess_and_the_list():
     message = str(caught.value)
     assert "Did you mean 'steps'?" in message
     listed = message.split("The settings are: ")[1].rstrip(".").split(", ")
-    assert set(listed) == {f.name for f in fields(TrainConfig)} - {"adapter"} | {"rank", "alpha"}
+    assert set(listed) == {f.name for f in fields(TrainConfig)} - {"adapter"} | {f.name for f in fields(LoraSettings)}
 
 
 @pytest.mark.parametrize(
