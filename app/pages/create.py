@@ -51,6 +51,9 @@ def build(demo: gr.Blocks, home: Home) -> None:
     with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="sheet"):
         count, expert = _expert()
     run = gr.Textbox(visible=False)
+    # What the Expert controls are filled from. Whoever picks a preset and presses the button at once is faster than
+    # the answer that fills them anew: the old values must then not pass for changes.
+    basis = gr.Textbox(visible=False)
 
     answers = {"what": what, "subject": subject, "name": name}
     keys = list(expert)
@@ -68,13 +71,14 @@ def build(demo: gr.Blocks, home: Home) -> None:
     for key, control in expert.items():
         # Gradio reports no input when text is pasted with the mouse: leaving the field is the second chance.
         events = [control.input, control.blur] if isinstance(control, gr.Textbox) else [control.input]
-        gr.on(events, partial(_keep_setting, home, keys, key), control, [count, *expert.values()], **quiet)
-    preset.input(partial(_choose_preset, home, keys), preset, [count, *expert.values()], **quiet)
+        gr.on(events, partial(_keep_setting, home, keys, key), control, [count, basis, *expert.values()], **quiet)
+    preset.input(partial(_choose_preset, home, keys), preset, [count, basis, *expert.values()], **quiet)
     what.change(_asks_for, what, [subject, note], **POLL)
     thumbs.act(remove, None, thumbs, **POLL)
     drop.upload(take, drop, [thumbs, drop], show_progress="hidden", api_visibility="private")
-    form = [*answers.values(), preset, *expert.values()]
-    demo.load(lambda: _restore(home, keys), None, [thumbs, *answers.values(), preset, count, *expert.values()], **POLL)
+    form = [*answers.values(), preset, basis, *expert.values()]
+    restored = [thumbs, *answers.values(), preset, count, basis, *expert.values()]
+    demo.load(lambda: _restore(home, keys), None, restored, **POLL)
     taught = teach.click(lambda *values: _teach(home, keys, values), form, run, api_visibility="private")
     taught.success(None, run, None, js="run => { location.href = '/jobs?run=' + encodeURIComponent(run) }")
 
@@ -131,10 +135,11 @@ def _usual(keys: Sequence[str], basis: dict[str, Any]) -> list[Any]:
     return own + options
 
 
-def _changes(keys: Sequence[str], values: Sequence[Any], preset: str | None) -> dict[str, Any]:
-    """The settings that differ from the preset; an emptied number counts as untouched."""
+def _changes(keys: Sequence[str], values: Sequence[Any], basis: str) -> dict[str, Any]:
+    """The settings that differ from what the controls were filled from; an emptied number counts as untouched."""
     given = dict(zip(keys, values, strict=True))
-    usual = dict(zip(keys, _usual(keys, _basis(preset, given["base"])), strict=True))
+    preset, _, base = basis.partition("\n")
+    usual = dict(zip(keys, _usual(keys, _basis(preset, base)), strict=True))
     mine = [key for key in keys if "." not in key or key.split(".")[0] == given["kind"]]
     return {key: given[key] for key in mine if given[key] is not None and given[key] != usual[key]}
 
@@ -145,10 +150,11 @@ def _preset(draft: Draft) -> str | None:
 
 
 def _settings(keys: Sequence[str], draft: Draft) -> list[Any]:
-    """What the Expert part shows: how far it is from the preset, and a value for each control."""
-    usual = _usual(keys, _basis(_preset(draft), draft.changes.get("base", EMBEDDED)))
+    """What the Expert part shows: how far it is from the preset, what it is filled from, a value for each control."""
+    preset, base = _preset(draft), draft.changes.get("base", EMBEDDED)
+    usual = _usual(keys, _basis(preset, base))
     values = [draft.changes.get(key, value) for key, value in zip(keys, usual, strict=True)]
-    return [phrases.expert_changes(len(draft.changes)), *values]
+    return [phrases.expert_changes(len(draft.changes)), f"{preset or ''}\n{base}", *values]
 
 
 def _pictures(draft: Draft) -> dict[str, Any]:
@@ -174,11 +180,11 @@ def _keep_answer(home: Home, field: str, value: Any) -> None:
 def _keep_setting(home: Home, keys: Sequence[str], key: str, value: Any) -> list[Any]:
     draft = load_draft(home)
     usual = _usual(keys, _basis(_preset(draft), draft.changes.get("base", EMBEDDED)))
-    count, *values = _settings(keys, keep_setting(home, key, value, usual[list(keys).index(key)]))
+    count, basis, *values = _settings(keys, keep_setting(home, key, value, usual[list(keys).index(key)]))
     # The base model and the kind bring settings of their own; what is being typed must not be written over.
     if key not in ("base", "kind"):
-        return [count, *(gr.skip() for _ in keys)]
-    return [count, *(gr.skip() if name == key else shown for name, shown in zip(keys, values, strict=True))]
+        return [count, gr.skip(), *(gr.skip() for _ in keys)]
+    return [count, basis, *(gr.skip() if name == key else shown for name, shown in zip(keys, values, strict=True))]
 
 
 def _choose_preset(home: Home, keys: Sequence[str], preset: str) -> list[Any]:
@@ -198,14 +204,14 @@ def _asks_for(what: str) -> tuple[Any, Any]:
 
 def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
     """Start a run; returns its id. What can't be used is said before anything is copied."""
-    what, subject, name, preset, *expert = values
+    what, subject, name, preset, basis, *expert = values
     with plainly():
         draft = load_draft(home)
         if not draft.usable:
             raise ValueError(words.NO_PICTURES)
         if not name.strip():
             raise ValueError(words.NO_NAME)
-        changes = {key.split(".")[-1]: value for key, value in _changes(keys, expert, preset).items()}
+        changes = {key.split(".")[-1]: value for key, value in _changes(keys, expert, basis).items()}
         base = lasting_base(changes.get("base", EMBEDDED))
         settings = {**load_preset(preset, identify(base).family), **changes, "base": base, "name": new_name(home, name),
                     "subject": subject.strip() or words.WHAT[what].lower()}   # fmt: skip

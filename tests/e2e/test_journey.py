@@ -300,6 +300,7 @@ def teach(page: Page, name: str) -> None:
     page.click("#teach")
     page.wait_for_url("**/jobs?run=*")
     page.wait_for_function(f"{STEP} > 2", timeout=PATIENT)
+    expect(page.locator("#run .figures")).to_contain_text("/ 90")   # the preset chosen a moment before
 
 
 def wait_for_state(page: Page, state: str) -> None:
