@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
 
-def divisors(n: int) -> list[int]:
+
+@cache
+def divisors(n: int) -> tuple[int, ...]:
     """All divisors of ``n``, smallest first.
 
     >>> divisors(12)
-    [1, 2, 3, 4, 6, 12]
+    (1, 2, 3, 4, 6, 12)
     """
-    return [d for d in range(1, n + 1) if n % d == 0]
+    return tuple(d for d in range(1, n + 1) if n % d == 0)
 
 
+@cache
 def modes(n: int) -> tuple[int, int, int]:
     """Three factors of ``n`` with the smallest sum, so that tensor cores over them are smallest; smallest first.
 

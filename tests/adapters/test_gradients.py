@@ -40,6 +40,20 @@ def test_no_other_step_comes_nearer_to_the_gradient(monkeypatch):
     assert_close((up @ of_down + of_up @ down).flatten(), best, rtol=0, atol=1e-11)
 
 
+def test_of_all_such_steps_it_is_the_nearest_to_the_raw_gradients(monkeypatch):
+    """Adding X @ down to one factor's step and taking up @ X off the other's leaves the product's as it is."""
+    monkeypatch.setattr(gradients, "_DAMPING", 0.0)
+    up, down, gradient = (torch.randn(*shape, dtype=F64) for shape in ((5, 2), (2, 6), (5, 6)))
+    raw_up, raw_down = 0.5 * gradient @ down.T, 0.5 * up.T @ gradient
+    of_up, of_down = corrected(up, down, raw_up, raw_down, 0.5)
+
+    def distance(x: torch.Tensor) -> float:
+        return ((of_up - up @ x - raw_up).square().sum() + (of_down + x @ down - raw_down).square().sum()).item()
+
+    nearest = distance(torch.zeros(2, 2, dtype=F64))
+    assert all(distance(size * torch.randn(2, 2, dtype=F64)) > nearest for size in (0.001, 0.1) for _ in range(20))
+
+
 def test_sylvester_solves_its_equation():
     a, b = (torch.randn(4, 9, dtype=F64) for _ in range(2))
     left, right, sides = a @ a.T, b @ b.T, torch.randn(4, 4, dtype=F64)

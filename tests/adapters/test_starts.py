@@ -202,3 +202,19 @@ def test_a_start_that_needs_data_says_so():
     adapters = create("lora", {"start": "inputs"}, [Spec(NAME, (4, 6))])
     with pytest.raises(ValueError, match="lora starts from the inputs"):
         begin(adapters, of(module))
+
+
+@torch.no_grad()
+def test_a_kronecker_start_trains_all_its_factors_from_there():
+    module, x = nn.Linear(24, 16), torch.randn(40, 24)
+    adapter: Any = started("lokr", {"factor": 4, "rank": 2, "terms": 2, "start": "weight", "alpha": 6}, module, x)[NAME]
+    for parameter in adapter.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    old, new = (
+        sum(torch.kron(small[t], up[t] @ down[t]) for t in range(2))
+        for small, up, down in (
+            (adapter.first_small, adapter.first_up, adapter.first_down),
+            (adapter.first_small + adapter.small, adapter.first_up + adapter.up, adapter.first_down + adapter.down),
+        )
+    )
+    assert_close(adapter.delta(module.weight), 3 * (new - old), rtol=1e-4, atol=1e-4)
