@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atelier.adapters.settings import SettingError
 from atelier.adapters.lora import LoraSettings
-from atelier.training.base_model import _FAMILIES
+from atelier.adapters.settings import SettingError
+from atelier.training.base_info import _WIDTHS
 from atelier.training.config import PRESETS, TrainConfig, load_preset, preset_names
 
 HINTS = get_type_hints(TrainConfig)
@@ -139,7 +139,7 @@ def test_every_field_says_what_it_is_for():
 
 
 @pytest.mark.parametrize("preset", preset_names())
-@pytest.mark.parametrize("family", _FAMILIES.values())
+@pytest.mark.parametrize("family", _WIDTHS.values())
 def test_every_preset_makes_a_recipe_for_every_family(preset, family):
     values = load_preset(preset, family)
     config = TrainConfig.from_dict({**values, "name": "rex"})
