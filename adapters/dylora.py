@@ -14,8 +14,8 @@ class Dylora(Adapter):
 
     Shapes: ``up [rows, rank]``, ``down [rank, columns]``. Parameters: rank · (rows + columns).
     Start: ``up`` zero, so ΔW = 0; ``down`` Kaiming-uniform with a = √5.
-    While gradients are recorded, b is drawn anew from 1 … rank at every call, so the first rows learn to do alone;
-    :func:`cut` then takes a LoRA of any rank out of the file.
+    While gradients are recorded, b is drawn anew from 1 … rank after every update, so the first rows learn to do
+    alone; :func:`cut` then takes a LoRA of any rank out of the file.
     Difference: every layer draws its own b, where the authors draw one for all; and all b rows are trained, not the
     last alone.
     """
@@ -36,10 +36,16 @@ class Dylora(Adapter):
         return settings.rank * (spec.rows + spec.columns)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        rank = len(self.down)
-        if torch.is_grad_enabled() and self.up.requires_grad:
-            rank = int(torch.randint(1, rank + 1, ()))
+        rank = self.drawn() if torch.is_grad_enabled() and self.up.requires_grad else len(self.down)
         return self.up[:, :rank] * (self.alpha / rank), self.down[:rank]
+
+    def drawn(self) -> int:
+        """b for the present weights.
+
+        Their last bits are as good as a die, and come again when a run resumes or a layer is computed twice.
+        """
+        bits = sum(factor.detach().view(torch.int32).sum(dtype=torch.int64) for factor in (self.up, self.down))
+        return int(bits % len(self.down)) + 1
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.up * (self.alpha / len(self.down)) @ self.down).reshape(weight.shape)
