@@ -5,9 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from .base import Spec
+from .base import AdapterSet, Spec
+from .catalog import create
+from .lora import Lora, LoraSettings
 
 
 def allocate(specs: Sequence[Spec], worth: Mapping[str, Sequence[float]], budget: int) -> dict[str, int]:
@@ -61,3 +64,41 @@ def by_gradient(gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], 
     """The loss's sensitivity Σ|W·gradient| (AdaLoRA's, eq. 8); each further rank of a module is worth less."""
     score = {name: (weights[name].float() * gradient).abs().sum().item() for name, gradient in gradients.items()}
     return {name: [value / rank for rank in range(1, most + 1)] for name, value in score.items()}
+
+
+@torch.no_grad()
+def resize(adapters: AdapterSet, specs: Sequence[Spec], ranks: Mapping[str, int]) -> AdapterSet:
+    """A LoRA set with other ranks, to go on training with: grow and prune, as :func:`allocate` says.
+
+    A module that keeps its rank or grows has the ΔW it had; one that shrinks keeps the largest directions.
+
+    Args:
+        adapters: a LoRA set, with any start whose first product is zero.
+        specs: all target modules, those without a rank so far too.
+        ranks: by module name.
+
+    Raises:
+        ValueError: another kind, or a start that is subtracted.
+    """
+    settings = adapters.settings
+    if not isinstance(settings, LoraSettings) or settings.start in ("weight", "gradient"):
+        raise ValueError(f"only a LoRA that starts at zero can change its ranks, not {adapters.kind}")
+    device = next(adapters.parameters()).device
+    resized = create(adapters.kind, settings.to_dict(), specs, ranks).to(device)
+    known = {adapter.spec.name: adapter for adapter in adapters}
+    for new in resized:
+        if isinstance(old := known.get(new.spec.name), Lora) and isinstance(new, Lora):
+            rank = len(new.down)
+            up, down = (old.up, old.down) if len(old.down) <= rank else _largest(old.up, old.down, rank)
+            new.up[:, : len(down)] = up * (old.scale / new.scale)
+            new.down[: len(down)] = down
+    return resized
+
+
+def _largest(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best pair of a smaller rank, by the SVD of the small matrix between two orthonormal bases."""
+    left, inner = torch.linalg.qr(up)
+    right, other = torch.linalg.qr(down.T)
+    u, s, v = torch.linalg.svd(inner @ other.T)
+    root = s[:rank].sqrt()
+    return left @ u[:, :rank] * root, root[:, None] * (v[:rank] @ right.T)

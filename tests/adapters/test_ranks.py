@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.testing import assert_close
 
-from atelier.adapters.base import Spec
+from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import create
-from atelier.adapters.ranks import allocate, by_gradient, by_inputs
+from atelier.adapters.ranks import allocate, by_gradient, by_inputs, resize
 from atelier.adapters.starts import observe
 from atelier.adapters.targets import find_targets
 
@@ -91,3 +93,38 @@ def test_ranks_from_gradients_follow_the_sensitivity():
     worth = by_gradient(gradients, weights, most=4)
     assert worth["unet.0"] == [36.0, 18.0, 12.0, 9.0]
     assert allocate(made([(3, 3), (3, 3)]), worth, budget=30) == {"unet.0": 4, "unet.1": 1}
+
+
+@pytest.fixture
+def trained() -> AdapterSet:
+    adapters = create("lora", {"rank": 4, "alpha": 6}, made([(12, 10), (9, 9), (7, 20)]), {"unet.1": 0})
+    for parameter in adapters.parameters():
+        nn.init.normal_(parameter)
+    return adapters
+
+
+def test_growing_changes_no_update_and_adds_trainable_ranks(trained: AdapterSet):
+    specs = made([(12, 10), (9, 9), (7, 20)])
+    grown = resize(trained, specs, {"unet.0": 6, "unet.1": 2, "unet.2": 4})
+    assert [len(adapter.state_dict()["down"]) for adapter in grown] == [6, 2, 4]
+    for adapter in grown:
+        old = trained[adapter.spec.name].delta(torch.zeros(adapter.spec.shape)) if adapter.spec.name != "unet.1" else 0
+        assert_close(adapter.delta(torch.zeros(adapter.spec.shape)) - old, torch.zeros(adapter.spec.shape),
+                     rtol=0, atol=1e-5)
+    assert grown["unet.0"].state_dict()["down"][4:].any(), "a new rank whose factors are both zero would never train"
+
+
+def test_pruning_keeps_the_largest_directions(trained: AdapterSet):
+    pruned = resize(trained, made([(12, 10), (9, 9), (7, 20)]), {"unet.0": 2, "unet.1": 0, "unet.2": 0})
+    assert [spec.name for spec in pruned.specs] == ["unet.0"]
+    whole = trained["unet.0"].delta(torch.zeros(12, 10)).detach().numpy()
+    u, s, v = np.linalg.svd(whole)
+    found = pruned["unet.0"].delta(torch.zeros(12, 10)).detach().numpy()
+    np.testing.assert_allclose(found, (u[:, :2] * s[:2]) @ v[:2], atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("dora", {}), ("lora", {"start": "weight"})])
+def test_what_cannot_change_its_ranks_says_so(kind: str, settings: dict[str, str]):
+    specs = made([(4, 4)])
+    with pytest.raises(ValueError, match="only a LoRA that starts at zero"):
+        resize(create(kind, settings, specs), specs, {"unet.0": 2})
