@@ -10,6 +10,7 @@ from .columns import Paca, S2ft
 from .dora import Dora
 from .dylora import Dylora
 from .hydra import Hydra
+from .loha import Loha
 from .lokr import Lokr
 from .loldu import Loldu
 from .lora import Lora, RankSettings
@@ -29,7 +30,7 @@ from .wara import Wara
 KINDS: dict[str, type[Adapter]] = {
     cls.kind: cls
     for cls in (
-        Lora, Dora, Lokr, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
+        Lora, Dora, Lokr, Loha, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
         Miss, Paca, S2ft, Hydra, Dylora, Randlora,
     )
 }
