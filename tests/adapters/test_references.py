@@ -79,6 +79,11 @@ def lokr(theirs: Any, own: Any) -> None:
         getattr(theirs, name)["default"].copy_(factor[0])
 
 
+def loha(theirs: Any, own: Any) -> None:
+    for name, factor in (("1_a", own.up_1), ("1_b", own.down_1), ("2_a", own.up_2), ("2_b", own.down_2)):
+        getattr(theirs, f"hada_w{name}")["default"].copy_(factor)
+
+
 def shira(theirs: Any, own: Any) -> None:
     theirs.shira_weight["default"].copy_(own.values)
     columns = theirs.base_layer.weight.shape[1]
@@ -120,6 +125,8 @@ PEFT: dict[str, tuple[str, dict[str, Any], Any, Fill, tuple[str, ...]]] = {
     "lokr": ("lokr", {"rank": 2, "alpha": 3, "factor": 4},
              peft.LoKrConfig(r=2, alpha=3, decompose_factor=4, target_modules=["0"]), lokr,
              ("linear", "wide", "tall", "1x1", "3x3 strided")),
+    "loha": ("loha", {"rank": 3, "alpha": 6}, peft.LoHaConfig(r=3, alpha=6, target_modules=["0"]), loha,
+             tuple(LAYERS)),
     "shira": ("shira", {"rank": 4}, peft.ShiraConfig(r=4, target_modules=["0"]), shira, LINEAR),
     "waveft": ("waveft", {"count": 200, "gain": 25.0},
                peft.WaveFTConfig(n_frequency=200, scaling=25.0, target_modules=["0"]), waveft, LINEAR),
