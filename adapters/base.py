@@ -195,6 +195,11 @@ class AdapterSet(nn.Module):
         """The target modules, in the order of the base model."""
         return [adapter.spec for adapter in self]
 
+    def become(self, other: AdapterSet) -> None:
+        """Hold what ``other`` holds, so that whoever has this set goes on with the other's adapters."""
+        self.settings, self.ranks, self._index = other.settings, other.ranks, other._index
+        self._adapters, self._shared = other._adapters, other._shared
+
     def components(self) -> set[str]:
         """The parts of the pipeline that are adapted: ``unet``, ``text_encoder`` …"""
         return {spec.name.split(".", 1)[0] for spec in self.specs}

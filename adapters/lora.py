@@ -36,6 +36,8 @@ class LoraSettings(RankSettings):
     stabilized: bool = setting(False, "Scale by alpha / √rank instead (rsLoRA): steadier at large ranks.")
     start: str = setting("random", "What it starts from: 'inputs' (EVA) is a cheap good choice; 'weight' is PiSSA, "
                          "'gradient' is LoRA-GA.", choices=("random", "inputs", "weight", "gradient"))
+    budget: int = setting(0, "Values in all layers together, spread where they are worth most, up to twice the rank; "
+                          "0 gives every layer the same rank.", low=0)
 
     @property
     def scale(self) -> float:
@@ -59,6 +61,9 @@ class Lora(Adapter):
     the first product from the base; here the base stays as it is, so that adapters can be mounted together, and
     ΔW = scale · ((up₀ + up) @ (down₀ + down) − up₀ @ down₀) = scale · [up₀, up] @ [down; down₀ + down],
     which is LoRA of rank 2·rank, again 0 exactly while ``up`` and ``down`` are.
+
+    With a ``budget`` every layer gets a rank of its own (``ranks.py``), by the share of its inputs' variance that each
+    direction explains (EVA), or by Σ|W·gradient| where the start follows the gradient.
     """
 
     kind = "lora"
@@ -85,7 +90,9 @@ class Lora(Adapter):
 
     @classmethod
     def wants(cls, settings: LoraSettings) -> str:
-        return settings.start if settings.start in ("inputs", "gradient") else ""
+        if settings.start in ("inputs", "gradient"):
+            return settings.start
+        return "inputs" if settings.budget else ""
 
     @torch.no_grad()
     def start(self, seen: Seen) -> None:

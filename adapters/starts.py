@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import AdapterSet, Seen, weight_of
-from .catalog import KINDS
+from .catalog import KINDS, create
+from .lora import LoraSettings
 from .mount import target_modules
+from .ranks import allocate, by_gradient, by_inputs
+from .settings import SettingError
 
 PASSES = 4        # looks at the training pictures: directions settle after a few batches
 DIRECTIONS = 64   # of the inputs that are kept for each module
@@ -23,7 +26,7 @@ Look = Callable[[], Tensor]   # runs the model on a batch of the training data a
 
 
 def begin(adapters: AdapterSet, models: Mapping[str, nn.Module], look: Look | None = None) -> None:
-    """Let every adapter of a fresh set take from the base model what its update is made of.
+    """Let every adapter of a fresh set take from the base model what its update is made of, and its rank.
 
     Args:
         adapters: as made by ``catalog.create``, not mounted.
@@ -32,6 +35,7 @@ def begin(adapters: AdapterSet, models: Mapping[str, nn.Module], look: Look | No
 
     Raises:
         MountError: the adapters do not fit the models.
+        SettingError: the budget is too small for a single rank.
         ValueError: the kind wants to look at the data and ``look`` is missing.
     """
     modules = target_modules(models, adapters)
@@ -39,9 +43,29 @@ def begin(adapters: AdapterSet, models: Mapping[str, nn.Module], look: Look | No
     if wanted and look is None:
         raise ValueError(f"{adapters.kind} starts from the {wanted} of the base model, so it needs data to look at")
     found = observe(modules, wanted, look) if look is not None else {}
-    for name, module in modules.items():
-        weight = weight_of(module).detach().float()
-        adapters[name].start(Seen(weight, **{wanted: found[name]} if wanted else {}))
+    if isinstance(adapters.settings, LoraSettings) and adapters.settings.budget:
+        _spend(adapters.settings, adapters, modules, found)
+    for adapter in adapters:
+        name = adapter.spec.name
+        weight = weight_of(modules[name]).detach().float()
+        adapter.start(Seen(weight, **{wanted: found[name]} if wanted else {}))
+
+
+def _spend(
+    settings: LoraSettings, adapters: AdapterSet, modules: Mapping[str, nn.Module], found: Mapping[str, Tensor]
+) -> None:
+    """Give every layer the rank that it is worth."""
+    most = 2 * settings.rank
+    if settings.start == "gradient":
+        worth = by_gradient(found, {name: weight_of(module) for name, module in modules.items()}, most)
+    else:
+        worth = {name: shares[:most] for name, shares in by_inputs(found).items()}
+    ranks = allocate(adapters.specs, worth, settings.budget)
+    if not any(ranks.values()):
+        least = min(spec.rows + spec.columns for spec in adapters.specs)
+        raise SettingError(f"budget is {settings.budget}, but one rank of the smallest layer takes {least} already.")
+    device = next(adapters.parameters()).device
+    adapters.become(create(adapters.kind, settings.to_dict(), adapters.specs, ranks).to(device))
 
 
 def observe(modules: Mapping[str, nn.Module], wanted: str, look: Look) -> dict[str, Tensor]:

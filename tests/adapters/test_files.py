@@ -26,7 +26,7 @@ from atelier.adapters.files import (
 )
 from atelier.adapters.settings import SettingError
 
-SETTINGS = {"rank": 3, "alpha": 5.0, "stabilized": False, "start": "random"}
+SETTINGS = {"rank": 3, "alpha": 5.0, "stabilized": False, "start": "random", "budget": 0}
 SPECS = (Spec("unet.down.0.to_q", (8, 6)), Spec("unet.conv", (4, 3, 3, 3)), Spec("text_encoder.fc1", (5, 7)))
 
 

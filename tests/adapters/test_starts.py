@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 from atelier.adapters import starts
 from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import create
+from atelier.adapters.files import load_adapter, save_adapter
 from atelier.adapters.lokr import kronecker_sum
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
@@ -218,3 +220,34 @@ def test_a_kronecker_start_trains_all_its_factors_from_there():
         )
     )
     assert_close(adapter.delta(module.weight), 3 * (new - old), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["random", "inputs", "weight", "gradient"])
+def test_a_budget_goes_where_it_is_worth_most_and_stays_there(tmp_path: Path, start: str):
+    """One layer sees nothing but a line of inputs and hardly touches the loss; the other sees everything."""
+    layers = nn.ModuleDict({"dull": nn.Linear(24, 16), "busy": nn.Linear(24, 16)})
+    line, all_over = torch.randn(40, 1) @ torch.randn(1, 24), torch.randn(40, 24)
+
+    def look() -> Tensor:
+        return 1e-4 * layers["dull"](line).square().sum() + layers["busy"](all_over).square().sum()
+
+    specs = [Spec(f"unet.{name}", (16, 24)) for name in layers]
+    adapters = create("lora", {"rank": 3, "start": start, "budget": 5 * 40 + 39}, specs)
+    held = adapters
+    begin(adapters, {"unet": layers}, look)
+    counts = {spec.name: adapters.tensors()[f"{spec.name}.down"].shape[0] for spec in held.specs}
+    assert sum(p.numel() for p in held.parameters()) == 5 * 40
+    assert counts.get("unet.dull", 0) <= 1 < counts["unet.busy"] <= 6
+    for name, layer in layers.items():
+        if f"unet.{name}" in counts:
+            assert not adapters[f"unet.{name}"].delta(layer.weight).any()
+    save_adapter(tmp_path / "a.safetensors", adapters, {})
+    loaded = load_adapter(tmp_path / "a.safetensors")
+    assert loaded.ranks == adapters.ranks
+    assert all(torch.equal(loaded.tensors()[name], tensor) for name, tensor in adapters.tensors().items())
+
+
+def test_a_budget_too_small_for_anything_says_how_much_it_takes():
+    module = nn.Linear(24, 16)
+    with pytest.raises(SettingError, match="budget is 39, but one rank of the smallest layer takes 40"):
+        started("lora", {"budget": 39}, module, torch.randn(40, 24))
