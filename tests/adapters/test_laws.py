@@ -178,6 +178,25 @@ def test_training_can_leave_the_start(case: Case):
     assert any(p.grad is not None and p.grad.any() for p in adapters.parameters())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_finds_an_update_that_the_kind_can_be(kind: str):
+    case = make_case((kind, {}), "strided")
+    weight, student = case.module.weight.detach(), case.new()
+    teacher = case.new()   # from the same seed: the same positions and bases
+    with torch.no_grad():
+        torch._foreach_add_(list(teacher.parameters()), [0.1 * torch.randn_like(p) for p in teacher.parameters()])
+        goal = teacher[case.spec.name].delta(weight)
+    optimizer = torch.optim.Adam(student.parameters(), 0.02)
+    losses = []
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = (student[case.spec.name].delta(weight) - goal).square().sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
 def test_linear_in_strength_or_says_not(case: Case):
     case = case.double()
     adapters = case.trained()
