@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from atelier.adapters import convert
 from atelier.adapters.base import AdapterSet, Spec
-from atelier.adapters.catalog import create
+from atelier.adapters.catalog import KINDS, create
 from atelier.adapters.convert import ConvertError, check_kohya, export, to_diffusers, to_kohya
 from atelier.adapters.files import load_adapter, read_metadata, save_adapter
 from atelier.adapters.lora import Lora, LoraSettings
@@ -473,3 +473,27 @@ def test_an_adapter_that_tools_would_refuse_is_refused(native: Path):
     with pytest.raises(ConvertError, match=r"Other tools would refuse.*no attn2_to_k"):
         export(native, native.with_name("out.safetensors"), "kohya")
     assert export(native, native.with_name("out.safetensors"), "diffusers").exact
+
+
+# Kinds
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.low_rank()])
+def test_every_low_rank_kind_leaves_as_an_exact_lora(tmp_path: Path, kind: str):
+    adapters = create(kind, {}, SMALL)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for buffer in adapters.buffers():
+            if buffer.is_floating_point():   # what a base model fills
+                nn.init.normal_(buffer)
+    save_adapter(tmp_path / "a.safetensors", adapters, METADATA)
+    report = export(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", "fp32")
+    assert report.exact
+    assert report.max_error < 1e-6
+    tensors = read_by_hand(tmp_path / "b.safetensors")
+    layer = "lora_unet_down_blocks_1_resnets_0_conv1"
+    up, down = (tensors[f"{layer}.lora_{part}.weight"] for part in ("up", "down"))
+    delta = np.tensordot(up.reshape(up.shape[:2]), down, axes=1) * tensors[f"{layer}.alpha"] / len(down)
+    expected = adapters[CONV].delta(torch.zeros(14, 6, 3, 3)).detach().numpy()
+    np.testing.assert_allclose(delta, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
