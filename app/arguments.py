@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("show", "show all that is known about an adapter").add_argument("name", metavar="NAME")
     add("delete", "move an adapter to the trash").add_argument("name", metavar="NAME")
     _add_export(add("export", "write an adapter for another tool"))
+    _add_models(add("models", "say what base models are"))
     add("doctor", "say what this machine can do and what will be used")
     return parser
 
@@ -56,7 +57,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--preset", default="normal", metavar="P", help="settings to start from (default: normal)")
     train.add_argument("--kind", metavar="KIND", help="adapter kind (default: the preset's)")
     train.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
-                       help="base model: 'embedded', a diffusers folder or a hub id")
+                       help="base model: 'embedded', a diffusers folder, a .safetensors checkpoint or a hub id")
     train.add_argument("--steps", type=int, metavar="N", help="optimizer updates (default: the preset's)")
     train.add_argument("--set", type=_pair, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                        help="any other setting; a wrong key lists them all")
@@ -84,6 +85,11 @@ def _add_export(export: argparse.ArgumentParser) -> None:
                         help="kohya loads in every tool; diffusers in diffusers; native keeps everything for Atelier")
     export.add_argument("--out", required=True, type=Path, metavar="FILE")
     export.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="default: fp32")
+
+
+def _add_models(models: argparse.ArgumentParser) -> None:
+    models.add_argument("action", choices=("scan", "show"), help="look through a folder, or at one base model")
+    models.add_argument("what", metavar="DIR_OR_BASE", help="the folder; or 'embedded', a folder, a file, a hub id")
 
 
 def lasting_base(text: str) -> str:

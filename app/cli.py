@@ -164,6 +164,22 @@ def _export(arguments: Namespace) -> int:
     return _say(arguments, values, sheet(values))
 
 
+def _models(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.training.identify import identify
+
+    from .library import list_adapters
+    from .models import Model, scan_models
+    from .reports import model_table, model_values, sheet
+
+    cards = list_adapters(home)
+    if arguments.action == "scan":
+        models = scan_models(Path(arguments.what).expanduser())
+        return _say(arguments, [model_values(model, cards) for model in models], model_table(models))
+    values = model_values(Model(Path(arguments.what), identify(arguments.what)), cards)
+    return _say(arguments, values, sheet(values))
+
+
 def _doctor(arguments: Namespace) -> int:
     from .doctor import examine
     from .reports import sheet
@@ -177,7 +193,7 @@ def _doctor(arguments: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "serve": _serve, "worker": _worker, "train": _train, "draw": _draw, "list": _list, "show": _show,
-    "delete": _delete, "export": _export, "doctor": _doctor,
+    "delete": _delete, "export": _export, "models": _models, "doctor": _doctor,
 }   # fmt: skip
 
 

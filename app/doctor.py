@@ -11,8 +11,10 @@ from typing import Any
 import psutil
 import torch
 
-from atelier.training.base_model import BaseError, best_device, identify
+from atelier.training.base_info import BaseError
+from atelier.training.base_model import best_device
 from atelier.training.config import EMBEDDED
+from atelier.training.identify import identify
 from atelier.training.precision import choose_precision
 
 from .home import HomeError, open_home

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from atelier.adapters.files import read_header
-from atelier.training.base_model import BaseError, identify
+from atelier.training.base_info import BaseError
 from atelier.training.config import EMBEDDED
 from atelier.training.dreambooth import fill
+from atelier.training.identify import identify
 from atelier.training.sample import DrawRequest
 
 from .engine import Engine

@@ -9,6 +9,7 @@ from typing import Any
 from atelier.adapters.files import read_header
 
 from .library import AdapterCard
+from .models import Model
 
 _HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
 
@@ -44,6 +45,25 @@ def adapter_details(card: AdapterCard) -> dict[str, Any]:
         **adapter_values(card), "layers": len(header.specs), "best_step": int(best) if best.isdecimal() else None,
         "settings": header.settings, "recipe": recipe,
     }   # fmt: skip
+
+
+def model_table(models: Sequence[Model]) -> str:
+    """Base models as a table; those that can't be used say why below it."""
+    good = [(str(m.path), m.info.kind, f"{m.info.resolution} px", m.info.precision, size_text(m.info.bytes))
+            for m in models if m.info]   # fmt: skip
+    refused = [f"! {model.reason}" for model in models if not model.info]
+    table = [columns([("PATH", "MODEL", "MADE FOR", "PRECISION", "SIZE"), *good])] if good else []
+    return "\n".join([*table, *refused]) or "There is no base model in this folder."
+
+
+def model_values(model: Model, cards: Sequence[AdapterCard]) -> dict[str, Any]:
+    """A base model as plain values."""
+    info = model.info
+    if info is None:
+        return {"path": str(model.path), "usable": False, "reason": model.reason}
+    names = ("family", "kind", "prediction_type", "resolution", "precision", "bytes")
+    facts = {name: getattr(info, name) for name in names}
+    return {"path": str(model.path), "usable": True, **facts, "adapters": model.fitting(cards)}
 
 
 def sheet(values: Mapping[str, Any]) -> str:

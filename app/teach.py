@@ -13,11 +13,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from atelier.training import run as training
-from atelier.training.base_model import identify
 from atelier.training.captions import is_sidecar
 from atelier.training.config import EMBEDDED, TrainConfig, load_preset
 from atelier.training.dataset import PICTURE_SUFFIXES
 from atelier.training.events import Event, Finished, Preparing, Resumed, Stepped, Stopped, Warned
+from atelier.training.identify import identify
 from atelier.training.images import looks_like_picture
 from atelier.training.runs import RunFolder
 

@@ -1,14 +1,13 @@
-"""What is this base model, and how is it loaded: the one room that knows.
+"""A base model in memory, whichever family it is of: the one room that knows its parts.
 
-Everything else asks here for widths, prediction type, resolution and captions, and hard-codes none of them.
+Everything else asks here for widths, prediction type, text features and the UNet's answer, and hard-codes none.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import tomllib
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,121 +15,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
+from .base_info import BaseError, BaseInfo
 from .config import EMBEDDED
+from .identify import hub_folder, identify
+from .single_file import load_parts
 
-EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "base"
-# The width of the text features the cross-attention reads tells the families apart.
-_FAMILIES = {192: "embedded", 768: "sd1", 1024: "sd2"}
-_UNET_ENTRIES = ("cross_attention_dim", "in_channels", "sample_size", "block_out_channels")
-_VAE_ENTRIES = ("latent_channels", "block_out_channels")
-_UNSAFE = (".ckpt", ".pt", ".pth", ".bin")
-
-
-class BaseError(ValueError):
-    """Something that can't be used as a base model; the message says what it is and the cure."""
+# Stable Diffusion XL is told of each picture: height and width it had, top and left of the crop, height and width it
+# has now (Podell et al. 2023, arXiv 2307.01952, sec. 2.2). Other families don't look.
+Sizes = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class BaseInfo:
-    """What a base model is, read from its small configuration files alone."""
+class Text:
+    """What the UNet reads of B captions."""
 
-    source: str            # what the person gave: 'embedded', a folder, a hub id
-    title: str             # a name for pages
-    family: str            # embedded, sd1, sd2
-    prediction_type: str   # epsilon, v_prediction
-    resolution: int        # picture side in pixels it was made for
-    factor: int            # picture pixels per latent pixel
-    multiple: int          # picture sides must be multiples of this
-    channels: int          # width of the UNet's first block
-    folder: Path
-    caption: str           # caption template with {trigger} and {subject}
-    prior_prompts: tuple[str, ...] = ()   # varied things it can draw, for prior preservation
-
-
-def identify(base: str) -> BaseInfo:
-    """Say what a base model is, in milliseconds, without loading weights.
-
-    Raises:
-        BaseError: not a base model, or one that Atelier can't use; with the reason and the cure.
-    """
-    folder = _folder(base)
-    index = _read_json(folder / "model_index.json", base)
-    if index.get("_class_name") != "StableDiffusionPipeline":
-        raise BaseError(f"{base} holds a {index.get('_class_name')}; Atelier needs a StableDiffusionPipeline.")
-    unet = _read_json(folder / "unet" / "config.json", base, *_UNET_ENTRIES)
-    vae = _read_json(folder / "vae" / "config.json", base, *_VAE_ENTRIES)
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", base)
-    width = unet["cross_attention_dim"]
-    family = _FAMILIES.get(width) if isinstance(width, int) else None
-    if family is None:
-        raise BaseError(f"{base} reads text features of width {width}, which fits no family that Atelier knows.")
-    if unet["in_channels"] != vae["latent_channels"]:
-        raise BaseError(f"{base} is an inpainting or depth model ({unet['in_channels']} input channels); "
-                        f"use the plain text-to-image model of the same family.")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    words = _words(folder)
-    return BaseInfo(
-        source=base,
-        title="Atelier's own small model" if base == EMBEDDED else Path(base).name,
-        family=family,
-        prediction_type=scheduler.get("prediction_type", "epsilon"),
-        resolution=unet["sample_size"] * factor,
-        factor=factor,
-        multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
-        channels=unet["block_out_channels"][0],
-        folder=folder,
-        caption=words.get("caption", "a photo of {subject}").replace("{subject}", "{trigger} {subject}"),
-        prior_prompts=tuple(words.get("prior_prompts", ())),
-    )
-
-
-def _folder(base: str) -> Path:
-    if base == EMBEDDED:
-        return EMBEDDED_FOLDER
-    path = Path(base).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        why = "can run code when opened" if path.suffix in _UNSAFE else "single files are not supported yet"
-        raise BaseError(f"{base} is a file, and {why}. Give a diffusers folder: one with model_index.json in it.")
-    if base.count("/") == 1 and not base.startswith((".", "/", "~")):
-        return _hub_folder(base)
-    raise BaseError(f"{base} does not exist. Give 'embedded', a diffusers folder, or a hub id such as 'owner/model'.")
-
-
-def _hub_folder(base: str) -> Path:
-    """Fetch a hub model into the usual cache, safetensors and configurations only."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*model*.safetensors"]
-    try:
-        return Path(snapshot_download(base, allow_patterns=wanted))
-    except (HFValidationError, OSError) as error:   # its errors of network, access and cache are all OSErrors
-        reason = str(error).splitlines()[0]
-        raise BaseError(f"{base} is neither a folder here nor a model that could be fetched from the hub "
-                        f"({reason}). Check the spelling, the network, and HF_TOKEN for gated models.") from None
-
-
-def _read_json(path: Path, base: str, *needed: str) -> dict[str, Any]:
-    """Read a configuration file that has the ``needed`` entries."""
-    with suppress(OSError, ValueError):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and all(name in values for name in needed):
-            return values
-    raise BaseError(
-        f"{base} is not a base model: it has no readable {path.name} where a diffusers folder has one. "
-        f"Such a folder holds model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."
-    )
-
-
-def _words(folder: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads((folder / "prompts.toml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    features: Tensor                # [B, T, D]
+    pooled: Tensor | None = None    # [B, P], Stable Diffusion XL only
 
 
 @dataclass(frozen=True)
@@ -143,6 +45,8 @@ class BaseModel:
     text_encoder: Any   # transformers CLIPTextModel
     tokenizer: Any      # transformers CLIPTokenizer
     scheduler: Any      # diffusers noise scheduler
+    text_encoder_2: Any = None   # transformers CLIPTextModelWithProjection, Stable Diffusion XL only
+    tokenizer_2: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -154,21 +58,60 @@ class BaseModel:
         """What the UNet computes in."""
         return self.unet.dtype
 
+    @property
+    def readers(self) -> list[tuple[Any, Any]]:
+        """Tokenizer and text encoder, one pair or two."""
+        second = [] if self.text_encoder_2 is None else [(self.tokenizer_2, self.text_encoder_2)]
+        return [(self.tokenizer, self.text_encoder), *second]
+
     def models(self) -> dict[str, nn.Module]:
         """The parts adapters can change, by component name."""
-        return {"unet": self.unet, "text_encoder": self.text_encoder}
+        parts = {"unet": self.unet, "text_encoder": self.text_encoder}
+        return parts if self.text_encoder_2 is None else {**parts, "text_encoder_2": self.text_encoder_2}
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Sequence[Sizes]) -> Tensor:
+        """The UNet's answer ``[B, C, h, w]`` to noisy latents ``[B, C, h, w]`` at ``timesteps [B]``."""
+        added = None
+        if text.pooled is not None:
+            added = {"text_embeds": text.pooled, "time_ids": torch.tensor(sizes, device=noisy.device, dtype=self.dtype)}
+        return self.unet(
+            noisy.to(self.dtype), timesteps, text.features, added_cond_kwargs=added, return_dict=False
+        )[0]
+
+    def set_aside(self) -> None:
+        """Move VAE and text encoders to main memory; :meth:`together` brings them back for a while."""
+        for part in (self.vae, self.text_encoder, self.text_encoder_2):
+            if part is not None:
+                part.to("cpu")
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Have all parts on the UNet's device while the context is open, wherever they were before."""
+        away = [part for part in (self.vae, self.text_encoder, self.text_encoder_2)
+                if part is not None and part.device != self.device]   # fmt: skip
+        for part in away:
+            part.to(self.device)
+        try:
+            yield
+        finally:
+            for part in away:
+                part.to("cpu")
 
     @cached_property
     def pipeline(self) -> Any:
         """The diffusers pipeline over these same parts."""
-        from diffusers import StableDiffusionPipeline as Pipeline
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-        make: Any = Pipeline   # its annotations don't know that the safety checker may be left out
-
-        pipeline = make(
-            vae=self.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.unet,
-            scheduler=self.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        )   # fmt: skip
+        parts: dict[str, Any] = {
+            "vae": self.vae, "text_encoder": self.text_encoder, "tokenizer": self.tokenizer, "unet": self.unet,
+            "scheduler": self.scheduler,
+        }   # fmt: skip
+        if self.text_encoder_2 is not None:
+            second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
+            pipeline = StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
+        else:
+            make: Any = StableDiffusionPipeline   # its annotations don't know that the safety checker may be left out
+            pipeline = make(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -177,40 +120,57 @@ def load(base: str, device: torch.device | str | None = None, dtype: torch.dtype
     """Load a base model, frozen, for training or drawing.
 
     Without ``device`` it goes to the best device here; without ``dtype`` it stays in float32 on a CPU and takes
-    float16 on a GPU. The VAE stays in float32: SD's overflows in float16 on some pictures.
+    float16 on a GPU. The VAE stays in float32: in float16 that of Stable Diffusion XL overflows to black pictures,
+    and those of the others on some.
 
     Raises:
         BaseError: see :func:`identify`; also when weights are missing or don't fit their configuration.
     """
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    info = identify(base)   # whatever must be fetched is fetched here, with progress bars
-    disable_progress_bar()
+    info = identify(base)
+    folder = info.folder
+    if base != EMBEDDED and info.file is None and not Path(base).expanduser().is_dir():
+        folder = hub_folder(base, weights=True)   # with progress bars: it may take long
     place = torch.device(device) if device else best_device()
     kind = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
     try:
-        unet = _part(UNet2DConditionModel, info.folder / "unet", place, torch_dtype=kind)
-        vae = _part(AutoencoderKL, info.folder / "vae", place, torch_dtype=torch.float32)
-        text_encoder = _part(CLIPTextModel, info.folder / "text_encoder", place, dtype=kind)
-        tokenizer = CLIPTokenizer.from_pretrained(info.folder / "tokenizer", local_files_only=True)
-        # Some files do not mention clipping, and DDIM's own habit, made for pixels, would cut latents off.
-        scheduler = DDIMScheduler.from_pretrained(info.folder / "scheduler", clip_sample=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        parts = load_parts(info, kind) if info.file else _folder_parts(folder, info.family, kind)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
-    return BaseModel(info, unet, vae, text_encoder, tokenizer, scheduler)
+    for part in parts.values():
+        if isinstance(part, nn.Module):
+            part.to(place).eval().requires_grad_(False)
+    return BaseModel(info, **parts)
 
 
-def _part(kind: Any, folder: Path, device: torch.device, **dtype: torch.dtype) -> Any:
-    """Load one part, frozen. The libraries fill missing weights with random numbers, which nobody wants to find out."""
+def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    parts: dict[str, Any] = {
+        "unet": _part(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
+        "vae": _part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32),
+        "text_encoder": _part(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        # Some files do not mention clipping, and DDIM's own habit, made for pixels, would cut latents off.
+        "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False),
+    }
+    if family == "sdxl":
+        parts["text_encoder_2"] = _part(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
+        parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
+    return parts
+
+
+def _part(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
+    """Load one part. The libraries fill missing weights with random numbers, which nobody wants to find out."""
     part, found = kind.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **dtype
     )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{len(missing)} weights of {folder.name} are missing, such as {missing[0]}")
-    return part.to(device).eval().requires_grad_(False)
+    return part
 
 
 def best_device() -> torch.device:

@@ -50,10 +50,21 @@ def nearest_bucket(size: Size, buckets: list[Size]) -> Size:
     return min(buckets, key=distance)
 
 
+def size_facts(size: Size, bucket: Size) -> tuple[int, int, int, int, int, int]:
+    """What Stable Diffusion XL is told of a picture (width, height) that is cut to a bucket.
+
+    Height and width it had, top and left of the crop in pixels of the resized picture, height and width it has now.
+
+    >>> size_facts((300, 100), (64, 64))
+    (100, 300, 0, 64, 64, 64)
+    """
+    left, top, right, _ = crop_box(size, bucket)
+    scale = bucket[0] / (right - left)
+    return size[1], size[0], round(top * scale), round(left * scale), bucket[1], bucket[0]
+
+
 def crop_box(size: Size, bucket: Size) -> Box:
     """The largest centred part of a picture that has a bucket's aspect.
-
-    SDXL is told the picture's size and where the crop begins: ``left`` and ``top``, times bucket width over box width.
 
     >>> crop_box((300, 100), (64, 64))
     (100.0, 0.0, 200.0, 100.0)

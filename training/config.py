@@ -28,7 +28,7 @@ class TrainConfig(Settings):
 
     name: str = setting("", "What you call it.")
     pictures: str = setting("", "Folder with the pictures to learn from.")
-    base: str = setting(EMBEDDED, "Base model: 'embedded', a diffusers folder, or a hub id.")
+    base: str = setting(EMBEDDED, "Base model: 'embedded', a diffusers folder, a .safetensors checkpoint, or a hub id.")
     trigger: str = setting("", "The word that calls it in a prompt; empty means the name.")
     subject: str = setting("object", "What it is, in one or two plain words: 'fox', 'coffee cup', 'person'.")
     caption: str = setting("", "Caption of pictures that have none; {trigger} and {subject} are filled in.")

@@ -14,7 +14,7 @@ from atelier.adapters.base import AdapterSet
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
 
-from .base_model import BaseModel
+from .base_model import BaseModel, Text
 from .config import TrainConfig
 from .events import Previewed
 from .latents import Example, encode_text
@@ -50,7 +50,7 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
 
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
-    text = _TextFeatures(model, trained="text_encoder" in adapters.components())
+    text = _TextFeatures(model, trained=bool({"text_encoder", "text_encoder_2"} & adapters.components()))
     prior_batch = max(1, config.batch // 4) if data.prior and config.prior_weight else 0
     timestep_count = model.scheduler.config.num_train_timesteps
 
@@ -126,8 +126,8 @@ def _errors(
         where = torch.tensor(members)
         latents, added = (torch.stack([part[i] for i in members]).to(model.device) for part in (clean, noise))
         noisy = add_noise(model.scheduler, latents, added, timesteps[where].to(model.device))
-        features = text([examples[i].tokens for i in members])
-        prediction = model.unet(noisy.latents.to(model.dtype), noisy.timesteps, features, return_dict=False)[0]
+        captions = text([examples[i].tokens for i in members])
+        prediction = model.predict(noisy.latents, noisy.timesteps, captions, [examples[i].sizes for i in members])
         weights = min_snr_weights(model.scheduler, noisy.timesteps, config.min_snr_gamma)
         errors.update(zip(members, per_sample(prediction, noisy.target) * weights, strict=True))
     return torch.stack([errors[i] for i in range(len(examples))])
@@ -142,19 +142,23 @@ def _by_size(latents: Sequence[Tensor]) -> list[list[int]]:
 
 
 class _TextFeatures:
-    """Text features of captions: remembered while the text encoder is frozen, computed anew while it is trained."""
+    """Text features of captions, remembered while the text encoders are frozen."""
 
     def __init__(self, model: BaseModel, *, trained: bool) -> None:
         self._model = model
-        self._remembered: dict[tuple[int, ...], Tensor] | None = None if trained else {}
+        self._remembered: dict[tuple[int, ...], Text] | None = None if trained else {}
 
-    def __call__(self, tokens: list[Tensor]) -> Tensor:
-        """Token ids ``B × [T]`` → ``[B, T, D]`` in the UNet's dtype."""
+    def __call__(self, tokens: list[Tensor]) -> Text:
+        """Token ids ``B × [T]`` → what the UNet reads, on its device."""
         if self._remembered is None:
-            return encode_text(self._model, torch.stack(tokens)).to(self._model.dtype)
-        keys = [tuple(row.tolist()) for row in tokens]
-        for key, row in zip(keys, tokens, strict=True):
-            if key not in self._remembered:
-                with torch.no_grad():
-                    self._remembered[key] = encode_text(self._model, row[None])[0].to(self._model.dtype)
-        return torch.stack([self._remembered[key] for key in keys])
+            return encode_text(self._model, torch.stack(tokens))
+        rows = [self._row(row, self._remembered) for row in tokens]
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        return Text(torch.cat([row.features for row in rows]), torch.cat(pooled) if pooled else None)
+
+    def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], Text]) -> Text:
+        key = tuple(tokens.tolist())
+        if key not in remembered:
+            with torch.no_grad(), self._model.together():
+                remembered[key] = encode_text(self._model, tokens[None])
+        return remembered[key]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base_model import BaseModel
+from .base_model import BaseModel, Sizes, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class Example:
 
     mean: Tensor     # [C, h, w] in the UNet's scale
     std: Tensor      # [C, h, w]
-    tokens: Tensor   # [T] int64
+    tokens: Tensor   # [T] int64; two tokenizers' ids one after the other where there are two
+    sizes: Sizes = (0, 0, 0, 0, 0, 0)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw one latent from the posterior, on the CPU."""
@@ -29,13 +30,15 @@ class Example:
 
 
 @torch.inference_mode()
-def encode_pictures(model: BaseModel, pictures: Iterable[Tensor], captions: Sequence[str]) -> list[Example]:
+def encode_pictures(
+    model: BaseModel, pictures: Iterable[Tensor], captions: Sequence[str], sizes: Sequence[Sizes]
+) -> list[Example]:
     """Encode pictures ``[3, H, W]`` in −1 … 1 with their captions, one at a time, and keep them on the CPU."""
     examples = []
-    for picture, tokens in zip(pictures, tokenize(model, captions), strict=True):
+    for picture, tokens, size in zip(pictures, tokenize(model, captions), sizes, strict=True):
         posterior = model.vae.encode(picture[None].to(model.vae.device)).latent_dist
         scale = model.vae.config.scaling_factor
-        examples.append(Example(_plain(posterior.mean[0] * scale), _plain(posterior.std[0] * scale), tokens))
+        examples.append(Example(_plain(posterior.mean[0] * scale), _plain(posterior.std[0] * scale), tokens, size))
     return examples
 
 
@@ -46,13 +49,24 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def tokenize(model: BaseModel, captions: Sequence[str]) -> Tensor:
-    """Captions → token ids ``[B, T]``, padded and cut to the text encoder's length."""
-    length = model.tokenizer.model_max_length
-    encoded = model.tokenizer(list(captions), padding="max_length", truncation=True, max_length=length,
-                              return_tensors="pt")   # fmt: skip
-    return encoded.input_ids
+    """Captions → token ids ``[B, T]``, padded and cut to each text encoder's length, side by side."""
+    rows = [
+        tokenizer(list(captions), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
+                  return_tensors="pt").input_ids
+        for tokenizer, _ in model.readers
+    ]   # fmt: skip
+    return torch.cat(rows, 1)
 
 
-def encode_text(model: BaseModel, tokens: Tensor) -> Tensor:
-    """Token ids ``[B, T]`` → text features ``[B, T, D]`` as the pipeline computes them."""
-    return model.text_encoder(tokens.to(model.device))[0]
+def encode_text(model: BaseModel, tokens: Tensor) -> Text:
+    """Token ids ``[B, T]`` → what the UNet reads, as the pipelines compute it.
+
+    Stable Diffusion XL reads the last layer but one of both encoders, and the second one's pooled projection.
+    """
+    encoders = [encoder for _, encoder in model.readers]
+    rows = tokens.to(encoders[0].device).chunk(len(encoders), 1)
+    if len(encoders) == 1:
+        return Text(encoders[0](rows[0])[0].to(model.dtype))
+    read = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, rows, strict=True)]
+    features = torch.cat([output.hidden_states[-2] for output in read], -1)
+    return Text(features.to(model.dtype), read[-1].text_embeds.to(model.dtype))

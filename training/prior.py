@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .base_model import EMBEDDED_FOLDER, BaseModel, load
+from .base_model import BaseModel, load
 from .config import EMBEDDED, TrainConfig
+from .identify import EMBEDDED_FOLDER
 from .latents import Example, tokenize
 from .sample import draw_latents
 
@@ -34,8 +35,9 @@ def draw_prior(model: BaseModel, config: TrainConfig) -> list[Example]:
     latents = _shipped(model.info.folder / SHIPPED, prompts)
     if latents is None:
         latents = _draw(model, prompts, config.seed)
+    side = model.info.resolution
     return [
-        Example(latent, torch.zeros_like(latent), row)
+        Example(latent, torch.zeros_like(latent), row, (side, side, 0, 0, side, side))
         for latent, row in zip(latents, tokenize(model, prompts), strict=True)
     ]
 

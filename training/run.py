@@ -30,11 +30,13 @@ from atelier.adapters.starts import begin
 from atelier.adapters.targets import find_targets
 
 from . import dreambooth
-from .base_model import BaseError, BaseModel, best_device, identify, load
-from .buckets import fit
+from .base_info import BaseError
+from .base_model import BaseModel, best_device, load
+from .buckets import fit, size_facts
 from .config import TrainConfig
 from .dataset import Report, scan
 from .events import Event, Failed, Finished, Preparing, Stopped, Warned
+from .identify import identify
 from .images import PictureError, open_picture, to_tensor
 from .keep import keep
 from .latents import Example, encode_pictures
@@ -154,13 +156,14 @@ def _precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> 
 
 def _encode(model: BaseModel, report: Report) -> list[Example]:
     pictures = (to_tensor(fit(open_picture(picture.path), picture.bucket)) for picture in report.usable)
-    return encode_pictures(model, pictures, [picture.caption for picture in report.usable])
+    sizes = [size_facts((picture.width, picture.height), picture.bucket) for picture in report.usable]
+    return encode_pictures(model, pictures, [picture.caption for picture in report.usable], sizes)
 
 
 def _training(model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder) -> Training:
     torch.manual_seed(config.seed)   # the adapter's start
-    parts = ("unet", "text_encoder") if config.train_text_encoder else ("unet",)
-    targets = find_targets({name: model.models()[name] for name in parts}, config.targets)
+    parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
+    targets = find_targets(parts, config.targets)
     adapters: AdapterSet = create(config.kind, config.adapter, targets).to(model.device)
     mixed = "fp16" if model.dtype == torch.float16 else "no"   # float16 gradients need scaling
     accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision=mixed)

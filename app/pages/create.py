@@ -11,8 +11,9 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.catalog import KINDS
-from atelier.training.base_model import BaseError, identify
+from atelier.training.base_info import BaseError
 from atelier.training.config import EMBEDDED, TrainConfig, load_preset, preset_names
+from atelier.training.identify import identify
 
 from .. import phrases, words
 from ..arguments import lasting_base

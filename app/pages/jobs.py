@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.catalog import KINDS
-from atelier.training.base_model import identify
 from atelier.training.config import EMBEDDED, TrainConfig
+from atelier.training.identify import identify
 from atelier.training.runs import RunStatus
 
 from .. import phrases, words

@@ -12,8 +12,9 @@ import gradio as gr
 import psutil
 import torch
 
-from atelier.training.base_model import best_device, identify
+from atelier.training.base_model import best_device
 from atelier.training.config import EMBEDDED
+from atelier.training.identify import identify
 
 from .. import phrases, words
 from ..engine import Engine

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from atelier.training.base_model import identify
 from atelier.training.config import EMBEDDED
+from atelier.training.identify import identify
 from atelier.training.sample import DrawRequest
 
 from .. import phrases, words

@@ -28,7 +28,7 @@ from atelier.training.runs import RunFolder
 
 # As little work as a whole training can be.
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
-COMMANDS = {"serve", "worker", "train", "draw", "list", "show", "delete", "export", "doctor"}
+COMMANDS = {"models", "serve", "worker", "train", "draw", "list", "show", "delete", "export", "doctor"}
 
 
 @pytest.fixture

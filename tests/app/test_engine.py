@@ -18,7 +18,7 @@ from atelier.adapters.mix import Mix
 from atelier.adapters.targets import find_targets
 from atelier.app import engine as module
 from atelier.app.engine import KEPT_ADAPTERS, Engine
-from atelier.training.base_model import BaseError
+from atelier.training.base_info import BaseError
 from atelier.training.sample import DrawRequest
 
 REQUEST = DrawRequest(prompt="a fox", steps=4)

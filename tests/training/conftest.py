@@ -15,7 +15,8 @@ from PIL import Image
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.catalog import create
 from atelier.adapters.targets import find_targets
-from atelier.training.base_model import EMBEDDED_FOLDER, BaseModel, load
+from atelier.training.base_model import BaseModel, load
+from atelier.training.identify import EMBEDDED_FOLDER
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

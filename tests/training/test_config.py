@@ -37,14 +37,16 @@ def values_of(name: str, metadata: Any) -> st.SearchStrategy[Any]:
     }[HINTS[name]]
 
 
-def prodigys_rate(values: dict[str, Any]) -> dict[str, Any]:
-    """Prodigy refuses rates that are meant for AdamW."""
-    return {**values, "lr": 1.0} if values.get("optimizer") == "prodigy" else values
+def fitting(values: dict[str, Any]) -> dict[str, Any]:
+    """Prodigy refuses rates that are meant for AdamW, and each kind the options of another."""
+    rate = {"lr": 1.0} if values.get("optimizer") == "prodigy" else {}
+    options = {} if values.get("kind", "lora") == "lora" else {"adapter": {}}
+    return {**values, **rate, **options}
 
 
 CONFIGS = st.fixed_dictionaries(
     {}, optional={f.name: values_of(f.name, f.metadata) for f in fields(TrainConfig)}
-).map(lambda values: TrainConfig(**prodigys_rate(values)))
+).map(lambda values: TrainConfig(**fitting(values)))
 
 
 @settings(deadline=None, max_examples=50)

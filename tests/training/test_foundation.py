@@ -15,7 +15,6 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from atelier.training import foundation, foundation_data
-from atelier.training.base_model import EMBEDDED_FOLDER
 from atelier.training.foundation_data import (
     Concept,
     Pictures,
@@ -53,6 +52,7 @@ from atelier.training.foundation_views import (
     premultiplied,
     random_colours,
 )
+from atelier.training.identify import EMBEDDED_FOLDER
 
 BASE = Path(__file__).resolve().parents[2] / "assets" / "base"
 

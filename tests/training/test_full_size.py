@@ -24,9 +24,9 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from atelier.adapters.files import load_adapter
-from atelier.training.base_model import EMBEDDED_FOLDER
 from atelier.training.config import TrainConfig
 from atelier.training.events import Finished, Stepped
+from atelier.training.identify import EMBEDDED_FOLDER
 from atelier.training.runs import RunFolder
 
 SIDE = 64   # pixels: the smallest that the four levels of this UNet can halve

@@ -28,7 +28,8 @@ from atelier.adapters.files import load_adapter, read_header
 from atelier.adapters.settings import SettingError
 from atelier.training import checkpoint
 from atelier.training import run as run_module
-from atelier.training.base_model import BaseError, best_device
+from atelier.training.base_info import BaseError
+from atelier.training.base_model import best_device
 from atelier.training.config import TrainConfig
 from atelier.training.events import (
     Event,

@@ -1,0 +1,83 @@
+"""The header of a safetensors file: names, shapes and sizes of its tensors, read without touching them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+_LENGTH_BYTES = 8
+_LARGEST_HEADER = 100_000_000   # the format's own limit
+_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+
+
+class HeaderError(ValueError):
+    """What keeps a file from being read, as the end of a sentence that begins with its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor in the file."""
+
+    dtype: str               # as the format spells it: F32, F16, BF16 …
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """A whole header."""
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+
+
+def read_entries(path: Path) -> Entries:
+    """Read a safetensors header. The content decides, not the file's name.
+
+    Raises:
+        HeaderError: a pickle, a web page, cut short, or something else.
+        OSError: the file can't be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(_LENGTH_BYTES)
+        if start.startswith(_PICKLE_STARTS):
+            raise HeaderError("is a pickle (.ckpt, .pt, .bin), whatever its name: opening it can run code. "
+                              "Fetch the .safetensors version, or convert it with a tool you trust.")
+        if len(start) < _LENGTH_BYTES:
+            raise HeaderError("is empty or nearly so. Fetch it again.")
+        (length,) = struct.unpack("<Q", start)
+        if length > _LARGEST_HEADER:
+            raise HeaderError(f"is {_guess(start)}, not a safetensors file. Fetch it again, from the download link "
+                              "and not from the page around it.")
+        raw = file.read(length)
+    size = path.stat().st_size
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__", {})
+        spans = {name: entry["data_offsets"] for name, entry in header.items()}
+        tensors = {
+            name: Entry(entry["dtype"], tuple(entry["shape"]), spans[name][1] - spans[name][0])
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        why = "was cut short" if len(raw) < length else "is damaged, or not a safetensors file"
+        raise HeaderError(f"{why}. Fetch it again.") from None
+    missing = _LENGTH_BYTES + length + max((span[1] for span in spans.values()), default=0) - size
+    if missing > 0:
+        raise HeaderError(f"was cut short: {missing:,} of {missing + size:,} bytes are missing. Fetch it again.")
+    return Entries(tensors, metadata)
+
+
+def _guess(start: bytes) -> str:
+    text = start.lstrip().lower()
+    if text.startswith((b"<", b"<!doc", b"<html")):
+        return "a web page"
+    return "text" if start.isascii() and start.decode().isprintable() else "something else"
