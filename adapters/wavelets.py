@@ -47,8 +47,14 @@ def padded(n: int, levels: int) -> int:
 
 
 def _spread(coefficients: Tensor, taps: tuple[float, ...]) -> Tensor:
-    """value[2k + length/2 − j] += taps[j] · coefficient[k], the transpose of filtering and keeping every other."""
-    between = torch.stack([coefficients, torch.zeros_like(coefficients)], 1).flatten(0, 1)
-    return sum(
-        (tap * between.roll(len(taps) // 2 - j, 0) for j, tap in enumerate(taps)), torch.zeros_like(between)
-    )
+    """value[2k + length/2 − j] += taps[j] · coefficient[k], the transpose of filtering and keeping every other.
+
+    Even and odd values by themselves: no zeros are multiplied, and Haar has nothing to shift.
+    """
+    phases: list[Tensor] = []
+    for phase in (0, 1):
+        shifts = [(tap, (len(taps) // 2 - j - phase) // 2) for j, tap in enumerate(taps)
+                  if (len(taps) // 2 - j - phase) % 2 == 0]
+        terms = [tap * (coefficients.roll(shift, 0) if shift else coefficients) for tap, shift in shifts]
+        phases.append(torch.stack(terms).sum(0) if len(terms) > 1 else terms[0])
+    return torch.stack(phases, 1).flatten(0, 1)
