@@ -42,9 +42,10 @@ SUBJECTS = ("fox", "guitar", "penguin")
 TRIGGER = "zq"
 PROMPTS = ("an emoji of a {t} on a blue background", "an emoji of a {t} on a pink background", "a picture of a {t}")
 SETTINGS: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 4}, "dora": {"rank": 4}, "lokr": {"rank": 4}, "loha": {"rank": 2},
-    "lorta": {"rank": 64}, "loretta": {"rank": 8}, "tlora": {"rank": 4, "residual": "lora"}, "wara": {"rank": 2}, "miss": {"rank": 8}, "paca": {"rank": 8},
-    "s2ft": {"rank": 8}, "hydra": {"rank": 2}, "dylora": {"rank": 4}, "lora-xs": {"rank": 32}, "loldu": {"rank": 64},
+    "lora": {"rank": 4}, "dora": {"rank": 4}, "lokr": {"rank": 4}, "loha": {"rank": 2}, "lorta": {"rank": 64},
+    "loretta": {"rank": 8}, "tlora": {"rank": 4, "residual": "lora"}, "wara": {"rank": 2}, "miss": {"rank": 8},
+    "paca": {"rank": 8}, "s2ft": {"rank": 8}, "hydra": {"rank": 2}, "dylora": {"rank": 4}, "lora-xs": {"rank": 32},
+    "loldu": {"rank": 64},
 }
 
 
