@@ -51,7 +51,7 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
     text = _TextFeatures(model, trained=bool({"text_encoder", "text_encoder_2"} & adapters.components()))
-    prior_batch = max(1, config.batch // 4) if data.prior and config.prior_weight else 0
+    prior_batch = max(1, config.batch // 2) if data.prior and config.prior_weight else 0
     timestep_count = model.scheduler.config.num_train_timesteps
 
     def microstep(generator: torch.Generator) -> Losses:
