@@ -126,8 +126,16 @@ def preset_names() -> list[str]:
     return sorted((path.stem for path in PRESETS.glob("*.toml")), key=lambda name: (name != "normal", name))
 
 
-def load_preset(name: str, family: str) -> dict[str, Any]:
+def load_preset(name: str, family: str, kind: str = "") -> dict[str, Any]:
     """Settings of a preset for one base family: its ``[settings]`` table, overlaid by ``[<family>]``.
+
+    Options of the adapter kind, such as the rank, are meant for the preset's own kind; with another they are left out,
+    for it may not have them, or mean something else by them.
+
+    Args:
+        name: the preset.
+        family: the base model's.
+        kind: the kind it is wanted for; empty for the preset's own.
 
     Raises:
         SettingError: there is no such preset; the message lists those that exist.
@@ -136,4 +144,7 @@ def load_preset(name: str, family: str) -> dict[str, Any]:
     if name not in preset_names():
         raise SettingError(f"There is no preset {name!r}. The presets are: {', '.join(preset_names())}.")
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    return {**tables.get("settings", {}), **tables.get(family, {})}
+    values = {**tables.get("settings", {}), **tables.get(family, {})}
+    if kind in ("", values.get("kind", "lora")):
+        return values
+    return {key: value for key, value in values.items() if key in {f.name for f in fields(TrainConfig)}}

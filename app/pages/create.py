@@ -120,29 +120,35 @@ def _expert() -> tuple[gr.Markdown, dict[str, Any]]:
     return count, found
 
 
-def _basis(preset: str | None, base: str) -> dict[str, Any]:
-    """What a preset says for a base model; a base that can't be told apart yet is taken for the embedded one."""
+def _family(base: str) -> str:
+    """Family of a base model; one that can't be told apart yet is taken for the embedded one."""
     try:
-        family = identify(base).family
+        return identify(base).family
     except BaseError:
-        family = EMBEDDED
-    return load_preset(preset, family) if preset else {}
+        return EMBEDDED
 
 
-def _usual(keys: Sequence[str], basis: dict[str, Any]) -> list[Any]:
-    """The value each control has before anybody touches it."""
-    own = shown([key for key in keys if "." not in key], basis, TrainConfig)
-    options = [shown([key.split(".")[1]], basis, KINDS[key.split(".")[0]].settings)[0] for key in keys if "." in key]
-    return own + options
+def _usual(keys: Sequence[str], preset: str | None, base: str) -> list[Any]:
+    """The value each control has before anybody touches it: the preset's for the base model, else the default."""
+    family, parts = _family(base), [key.rpartition(".") for key in keys]
+    basis = {kind: load_preset(preset, family, kind) if preset else {} for kind in {kind for kind, _, _ in parts}}
+    return [shown([name], basis[kind], KINDS[kind].settings if kind else TrainConfig)[0] for kind, _, name in parts]
 
 
 def _changes(keys: Sequence[str], values: Sequence[Any], basis: str) -> dict[str, Any]:
     """The settings that differ from what the controls were filled from; an emptied number counts as untouched."""
     given = dict(zip(keys, values, strict=True))
     preset, _, base = basis.partition("\n")
-    usual = dict(zip(keys, _usual(keys, _basis(preset, base)), strict=True))
+    usual = dict(zip(keys, _usual(keys, preset, base), strict=True))
     mine = [key for key in keys if "." not in key or key.split(".")[0] == given["kind"]]
     return {key: given[key] for key in mine if given[key] is not None and given[key] != usual[key]}
+
+
+def _chosen(keys: Sequence[str], values: Sequence[Any], basis: str, preset: str) -> dict[str, Any]:
+    """The settings of the run: the preset's for its base model and kind, and over them what was changed."""
+    changes = {key.rpartition(".")[2]: value for key, value in _changes(keys, values, basis).items()}
+    base = lasting_base(changes.get("base", EMBEDDED))
+    return {**load_preset(preset, identify(base).family, changes.get("kind", "")), **changes, "base": base}
 
 
 def _preset(draft: Draft) -> str | None:
@@ -153,7 +159,7 @@ def _preset(draft: Draft) -> str | None:
 def _settings(keys: Sequence[str], draft: Draft) -> list[Any]:
     """What the Expert part shows: how far it is from the preset, what it is filled from, a value for each control."""
     preset, base = _preset(draft), draft.changes.get("base", EMBEDDED)
-    usual = _usual(keys, _basis(preset, base))
+    usual = _usual(keys, preset, base)
     values = [draft.changes.get(key, value) for key, value in zip(keys, usual, strict=True)]
     return [phrases.expert_changes(len(draft.changes)), f"{preset or ''}\n{base}", *values]
 
@@ -180,7 +186,7 @@ def _keep_answer(home: Home, field: str, value: Any) -> None:
 
 def _keep_setting(home: Home, keys: Sequence[str], key: str, value: Any) -> list[Any]:
     draft = load_draft(home)
-    usual = _usual(keys, _basis(_preset(draft), draft.changes.get("base", EMBEDDED)))
+    usual = _usual(keys, _preset(draft), draft.changes.get("base", EMBEDDED))
     count, basis, *values = _settings(keys, keep_setting(home, key, value, usual[list(keys).index(key)]))
     # The base model and the kind bring settings of their own; what is being typed must not be written over.
     if key not in ("base", "kind"):
@@ -212,11 +218,8 @@ def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
             raise ValueError(words.NO_PICTURES)
         if not name.strip():
             raise ValueError(words.NO_NAME)
-        changes = {key.split(".")[-1]: value for key, value in _changes(keys, expert, basis).items()}
-        base = lasting_base(changes.get("base", EMBEDDED))
-        settings = {**load_preset(preset, identify(base).family), **changes, "base": base, "name": new_name(home, name),
-                    "subject": subject.strip() or words.WHAT[what].lower()}   # fmt: skip
-        config = TrainConfig.from_dict(settings)
+        answers = {"name": new_name(home, name), "subject": subject.strip() or words.WHAT[what].lower()}
+        config = TrainConfig.from_dict({**_chosen(keys, expert, basis, preset), **answers})
         imported = import_pictures(home, config.name, picture_files(home, draft))
         run = submit(home, replace(config, pictures=str(imported.folder)))
         clear_draft(home)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,18 @@ import pytest
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from atelier.app import server, worker
+from atelier.adapters.catalog import KINDS
+from atelier.app import server, teach, worker
 from atelier.app.arguments import build_parser
 from atelier.app.cli import main
 from atelier.app.home import Home, open_home
 from atelier.app.jobs import list_runs, new_run, submit
 from atelier.app.pictures import gallery_page, read_recipe
 from atelier.app.teach import make_config
-from atelier.training.config import TrainConfig
+from atelier.training.base_info import TITLES
+from atelier.training.config import TrainConfig, load_preset, preset_names
 from atelier.training.events import Failed, Finished, Saved, Stepped
+from atelier.training.identify import identify
 from atelier.training.runs import RunFolder
 
 # As little work as a whole training can be.
@@ -120,6 +124,19 @@ def test_a_recipe_is_the_preset_then_the_options_then_what_was_set():
     assert (chosen.steps, chosen.trigger, chosen.subject, chosen.adapter["rank"]) == (8, "zrx", "dog", 3)
     assert (chosen.lr, chosen.keep_best) == (1e-5, False)
     assert config("--steps 7").steps == 7
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("family", TITLES)
+def test_every_preset_makes_a_recipe_for_every_kind(monkeypatch, preset, family):
+    monkeypatch.setattr(teach, "identify", lambda base: replace(identify("embedded"), family=family))
+    for kind in KINDS:
+        for chosen in (["--kind", kind], ["--set", f"kind={kind}"]):
+            config = make_config("rex", build_parser().parse_args(
+                ["train", "p", "--name", "rex", "--preset", preset, *chosen]))   # fmt: skip
+            assert config.kind == kind
+            assert config.steps == load_preset(preset, family)["steps"]
+            assert config.adapter == ({"rank": load_preset(preset, family)["rank"]} if kind == "lora" else {})
 
 
 def test_a_base_folder_stays_the_same_from_everywhere(tmp_path, monkeypatch):

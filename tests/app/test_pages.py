@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from atelier.adapters.catalog import KINDS
 from atelier.adapters.settings import Settings, setting
 from atelier.app import words
 from atelier.app.draft import (
@@ -26,10 +30,13 @@ from atelier.app.draft import (
 )
 from atelier.app.forms import controls, shown
 from atelier.app.home import open_home
+from atelier.app.pages import create
 from atelier.app.panel import PANELS, inert, panel, template
 from atelier.app.plots import MOST_POINTS, limits, loss_chart, path, smoothed, thinned
 from atelier.app.theme import PALETTE, STYLE_SHEETS
-from atelier.training.config import TrainConfig
+from atelier.training.base_info import TITLES
+from atelier.training.config import TrainConfig, load_preset, preset_names
+from atelier.training.identify import identify
 from atelier.training.images import open_picture
 
 
@@ -109,6 +116,34 @@ def test_the_expert_form_reaches_every_field_of_the_recipe() -> None:
 
 def test_a_form_shows_a_preset_over_the_defaults() -> None:
     assert shown(["count", "on", "share"], {"count": 7, "unknown": 1}, Sample) == [7, True, 0.5]
+
+
+def placed(build: Callable[..., Any]) -> tuple[gr.Blocks, Any]:
+    """A page with what ``build`` puts on it, and what that returns."""
+
+    async def place() -> tuple[gr.Blocks, Any]:   # outside of an event loop Gradio opens one and leaves it open
+        with gr.Blocks() as page:
+            return page, build()
+
+    return asyncio.run(place())
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("family", TITLES)
+def test_every_kind_can_be_chosen_with_every_preset(monkeypatch, own_home: Path, preset: str, family: str) -> None:
+    home, keys = open_home(own_home), list(placed(create._expert)[1][1])
+    monkeypatch.setattr(create, "identify", lambda base: replace(identify("embedded"), family=family))
+    create._choose_preset(home, keys, preset)
+    for kind in KINDS:
+        create._keep_setting(home, keys, "kind", kind)
+        _, basis, *values = create._settings(keys, load_draft(home))
+        ranks = dict(zip(keys, values, strict=True))
+        assert ranks["lora.rank"] == load_preset(preset, family)["rank"]
+        assert ranks["lorta.rank"] == KINDS["lorta"].settings().rank
+        config = TrainConfig.from_dict(create._chosen(keys, values, basis, preset))
+        assert config.kind == kind
+        assert config.steps == load_preset(preset, family)["steps"]
+        assert config.adapter == ({"rank": ranks["lora.rank"]} if kind == "lora" else {})
 
 
 def picture(path: Path, colour: str, side: int = 96) -> Path:

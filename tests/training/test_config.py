@@ -148,6 +148,13 @@ def test_every_preset_makes_a_recipe_for_every_family(preset, family):
     assert {**config.to_dict(), **config.adapter}.items() >= values.items()
 
 
+def test_a_preset_s_options_are_for_its_own_kind_alone():
+    plain, other = load_preset("normal", "sd1"), load_preset("normal", "sd1", "tlora")
+    assert load_preset("normal", "sd1", "lora") == plain
+    assert plain.items() - other.items() == {("rank", plain["rank"])}
+    assert other.items() <= plain.items()
+
+
 def test_the_family_has_the_last_word_in_a_preset():
     tables = tomllib.loads((PRESETS / "normal.toml").read_text(encoding="utf-8"))
     own, general = tables["embedded"], tables["settings"]
