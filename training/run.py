@@ -41,8 +41,9 @@ from .images import PictureError, open_picture, to_tensor
 from .keep import keep
 from .latents import Example, encode_pictures
 from .loop import Controls, Training
-from .precision import DTYPES, choose_precision
-from .runs import RunFolder, write_text
+from .plan import planned, precision, ran_out
+from .precision import DTYPES
+from .runs import RunFolder
 
 DONE, FAILED, STOPPED = 0, 1, 3
 WAIT_SECONDS = 2.0
@@ -61,7 +62,8 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
                 yield event
         except Exception as error:   # whatever happened, the person must learn of it
             logging.getLogger(__name__).error("%s", traceback.format_exc())
-            failed = Failed(explain(error))
+            short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            failed = Failed(ran_out(folder, best_device()) if short else explain(error))
             folder.append(failed)
             yield failed
 
@@ -71,9 +73,6 @@ def explain(error: Exception) -> str:
     match error:
         case SettingError() | BaseError() | PictureError() | FloatingPointError():
             return str(error)
-        case torch.cuda.OutOfMemoryError():
-            return ("There was not enough graphics memory. Use a smaller batch or resolution, or turn gradient "
-                    "checkpointing on, and resume.")
         case OSError(errno=28):
             return "The disk is full. Free some space and resume: the last checkpoint is safe."
         case _:
@@ -106,6 +105,9 @@ def _train(
     report = _scan(config)
     yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
     yield Preparing("Loading the base model")
+    config, told = planned(config, folder, device)
+    if told:
+        yield Warned(told)
     model = _load(config, folder, device)
     yield Preparing("Encoding the pictures")
     subject = _encode(model, report)
@@ -133,25 +135,11 @@ def _scan(config: TrainConfig) -> Report:
 
 
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
-    model = load(config.base, device, DTYPES[_precision(config, folder, device)])
+    model = load(config.base, device, DTYPES[precision(config, folder, device)])
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout
     return model
-
-
-def _precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> str:
-    """The precision the recipe names, or the one that is fastest here.
-
-    A measured choice is kept beside the recipe: a run that resumes on a busy machine must not choose another.
-    """
-    if config.precision != "auto":
-        return config.precision
-    kept = folder.path / "precision.txt"
-    if not kept.exists():
-        info = identify(config.base)
-        write_text(kept, choose_precision(device, info.channels, info.resolution // info.factor))
-    return kept.read_text(encoding="utf-8")
 
 
 def _encode(model: BaseModel, report: Report) -> list[Example]:

@@ -300,7 +300,7 @@ def teach(page: Page, name: str) -> None:
     page.click("#teach")
     page.wait_for_url("**/jobs?run=*")
     page.wait_for_function(f"{STEP} > 2", timeout=PATIENT)
-    expect(page.locator("#run .figures")).to_contain_text("/ 90")   # the preset chosen a moment before
+    expect(page.locator("#run .figures")).to_contain_text("/ 50")   # the preset chosen a moment before
 
 
 def wait_for_state(page: Page, state: str) -> None:
@@ -327,7 +327,7 @@ def test_a_run_is_paused_tried_and_outlives_its_web_server(page: Page, watch: Wa
     page.wait_for_function(f"{STEP} > {step}", timeout=PATIENT)
     page.locator("#run").get_by_role("button", name="Stop").click()
     wait_for_state(page, "done")
-    assert page.evaluate(STEP) < 90
+    assert page.evaluate(STEP) < 50
     visit(page, "/library")
     fill(page, "search", "second")
     expect(page.locator("#cards .card b")).to_have_text("second")

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from atelier.adapters.files import load_adapter, read_header
 from atelier.adapters.settings import SettingError
-from atelier.training import checkpoint
+from atelier.training import checkpoint, plan
 from atelier.training import run as run_module
 from atelier.training.base_info import BaseError
 from atelier.training.base_model import best_device
@@ -45,6 +45,7 @@ from atelier.training.events import (
     Warned,
 )
 from atelier.training.images import PictureError
+from atelier.training.loop import Training
 from atelier.training.runs import RunFolder, status
 
 Start = Callable[..., RunFolder]
@@ -219,7 +220,6 @@ def test_a_damaged_recipe_is_a_sentence(new_run, adapters):
         (BaseError("That is no base model."), r"That is no base model\."),
         (PictureError("No pictures."), r"No pictures\."),
         (FloatingPointError("Unstable."), r"Unstable\."),
-        (torch.cuda.OutOfMemoryError("CUDA out of memory"), r"graphics memory.*smaller batch.*resume"),
         (OSError(28, "No space left on device"), r"disk is full.*resume"),
         (KeyError("x"), r"unexpected.*KeyError.*'x'.*log"),
     ],
@@ -237,6 +237,28 @@ def test_an_error_in_mid_training_is_told_and_goes_to_the_log(new_run, adapters,
     assert "disk is full" in failure(run, adapters)
     assert "Traceback" in caplog.text
     assert "No space left" in caplog.text
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_run_that_was_short_of_memory_goes_on_more_sparingly(new_run, adapters, monkeypatch, error):
+    def short(*_: Any) -> None:
+        raise error
+
+    run = new_run(steps=2, batch=2, checkpoint_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_save", short)
+        message = failure(run, adapters)
+    assert re.search(r"needs about \d+\.\d GB, and \d+\.\d GB are free.*Resume it.*computed twice", message)
+    batches: list[tuple[bool, int]] = []
+    real = run_module._training
+
+    def watched(model: Any, data: Any, config: TrainConfig, folder: Any) -> Any:
+        batches.append((config.gradient_checkpointing, config.batch))
+        return real(model, data, config, folder)
+
+    monkeypatch.setattr(run_module, "_training", watched)
+    finished(list(run_module.run(run, adapters, resume=True)))
+    assert batches == [(True, 2)]
 
 
 @contextmanager
@@ -433,6 +455,6 @@ def test_a_child_that_is_killed_and_told_to_end_still_ends_in_the_same_weights(n
 def test_a_measured_precision_is_kept_for_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = RunFolder.create(tmp_path / "run", TrainConfig(name="rex"))
     answers = iter(["bf16", "fp32"])
-    monkeypatch.setattr(run_module, "choose_precision", lambda *_: next(answers))
-    asked = [run_module._precision(run.config(), run, torch.device("cpu")) for _ in range(2)]
+    monkeypatch.setattr(plan, "choose_precision", lambda *_: next(answers))
+    asked = [plan.precision(run.config(), run, torch.device("cpu")) for _ in range(2)]
     assert asked == ["bf16", "bf16"]

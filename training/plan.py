@@ -1,0 +1,65 @@
+"""How a run uses the machine it is on: precision and memory, chosen once and kept beside its recipe.
+
+A run that is resumed on a busy machine must not choose otherwise, or its weights would not be those of an
+uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+
+import tomli_w
+import torch
+
+from .config import TrainConfig
+from .identify import identify
+from .memory import available, cheaper, fitting, levers, need
+from .precision import choose_precision
+from .runs import RunFolder, write_text
+
+PLAN, PRECISION = "plan.toml", "precision.txt"
+_LEVERS = ("gradient_checkpointing", "batch", "accumulate")
+
+
+def precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> str:
+    """The precision that the recipe names, or the one that was measured to be the fastest here."""
+    if config.precision != "auto":
+        return config.precision
+    kept = folder.path / PRECISION
+    if not kept.exists():
+        info = identify(config.base)
+        write_text(kept, choose_precision(device, info.channels, info.resolution // info.factor))
+    return kept.read_text(encoding="utf-8")
+
+
+def planned(config: TrainConfig, folder: RunFolder, device: torch.device) -> tuple[TrainConfig, str]:
+    """The run with what it does to fit into memory, and what to tell about it.
+
+    Raises:
+        BaseError: it fits in no way.
+    """
+    kept = folder.path / PLAN
+    if kept.exists():
+        return replace(config, **tomllib.loads(kept.read_text(encoding="utf-8"))), ""
+    chosen, told = fitting(config, precision(config, folder, device), device)
+    if told:
+        _keep(folder, chosen)
+    return chosen, told
+
+
+def ran_out(folder: RunFolder, device: torch.device) -> str:
+    """Memory ran out: keep the next more sparing plan for a resume; say what was needed and what there is."""
+    config, _ = planned(folder.config(), folder, device)
+    peak = need(config, precision(config, folder, device), main_memory=device.type == "cpu").peak
+    said = (f"There was not enough memory: this run needs about {peak / 1e9:.1f} GB, and "
+            f"{available(device) / 1e9:.1f} GB are free now.")
+    sparing = cheaper(config)
+    if sparing is None:
+        return f"{said} Use a smaller resolution or base model."
+    _keep(folder, sparing)
+    return f"{said} Resume it, and it goes on more sparingly: {levers(config, sparing)}."
+
+
+def _keep(folder: RunFolder, config: TrainConfig) -> None:
+    write_text(folder.path / PLAN, tomli_w.dumps({name: getattr(config, name) for name in _LEVERS}))
