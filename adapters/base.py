@@ -113,6 +113,12 @@ class Adapter(nn.Module):
         precision would give it again only roughly.
         """
 
+    def reselect(self, weight: Tensor) -> None:
+        """Choose anew which values train on. Called once, half way through training; ΔW stays as it is.
+
+        What is chosen goes into buffers, for a run that resumes must hold it.
+        """
+
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """Exact ``(up [rows, rank], down [rank, columns])`` with ΔW = up @ down, scale included; or None."""
         return None

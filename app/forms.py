@@ -11,11 +11,16 @@ import gradio as gr
 from atelier.adapters.settings import Settings
 
 
-def controls(settings: type[Settings], *, skip: Collection[str] = ()) -> dict[str, gr.components.Component]:
-    """Place a control for every field of a settings class that has plain values; return them by field name."""
+def controls(
+    settings: type[Settings], *, skip: Collection[str] = (), prefix: str = "set"
+) -> dict[str, gr.components.Component]:
+    """Place a control for every field of a settings class that has plain values; return them by field name.
+
+    In the page a control is called ``<prefix>-<field>``.
+    """
     hints = get_type_hints(settings)
     plain = [f for f in fields(settings) if f.name not in skip and hints[f.name] in (bool, int, float, str)]
-    return {f.name: _control(f, hints[f.name]) for f in plain}
+    return {f.name: _control(f, hints[f.name], f"{prefix}-{f.name}") for f in plain}
 
 
 def shown(controls: Collection[str], values: Mapping[str, Any], settings: type[Settings]) -> list[Any]:
@@ -24,11 +29,11 @@ def shown(controls: Collection[str], values: Mapping[str, Any], settings: type[S
     return [values.get(name, defaults.get(name)) for name in controls]
 
 
-def _control(f: Field[Any], kind: type) -> gr.components.Component:
+def _control(f: Field[Any], kind: type, id: str) -> gr.components.Component:
     low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
     common: dict[str, Any] = {
         "value": f.default, "label": _label(f.name), "info": f.metadata.get("help"), "interactive": True,
-        "elem_id": f"set-{f.name}",
+        "elem_id": id,
     }
     if choices:
         return gr.Dropdown(choices=list(choices), **common)

@@ -11,6 +11,7 @@ from typing import Any, Self, get_type_hints
 import tomli_w
 
 from atelier.adapters.catalog import KINDS, kind_named
+from atelier.adapters.lora import Lora
 from atelier.adapters.settings import SettingError, Settings, convert, setting, unknown_setting
 from atelier.adapters.targets import TARGETS
 
@@ -49,6 +50,10 @@ class TrainConfig(Settings):
     warmup: int = setting(20, "Steps over which the learning rate rises from 0.", low=0, high=100_000)
     weight_decay: float = setting(1e-4, "AdamW's weight decay.", low=0, high=1)
     clip: float = setting(1.0, "Largest gradient norm; 0 turns clipping off.", low=0)
+    up_speed: float = setting(1.0, "How many times faster a LoRA's `up` learns than its `down` (LoRA+); 16 is usual, "
+                              "1 treats both alike.", low=0.01, high=1000)
+    whole_gradient: bool = setting(False, "Step a LoRA's two factors so that their product follows the gradient of "
+                                   "the whole weight (LoRA-Pro).")
     ema: float = setting(0.0, "Decay of the averaged copy that is kept; 0 turns averaging off.", low=0, high=0.99999)
 
     min_snr_gamma: float = setting(0.0, "Min-SNR loss weighting; 0 weighs all timesteps alike.", low=0, high=100)
@@ -74,6 +79,10 @@ class TrainConfig(Settings):
         kind_named(self.kind).settings.from_dict(self.adapter)
         if self.optimizer == "prodigy" and self.lr < LEAST_PRODIGY_LR:
             raise SettingError(f"lr is {self.lr}, but Prodigy finds its own learning rate; set lr=1 with it.")
+        if self.optimizer == "prodigy" and self.up_speed != 1:
+            raise SettingError(f"up_speed is {self.up_speed}, but Prodigy finds one rate for all; set up_speed=1.")
+        if self.whole_gradient and not issubclass(kind_named(self.kind), Lora):
+            raise SettingError(f"whole_gradient is made for the kind lora; set it to false with {self.kind}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atelier.adapters.base import AdapterSet
+from atelier.adapters.base import AdapterSet, weight_of
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import mounted
+from atelier.adapters.mount import mounted, target_modules
 
 from .base_model import BaseModel, Text
 from .config import TrainConfig
@@ -80,7 +81,14 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
             for i, (picture, line) in enumerate(zip(pictures, prompts, strict=True))
         ]
 
-    return Recipe(adapters, lambda: mounted(model.models(), Mix(((adapters, 1.0),))), microstep, validate, preview)
+    def reselect() -> None:
+        for name, module in target_modules(model.models(), adapters).items():
+            adapters[name].reselect(weight_of(module))
+
+    def attached() -> AbstractContextManager[None]:
+        return mounted(model.models(), Mix(((adapters, 1.0),)))
+
+    return Recipe(adapters, attached, microstep, validate, preview, reselect)
 
 
 def preview_prompts(model: BaseModel, config: TrainConfig) -> list[str]:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from atelier.adapters.base import AdapterSet
+from atelier.adapters.gradients import correct
 
 from . import checkpoint
 from .checkpoint import State
@@ -42,6 +43,7 @@ class Recipe:
     microstep: Callable[[torch.Generator], Losses]
     validate: Callable[[AdapterSet], float]                 # deterministic: the same weights give the same number
     preview: Callable[[AdapterSet, int, str], list[Previewed]]   # step and prompt ("" = the recipe's own prompts)
+    reselect: Callable[[], None]                            # half way: the adapters choose what trains on
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Training:
     def __init__(self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
         self.parameters = list(recipe.adapters.parameters())
-        self.optimizer = accelerator.prepare(make_optimizer(config, self.parameters))
+        self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.average = copy.deepcopy(recipe.adapters) if config.ema else None
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
@@ -110,6 +112,8 @@ class Training:
                 yield from self._unstable(event.step)
                 return
             self.step = event.step
+            if self.step == self.config.steps // 2:
+                self._reselect()
             yield event
             yield from self._milestones()
         yield from self._end()
@@ -119,7 +123,7 @@ class Training:
         started = time.perf_counter()
         lr = learning_rate(self.config, self.step + 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("ratio", 1.0)
         subject, prior = 0.0, 0.0
         with self.recipe.attached():   # open during the backward pass too: checkpointing runs the model again
             for _ in range(self.config.accumulate):
@@ -128,12 +132,21 @@ class Training:
                 subject += float(losses.subject.detach()) / self.config.accumulate
                 prior += float(losses.prior.detach()) / self.config.accumulate
         if math.isfinite(subject + prior):
+            if self.config.whole_gradient:
+                correct(self.recipe.adapters)
             if self.config.clip:
                 self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
             self.optimizer.step()
             self._update_average()
         self.optimizer.zero_grad()
         return Stepped(self.step + 1, self.config.steps, subject + prior, prior, lr, time.perf_counter() - started)
+
+    def _reselect(self) -> None:
+        """Let the kind choose what trains on. Before anything is saved: a run that resumes here has chosen."""
+        self.recipe.reselect()
+        if self.average is not None:
+            for average, chosen in zip(self.average.buffers(), self.recipe.adapters.buffers(), strict=True):
+                average.copy_(chosen)
 
     @torch.no_grad()
     def _update_average(self) -> None:

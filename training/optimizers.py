@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 
+from atelier.adapters.base import AdapterSet
+from atelier.adapters.gradients import plus_groups
+
 from .config import TrainConfig
 
 
-def make_optimizer(config: TrainConfig, parameters: list[Any]) -> torch.optim.Optimizer:
-    """Make the optimizer that the recipe names."""
+def make_optimizer(config: TrainConfig, adapters: AdapterSet) -> torch.optim.Optimizer:
+    """Make the optimizer that the recipe names; where a group has a ``ratio``, its learning rate is multiplied."""
+    plain = config.up_speed == 1
+    parameters: Any = list(adapters.parameters()) if plain else plus_groups(adapters, config.up_speed)
     if config.optimizer == "prodigy":
         import prodigyopt
 

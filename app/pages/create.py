@@ -114,7 +114,8 @@ def _expert() -> tuple[gr.Markdown, dict[str, Any]]:
     groups = {}
     for name, kind in KINDS.items():
         with gr.Row(elem_classes="settings", visible=name == "lora") as groups[name]:
-            found |= {f"{name}.{key}": control for key, control in controls(kind.settings).items()}
+            options = controls(kind.settings, prefix=f"set-{name}")
+            found |= {f"{name}.{key}": control for key, control in options.items()}
     found["kind"].change(lambda chosen: [gr.Row(visible=name == chosen) for name in groups], found["kind"],
                          list(groups.values()), **POLL)   # fmt: skip
     return count, found

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,32 +119,59 @@ def test_a_form_shows_a_preset_over_the_defaults() -> None:
     assert shown(["count", "on", "share"], {"count": 7, "unknown": 1}, Sample) == [7, True, 0.5]
 
 
-def placed(build: Callable[..., Any]) -> tuple[gr.Blocks, Any]:
+def placed(build: Callable[[gr.Blocks], Any]) -> tuple[gr.Blocks, Any]:
     """A page with what ``build`` puts on it, and what that returns."""
 
     async def place() -> tuple[gr.Blocks, Any]:   # outside of an event loop Gradio opens one and leaves it open
         with gr.Blocks() as page:
-            return page, build()
+            return page, build(page)
 
     return asyncio.run(place())
+
+
+@cache
+def expert_keys() -> list[str]:
+    """Names of all controls of the Expert part."""
+    return list(placed(lambda _: create._expert())[1][1])
 
 
 @pytest.mark.parametrize("preset", preset_names())
 @pytest.mark.parametrize("family", TITLES)
 def test_every_kind_can_be_chosen_with_every_preset(monkeypatch, own_home: Path, preset: str, family: str) -> None:
-    home, keys = open_home(own_home), list(placed(create._expert)[1][1])
-    monkeypatch.setattr(create, "identify", lambda base: replace(identify("embedded"), family=family))
+    home, keys = open_home(own_home), expert_keys()
+    info = replace(identify("embedded"), family=family)
+    monkeypatch.setattr(create, "identify", lambda base: info)
     create._choose_preset(home, keys, preset)
     for kind in KINDS:
-        create._keep_setting(home, keys, "kind", kind)
-        _, basis, *values = create._settings(keys, load_draft(home))
-        ranks = dict(zip(keys, values, strict=True))
-        assert ranks["lora.rank"] == load_preset(preset, family)["rank"]
-        assert ranks["lorta.rank"] == KINDS["lorta"].settings().rank
-        config = TrainConfig.from_dict(create._chosen(keys, values, basis, preset))
+        _, basis, *values = create._keep_setting(home, keys, "kind", kind)
+        shown_values = {**dict(zip(keys, values, strict=True)), "kind": kind}
+        assert shown_values["lora.rank"] == load_preset(preset, family)["rank"]
+        assert shown_values["lorta.rank"] == KINDS["lorta"].settings().rank
+        config = TrainConfig.from_dict(create._chosen(keys, list(shown_values.values()), basis, preset))
         assert config.kind == kind
         assert config.steps == load_preset(preset, family)["steps"]
-        assert config.adapter == ({"rank": ranks["lora.rank"]} if kind == "lora" else {})
+        assert config.adapter == ({"rank": shown_values["lora.rank"]} if kind == "lora" else {})
+
+
+def test_the_create_page_shows_the_options_of_the_chosen_kind_alone(own_home: Path) -> None:
+    page, _ = placed(lambda page: create.build(page, open_home(own_home)))
+    ids = [block.elem_id for block in page.blocks.values() if getattr(block, "elem_id", None)]
+    assert len(ids) == len(set(ids))
+    assert {"set-steps", "set-lora-rank", "set-lorta-rank"} <= set(ids)
+    page, (_, found) = placed(lambda _: create._expert())
+    (choose,) = [fn for fn in page.fns.values() if (found["kind"]._id, "change") in fn.targets]
+    rows = dict(zip(KINDS, choose.outputs, strict=True))
+    for key, control in found.items():
+        kind = key.rpartition(".")[0]
+        assert not kind or row_of(control) is rows[kind]
+    assert [name for name, row in rows.items() if row.visible] == ["lora"]
+    after = dict(zip(KINDS, choose.fn("lorta"), strict=True))
+    assert [name for name, row in after.items() if row.visible] == ["lorta"]
+
+
+def row_of(control: Any) -> Any:
+    """The row that holds a control; Gradio may put a frame between them."""
+    return control if isinstance(control, gr.Row) else row_of(control.parent)
 
 
 def picture(path: Path, colour: str, side: int = 96) -> Path:

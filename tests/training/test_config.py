@@ -39,8 +39,8 @@ def values_of(name: str, metadata: Any) -> st.SearchStrategy[Any]:
 
 def fitting(values: dict[str, Any]) -> dict[str, Any]:
     """Prodigy refuses rates that are meant for AdamW, and each kind the options of another."""
-    rate = {"lr": 1.0} if values.get("optimizer") == "prodigy" else {}
-    options = {} if values.get("kind", "lora") == "lora" else {"adapter": {}}
+    rate = {"lr": 1.0, "up_speed": 1.0} if values.get("optimizer") == "prodigy" else {}
+    options = {} if values.get("kind", "lora") == "lora" else {"adapter": {}, "whole_gradient": False}
     return {**values, **rate, **options}
 
 
@@ -174,4 +174,12 @@ def test_presets_are_listed_with_the_default_first_and_others_are_refused():
 def test_prodigy_is_not_run_at_adamws_rate():
     with pytest.raises(SettingError, match="set lr=1"):
         TrainConfig.from_dict({"optimizer": "prodigy", "lr": "2e-3"})
+    with pytest.raises(SettingError, match="set up_speed=1"):
+        TrainConfig.from_dict({"optimizer": "prodigy", "lr": "1", "up_speed": "16"})
     assert TrainConfig.from_dict({"optimizer": "prodigy", "lr": "1"}).lr == 1
+
+
+def test_the_whole_gradient_is_followed_by_a_lora_alone():
+    assert TrainConfig(whole_gradient=True).whole_gradient
+    with pytest.raises(SettingError, match="made for the kind lora"):
+        TrainConfig(kind="lorta", whole_gradient=True)

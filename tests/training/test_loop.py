@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from atelier.adapters.base import AdapterSet, Spec
+from atelier.adapters.base import AdapterSet, Seen, Spec
 from atelier.adapters.catalog import create
+from atelier.adapters.gradients import correct
 from atelier.training import loop
 from atelier.training.config import TrainConfig
 from atelier.training.events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
@@ -30,6 +31,7 @@ GOAL = torch.arange(12.0).reshape(3, 4) / 12 - 0.5
 QUIET = TrainConfig(
     name="rex", steps=6, lr=0.05, warmup=2, validate_every=0, preview_every=0, checkpoint_every=0, adapter={"rank": 2}
 )   # fmt: skip
+BASE = torch.tensor([[0.02, -0.9, 0.03, 0.8], [-0.7, 0.01, 0.6, -0.04], [0.05, 0.5, -0.06, -0.4]])
 NOBODY = Controls(take=lambda name: None, quitting=lambda: False)
 
 
@@ -56,12 +58,15 @@ def toy(adapters: AdapterSet, **parts: Callable) -> Recipe:
         microstep=parts.get("microstep", microstep),
         validate=parts.get("validate", lambda weights: distance(weights).item()),
         preview=parts.get("preview", lambda weights, step, prompt: [Previewed(step, prompt, f"{step}.png")]),
+        reselect=lambda: adapters[SPEC.name].reselect(BASE),
     )
 
 
 def start(config: TrainConfig, folder: Path, *, seed: int = 0, **parts: Callable) -> Training:
     torch.manual_seed(seed)
-    adapters = create("lora", config.adapter, [SPEC])
+    adapters = create(config.kind, config.adapter, [SPEC])
+    for adapter in adapters:
+        adapter.start(Seen(BASE))
     (folder / "control").mkdir(parents=True, exist_ok=True)
     return Training(toy(adapters, **parts), config, folder, Accelerator(cpu=True))
 
@@ -231,6 +236,78 @@ def test_adapters_are_attached_during_every_microstep_and_its_backward_pass(tmp_
     training.recipe = replace(training.recipe, microstep=watched)
     list(training.events(NOBODY))
     assert attached == [True, False] * 6
+
+
+def test_up_learns_faster_by_its_speed(tmp_path):
+    """Adam's first step is as long as the learning rate, whatever the gradient."""
+    training = start(but(steps=1, warmup=0, lr_schedule="constant", weight_decay=0.0, up_speed=16.0), tmp_path)
+    list(training.events(NOBODY))
+    moved = training.recipe.adapters[SPEC.name].up.detach().abs()   # from zero
+    torch.testing.assert_close(moved, torch.full_like(moved, 16 * QUIET.lr), rtol=1e-3, atol=0)
+    rates = [group["lr"] for group in training.optimizer.param_groups]
+    assert rates == pytest.approx([QUIET.lr, 16 * QUIET.lr])
+
+
+def test_the_product_follows_the_whole_gradient_where_asked_for(tmp_path, monkeypatch):
+    given: list[list[Tensor]] = []
+
+    def note(adapters: AdapterSet) -> None:
+        raw = [p.grad.clone() for p in adapters.parameters()]
+        correct(adapters)
+        given.append(raw)
+
+    monkeypatch.setattr(loop, "correct", note)
+    list(start(QUIET, tmp_path / "plain").events(NOBODY))
+    assert not given
+    training = start(but(whole_gradient=True, clip=0.0), tmp_path / "whole")
+    used: list[list[Tensor]] = []
+    training.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: used.append([p.grad.clone() for p in training.parameters]))   # fmt: skip
+    list(training.events(NOBODY))
+    assert len(given) == len(used) == 6
+    assert all(map(torch.equal, given[0], used[0]))         # `up` is still zero
+    assert not any(map(torch.equal, given[5], used[5]))
+
+
+SARA = {"kind": "sara", "adapter": {"rank": 1}}
+
+
+def test_a_kind_chooses_anew_once_and_half_way(tmp_path, monkeypatch):
+    told_at: list[int] = []
+    training = start(but(**SARA), tmp_path)
+    training.recipe = replace(training.recipe, reselect=lambda: told_at.append(training.step))
+    list(training.events(NOBODY))
+    assert told_at == [3]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_what_has_settled_half_way_stays(tmp_path, ema):
+    training = start(but(**SARA, ema=ema, steps=20, lr=0.3), tmp_path)
+    for event in training.events(NOBODY):
+        if told(event) == ("Stepped", 10):
+            sara = training.recipe.adapters[SPEC.name]
+            settled, kept = sara.settled.clone(), sara.current().detach().clone()
+            assert 0 < settled.sum()
+    for adapters in (training.recipe.adapters, training.shown):
+        after = adapters[SPEC.name].current().detach()
+        assert torch.equal(after[settled], kept[settled])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("changes", [SARA, {"up_speed": 4.0}, {"whole_gradient": True}],
+                         ids=lambda changes: next(iter(changes)))   # fmt: skip
+def test_with_every_option_a_resumed_run_ends_in_the_same_weights(tmp_path, changes, ema):
+    config = but(**changes, ema=ema, lr=0.2)
+    whole, _ = played(config, tmp_path / "whole")
+    for step in range(1, 6):
+        folder = tmp_path / f"cut-{step}"
+        script = Script(folder)
+        script.quit_at = step
+        script.play(start(config, folder))
+        second = start(config, folder, seed=99)
+        assert second.resume()
+        list(second.events(NOBODY))
+        assert torch.equal(weights(second.result), weights(whole.result))
 
 
 VARIANTS = list(itertools.product(["adamw", "prodigy"], [0.0, 0.9], [1, 2]))
