@@ -69,6 +69,8 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("--adapter", type=_part, action="append", default=[], metavar="NAME[=STRENGTH]", dest="adapters",
                       help="an adapter and how strongly it acts (default: 1); repeatable")
     draw.add_argument("--negative", metavar="TEXT", help="what must not be in the picture")
+    draw.add_argument("--unwanted", metavar="TEXT", help="what a learned word brings along and should not")
+    draw.add_argument("--unwanted-strength", type=float, metavar="U", help="how much of it is taken out (default: 1)")
     draw.add_argument("--seed", type=int, metavar="S", help="seed of the first picture (default: 0)")
     draw.add_argument("--count", type=int, metavar="N", help="number of pictures (default: 1)")
     draw.add_argument("--steps", type=int, metavar="N", help="denoising steps")

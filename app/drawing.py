@@ -53,7 +53,7 @@ def _check_family(model: BaseModel, cards: Sequence[AdapterCard]) -> None:
 
 
 def _request(arguments: Namespace) -> DrawRequest:
-    names = ("prompt", "negative", "seed", "count", "steps", "guidance")
+    names = ("prompt", "negative", "unwanted", "unwanted_strength", "seed", "count", "steps", "guidance")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     width, height = arguments.size or (0, 0)
     return DrawRequest.from_dict({**given, "width": width, "height": height})

@@ -63,9 +63,10 @@ def remembered(home: Home, picture_id: str) -> tuple[Wish, list[str]]:
 
 def _wish(home: Home, recipe: Mapping[str, Any]) -> tuple[Wish, list[str]]:
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
+    later = [name for name in ("unwanted", "unwanted_strength") if name in recipe]   # only where they count
     parts = [(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
     here = [part for part in parts if _card(home, part[0])]
-    request = DrawRequest.from_dict({name: recipe[name] for name in names})
+    request = DrawRequest.from_dict({name: recipe[name] for name in (*names, *later)})
     wish = Wish(request=request, base=str(recipe["base"]), strengths=tuple(here))
     return wish, [name for name, _ in parts if (name, _) not in here]
 

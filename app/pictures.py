@@ -49,8 +49,10 @@ def make_recipe(
         family: the base model's family.
         adapters: the Mix, with strengths.
     """
+    unwanted = {"unwanted": request.unwanted, "unwanted_strength": request.unwanted_strength}
     return {
-        "prompt": request.prompt, "negative": request.negative, "seed": request.seed + index,
+        "prompt": request.prompt, "negative": request.negative, **(unwanted if request.unwanted else {}),
+        "seed": request.seed + index,
         "steps": request.steps, "guidance": request.guidance, "base": base, "family": family,
         "adapters": [
             {"name": card.name, "sha256": adapter_hash(card), "kind": card.kind, "strength": strength}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,8 +13,10 @@ from torch import Tensor
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import merged, mounted
 from atelier.adapters.settings import SettingError, Settings, setting
+from atelier.adapters.text import without_directions
 
 from .base_model import BaseModel
+from .latents import encode_text, tokenize
 
 GUIDANCE = 3.0
 
@@ -24,6 +27,9 @@ class DrawRequest(Settings):
 
     prompt: str = setting("", "What the picture shows.")
     negative: str = setting("", "What it must not show.")
+    unwanted: str = setting("", "What a learned word brings along and should not, such as 'on a beach' (DECOR).")
+    unwanted_strength: float = setting(1.0, "How much of the unwanted is taken out; 0 leaves the prompt as it is.",
+                                       low=0, high=1)
     seed: int = setting(0, "Picture i is drawn from seed + i.", low=0, high=2**31 - 1)
     count: int = setting(1, "Number of pictures.", low=1, high=64)
     steps: int = setting(20, "Denoising steps.", low=1, high=1000)
@@ -57,7 +63,7 @@ def draw(
     attach = mounted if model.dtype == torch.bfloat16 else merged
     with torch.inference_mode(), model.together(), attach(model.models(), mix):
         result = model.pipeline(
-            prompt=[request.prompt] * request.count,
+            **_prompt(model, request),
             negative_prompt=[request.negative] * request.count,
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
@@ -68,6 +74,21 @@ def draw(
             output_type="latent",
         )
         return _decode(model, result.images)
+
+
+def _prompt(model: BaseModel, request: DrawRequest) -> dict[str, Any]:
+    """What the pipeline reads as the prompt: its words, or its features where something is taken out of them."""
+    words = model.readers[0][0](request.unwanted, add_special_tokens=False).input_ids
+    if not words or not request.unwanted_strength:
+        return {"prompt": [request.prompt] * request.count}
+    prompt, unwanted = (encode_text(model, tokenize(model, [text])) for text in (request.prompt, request.unwanted))
+    # Only the words count: the tokens that mark start and end are alike in every text.
+    directions = unwanted.features[0, 1:-1][: len(words)]
+    features = without_directions(prompt.features, directions, request.unwanted_strength)
+    found: dict[str, Any] = {"prompt_embeds": features.repeat(request.count, 1, 1)}
+    if prompt.pooled is not None:
+        found["pooled_prompt_embeds"] = prompt.pooled.repeat(request.count, 1)
+    return found
 
 
 def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import gradio as gr
@@ -137,7 +138,7 @@ def _paint(
 
 def _wish(asked: dict[str, Any]) -> Wish:
     strengths = [(name, float(asked[f"strength{i}"])) for i, name in enumerate(_names(asked["names"]))]
-    known = {key: asked[key] for key in ("prompt", "negative", "seed", "count", "steps", "guidance", "width", "height")}
+    known = {f.name: asked[f.name] for f in fields(DrawRequest)}
     if not known["prompt"].strip():
         raise ValueError(words.NO_PROMPT)
     given = {key: value for key, value in known.items() if value is not None}

@@ -125,6 +125,13 @@ def test_a_recipe_draws_the_same_picture_of_a_batch_again(tmp_path):
     assert recipe["adapters"] == [{"name": "fox", "sha256": digest, "kind": "lora", "strength": 0.5}]
 
 
+def test_a_recipe_says_what_was_unwanted_where_something_was():
+    plain = make_recipe(DrawRequest(prompt="a fox"), 0, "embedded", "embedded", [])
+    asked = make_recipe(DrawRequest(prompt="a fox", unwanted="snow", unwanted_strength=0.5), 0, "embedded", "sd1", [])
+    assert not {"unwanted", "unwanted_strength"} & plain.keys()
+    assert (asked["unwanted"], asked["unwanted_strength"]) == ("snow", 0.5)
+
+
 @pytest.mark.parametrize("words", [None, "no json", "[1]", "3", '{"cut": '])
 def test_a_png_without_a_good_recipe_has_none(tmp_path, words):
     from PIL.PngImagePlugin import PngInfo

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, write_configurations, write_models
 from PIL import Image
 
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import MountError
 from atelier.adapters.settings import SettingError
+from atelier.adapters.text import without_directions
+from atelier.training import single_file
 from atelier.training.base_model import load
 from atelier.training.sample import DrawRequest, draw, draw_latents
 
@@ -46,6 +49,39 @@ def test_the_same_request_gives_the_same_bytes(model):
 )
 def test_every_part_of_the_request_counts(model, change):
     assert draw(model, ASK)[0].tobytes() != draw(model, but(**change))[0].tobytes()
+
+
+def test_nothing_unwanted_leaves_the_picture_as_it_was_byte_for_byte(model):
+    plain = draw(model, ASK)[0].tobytes()
+    for change in ({"unwanted": " "}, {"unwanted": "a house", "unwanted_strength": 0.0}):
+        assert draw(model, but(**change))[0].tobytes() == plain
+    assert draw(model, but(unwanted="a house"))[0].tobytes() != plain
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_unwanted_goes_out_of_the_prompt_alone(family, tmp_path, monkeypatch):
+    """The pipeline's own features of prompt and negative are the reference."""
+    configurations = write_configurations(tmp_path / "models", family)
+    monkeypatch.setattr(single_file, "MODELS", configurations)
+    folder, _ = write_models(tmp_path, family, configurations=configurations)
+    model, seen = load(str(folder), "cpu"), []
+
+    def note(_module, _inputs, keywords, _output) -> None:
+        seen.append(keywords["encoder_hidden_states"].clone())
+
+    hook = model.unet.register_forward_hook(note, with_kwargs=True)
+    words = model.tokenizer("a house", add_special_tokens=False).input_ids
+    request = but(steps=1, count=2, width=64, height=64, guidance=5.0)
+    for change in ({}, {"unwanted_strength": 1e-9, "unwanted": "a house"}, {"unwanted": "a house"},
+                   {"prompt": "a house"}):   # fmt: skip
+        draw(model, DrawRequest.from_dict({**request.to_dict(), **change}))
+    hook.remove()
+    plain, hardly, taken, house = seen
+    torch.testing.assert_close(hardly, plain, rtol=0, atol=1e-5)
+    assert torch.equal(taken[:2], plain[:2])   # the negative prompt
+    expected = without_directions(plain[2:], house[2, 1 : 1 + len(words)])
+    torch.testing.assert_close(taken[2:], expected, rtol=0, atol=1e-4)
+    assert (expected - plain[2:]).abs().max() > 0.01
 
 
 def test_the_picture_is_the_plain_pipeline_s(base, model):
