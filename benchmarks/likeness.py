@@ -90,7 +90,7 @@ def _times(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     with tempfile.TemporaryDirectory() as home:
         for subject in options.subjects:
             for seed in options.seeds:
-                seconds, _ = _train(subject, f"{subject}-{seed}", seed, Path(home), options.set)
+                seconds, _ = train(subject, f"{subject}-{seed}", seed, Path(home), options.set)
                 row: dict[str, object] = {"subject": subject, "seed": seed, "seconds": round(seconds, 1)}
                 print(json.dumps(row), flush=True)
                 yield row
@@ -112,19 +112,20 @@ def _measure(
     base_others: list[Image.Image],
 ) -> dict[str, object]:   # fmt: skip
     """Train once with the default preset and once, for the first seed, without prior preservation; judge both."""
-    _, adapter = _train(subject, f"{subject}-{seed}", seed, home, extra)
+    _, adapter = train(subject, f"{subject}-{seed}", seed, home, extra)
     mix = Mix(((load_adapter(adapter), 1.0),))
     row: dict[str, object] = {"subject": subject, "seed": seed}
     row |= _judged(model, judge, subject, mix, seed)
     row["cosine_before"] = _judged(model, judge, subject, Mix(), seed)["cosine"]
     row["drift"] = _drift(judge, base_others, _draw_others(model, mix))
     if seed == 0:
-        _, loose = _train(subject, f"{subject}-{seed}-no-prior", seed, home, [*extra, "prior_weight=0"])
+        _, loose = train(subject, f"{subject}-{seed}-no-prior", seed, home, [*extra, "prior_weight=0"])
         row["drift_without_prior"] = _drift(judge, base_others, _draw_others(model, Mix(((load_adapter(loose), 1.0),))))
     return row
 
 
-def _train(subject: str, name: str, seed: int, home: Path, extra: Sequence[str]) -> tuple[float, Path]:
+def train(subject: str, name: str, seed: int, home: Path, extra: Sequence[str]) -> tuple[float, Path]:
+    """Run `atelier train` as a person would; returns the seconds of the whole process and the adapter file."""
     command = [
         sys.executable, "-m", "atelier.app.cli", "train", str(ROOT / "assets" / "examples" / subject),
         "--name", name, "--trigger", TRIGGER, "--subject", subject, "--home", str(home),
