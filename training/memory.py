@@ -1,8 +1,7 @@
 """How much memory a run will need, counted before it starts.
 
 The run's own phases are carried out on tensors without contents, and every allocation and release is counted as it
-would happen. So the figure follows from the model's code, whatever the family, size, kind and options, and no table
-has to be kept up.
+would happen. So the figure follows from the model's code, whatever the family, size, kind and options.
 """
 
 from __future__ import annotations
@@ -54,12 +53,9 @@ class Need:
 
 
 def need(config: TrainConfig, precision: str, *, main_memory: bool = True) -> Need:
-    """Count what a run needs, in a few seconds.
+    """Count what a run needs with UNet and text encoders in ``precision``, in a few seconds.
 
-    Args:
-        config: the run; ``resolution`` 0 means the base model's own.
-        precision: ``fp32``, ``bf16`` or ``fp16``: what UNet and text encoders are kept in.
-        main_memory: whether the device shares the process's memory, as a CPU does.
+    With ``main_memory`` the device shares the process's memory, as a CPU does.
 
     Raises:
         BaseError: the base model can't be identified.

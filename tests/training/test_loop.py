@@ -287,7 +287,7 @@ def test_what_has_settled_half_way_stays(tmp_path, ema):
         if told(event) == ("Stepped", 10):
             sara = training.recipe.adapters[SPEC.name]
             settled, kept = sara.settled.clone(), sara.current().detach().clone()
-            assert 0 < settled.sum()
+            assert settled.sum() > 0
     for adapters in (training.recipe.adapters, training.shown):
         after = adapters[SPEC.name].current().detach()
         assert torch.equal(after[settled], kept[settled])

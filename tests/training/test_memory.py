@@ -19,7 +19,7 @@ from PIL import Image
 from atelier.adapters.targets import find_targets
 from atelier.training import memory
 from atelier.training.base_info import BaseError
-from atelier.training.base_model import load
+from atelier.training.base_model import BaseModel
 from atelier.training.config import TrainConfig
 from atelier.training.events import Finished
 from atelier.training.memory import Need, available, cheaper, fitting, need
@@ -49,9 +49,15 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
     assert saved < 0.7 * eight
 
 
-def test_a_larger_rank_costs_its_optimizer_state():
-    small, large = (need(replace(SMALL, adapter={"rank": rank}), "fp32").train for rank in (8, 256))
-    specs = find_targets({"unet": load("embedded", "cpu").unet}, "transformer")
+@pytest.fixture
+def tiny(model: BaseModel) -> TrainConfig:
+    """A run on the smallest model there is, quickly counted."""
+    return replace(SMALL, base=model.info.source)
+
+
+def test_a_larger_rank_costs_its_optimizer_state(model: BaseModel, tiny: TrainConfig):
+    small, large = (need(replace(tiny, adapter={"rank": rank}), "fp32").train for rank in (8, 256))
+    specs = find_targets({"unet": model.unet}, "transformer")
     more = 248 * sum(spec.rows + spec.columns for spec in specs)
     # Weight, gradient and two moments in float32, less the activations, which are the peak of the small one alone.
     assert 15 * more < large - small < 28 * more
@@ -70,15 +76,15 @@ def test_levers_come_in_order_and_end():
     assert seen == [(True, 4, 1), (True, 2, 2), (True, 1, 4)]
 
 
-def test_a_run_that_fits_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_fits_is_left_alone(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "available", lambda _: 10**12)
-    assert fitting(SMALL, "fp32", torch.device("cpu")) == (SMALL, "")
+    assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
     monkeypatch.setattr(memory, "PLENTY", 10**9)   # counted all the same
-    assert fitting(SMALL, "fp32", torch.device("cpu")) == (SMALL, "")
+    assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
 
 
-def test_levers_are_pulled_until_a_run_fits(monkeypatch: pytest.MonkeyPatch):
-    config = replace(SMALL, batch=8)
+def test_levers_are_pulled_until_a_run_fits(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    config = replace(tiny, batch=8)
     sparing = replace(config, gradient_checkpointing=True, batch=4, accumulate=2)
     monkeypatch.setattr(memory, "PLENTY", 10**9)
     monkeypatch.setattr(memory, "available", lambda _: need(sparing, "fp32").peak + 1000)
@@ -88,11 +94,11 @@ def test_levers_are_pulled_until_a_run_fits(monkeypatch: pytest.MonkeyPatch):
     assert "4 pictures are taken at once instead of 8" in said
 
 
-def test_a_run_that_fits_in_no_way_says_what_it_needs(monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_fits_in_no_way_says_what_it_needs(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "PLENTY", 10**9)
     monkeypatch.setattr(memory, "available", lambda _: 100_000_000)
     with pytest.raises(BaseError, match=r"needs about 0\.\d GB .* 0\.1 GB are free"):
-        fitting(replace(SMALL, batch=2), "fp32", torch.device("cpu"))
+        fitting(replace(tiny, batch=2), "fp32", torch.device("cpu"))
 
 
 def test_less_is_available_than_there_is():

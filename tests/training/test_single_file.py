@@ -81,7 +81,7 @@ def test_both_forms_compute_the_same(pair: tuple[BaseModel, BaseModel]):
     noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
     with torch.no_grad():
         first, second = (model.predict(noisy, timesteps, text, [(64, 64, 0, 0, 64, 64)] * 2) for model in pair)
-    assert torch.equal(first, second)
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)   # the last digits depend on where weights lie
     assert first.std() > 0
 
 
