@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
 import os
 import signal
 import socket
@@ -127,7 +129,14 @@ def _run(app: FastAPI, listener: socket.socket) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # An open page holds an event stream that never ends: don't wait for it when stopping.
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
+    logging.getLogger("uvicorn.error").addFilter(_worth_saying)
     uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Cutting off the streams of open pages is how the server ends, and no error."""
+    cut_off = isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut_off and not record.getMessage().startswith("Cancel ")
 
 
 @contextmanager

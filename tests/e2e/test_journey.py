@@ -330,6 +330,7 @@ def test_a_run_is_paused_tried_and_outlives_its_web_server(page: Page, watch: Wa
     assert page.evaluate(STEP) < 50
     visit(page, "/library")
     fill(page, "search", "second")
+    expect(page.locator("#cards .card")).to_have_count(1, timeout=60_000)
     expect(page.locator("#cards .card b")).to_have_text("second")
 
 
@@ -339,7 +340,7 @@ def test_a_cancelled_run_leaves_nothing_and_can_be_taken_up_again(page: Page) ->
     wait_for_state(page, "stopped")
     visit(page, "/library")
     fill(page, "search", "third")
-    expect(page.locator("#cards .card")).to_have_count(0)
+    expect(page.locator("#cards .card")).to_have_count(0, timeout=60_000)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
