@@ -6,8 +6,7 @@ Everything else asks here for widths, prediction type, text features and the UNe
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,25 +76,6 @@ class BaseModel:
         return self.unet(
             noisy.to(self.dtype), timesteps, text.features, added_cond_kwargs=added, return_dict=False
         )[0]
-
-    def set_aside(self) -> None:
-        """Move VAE and text encoders to main memory; :meth:`together` brings them back for a while."""
-        for part in (self.vae, self.text_encoder, self.text_encoder_2):
-            if part is not None:
-                part.to("cpu")
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Have all parts on the UNet's device while the context is open, wherever they were before."""
-        away = [part for part in (self.vae, self.text_encoder, self.text_encoder_2)
-                if part is not None and part.device != self.device]   # fmt: skip
-        for part in away:
-            part.to(self.device)
-        try:
-            yield
-        finally:
-            for part in away:
-                part.to("cpu")
 
     @cached_property
     def pipeline(self) -> Any:

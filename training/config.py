@@ -129,6 +129,11 @@ class TrainConfig(Settings):
         """The word that calls the subject."""
         return self.trigger or self.name
 
+    @property
+    def prior_batch(self) -> int:
+        """Prior pictures in one microstep, beside the ``batch`` of the subject; 0 without prior preservation."""
+        return max(1, self.batch // 2) if self.prior_weight and self.prior_count else 0
+
 
 def preset_names() -> list[str]:
     """Names of the presets that come with Atelier, the default first."""

@@ -45,14 +45,14 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
     With fewer than eight pictures none can be spared: validation then looks at the ones that are trained.
     """
     spare = len(examples) // 8
-    prior = draw_prior(model, config) if config.prior_weight and config.prior_count else []
+    prior = draw_prior(model, config) if config.prior_batch else []
     return Dataset(examples[: len(examples) - spare], prior, examples[-spare:] if spare else examples)
 
 
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
     text = _TextFeatures(model, trained=bool({"text_encoder", "text_encoder_2"} & adapters.components()))
-    prior_batch = max(1, config.batch // 2) if data.prior and config.prior_weight else 0
+    prior_batch = config.prior_batch if data.prior else 0
     timestep_count = model.scheduler.config.num_train_timesteps
 
     def microstep(generator: torch.Generator) -> Losses:
@@ -167,6 +167,6 @@ class _TextFeatures:
     def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], Text]) -> Text:
         key = tuple(tokens.tolist())
         if key not in remembered:
-            with torch.no_grad(), self._model.together():
+            with torch.no_grad():
                 remembered[key] = encode_text(self._model, tokens[None])
         return remembered[key]

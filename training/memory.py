@@ -33,7 +33,7 @@ from .precision import DTYPES
 PROGRAM_BYTES = 650_000_000   # Python with torch, diffusers and transformers loaded, before any model (measured)
 RESERVE = 0.05                # of the device, for what fragments and for the desktop
 CAPTION = 77
-PLENTY = 40   # times the size on disk, which may be in half precision
+PER_MODEL, PER_PICTURE = 8, 2   # more than any run needs, in sizes of the base on disk: about 4 times what was counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,7 @@ def need(config: TrainConfig, precision: str, *, main_memory: bool = True) -> Ne
     facts = ("kind", "targets", "train_text_encoder", "batch", "resolution", "gradient_checkpointing", "optimizer",
              "ema")   # fmt: skip
     key = tuple((name, getattr(config, name)) for name in facts)
-    prior = max(1, config.batch // 2) if config.prior_weight and config.prior_count else 0
-    return _counted(info, key, json.dumps(config.adapter), prior, precision, main_memory)
+    return _counted(info, key, json.dumps(config.adapter), config.prior_batch, precision, main_memory)
 
 
 def available(device: torch.device) -> int:
@@ -96,9 +95,10 @@ def fitting(config: TrainConfig, precision: str, device: torch.device) -> tuple[
     Raises:
         BaseError: it does not fit even with all of them; says what is needed and what there is.
     """
-    room, size = available(device), identify(config.base).bytes
-    if PLENTY * size + PROGRAM_BYTES < room:
-        return config, ""   # nothing that a person sets makes it that large: not worth the seconds of counting
+    room, info = available(device), identify(config.base)
+    pictures = (config.batch + config.prior_batch) * max(1.0, config.resolution / info.resolution) ** 2
+    if PROGRAM_BYTES + info.bytes * (PER_MODEL + PER_PICTURE * pictures) < room:
+        return config, ""   # by far: not worth the seconds of counting
     chosen: TrainConfig | None = config
     counted = first = need(config, precision, main_memory=device.type == "cpu").peak
     while chosen is not None and counted > room:
@@ -191,10 +191,10 @@ def _parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)   # tensors without contents can't be converted afterwards
     try:
-        parts |= {"unet": UNet2DConditionModel.from_config(read("unet"))}
-        parts |= {"text_encoder": text(CLIPTextModel, "text_encoder")}
+        parts["unet"] = UNet2DConditionModel.from_config(read("unet"))
+        parts["text_encoder"] = text(CLIPTextModel, "text_encoder")
         if info.family == "sdxl":
-            parts |= {"text_encoder_2": text(CLIPTextModelWithProjection, "text_encoder_2")}
+            parts["text_encoder_2"] = text(CLIPTextModelWithProjection, "text_encoder_2")
     finally:
         torch.set_default_dtype(before)
     for part in parts.values():

@@ -39,9 +39,8 @@ def planned(config: TrainConfig, folder: RunFolder, device: torch.device) -> tup
     Raises:
         BaseError: it fits in no way.
     """
-    kept = folder.path / PLAN
-    if kept.exists():
-        return replace(config, **tomllib.loads(kept.read_text(encoding="utf-8"))), ""
+    if (folder.path / PLAN).exists():
+        return _kept(config, folder), ""
     chosen, told = fitting(config, precision(config, folder, device), device)
     if told:
         _keep(folder, chosen)
@@ -50,7 +49,7 @@ def planned(config: TrainConfig, folder: RunFolder, device: torch.device) -> tup
 
 def ran_out(folder: RunFolder, device: torch.device) -> str:
     """Memory ran out: keep the next more sparing plan for a resume; say what was needed and what there is."""
-    config, _ = planned(folder.config(), folder, device)
+    config = _kept(folder.config(), folder)   # not `planned`: it would look for room while there is none
     peak = need(config, precision(config, folder, device), main_memory=device.type == "cpu").peak
     said = (f"There was not enough memory: this run needs about {peak / 1e9:.1f} GB, and "
             f"{available(device) / 1e9:.1f} GB are free now.")
@@ -59,6 +58,11 @@ def ran_out(folder: RunFolder, device: torch.device) -> str:
         return f"{said} Use a smaller resolution or base model."
     _keep(folder, sparing)
     return f"{said} Resume it, and it goes on more sparingly: {levers(config, sparing)}."
+
+
+def _kept(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+    path = folder.path / PLAN
+    return replace(config, **tomllib.loads(path.read_text(encoding="utf-8"))) if path.exists() else config
 
 
 def _keep(folder: RunFolder, config: TrainConfig) -> None:

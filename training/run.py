@@ -111,7 +111,7 @@ def _train(
     model = _load(config, folder, device)
     yield Preparing("Encoding the pictures")
     subject = _encode(model, report)
-    if config.prior_weight and config.prior_count:
+    if config.prior_batch:
         yield Preparing("Drawing other things, to keep them as they are")
     training = _training(model, dreambooth.dataset(model, config, subject), config, folder)
     if resume and not training.resume():

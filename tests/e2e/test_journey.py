@@ -334,7 +334,7 @@ def test_a_run_is_paused_tried_and_outlives_its_web_server(page: Page, watch: Wa
     expect(page.locator("#cards .card b")).to_have_text("second")
 
 
-def test_a_cancelled_run_leaves_nothing_and_can_be_taken_up_again(page: Page) -> None:
+def test_a_cancelled_run_leaves_nothing_in_the_library(page: Page) -> None:
     teach(page, "third")
     page.locator("#run").get_by_role("button", name="Cancel").click()
     wait_for_state(page, "stopped")

@@ -79,14 +79,14 @@ def test_levers_come_in_order_and_end():
 def test_a_run_that_fits_is_left_alone(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "available", lambda _: 10**12)
     assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
-    monkeypatch.setattr(memory, "PLENTY", 10**9)   # counted all the same
+    monkeypatch.setattr(memory, "PER_MODEL", 10**9)   # counted all the same
     assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
 
 
 def test_levers_are_pulled_until_a_run_fits(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     config = replace(tiny, batch=8)
     sparing = replace(config, gradient_checkpointing=True, batch=4, accumulate=2)
-    monkeypatch.setattr(memory, "PLENTY", 10**9)
+    monkeypatch.setattr(memory, "PER_MODEL", 10**9)
     monkeypatch.setattr(memory, "available", lambda _: need(sparing, "fp32").peak + 1000)
     chosen, said = fitting(config, "fp32", torch.device("cpu"))
     assert chosen == sparing
@@ -95,7 +95,7 @@ def test_levers_are_pulled_until_a_run_fits(tiny: TrainConfig, monkeypatch: pyte
 
 
 def test_a_run_that_fits_in_no_way_says_what_it_needs(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "PLENTY", 10**9)
+    monkeypatch.setattr(memory, "PER_MODEL", 10**9)
     monkeypatch.setattr(memory, "available", lambda _: 100_000_000)
     with pytest.raises(BaseError, match=r"needs about 0\.\d GB .* 0\.1 GB are free"):
         fitting(replace(tiny, batch=2), "fp32", torch.device("cpu"))
