@@ -14,7 +14,7 @@ import torch
 
 from .config import TrainConfig
 from .identify import identify
-from .memory import available, cheaper, fitting, levers, need
+from .levers import cheaper, fitting, levers, shortage
 from .precision import choose_precision
 from .runs import RunFolder, write_text
 
@@ -50,9 +50,7 @@ def planned(config: TrainConfig, folder: RunFolder, device: torch.device) -> tup
 def ran_out(folder: RunFolder, device: torch.device) -> str:
     """Memory ran out: keep the next more sparing plan for a resume; say what was needed and what there is."""
     config = _kept(folder.config(), folder)   # not `planned`: it would look for room while there is none
-    peak = need(config, precision(config, folder, device), main_memory=device.type == "cpu").peak
-    said = (f"There was not enough memory: this run needs about {peak / 1e9:.1f} GB, and "
-            f"{available(device) / 1e9:.1f} GB are free now.")
+    said = shortage(config, precision(config, folder, device), device)
     sparing = cheaper(config)
     if sparing is None:
         return f"{said} Use a smaller resolution or base model."

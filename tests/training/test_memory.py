@@ -17,12 +17,13 @@ from families import write_models
 from PIL import Image
 
 from atelier.adapters.targets import find_targets
-from atelier.training import memory
+from atelier.training import levers
 from atelier.training.base_info import BaseError
 from atelier.training.base_model import BaseModel
 from atelier.training.config import TrainConfig
 from atelier.training.events import Finished
-from atelier.training.memory import Need, available, cheaper, fitting, need
+from atelier.training.levers import available, cheaper, fitting
+from atelier.training.memory import PROGRAM_BYTES, Need, need
 from atelier.training.runs import RunFolder
 
 SMALL = TrainConfig(batch=1, prior_count=0)
@@ -77,17 +78,17 @@ def test_levers_come_in_order_and_end():
 
 
 def test_a_run_that_fits_is_left_alone(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "available", lambda _: 10**12)
+    monkeypatch.setattr(levers, "available", lambda _: 10**12)
     assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
-    monkeypatch.setattr(memory, "PER_MODEL", 10**9)   # counted all the same
+    monkeypatch.setattr(levers, "PER_MODEL", 10**9)   # counted all the same
     assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
 
 
 def test_levers_are_pulled_until_a_run_fits(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     config = replace(tiny, batch=8)
     sparing = replace(config, gradient_checkpointing=True, batch=4, accumulate=2)
-    monkeypatch.setattr(memory, "PER_MODEL", 10**9)
-    monkeypatch.setattr(memory, "available", lambda _: need(sparing, "fp32").peak + 1000)
+    monkeypatch.setattr(levers, "PER_MODEL", 10**9)
+    monkeypatch.setattr(levers, "available", lambda _: need(sparing, "fp32").peak + 1000)
     chosen, said = fitting(config, "fp32", torch.device("cpu"))
     assert chosen == sparing
     assert "computed twice" in said
@@ -95,8 +96,8 @@ def test_levers_are_pulled_until_a_run_fits(tiny: TrainConfig, monkeypatch: pyte
 
 
 def test_a_run_that_fits_in_no_way_says_what_it_needs(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "PER_MODEL", 10**9)
-    monkeypatch.setattr(memory, "available", lambda _: 100_000_000)
+    monkeypatch.setattr(levers, "PER_MODEL", 10**9)
+    monkeypatch.setattr(levers, "available", lambda _: 100_000_000)
     with pytest.raises(BaseError, match=r"needs about 0\.\d GB .* 0\.1 GB are free"):
         fitting(replace(tiny, batch=2), "fp32", torch.device("cpu"))
 
@@ -161,5 +162,5 @@ def test_the_estimate_is_within_15_percent_of_what_a_process_takes(
     took = measured(config, tmp_path)
     print(f"\n{changes}: estimated {estimate / 1e9:.2f} GB, measured {took / 1e9:.2f} GB, "
           f"ratio {estimate / took:.3f}")   # fmt: skip
-    assert took > memory.PROGRAM_BYTES
+    assert took > PROGRAM_BYTES
     assert abs(estimate / took - 1) < 0.15
