@@ -6,7 +6,8 @@ Everything else asks here for widths, prediction type, text features and the UNe
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,7 @@ class BaseModel:
     scheduler: Any      # diffusers noise scheduler
     text_encoder_2: Any = None   # transformers CLIPTextModelWithProjection, Stable Diffusion XL only
     tokenizer_2: Any = None
+    rest: torch.device | None = None   # where parts wait that a step does not need; None: waiting there frees nothing
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +69,23 @@ class BaseModel:
         """The parts adapters can change, by component name."""
         parts = {"unet": self.unet, "text_encoder": self.text_encoder}
         return parts if self.text_encoder_2 is None else {**parts, "text_encoder_2": self.text_encoder_2}
+
+    def put_aside(self, keep: Collection[str] = ()) -> None:
+        """Send the VAE and the text encoders, but those in ``keep``, to where they wait."""
+        others = {**self.models(), "vae": self.vae}
+        if self.rest is not None:
+            _move([part for name, part in others.items() if name not in {"unet", *keep}], self.rest)
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """All parts are on the UNet's device while this is open; those that were put aside go back afterwards."""
+        away = [part for part in (*self.models().values(), self.vae) if part.device != self.device]
+        _move(away, self.device)
+        try:
+            yield
+        finally:
+            if self.rest is not None:
+                _move(away, self.rest)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Sequence[Sizes]) -> Tensor:
         """The UNet's answer ``[B, C, h, w]`` to noisy latents ``[B, C, h, w]`` at ``timesteps [B]``."""
@@ -120,7 +139,13 @@ def load(base: str, device: torch.device | str | None = None, dtype: torch.dtype
     for part in parts.values():
         if isinstance(part, nn.Module):
             part.to(place).eval().requires_grad_(False)
-    return BaseModel(info, **parts)
+    return BaseModel(info, **parts, rest=torch.device("cpu") if place.type == "cuda" else None)
+
+
+def _move(parts: Sequence[nn.Module], device: torch.device) -> None:
+    with torch.inference_mode(mode=False):   # weights moved in inference mode could not be trained on
+        for part in parts:
+            part.to(device)
 
 
 def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
     text = _TextFeatures(model, trained=bool({"text_encoder", "text_encoder_2"} & adapters.components()))
+    text.remember([*data.subject, *data.prior, *data.held_out])
     prior_batch = config.prior_batch if data.prior else 0
     timestep_count = model.scheduler.config.num_train_timesteps
 
@@ -163,6 +164,12 @@ class _TextFeatures:
         rows = [self._row(row, self._remembered) for row in tokens]
         pooled = [row.pooled for row in rows if row.pooled is not None]
         return Text(torch.cat([row.features for row in rows]), torch.cat(pooled) if pooled else None)
+
+    def remember(self, examples: Sequence[Example]) -> None:
+        """Encode the captions of all examples now, so that the text encoders need not stay."""
+        if self._remembered is not None:
+            for example in examples:
+                self._row(example.tokens, self._remembered)
 
     def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], Text]) -> Text:
         key = tuple(tokens.tolist())

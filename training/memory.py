@@ -187,8 +187,9 @@ def _train(parts: Mapping[str, Any], info: BaseInfo, config: TrainConfig, side: 
         for _ in range(2):   # the optimizer's state is there from the second step on
             text = None
             if config.train_text_encoder:
-                ids = torch.zeros(batch, CAPTION, dtype=torch.long)
-                text = torch.cat([models[name](ids).last_hidden_state for name in models if name != "unet"], -1)
+                encoders = [part for name, part in models.items() if name != "unet"]
+                ids = torch.zeros(batch, encoders[0].config.max_position_embeddings, dtype=torch.long)
+                text = torch.cat([encoder(ids).last_hidden_state for encoder in encoders], -1)
             _ask(unet, info, side, batch, text).float().square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()

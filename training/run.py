@@ -158,6 +158,7 @@ def _training(model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, f
     recipe = dreambooth.recipe(model, adapters, data, config, folder.path)
     looking = torch.Generator().manual_seed(config.seed)
     begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
+    model.put_aside(adapters.components())
     return Training(recipe, config, folder.path, accelerator)
 
 
