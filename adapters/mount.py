@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from atelier.kernels.low_rank import low_rank_linear
 
 from .base import Adapter, AdapterSet
+from .frozen8 import Frozen8, weight_shape
 from .mix import Mix
 
 Part = tuple[Adapter, float]   # with its strength
@@ -37,8 +38,7 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
         except (KeyError, AttributeError):
             wrong.append(f"{spec.name} is missing")
             continue
-        weight = getattr(module, "weight", None)
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+        shape = weight_shape(module)
         if shape != spec.shape:
             wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
         found[spec.name] = module
@@ -62,7 +62,9 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module, parts in _by_module(models, mix).items():
-            if isinstance(module, nn.Linear) and all(adapter.low_rank() for adapter, _ in parts):
+            low_rank = all(adapter.low_rank() for adapter, _ in parts)
+            # What a layer in 8 bits makes must not be kept for the backward pass, as one operation for both would.
+            if low_rank and isinstance(module, nn.Linear) and not isinstance(module, Frozen8):
                 stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts)))
                 continue
             for adapter, strength in parts:
@@ -123,16 +125,19 @@ def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
 
     As fast as the bare model, whatever the number of adapters. Every ΔW is computed from the original W, and
     the sum is formed in float32 and rounded once, so the order of the Mix does not matter. Refused for
-    bfloat16 weights, where small updates vanish in the rounding (house rule 4): mount there instead.
+    bfloat16 weights, where small updates vanish in the rounding (house rule 4), and for those in 8 bits: mount there
+    instead.
 
     Raises:
-        MountError: an adapter does not fit, or the weights are bfloat16.
+        MountError: an adapter does not fit, or the weights are bfloat16 or in 8 bits.
     """
     originals: dict[nn.Module, Tensor] = {}
     try:
         with torch.no_grad():
             for module, update in _updates(models, mix):
                 weight = module.weight
+                if isinstance(module, Frozen8):
+                    raise MountError("Weights in 8 bits are too coarse to merge into: mount the adapters.")
                 assert isinstance(weight, nn.Parameter)
                 if weight.dtype == torch.bfloat16:
                     raise MountError("bfloat16 weights are too coarse to merge into: mount the adapters.")

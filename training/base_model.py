@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from atelier.adapters.frozen8 import Frozen8, freeze8
+
 from .base_info import BaseError, BaseInfo
 from .config import EMBEDDED
 from .identify import hub_folder, identify
@@ -64,6 +66,11 @@ class BaseModel:
         """Tokenizer and text encoder, one pair or two."""
         second = [] if self.text_encoder_2 is None else [(self.tokenizer_2, self.text_encoder_2)]
         return [(self.tokenizer, self.text_encoder), *second]
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether weights are fine enough to merge adapters into them; else they must be mounted."""
+        return self.dtype != torch.bfloat16 and not any(isinstance(layer, Frozen8) for layer in self.unet.modules())
 
     def models(self) -> dict[str, nn.Module]:
         """The parts adapters can change, by component name."""
@@ -115,12 +122,14 @@ class BaseModel:
         return pipeline
 
 
-def load(base: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> BaseModel:
+def load(
+    base: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, in_8_bits: bool = False
+) -> BaseModel:
     """Load a base model, frozen, for training or drawing.
 
     Without ``device`` it goes to the best device here; without ``dtype`` it stays in float32 on a CPU and takes
     float16 on a GPU. The VAE stays in float32: in float16 that of Stable Diffusion XL overflows to black pictures,
-    and those of the others on some.
+    and those of the others on some. ``in_8_bits`` is for training: the UNet's layers are kept as ``frozen8.py`` says.
 
     Raises:
         BaseError: see :func:`identify`; also when weights are missing or don't fit their configuration.
@@ -136,6 +145,8 @@ def load(base: str, device: torch.device | str | None = None, dtype: torch.dtype
         parts = load_parts(info, kind) if info.file else _folder_parts(folder, info.family, kind)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
+    if in_8_bits:
+        freeze8(parts["unet"], place)
     for part in parts.values():
         if isinstance(part, nn.Module):
             part.to(place).eval().requires_grad_(False)

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from atelier.adapters.catalog import create
+from atelier.adapters.frozen8 import freeze8
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
 from atelier.adapters.targets import find_targets
@@ -42,12 +43,13 @@ class Need:
     train: int      # beside them in a step, adapter and optimizer included
     draw: int       # beside them while a preview is drawn
     program: int    # of the process itself, where the device is the main memory
+    load: int = 0   # beside them while they are loaded, before they are put into 8 bits
     aside: int = 0  # of the weights, what waits in the main memory during a step, where the device has its own
 
     @property
     def peak(self) -> int:
         """The most at any one time."""
-        return self.program + self.weights + max(self.encode, self.train - self.aside, self.draw)
+        return self.program + self.weights + max(self.load, self.encode, self.train - self.aside, self.draw)
 
 
 def need(config: TrainConfig, precision: str, *, main_memory: bool = True) -> Need:
@@ -60,10 +62,10 @@ def need(config: TrainConfig, precision: str, *, main_memory: bool = True) -> Ne
     """
     info = identify(config.base)
     facts = ("kind", "targets", "train_text_encoder", "batch", "resolution", "gradient_checkpointing", "optimizer",
-             "ema")   # fmt: skip
+             "ema", "base_in_8_bits")   # fmt: skip
     key = tuple((name, getattr(config, name)) for name in facts)
     counted = _counted(info, key, json.dumps(config.adapter), config.prior_batch, precision)
-    return replace(counted, aside=0) if main_memory else replace(counted, program=0)
+    return replace(counted, aside=0) if main_memory else replace(counted, program=0, load=0)
 
 
 @lru_cache(maxsize=64)
@@ -73,6 +75,9 @@ def _counted(
     config = TrainConfig(**dict(key), adapter=json.loads(adapter))
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
         parts = _parts(info, DTYPES[precision])
+        whole = counter.now
+        if config.base_in_8_bits:
+            freeze8(parts["unet"])
         weights = counter.now
         side = (config.resolution or info.resolution) // info.multiple * info.multiple
 
@@ -87,6 +92,7 @@ def _counted(
             draw=beside(lambda: _draw(parts, info, side)),
             train=beside(lambda: _train(parts, info, config, side, config.batch + prior)),
             program=PROGRAM_BYTES,
+            load=whole - weights,
             aside=sum(_bytes(part) for name, part in parts.items() if name not in _trained(parts, config)),
         )
 

@@ -19,7 +19,7 @@ from .precision import choose_precision
 from .runs import RunFolder, write_text
 
 PLAN, PRECISION = "plan.toml", "precision.txt"
-_LEVERS = ("gradient_checkpointing", "batch", "accumulate")
+_LEVERS = ("gradient_checkpointing", "batch", "accumulate", "base_in_8_bits")
 
 
 def precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> str:

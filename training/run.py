@@ -135,7 +135,7 @@ def _scan(config: TrainConfig) -> Report:
 
 
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
-    model = load(config.base, device, DTYPES[precision(config, folder, device)])
+    model = load(config.base, device, DTYPES[precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout

@@ -59,8 +59,7 @@ def draw(
             on_step(step + 1, request.steps)
         return values
 
-    # bfloat16 weights are too coarse to merge into; everywhere else merging costs nothing per step.
-    attach = mounted if model.dtype == torch.bfloat16 else merged
+    attach = merged if model.mergeable else mounted   # merging costs nothing per step
     with model.present(), torch.inference_mode(), attach(model.models(), mix):
         result = model.pipeline(
             **_prompt(model, request),

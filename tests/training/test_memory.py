@@ -15,6 +15,7 @@ import pytest
 import torch
 from families import write_models
 from PIL import Image
+from torch import nn
 
 from atelier.adapters.targets import find_targets
 from atelier.training import levers
@@ -41,6 +42,18 @@ def test_half_the_precision_takes_half_of_the_unet(model):
     fp32, bf16 = (need(replace(SMALL, base=model.info.source), kind).weights for kind in ("fp32", "bf16"))
     halved = sum(p.numel() for part in model.models().values() for p in part.parameters()) * 2
     assert abs((fp32 - bf16) - halved) < 4096
+
+
+def test_in_8_bits_the_layers_of_the_unet_take_a_quarter(model: BaseModel):
+    config = replace(SMALL, base=model.info.source)
+    whole, small = (need(replace(config, base_in_8_bits=flag), "fp32") for flag in (False, True))
+    layers = [layer for name, layer in model.unet.named_modules()
+              if isinstance(layer, nn.Linear | nn.Conv2d) and name not in ("conv_in", "conv_out")]   # fmt: skip
+    saved = sum(3 * layer.weight.numel() - 4 * len(layer.weight) for layer in layers)
+    assert whole.weights - small.weights == saved
+    assert (whole.load, small.load) == (0, saved)
+    assert small.train < 1.05 * whole.train   # weights that are made in a step are let go again
+    assert need(replace(config, base_in_8_bits=True), "fp32", main_memory=False).load == 0
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
@@ -71,10 +84,16 @@ def test_the_peak_is_the_hungriest_phase():
 
 def test_levers_come_in_order_and_end():
     config: TrainConfig | None = TrainConfig(batch=4)
-    seen: list[tuple[bool, int, int]] = []
+    seen: list[tuple[bool, int, int, bool]] = []
     while config := cheaper(config):
-        seen.append((config.gradient_checkpointing, config.batch, config.accumulate))
-    assert seen == [(True, 4, 1), (True, 2, 2), (True, 1, 4)]
+        seen.append((config.gradient_checkpointing, config.batch, config.accumulate, config.base_in_8_bits))
+    assert seen == [(True, 4, 1, False), (True, 2, 2, False), (True, 1, 4, False), (True, 1, 4, True)]
+
+
+def test_a_start_that_needs_the_whole_base_is_never_put_into_8_bits():
+    config = TrainConfig(batch=1, gradient_checkpointing=True, adapter={"start": "gradient"})
+    assert cheaper(config) is None
+    assert cheaper(replace(config, adapter={})) is not None
 
 
 def test_a_run_that_fits_is_left_alone(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
