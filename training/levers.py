@@ -50,13 +50,16 @@ class Forecast:
     counted: bool         # else ``needed`` is a bound that the run stays far below
 
 
-def forecast(config: TrainConfig, precision: str, device: torch.device, *, quickly: bool = False) -> Forecast | None:
+def forecast(
+    config: TrainConfig, precision: str, device: torch.device, processes: int = 1, *, quickly: bool = False
+) -> Forecast | None:
     """Say what a run needs, and which levers make it fit.
 
     Args:
         config: the run.
         precision: of UNet and text encoders.
         device: what it runs on.
+        processes: how many share each batch.
         quickly: return None rather than spend seconds on counting.
 
     Raises:
@@ -64,16 +67,16 @@ def forecast(config: TrainConfig, precision: str, device: torch.device, *, quick
     """
     room, info = available(device), identify(config.base)
     pictures = (config.batch + config.prior_batch) * max(1.0, config.resolution / info.resolution) ** 2
-    bound = int(PROGRAM_BYTES + info.bytes * (PER_MODEL + PER_PICTURE * pictures))
+    bound = int(PROGRAM_BYTES + info.bytes * (PER_MODEL + PER_PICTURE * pictures)) * processes
     if info.bytes and bound < room:   # a hub model that is not here yet has no bytes
         return Forecast(config, bound, room, counted=False)
     if quickly:
         return None
     chosen: TrainConfig | None = config
-    peak = first = _peak(config, precision, device)
+    peak = first = _peak(config, precision, device, processes)
     while chosen is not None and peak > room:
         chosen = cheaper(chosen)
-        peak = _peak(chosen, precision, device) if chosen else peak
+        peak = _peak(chosen, precision, device, processes) if chosen else peak
     if chosen is None:
         raise BaseError(f"Teaching this base model needs about {peak / 1e9:.1f} GB of memory even in the most "
                         f"sparing way, and {room / 1e9:.1f} GB are free. Close other programs, or choose a smaller "
@@ -81,13 +84,15 @@ def forecast(config: TrainConfig, precision: str, device: torch.device, *, quick
     return Forecast(chosen, first, room, counted=True)
 
 
-def fitting(config: TrainConfig, precision: str, device: torch.device) -> tuple[TrainConfig, str]:
+def fitting(
+    config: TrainConfig, precision: str, device: torch.device, processes: int = 1
+) -> tuple[TrainConfig, str]:
     """The run itself where it fits; else with as many levers as it takes, and what to tell about them.
 
     Raises:
         BaseError: see :func:`forecast`.
     """
-    found = forecast(config, precision, device)
+    found = forecast(config, precision, device, processes)
     if found is None or found.chosen == config:
         return config, ""
     return found.chosen, (f"It would need about {found.needed / 1e9:.1f} GB of memory, and {found.room / 1e9:.1f} GB "
@@ -100,8 +105,10 @@ def shortage(config: TrainConfig, precision: str, device: torch.device) -> str:
             f"{available(device) / 1e9:.1f} GB are free now.")
 
 
-def _peak(config: TrainConfig, precision: str, device: torch.device) -> int:
-    return need(config, precision, main_memory=device.type != "cuda").peak
+def _peak(config: TrainConfig, precision: str, device: torch.device, processes: int = 1) -> int:
+    """Bytes of one device; the main memory is one for all processes."""
+    shared = device.type != "cuda"
+    return need(config, precision, main_memory=shared, processes=processes).peak * (processes if shared else 1)
 
 
 def levers(config: TrainConfig, chosen: TrainConfig) -> str:

@@ -52,25 +52,27 @@ class Need:
         return self.program + self.weights + max(self.load, self.encode, self.train - self.aside, self.draw)
 
 
-def need(config: TrainConfig, precision: str, *, main_memory: bool = True) -> Need:
+def need(config: TrainConfig, precision: str, *, main_memory: bool = True, processes: int = 1) -> Need:
     """Count what a run needs with UNet and text encoders in ``precision``, in a few seconds.
 
-    With ``main_memory`` the device shares the process's memory, as a CPU does; else what is needed on the device.
+    With ``main_memory`` the device shares the process's memory, as a CPU does; else what is needed on the device. The
+    figure is one process's where several share each batch.
 
     Raises:
         BaseError: the base model can't be identified.
     """
     info = identify(config.base)
-    facts = ("kind", "targets", "train_text_encoder", "batch", "resolution", "gradient_checkpointing", "optimizer",
+    facts = ("kind", "targets", "train_text_encoder", "resolution", "gradient_checkpointing", "optimizer",
              "ema", "base_in_8_bits")   # fmt: skip
     key = tuple((name, getattr(config, name)) for name in facts)
-    counted = _counted(info, key, json.dumps(config.adapter), config.prior_batch, precision)
+    pictures = -(-(config.batch + config.prior_batch) // processes)
+    counted = _counted(info, key, json.dumps(config.adapter), pictures, precision)
     return replace(counted, aside=0) if main_memory else replace(counted, program=0, load=0)
 
 
 @lru_cache(maxsize=64)
 def _counted(
-    info: BaseInfo, key: tuple[tuple[str, Any], ...], adapter: str, prior: int, precision: str
+    info: BaseInfo, key: tuple[tuple[str, Any], ...], adapter: str, pictures: int, precision: str
 ) -> Need:
     config = TrainConfig(**dict(key), adapter=json.loads(adapter))
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
@@ -90,7 +92,7 @@ def _counted(
             weights=weights,
             encode=beside(lambda: _encode(parts["vae"], side)),
             draw=beside(lambda: _draw(parts, info, side)),
-            train=beside(lambda: _train(parts, info, config, side, config.batch + prior)),
+            train=beside(lambda: _train(parts, info, config, side, pictures)),
             program=PROGRAM_BYTES,
             load=whole - weights,
             aside=sum(_bytes(part) for name, part in parts.items() if name not in _trained(parts, config)),

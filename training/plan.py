@@ -33,15 +33,17 @@ def precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> s
     return kept.read_text(encoding="utf-8")
 
 
-def planned(config: TrainConfig, folder: RunFolder, device: torch.device) -> tuple[TrainConfig, str]:
-    """The run with what it does to fit into memory, and what to tell about it.
+def planned(
+    config: TrainConfig, folder: RunFolder, device: torch.device, processes: int = 1
+) -> tuple[TrainConfig, str]:
+    """The run with what it does to fit into memory, and what to tell about it, where ``processes`` share a batch.
 
     Raises:
         BaseError: it fits in no way.
     """
     if (folder.path / PLAN).exists():
         return _kept(config, folder), ""
-    chosen, told = fitting(config, precision(config, folder, device), device)
+    chosen, told = fitting(config, precision(config, folder, device), device, processes)
     if told:
         _keep(folder, chosen)
     return chosen, told
