@@ -95,7 +95,7 @@ def _counted(
         return Need(
             weights=weights,
             encode=beside(lambda: _encode(parts["vae"], side)),
-            draw=beside(lambda: _draw(parts, info, side, prior)),
+            draw=beside(lambda: _draw(parts, info, side, prior)) + _merged(parts, config),
             train=beside(lambda: _train(parts, info, config, side, pictures)),
             program=PROGRAM_BYTES,
             load=whole - weights,
@@ -171,6 +171,14 @@ def _bytes(part: nn.Module) -> int:
 def _trained(names: Iterable[str], config: TrainConfig) -> list[str]:
     """The parts that adapters change; the others can wait elsewhere while a step is computed."""
     return [name for name in names if name == "unet" or (config.train_text_encoder and name != "vae")]
+
+
+def _merged(parts: Mapping[str, Any], config: TrainConfig) -> int:
+    """Bytes of the weights that drawing keeps twice, merged and as they were; coarse ones are never merged into."""
+    if config.base_in_8_bits or parts["unet"].dtype == torch.bfloat16:
+        return 0
+    specs = find_targets({name: parts[name] for name in _trained(parts, config)}, config.targets)
+    return sum(spec.rows * spec.columns for spec in specs) * parts["unet"].dtype.itemsize
 
 
 @torch.no_grad()

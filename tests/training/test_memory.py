@@ -77,6 +77,14 @@ def test_a_larger_rank_costs_its_optimizer_state(model: BaseModel, tiny: TrainCo
     assert 15 * more < large - small < 28 * more
 
 
+def test_merging_into_fine_weights_counts_them_twice(model: BaseModel, tiny: TrainConfig):
+    fine, coarse = (need(replace(tiny, targets="all"), precision).draw for precision in ("fp16", "bf16"))
+    small = need(replace(tiny, targets="all", base_in_8_bits=True), "fp16").draw
+    targets = sum(spec.rows * spec.columns for spec in find_targets({"unet": model.unet}, "all")) * 2
+    assert fine - coarse == targets
+    assert small < coarse + targets / 2   # one layer's weight at a time
+
+
 def test_the_peak_is_the_hungriest_phase():
     counted = Need(weights=100, encode=5, train=20, draw=30, program=7)
     assert counted.peak == 137
