@@ -17,14 +17,12 @@ from torch import Tensor
 from .base import AdapterSet, Spec
 from .catalog import create
 from .codebook import unpack
+from .header import FileError
+from .imported import Imported, imported_set
 
 SCHEMA = 1
 PACKED_SCHEMA = 2   # files whose values are in few bits; see tiny.py
 _LENGTH_BYTES = 8
-
-
-class FileError(ValueError):
-    """A file that can't be read as an adapter; the message says what it is and the likely cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +109,8 @@ def load_adapter(path: Path) -> AdapterSet:
         FileError: see :func:`read_header`; also when the tensors do not fit the header.
     """
     header = read_header(path)
+    if header.kind == Imported.kind:
+        return _load_imported(path, header)
     try:
         with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
             adapters = create(header.kind, header.settings, header.specs, header.ranks)
@@ -122,6 +122,16 @@ def load_adapter(path: Path) -> AdapterSet:
     except ValueError as error:
         raise FileError(f"{path.name}: {error}") from None
     return adapters.requires_grad_(False)
+
+
+def _load_imported(path: Path, header: Header) -> AdapterSet:
+    layers: dict[str, dict[str, Tensor]] = {spec.name: {} for spec in header.specs}
+    for key, value in read_tensors(path).items():
+        name, _, part = key.rpartition(".")
+        if name not in layers:
+            raise FileError(f"{path.name}: {key} is not in its header. Fetch the file again.")
+        layers[name][part] = value
+    return imported_set({spec: layers[spec.name] for spec in header.specs}).requires_grad_(False)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

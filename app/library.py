@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from atelier.adapters.convert import ExportReport, export
-from atelier.adapters.files import FileError, data_hash, read_header
+from atelier.adapters.files import data_hash, read_header
+from atelier.adapters.header import FileError
 
 from .home import Home, HomeError, id_time, new_name, safe_name, time_id, writing
 

@@ -13,6 +13,10 @@ _LARGEST_HEADER = 100_000_000   # the format's own limit
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
+class FileError(ValueError):
+    """A file that can't be read as an adapter; the message says what it is and the likely cure."""
+
+
 class HeaderError(ValueError):
     """What keeps a file from being read, as the end of a sentence that begins with its name."""
 
