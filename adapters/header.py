@@ -52,7 +52,9 @@ def read_entries(path: Path) -> Entries:
     """
     with path.open("rb") as file:
         start = file.read(_LENGTH_BYTES)
-        if start.startswith(_PICKLE_STARTS):
+        opens = file.read(1)
+        # A header of 640 bytes begins with the same two bytes as a pickle, but then comes JSON.
+        if start.startswith(_PICKLE_STARTS) and opens != b"{":
             raise HeaderError("is a pickle (.ckpt, .pt, .bin), whatever its name: opening it can run code. "
                               "Fetch the .safetensors version, or convert it with a tool you trust.")
         if len(start) < _LENGTH_BYTES:
@@ -61,7 +63,7 @@ def read_entries(path: Path) -> Entries:
         if length > _LARGEST_HEADER:
             raise HeaderError(f"is {_guess(start)}, not a safetensors file. Fetch it again, from the download link "
                               "and not from the page around it.")
-        raw = file.read(length)
+        raw = opens + file.read(max(0, length - 1))
     size = path.stat().st_size
     try:
         header = json.loads(raw)

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from atelier.adapters.convert import ExportReport, export
+from atelier.adapters.export import ExportReport, export
 from atelier.adapters.files import data_hash, read_header
 from atelier.adapters.header import FileError
 

@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.catalog import KINDS
-from atelier.adapters.convert import FORMS, PRECISIONS
+from atelier.adapters.convert import FORMS
+from atelier.adapters.export import PRECISIONS
 from atelier.adapters.files import read_header
 
 from .. import phrases, words
