@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from .settings import Settings
 
@@ -173,7 +172,10 @@ def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         return module._conv_forward(x, weight, None)   # unlike F.conv2d, knows circular and reflected borders
     if isinstance(module, nn.Linear):
         return F.linear(x, weight)
-    return functional_call(module, {"weight": weight, "bias": torch.zeros_like(weight)}, (x,))   # a normalization
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(x, module.num_groups, weight, None, module.eps)
+    assert isinstance(module, nn.LayerNorm), f"adapters can't change a {type(module).__name__}"
+    return F.layer_norm(x, module.normalized_shape, weight, None, module.eps)
 
 
 class AdapterSet(nn.Module):

@@ -109,7 +109,7 @@ class ImportedLokr(Imported):
         small, (left, right) = self._small(), self._large()
         one = torch.eye(small.shape[1], dtype=small.dtype, device=small.device)
         # A kernel's taps belong to the larger factor: columns are (small in, large in, taps).
-        return torch.kron(small, left) * self._factor(), torch.kron(one, right)
+        return torch.kron(small, left.contiguous()) * self._factor(), torch.kron(one, right.contiguous())
 
     def update(self, weight: Tensor) -> Tensor:
         if self.pair() is not None:

@@ -54,8 +54,8 @@ def _shape(name: str, parts: dict[str, Tensor], family: str, path: Path) -> tupl
         return tuple(parts["diff"].shape)
     if "norm" in name.rpartition(".")[2]:
         return tuple(next(iter(parts.values())).shape)
-    rows, columns = _sides(parts)
     taps = _KERNEL if _WIDE.search(name) else 1
+    rows, columns = _sides(parts, taps)
     if columns % taps:
         raise FileError(f"{path.name}: the tensors of {name} don't fit each other. Fetch the file again.")
     kernel = (3, 3) if taps == _KERNEL else (1, 1)
@@ -63,19 +63,18 @@ def _shape(name: str, parts: dict[str, Tensor], family: str, path: Path) -> tupl
     return (rows, columns // taps, *(kernel if convolution else ()))
 
 
-def _sides(parts: dict[str, Tensor]) -> tuple[int, int]:
+def _sides(parts: dict[str, Tensor], taps: int) -> tuple[int, int]:
     """Rows and columns of ΔW as a matrix; 0 for a side that the file doesn't tell."""
     size = {part: value.shape for part, value in parts.items()}
     if "up" in parts:
-        taps = size["mid"][2:].numel() if "mid" in parts else 1
-        return size["up"][0], size["down"][1:].numel() * taps
+        return size["up"][0], size["down"][1:].numel() * (taps if "mid" in parts else 1)
     if "hada_t1" in parts:
-        return size["hada_w1_a"][1], size["hada_w1_b"][1] * size["hada_t1"][2:].numel()
+        return size["hada_w1_a"][1], size["hada_w1_b"][1] * taps
     if "hada_w1_a" in parts:
         return size["hada_w1_a"][0], size["hada_w1_b"][1:].numel()
     if "on_input" in parts:
         given = size["weight"].numel()
-        return (0, given) if parts["on_input"].item() else (given, 0)
+        return (0, given * taps) if parts["on_input"].item() else (given, 0)
     if parts.keys() <= {"diff_b", "b_norm"}:
         return next(iter(size.values()))[0], 0
     if "a1" in parts:
@@ -85,7 +84,7 @@ def _sides(parts: dict[str, Tensor]) -> tuple[int, int]:
     if "lokr_w2" in parts:
         large = torch.Size((size["lokr_w2"][0], size["lokr_w2"][1:].numel()))
     elif "lokr_t2" in parts:
-        large = torch.Size((size["lokr_w2_a"][1], size["lokr_w2_b"][1] * size["lokr_t2"][2:].numel()))
+        large = torch.Size((size["lokr_w2_a"][1], size["lokr_w2_b"][1] * taps))
     else:
         large = torch.Size((size["lokr_w2_a"][0], size["lokr_w2_b"][1:].numel()))
     return small[0] * large[0], small[1] * large[1]
