@@ -5,7 +5,7 @@ Side by side, low-rank pairs stay exact: their ranks add up. Anything else is su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -124,11 +124,15 @@ def _enough(values: Tensor, total: float, energy: float, most: int) -> tuple[int
     return rank, min(1.0, shares[rank - 1].item())
 
 
-@torch.no_grad()
 def fused(mix: Mix, weight_of: WeightOf, limits: Limits = EXACT) -> AdapterSet:
     """The Mix as one LoRA with a rank of its own for every layer. Changes of biases and normalizations stay out."""
     matrices = (change for change in changes(mix, weight_of) if len(change.spec.shape) > 1)
-    pairs = {change.spec: nearest(change, limits)[0] for change in matrices}
+    return lora_of({change.spec: nearest(change, limits)[0] for change in matrices})
+
+
+@torch.no_grad()
+def lora_of(pairs: Mapping[Spec, Pair]) -> AdapterSet:
+    """A LoRA set that holds these pairs, each layer with the rank of its own."""
     ranks = {spec.name: len(down) for spec, (_, down) in pairs.items()}
     adapters = create("lora", {"rank": max(ranks.values())}, pairs, ranks)
     for adapter in adapters:

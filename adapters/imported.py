@@ -52,21 +52,21 @@ class Imported(Adapter):
         """Whether this is DoRA."""
         return "dora_scale" in self._buffers or "magnitude" in self._buffers
 
-    def pair(self) -> tuple[Tensor, Tensor] | None:
+    def _pair(self) -> tuple[Tensor, Tensor] | None:
         """``up [rows, r]`` and ``down [r, columns]`` whose product is the algorithm's own update; or None."""
         return None
 
-    def update(self, weight: Tensor) -> Tensor:
+    def _update(self, weight: Tensor) -> Tensor:
         """The algorithm's own update, before lengths are set, in the shape of ``weight``."""
-        pair = self.pair()
+        pair = self._pair()
         assert pair is not None
         return (pair[0] @ pair[1]).reshape(weight.shape)
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        return None if self.lengths_given else self.pair()
+        return None if self.lengths_given else self._pair()
 
     def delta(self, weight: Tensor) -> Tensor:
-        update = self.update(weight)
+        update = self._update(weight)
         return _lengthened(weight.to(update.dtype), update, self) if self.lengths_given else update
 
     def bias_delta(self) -> Tensor | None:
@@ -77,7 +77,7 @@ class Imported(Adapter):
 class ImportedLora(Imported):
     """ΔW = alpha/rank · up @ down; LoCon's Tucker form has ``mid [r, r, k, k]`` between them (LyCORIS, locon)."""
 
-    def pair(self) -> tuple[Tensor, Tensor]:
+    def _pair(self) -> tuple[Tensor, Tensor]:
         up, down, mid = self.need("up").flatten(1), self.need("down"), self.part("mid")
         inner = down.flatten(1) if mid is None else torch.einsum("rskl,si->rikl", mid, down.flatten(1)).flatten(1)
         return up * self.scale(down.shape[0]), inner
@@ -86,7 +86,7 @@ class ImportedLora(Imported):
 class ImportedLoha(Imported):
     """ΔW = alpha/rank · (a₁ @ b₁) ∘ (a₂ @ b₂); the Tucker form has a core ``t [r, r, k, k]`` for each (LyCORIS)."""
 
-    def pair(self) -> tuple[Tensor, Tensor]:
+    def _pair(self) -> tuple[Tensor, Tensor]:
         (up_1, down_1), (up_2, down_2) = self._half(1), self._half(2)
         up = (up_1[:, :, None] * up_2[:, None]).flatten(1)
         down = (down_1[:, None] * down_2[None]).flatten(0, 1)
@@ -103,7 +103,7 @@ class ImportedLoha(Imported):
 class ImportedLokr(Imported):
     """ΔW = scale · w₁ ⊗ w₂, each whole or a product; scale is alpha/rank if either is a product, else 1 (LyCORIS)."""
 
-    def pair(self) -> tuple[Tensor, Tensor] | None:
+    def _pair(self) -> tuple[Tensor, Tensor] | None:
         if "lokr_w2" in self._buffers:
             return None   # its second factor is whole: no low rank
         small, (left, right) = self._small(), self._large()
@@ -111,9 +111,9 @@ class ImportedLokr(Imported):
         # A kernel's taps belong to the larger factor: columns are (small in, large in, taps).
         return torch.kron(small, left.contiguous()) * self._factor(), torch.kron(one, right.contiguous())
 
-    def update(self, weight: Tensor) -> Tensor:
-        if self.pair() is not None:
-            return super().update(weight)
+    def _update(self, weight: Tensor) -> Tensor:
+        if self._pair() is not None:
+            return super()._update(weight)
         large = self.need("lokr_w2").flatten(1)
         return (torch.kron(self._small(), large) * self._factor()).reshape(weight.shape)
 
@@ -139,7 +139,7 @@ class ImportedGlora(Imported):
     LyCORIS's first files call the two of each pair the other way round; the shapes tell.
     """
 
-    def update(self, weight: Tensor) -> Tensor:
+    def _update(self, weight: Tensor) -> Tensor:
         a1, a2, b1, b2 = (self.need(name).flatten(1) for name in ("a1", "a2", "b1", "b2"))
         if not a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0]:
             a1, a2, b1, b2 = a2, a1, b2, b1
@@ -150,21 +150,21 @@ class ImportedGlora(Imported):
 class ImportedFull(Imported):
     """ΔW as it is (LyCORIS, full)."""
 
-    def update(self, weight: Tensor) -> Tensor:
+    def _update(self, weight: Tensor) -> Tensor:
         return self.need("diff").reshape(weight.shape)
 
 
 class ImportedNorm(Imported):
     """Change to the weight of a normalization layer (LyCORIS, norms)."""
 
-    def update(self, weight: Tensor) -> Tensor:
+    def _update(self, weight: Tensor) -> Tensor:
         return self.need("w_norm").reshape(weight.shape)
 
 
 class ImportedIa3(Imported):
     """ΔW = W scaled, row by row or (``on_input``) column by column   ((IA)³: Liu et al. 2022, arXiv 2205.05638)."""
 
-    def update(self, weight: Tensor) -> Tensor:
+    def _update(self, weight: Tensor) -> Tensor:
         side = 1 if self.need("on_input").item() else 0
         shape = [-1 if place == side else 1 for place in range(weight.dim())]
         values = self.need("weight")
@@ -174,7 +174,7 @@ class ImportedIa3(Imported):
 class ImportedBias(Imported):
     """Changes a bias alone."""
 
-    def update(self, weight: Tensor) -> Tensor:
+    def _update(self, weight: Tensor) -> Tensor:
         return torch.zeros_like(weight)
 
 

@@ -31,7 +31,7 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
     found: dict[str, nn.Module] = {}
     wrong: list[str] = []
     for spec in adapters.specs:
-        module = _find(models, spec.name)
+        module = find_module(models, spec.name)
         if module is None:
             wrong.append(f"{spec.name} is missing")
             continue
@@ -48,7 +48,7 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
     return found
 
 
-def _find(models: Mapping[str, nn.Module], name: str) -> nn.Module | None:
+def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module | None:
     """A module by its name. transformers 5 dropped a level of some text encoders, which other files still have."""
     component, _, path = name.partition(".")
     for candidate in (path, path.removeprefix("text_model."), f"text_model.{path}"):

@@ -282,7 +282,8 @@ def _our_own(node: ast.expr) -> bool:
             return bool(pieces) and all(_text(p) is not None or _our_own(p) for p in pieces)
 
 
-TALK_TO_OTHER_TOOLS = [f"adapters/{name}.py" for name in ("convert", "contents", "metadata", "readers", "spelling")]
+TALK_TO_OTHER_TOOLS = [f"adapters/{name}.py" for name in (
+    "convert", "contents", "foreign_metadata", "metadata", "readers", "spelling")]
 
 
 @rule

@@ -27,7 +27,7 @@ from atelier.adapters.imports import read_foreign, untrained
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import merged, mounted
 
-WILD = Path("/work/shared/real_adapters")
+WILD = Path(__file__).parents[3] / "shared" / "real_adapters"   # beside the project, where there are any
 BLOCK = "unet.down_blocks.0"
 PLACES = {   # our name → kohya's, and the layer
     f"{BLOCK}.attentions.0.transformer_blocks.0.ff.net.2": (
