@@ -35,7 +35,7 @@ def import_(arguments: Namespace) -> Answer:
     """Take one file, or every adapter file of a folder, into the library."""
     from atelier.adapters.header import FileError
 
-    from .transfer import import_file
+    from .transfer import import_file, known_sources
 
     home, place = open_home(arguments.home), arguments.file.expanduser()
     paths = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
@@ -43,10 +43,12 @@ def import_(arguments: Namespace) -> Answer:
         raise HomeError(f"{place} holds no .safetensors file. Give the folder your adapters are in.")
     if arguments.name and len(paths) > 1:
         raise HomeError("--name names one adapter, and this is a folder. Leave it away.")
+    known = known_sources(home)
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:
-            taken = import_file(home, path, arguments.name or "")
+            taken = import_file(home, path, arguments.name or "", known)
+            known[taken.card.source] = taken.card.name
             rows.append({"file": str(path), "name": taken.card.name, "family": taken.card.family, "notes": taken.notes})
         except (FileError, HomeError) as error:
             rows.append({"file": str(path), "name": "", "reason": str(error)})

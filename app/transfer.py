@@ -12,7 +12,7 @@ from pathlib import Path
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.contents import Contents
 from atelier.adapters.export import ExportReport, export_mix
-from atelier.adapters.files import load_adapter, read_metadata, read_own, save_adapter
+from atelier.adapters.files import data_hash, load_adapter, read_metadata, read_own, save_adapter
 from atelier.adapters.fuse import EXACT, Limits, WeightOf, fused
 from atelier.adapters.header import FileError
 from atelier.adapters.imports import read_foreign, untrained
@@ -25,7 +25,7 @@ from atelier.training.weights import difference, save_merged, weights_of
 
 from .easel import suggestion
 from .home import MAX_NAME, Home, HomeError, new_name, writing
-from .library import SUFFIX, AdapterCard, find_adapter
+from .library import SUFFIX, AdapterCard, find_adapter, list_adapters
 
 Part = tuple[AdapterCard, float]   # with its strength
 KEPT_METADATA = 200_000            # characters of a foreign file's own entries that come along
@@ -39,24 +39,37 @@ class Imported:
     notes: tuple[str, ...]   # what a person should know, in sentences
 
 
-def import_file(home: Home, path: Path, name: str = "") -> Imported:
+def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str] | None = None) -> Imported:
     """Copy an adapter of any tool into the library; a name that is taken gets a number.
+
+    Args:
+        home: whose library.
+        path: the file.
+        name: what to call it; empty means as the file is called.
+        known: what came in before, see :func:`known_sources`; for many files, to look only once.
 
     Raises:
         FileError: it is no adapter, or one that can't be used.
-        HomeError: the name can't be used, or the library can't be written.
+        HomeError: it came in before, the name can't be used, or the library can't be written.
     """
     wanted = new_name(home, name) if name else _name_from(path)
-    with writing(home.adapters):
-        target = free_path(home.adapters, wanted)
     if _is_own(path):
-        adapters, notes, metadata = load_adapter(path), (), {**read_own(path), "atelier.name": target.stem}
+        adapters, notes, metadata = load_adapter(path), (), read_own(path)
     else:
         adapters, contents = read_foreign(path)
-        notes, metadata = _notes(adapters, contents), _metadata(contents, target.stem)
+        notes, metadata = _notes(adapters, contents), _metadata(contents)
+    source = data_hash(path)
+    if before := (known_sources(home) if known is None else known).get(source):
+        raise HomeError(f"{path.name} is in your library already: {before}.")
     with writing(home.adapters):
-        save_adapter(target, adapters, metadata)
+        target = free_path(home.adapters, wanted)
+        save_adapter(target, adapters, {**metadata, "atelier.name": target.stem, "atelier.source": source})
     return Imported(find_adapter(home, target.stem), notes)
+
+
+def known_sources(home: Home) -> dict[str, str]:
+    """What came in from files: the hash of their tensors → the adapter's name."""
+    return {card.source: card.name for card in list_adapters(home) if card.source}
 
 
 def _is_own(path: Path) -> bool:
@@ -75,11 +88,11 @@ def _notes(adapters: AdapterSet, contents: Contents) -> tuple[str, ...]:
     return (*contents.notes, *([said] if empty else []))
 
 
-def _metadata(contents: Contents, name: str) -> dict[str, str]:
+def _metadata(contents: Contents) -> dict[str, str]:
     theirs = {key: value for key, value in contents.metadata.items() if key.startswith(("ss_", "modelspec."))}
     if sum(map(len, theirs.values())) > KEPT_METADATA:
         theirs = {key: value for key, value in theirs.items() if len(value) < 1000}
-    own = {"atelier.name": name, "atelier.family": contents.family, "atelier.trigger": contents.trigger,
+    own = {"atelier.family": contents.family, "atelier.trigger": contents.trigger,
            "atelier.algorithms": ", ".join(contents.algorithms), "atelier.created": _now()}   # fmt: skip
     return {**theirs, **own}
 
@@ -170,7 +183,7 @@ def merge_adapters(
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
     weight_of = _weights(parts, base) or _missing(first)
     made_of = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
-    words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts)),
+    words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
              "atelier.subject": ", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject)),
              "modelspec.merged_from": made_of, "modelspec.thumbnail": first.thumbnail}   # fmt: skip
     return _keep(home, wanted, fused(mix, weight_of, limits), {
