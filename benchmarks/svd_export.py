@@ -19,7 +19,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/svd_export.py` works as `-m` does
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from machine import describe_machine
 
 from atelier.adapters.base import Spec
