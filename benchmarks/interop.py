@@ -50,9 +50,9 @@ Written by `python -m benchmarks.interop`. {docstring}
 {machine}
 
 “no” means that the tool does not load this form, by its own message or rule; the figure is the error where it does.
-ComfyUI takes the convolutions and feed-forward layers of a diffusers file and silently passes over its attention: hence
-its large errors there. The native form is Atelier's own, read back bit for bit. `rank` is the largest of the file. Where
-ΔW has no exact low-rank pair, it is cut at 99.99 % of its energy or rank 128, whichever comes first.
+ComfyUI takes the convolutions and feed-forward layers of a diffusers file and silently passes over its attention, so
+its errors are large there. The native form is Atelier's own, read back bit for bit. `rank` is the largest of the file.
+Where ΔW has no exact low-rank pair, it is cut at 99.99 % of its energy or rank 128, whichever comes first.
 """
 
 
