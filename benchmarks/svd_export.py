@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,7 +23,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from machine import describe_machine
 
-from atelier.adapters.base import Spec
 from atelier.adapters.fuse import Change, Limits, nearest
 from atelier.adapters.targets import find_targets
 
@@ -40,7 +40,8 @@ def main() -> None:
     torch.manual_seed(0)
     seconds, values, excess = 0.0, 0, 1.0
     for spec in specs:
-        change, spectrum = _update(spec)
+        dense, spectrum = _update(spec.rows, spec.columns)
+        change = Change(spec, dense=dense.reshape(spec.shape))
         began = time.perf_counter()
         (up, down), _ = nearest(change, Limits(energy=1.0, rank=options.rank))
         seconds += time.perf_counter() - began
@@ -57,12 +58,13 @@ def main() -> None:
           f"error at most {excess:.3f} times the best possible")
 
 
-def _update(spec: Spec) -> tuple[Change, Tensor]:
-    """A dense ΔW and its singular values."""
-    least = min(spec.rows, spec.columns)
+@cache
+def _update(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """A dense ΔW and its singular values; making it takes longer than what is measured, so one for each shape."""
+    least = min(rows, columns)
     spectrum = 1 / torch.arange(1, least + 1)
-    left, right = (torch.linalg.qr(torch.randn(side, least)).Q for side in (spec.rows, spec.columns))
-    return Change(spec, dense=((left * spectrum) @ right.T).reshape(spec.shape)), spectrum
+    left, right = (torch.linalg.qr(torch.randn(side, least)).Q for side in (rows, columns))
+    return (left * spectrum) @ right.T, spectrum
 
 
 if __name__ == "__main__":
