@@ -30,7 +30,7 @@ def no_weights(name: str) -> Tensor:
 
 
 def test_low_rank_adapters_add_up_exactly_whatever_their_kinds():
-    one, two, three = trained("lora", 1), trained("loha", 2, SPECS[:1]), trained("hydra", 3)
+    one, two, three = trained("lora", 1), trained("loha", 2, SPECS[:1]), trained("lokr", 3)
     mix = Mix(((one, 0.7), (two, -0.3), (three, 1.5)))
     found = {change.spec.name: change for change in changes(mix, no_weights)}
     zeros = torch.zeros(30, 20, dtype=torch.float64)
@@ -45,7 +45,8 @@ def test_one_dense_part_makes_the_layer_dense():
     weight = torch.randn(30, 20, dtype=torch.float64)
     (first, second) = changes(Mix(((lora, 1.0), (dora, 2.0))), {"unet.0": weight}.__getitem__)
     assert first.pair is None and second.pair is not None
-    assert_close(first.matrix(), lora["unet.0"].delta(weight) + 2 * dora["unet.0"].delta(weight), rtol=1e-12, atol=1e-12)
+    expected = lora["unet.0"].delta(weight) + 2 * dora["unet.0"].delta(weight)
+    assert_close(first.matrix(), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("limits", [Limits(rank=5), Limits(energy=0.9), Limits(energy=0.99, rank=3)])
