@@ -24,6 +24,7 @@ from .losses import min_snr_weights, per_sample
 from .noise import add_noise, draw_timesteps
 from .prior import draw_prior, fill
 from .sample import DrawRequest, draw
+from .team import ALONE, Team
 
 VALIDATION_TIMESTEPS = 8
 VALIDATION_SEED = 1000
@@ -52,16 +53,19 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
     text = _TextFeatures(model, trained=bool({"text_encoder", "text_encoder_2"} & adapters.components()))
+    text.remember([*data.subject, *data.prior, *data.held_out])
     prior_batch = config.prior_batch if data.prior else 0
     timestep_count = model.scheduler.config.num_train_timesteps
 
-    def microstep(generator: torch.Generator) -> Losses:
+    def microstep(generator: torch.Generator, team: Team = ALONE) -> Losses:
         picked = _pick(data.subject, config.batch, generator) + _pick(data.prior, prior_batch, generator)
         # Spread separately, so that the subject's own timesteps cover the whole range in every batch.
         timesteps = torch.cat([draw_timesteps(n, timestep_count, generator) for n in (config.batch, prior_batch)])
-        errors = _errors(model, config, picked, timesteps, text, generator)
-        subject, prior = errors[: config.batch].mean(), errors[config.batch :]
-        return Losses(subject, prior.mean() * config.prior_weight if prior_batch else torch.zeros_like(subject))
+        mine = team.share(len(picked))
+        errors = _errors(model, config, picked, timesteps, text, generator, mine=mine)
+        subjects = sum(position < config.batch for position in mine)
+        subject, prior = errors[:subjects].sum() / config.batch, errors[subjects:].sum() / max(1, prior_batch)
+        return Losses(subject, prior * config.prior_weight)
 
     def validate(weights: AdapterSet) -> float:
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
@@ -124,13 +128,17 @@ def _pick(examples: Sequence[Example], count: int, generator: torch.Generator) -
 
 def _errors(
     model: BaseModel, config: TrainConfig, examples: list[Example], timesteps: Tensor, text: _TextFeatures,
-    generator: torch.Generator,
+    generator: torch.Generator, *, mine: Sequence[int] | None = None,
 ) -> Tensor:   # fmt: skip
-    """Weighted loss of each example ``[B]``. All randomness is drawn on the CPU, so that devices agree."""
+    """Weighted loss of each example ``[B]``, or of those at the positions ``mine``, in their order.
+
+    All randomness is drawn on the CPU and for all of them, so that devices and any number of processes agree.
+    """
+    mine = range(len(examples)) if mine is None else mine
     clean = [example.sample(generator) for example in examples]
     noise = [torch.randn(latent.shape, generator=generator) for latent in clean]
     errors: dict[int, Tensor] = {}
-    for members in _by_size(clean):   # subject and prior pictures may differ in size: one pass each
+    for members in _by_size(clean, mine):   # subject and prior pictures may differ in size: one pass each
         where = torch.tensor(members)
         latents, added = (torch.stack([part[i] for i in members]).to(model.device) for part in (clean, noise))
         noisy = add_noise(model.scheduler, latents, added, timesteps[where].to(model.device))
@@ -138,14 +146,14 @@ def _errors(
         prediction = model.predict(noisy.latents, noisy.timesteps, captions, [examples[i].sizes for i in members])
         weights = min_snr_weights(model.scheduler, noisy.timesteps, config.min_snr_gamma)
         errors.update(zip(members, per_sample(prediction, noisy.target) * weights, strict=True))
-    return torch.stack([errors[i] for i in range(len(examples))])
+    return torch.stack([errors[i] for i in mine]) if mine else torch.zeros(0, device=model.device)
 
 
-def _by_size(latents: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of the latents, grouped by shape."""
+def _by_size(latents: Sequence[Tensor], positions: Sequence[int]) -> list[list[int]]:
+    """The positions, grouped by the shape of the latents there."""
     groups: dict[torch.Size, list[int]] = {}
-    for i, latent in enumerate(latents):
-        groups.setdefault(latent.shape, []).append(i)
+    for i in positions:
+        groups.setdefault(latents[i].shape, []).append(i)
     return list(groups.values())
 
 
@@ -163,6 +171,12 @@ class _TextFeatures:
         rows = [self._row(row, self._remembered) for row in tokens]
         pooled = [row.pooled for row in rows if row.pooled is not None]
         return Text(torch.cat([row.features for row in rows]), torch.cat(pooled) if pooled else None)
+
+    def remember(self, examples: Sequence[Example]) -> None:
+        """Encode the captions of all examples now, so that the text encoders need not stay."""
+        if self._remembered is not None:
+            for example in examples:
+                self._row(example.tokens, self._remembered)
 
     def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], Text]) -> Text:
         key = tuple(tokens.tolist())

@@ -22,6 +22,7 @@ from .checkpoint import State
 from .config import TrainConfig
 from .events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from .optimizers import learning_rate, make_optimizer
+from .team import ALONE, Team
 
 PAUSE_SECONDS = 0.2
 
@@ -40,7 +41,7 @@ class Recipe:
 
     adapters: AdapterSet
     attached: Callable[[], AbstractContextManager[None]]    # adapters act on the model while this is open
-    microstep: Callable[[torch.Generator], Losses]
+    microstep: Callable[..., Losses]                        # of a generator, and of the team that shares the batch
     validate: Callable[[AdapterSet], float]                 # deterministic: the same weights give the same number
     preview: Callable[[AdapterSet, int, str], list[Previewed]]   # step and prompt ("" = the recipe's own prompts)
     reselect: Callable[[], None]                            # half way: the adapters choose what trains on
@@ -57,8 +58,11 @@ class Controls:
 class Training:
     """One run of the loop. Iterate over :meth:`events`; afterwards :attr:`result` holds what to keep."""
 
-    def __init__(self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(
+        self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator, team: Team = ALONE
+    ) -> None:
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
+        self.team = team
         self.parameters = list(recipe.adapters.parameters())
         self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters))
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -128,9 +132,12 @@ class Training:
         with self.recipe.attached():   # open during the backward pass too: checkpointing runs the model again
             for _ in range(self.config.accumulate):
                 losses = self.recipe.microstep(self.generator)
-                self.accelerator.backward((losses.subject + losses.prior) / self.config.accumulate)
+                loss = (losses.subject + losses.prior) / self.config.accumulate
+                if loss.requires_grad:   # else no picture of this batch was for this process
+                    self.accelerator.backward(loss)
                 subject += float(losses.subject.detach()) / self.config.accumulate
                 prior += float(losses.prior.detach()) / self.config.accumulate
+        subject, prior = self.team.whole((subject, prior), self.parameters)
         if math.isfinite(subject + prior):
             if self.config.whole_gradient:
                 correct(self.recipe.adapters)
@@ -175,6 +182,8 @@ class Training:
         return Validated(self.step, loss, best)
 
     def _save(self) -> Saved:
+        if not self.team.first:
+            return Saved(self.step, "")   # the first process writes it
         state = State(
             weights=_copy(self.recipe.adapters),
             average=_copy(self.average) if self.average else {},
@@ -196,7 +205,8 @@ class Training:
             for name in ("stop", "cancel"):
                 text = controls.take(name)
                 if text is not None:   # leave it for the loop, which knows what to do
-                    (self.folder / "control" / name).write_text(text, encoding="utf-8")
+                    if self.team.first:
+                        (self.folder / "control" / name).write_text(text, encoding="utf-8")
                     yield Resumed(self.step)
                     return
             time.sleep(PAUSE_SECONDS)

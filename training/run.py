@@ -16,7 +16,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,10 +42,11 @@ from .identify import identify
 from .images import PictureError, open_picture, to_tensor
 from .keep import keep
 from .latents import Example, encode_pictures
-from .loop import Controls, Training
+from .loop import Controls, Recipe, Training
 from .plan import planned, precision, ran_out
 from .precision import DTYPES
 from .runs import RunFolder
+from .team import Team, join, leave
 
 DONE, FAILED, STOPPED = 0, 1, 3
 WAIT_SECONDS = 2.0
@@ -53,18 +56,21 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
     """Train what the folder's recipe says and put the adapter file into ``adapters``.
 
     Every event is written to the folder before it is yielded. Errors become a :class:`Failed` event; the traceback
-    goes to the log. With ``resume``, training goes on from the newest complete checkpoint.
+    goes to the log. With ``resume``, training goes on from the newest complete checkpoint. Of several processes, the
+    first alone writes.
     """
-    with folder.beating(), _quit_signals() as quitting:
+    team = join(best_device())
+    say = folder.append if team.first else lambda _: None
+    with folder.beating() if team.first else nullcontext(), _quit_signals() as quitting:
         try:
-            for event in _events(folder, adapters, resume, quitting):
-                folder.append(event)
+            for event in _events(folder, adapters, resume, quitting, team):
+                say(event)
                 yield event
         except Exception as error:   # whatever happened, the person must learn of it
             logging.getLogger(__name__).error("%s", traceback.format_exc())
-            short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            short = isinstance(error, torch.OutOfMemoryError | MemoryError) and team.first
             failed = Failed(ran_out(folder, best_device()) if short else explain(error))
-            folder.append(failed)
+            say(failed)
             yield failed
 
 
@@ -79,25 +85,36 @@ def explain(error: Exception) -> str:
             return f"Something unexpected went wrong ({type(error).__name__}: {error}). The log has the details."
 
 
-def _events(folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event) -> Iterator[Event]:
+def _events(
+    folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, team: Team
+) -> Iterator[Event]:
     """Wait for the device, then train. The kernel frees the lock when the process dies, however it dies."""
-    device = best_device()
+    device, controls = best_device(), _controls(folder, quitting, team)
     lock = _device_lock(device)
-    while not _acquired(lock):
+    while not team.agree(team.first and _acquired(lock)):
         yield Preparing("Waiting for another job on this device")
-        if folder.take("cancel") is not None:
+        if controls.take("cancel") is not None:
             yield Stopped(0, "Cancelled while it waited.")
             return
-        if quitting.wait(WAIT_SECONDS):
+        quitting.wait(WAIT_SECONDS)
+        if controls.quitting():
             return
     try:
-        yield from _train(folder, adapters, resume, quitting, device)
+        yield from _train(folder, adapters, resume, controls, device, team)
     finally:
         lock.release()
 
 
+def _controls(folder: RunFolder, quitting: threading.Event, team: Team) -> Controls:
+    """Commands reach the first process, which passes them on."""
+    return Controls(
+        take=lambda name: team.agree(folder.take(name) if team.first else None),
+        quitting=lambda: team.agree(quitting.is_set()),
+    )
+
+
 def _train(
-    folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, device: torch.device
+    folder: RunFolder, adapters: Path, resume: bool, controls: Controls, device: torch.device, team: Team
 ) -> Iterator[Event]:
     started, config = time.monotonic(), folder.config()
     adapters.mkdir(parents=True, exist_ok=True)   # now, and not after an hour of training
@@ -105,7 +122,9 @@ def _train(
     report = _scan(config)
     yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
     yield Preparing("Loading the base model")
-    config, told = planned(config, folder, device)
+    # What is measured here is measured once.
+    config, told = team.agree(planned(config, folder, device, team.count) if team.first else (config, ""))
+    team.agree(precision(config, folder, device) if team.first else "")
     if told:
         yield Warned(told)
     model = _load(config, folder, device)
@@ -113,12 +132,12 @@ def _train(
     subject = _encode(model, report)
     if config.prior_batch:
         yield Preparing("Drawing other things, to keep them as they are")
-    training = _training(model, dreambooth.dataset(model, config, subject), config, folder)
+    training = _training(model, dreambooth.dataset(model, config, subject), config, folder, team)
     if resume and not training.resume():
         yield Warned("There was no complete checkpoint to resume from, so training started again.")
-    yield from training.events(Controls(folder.take, quitting.is_set))
+    yield from training.events(controls)
     if training.result is not None:
-        path = keep(training, config, model, len(report.usable), folder, adapters)
+        path = team.agree(keep(training, config, model, len(report.usable), folder, adapters) if team.first else None)
         yield Finished(training.result_step, str(path), time.monotonic() - started)
 
 
@@ -135,7 +154,7 @@ def _scan(config: TrainConfig) -> Report:
 
 
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
-    model = load(config.base, device, DTYPES[precision(config, folder, device)])
+    model = load(config.base, device, DTYPES[precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout
@@ -148,7 +167,9 @@ def _encode(model: BaseModel, report: Report) -> list[Example]:
     return encode_pictures(model, pictures, [picture.caption for picture in report.usable], sizes)
 
 
-def _training(model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder) -> Training:
+def _training(
+    model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder, team: Team
+) -> Training:
     torch.manual_seed(config.seed)   # the adapter's start
     parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
     targets = find_targets(parts, config.targets)
@@ -158,7 +179,18 @@ def _training(model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, f
     recipe = dreambooth.recipe(model, adapters, data, config, folder.path)
     looking = torch.Generator().manual_seed(config.seed)
     begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
-    return Training(recipe, config, folder.path, accelerator)
+    model.put_aside(adapters.components())
+    return Training(_shared(recipe, team), config, folder.path, accelerator, team)
+
+
+def _shared(recipe: Recipe, team: Team) -> Recipe:
+    """A recipe as a team carries it out: steps together, all else by the first process."""
+    return replace(
+        recipe,
+        microstep=partial(recipe.microstep, team=team),
+        validate=lambda weights: team.agree(recipe.validate(weights) if team.first else 0.0),
+        preview=recipe.preview if team.first else lambda *_: [],
+    )
 
 
 def _device_lock(device: torch.device) -> FileLock:
@@ -204,6 +236,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     arguments = parser.parse_args()
     kinds = [type(event) for event in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume)]
+    leave(join(best_device()))
     return {Finished: DONE, Failed: FAILED}.get(kinds[-1] if kinds else None, STOPPED)
 
 

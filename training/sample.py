@@ -59,9 +59,8 @@ def draw(
             on_step(step + 1, request.steps)
         return values
 
-    # bfloat16 weights are too coarse to merge into; everywhere else merging costs nothing per step.
-    attach = mounted if model.dtype == torch.bfloat16 else merged
-    with torch.inference_mode(), attach(model.models(), mix):
+    attach = merged if model.mergeable else mounted   # merging costs nothing per step
+    with model.present(), torch.inference_mode(), attach(model.models(), mix):
         result = model.pipeline(
             **_prompt(model, request),
             negative_prompt=[request.negative] * request.count,
@@ -99,7 +98,7 @@ def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
 
 def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: int) -> Tensor:
     """Draw one picture a prompt with the bare base model and leave them as latents ``[B, C, h, w]`` on the CPU."""
-    with torch.inference_mode():
+    with model.present(), torch.inference_mode():
         latents = model.pipeline(
             prompt=list(prompts),
             num_inference_steps=steps,

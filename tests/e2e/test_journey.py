@@ -176,6 +176,7 @@ def pixels(page: Page) -> str:
 
 def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, tmp_path: Path) -> None:
     visit(page, "/")
+    expect(page.locator("#room")).to_contain_text("free here.")
     page.click("#teach")
     expect(page.get_by_text("There is no picture to learn from yet.")).to_be_visible()
     fake = tmp_path / "${window.probe=3} notes.png"
@@ -341,6 +342,23 @@ def test_a_cancelled_run_leaves_nothing_in_the_library(page: Page) -> None:
     visit(page, "/library")
     fill(page, "search", "third")
     expect(page.locator("#cards .card")).to_have_count(0, timeout=60_000)
+
+
+def test_base_models_of_a_folder_can_be_chosen(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "mine").symlink_to(ROOT / "assets" / "base")
+    visit(page, "/settings")
+    fill(page, "model-folders", str(tmp_path / "nowhere"))
+    page.click("#look")
+    expect(page.get_by_text("is no folder on the machine")).to_be_visible()
+    fill(page, "model-folders", str(tmp_path))
+    page.click("#look")
+    expect(page.locator("#models dt")).to_have_text(["mine"])
+    expect(page.locator("#models dd")).to_contain_text("fp16")
+    visit(page, "/studio")
+    page.get_by_text("Size, steps and more").click()
+    page.locator("#base input").click()
+    page.get_by_role("option", name="mine").click()
+    assert value(page, "base").startswith("mine")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
