@@ -65,7 +65,7 @@ def _told(row: dict[str, Any]) -> list[str]:
 def export(arguments: Namespace) -> Answer:
     """Write adapters for another tool, or a base model with them in its weights."""
     from .library import find_adapter
-    from .transfer import export_adapters, export_base, unet_error
+    from .transfer import export_adapters, export_base, export_path, export_tiny, unet_error
 
     home = open_home(arguments.home)
     parts = [(find_adapter(home, name), strength) for name, strength in arguments.adapters]
@@ -74,6 +74,10 @@ def export(arguments: Namespace) -> Answer:
         single_file = arguments.form == "checkpoint"
         size = export_base(parts, arguments.out, arguments.precision, single_file=single_file, base=base)
         values = {"path": str(arguments.out), "form": arguments.form, "bytes": size}
+        return Answer(values, sheet(values))
+    if arguments.form == "tiny":
+        shrunk = export_tiny(parts, arguments.out, arguments.bits)
+        values = {"path": str(export_path(parts[0][0], arguments.out)), "form": "tiny", **asdict(shrunk)}
         return Answer(values, sheet(values))
     path, report = export_adapters(parts, arguments.form, arguments.out, arguments.precision,
                                    limits=_limits(arguments), base=base)   # fmt: skip

@@ -17,6 +17,7 @@ from atelier.adapters.fuse import EXACT, Limits, WeightOf, fused
 from atelier.adapters.header import FileError
 from atelier.adapters.imports import read_foreign, untrained
 from atelier.adapters.mix import Mix
+from atelier.adapters.tiny import Shrunk, shrink
 from atelier.training.base_model import load
 from atelier.training.fidelity import compare
 from atelier.training.identify import identify
@@ -136,6 +137,24 @@ def unet_error(parts: Sequence[Part], exported: Path, base: str = "") -> float:
     model = load(_base(parts, base))
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
     return compare(model, mix, exported, suggestion(parts[0][0])).unet_error
+
+
+def export_tiny(parts: Sequence[Part], out: Path, bits: int) -> Shrunk:
+    """Write one adapter in a few bits a value, for Atelier.
+
+    Raises:
+        HomeError: several adapters or a strength, or ``out`` can't be written.
+        TinyError, FileError: its kind can't be made tiny, or it can't be read.
+    """
+    (card, strength), *others = parts
+    if others or strength != 1:
+        raise HomeError("A tiny file is one adapter at strength 1. Merge several into a new adapter first.")
+    path = export_path(card, out)
+    if path.resolve() == card.path.resolve():
+        raise HomeError(f"{path} is the adapter itself. Choose another file to export to.")
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return shrink(card.path, path, bits)
 
 
 def export_path(card: AdapterCard, out: Path) -> Path:

@@ -225,3 +225,21 @@ def test_what_the_difference_does_to_the_unet(taught: Home, tmp_path: Path):
     coarse, _ = export_adapters(parts, "kohya", tmp_path / "kohya.safetensors", limits=Limits(rank=1))
     assert unet_error(parts, exact) < 1e-4
     assert 0.1 < unet_error(parts, coarse) < 2
+
+
+def test_a_tiny_file_is_small_and_opens_like_any_other(home: Home, tmp_path: Path, capsys):
+    specs = [Spec(f"unet.{LAYER}", (320, 768))]
+    torch.manual_seed(0)
+    adapters = create("lora", {"rank": 8}, specs)
+    torch.nn.init.normal_(next(iter(adapters)).up)
+    save_adapter(home.adapters / "fox.safetensors", adapters, {"atelier.family": "sd1"})
+    out = tmp_path / "fox.safetensors"
+    where = ["--out", str(out), "--home", str(home.path), "--json"]
+    assert main(["export", "fox", "--to", "tiny", "--bits", "4", *where]) == 0
+    told = json.loads(capsys.readouterr().out)
+    ours, theirs = delta(home.adapters / "fox.safetensors"), delta(out)
+    assert told["mean_error"] == pytest.approx(((ours - theirs).norm() / ours.norm()).item(), rel=1e-3)
+    assert out.stat().st_size < 0.25 * (home.adapters / "fox.safetensors").stat().st_size
+    card = import_file(home, foreign(tmp_path / "owl.safetensors")).card
+    assert main(["export", card.name, "--to", "tiny", "--out", str(tmp_path), "--home", str(home.path)]) == 1
+    assert "came from another tool" in capsys.readouterr().err
