@@ -29,6 +29,7 @@ from .home import MAX_NAME, Home, HomeError, new_name, writing
 from .library import SUFFIX, AdapterCard, find_adapter, list_adapters
 
 Part = tuple[AdapterCard, float]   # with its strength
+_NO_NAMES = ("adapter_model", "pytorch_lora_weights")   # PEFT's and diffusers' own
 KEPT_METADATA = 200_000            # characters of a foreign file's own entries that come along
 
 
@@ -78,8 +79,9 @@ def _is_own(path: Path) -> bool:
 
 
 def _name_from(path: Path) -> str:
-    """A name that can be used, from whatever the file is called."""
-    plain = "".join(c if c in " -_" or unicodedata.category(c)[0] in "LMN" else "-" for c in path.stem)
+    """A name that can be used, from whatever the file is called; from its folder where all such files are called so."""
+    stem = path.absolute().parent.name if path.stem in _NO_NAMES else path.stem
+    plain = "".join(c if c in " -_" or unicodedata.category(c)[0] in "LMN" else "-" for c in stem)
     return re.sub(r"-+", "-", plain).strip(" -_")[:MAX_NAME] or "imported"
 
 

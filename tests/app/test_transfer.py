@@ -22,6 +22,7 @@ from atelier.app.cli import main
 from atelier.app.home import Home, HomeError, open_home
 from atelier.app.inspecting import inspect_file
 from atelier.app.library import find_adapter, list_adapters
+from atelier.app.models import check_family
 from atelier.app.transfer import (
     export_adapters,
     export_base,
@@ -32,6 +33,7 @@ from atelier.app.transfer import (
 )
 from atelier.training.base_info import BaseError
 from atelier.training.base_model import load
+from atelier.training.identify import identify
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 KOHYA = "lora_unet_" + LAYER.replace(".", "_")
@@ -80,6 +82,21 @@ def test_names_that_are_taken_get_a_number(home: Home, tmp_path: Path):
     assert names == ["fox", "fox-2", "fox-3"]
     with pytest.raises(HomeError, match="'fox' is taken"):
         import_file(home, foreign(tmp_path / "new one.safetensors"), "fox")
+
+
+@pytest.mark.parametrize(("path", "name"), [
+    ("rex/adapter_model.safetensors", "rex"), ("my dog/pytorch_lora_weights.safetensors", "my dog"),
+    ("x/ink.v2 (final).safetensors", "ink-v2 -final"), ("x/___.safetensors", "imported"),
+])   # fmt: skip
+def test_a_name_is_made_of_whatever_the_file_is_called(home: Home, tmp_path: Path, path: str, name: str):
+    (tmp_path / path).parent.mkdir()
+    assert import_file(home, foreign(tmp_path / path)).card.name == name
+
+
+def test_an_adapter_of_another_family_says_so_before_anything_is_loaded(home: Home, tmp_path: Path):
+    old = import_file(home, foreign(tmp_path / "old.safetensors", width=768)).card
+    with pytest.raises(HomeError, match=r"old was made for Stable Diffusion 1\.x, but .*Choose a base model"):
+        check_family(identify("embedded"), [old])
 
 
 def test_the_same_file_comes_in_once(home: Home, tmp_path: Path):
