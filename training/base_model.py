@@ -6,7 +6,7 @@ Everything else asks here for widths, prediction type, text features and the UNe
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,16 +77,20 @@ class BaseModel:
         parts = {"unet": self.unet, "text_encoder": self.text_encoder}
         return parts if self.text_encoder_2 is None else {**parts, "text_encoder_2": self.text_encoder_2}
 
-    def put_aside(self, keep: Collection[str] = ()) -> None:
-        """Send the VAE and the text encoders, but those in ``keep``, to where they wait."""
-        others = {**self.models(), "vae": self.vae}
+    @property
+    def encoders(self) -> list[Any]:
+        """The text encoders, one or two."""
+        return [encoder for _, encoder in self.readers]
+
+    def put_aside(self, *parts: nn.Module) -> None:
+        """Send parts to where they wait; whoever needs them asks for them with :meth:`present`."""
         if self.rest is not None:
-            _move([part for name, part in others.items() if name not in {"unet", *keep}], self.rest)
+            _move(parts, self.rest)
 
     @contextmanager
-    def present(self) -> Iterator[None]:
-        """All parts are on the UNet's device while this is open; those that were put aside go back afterwards."""
-        away = [part for part in (*self.models().values(), self.vae) if part.device != self.device]
+    def present(self, *parts: nn.Module) -> Iterator[None]:
+        """These parts are on the UNet's device while this is open; those that were put aside go back afterwards."""
+        away = [part for part in parts if part.device != self.device]
         _move(away, self.device)
         try:
             yield
@@ -114,12 +118,17 @@ class BaseModel:
         }   # fmt: skip
         if self.text_encoder_2 is not None:
             second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
-            pipeline = StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
+            pipeline = _at_the_unet(StableDiffusionXLPipeline)(**parts, **second, add_watermarker=False)
         else:
-            make: Any = StableDiffusionPipeline   # its annotations don't know that the safety checker may be left out
+            make = _at_the_unet(StableDiffusionPipeline)
             pipeline = make(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def _at_the_unet(pipeline: type) -> Any:
+    """The pipeline, working on the device of its UNet: it would take that of any part, and some may wait elsewhere."""
+    return type(pipeline.__name__, (pipeline,), {"_execution_device": property(lambda self: self.unet.device)})
 
 
 def load(

@@ -175,8 +175,9 @@ class _TextFeatures:
     def remember(self, examples: Sequence[Example]) -> None:
         """Encode the captions of all examples now, so that the text encoders need not stay."""
         if self._remembered is not None:
-            for example in examples:
-                self._row(example.tokens, self._remembered)
+            with self._model.present(*self._model.encoders):
+                for example in examples:
+                    self._row(example.tokens, self._remembered)
 
     def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], Text]) -> Text:
         key = tuple(tokens.tolist())

@@ -29,6 +29,7 @@ from .base_info import BaseInfo, read_json
 from .config import TrainConfig
 from .identify import identify
 from .precision import DTYPES
+from .prior import batch_size
 
 PROGRAM_BYTES = 650_000_000   # Python with torch, diffusers and transformers loaded, before any model (measured)
 CAPTION = 77
@@ -38,22 +39,25 @@ CAPTION = 77
 class Need:
     """Bytes a run needs on its device at most, and in which phase."""
 
-    weights: int    # of the base model, whole
+    weights: int    # of the base model, all parts together
     encode: int     # beside them while pictures become latents
     train: int      # beside them in a step, adapter and optimizer included
     draw: int       # beside them while a preview is drawn
     program: int    # of the process itself, where the device is the main memory
     load: int = 0   # beside them while they are loaded, before they are put into 8 bits
-    aside: int = 0  # of the weights, what waits in the main memory during a step, where the device has its own
+    # Of the weights, what waits in the main memory where the device has its own:
+    texts: int = 0  # text encoders that only encode captions and prompts
+    vae: int = 0    # needed to encode and to draw, not in a step
 
     @property
     def peak(self) -> int:
         """The most at any one time."""
-        return self.program + self.weights + max(self.load, self.encode, self.train - self.aside, self.draw)
+        phases = (self.load, self.encode - self.texts, self.train - self.texts - self.vae, self.draw - self.texts)
+        return self.program + self.weights + max(0, *phases)
 
 
 def need(config: TrainConfig, precision: str, *, main_memory: bool = True, processes: int = 1) -> Need:
-    """Count what a run needs with UNet and text encoders in ``precision``, in a few seconds.
+    """Count what a run needs with UNet and text encoders in ``precision``: seconds, up to a minute for the largest.
 
     With ``main_memory`` the device shares the process's memory, as a CPU does; else what is needed on the device. The
     figure is one process's where several share each batch.
@@ -66,13 +70,13 @@ def need(config: TrainConfig, precision: str, *, main_memory: bool = True, proce
              "ema", "base_in_8_bits")   # fmt: skip
     key = tuple((name, getattr(config, name)) for name in facts)
     pictures = -(-(config.batch + config.prior_batch) // processes)
-    counted = _counted(info, key, json.dumps(config.adapter), pictures, precision)
-    return replace(counted, aside=0) if main_memory else replace(counted, program=0, load=0)
+    counted = _counted(info, key, json.dumps(config.adapter), pictures, bool(config.prior_batch), precision)
+    return replace(counted, texts=0, vae=0) if main_memory else replace(counted, program=0, load=0)
 
 
 @lru_cache(maxsize=64)
 def _counted(
-    info: BaseInfo, key: tuple[tuple[str, Any], ...], adapter: str, pictures: int, precision: str
+    info: BaseInfo, key: tuple[tuple[str, Any], ...], adapter: str, pictures: int, prior: bool, precision: str
 ) -> Need:
     config = TrainConfig(**dict(key), adapter=json.loads(adapter))
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
@@ -91,11 +95,12 @@ def _counted(
         return Need(
             weights=weights,
             encode=beside(lambda: _encode(parts["vae"], side)),
-            draw=beside(lambda: _draw(parts, info, side)),
+            draw=beside(lambda: _draw(parts, info, side, prior)),
             train=beside(lambda: _train(parts, info, config, side, pictures)),
             program=PROGRAM_BYTES,
             load=whole - weights,
-            aside=sum(_bytes(part) for name, part in parts.items() if name not in _trained(parts, config)),
+            texts=sum(_bytes(part) for name, part in parts.items() if name not in ("vae", *_trained(parts, config))),
+            vae=_bytes(parts["vae"]),
         )
 
 
@@ -174,7 +179,9 @@ def _encode(vae: Any, side: int) -> None:
 
 
 @torch.no_grad()
-def _draw(parts: Mapping[str, Any], info: BaseInfo, side: int) -> None:
+def _draw(parts: Mapping[str, Any], info: BaseInfo, side: int, prior: bool) -> None:
+    if prior:
+        _ask(parts["unet"], info, info.resolution, 2 * batch_size(info.resolution))
     _ask(parts["unet"], info, side, 2)   # with words and without
     vae = parts["vae"]
     vae.decode(torch.zeros(1, vae.config.latent_channels, side // info.factor, side // info.factor))
@@ -191,16 +198,18 @@ def _train(parts: Mapping[str, Any], info: BaseInfo, config: TrainConfig, side: 
     # The averaged copy, and what Prodigy keeps beyond AdamW: where it began and a running sum.
     copies = bool(config.ema) + 2 * (config.optimizer == "prodigy")
     kept = [parameter.detach().clone() for parameter in adapters.parameters() for _ in range(copies)]
+    for parameter in adapters.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()   # its state is there from the second step on: that is the one to count
+    optimizer.zero_grad()
     with mounted(models, Mix(((adapters, 1.0),))):
-        for _ in range(2):   # the optimizer's state is there from the second step on
-            text = None
-            if config.train_text_encoder:
-                encoders = [part for name, part in models.items() if name != "unet"]
-                ids = torch.zeros(batch, encoders[0].config.max_position_embeddings, dtype=torch.long)
-                text = torch.cat([encoder(ids).last_hidden_state for encoder in encoders], -1)
-            _ask(unet, info, side, batch, text).float().square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        text = None
+        if config.train_text_encoder:
+            encoders = [part for name, part in models.items() if name != "unet"]
+            ids = torch.zeros(batch, encoders[0].config.max_position_embeddings, dtype=torch.long)
+            text = torch.cat([encoder(ids).last_hidden_state for encoder in encoders], -1)
+        _ask(unet, info, side, batch, text).float().square().mean().backward()
+        optimizer.step()
     del kept
 
 

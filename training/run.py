@@ -155,6 +155,7 @@ def _scan(config: TrainConfig) -> Report:
 
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
     model = load(config.base, device, DTYPES[precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
+    model.put_aside(model.vae, *([] if config.train_text_encoder else model.encoders))
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout
@@ -179,7 +180,6 @@ def _training(
     recipe = dreambooth.recipe(model, adapters, data, config, folder.path)
     looking = torch.Generator().manual_seed(config.seed)
     begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
-    model.put_aside(adapters.components())
     return Training(_shared(recipe, team), config, folder.path, accelerator, team)
 
 

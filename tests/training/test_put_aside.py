@@ -71,32 +71,27 @@ def movable(model: BaseModel, moves: Moves) -> BaseModel:
 
 
 def test_parts_are_put_aside_and_fetched(movable: BaseModel, moves: Moves):
-    movable.put_aside()
-    assert moves == [("text_encoder", "away"), ("vae", "away")]
-    with movable.present():
-        assert moves[2:] == [("text_encoder", "here"), ("vae", "here")]
-        with movable.present():   # they are there already
-            pass
-        assert len(moves) == 4
-    assert moves[4:] == moves[:2]
+    movable.put_aside(movable.vae, movable.text_encoder)
+    assert moves == [("vae", "away"), ("text_encoder", "away")]
+    with movable.present(movable.vae):
+        assert moves[2:] == [("vae", "here")]
+        with movable.present(movable.vae, movable.text_encoder):   # one is there already
+            assert moves[3:] == [("text_encoder", "here")]
+        assert moves[4:] == [("text_encoder", "away")]
+    assert moves[5:] == [("vae", "away")]
 
 
 def test_parts_go_back_after_an_error_too(movable: BaseModel, moves: Moves):
-    movable.put_aside()
-    with pytest.raises(KeyError), movable.present():
+    movable.put_aside(movable.vae)
+    with pytest.raises(KeyError), movable.present(movable.vae):
         raise KeyError
-    assert moves[-2:] == [("text_encoder", "away"), ("vae", "away")]
-
-
-def test_what_is_trained_stays(movable: BaseModel, moves: Moves):
-    movable.put_aside({"unet", "text_encoder"})
-    assert moves == [("vae", "away")]
+    assert moves[-1] == ("vae", "away")
 
 
 def test_where_nothing_is_gained_nothing_moves(movable: BaseModel, moves: Moves):
     at_home = replace(movable, rest=None)
-    at_home.put_aside()
-    with at_home.present():
+    at_home.put_aside(at_home.vae)
+    with at_home.present(at_home.vae):
         pass
     assert moves == []
 
@@ -118,15 +113,28 @@ def test_a_run_keeps_only_the_unet_while_it_steps(
     hook = movable.unet.register_forward_pre_hook(
         lambda *_: places.append(movable.vae.place) if torch.is_grad_enabled() else None
     )
-    monkeypatch.setattr(run_module, "load", lambda *_: movable)
+    monkeypatch.setattr(run_module, "load", lambda *_, **__: movable)
     events = list(run_module.run(RunFolder.create(tmp_path / "moved", config), tmp_path / "adapters"))
     hook.remove()
     assert isinstance(events[-1], Finished) and isinstance(plain[-1], Finished), events[-1]
     assert set(places) == {AWAY}
-    # Away before the first step; back for the preview at the end and for the adapter's cover.
-    assert [where for name, where in moves if name == "vae"] == ["away", *["here", "away"] * 2]
+    # Away as soon as it is loaded; the VAE comes for the pictures, the preview and the cover, the text encoder for the
+    # captions (prior pictures, one at a time), the preview and the cover. They are never there together.
+    assert [where for name, where in moves if name == "vae"] == ["away", *["here", "away"] * 3]
+    assert [where for name, where in moves if name == "text_encoder"][:3] == ["away", "here", "away"]
+    there = [name for name, where in moves if where == "here"]
+    assert all(moves[moves.index((name, "here")) + 1] == (name, "away") for name in there)
     one, other = load_file(plain[-1].path), load_file(events[-1].path)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_trained_text_encoder_stays(
+    base: Path, movable: BaseModel, moves: Moves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_module, "load", lambda *_, **__: movable)
+    config = TrainConfig(base=str(base), precision="fp32", train_text_encoder=True)
+    run_module._load(config, RunFolder.create(tmp_path / "run", config), torch.device("cpu"))
+    assert moves == [("vae", "away")]
 
 
 def test_the_count_follows(model: BaseModel):
@@ -134,15 +142,25 @@ def test_the_count_follows(model: BaseModel):
     sizes = {name: sum(t.numel() * t.element_size() for t in (*part.parameters(), *part.buffers()))
              for name, part in {**model.models(), "vae": model.vae}.items()}   # fmt: skip
     here, there = need(config, "fp32"), need(config, "fp32", main_memory=False)
-    assert (here.aside, there.program) == (0, 0)
-    assert abs(there.aside - sizes["vae"] - sizes["text_encoder"]) < 4096
+    assert (here.texts, here.vae, there.program) == (0, 0, 0)
+    assert abs(there.texts - sizes["text_encoder"]) < 4096
+    assert abs(there.vae - sizes["vae"]) < 4096
     both = need(replace(config, train_text_encoder=True), "fp32", main_memory=False)
-    assert abs(both.aside - sizes["vae"]) < 4096
+    assert (both.texts, both.vae) == (0, there.vae)
 
 
-def test_what_waits_elsewhere_counts_only_when_it_is_needed():
-    assert Need(weights=100, encode=5, train=80, draw=30, program=0, aside=60).peak == 130
-    assert Need(weights=100, encode=5, train=95, draw=30, program=0, aside=60).peak == 135
+@pytest.mark.parametrize(
+    ("phases", "peak"),
+    [
+        ({"train": 95}, 165),                # a step has neither text encoders (20) nor VAE (10) beside it
+        ({"train": 50, "encode": 60}, 140),  # pictures are encoded without text encoders
+        ({"draw": 70}, 150),                 # and decoded without them
+        ({"draw": 5}, 100),                  # all parts are there once, when they are loaded
+    ],
+)
+def test_what_waits_elsewhere_counts_only_when_it_is_needed(phases: dict[str, int], peak: int):
+    least = {"encode": 0, "train": 0, "draw": 0}
+    assert Need(weights=100, program=0, texts=20, vae=10, **{**least, **phases}).peak == peak
 
 
 @pytest.mark.gpu
@@ -151,7 +169,7 @@ def test_on_a_gpu_the_memory_is_free_and_pictures_stay_the_same(base: Path):
     request = DrawRequest(prompt="a fox", steps=2)
     before = draw(model, request)[0].tobytes()
     full = torch.cuda.memory_allocated()
-    model.put_aside()
+    model.put_aside(model.vae, model.text_encoder)
     weights = sum(t.numel() * t.element_size() for part in (model.vae, model.text_encoder) for t in part.parameters())
     assert full - torch.cuda.memory_allocated() >= weights
     assert {part.device.type for part in (model.vae, model.text_encoder)} == {"cpu"}
