@@ -67,7 +67,7 @@ class Row:
 
 
 def main() -> None:
-    """Run the comparison and print its table. Every row goes to a JSON file at once, and a second call goes on there."""
+    """Run the comparison and print its table. Every row is kept at once, and a second call goes on there."""
     options = _options()
     model, judge = load("embedded", "cpu"), Judge.load()
     rows = _earlier(options)
