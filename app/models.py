@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from atelier.training.base_info import BaseError, BaseInfo
+from atelier.training.base_info import TITLES, BaseError, BaseInfo
 from atelier.training.config import EMBEDDED
 from atelier.training.identify import identify
 
@@ -107,3 +107,16 @@ def _look(path: Path, _modified: int, _size: int) -> Model:
         return Model(path, identify(str(path)))
     except BaseError as error:
         return Model(path, reason=str(error))
+
+
+def check_family(info: BaseInfo, cards: Sequence[AdapterCard]) -> None:
+    """Say in names what mounting would say in shapes.
+
+    Raises:
+        HomeError: an adapter was made for another family of base models.
+    """
+    for card in cards:
+        if card.family in TITLES and card.family != info.family:
+            such_as = f", such as {card.title}" if card.title else ""
+            raise HomeError(f"{card.name} was made for {TITLES[card.family]}, but {info.title} is "
+                            f"{TITLES[info.family]}. Choose a base model of its own family{such_as}.")

@@ -191,8 +191,8 @@ def test_the_create_page_says_at_once_that_a_small_run_fits_by_far(monkeypatch) 
 def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
     sizes = {(False, 2): 9, (True, 2): 6, (True, 1): 3}   # GB, by checkpointing and batch
 
-    def counted(config: TrainConfig, precision: str, *, main_memory: bool) -> Need:
-        assert precision == "fp32" and main_memory
+    def counted(config: TrainConfig, precision: str, *, main_memory: bool, processes: int) -> Need:
+        assert precision == "fp32" and main_memory and processes == 1
         return Need(0, 0, 0, 0, program=sizes[config.gradient_checkpointing, config.batch] * 10**9)
 
     monkeypatch.setattr(levers, "need", counted)
@@ -330,5 +330,5 @@ def test_style_sheets_use_the_palette_and_nothing_from_elsewhere() -> None:
         text = sheet.read_text(encoding="utf-8")
         used = set(re.findall(r"var\(--([\w-]+)", text))
         own = set(re.findall(r"--([\w-]+):", "".join(other.read_text(encoding="utf-8") for other in STYLE_SHEETS)))
-        assert used <= {*PALETTE, *own, "range_progress", "say-drop"}, sheet.name
+        assert used <= {*PALETTE, *own, "range_progress", "say-drop", "say-files"}, sheet.name
         assert "http" not in text and "@import" not in text

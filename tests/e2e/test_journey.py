@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from atelier.app.server import bind
 
@@ -279,7 +281,7 @@ def test_the_export_comes_as_a_file_another_tool_reads(page: Page, tmp_path: Pat
         keys, metadata = list(file.keys()), file.metadata()
     assert keys and all(key.startswith("lora_unet_") for key in keys)
     assert metadata["ss_network_module"] == "networks.lora"
-    expect(page.locator("#export-report")).to_contain_text("read back and compared")
+    expect(page.locator("#export-report")).to_contain_text("exact, but for rounding")
 
 
 def test_an_adapter_is_deleted_and_put_back(page: Page) -> None:
@@ -287,6 +289,23 @@ def test_an_adapter_is_deleted_and_put_back(page: Page) -> None:
     page.locator("#adapter").get_by_role("button", name="Delete").click()
     expect(page.locator("#cards .card")).to_have_count(0)
     page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#cards .card b")).to_have_text("foxy")
+
+
+def test_files_of_other_tools_come_in_and_say_what_is_wrong(page: Page, tmp_path: Path) -> None:
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{layer}.lora_up.weight": torch.ones(64, 2), f"{layer}.lora_down.weight": torch.ones(2, 192)}
+    save_file(tensors, tmp_path / "ink.safetensors")
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><title>Sign in</title>")
+    visit(page, "/library")
+    page.locator("#bring-in > button").click()
+    page.set_input_files("#files input[type=file]", sorted(tmp_path.iterdir()))
+    expect(page.locator("#brought li")).to_have_count(2)
+    expect(page.locator("#brought li.good")).to_contain_text("ink is in your library")
+    expect(page.locator("#brought li:not(.good)")).to_contain_text("page.safetensors is a web page")
+    expect(page.locator("#adapter h2")).to_have_text("ink")
+    expect(page.locator("#cards .card")).to_have_count(2)
+    page.locator("#adapter").get_by_role("button", name="Delete").click()
     expect(page.locator("#cards .card b")).to_have_text("foxy")
 
 
