@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .base import AdapterSet
+from .clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +18,7 @@ class Mix:
     def active(self) -> Iterator[tuple[AdapterSet, float]]:
         """The parts that do something."""
         return ((adapters, strength) for adapters, strength in self.parts if strength != 0)
+
+    def clocks(self) -> list[Clock]:
+        """Those of adapters that change with the timestep; where there are any, the Mix can be mounted, not merged."""
+        return [part for adapters, _ in self.active() for part in adapters.modules() if isinstance(part, Clock)]

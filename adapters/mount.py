@@ -61,6 +61,8 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
         MountError: an adapter does not fit.
     """
     with ExitStack() as stack:
+        for clock in mix.clocks():
+            stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
         for module, parts in _by_module(models, mix).items():
             if isinstance(module, nn.Linear) and all(adapter.low_rank() for adapter, _ in parts):
                 stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts)))
@@ -126,8 +128,10 @@ def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     bfloat16 weights, where small updates vanish in the rounding (house rule 4): mount there instead.
 
     Raises:
-        MountError: an adapter does not fit, or the weights are bfloat16.
+        MountError: an adapter does not fit or changes with the timestep, or the weights are bfloat16.
     """
+    if mix.clocks():
+        raise MountError("An adapter that changes with the timestep can't be merged into weights: mount it.")
     originals: dict[nn.Module, Tensor] = {}
     try:
         with torch.no_grad():

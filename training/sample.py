@@ -59,8 +59,8 @@ def draw(
             on_step(step + 1, request.steps)
         return values
 
-    # bfloat16 weights are too coarse to merge into; everywhere else merging costs nothing per step.
-    attach = mounted if model.dtype == torch.bfloat16 else merged
+    # bfloat16 weights are too coarse to merge into, and what changes on the way can't be; merging is free per step.
+    attach = mounted if model.dtype == torch.bfloat16 or mix.clocks() else merged
     with torch.inference_mode(), attach(model.models(), mix):
         result = model.pipeline(
             **_prompt(model, request),
