@@ -56,6 +56,8 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--subject", metavar="WORD", help="what it is, in one or two plain words (default: object)")
     train.add_argument("--preset", default="normal", metavar="P", help="settings to start from (default: normal)")
     train.add_argument("--kind", metavar="KIND", help="adapter kind (default: the preset's)")
+    train.add_argument("--role", choices=("content", "style"),
+                       help="with --kind split: teach a thing or a way of drawing, to be mixed later (atelier make)")
     train.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
                        help="base model: 'embedded', a diffusers folder, a .safetensors checkpoint or a hub id")
     train.add_argument("--steps", type=int, metavar="N", help="optimizer updates (default: the preset's)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,14 @@ from atelier.adapters.base import AdapterSet, weight_of
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted, target_modules
 
-from .base_model import BaseModel, Text
+from .base_model import BaseModel
+from .batch import Batch, TextFeatures, draw_batch, pick, weighted_errors
 from .config import TrainConfig
 from .events import Previewed
-from .latents import Example, encode_text
-from .loop import Losses, Recipe
-from .losses import min_snr_weights, per_sample
-from .noise import add_noise, draw_timesteps
+from .latents import Example
+from .noise import draw_timesteps
 from .prior import draw_prior, fill
+from .recipe import Losses, Recipe
 from .sample import DrawRequest, draw
 
 VALIDATION_TIMESTEPS = 8
@@ -51,17 +50,11 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
 
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
-    text = _TextFeatures(model, trained=bool({"text_encoder", "text_encoder_2"} & adapters.components()))
-    prior_batch = config.prior_batch if data.prior else 0
+    text = TextFeatures(model, adapters)
     timestep_count = model.scheduler.config.num_train_timesteps
 
     def microstep(generator: torch.Generator) -> Losses:
-        picked = _pick(data.subject, config.batch, generator) + _pick(data.prior, prior_batch, generator)
-        # Spread separately, so that the subject's own timesteps cover the whole range in every batch.
-        timesteps = torch.cat([draw_timesteps(n, timestep_count, generator) for n in (config.batch, prior_batch)])
-        errors = _errors(model, config, picked, timesteps, text, generator)
-        subject, prior = errors[: config.batch].mean(), errors[config.batch :]
-        return Losses(subject, prior.mean() * config.prior_weight if prior_batch else torch.zeros_like(subject))
+        return losses(weighted_errors(model, config, lesson(model, data, config, generator), text), config)
 
     def validate(weights: AdapterSet) -> float:
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
@@ -70,7 +63,8 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
             for example in data.held_out:
                 timesteps = draw_timesteps(VALIDATION_TIMESTEPS, timestep_count, generator)
                 alike = [example] * VALIDATION_TIMESTEPS
-                total += _errors(model, config, alike, timesteps, text, generator).mean().item()
+                batch = draw_batch(alike, timesteps, generator)
+                total += weighted_errors(model, config, batch, text).mean().item()
         return total / len(data.held_out)
 
     def preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:
@@ -89,6 +83,21 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
         return mounted(model.models(), Mix(((adapters, 1.0),)))
 
     return Recipe(adapters, attached, microstep, validate, preview, reselect)
+
+
+def lesson(model: BaseModel, data: Dataset, config: TrainConfig, generator: torch.Generator) -> Batch:
+    """Pictures of the subject, and behind them prior pictures, where there are any."""
+    total, prior_count = model.scheduler.config.num_train_timesteps, config.prior_batch if data.prior else 0
+    picked = pick(data.subject, config.batch, generator) + pick(data.prior, prior_count, generator)
+    # Spread separately, so that the subject's own timesteps cover the whole range in every batch.
+    timesteps = torch.cat([draw_timesteps(count, total, generator) for count in (config.batch, prior_count)])
+    return draw_batch(picked, timesteps, generator)
+
+
+def losses(errors: Tensor, config: TrainConfig) -> Losses:
+    """Losses of a :func:`lesson` from the error of each picture."""
+    subject, prior = errors[: config.batch].mean(), errors[config.batch :]
+    return Losses(subject, prior.mean() * config.prior_weight if len(prior) else torch.zeros_like(subject))
 
 
 def preview_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
@@ -110,63 +119,3 @@ def _keep_preview(picture: Image.Image, prompt: str, step: int, name: str, folde
     path = folder / "previews" / f"{step:06d}-{name}.png"
     picture.save(path)
     return Previewed(step, prompt, f"previews/{path.name}")
-
-
-def _pick(examples: Sequence[Example], count: int, generator: torch.Generator) -> list[Example]:
-    """Draw a batch of one size: the first example at random, the others among those of its bucket."""
-    if not count:
-        return []
-    first = examples[int(torch.randint(len(examples), (1,), generator=generator))]
-    alike = [example for example in examples if example.mean.shape == first.mean.shape]
-    others = torch.randint(len(alike), (count - 1,), generator=generator).tolist()
-    return [first, *(alike[i] for i in others)]
-
-
-def _errors(
-    model: BaseModel, config: TrainConfig, examples: list[Example], timesteps: Tensor, text: _TextFeatures,
-    generator: torch.Generator,
-) -> Tensor:   # fmt: skip
-    """Weighted loss of each example ``[B]``. All randomness is drawn on the CPU, so that devices agree."""
-    clean = [example.sample(generator) for example in examples]
-    noise = [torch.randn(latent.shape, generator=generator) for latent in clean]
-    errors: dict[int, Tensor] = {}
-    for members in _by_size(clean):   # subject and prior pictures may differ in size: one pass each
-        where = torch.tensor(members)
-        latents, added = (torch.stack([part[i] for i in members]).to(model.device) for part in (clean, noise))
-        noisy = add_noise(model.scheduler, latents, added, timesteps[where].to(model.device))
-        captions = text([examples[i].tokens for i in members])
-        prediction = model.predict(noisy.latents, noisy.timesteps, captions, [examples[i].sizes for i in members])
-        weights = min_snr_weights(model.scheduler, noisy.timesteps, config.min_snr_gamma)
-        errors.update(zip(members, per_sample(prediction, noisy.target) * weights, strict=True))
-    return torch.stack([errors[i] for i in range(len(examples))])
-
-
-def _by_size(latents: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of the latents, grouped by shape."""
-    groups: dict[torch.Size, list[int]] = {}
-    for i, latent in enumerate(latents):
-        groups.setdefault(latent.shape, []).append(i)
-    return list(groups.values())
-
-
-class _TextFeatures:
-    """Text features of captions, remembered while the text encoders are frozen."""
-
-    def __init__(self, model: BaseModel, *, trained: bool) -> None:
-        self._model = model
-        self._remembered: dict[tuple[int, ...], Text] | None = None if trained else {}
-
-    def __call__(self, tokens: list[Tensor]) -> Text:
-        """Token ids ``B × [T]`` → what the UNet reads, on its device."""
-        if self._remembered is None:
-            return encode_text(self._model, torch.stack(tokens))
-        rows = [self._row(row, self._remembered) for row in tokens]
-        pooled = [row.pooled for row in rows if row.pooled is not None]
-        return Text(torch.cat([row.features for row in rows]), torch.cat(pooled) if pooled else None)
-
-    def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], Text]) -> Text:
-        key = tuple(tokens.tolist())
-        if key not in remembered:
-            with torch.no_grad():
-                remembered[key] = encode_text(self._model, tokens[None])
-        return remembered[key]

@@ -1,0 +1,105 @@
+"""Break-for-Make (Xu et al. 2024, arXiv 2403.19456): teach one half of a split adapter, or both together in the end.
+
+A content's own half learns from its pictures; the other half learns, a tenth as fast, from companions in three styles,
+and is thrown away at the end. So with a style. The two are put together without training (``adapters/halves.py``); a
+short training on both sets of pictures can follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from atelier.adapters.base import AdapterSet
+from atelier.adapters.gradients import precondition
+from atelier.adapters.halves import strengthened
+from atelier.adapters.mix import Mix
+from atelier.adapters.mount import mounted
+from atelier.adapters.split import Split
+
+from . import dreambooth
+from .base_model import BaseModel
+from .batch import Batch, TextFeatures, draw_batch, pick, weighted_errors
+from .companions import role_of
+from .config import TrainConfig
+from .dreambooth import Dataset
+from .latents import Example
+from .noise import draw_timesteps
+from .recipe import Losses, Recipe
+
+OTHER = {"content": "style", "style": "content"}
+
+
+def half_recipe(
+    model: BaseModel, adapters: AdapterSet, data: Dataset, companions: Sequence[Sequence[Example]], config: TrainConfig,
+    folder: Path,
+) -> Recipe:   # fmt: skip
+    """Teach the half that the role owns, while the other one follows the companions."""
+    role = role_of(config)
+    plain = dreambooth.recipe(model, adapters, data, config, folder)
+    text = TextFeatures(model, adapters)
+    each = max(1, config.batch // 4)   # of every companion set
+
+    def microstep(generator: torch.Generator) -> Losses:
+        batch = dreambooth.lesson(model, data, config, generator)
+        errors = weighted_errors(model, config, batch, text)
+        beside = weighted_errors(model, config, companion_batch(companions, batch, each, generator), text)
+        return replace(dreambooth.losses(errors, config), companion=beside.mean())
+
+    def alone(weights: AdapterSet) -> AdapterSet:
+        return strengthened(weights, content=float(role == "content"), style=float(role == "style"))
+
+    return replace(
+        plain,
+        microstep=microstep,
+        validate=lambda weights: plain.validate(alone(weights)),
+        preview=lambda weights, step, prompt: plain.preview(alone(weights), step, prompt),
+        companions=[adapter.owned_by(OTHER[role]) for adapter in adapters if isinstance(adapter, Split)],
+        kept=alone,
+    )
+
+
+def companion_batch(
+    sets: Sequence[Sequence[Example]], batch: Batch, each: int, generator: torch.Generator
+) -> Batch:
+    """``each`` pictures of every set, with the noise and timesteps of the batch's first pictures.
+
+    Shared noise makes the two losses differ by what is shown alone. Pictures of another size get noise of their own.
+    """
+    picked = [example for one in sets for example in pick(one, each, generator)]
+    drawn = draw_batch(picked, batch.timesteps[:each].repeat(len(sets)), generator)
+    shared = [batch.noise[i % each] for i in range(len(picked))]
+    noise = [theirs if theirs.shape == own.shape else own for theirs, own in zip(shared, drawn.noise, strict=True)]
+    return replace(drawn, noise=noise)
+
+
+def make_recipe(
+    model: BaseModel, adapters: AdapterSet, content: Sequence[Example], style: Sequence[Example], config: TrainConfig
+) -> Recipe:
+    """Train both halves together on both sets of pictures, with scaled gradients."""
+    text = TextFeatures(model, adapters)
+
+    def microstep(generator: torch.Generator) -> Losses:
+        mine, theirs = two_batches(model, content, style, config.batch, generator)
+        of_content, of_style = (weighted_errors(model, config, batch, text).mean() for batch in (mine, theirs))
+        return Losses(of_content + of_style, torch.zeros_like(of_style))
+
+    return Recipe(
+        adapters=adapters,
+        attached=lambda: mounted(model.models(), Mix(((adapters, 1.0),))),
+        microstep=microstep,
+        reshape_gradients=lambda: precondition(adapters),
+    )
+
+
+def two_batches(
+    model: BaseModel, content: Sequence[Example], style: Sequence[Example], count: int, generator: torch.Generator
+) -> tuple[Batch, Batch]:
+    """Pictures of both, picture by picture with the same noise and timesteps."""
+    timesteps = draw_timesteps(count, model.scheduler.config.num_train_timesteps, generator)
+    mine = draw_batch(pick(content, count, generator), timesteps, generator)
+    return mine, companion_batch([style], mine, count, generator)
+
