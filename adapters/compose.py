@@ -164,15 +164,14 @@ def plain(pairs: Mapping[Spec, Pair]) -> AdapterSet:
     return adapters.requires_grad_(False)
 
 
-@torch.no_grad()
-def as_lora(models: Models, adapters: AdapterSet) -> AdapterSet:
-    """The same ΔW as a plain LoRA.
+def as_lora(models: Models, adapters: AdapterSet, strength: float = 1.0) -> AdapterSet:
+    """``strength``·ΔW as a plain LoRA.
 
     Raises:
         MountError: the adapter does not fit the base model.
     """
     modules = target_modules(models, adapters)
-    return plain({a.spec: exact_pair(a, weight_of(modules[a.spec.name])) for a in adapters})
+    return plain({a.spec: _times(exact_pair(a, weight_of(modules[a.spec.name])), strength) for a in adapters})
 
 
 @torch.no_grad()

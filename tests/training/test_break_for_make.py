@@ -199,7 +199,7 @@ def test_every_method_makes_one_adapter_of_two(model, method):
                 adapter.owned_by(role).normal_(std=0.1)
         parts.append(Part(adapters, examples(model, 2, f"a {role} fox")))
     config = training_config(method, steps=2, batch=2, lr=0.01, seed=0) if STEPS[method] else None
-    *events, made = make(model, *parts, method, config)
+    *events, made = make(model, parts[0], parts[1], method, config)
     assert isinstance(made, AdapterSet)
     assert len(events) == (2 if config else 0)
     assert all(isinstance(event, Stepped) for event in events)
