@@ -24,7 +24,8 @@ from .settings import Settings
 class Spec:
     """One target module: its dotted name, component first (``unet.…to_q``), and the shape of its weight.
 
-    The shape is ``[out, in]`` for Linear and ``[out, in / groups, k, k]`` for Conv2d.
+    The shape is ``[out, in]`` for Linear and ``[out, in / groups, k, k]`` for Conv2d. Imported files may also change
+    normalizations, ``[features]``, and leave a side open that they don't tell: 0.
     """
 
     name: str
@@ -44,6 +45,10 @@ class Spec:
     def features(self) -> int:
         """Input features alone: a column is one of them at one tap of the kernel."""
         return self.shape[1]
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether this is the shape of a module's weight, as far as it is known."""
+        return len(shape) == len(self.shape) and all(a in (0, b) for a, b in zip(self.shape, shape, strict=True))
 
     @property
     def taps(self) -> int:
@@ -131,6 +136,10 @@ class Adapter(nn.Module):
         up, down = factors
         return (up @ down).reshape(weight.shape)
 
+    def bias_delta(self) -> Tensor | None:
+        """Change to the module's bias ``[rows]`` at strength 1; None for every kind that is trained here."""
+        return None
+
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
         """ΔW applied to the module's input, in the dtype of ``x``: what a mount adds at strength 1."""
         # Only the products with x may be in low precision: ΔW itself is made of differences of large numbers.
@@ -161,7 +170,12 @@ def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """Run the module's own operation, without bias, with another weight."""
     if isinstance(module, nn.Conv2d):
         return module._conv_forward(x, weight, None)   # unlike F.conv2d, knows circular and reflected borders
-    return F.linear(x, weight)
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight)
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(x, module.num_groups, weight, None, module.eps)
+    assert isinstance(module, nn.LayerNorm), f"adapters can't change a {type(module).__name__}"
+    return F.layer_norm(x, module.normalized_shape, weight, None, module.eps)
 
 
 class AdapterSet(nn.Module):

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .base import Adapter, AdapterSet, Spec, weight_of
-from .catalog import create
 from .clock import Clock
-from .lora import Lora, RankSettings
+from .fuse import Change, Pair, changes, lora_of
+from .lora import RankSettings
+from .mix import Mix
 from .mount import target_modules
 
 Models = Mapping[str, nn.Module]   # component name → model, as everywhere
-Pair = tuple[Tensor, Tensor]       # up [rows, rank], down [rank, columns]
 PROJECTION = 0.5                   # NP-LoRA's μ
 GROWTH, START = 1.5, 0.5           # K-LoRA's α and β
 _NEGLIGIBLE = 1e-7                 # of the largest singular value: rounding
@@ -36,7 +36,7 @@ class Layer:
 
 def added(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
     """A LoRA whose ΔW is the sum of both, exactly: the factors side by side."""
-    return plain({layer.spec: beside(layer.content, layer.style) for layer in layers(models, content, style)})
+    return lora_of({layer.spec: beside(layer.content, layer.style) for layer in layers(models, content, style)})
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def projected(models: Models, content: AdapterSet, style: AdapterSet, amount: fl
         up, down = layer.content
         rows = row_space(layer.style)
         result[layer.spec] = beside((up, down - amount / (1 + amount) * (down @ rows) @ rows.T), layer.style)
-    return plain(result)
+    return lora_of(result)
 
 
 def chosen(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
@@ -76,7 +76,7 @@ def chosen(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet
 def averaged(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
     """A LoRA that is the mean of K-LoRA's choice over the whole of denoising: both, each by its share of the time."""
     found = layers(models, content, style)
-    return plain({
+    return lora_of({
         layer.spec: beside(_times(layer.content, share), _times(layer.style, 1 - share))
         for layer, share in zip(found, content_shares(found), strict=True)
     })   # fmt: skip
@@ -129,39 +129,31 @@ def layers(models: Models, content: AdapterSet, style: AdapterSet) -> list[Layer
     Raises:
         MountError: one of them does not fit the base model.
     """
-    modules = target_modules(models, content) | target_modules(models, style)
-    specs = {spec.name: spec for adapters in (content, style) for spec in adapters.specs}
-    pairs = [{a.spec.name: exact_pair(a, weight_of(modules[a.spec.name])) for a in part} for part in (content, style)]
-    dtype = next(up.dtype for part in pairs for up, _ in part.values())
-    return [Layer(spec, *(part.get(name, _nothing(spec, dtype)) for part in pairs)) for name, spec in specs.items()]
+    one, two = (exact_pairs(models, Mix(((part, 1.0),))) for part in (content, style))
+    dtype = next(up.dtype for up, _ in (*one.values(), *two.values()))
+    specs = list(dict.fromkeys((*one, *two)))
+    return [Layer(spec, *(part.get(spec, _nothing(spec, dtype)) for part in (one, two))) for spec in specs]
 
 
 @torch.no_grad()
-def exact_pair(adapter: Adapter, weight: Tensor) -> Pair:
-    """Factors of ΔW: the kind's own, else its SVD down to rounding, whatever rank that takes."""
-    factors = adapter.factors()
-    if factors is not None:
-        up, down = factors
-        return up.detach().clone(), down.detach().clone()
-    delta = adapter.delta(weight).flatten(1)
-    u, s, v = torch.linalg.svd(delta.double(), full_matrices=False)
+def exact_pairs(models: Models, mix: Mix) -> dict[Spec, Pair]:
+    """Factors of all that a Mix adds: the kinds' own, else the SVD down to rounding, whatever rank that takes.
+
+    Changes of biases and normalizations have none and stay out.
+    """
+    modules = {name: module for part, _ in mix.parts for name, module in target_modules(models, part).items()}
+    found = changes(mix, lambda name: weight_of(modules[name]))
+    return {_known(change.spec, modules): exact_pair(change) for change in found if len(change.spec.shape) > 1}
+
+
+def exact_pair(change: Change) -> Pair:
+    """Factors of one change."""
+    if change.pair is not None:
+        return change.pair
+    matrix = change.matrix()
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
     rank = int((s > _NEGLIGIBLE * s[0]).sum())
-    return (u[:, :rank] * s[:rank]).to(delta.dtype), v[:rank].to(delta.dtype)
-
-
-@torch.no_grad()
-def plain(pairs: Mapping[Spec, Pair]) -> AdapterSet:
-    """A LoRA of these factors, each layer with its own rank."""
-    ranks = {spec.name: rank_of(pair) for spec, pair in pairs.items()}
-    settings = {"rank": max(1, *ranks.values())}
-    with torch.random.fork_rng(devices=[]):   # its start values are overwritten; nobody's dice may move for them
-        adapters = create("lora", settings, pairs, ranks)
-    for adapter in adapters:
-        assert isinstance(adapter, Lora)
-        up, down = pairs[adapter.spec]
-        adapter.up.copy_(up)
-        adapter.down.copy_(down)
-    return adapters.requires_grad_(False)
+    return (u[:, :rank] * s[:rank]).to(matrix.dtype), v[:rank].to(matrix.dtype)
 
 
 def as_lora(models: Models, adapters: AdapterSet, strength: float = 1.0) -> AdapterSet:
@@ -170,8 +162,7 @@ def as_lora(models: Models, adapters: AdapterSet, strength: float = 1.0) -> Adap
     Raises:
         MountError: the adapter does not fit the base model.
     """
-    modules = target_modules(models, adapters)
-    return plain({a.spec: _times(exact_pair(a, weight_of(modules[a.spec.name])), strength) for a in adapters})
+    return lora_of(exact_pairs(models, Mix(((adapters, strength),))))
 
 
 @torch.no_grad()
@@ -201,6 +192,11 @@ def _times(pair: Pair, number: float) -> Pair:
 
 def _delta(pair: Pair) -> Tensor:
     return pair[0] @ pair[1]
+
+
+def _known(spec: Spec, modules: Mapping[str, nn.Module]) -> Spec:
+    """The spec with the shape that the module has: imported files may leave a side open."""
+    return Spec(spec.name, tuple(weight_of(modules[spec.name]).shape))
 
 
 def _nothing(spec: Spec, dtype: torch.dtype) -> Pair:

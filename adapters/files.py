@@ -14,17 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from . import header
 from .base import AdapterSet, Spec
 from .catalog import create
 from .codebook import unpack
+from .header import FileError, HeaderError
+from .imported import Imported, imported_set
 
 SCHEMA = 1
 PACKED_SCHEMA = 2   # files whose values are in few bits; see tiny.py
 _LENGTH_BYTES = 8
-
-
-class FileError(ValueError):
-    """A file that can't be read as an adapter; the message says what it is and the likely cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +67,28 @@ def read_header(path: Path) -> Header:
     Raises:
         FileError: not a safetensors file, cut short, or not written by Atelier.
     """
+    entries = read_own(path)
+    try:
+        return _header(entries)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FileError(f"{path.name} has a damaged header ({error!r}). Fetch the file again.") from None
+
+
+def read_own(path: Path) -> dict[str, str]:
+    """All text entries of a native adapter file; a list of thousands takes seconds.
+
+    Raises:
+        FileError: see :func:`read_header`.
+    """
     entries = read_metadata(path)
     if "atelier.kind" not in entries:
         raise FileError(f"{path.name} is a safetensors file, but not one of Atelier's: it names no kind.")
-    try:
-        schema = int(entries.get("atelier.schema", "0"))
-        header = _header(entries) if schema <= PACKED_SCHEMA else None
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FileError(f"{path.name} has a damaged header ({error!r}). Fetch the file again.") from None
-    if header is None:
+    schema = entries.get("atelier.schema", "0")
+    if schema.isdecimal() and int(schema) > PACKED_SCHEMA:
         raise FileError(f"{path.name} was written by a newer Atelier. Update Atelier to open it.")
-    return header
+    if not schema.isdecimal() or not entries.keys() >= {"atelier.settings", "atelier.modules"}:
+        raise FileError(f"{path.name} has a damaged header. Fetch the file again.")
+    return entries
 
 
 def _header(entries: dict[str, str]) -> Header:
@@ -94,14 +104,13 @@ def read_metadata(path: Path) -> dict[str, str]:
         FileError: the file is missing, unreadable, cut short or not safetensors.
     """
     try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
+        return header.read_metadata(path)
     except FileNotFoundError:
         raise FileError(f"{path.name} does not exist.") from None
-    except (SafetensorError, OSError) as error:
-        raise FileError(
-            f"{path.name} is not a complete safetensors file ({error}). If you downloaded it, do so again."
-        ) from None
+    except HeaderError as error:
+        raise FileError(f"{path.name} {error}") from None
+    except OSError as error:
+        raise FileError(f"{path.name} can't be read: {error.strerror}.") from None
 
 
 def load_adapter(path: Path) -> AdapterSet:
@@ -110,24 +119,43 @@ def load_adapter(path: Path) -> AdapterSet:
     Raises:
         FileError: see :func:`read_header`; also when the tensors do not fit the header.
     """
-    header = read_header(path)
+    found = read_header(path)
+    if found.kind == Imported.kind:
+        return _load_imported(path, found)
     try:
         with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
-            adapters = create(header.kind, header.settings, header.specs, header.ranks)
+            adapters = create(found.kind, found.settings, found.specs, found.ranks)
         tensors = read_tensors(path)
-        if "atelier.bits" in header.metadata:
+        if "atelier.bits" in found.metadata:
             shapes = {name: tensor.shape for name, tensor in adapters.tensors().items()}
-            tensors = unpack(tensors, int(header.metadata["atelier.bits"]), shapes)
+            tensors = unpack(tensors, int(found.metadata["atelier.bits"]), shapes)
         adapters.load_tensors(tensors)
     except ValueError as error:
         raise FileError(f"{path.name}: {error}") from None
     return adapters.requires_grad_(False)
 
 
+def _load_imported(path: Path, found: Header) -> AdapterSet:
+    layers: dict[str, dict[str, Tensor]] = {spec.name: {} for spec in found.specs}
+    for key, value in read_tensors(path).items():
+        name, _, part = key.rpartition(".")
+        if name not in layers:
+            raise FileError(f"{path.name}: {key} is not in its header. Fetch the file again.")
+        layers[name][part] = value
+    return imported_set({spec: layers[spec.name] for spec in found.specs}).requires_grad_(False)
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a safetensors file; the header must have been read without complaint before."""
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (a file, not a dict)
+    """Return all tensors of a safetensors file.
+
+    Raises:
+        FileError: it is not one, or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (a file, not a dict)
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path.name} is not a complete safetensors file ({error}). Fetch it again.") from None
 
 
 def data_hash(path: Path) -> str:

@@ -32,6 +32,7 @@ _MODELSPEC = {
     "modelspec.tags": "atelier.subject",
     "modelspec.trigger_phrase": "atelier.trigger",
     "modelspec.thumbnail": "modelspec.thumbnail",
+    "modelspec.merged_from": "modelspec.merged_from",
 }
 _KOHYA = {
     "ss_output_name": "atelier.name",
@@ -52,7 +53,7 @@ def export_metadata(header: Header, tensors: Mapping[str, Tensor], form: str) ->
     Args:
         header: of the native file.
         tensors: as they will be written; names and values both count.
-        form: ``kohya`` gets the ``ss_`` entries too, ``native`` what Atelier needs to open it again.
+        form: ``kohya`` and ``diff`` get the ``ss_`` entries too, ``native`` what Atelier needs to open it again.
 
     Returns:
         Entries that keep the file's header under 1 MiB; the thumbnail is left out where it does not fit.
@@ -65,6 +66,9 @@ def export_metadata(header: Header, tensors: Mapping[str, Tensor], form: str) ->
         entries |= _modelspec(header.metadata)
     if form == "kohya":
         entries |= _kohya(header.metadata, tensors)
+    elif form == "diff":
+        whole = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
+        entries |= _kohya(header.metadata, tensors) | whole
     if _header_bytes(tensors, entries) > HEADER_LIMIT:
         entries.pop("modelspec.thumbnail", None)
     return entries

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -31,15 +31,13 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
     found: dict[str, nn.Module] = {}
     wrong: list[str] = []
     for spec in adapters.specs:
-        component, _, name = spec.name.partition(".")
-        try:
-            module = models[component].get_submodule(name)
-        except (KeyError, AttributeError):
+        module = find_module(models, spec.name)
+        if module is None:
             wrong.append(f"{spec.name} is missing")
             continue
         weight = getattr(module, "weight", None)
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
-        if shape != spec.shape:
+        if not spec.fits(shape):
             wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
         found[spec.name] = module
     if wrong:
@@ -48,6 +46,15 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
             f"({'; '.join(wrong[:3])}). Pick the base model it was trained on."
         )
     return found
+
+
+def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module | None:
+    """A module by its name. transformers 5 dropped a level of some text encoders, which other files still have."""
+    component, _, path = name.partition(".")
+    for candidate in (path, path.removeprefix("text_model."), f"text_model.{path}"):
+        with suppress(KeyError, AttributeError):
+            return models[component].get_submodule(candidate)
+    return None
 
 
 @contextmanager
@@ -64,7 +71,7 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
         for clock in mix.clocks():
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
         for module, parts in _by_module(models, mix).items():
-            if isinstance(module, nn.Linear) and all(adapter.low_rank() for adapter, _ in parts):
+            if isinstance(module, nn.Linear) and all(_is_pair(adapter) for adapter, _ in parts):
                 stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts)))
                 continue
             for adapter, strength in parts:
@@ -80,6 +87,11 @@ def _by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module, lis
         for name, module in target_modules(models, adapters).items():
             parts.setdefault(module, []).append((adapters[name], strength))
     return parts
+
+
+@torch.no_grad()
+def _is_pair(adapter: Adapter) -> bool:
+    return adapter.factors() is not None and adapter.bias_delta() is None
 
 
 @contextmanager
@@ -116,7 +128,14 @@ def _add(
     module: nn.Module, args: tuple[Any, ...], output: Tensor, *, adapter: Adapter, strength: float
 ) -> Tensor:
     update = adapter(args[0], module)
+    if (shift := adapter.bias_delta()) is not None:
+        update = update + shift.to(update).reshape(-1, *(1 for _ in range(output.dim() - 2) if _features_first(module)))
     return output + (update if strength == 1 else update * strength)
+
+
+def _features_first(module: nn.Module) -> bool:
+    """Whether outputs are [batch, features, …] and not [batch, …, features]."""
+    return isinstance(module, nn.Conv2d | nn.GroupNorm)
 
 
 @contextmanager
@@ -132,28 +151,34 @@ def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     """
     if mix.clocks():
         raise MountError("An adapter that changes with the timestep can't be merged into weights: mount it.")
-    originals: dict[nn.Module, Tensor] = {}
+    originals: list[tuple[nn.Parameter, Tensor]] = []
     try:
         with torch.no_grad():
-            for module, update in _updates(models, mix):
-                weight = module.weight
-                assert isinstance(weight, nn.Parameter)
-                if weight.dtype == torch.bfloat16:
+            for parameter, update in _updates(models, mix):
+                if parameter.dtype == torch.bfloat16:
                     raise MountError("bfloat16 weights are too coarse to merge into: mount the adapters.")
-                originals[module] = weight.data
-                weight.data = (weight.data.float() + update).to(weight.dtype)
+                originals.append((parameter, parameter.data))
+                parameter.data = (parameter.data.float() + update).to(parameter.dtype)
         yield
     finally:
-        for module, original in originals.items():
-            module.weight.data = original   # type: ignore[union-attr]
+        for parameter, original in originals:
+            parameter.data = original
 
 
-def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Every module that the Mix changes, with its Σ strength·ΔW in float32; one at a time, to save memory."""
+def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Every weight and bias that the Mix changes, with its Σ strength·ΔW in float32; one at a time, to save memory."""
     for module, pairs in _by_module(models, mix).items():
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        yield module, sum(
-            (adapter.delta(weight).to(weight.device) * strength for adapter, strength in pairs),
-            torch.zeros((), device=weight.device),
-        )
+        for name, change in (("weight", _delta), ("bias", _bias_delta)):
+            parameter = getattr(module, name)
+            found = [(change(adapter, parameter), strength) for adapter, strength in pairs]
+            changes = [update.to(parameter.device) * strength for update, strength in found if update is not None]
+            if changes:
+                yield parameter, sum(changes, torch.zeros((), device=parameter.device))
+
+
+def _delta(adapter: Adapter, weight: Tensor) -> Tensor:
+    return adapter.delta(weight)
+
+
+def _bias_delta(adapter: Adapter, _bias: Tensor | None) -> Tensor | None:
+    return adapter.bias_delta()

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from .base import Adapter, AdapterSet
-from .compose import Layer, Models, Pair, beside, layers
+from .compose import Layer, Models, beside, layers
+from .fuse import Pair
 from .lora import RankSettings
 
 

@@ -43,7 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("list", "list the adapters")
     add("show", "show all that is known about an adapter").add_argument("name", metavar="NAME")
     add("delete", "move an adapter to the trash").add_argument("name", metavar="NAME")
-    _add_export(add("export", "write an adapter for another tool"))
+    _add_import(add("import", "take adapter files of other tools into the library"))
+    _add_inspect(add("inspect", "say what an adapter file holds, from its header"))
+    _add_export(add("export", "write adapters for another tool"))
+    _add_merge(add("merge", "make one new adapter of several"))
+    _add_resize(add("resize", "make a smaller adapter of one"))
+    _add_extract(add("extract", "make an adapter of what turns one base model into another"))
     _add_models(add("models", "say what base models are"))
     add("doctor", "say what this machine can do and what will be used")
     return parser
@@ -99,11 +104,56 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
-    export.add_argument("name", metavar="NAME")
-    export.add_argument("--to", required=True, choices=("kohya", "diffusers", "native"), dest="form",
-                        help="kohya loads in every tool; diffusers in diffusers; native keeps everything for Atelier")
+    _add_parts(export)
+    export.add_argument("--to", required=True, choices=("kohya", "diffusers", "diff", "native", "base", "checkpoint"),
+                        dest="form", help="kohya loads in every tool; diffusers in diffusers; diff is the whole "
+                        "change, exact for every kind, in all but diffusers; native keeps everything for Atelier; base "
+                        "is a diffusers folder with the adapters in its weights, checkpoint the same as one file")
     export.add_argument("--out", required=True, type=Path, metavar="FILE")
     export.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="default: fp32")
+    export.add_argument("--compare", action="store_true",
+                        help="also say how far the UNet's output is from the adapter's, on the base model itself")
+    _add_limits(export)
+
+
+def _add_inspect(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument("file", type=Path, metavar="FILE")
+
+
+def _add_import(importer: argparse.ArgumentParser) -> None:
+    importer.add_argument("file", type=Path, metavar="FILE_OR_DIR")
+    importer.add_argument("--name", metavar="NAME", help="what you call it (default: as the file)")
+
+
+def _add_merge(merge: argparse.ArgumentParser) -> None:
+    _add_parts(merge)
+    merge.add_argument("--name", required=True, metavar="NEW", help="what you call the new adapter")
+    _add_limits(merge)
+
+
+def _add_resize(resize: argparse.ArgumentParser) -> None:
+    resize.add_argument("adapter", metavar="NAME")
+    resize.add_argument("--name", required=True, metavar="NEW", help="what you call the new adapter")
+    _add_limits(resize)
+
+
+def _add_extract(extract: argparse.ArgumentParser) -> None:
+    extract.add_argument("tuned", type=lasting_base, metavar="TUNED", help="the base model that was changed")
+    extract.add_argument("--name", required=True, metavar="NEW", help="what you call the new adapter")
+    _add_limits(extract)
+
+
+def _add_parts(command: argparse.ArgumentParser) -> None:
+    command.add_argument("adapters", type=_part, nargs="+", metavar="NAME[=STRENGTH]",
+                         help="an adapter and how strongly it acts (default: 1)")
+
+
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rank", type=int, metavar="R", help="largest rank of a layer")
+    command.add_argument("--energy", type=_share, metavar="E",
+                         help="share of each layer's change to keep, such as 0.99 (squared norm)")
+    command.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
+                         help="base model, where it is needed and the adapter does not say it")
 
 
 def _add_models(models: argparse.ArgumentParser) -> None:
@@ -140,6 +190,13 @@ def _part(text: str) -> tuple[str, float]:
     if not abs(number) <= 100:   # also refuses what is no number
         raise argparse.ArgumentTypeError(f"{strength!r} is no strength; 0 is off, 1 is as trained")
     return name, number
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; use a number above 0, and 1 at most")
+    return share
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import build_parser
+from .file_commands import FILE_COMMANDS
 from .home import open_home
 
 FAILED, INTERRUPTED = 1, 130
@@ -145,7 +146,8 @@ def _list(arguments: Namespace) -> int:
 def _show(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from .library import find_adapter
-    from .reports import adapter_details, sheet
+    from .reports import adapter_details
+    from .tables import sheet
 
     details = adapter_details(find_adapter(home, arguments.name))
     return _say(arguments, details, sheet(details))
@@ -159,27 +161,14 @@ def _delete(arguments: Namespace) -> int:
     return _say(arguments, {"trashed": str(trashed)}, f"Moved to the trash: {trashed}")
 
 
-def _export(arguments: Namespace) -> int:
-    home = open_home(arguments.home)
-    from dataclasses import asdict
-
-    from .library import export_adapter, export_path, find_adapter
-    from .reports import sheet
-
-    card = find_adapter(home, arguments.name)
-    path = export_path(card, arguments.out)
-    report = export_adapter(card, arguments.form, path, arguments.precision)
-    values = {"path": str(path), **asdict(report)}
-    return _say(arguments, values, sheet(values))
-
-
 def _models(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from atelier.training.identify import identify
 
     from .library import list_adapters
     from .models import Model, scan_models
-    from .reports import model_table, model_values, sheet
+    from .reports import model_table, model_values
+    from .tables import sheet
 
     cards = list_adapters(home)
     if arguments.action == "scan":
@@ -189,9 +178,15 @@ def _models(arguments: Namespace) -> int:
     return _say(arguments, values, sheet(values))
 
 
+def _file(arguments: Namespace) -> int:
+    answer = FILE_COMMANDS[arguments.command](arguments)
+    _say(arguments, answer.values, answer.text)
+    return answer.code
+
+
 def _doctor(arguments: Namespace) -> int:
     from .doctor import examine
-    from .reports import sheet
+    from .tables import sheet
 
     found = examine(arguments.home)
     problems = found["problems"]
@@ -202,7 +197,7 @@ def _doctor(arguments: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "serve": _serve, "worker": _worker, "train": _train, "make": _make, "draw": _draw, "list": _list, "show": _show,
-    "delete": _delete, "export": _export, "models": _models, "doctor": _doctor,
+    "delete": _delete, "models": _models, "doctor": _doctor, **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip
 
 

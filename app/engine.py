@@ -14,6 +14,7 @@ from atelier.adapters.base import AdapterSet
 from atelier.adapters.files import load_adapter
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
+from atelier.training.fidelity import Fidelity, compare
 from atelier.training.sample import DrawRequest, draw
 
 KEPT_ADAPTERS = 8
@@ -37,6 +38,10 @@ class Engine:
         """The base model in memory, if any."""
         return self._base[1] if self._base else None
 
+    def holds(self, base: str) -> bool:
+        """Whether this base model is in memory, so that a drawing with it begins at once."""
+        return self._base is not None and self._base[0] == base
+
     def draw(
         self,
         base: str,
@@ -53,6 +58,17 @@ class Engine:
             model = self._model(base)
             mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts if strength))
             return draw(model, request, mix, on_step)
+
+    def compare(self, base: str, parts: Sequence[Part], exported: Path, prompt: str) -> Fidelity:
+        """How a file made of adapters at their strengths differs from them on the base model.
+
+        Raises:
+            BaseError, FileError, MountError: as loading and mounting do.
+        """
+        with self._turn:
+            model = self._model(base)
+            mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts))
+            return compare(model, mix, exported, prompt)
 
     def drawing(
         self, base: str, parts: Sequence[Part], request: DrawRequest

@@ -116,11 +116,27 @@ def pictures(count: int) -> str:
     return f"{count} picture{'' if count == 1 else 's'}" if count else ""
 
 
-def exported(count: int, layers: int, rank: int, exact: bool, error: float) -> str:
-    """What an export holds, and how true it is."""
-    truth = "exact" if exact else f"approximate: at most {error:.1%} off in any layer"
-    inner = f", rank {rank}" if rank else ""
-    return f"{size(count)}, {layers} layers{inner}, {truth}; the file was read back and compared."
+def off(most: float, mean: float) -> str:
+    """How far the layers of an exported file are from the adapter's.
+
+    >>> off(0.0123, 0.004)
+    '1.2 % at most, 0.4 % on average'
+    """
+    return f"{most:.1%} at most, {mean:.1%} on average".replace("%", " %")
+
+
+def more(count: int) -> str:
+    """Under a wall that shows only the first.
+
+    >>> more(0), more(12)
+    ('', '12 more: search for them.')
+    """
+    return f"{count:,} more: search for them." if count > 0 else ""
+
+
+def brought_in(name: str, notes: str) -> str:
+    """Said of a file that came into the library."""
+    return f"{name} is in your library. {notes}".strip()
 
 
 def too_many_adapters(most: int) -> str:

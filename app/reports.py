@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from atelier.adapters.files import read_header
 
 from .library import AdapterCard
 from .models import Model
+from .tables import columns, size_text
 
 _HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
 
@@ -64,38 +65,3 @@ def model_values(model: Model, cards: Sequence[AdapterCard]) -> dict[str, Any]:
     names = ("family", "kind", "prediction_type", "resolution", "precision", "bytes")
     facts = {name: getattr(info, name) for name in names}
     return {"path": str(model.path), "usable": True, **facts, "adapters": model.fitting(cards)}
-
-
-def sheet(values: Mapping[str, Any]) -> str:
-    """Names and values, one a line; tables inside are indented."""
-    lines: list[str] = []
-    width = max((len(name) for name, value in values.items() if not isinstance(value, Mapping)), default=0)
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            inner = sheet(value)
-            lines += [f"{name.replace('_', ' ')}:", *(f"  {line}" for line in inner.splitlines())] if inner else []
-        elif value not in ("", None):
-            text = size_text(value) if name.endswith("bytes") else str(value)
-            lines.append(f"{name.replace('_', ' ').removesuffix(' bytes'):{width}}  {text}")
-    return "\n".join(lines)
-
-
-def columns(rows: Iterable[Sequence[str]]) -> str:
-    """Lines with the cells of each column under each other."""
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)) for row in table)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def size_text(count: float) -> str:
-    """A number of bytes for people.
-
-    >>> size_text(512), size_text(2_400_000)
-    ('512 B', '2.4 MB')
-    """
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -101,7 +101,7 @@ def application(home: Home, host: str, password: str = "") -> FastAPI:
     secrets = [str(path) for path in (home.state / "queue.sqlite", home.state / "draft", home.trash)]
     return gr.mount_gradio_app(
         guarded(host), build(home, Engine()), path="/", footer_links=[], run_history=False, enable_monitoring=False,
-        ssr_mode=False, max_file_size="25mb", show_error=False, favicon_path=str(FAVICON), blocked_paths=secrets,
+        ssr_mode=False, max_file_size="2gb", show_error=False, favicon_path=str(FAVICON), blocked_paths=secrets,
         app_kwargs={"openapi_url": None},
         theme=make_theme(), css=colours(), css_paths=STYLE_SHEETS,
         auth=(lambda user, given: _knows(user, given, password)) if password else None,

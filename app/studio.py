@@ -20,7 +20,7 @@ def build(home: Home, engine: Engine) -> gr.Blocks:
     with demo.route(words.TITLES["studio"], address("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
     with demo.route(words.TITLES["library"], address("library")), page(demo, home, "library"):
-        library.build(demo, home)
+        library.build(demo, home, engine)
     with demo.route(words.TITLES["gallery"], address("gallery")), page(demo, home, "gallery"):
         gallery.build(demo, home)
     with demo.route(words.TITLES["jobs"], address("jobs")), page(demo, home, "jobs"):

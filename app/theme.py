@@ -116,6 +116,6 @@ def colours() -> str:
     dark = "".join(f"--{job}:{pair[1]};" for job, pair in PALETTE.items())
     face = f"@font-face{{font-family:'{FACE}';font-weight:200 800;font-display:swap;" \
            f"src:url('{file_address(FONT)}') format('woff2')}}"
-    # Gradio's drop zone has its own text; the style sheet puts this in its place.
-    light += f"--say-drop:'{words.DROP}';"
+    # Gradio's drop zones have a text of their own; the style sheet puts these in its place.
+    light += f"--say-drop:'{words.DROP}';--say-files:'{words.BRING_IN_DROP}';"
     return f":root{{{light}}}\n.dark{{{dark}}}\n{face}"

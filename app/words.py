@@ -92,8 +92,20 @@ EXPORT_NOW = "Export"
 DOWNLOAD = "Download"
 FORM = "For"
 FORMS = {
-    "kohya": "Any tool (ComfyUI, A1111, Forge, diffusers …)", "diffusers": "diffusers only", "native": "Atelier",
+    "kohya": "Any tool (ComfyUI, A1111, Forge, diffusers …)", "diffusers": "diffusers only",
+    "diff": "All but diffusers, exact for every kind", "native": "Atelier",
 }
+MOST_RANK = "Largest rank"
+MOST_RANK_HINT = "Smaller makes a smaller file; empty keeps all that an exact file needs."
+LAYERS, RANK, TRUTH, KEPT, HASH = "Layers", "Rank", "Truth", "Energy kept", "Hash"
+IN_DRAWING = "Off in drawing"
+LEFT_OUT = "Left out"
+EXACT_FILE = "exact, but for rounding"
+LOADS = {"yes": "loads it", "partly": "partly", "no": "does not load it"}
+WITH_ADAPTER, WITH_FILE = "With the adapter", "With the file"
+BRING_IN = "Bring in adapters of other tools"
+BRING_IN_DROP = "Drop .safetensors files here"
+
 PRECISION = "Precision"
 PRECISIONS = {"fp16": "fp16: half the size", "bf16": "bf16: half the size, coarser", "fp32": "fp32: every digit"}
 KIND, WHAT_IT_IS, BASE, LEARNED_FROM, SIZE, MADE = "Kind", "What it is", "Base model", "Learned from", "Size", "Made"

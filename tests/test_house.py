@@ -282,10 +282,14 @@ def _our_own(node: ast.expr) -> bool:
             return bool(pieces) and all(_text(p) is not None or _our_own(p) for p in pieces)
 
 
+TALK_TO_OTHER_TOOLS = [f"adapters/{name}.py" for name in (
+    "convert", "contents", "foreign_metadata", "metadata", "readers", "spelling")]
+
+
 @rule
 def speaks_our_words(source: Source) -> Iterator[str]:
     """Other tools' names for the same things live in the files that talk to other tools."""
-    if source.path.as_posix() in ("adapters/convert.py", "adapters/metadata.py"):
+    if source.path.as_posix() in TALK_TO_OTHER_TOOLS:
         return
     foreign = re.compile(r"\blora_(?:[AB]|up|down|alpha)\b|\bnetwork_(?:dim|alpha)\b|\bmultiplier\b")
     for number, line in enumerate(source.text.splitlines(), 1):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_file import Entry
+from atelier.adapters.header import Entry
+
 from .config import EMBEDDED
 
 # The width of the text features the cross-attention reads tells the families apart.

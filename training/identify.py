@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from atelier.adapters.header import HeaderError, read_entries
+
 from .base_info import BaseError, BaseInfo, check_inputs, family_of, make_info, precision_of, read_json
-from .checkpoint_file import HeaderError, read_entries
 from .config import EMBEDDED
 from .single_file import identify_file
 

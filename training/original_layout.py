@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-LAYERS = 2   # residual blocks of a UNet level, in every family that comes as a single file
-_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-           "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}   # fmt: skip
-_UNET = {
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-}   # fmt: skip
-_MIDDLE = {"resnets.0": "middle_block.0", "attentions.0": "middle_block.1", "resnets.1": "middle_block.2"}
+from atelier.adapters import spelling
+
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
               "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}   # fmt: skip
@@ -36,7 +29,8 @@ def to_original(parts: Mapping[str, Mapping[str, Tensor]], family: str) -> dict[
         family: ``sd1``, ``sd2`` or ``sdxl``.
     """
     attended = {int(found[1]) for key in parts["unet"] if (found := re.match(r"up_blocks\.(\d+)\.attentions", key))}
-    tensors = {f"model.diffusion_model.{unet_name(key, attended)}": value for key, value in parts["unet"].items()}
+    tensors = {f"model.diffusion_model.{spelling.to_original(name, attended)}": value
+               for name, value in parts["unet"].items()}   # fmt: skip
     levels = 1 + max(int(found[1]) for key in parts["vae"] if (found := re.match(r"decoder\.up_blocks\.(\d+)", key)))
     tensors |= {f"first_stage_model.{name}": value for name, value in _vae(parts["vae"], levels)}
     for part, prefix in _PREFIXES[family].items():
@@ -45,42 +39,6 @@ def to_original(parts: Mapping[str, Mapping[str, Tensor]], family: str) -> dict[
         renamed = _open_clip(plain) if prefix.endswith(".model.") else {f"text_model.{k}": v for k, v in plain.items()}
         tensors |= {prefix + name: value for name, value in renamed.items()}
     return tensors
-
-
-def unet_name(key: str, attended: Collection[int]) -> str:
-    """One of diffusers' UNet names in the original layout; ``attended`` are the up blocks that have attention.
-
-    >>> unet_name("down_blocks.1.resnets.0.conv1.weight", {1, 2, 3})
-    'input_blocks.4.0.in_layers.2.weight'
-    >>> unet_name("up_blocks.0.upsamplers.0.conv.bias", {1, 2, 3})
-    'output_blocks.2.1.conv.bias'
-    """
-    found = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", key)
-    if not found:
-        for old, new in {**_UNET, **{f"mid_block.{old}": new for old, new in _MIDDLE.items()}}.items():
-            if key.startswith(f"{old}."):
-                return new + _resnet(key.removeprefix(old), "mid_block.resnets" in key)
-        raise KeyError(key)
-    side, block, kind, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-    where, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
-    place = (LAYERS + 1) * block + number + first
-    match kind:
-        case "resnets":
-            return f"{where}.{place}.0{_resnet(f'.{rest}', True)}"
-        case "attentions":
-            return f"{where}.{place}.1.{rest}"
-        case "downsamplers":
-            return f"{where}.{(LAYERS + 1) * (block + 1)}.0.{rest.replace('conv', 'op', 1)}"
-        case _:   # an upsampler stands behind the residual block, and behind the attention where there is one
-            return f"{where}.{(LAYERS + 1) * block + LAYERS}.{1 + (block in attended)}.{rest}"
-
-
-def _resnet(rest: str, is_resnet: bool) -> str:
-    if is_resnet:
-        for old, new in _RESNET.items():
-            if rest.startswith(f".{old}."):
-                return f".{new}" + rest.removeprefix(f".{old}")
-    return rest
 
 
 def _vae(tensors: Mapping[str, Tensor], levels: int) -> Iterator[tuple[str, Tensor]]:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from atelier.adapters.header import Entry, HeaderError, read_entries
+
 from .base_info import TITLES, BaseError, BaseInfo, check_inputs, family_of, make_info, precision_of, read_json
-from .checkpoint_file import Entry, HeaderError, read_entries
 
 MODELS = Path(__file__).resolve().parent.parent / "assets" / "models"
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."

@@ -44,7 +44,7 @@ def build(demo: gr.Blocks, home: Home) -> None:
         with gr.Column(scale=7, elem_classes="sheet"):
             _step(1, words.STEP_PICTURES, words.STEP_PICTURES_HINT)
             drop = gr.File(file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp"],
-                           label=words.DROP, elem_id="pics", height=230)   # fmt: skip
+                           label=words.DROP, elem_id="pics", elem_classes="drop", height=230)   # fmt: skip
             thumbs = panel("pictures", _pictures(Draft()))
         with gr.Column(scale=5, elem_classes="sheet"):
             what, subject, name, preset, note = _questions()

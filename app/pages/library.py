@@ -9,30 +9,44 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.catalog import KINDS
-from atelier.adapters.convert import FORMS, PRECISIONS
+from atelier.adapters.convert import FORMS
+from atelier.adapters.export import PRECISIONS, ExportReport
 from atelier.adapters.files import read_header
+from atelier.adapters.fuse import EXACT, Limits
+from atelier.adapters.header import FileError
+from atelier.training.config import EMBEDDED
+from atelier.training.fidelity import Fidelity
+from atelier.training.keep import thumbnail
 
 from .. import phrases, words
 from ..address import address
+from ..easel import suggestion
+from ..engine import Engine
 from ..frame import POLL, heading, plainly
 from ..home import Home, HomeError
 from ..library import (
     AdapterCard,
     delete_adapter,
-    export_adapter,
     find_adapter,
     list_adapters,
     list_unreadable,
     restore_adapter,
 )
 from ..panel import acted, panel
+from ..transfer import export_adapters, import_file
+
+SHOWN = 120   # cards at once: a page with thousands of pictures would not load
 
 
-def build(demo: gr.Blocks, home: Home) -> None:
+def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the page."""
     heading(words.LIBRARY_TITLE, words.LIBRARY_LEAD)
     search = gr.Textbox(label=words.SEARCH, show_label=False, placeholder=words.SEARCH, max_length=100,
                         elem_id="search")   # fmt: skip
+    with gr.Accordion(words.BRING_IN, open=False, elem_id="bring-in"):
+        bring_in = gr.File(file_count="multiple", file_types=[".safetensors"], label=words.BRING_IN_DROP,
+                           elem_id="files", elem_classes="drop", height=120)   # fmt: skip
+        brought = panel("brought", {})
     undo = panel("undo", {})
     chosen, trashed = gr.Textbox(visible=False), gr.Textbox(visible=False)
     with gr.Row(elem_classes="bench bench-detail"):
@@ -40,14 +54,16 @@ def build(demo: gr.Blocks, home: Home) -> None:
             cards = panel("cards", {})
         with gr.Column(scale=4, elem_classes="sheet side", visible=False) as side:
             detail = panel("adapter", {})
-            form, precision, export, file, report = _export_form()
+            form, precision, rank, export, file, report = _export_form()
     shown = [cards, side, detail, chosen]
+    bring_in.upload(lambda files, query: _bring_in(home, files, query), [bring_in, search], [*shown, bring_in, brought],
+                    show_progress="minimal", api_visibility="private")   # fmt: skip
 
     def opened(request: gr.Request) -> list[Any]:
         return _show(home, "", request.query_params.get("adapter", ""))
 
     def act(event: gr.EventData, query: str) -> list[Any]:
-        return [*_show(home, query, acted(event)[1]), gr.DownloadButton(visible=False), ""]
+        return [*_show(home, query, acted(event)[1]), gr.DownloadButton(visible=False), {}]
 
     def delete(event: gr.EventData, query: str, name: str) -> list[Any]:
         return _delete(home, query, name) if acted(event)[0] == "delete" else [gr.skip()] * 6
@@ -58,23 +74,31 @@ def build(demo: gr.Blocks, home: Home) -> None:
     cards.act(act, search, [*shown, file, report], **POLL)
     detail.act(delete, [search, chosen], [*shown, undo, trashed], **POLL)
     undo.act(lambda query, gone: _undo(home, query, gone), [search, trashed], [*shown, undo, trashed], **POLL)
-    form.change(lambda kind: gr.Dropdown(interactive=kind != "native", value="fp32" if kind == "native" else "fp16"),
-                form, precision, **POLL)   # fmt: skip
-    made = export.click(lambda *choice: _export(home, *choice), [chosen, form, precision], [file, report],
-                        api_visibility="private")   # fmt: skip
+    form.change(_suits, form, [precision, rank], **POLL)
+    made = export.click(lambda *choice: _export(home, engine, *choice), [chosen, form, precision, rank],
+                        [file, report], api_visibility="private")   # fmt: skip
     made.success(None, None, None, js="() => setTimeout(() => document.querySelector('#download').click(), 300)")
 
 
-def _export_form() -> tuple[gr.Dropdown, gr.Dropdown, gr.Button, gr.DownloadButton, gr.Markdown]:
+def _suits(form: str) -> tuple[gr.Dropdown, gr.Number]:
+    """What can be chosen for a form: a native file keeps every digit, and only pairs have a rank."""
+    own = form == "native"
+    return (gr.Dropdown(interactive=not own, value="fp32" if own else "fp16"),
+            gr.Number(visible=form in ("kohya", "diffusers"), value=None))
+
+
+def _export_form() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Button, gr.DownloadButton, Any]:
     with gr.Accordion(words.EXPORT, open=False, elem_id="export"):
         form = gr.Dropdown([(words.FORMS[name], name) for name in FORMS], value="kohya", label=words.FORM,
                            elem_id="form")   # fmt: skip
         precision = gr.Dropdown([(words.PRECISIONS[name], name) for name in PRECISIONS], value="fp16",
                                 label=words.PRECISION, elem_id="precision")   # fmt: skip
+        rank = gr.Number(label=words.MOST_RANK, info=words.MOST_RANK_HINT, value=None, minimum=1, maximum=1024,
+                         precision=0, elem_id="rank")   # fmt: skip
         export = gr.Button(words.EXPORT_NOW, elem_id="export-now")
-        report = gr.Markdown("", elem_classes="hint", elem_id="export-report")
+        report = panel("report", {}, elem_id="export-report")
         file = gr.DownloadButton(words.DOWNLOAD, visible=False, elem_id="download")
-    return form, precision, export, file, report
+    return form, precision, rank, export, file, report
 
 
 def _show(home: Home, query: str, name: str) -> list[Any]:
@@ -88,7 +112,8 @@ def _show(home: Home, query: str, name: str) -> list[Any]:
     found = [c for c in adapters if wanted in f"{c.name} {c.trigger} {c.subject} {c.title}".casefold()]
     cards = {
         "cards": [{"name": c.name, "picture": c.thumbnail, "about": _about(c), "chosen": str(c == card).lower()}
-                  for c in found],
+                  for c in found[:SHOWN]],
+        "more": phrases.more(len(found) - SHOWN),
         "none": "" if found else words.NOT_FOUND if adapters else words.NO_ADAPTERS,
         "unreadable": [phrases.unreadable(file.path.name, file.reason) for file in list_unreadable(home)],
     }   # fmt: skip
@@ -141,11 +166,50 @@ def _undo(home: Home, query: str, trashed: str) -> list[Any]:
     return [*_show(home, query, path.stem), {}, ""]
 
 
-def _export(home: Home, name: str, form: str, precision: str) -> tuple[Any, str]:
+def _export(
+    home: Home, engine: Engine, name: str, form: str, precision: str, rank: float | None
+) -> tuple[Any, dict[str, Any]]:
     with plainly():
         card = find_adapter(home, name)
         folder = home.state / "exports" / f"{form}-{precision}"
         folder.mkdir(parents=True, exist_ok=True)
-        report = export_adapter(card, form, folder, precision)
-    file = gr.DownloadButton(value=str(folder / card.path.name), visible=True)
-    return file, phrases.exported(report.bytes, report.layers, report.rank, report.exact, report.max_error)
+        limits = Limits(rank=int(rank)) if rank and form in ("kohya", "diffusers") else EXACT
+        path, report = export_adapters([(card, 1.0)], form, folder, precision, limits=limits)
+        told = _told(report)
+        if form != "native" and card.base and (card.base == EMBEDDED or engine.holds(card.base)):
+            told = _compared(told, engine.compare(card.base, [(card.path, 1.0)], path, suggestion(card)))
+    return gr.DownloadButton(value=str(path), visible=True), told
+
+
+def _told(report: ExportReport) -> dict[str, Any]:
+    """The report as its panel shows it."""
+    facts = {
+        words.SIZE: phrases.size(report.bytes), words.LAYERS: report.layers, words.RANK: report.rank or "",
+        words.TRUTH: words.EXACT_FILE if report.exact else phrases.off(report.max_error, report.mean_error),
+        words.KEPT: "" if report.exact else f"{report.energy:.2%}".replace("%", " %"),
+        words.LEFT_OUT: len(report.left_out) or "", words.HASH: report.hash[:12],
+    }   # fmt: skip
+    tools = [{"name": tool, "answer": verdict.answer, "said": verdict.reason or words.LOADS[verdict.answer]}
+             for tool, verdict in report.loads.items()]   # fmt: skip
+    return {"facts": _pairs(facts), "tools": tools}
+
+
+def _compared(told: dict[str, Any], fidelity: Fidelity) -> dict[str, Any]:
+    """The report with what the difference does in drawing: a figure, and two pictures from the same noise."""
+    drawn = _pairs({words.IN_DRAWING: f"{fidelity.unet_error:.2%}".replace("%", " %")})
+    pictures = {"before": thumbnail(fidelity.before), "after": thumbnail(fidelity.after)}
+    return {**told, "facts": [*told["facts"], *drawn], **pictures}
+
+
+def _bring_in(home: Home, files: list[str] | None, query: str) -> list[Any]:
+    """Take dropped files into the library; what can't be used says why."""
+    said, name = [], ""
+    for file in files or []:
+        try:
+            taken = import_file(home, Path(file))
+        except (FileError, HomeError) as error:
+            said.append({"text": str(error), "bad": "yes"})
+        else:
+            name = taken.card.name
+            said.append({"text": phrases.brought_in(name, " ".join(taken.notes)), "bad": ""})
+    return [*_show(home, query, name), None, {"said": said}]

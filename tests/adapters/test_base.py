@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from atelier.adapters.base import Adapter, AdapterSet, Spec
-from atelier.adapters.convert import ConvertError, to_diffusers, to_kohya
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import merged, mounted
 from atelier.adapters.settings import Settings
@@ -50,12 +49,6 @@ def test_every_update_is_computed_from_the_original_weight(attach, module, shape
     for parts in ((one, two), (two, one)):
         with torch.no_grad(), attach(models, Mix(parts)):
             assert_close(module(x) - module(torch.zeros_like(x)), 4 * without_bias)
-
-
-@pytest.mark.parametrize("convert", [lambda a: to_kohya(a, "sd1"), to_diffusers], ids=["kohya", "diffusers"])
-def test_a_kind_without_factors_is_refused_by_name(convert):
-    with pytest.raises(ConvertError, match=r"Amplify is not a low-rank pair.*native"):
-        convert(amplify(nn.Linear(6, 4), 1.0))
 
 
 def test_a_kind_that_gives_nothing_says_so():

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from atelier.adapters import convert
+from atelier.adapters import export as export_module
 from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import KINDS, create
-from atelier.adapters.convert import ConvertError, check_kohya, export, to_diffusers, to_kohya
+from atelier.adapters.convert import ConvertError, check_kohya, to_diffusers, to_kohya
+from atelier.adapters.export import export
 from atelier.adapters.files import load_adapter, read_metadata, save_adapter
+from atelier.adapters.fuse import Pair
 from atelier.adapters.lora import Lora, LoraSettings
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
@@ -47,6 +49,10 @@ def trained(specs: Sequence[Spec], *, rank: int = 4, alpha: float = 3.0, size: f
         if name.endswith("up"):
             nn.init.normal_(parameter, std=size)
     return adapters
+
+
+def pairs(adapters: AdapterSet) -> dict[Spec, Pair]:
+    return {adapter.spec: pair for adapter in adapters if (pair := adapter.factors()) is not None}
 
 
 @pytest.fixture
@@ -118,7 +124,7 @@ def test_diffusers_reads_a_rank_of_its_own_for_each_layer(pipeline, models, tmp_
     for lora in loras:
         nn.init.normal_(lora.up, std=0.05)
     adapters = AdapterSet(Lora, LoraSettings(), loras)
-    tensors = to_kohya(adapters, "embedded") if form == "kohya" else to_diffusers(adapters)
+    tensors = to_kohya(pairs(adapters), "embedded") if form == "kohya" else to_diffusers(pairs(adapters))
     save_file(tensors, tmp_path / "out.safetensors")
     with mounted(models, Mix(((adapters, 1.0),))):
         ours = outputs(pipeline)
@@ -175,7 +181,7 @@ def sd15() -> dict[str, nn.Module]:
 
 @pytest.fixture(scope="module")
 def sd15_kohya(sd15: dict[str, nn.Module]) -> dict[str, Tensor]:
-    return to_kohya(trained(find_targets(sd15, "all"), rank=1), "sd1")
+    return to_kohya(pairs(trained(find_targets(sd15, "all"), rank=1)), "sd1")
 
 
 def test_names_are_those_of_stable_diffusion(sd15_kohya: dict[str, Tensor]):
@@ -221,7 +227,7 @@ def test_sdxl_numbers_its_text_encoders():
             "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=48, **small)),
         }
     adapters = trained(find_targets(models, "all"), rank=2)
-    tensors = to_kohya(adapters, "sdxl")
+    tensors = to_kohya(pairs(adapters), "sdxl")
     assert check_kohya(tensors) == []
     counts = {prefix: sum(key.startswith(prefix) for key in tensors) for prefix in ("lora_te1_", "lora_te2_")}
     assert counts == {"lora_te1_": 2 * 6 * 3, "lora_te2_": 2 * 6 * 3}
@@ -347,12 +353,12 @@ BREAKS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
 @pytest.mark.parametrize("name", BREAKS)
 def test_the_check_names_what_breaks_the_rule(name: str):
     damage, said = BREAKS[name]
-    problems = check_kohya(damage(to_kohya(trained(SMALL), "sd1")))
+    problems = check_kohya(damage(to_kohya(pairs(trained(SMALL)), "sd1")))
     assert any(re.search(said, problem) for problem in problems), problems
 
 
 def test_the_check_passes_a_good_file():
-    assert check_kohya(to_kohya(trained(SMALL), "sd1")) == []
+    assert check_kohya(to_kohya(pairs(trained(SMALL)), "sd1")) == []
 
 
 # Precision, reports and refusals
@@ -400,7 +406,7 @@ def test_report_tells_what_lies_on_disk(native: Path, form: str, dtype: str, lea
 @pytest.mark.parametrize("damage", ["transposed", "scaled", "one value"])
 def test_report_notices_a_wrong_file(native: Path, monkeypatch, form: str, damage: str):
     """What was written is read back: a slip between the adapter and the disk shows in the report."""
-    write = convert.write_tensors
+    write = export_module.write_tensors
 
     def slip(path, tensors, metadata):
         key = next(key for key in tensors if "q_proj" in key and key.endswith(("down.weight", "A.weight", "down")))
@@ -413,7 +419,7 @@ def test_report_notices_a_wrong_file(native: Path, monkeypatch, form: str, damag
             wrong[0, 0] += 0.01
         write(path, {**tensors, key: wrong}, metadata)
 
-    monkeypatch.setattr(convert, "write_tensors", slip)
+    monkeypatch.setattr(export_module, "write_tensors", slip)
     report = export(native, native.with_name("out.safetensors"), form)
     assert not report.exact
     assert report.max_error > 1e-3
@@ -431,7 +437,8 @@ def test_native_export_is_the_same_adapter(native: Path):
 
 def test_alpha_is_exact_in_every_precision(tmp_path: Path):
     """A rank of 257 has no bfloat16; alpha keeps float32, so alpha / rank is still 1."""
-    save_adapter(tmp_path / "a.safetensors", trained(SMALL, rank=257), METADATA)
+    wide = [Spec(spec.name, (300, 300)) for spec in SMALL if len(spec.shape) == 2]
+    save_adapter(tmp_path / "a.safetensors", trained(wide, rank=257), METADATA)
     export(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", "bf16")
     assert read_metadata(tmp_path / "b.safetensors")["ss_network_alpha"] == "257.0"
     header, data = raw(tmp_path / "b.safetensors")
@@ -443,7 +450,7 @@ def test_alpha_is_exact_in_every_precision(tmp_path: Path):
 @pytest.mark.parametrize(
     ("form", "dtype", "said"),
     [
-        ("ckpt", "fp32", "'ckpt'.*forms are kohya, diffusers, native"),
+        ("ckpt", "fp32", "'ckpt'.*forms are kohya, diffusers, diff, native"),
         ("kohya", "fp8", "'fp8'.*precisions are fp32, fp16, bf16"),
         ("native", "fp16", "keeps every digit"),
     ],
@@ -465,7 +472,7 @@ def test_an_unknown_family_is_refused(native: Path, form: str, family: str):
 def test_a_component_the_family_lacks_is_refused():
     adapters = trained([Spec("text_encoder_2.text_model.encoder.layers.0.mlp.fc1", (6, 5))])
     with pytest.raises(ConvertError, match="'sd1' have no place for text_encoder_2"):
-        to_kohya(adapters, "sd1")
+        to_kohya(pairs(adapters), "sd1")
 
 
 def test_an_adapter_that_tools_would_refuse_is_refused(native: Path):

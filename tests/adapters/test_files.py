@@ -169,23 +169,23 @@ def test_tensors_are_read_whole(path: Path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "not a complete safetensors file"),
-        (b"<!DOCTYPE html><html><head><title>404</title>", "not a complete safetensors file"),
-        (b"PK\x03\x04 archive/data.pkl" + bytes(64), "not a complete safetensors file"),
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html><head><title>404</title>", "a web page"),
+        (b"PK\x03\x04 archive/data.pkl" + bytes(64), "a pickle"),
     ],
     ids=["empty", "web page", "pickle"],
 )
 def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes, why: str):
     path = tmp_path / "fox.safetensors"
     path.write_bytes(content)
-    with pytest.raises(FileError, match=rf"fox\.safetensors is {why}.*do so again"):
+    with pytest.raises(FileError, match=rf"fox\.safetensors is {why}.*Fetch"):
         load_adapter(path)
 
 
 @pytest.mark.parametrize("cut", [4, 300, -1])
 def test_a_cut_file_is_refused(path: Path, cut: int):
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(FileError, match="not a complete safetensors file"):
+    with pytest.raises(FileError, match=r"cut short|empty"):
         load_adapter(path)
 
 

@@ -14,8 +14,10 @@ from torch import nn
 
 from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import create
-from atelier.adapters.convert import FORMS, export, to_kohya
+from atelier.adapters.convert import FORMS, to_kohya
+from atelier.adapters.export import export
 from atelier.adapters.files import Header, load_adapter, read_header, save_adapter, write_tensors
+from atelier.adapters.fuse import Pair
 from atelier.adapters.metadata import export_metadata
 
 THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
@@ -43,6 +45,10 @@ KOHYA_MINIMUM = {
     "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
 }
 MODELSPEC_MUST = {"sai_model_spec", "architecture", "implementation", "title"}
+
+
+def pairs(adapters: AdapterSet) -> dict[Spec, Pair]:
+    return {adapter.spec: pair for adapter in adapters if (pair := adapter.factors()) is not None}
 
 
 def adapters_of(specs: tuple[Spec, ...] = SPECS, rank: int = 4) -> AdapterSet:
@@ -90,13 +96,14 @@ def test_kohya_entries(tmp_path: Path):
 def test_network_entries_describe_the_tensors_beside_them():
     """alpha is what the file's alpha tensors hold, not the adapter's own setting, which is in `up` already."""
     adapters = adapters_of(SPECS[:1], rank=8)
-    found = export_metadata(LITTLE, to_kohya(adapters, "sd1"), "kohya")
+    found = export_metadata(LITTLE, to_kohya(pairs(adapters), "sd1"), "kohya")
     assert (found["ss_network_dim"], float(found["ss_network_alpha"])) == ("8", 8.0)
     assert found["ss_network_args"] == "{}", "conv_dim is for kernels wider than one"
 
 
 def test_layers_of_many_ranks_are_called_dynamic():
-    tensors = to_kohya(adapters_of(SPECS[:1], rank=8), "sd1") | to_kohya(adapters_of(SPECS[1:], rank=2), "sd1")
+    first, rest = (pairs(adapters_of(specs, rank=rank)) for specs, rank in ((SPECS[:1], 8), (SPECS[1:], 2)))
+    tensors = to_kohya(first, "sd1") | to_kohya(rest, "sd1")
     assert export_metadata(LITTLE, tensors, "kohya")["ss_network_dim"] == "Dynamic"
 
 

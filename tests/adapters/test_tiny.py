@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import create
 from atelier.adapters.codebook import BITS, levels, pack, unpack
-from atelier.adapters.files import FileError, load_adapter, read_metadata, save_adapter
+from atelier.adapters.files import load_adapter, read_metadata, save_adapter
+from atelier.adapters.header import FileError
 from atelier.adapters.tiny import TinyError, shrink
 
 SPECS = (Spec("unet.a", (96, 64)), Spec("unet.conv", (32, 16, 3, 3)))

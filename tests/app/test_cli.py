@@ -32,7 +32,8 @@ from atelier.training.runs import RunFolder
 
 # As little work as a whole training can be.
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
-COMMANDS = {"models", "serve", "worker", "train", "make", "draw", "list", "show", "delete", "export", "doctor"}
+COMMANDS = {"models", "serve", "worker", "train", "make", "draw", "list", "show", "delete", "doctor",
+            "import", "inspect", "export", "merge", "resize", "extract"}
 
 
 @pytest.fixture
@@ -90,7 +91,10 @@ def test_help_lists_every_command_and_loads_nothing_heavy():
     "make c s --name n --method np --steps 5 --content-strength 0.5 --style-strength 1.5 --home h --json",
     "draw p --adapter a=0.5 --adapter b --negative t --seed 1 --count 2 --steps 3 --guidance 4 --size 64x32 --base b "
     "--out o --home h --json",
-    "list --json --home h", "show n --json", "delete n --json", "export n --to kohya --out f --json", "doctor --json",
+    "list --json --home h", "show n --json", "delete n --json", "doctor --json", "import f --name n --home h --json",
+    "export n --to kohya --out f --json", "inspect f --json", "merge a b=-1 --name n", "resize a --name n --rank 4",
+    "export a=0.5 b --to diff --out f --precision fp16 --rank 8 --energy 0.9 --base b --compare",
+    "extract b --base c --name n --energy 0.99",
 ])  # fmt: skip
 def test_the_contract_is_understood(line):
     command = line.split()

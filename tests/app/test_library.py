@@ -19,12 +19,12 @@ from atelier.app.home import Home, HomeError, open_home
 from atelier.app.library import (
     adapter_hash,
     delete_adapter,
-    export_adapter,
     find_adapter,
     list_adapters,
     list_unreadable,
     restore_adapter,
 )
+from atelier.app.transfer import export_adapters
 
 SPECS = [Spec("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", (8, 6))]
 THUMBNAIL = "data:image/jpeg;base64," + base64.b64encode(b"\xff\xd8 a picture").decode()
@@ -103,7 +103,7 @@ def test_unreadable_files_are_told_apart_and_the_rest_goes_on(home):
 def test_a_file_is_read_once_and_again_when_it_changes(home, monkeypatch):
     path = add(home, "fox", subject="fox")
     reads = []
-    monkeypatch.setattr(library, "read_header", lambda p, real=library.read_header: reads.append(p) or real(p))
+    monkeypatch.setattr(library, "read_own", lambda p, real=library.read_own: reads.append(p) or real(p))
     assert [find_adapter(home, "fox").subject for _ in range(3)] == ["fox"] * 3
     assert reads == [path]
     add(home, "fox", subject="wolf, once a fox")
@@ -180,11 +180,11 @@ def test_an_export_is_written_where_it_was_asked_for(home, tmp_path):
     add(home, "fox", family="sd1")
     card = find_adapter(home, "fox")
     own = card.path.read_bytes()
-    report = export_adapter(card, "kohya", tmp_path / "new" / "out.safetensors", "fp16")
+    report = export_adapters([(card, 1.0)], "kohya", tmp_path / "new" / "out.safetensors", "fp16")[1]
     tensors = load_file(tmp_path / "new" / "out.safetensors")
     assert report.form == "kohya" and report.bytes == (tmp_path / "new" / "out.safetensors").stat().st_size
     assert any(key.endswith("lora_down.weight") and tensor.dtype == torch.float16 for key, tensor in tensors.items())
-    export_adapter(card, "diffusers", tmp_path)
+    export_adapters([(card, 1.0)], "diffusers", tmp_path)
     assert load_file(tmp_path / "fox.safetensors")
     assert card.path.read_bytes() == own
 
@@ -195,7 +195,7 @@ def test_an_export_never_replaces_the_adapter_itself(home):
     own = card.path.read_bytes()
     for out in (card.path, home.adapters, home.gallery / ".." / "adapters" / "fox.safetensors"):
         with pytest.raises(HomeError, match="is the adapter itself"):
-            export_adapter(card, "kohya", out)
+            export_adapters([(card, 1.0)], "kohya", out)
     assert card.path.read_bytes() == own
 
 
@@ -203,4 +203,4 @@ def test_an_export_into_a_file_says_so(home, tmp_path):
     add(home, "fox", family="sd1")
     (tmp_path / "file").write_text("x")
     with pytest.raises(HomeError, match="in the way"):
-        export_adapter(find_adapter(home, "fox"), "kohya", tmp_path / "file" / "out.safetensors")
+        export_adapters([(find_adapter(home, "fox"), 1.0)], "kohya", tmp_path / "file" / "out.safetensors")

@@ -314,14 +314,18 @@ def test_a_run_that_is_ended_before_its_first_step_leaves_no_adapter(new_run, ad
 
 
 def test_the_first_interrupt_asks_to_save_and_the_second_ends(new_run):
-    with run_module._quit_signals() as quitting:
-        assert not quitting.is_set()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert quitting.wait(5)
-        with pytest.raises(KeyboardInterrupt):
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)   # a job in the background ignores Ctrl-C
+    try:
+        with run_module._quit_signals() as quitting:
+            assert not quitting.is_set()
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert quitting.wait(5)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_a_run_in_another_thread_leaves_the_signals_alone(new_run, adapters):

@@ -15,7 +15,7 @@ import torch
 from families import FAMILIES, write_configurations, write_models
 from safetensors.torch import load_file, save_file
 
-from atelier.adapters.convert import export
+from atelier.adapters.export import export
 from atelier.adapters.files import load_adapter
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted

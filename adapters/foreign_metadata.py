@@ -1,0 +1,58 @@
+"""What other tools write beside the tensors: alpha, base family, trigger word, tags. Any of it may be missing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_FAMILIES = {"sdxl": "sdxl", "stable-diffusion-xl": "sdxl", "sd_v2": "sd2", "stable-diffusion-v2": "sd2",
+             "sd_v1": "sd1", "stable-diffusion-v1": "sd1", "embedded": "embedded"}   # fmt: skip
+
+
+def family(metadata: Mapping[str, str]) -> str:
+    """The base family that is named; empty when none is."""
+    said = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
+    named = next((family for word, family in _FAMILIES.items() if word in said), "")
+    return named or ("sd2" if metadata.get("ss_v2") == "True" else "")
+
+
+def trigger(metadata: Mapping[str, str]) -> str:
+    """The word that calls the adapter; empty when the file does not say."""
+    return metadata.get("modelspec.trigger_phrase", "").strip()
+
+
+def tags(metadata: Mapping[str, str], most: int = 30) -> tuple[tuple[str, int], ...]:
+    """Words of the captions it was trained with and how often, over all its folders (kohya's ss_tag_frequency)."""
+    counts: Counter[str] = Counter()
+    with suppress(ValueError, AttributeError, TypeError):
+        for folder in json.loads(metadata.get("ss_tag_frequency", "{}")).values():
+            counts.update({str(tag).strip(): int(count) for tag, count in folder.items()})
+    return tuple(counts.most_common(most))
+
+
+def alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
+    """Component → alpha, for files that don't keep it as tensors; empty when nothing is said.
+
+    PEFT has a file ``adapter_config.json`` beside the tensors, diffusers the same text in the header, each entry with
+    its component in front. With rsLoRA the scale is alpha / √rank, which is alpha · √rank divided by the rank.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        beside = json.loads((path.parent / "adapter_config.json").read_text(encoding="utf-8"))
+        return dict.fromkeys(("unet", "text_encoder", "text_encoder_2"), _alpha(beside))
+    found = {}
+    with suppress(ValueError, AttributeError):
+        said: dict[str, Any] = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        for component in ("unet", "text_encoder", "text_encoder_2"):
+            own = {key.removeprefix(f"{component}."): value for key, value in said.items()
+                   if key.startswith(f"{component}.")}   # fmt: skip
+            with suppress(KeyError, TypeError):
+                found[component] = _alpha(own)
+    return found
+
+
+def _alpha(config: Mapping[str, Any]) -> float:
+    return float(config["lora_alpha"]) * (float(config["r"]) ** 0.5 if config.get("use_rslora") else 1)
