@@ -39,7 +39,6 @@ def added(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
     return lora_of({layer.spec: beside(layer.content, layer.style) for layer in layers(models, content, style)})
 
 
-@torch.no_grad()
 def projected(models: Models, content: AdapterSet, style: AdapterSet, amount: float = PROJECTION) -> AdapterSet:
     """NP-LoRA's soft projection: ΔW = ΔW_style + ΔW_content (I − μ/(1+μ) QQᵀ).
 
@@ -51,12 +50,16 @@ def projected(models: Models, content: AdapterSet, style: AdapterSet, amount: fl
         style: adapter of any kind.
         amount: μ; 0 is the plain sum, ∞ takes the style's row space out of the content whole.
     """
-    result: dict[Spec, Pair] = {}
-    for layer in layers(models, content, style):
-        up, down = layer.content
-        rows = row_space(layer.style)
-        result[layer.spec] = beside((up, down - amount / (1 + amount) * (down @ rows) @ rows.T), layer.style)
-    return lora_of(result)
+    found = layers(models, content, style)
+    return lora_of({layer.spec: beside(giving_way(layer, amount), layer.style) for layer in found})
+
+
+@torch.no_grad()
+def giving_way(layer: Layer, amount: float = PROJECTION) -> Pair:
+    """The content's factors, softly projected out of the style's row space."""
+    up, down = layer.content
+    rows = row_space(layer.style)
+    return up, down - amount / (1 + amount) * (down @ rows) @ rows.T
 
 
 def chosen(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
@@ -110,6 +113,7 @@ class Switched(Adapter):
     kind = "switched"
     title = "K-LoRA"
     settings = RankSettings
+    live = True
 
     def __init__(self, layer: Layer, share: float, clock: Clock) -> None:
         super().__init__(layer.spec, RankSettings())

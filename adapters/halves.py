@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from .base import AdapterSet
+from .fuse import Pair
 from .split import Split, SplitSettings
 
 _FREE = ("role",)   # settings in which two halves may differ and still fit
@@ -71,6 +72,25 @@ def strengthened(adapters: AdapterSet, *, content: float, style: float) -> Adapt
         adapter.owned_by("content").mul_(content)
         adapter.owned_by("style").mul_(style)
     return scaled
+
+
+@torch.no_grad()
+def parts(adapter: Split) -> list[tuple[Pair, tuple[int, int]]]:
+    """ΔW as a sum of factors, each with the powers of the content's and the style's strength that it is scaled by."""
+    up, down = torch.zeros_like(adapter.halves()[0]), torch.zeros_like(adapter.halves()[1])
+    rows, columns = len(adapter.frozen_up), adapter.frozen_down.shape[1]
+    frozen_up, own_up, frozen_down, own_down = up, up.clone(), down, down.clone()
+    frozen_up[:rows], own_up[rows:] = adapter.frozen_up, adapter.up
+    frozen_down[:, :columns], own_down[:, columns:] = adapter.frozen_down, adapter.down
+    if adapter.faithful:   # B @ E scales as B does
+        frozen_down[:, columns:] = adapter.first_down
+    of_down, of_up = ((1, 0), (0, 1)) if adapter.content_is_down else ((0, 1), (1, 0))
+    scale = adapter.scale
+    return [
+        ((frozen_up * scale, own_down), of_down),
+        ((own_up * scale, frozen_down), of_up),
+        ((own_up * scale, own_down), (1, 1)),
+    ]
 
 
 def _pairs(one: AdapterSet, two: AdapterSet) -> list[tuple[Split, Split]]:

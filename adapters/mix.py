@@ -19,6 +19,10 @@ class Mix:
         """The parts that do something."""
         return ((adapters, strength) for adapters, strength in self.parts if strength != 0)
 
+    def live(self) -> bool:
+        """Whether an adapter changes with the timestep or the picture: such a Mix is mounted, never merged."""
+        return any(adapter.live for adapters, _ in self.active() for adapter in adapters)
+
     def clocks(self) -> list[Clock]:
-        """Those of adapters that change with the timestep; where there are any, the Mix can be mounted, not merged."""
+        """Those of adapters that change with the timestep."""
         return [part for adapters, _ in self.active() for part in adapters.modules() if isinstance(part, Clock)]

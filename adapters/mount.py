@@ -147,10 +147,10 @@ def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     bfloat16 weights, where small updates vanish in the rounding (house rule 4): mount there instead.
 
     Raises:
-        MountError: an adapter does not fit or changes with the timestep, or the weights are bfloat16.
+        MountError: an adapter does not fit or is live, or the weights are bfloat16.
     """
-    if mix.clocks():
-        raise MountError("An adapter that changes with the timestep can't be merged into weights: mount it.")
+    if mix.live():
+        raise MountError("An adapter that changes with timestep or picture can't be merged into weights: mount it.")
     originals: list[tuple[nn.Parameter, Tensor]] = []
     try:
         with torch.no_grad():

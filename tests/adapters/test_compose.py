@@ -216,8 +216,7 @@ def test_a_composed_set_is_saved_as_a_lora_and_moves_nobodys_dice(models, conten
     loaded = load_adapter(tmp_path / "np.safetensors")
     for name, delta in deltas(models, loaded).items():
         assert torch.equal(delta, deltas(models, adapters)[name])
-    assert {name: len(a.down) for name, a in ((a.spec.name, a) for a in loaded) if isinstance(a, Lora)} == dict.fromkeys(
-        deltas(models, loaded), 5)
+    assert [len(a.down) for a in loaded if isinstance(a, Lora)] == [5, 5, 5]
 
 
 def test_an_adapter_of_another_base_is_refused(models, content):
