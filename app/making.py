@@ -117,7 +117,7 @@ def _keep(home: Home, recipe: Recipe, model: BaseModel, made: AdapterSet) -> Pat
     """Write the file. Its caption calls both: that is the prompt the Studio proposes."""
     config = TrainConfig(
         name=recipe.name, trigger=recipe.content.trigger, subject=recipe.content.subject or "object",
-        base=recipe.content.base or EMBEDDED, caption=_caption(model.info, recipe.style.trigger), kind=made.kind,
+        base=recipe.content.base or EMBEDDED, caption=caption_of_both(model.info, recipe.style.trigger), kind=made.kind,
         steps=recipe.steps or 1,
     )   # fmt: skip
     own = {"method": recipe.method, "content": recipe.content.name, "style": recipe.style.name,
@@ -127,5 +127,6 @@ def _keep(home: Home, recipe: Recipe, model: BaseModel, made: AdapterSet) -> Pat
         return write_kept(made, config, model, own, home.adapters)
 
 
-def _caption(info: BaseInfo, style: str) -> str:
+def caption_of_both(info: BaseInfo, style: str) -> str:
+    """Caption template that calls a content in a style: ``{trigger}`` and ``{subject}`` are the content's."""
     return info.styled.replace("{style}", style).replace("{subject}", "{trigger} {subject}")
