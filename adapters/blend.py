@@ -83,6 +83,7 @@ class BlendedChoice(Blended):
         self.share, self._clock = share, (clock,)
 
     def gains(self) -> Tensor:
+        """Of the two parts only the one whose time it is."""
         side = 0 if self._clock[0].progress < self.share else 1
         return super().gains() * (self.get_buffer("powers")[:, side] == 1)
 

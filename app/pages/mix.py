@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -27,6 +26,15 @@ MOST, NOTCHES = 2.0, 8   # the pad's strengths: 0 to MOST in so many steps
 DRAW_STEPS = 8           # denoising steps of the grid's pictures: enough to judge a mix by
 SHARES = (0.0, 0.5, 1.0)
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+class Choice(NamedTuple):
+    """What stands on the page."""
+
+    content: str | None
+    style: str | None
+    method: str
+    at: tuple[float, float]   # content and style strength
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
@@ -56,12 +64,14 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         return [place, _pad(*place)]
 
     def show(*values: Any) -> dict[str, Any]:
+        *chosen, prompt, seed = values
         with plainly():
-            return _grid(home, engine, *values)
+            return _grid(home, engine, Choice(*chosen), prompt, seed)
 
     def keep(*values: Any) -> dict[str, Any]:
+        *chosen, name = values
         with plainly():
-            return _save(home, *values)
+            return _save(home, Choice(*chosen), name)
 
     def suggest(*names: str | None) -> Any:
         return _suggested(home, *names)
@@ -122,31 +132,26 @@ def _notch(content: float, style: float, on: bool) -> dict[str, str]:
     return {"at": f"{content:g},{style:g}", "say": phrases.strengths(content, style), "on": str(on).lower()}
 
 
-def _grid(
-    home: Home, engine: Engine, content: str | None, style: str | None, method: str, at: Sequence[float], prompt: str,
-    seed: float | None,
-) -> dict[str, Any]:   # fmt: skip
+def _grid(home: Home, engine: Engine, choice: Choice, prompt: str, seed: float | None) -> dict[str, Any]:
     """Nine pictures from one seed, at the pad's strengths and at half and none of them."""
-    if not content or not style or not prompt.strip():
+    if not choice.content or not choice.style or not prompt.strip():
         return {"cells": []}
-    cards = [find_adapter(home, name) for name in (content, style)]
-    cells = cells_at(*at)
+    cards = [find_adapter(home, name) for name in (choice.content, choice.style)]
+    cells = cells_at(*choice.at)
     request = DrawRequest(prompt=prompt, seed=int(seed or 0), count=len(cells), steps=DRAW_STEPS)
     paths = (cards[0].path, cards[1].path)
-    pictures = engine.blend(cards[0].base or EMBEDDED, paths, method, cells, request)
+    pictures = engine.blend(cards[0].base or EMBEDDED, paths, choice.method, cells, request)
     shown = zip(pictures, cells, strict=True)
     return {"cells": [{"src": thumbnail(picture), "say": phrases.strengths(*cell)} for picture, cell in shown]}
 
 
-def _save(
-    home: Home, content: str | None, style: str | None, method: str, at: Sequence[float], name: str
-) -> dict[str, Any]:
+def _save(home: Home, choice: Choice, name: str) -> dict[str, Any]:
     """Make the adapter at the pad's strengths, without training."""
-    if not content or not style:
+    if not choice.content or not choice.style:
         raise SettingError(words.MIX_NEEDS_TWO)
-    cards = [find_adapter(home, one) for one in (content, style)]
-    recipe = Recipe(name=new_name(home, name), content=cards[0], style=cards[1], method=method, steps=0,
-                    strengths=(at[0], at[1]))   # fmt: skip
+    content, style = (find_adapter(home, one) for one in (choice.content, choice.style))
+    recipe = Recipe(name=new_name(home, name), content=content, style=style, method=choice.method, steps=0,
+                    strengths=choice.at)   # fmt: skip
     *_, card = making(home, recipe)
     assert isinstance(card, AdapterCard)
     return {"name": card.name, "href": address("library", adapter=card.name)}

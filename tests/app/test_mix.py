@@ -78,28 +78,28 @@ def test_nine_pictures_from_one_seed(home: Home, monkeypatch: pytest.MonkeyPatch
     engine = Engine()
     prompt = mix._prompt(find_adapter(home, "rex"), find_adapter(home, "ink"))
     assert prompt == "a ink emoji of a rex fox"
-    grid = mix._grid(home, engine, "rex", "ink", "break-for-make", (1.0, 1.0), prompt, 3)
+    grid = mix._grid(home, engine, mix.Choice("rex", "ink", "break-for-make", (1.0, 1.0)), prompt, 3)
     pictures = [cell["src"] for cell in grid["cells"]]
     assert len(pictures) == 9
     assert all(picture.startswith("data:image/jpeg;base64,") for picture in pictures)
     assert len(set(pictures)) > 5
     assert grid["cells"][8]["say"] == "thing 1, style 1"
-    off = mix._grid(home, engine, "rex", "ink", "sum", (0.0, 0.0), prompt, 3)
+    off = mix._grid(home, engine, mix.Choice("rex", "ink", "sum", (0.0, 0.0)), prompt, 3)
     assert {cell["src"] for cell in off["cells"]} == {pictures[0]}, "no strength is the base alone, and one seed"
-    assert mix._grid(home, engine, "rex", None, "sum", (1.0, 1.0), prompt, 3) == {"cells": []}
+    assert mix._grid(home, engine, mix.Choice("rex", None, "sum", (1.0, 1.0)), prompt, 3) == {"cells": []}
 
 
 def test_saving_bakes_the_pads_strengths_in(home: Home, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(keep, "draw_preview", lambda *_: Image.new("RGB", (8, 8)))
-    said = mix._save(home, "rex", "ink", "break-for-make", (0.5, 1.25), "both")
+    said = mix._save(home, mix.Choice("rex", "ink", "break-for-make", (0.5, 1.25)), "both")
     assert said == {"name": "both", "href": "/library?adapter=both"}
     rex, ink, both = (load_adapter(find_adapter(home, name).path) for name in ("rex", "ink", "both"))
     expected = strengthened(unite(rex, ink), content=0.5, style=1.25).tensors()
     assert all(torch.equal(value, expected[key]) for key, value in both.tensors().items())
     with pytest.raises(ValueError, match="is taken"):
-        mix._save(home, "rex", "ink", "sum", (1.0, 1.0), "both")
+        mix._save(home, mix.Choice("rex", "ink", "sum", (1.0, 1.0)), "both")
     with pytest.raises(ValueError, match="Pick both"):
-        mix._save(home, "rex", None, "sum", (1.0, 1.0), "other")
+        mix._save(home, mix.Choice("rex", None, "sum", (1.0, 1.0)), "other")
 
 
 def test_the_address_picks_both(home: Home):
