@@ -41,7 +41,7 @@ class Training:
     def __init__(self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
         self.parameters = list(recipe.adapters.parameters())
-        self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters, recipe.companions))
+        self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters, recipe.companions, recipe.speed))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.average = copy.deepcopy(recipe.adapters) if config.ema else None
         self.step, self.best_step, self.best_loss = 0, 0, math.inf

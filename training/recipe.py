@@ -42,5 +42,6 @@ class Recipe:
     preview: Callable[[AdapterSet, int, str], list[Previewed]] = _undrawn   # step, prompt ("" = the recipe's own)
     reselect: Callable[[], None] = lambda: None             # half way: the adapters choose what trains on
     companions: Sequence[nn.Parameter] = ()                 # learn apart from the others, and slower
+    speed: float = 1.0                                      # how many times the config's rate those others learn with
     reshape_gradients: Callable[[], None] = lambda: None    # between the backward pass and the update
     kept: Callable[[AdapterSet], AdapterSet] = lambda adapters: adapters   # what of the result goes into the file
