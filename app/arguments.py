@@ -76,9 +76,9 @@ def _add_make(make: argparse.ArgumentParser) -> None:
     make.add_argument("content", metavar="CONTENT", help="adapter of the thing that is drawn")
     make.add_argument("style", metavar="STYLE", help="adapter of the way it is drawn")
     make.add_argument("--name", required=True, metavar="NAME", help="what you call the new adapter")
-    make.add_argument("--method", default="break-for-make", choices=("break-for-make", "sum", "zip", "k", "np"),
-                      help="break-for-make needs two of the kind split; the others take any two "
-                           "(default: break-for-make)")   # fmt: skip
+    make.add_argument("--method", choices=("break-for-make", "sum", "zip", "k", "np"),
+                      help="break-for-make needs two of the kind split; the others take any two (default: "
+                           "break-for-make for two of the kind split, else sum)")   # fmt: skip
     make.add_argument("--steps", type=int, metavar="N",
                       help="optimizer updates with both sets of pictures; break-for-make can do with 0 (default: 100, "
                            "and none for sum, k and np, which do not learn)")   # fmt: skip

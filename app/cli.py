@@ -114,7 +114,7 @@ def _make(arguments: Namespace) -> int:
     from .making import make_here
 
     card = make_here(home, arguments)
-    values = {"name": card.name, "path": str(card.path), "trigger": card.trigger, "method": arguments.method}
+    values = {"name": card.name, "path": str(card.path), "trigger": card.trigger}
     return _say(arguments, values, f"{card.name} is ready: {card.path}")
 
 

@@ -14,6 +14,7 @@ from atelier.adapters.base import AdapterSet
 from atelier.adapters.compose import as_lora
 from atelier.adapters.files import load_adapter, read_header
 from atelier.adapters.halves import strengthened
+from atelier.adapters.split import Split
 from atelier.training.base_info import BaseInfo
 from atelier.training.base_model import BaseModel, load
 from atelier.training.companions import captioned
@@ -48,9 +49,10 @@ def make_here(home: Home, arguments: Namespace) -> AdapterCard:
         HomeError, BaseError, BasisError, MountError, SettingError: what was typed can't be used.
     """
     content, style = (find_adapter(home, name) for name in (arguments.content, arguments.style))
-    usual = STEPS[arguments.method]
+    method = arguments.method or best_method(content, style)
+    usual = STEPS[method]
     recipe = Recipe(
-        name=new_name(home, arguments.name), content=content, style=style, method=arguments.method,
+        name=new_name(home, arguments.name), content=content, style=style, method=method,
         steps=(usual if arguments.steps is None else arguments.steps) if usual else 0,
         strengths=(arguments.content_strength, arguments.style_strength),
     )   # fmt: skip
@@ -60,6 +62,11 @@ def make_here(home: Home, arguments: Namespace) -> AdapterCard:
                 return news
             bar.update()
     raise AssertionError("a making ends with a card")
+
+
+def best_method(content: AdapterCard, style: AdapterCard) -> str:
+    """What two adapters are mixed by unless somebody says otherwise."""
+    return "break-for-make" if content.kind == style.kind == Split.kind else "sum"
 
 
 def making(home: Home, recipe: Recipe) -> Iterator[Stepped | AdapterCard]:

@@ -19,7 +19,7 @@ from ..engine import Engine
 from ..frame import POLL, heading, plainly
 from ..home import Home, new_name
 from ..library import AdapterCard, find_adapter, list_adapters
-from ..making import Recipe, caption_of_both, making
+from ..making import Recipe, best_method, caption_of_both, making
 from ..panel import acted, panel
 
 MOST, NOTCHES = 2.0, 8   # the pad's strengths: 0 to MOST in so many steps
@@ -73,16 +73,16 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         with plainly():
             return _save(home, Choice(*chosen), name)
 
-    def suggest(*names: str | None) -> Any:
+    def suggest(*names: str | None) -> list[Any]:
         return _suggested(home, *names)
 
     choice = [content, style, method, at]
     given = [*choice, prompt, seed]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **_QUIET}
     demo.load(opened, None, [content, style], **POLL)
-    both = gr.on([content.change, style.change], suggest, [content, style], prompt, **POLL)
+    both = gr.on([content.change, style.change], suggest, [content, style], [prompt, method], **POLL)
     both.then(show, given, grid, **latest)
-    gr.on([method.change, prompt.submit, seed.change], show, given, grid, **latest)
+    gr.on([method.input, prompt.submit, seed.change], show, given, grid, **latest)
     pad.act(move, None, [at, pad], **POLL).then(show, given, grid, **latest)
     save.click(keep, [*choice, name], said, **_QUIET)
 
@@ -107,11 +107,13 @@ def _opened(home: Home, query: dict[str, str]) -> list[Any]:
     return [gr.Dropdown(choices=names, value=one) for one in chosen]
 
 
-def _suggested(home: Home, content: str | None = None, style: str | None = None) -> Any:
+def _suggested(home: Home, content: str | None = None, style: str | None = None) -> list[Any]:
+    """Prompt and method for the two that were picked."""
     if not content or not style:
-        return gr.skip()
+        return [gr.skip(), gr.skip()]
     with plainly():
-        return _prompt(find_adapter(home, content), find_adapter(home, style))
+        cards = find_adapter(home, content), find_adapter(home, style)
+        return [_prompt(*cards), best_method(*cards)]
 
 
 def _prompt(content: AdapterCard, style: AdapterCard) -> str:

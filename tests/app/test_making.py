@@ -59,7 +59,7 @@ def test_a_content_and_a_style_become_one_file(taught: Home, capsys: pytest.Capt
     assert run("make", "rex", "ink", "--name", "both", "--steps", 0, "--style-strength", 0.5, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     card = find_adapter(taught, "both")
-    assert answer == {"name": "both", "path": str(card.path), "trigger": "rex", "method": "break-for-make"}
+    assert answer == {"name": "both", "path": str(card.path), "trigger": "rex"}
     assert (card.subject, card.pictures, card.kind, card.base) == ("fox", 4 + 16, "split", "embedded")
     assert card.thumbnail
     assert suggestion(card) == "a ink emoji of a rex fox"

@@ -77,6 +77,7 @@ def test_nine_pictures_from_one_seed(home: Home, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(mix, "DRAW_STEPS", 2)
     engine = Engine()
     prompt = mix._prompt(find_adapter(home, "rex"), find_adapter(home, "ink"))
+    assert [prompt, "break-for-make"] == mix._suggested(home, "rex", "ink")
     assert prompt == "a ink emoji of a rex fox"
     grid = mix._grid(home, engine, mix.Choice("rex", "ink", "break-for-make", (1.0, 1.0)), prompt, 3)
     pictures = [cell["src"] for cell in grid["cells"]]
