@@ -69,6 +69,7 @@ def strengthened(adapters: AdapterSet, *, content: float, style: float) -> Adapt
     scaled = copy.deepcopy(adapters)
     for adapter in scaled:
         assert isinstance(adapter, Split)
+        adapter.muted = ""
         adapter.owned_by("content").mul_(content)
         adapter.owned_by("style").mul_(style)
     return scaled

@@ -63,6 +63,7 @@ class Split(Adapter):
         rows, columns, rank = spec.rows // 2, spec.features // 2 * spec.taps, settings.rank
         self.up = nn.Parameter(torch.zeros(spec.rows - rows, rank))
         self.down = nn.Parameter(torch.zeros(rank, spec.columns - columns))
+        self.muted = ""   # the role whose half counts as zero for now
         self.faithful = settings.start == "faithful"
         if self.faithful:
             basis = _orthonormal(_noise(settings.basis_seed, spec, "both", max(spec.rows, spec.columns), rank))
@@ -86,16 +87,24 @@ class Split(Adapter):
         """What ``content`` or ``style`` owns."""
         return self.down if (role == "content") == self.content_is_down else self.up
 
+    def own(self) -> tuple[Tensor, Tensor]:
+        """B and D, as far as they are heard."""
+        muted = self.owned_by(self.muted) if self.muted else None
+        up, down = (torch.zeros_like(half) if half is muted else half for half in (self.up, self.down))
+        return up, down
+
     def halves(self) -> tuple[Tensor, Tensor]:
         """``up = [A; B]`` and ``down = [C, E + D]``, whole and without the scale."""
-        down = self.first_down + self.down if self.faithful else self.down
-        return torch.cat([self.frozen_up, self.up]), torch.cat([self.frozen_down, down], 1)
+        up, down = self.own()
+        down = self.first_down + down if self.faithful else down
+        return torch.cat([self.frozen_up, up]), torch.cat([self.frozen_down, down], 1)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         up, down = self.halves()
         if self.faithful:   # A @ C and A @ E belong to the start, which is taken away
-            up = torch.block_diag(self.frozen_up, self.up)
-            down = torch.cat([torch.cat([torch.zeros_like(self.frozen_down), self.down], 1), down])
+            own_up, own_down = self.own()
+            up = torch.block_diag(self.frozen_up, own_up)
+            down = torch.cat([torch.cat([torch.zeros_like(self.frozen_down), own_down], 1), down])
         return up * self.scale, down
 
 

@@ -1,8 +1,8 @@
 """Break-for-Make (Xu et al. 2024, arXiv 2403.19456): teach one half of a split adapter, or both together in the end.
 
-A content's own half learns from its pictures; the other half learns, a tenth as fast, from companions in three styles,
-and is thrown away at the end. So with a style. The two are put together without training (``adapters/halves.py``); a
-short training on both sets of pictures can follow.
+A content's own half learns from its pictures. In every second update, by chance, the other half is there as well and
+learns, a tenth as fast, from companions in three styles; at the end it is thrown away. So with a style. The two are put
+together without training (``adapters/halves.py``); a short training on both sets of pictures can follow.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from .latents import Example
 from .noise import draw_timesteps
 from .recipe import Losses, Recipe
 
+TOGETHER = 0.5
+"""Share of the updates with companions. In the others the half learns alone: that is how its own file will draw."""
 OTHER = {"content": "style", "style": "content"}
 SPEED = {"content": 4.0, "style": 2.0}
 """Times a LoRA's learning rate. One factor moves, the other is frozen; and a thing is more to learn than a style."""
@@ -44,10 +46,16 @@ def half_recipe(
     plain = dreambooth.recipe(model, adapters, data, config, folder)
     text = TextFeatures(model, adapters)
     each = max(1, config.batch // 4)   # of every companion set
+    halves = [adapter for adapter in adapters if isinstance(adapter, Split)]
 
     def microstep(generator: torch.Generator) -> Losses:
+        together = torch.rand((), generator=generator).item() < TOGETHER
+        for half in halves:   # stays so until the next microstep: gradient checkpointing runs the model again
+            half.muted = "" if together else OTHER[role]
         batch = dreambooth.lesson(model, data, config, generator)
         errors = weighted_errors(model, config, batch, text)
+        if not together:
+            return dreambooth.losses(errors, config)
         beside = weighted_errors(model, config, companion_batch(companions, batch, each, generator), text)
         return replace(dreambooth.losses(errors, config), companion=beside.mean())
 
@@ -59,7 +67,7 @@ def half_recipe(
         microstep=microstep,
         validate=lambda weights: plain.validate(alone(weights)),
         preview=lambda weights, step, prompt: plain.preview(alone(weights), step, prompt),
-        companions=[adapter.owned_by(OTHER[role]) for adapter in adapters if isinstance(adapter, Split)],
+        companions=[half.owned_by(OTHER[role]) for half in halves],
         speed=SPEED[role],
         kept=alone,
     )

@@ -52,6 +52,11 @@ def fresh(model: BaseModel, role: str) -> AdapterSet:
     return create("split", {"rank": 4, "role": role}, specs)
 
 
+@pytest.fixture(autouse=True)
+def always_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(break_for_make, "TOGETHER", 1.0)
+
+
 @pytest.fixture
 def data(model: BaseModel) -> Dataset:
     pictures = examples(model, 4, "a rex fox")
@@ -99,6 +104,44 @@ def test_each_loss_moves_its_own_half_alone(model, data, sets, tmp_path, monkeyp
                  for name in (role, other)}
         assert not any(moved.pop(still)), f"{still} moved without its loss"
         assert all(*moved.values()), "the other half should have learned"
+
+
+def test_alone_a_half_learns_as_if_there_were_no_other(model, data, sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(break_for_make, "TOGETHER", 0.0)
+    adapters = fresh(model, "content")
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.normal_(std=0.1)
+    before = halves(adapters, "style")
+    recipe = half_recipe(model, adapters, data, sets, of("content"), tmp_path)
+    by_itself = half_recipe(model, strengthened(adapters, content=1, style=0), data, sets, of("content"), tmp_path)
+    losses = []
+    for one in (recipe, by_itself):
+        with one.attached():
+            losses.append(one.microstep(torch.Generator().manual_seed(3)))
+    assert losses[0].companion is None
+    assert torch.equal(losses[0].subject, losses[1].subject)
+    losses[0].subject.backward()
+    kept = train(model, recipe, of("content", weight_decay=0.0), tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(halves(adapters, "style"), before, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(halves(kept, "content"), before, strict=True))
+
+
+def test_a_chance_decides_whether_a_half_is_alone(model, data, sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(break_for_make, "TOGETHER", 0.5)
+    recipe = half_recipe(model, fresh(model, "content"), data, sets, of("content", batch=1), tmp_path)
+    dice = torch.Generator().manual_seed(0)
+    with recipe.attached():
+        alone = [recipe.microstep(dice).companion is None for _ in range(12)]
+    assert 2 <= sum(alone) <= 10
+
+
+def test_what_is_kept_hears_both_again(model, data, sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(break_for_make, "TOGETHER", 0.0)
+    content = fresh(model, "content")
+    kept = train(model, half_recipe(model, content, data, sets, of("content"), tmp_path), of("content"), tmp_path)
+    assert {adapter.muted for adapter in content if isinstance(adapter, Split)} == {"style"}
+    assert {adapter.muted for adapter in kept if isinstance(adapter, Split)} == {""}
 
 
 def test_companions_learn_a_tenth_as_fast(model, data, sets, tmp_path):
