@@ -7,6 +7,9 @@ INSTALL  = $(PYTHON) -m pip install --disable-pip-version-check --constraint con
 PYTEST   = $(PYTHON) -m pytest
 TESTS_test-rooms := tests/adapters tests/kernels tests/training tests/test_house.py
 TESTS_test-app   := tests/app tests/e2e
+QUICK   := tests/test_house.py tests/kernels $(addprefix tests/adapters/,test_laws.py test_files.py test_mount.py \
+           test_settings.py test_ranks.py test_readers.py) $(addprefix tests/training/,test_config.py test_events.py \
+           test_losses.py test_noise.py test_buckets.py) $(addprefix tests/app/,test_home.py test_guard.py)
 ROOMS   := app training adapters kernels
 LINKS   := $(addprefix build/types/atelier/,$(ROOMS))
 # Newest first. torch has no wheels for a Python that came out yesterday, so the list ends where ours were tried.
@@ -14,7 +17,7 @@ PYTHONS ?= python3.14 python3.13 python3.12 python3.11 python3 python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev chromium studio test test-rooms test-app check slow gpu base bench FORCE
+.PHONY: help setup dev chromium studio test test-rooms test-app check check-types check-tests slow gpu base bench FORCE
 
 help:            ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 15
@@ -34,8 +37,14 @@ test-rooms test-app:
 
 check: dev       ## before a commit: style, types, laws and fast tests
 	$(PYTHON) -m ruff check .
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check-types check-tests
+
+check-types:
 	$(PYTHON) -m pyright
-	$(PYTEST) -q -m "not slow and not gpu and not e2e"
+
+# Every kind through every law on one of the layers; `make test` has them on all.
+check-tests:
+	OMP_NUM_THREADS=1 $(PYTEST) -q -k "tall or not test_laws" $(QUICK)
 
 slow: dev        ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu"

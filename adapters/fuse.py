@@ -20,7 +20,7 @@ WeightOf = Callable[[str], Tensor]   # a module's name → the base model's orig
 Pair = tuple[Tensor, Tensor]         # up [rows, rank], down [rank, columns]; scale and strength are in them
 
 _EXTRA = 8         # directions that the randomized SVD looks for beyond those that are kept
-_POWERS = 2        # its power iterations (Halko et al. 2011, arXiv 0909.4061, algorithm 4.4)
+_POWERS = 1        # its power iterations (Halko et al. 2011, arXiv 0909.4061, algorithm 4.4)
 _WORTH_IT = 3      # a matrix must be this many times wider than what is sought, or the full SVD is as fast
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from atelier.kernels.low_rank import low_rank_linear
 
 from .base import Adapter, AdapterSet
+from .frozen8 import Frozen8, weight_shape
 from .mix import Mix
 
 Part = tuple[Adapter, float]   # with its strength
@@ -35,8 +36,7 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
         if module is None:
             wrong.append(f"{spec.name} is missing")
             continue
-        weight = getattr(module, "weight", None)
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+        shape = weight_shape(module)
         if not spec.fits(shape):
             wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
         found[spec.name] = module
@@ -71,7 +71,9 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
         for clock in mix.clocks():
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
         for module, parts in _by_module(models, mix).items():
-            if isinstance(module, nn.Linear) and all(_is_pair(adapter) for adapter, _ in parts):
+            # What a layer in 8 bits makes must not be kept for the backward pass, as one operation for both would.
+            pairs = not isinstance(module, Frozen8) and all(_is_pair(adapter) for adapter, _ in parts)
+            if pairs and isinstance(module, nn.Linear):
                 stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts)))
                 continue
             for adapter, strength in parts:
@@ -144,10 +146,11 @@ def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
 
     As fast as the bare model, whatever the number of adapters. Every ΔW is computed from the original W, and
     the sum is formed in float32 and rounded once, so the order of the Mix does not matter. Refused for
-    bfloat16 weights, where small updates vanish in the rounding (house rule 4): mount there instead.
+    bfloat16 weights, where small updates vanish in the rounding (house rule 4), and for those in 8 bits: mount there
+    instead.
 
     Raises:
-        MountError: an adapter does not fit or is live, or the weights are bfloat16.
+        MountError: an adapter does not fit or is live, or the weights are bfloat16 or in 8 bits.
     """
     if mix.live():
         raise MountError("An adapter that changes with timestep or picture can't be merged into weights: mount it.")
@@ -168,6 +171,8 @@ def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
 def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Every weight and bias that the Mix changes, with its Σ strength·ΔW in float32; one at a time, to save memory."""
     for module, pairs in _by_module(models, mix).items():
+        if isinstance(module, Frozen8):
+            raise MountError("Weights in 8 bits are too coarse to merge into: mount the adapters.")
         for name, change in (("weight", _delta), ("bias", _bias_delta)):
             parameter = getattr(module, name)
             found = [(change(adapter, parameter), strength) for adapter, strength in pairs]

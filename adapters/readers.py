@@ -47,8 +47,9 @@ class _Facts:
 
 
 _COMFY_UNDERSCORED = re.compile(r"(lora_unet_(?!unet_)|lycoris_|lora_te[12]?_)\w+\.")
-_COMFY_DOTTED = re.compile(r"diffusion_model\.(input|middle|output)_block|(unet\.)?(down|up|mid)_block.*\.processor\."
-                           r"|text_encoder\.|text_encoders\.clip_[lg]\.")   # fmt: skip
+# Dotted attention layers only in the spelling of 2023.
+_COMFY_DOTTED = re.compile(r"diffusion_model\.(input|middle|output)_block|text_encoder\.|text_encoders\.clip_[lg]\."
+                           r"|(unet\.)?(down|up|mid)_block(?!.*\.attn\d\.to_)|(unet\.)?(down|up|mid)_block.*\.processor\.")
 _CUT_AT_FIRST_DOT = re.compile(r"(lora_unet_(?!unet_)|lycoris_|lora_te[12]?_)\w+\.")
 
 

@@ -16,7 +16,7 @@ class Sara(Sparse):
     Parameters: min(rank · (rows + columns), rows · columns). Start: ``values`` zero, so every weight keeps its sign.
     Weights near zero do little in the base, so there is room to learn without forgetting. Half way,
     :meth:`reselect` settles the entries that have outgrown the threshold: they keep their value and train no more.
-    :func:`nuclear_norm` is the paper's penalty against spending them all in one direction.
+    Left out: the paper's nuclear-norm penalty, one SVD of every layer in every step.
     Difference: a count of entries instead of a threshold, which is the largest |W| among them; and the authors' code
     writes |W| into the entries, which turns the sign of every negative one before the first step.
     """
@@ -53,9 +53,3 @@ class Sara(Sparse):
 
     def delta(self, weight: Tensor) -> Tensor:
         return self.scattered(self.current()).reshape(weight.shape)
-
-
-def nuclear_norm(adapter: Sparse) -> Tensor:
-    """Sum of the singular values of ΔW as a matrix: SaRA's penalty (eq. 6); costs one SVD."""
-    spec = adapter.spec
-    return torch.linalg.svdvals(adapter.scattered(adapter.values).reshape(spec.rows, spec.columns)).sum()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from .base import Spec
+from .frozen8 import weight_shape
 from .settings import SettingError
 
 # What each named choice covers, as endings of diffusers' module names. Every choice keeps the cross-attention
@@ -33,7 +34,7 @@ def find_targets(models: Mapping[str, nn.Module], choice: str) -> list[Spec]:
     if choice not in TARGETS:
         raise SettingError(f"targets is {choice!r}; choose one of: {', '.join(TARGETS)}.")
     specs = [
-        Spec(f"{component}.{name}", tuple(module.weight.shape))
+        Spec(f"{component}.{name}", weight_shape(module))
         for component, model in models.items()
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)

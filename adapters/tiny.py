@@ -12,6 +12,7 @@ from .base import Adapter
 from .catalog import kind_named
 from .codebook import BITS, pack, unpack
 from .files import PACKED_SCHEMA, load_adapter, read_header, write_tensors
+from .imported import Imported
 
 
 class TinyError(ValueError):
@@ -41,6 +42,8 @@ def shrink(path_in: Path, path_out: Path, bits: int) -> Shrunk:
     header = read_header(path_in)
     if bits not in BITS:
         raise TinyError(f"{bits} bits are not possible; choose one of: {', '.join(map(str, BITS))}.")
+    if header.kind == Imported.kind:
+        raise TinyError(f"{path_in.name} came from another tool. Merge it into a new adapter first; that can be tiny.")
     if not kind_named(header.kind).low_rank():
         raise TinyError(f"{kind_named(header.kind).title} is not a low-rank pair; only those can be made tiny.")
     adapters = load_adapter(path_in)

@@ -105,12 +105,15 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
 
 def _add_export(export: argparse.ArgumentParser) -> None:
     _add_parts(export)
-    export.add_argument("--to", required=True, choices=("kohya", "diffusers", "diff", "native", "base", "checkpoint"),
-                        dest="form", help="kohya loads in every tool; diffusers in diffusers; diff is the whole "
-                        "change, exact for every kind, in all but diffusers; native keeps everything for Atelier; base "
-                        "is a diffusers folder with the adapters in its weights, checkpoint the same as one file")
+    forms = ("kohya", "diffusers", "diff", "native", "tiny", "base", "checkpoint")
+    export.add_argument("--to", required=True, choices=forms, dest="form",
+                        help="kohya loads in every tool; diffusers in diffusers; diff is the whole change, exact for "
+                        "every kind, in all but diffusers; native keeps everything for Atelier, tiny the same in a few "
+                        "bits a value; base is a diffusers folder with the adapters in its weights, checkpoint the "
+                        "same as one file")
     export.add_argument("--out", required=True, type=Path, metavar="FILE")
     export.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="default: fp32")
+    export.add_argument("--bits", type=int, default=4, choices=(1, 2, 4), help="of a tiny file (default: 4)")
     export.add_argument("--compare", action="store_true",
                         help="also say how far the UNet's output is from the adapter's, on the base model itself")
     _add_limits(export)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from atelier.adapters.files import load_adapter
 from atelier.adapters.mix import Mix
-from atelier.training.base_info import TITLES
 from atelier.training.base_model import BaseModel, load
 from atelier.training.config import EMBEDDED
 from atelier.training.sample import DrawRequest, draw
 
-from .home import Home, HomeError, write_whole, writing
-from .library import AdapterCard, find_adapter
+from .home import Home, write_whole, writing
+from .library import find_adapter
+from .models import check_family
 from .pictures import encode_picture, make_recipe, picture_id, save_picture
 
 BATCH = 4   # pictures drawn at once: more at a time needs more memory and is hardly faster
@@ -38,18 +38,10 @@ def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int]]:
             arguments.out.mkdir(parents=True, exist_ok=True)
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
     model = load(base)
-    _check_family(model, [card for card, _ in parts])
+    check_family(model.info, [card for card, _ in parts])
     for i, image in enumerate(_images(model, request, mix)):
         recipe = make_recipe(request, i, base, model.info.family, parts)
         yield _save(home, arguments.out, image, recipe), request.seed + i
-
-
-def _check_family(model: BaseModel, cards: Sequence[AdapterCard]) -> None:
-    """Say in names what mounting would say in shapes."""
-    for card in cards:
-        if card.family in TITLES and card.family != model.info.family:
-            raise HomeError(f"{card.name} was made for {TITLES[card.family]}, but {model.info.title} is "
-                            f"{TITLES[model.info.family]}. Draw it with {card.title}, or another base of its family.")
 
 
 def _request(arguments: Namespace) -> DrawRequest:

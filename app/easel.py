@@ -18,6 +18,7 @@ from atelier.training.sample import DrawRequest
 from .engine import Engine
 from .home import Home, HomeError
 from .library import AdapterCard, find_adapter
+from .models import check_family
 from .pictures import GalleryPicture, find_picture, make_recipe, read_recipe, save_picture
 
 
@@ -36,14 +37,15 @@ def paint(home: Home, engine: Engine, wish: Wish) -> Iterator[tuple[int, int] | 
     Raises:
         HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
     """
-    family = identify(wish.base).family
+    info = identify(wish.base)
     parts = [(find_adapter(home, name), strength) for name, strength in wish.strengths]
+    check_family(info, [card for card, _ in parts])
     files = [(card.path, strength) for card, strength in parts]
     for news in engine.drawing(wish.base, files, wish.request):
         if isinstance(news, tuple):
             yield news
             continue
-        recipes = [make_recipe(wish.request, i, wish.base, family, parts) for i in range(len(news))]
+        recipes = [make_recipe(wish.request, i, wish.base, info.family, parts) for i in range(len(news))]
         paths = [save_picture(home, image, recipe) for image, recipe in zip(news, recipes, strict=True)]
         yield [find_picture(home, path.stem) for path in paths]
 

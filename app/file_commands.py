@@ -35,7 +35,7 @@ def import_(arguments: Namespace) -> Answer:
     """Take one file, or every adapter file of a folder, into the library."""
     from atelier.adapters.header import FileError
 
-    from .transfer import import_file
+    from .transfer import import_file, known_sources
 
     home, place = open_home(arguments.home), arguments.file.expanduser()
     paths = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
@@ -43,10 +43,12 @@ def import_(arguments: Namespace) -> Answer:
         raise HomeError(f"{place} holds no .safetensors file. Give the folder your adapters are in.")
     if arguments.name and len(paths) > 1:
         raise HomeError("--name names one adapter, and this is a folder. Leave it away.")
+    known = known_sources(home)
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:
-            taken = import_file(home, path, arguments.name or "")
+            taken = import_file(home, path, arguments.name or "", known)
+            known[taken.card.source] = taken.card.name
             rows.append({"file": str(path), "name": taken.card.name, "family": taken.card.family, "notes": taken.notes})
         except (FileError, HomeError) as error:
             rows.append({"file": str(path), "name": "", "reason": str(error)})
@@ -63,7 +65,7 @@ def _told(row: dict[str, Any]) -> list[str]:
 def export(arguments: Namespace) -> Answer:
     """Write adapters for another tool, or a base model with them in its weights."""
     from .library import find_adapter
-    from .transfer import export_adapters, export_base, unet_error
+    from .transfer import export_adapters, export_base, export_path, export_tiny, unet_error
 
     home = open_home(arguments.home)
     parts = [(find_adapter(home, name), strength) for name, strength in arguments.adapters]
@@ -72,6 +74,10 @@ def export(arguments: Namespace) -> Answer:
         single_file = arguments.form == "checkpoint"
         size = export_base(parts, arguments.out, arguments.precision, single_file=single_file, base=base)
         values = {"path": str(arguments.out), "form": arguments.form, "bytes": size}
+        return Answer(values, sheet(values))
+    if arguments.form == "tiny":
+        shrunk = export_tiny(parts, arguments.out, arguments.bits)
+        values = {"path": str(export_path(parts[0][0], arguments.out)), "form": "tiny", **asdict(shrunk)}
         return Answer(values, sheet(values))
     path, report = export_adapters(parts, arguments.form, arguments.out, arguments.precision,
                                    limits=_limits(arguments), base=base)   # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import gradio as gr
@@ -12,15 +13,17 @@ from atelier.adapters.settings import Settings
 
 
 def controls(
-    settings: type[Settings], *, skip: Collection[str] = (), prefix: str = "set"
+    settings: type[Settings], *, skip: Collection[str] = (), prefix: str = "set",
+    offered: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({}),
 ) -> dict[str, gr.components.Component]:
     """Place a control for every field of a settings class that has plain values; return them by field name.
 
-    In the page a control is called ``<prefix>-<field>``.
-    """
+    In the page a control is called ``<prefix>-<field>``. Fields in ``offered`` have values to pick from, as
+    (title, value), and take others as well.
+    """   # fmt: skip
     hints = get_type_hints(settings)
     plain = [f for f in fields(settings) if f.name not in skip and hints[f.name] in (bool, int, float, str)]
-    return {f.name: _control(f, hints[f.name], f"{prefix}-{f.name}") for f in plain}
+    return {f.name: _control(f, hints[f.name], f"{prefix}-{f.name}", offered.get(f.name)) for f in plain}
 
 
 def shown(controls: Collection[str], values: Mapping[str, Any], settings: type[Settings]) -> list[Any]:
@@ -29,12 +32,16 @@ def shown(controls: Collection[str], values: Mapping[str, Any], settings: type[S
     return [values.get(name, defaults.get(name)) for name in controls]
 
 
-def _control(f: Field[Any], kind: type, id: str) -> gr.components.Component:
+def _control(
+    f: Field[Any], kind: type, id: str, offered: Sequence[tuple[str, str]] | None
+) -> gr.components.Component:
     low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
     common: dict[str, Any] = {
         "value": f.default, "label": _label(f.name), "info": f.metadata.get("help"), "interactive": True,
         "elem_id": id,
     }
+    if offered is not None:
+        return gr.Dropdown(choices=list(offered), allow_custom_value=True, **common)
     if choices:
         return gr.Dropdown(choices=list(choices), **common)
     if kind is bool:

@@ -7,6 +7,7 @@
     adapters/<name>.safetensors  finished adapters, recipe in the header
     gallery/<id>.png             drawn pictures, recipe in a text chunk
     trash/                       what was deleted, until it is put back
+    models.txt                   the folders with base models
     state/                       the queue and the locks: may be lost without losing work
 """
 
@@ -64,6 +65,11 @@ class Home:
     def trash(self) -> Path:
         """What was deleted."""
         return self.path / "trash"
+
+    @property
+    def models(self) -> Path:
+        """File that names the folders with base models, one a line."""
+        return self.path / "models.txt"
 
     @property
     def state(self) -> Path:

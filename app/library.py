@@ -38,6 +38,8 @@ class AdapterCard:
     created: datetime  # UTC
     thumbnail: str     # data URI, or ""
     pictures: int      # how many it learned from
+    algorithms: str = ""   # of a file from another tool: LoRA, LoKr …
+    source: str = ""       # hash of the tensors it came with
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | Unreadable:
         name=path.stem,
         path=path,
         kind=text["atelier.kind"],
-        trigger=text.get("atelier.trigger") or path.stem,
+        trigger=text.get("atelier.trigger") or ("" if "atelier.algorithms" in text else path.stem),
         subject=text.get("atelier.subject", ""),
         base=text.get("atelier.base", ""),
         title=text.get("atelier.title") or text.get("atelier.base", ""),
@@ -172,6 +174,8 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | Unreadable:
         created=_moment(text.get("atelier.created", ""), modified),
         thumbnail=thumbnail if _THUMBNAIL.fullmatch(thumbnail) else "",
         pictures=int(pictures[:9]) if pictures.isdecimal() else 0,
+        algorithms=text.get("atelier.algorithms", ""),
+        source=text.get("atelier.source", ""),
     )
 
 

@@ -1,20 +1,25 @@
-"""Base models in a folder: what each is, what it needs, and which adapters of the library fit it."""
+"""Base models in folders: what each is, what it needs, and which adapters of the library fit it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from atelier.training.base_info import BaseError, BaseInfo
+from atelier.training.base_info import TITLES, BaseError, BaseInfo
+from atelier.training.config import EMBEDDED
 from atelier.training.identify import identify
 
-from .home import HomeError
-from .library import AdapterCard
+from . import phrases
+from .home import Home, HomeError, write_whole
+from .library import AdapterCard, list_adapters
 
 INDEX = "model_index.json"
 CHECKPOINTS = (".safetensors", ".ckpt")
 LEAST_BYTES = 100_000_000   # smaller files are adapters, embeddings, parts: not worth a line each
+DEEPEST = 6                 # folders within folders; links can make circles
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +44,79 @@ def scan_models(folder: Path) -> list[Model]:
     if not folder.is_dir():
         what = "is a file: use `atelier models show`" if folder.exists() else "does not exist: check the path"
         raise HomeError(f"{folder} {what}.")
-    return [_look(path) for path in sorted(_candidates(folder))]
+    return [_look(path, *_state(path)) for path in sorted(_candidates(folder))]
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from [path] if (path / INDEX).exists() else _candidates(path)
-        elif path.suffix.lower() in CHECKPOINTS and path.stat().st_size >= LEAST_BYTES:
-            yield path
+def model_folders(home: Home) -> list[Path]:
+    """The folders a person keeps base models in."""
+    with suppress(FileNotFoundError):
+        return [Path(line) for line in home.models.read_text(encoding="utf-8").splitlines()]
+    return []
 
 
-def _look(path: Path) -> Model:
+def keep_folders(home: Home, text: str) -> list[Path]:
+    """Remember the folders that base models are in, one a line.
+
+    Raises:
+        HomeError: one is no folder, or the home can't be written.
+    """
+    folders = [Path(line.strip()).expanduser().absolute() for line in text.splitlines() if line.strip()]
+    for folder in folders:
+        if not folder.is_dir():
+            raise HomeError(phrases.no_folder(folder))
+    write_whole(home.models, "".join(f"{folder}\n" for folder in folders).encode())
+    return folders
+
+
+def find_models(home: Home) -> list[Model]:
+    """What is in all remembered folders; one that is gone, such as a disk that is not plugged in, holds nothing."""
+    found = {model.path: model for folder in model_folders(home) if folder.is_dir() for model in scan_models(folder)}
+    return list(found.values())
+
+
+def base_choices(home: Home) -> list[tuple[str, str]]:
+    """Base models to choose from, as (title, base): the embedded one, those found, those of the adapters here."""
+    names = {card.base: card.title for card in list_adapters(home) if card.base}
+    names |= {str(model.path): phrases.base_title(model.info.title, model.info.kind)
+              for model in find_models(home) if model.info}   # fmt: skip
+    names.pop(EMBEDDED, None)
+    return [(identify(EMBEDDED).title, EMBEDDED), *((title, base) for base, title in names.items())]
+
+
+def _candidates(folder: Path, depth: int = 0) -> Iterator[Path]:
+    with suppress(OSError):   # what may not be read holds nothing for us
+        for path in folder.iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir() and depth < DEEPEST:
+                yield from [path] if (path / INDEX).exists() else _candidates(path, depth + 1)
+            elif path.suffix.lower() in CHECKPOINTS and path.stat().st_size >= LEAST_BYTES:
+                yield path
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes when a model does."""
+    facts = (path / INDEX if path.is_dir() else path).stat()
+    return facts.st_mtime_ns, facts.st_size
+
+
+@lru_cache(maxsize=1024)
+def _look(path: Path, _modified: int, _size: int) -> Model:
+    # The time and size are arguments so that a changed file is read again.
     try:
         return Model(path, identify(str(path)))
     except BaseError as error:
         return Model(path, reason=str(error))
+
+
+def check_family(info: BaseInfo, cards: Sequence[AdapterCard]) -> None:
+    """Say in names what mounting would say in shapes.
+
+    Raises:
+        HomeError: an adapter was made for another family of base models.
+    """
+    for card in cards:
+        if card.family in TITLES and card.family != info.family:
+            such_as = f", such as {card.title}" if card.title else ""
+            raise HomeError(f"{card.name} was made for {TITLES[card.family]}, but {info.title} is "
+                            f"{TITLES[info.family]}. Choose a base model of its own family{such_as}.")

@@ -51,6 +51,40 @@ def expert_changes(count: int) -> str:
     return EXPERT_SAME if not count else f"{count} setting{'' if count == 1 else 's'} changed from the preset."
 
 
+def needs(needed: int, room: int, *, exactly: bool) -> str:
+    """What a run takes of the memory, before it starts.
+
+    >>> needs(1_340_000_000, 16_040_000_000, exactly=True)
+    'Needs about 1.3 GB of the 16.0 GB free here.'
+    """
+    return f"Needs {'about' if exactly else 'less than'} {size(needed)} of the {size(room)} free here."
+
+
+def needs_levers(needed: int, room: int, levers: str) -> str:
+    """The same where it fits only in a more sparing way."""
+    return f"Needs about {size(needed)}, and {size(room)} are free here: {levers}."
+
+
+def base_title(title: str, kind: str) -> str:
+    """A base model among others to choose from."""
+    return f"{title} · {kind}"
+
+
+def base_facts(kind: str, prediction: str, precision: str, count: int, adapters: int) -> str:
+    """What a base model is, in one line.
+
+    >>> base_facts("Stable Diffusion 1.x", "epsilon", "fp16", 2_130_000_000, 1)
+    'Stable Diffusion 1.x · predicts epsilon · fp16 · 2.1 GB · fits 1 adapter of yours'
+    """
+    fits = f"fits {adapters} adapter{'' if adapters == 1 else 's'} of yours" if adapters else ""
+    return " · ".join(filter(None, (kind, f"predicts {prediction}", precision, size(count), fits)))
+
+
+def no_folder(path: object) -> str:
+    """Why a folder with base models is not taken."""
+    return f"{path} is no folder on the machine that Atelier runs on. Check the path, or leave the line away."
+
+
 def needs_password(host: str) -> str:
     """Why a server is not opened to the network."""
     return (f"With --host {host} other machines could reach Atelier, so it needs a password. "

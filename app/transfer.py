@@ -12,11 +12,12 @@ from pathlib import Path
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.contents import Contents
 from atelier.adapters.export import ExportReport, export_mix
-from atelier.adapters.files import load_adapter, read_metadata, read_own, save_adapter
+from atelier.adapters.files import data_hash, load_adapter, read_metadata, read_own, save_adapter
 from atelier.adapters.fuse import EXACT, Limits, WeightOf, fused
 from atelier.adapters.header import FileError
 from atelier.adapters.imports import read_foreign, untrained
 from atelier.adapters.mix import Mix
+from atelier.adapters.tiny import Shrunk, shrink
 from atelier.training.base_model import load
 from atelier.training.fidelity import compare
 from atelier.training.identify import identify
@@ -25,9 +26,10 @@ from atelier.training.weights import difference, save_merged, weights_of
 
 from .easel import suggestion
 from .home import MAX_NAME, Home, HomeError, new_name, writing
-from .library import SUFFIX, AdapterCard, find_adapter
+from .library import SUFFIX, AdapterCard, find_adapter, list_adapters
 
 Part = tuple[AdapterCard, float]   # with its strength
+_NO_NAMES = ("adapter_model", "pytorch_lora_weights")   # PEFT's and diffusers' own
 KEPT_METADATA = 200_000            # characters of a foreign file's own entries that come along
 
 
@@ -39,24 +41,37 @@ class Imported:
     notes: tuple[str, ...]   # what a person should know, in sentences
 
 
-def import_file(home: Home, path: Path, name: str = "") -> Imported:
+def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str] | None = None) -> Imported:
     """Copy an adapter of any tool into the library; a name that is taken gets a number.
+
+    Args:
+        home: whose library.
+        path: the file.
+        name: what to call it; empty means as the file is called.
+        known: what came in before, see :func:`known_sources`; for many files, to look only once.
 
     Raises:
         FileError: it is no adapter, or one that can't be used.
-        HomeError: the name can't be used, or the library can't be written.
+        HomeError: it came in before, the name can't be used, or the library can't be written.
     """
     wanted = new_name(home, name) if name else _name_from(path)
-    with writing(home.adapters):
-        target = free_path(home.adapters, wanted)
     if _is_own(path):
-        adapters, notes, metadata = load_adapter(path), (), {**read_own(path), "atelier.name": target.stem}
+        adapters, notes, metadata = load_adapter(path), (), read_own(path)
     else:
         adapters, contents = read_foreign(path)
-        notes, metadata = _notes(adapters, contents), _metadata(contents, target.stem)
+        notes, metadata = _notes(adapters, contents), _metadata(contents)
+    source = data_hash(path)
+    if before := (known_sources(home) if known is None else known).get(source):
+        raise HomeError(f"{path.name} is in your library already: {before}.")
     with writing(home.adapters):
-        save_adapter(target, adapters, metadata)
+        target = free_path(home.adapters, wanted)
+        save_adapter(target, adapters, {**metadata, "atelier.name": target.stem, "atelier.source": source})
     return Imported(find_adapter(home, target.stem), notes)
+
+
+def known_sources(home: Home) -> dict[str, str]:
+    """What came in from files: the hash of their tensors → the adapter's name."""
+    return {card.source: card.name for card in list_adapters(home) if card.source}
 
 
 def _is_own(path: Path) -> bool:
@@ -64,8 +79,9 @@ def _is_own(path: Path) -> bool:
 
 
 def _name_from(path: Path) -> str:
-    """A name that can be used, from whatever the file is called."""
-    plain = "".join(c if c in " -_" or unicodedata.category(c)[0] in "LMN" else "-" for c in path.stem)
+    """A name that can be used, from whatever the file is called; from its folder where all such files are called so."""
+    stem = path.absolute().parent.name if path.stem in _NO_NAMES else path.stem
+    plain = "".join(c if c in " -_" or unicodedata.category(c)[0] in "LMN" else "-" for c in stem)
     return re.sub(r"-+", "-", plain).strip(" -_")[:MAX_NAME] or "imported"
 
 
@@ -75,11 +91,11 @@ def _notes(adapters: AdapterSet, contents: Contents) -> tuple[str, ...]:
     return (*contents.notes, *([said] if empty else []))
 
 
-def _metadata(contents: Contents, name: str) -> dict[str, str]:
+def _metadata(contents: Contents) -> dict[str, str]:
     theirs = {key: value for key, value in contents.metadata.items() if key.startswith(("ss_", "modelspec."))}
     if sum(map(len, theirs.values())) > KEPT_METADATA:
         theirs = {key: value for key, value in theirs.items() if len(value) < 1000}
-    own = {"atelier.name": name, "atelier.family": contents.family, "atelier.trigger": contents.trigger,
+    own = {"atelier.family": contents.family, "atelier.trigger": contents.trigger,
            "atelier.algorithms": ", ".join(contents.algorithms), "atelier.created": _now()}   # fmt: skip
     return {**theirs, **own}
 
@@ -123,6 +139,24 @@ def unet_error(parts: Sequence[Part], exported: Path, base: str = "") -> float:
     model = load(_base(parts, base))
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
     return compare(model, mix, exported, suggestion(parts[0][0])).unet_error
+
+
+def export_tiny(parts: Sequence[Part], out: Path, bits: int) -> Shrunk:
+    """Write one adapter in a few bits a value, for Atelier.
+
+    Raises:
+        HomeError: several adapters or a strength, or ``out`` can't be written.
+        TinyError, FileError: its kind can't be made tiny, or it can't be read.
+    """
+    (card, strength), *others = parts
+    if others or strength != 1:
+        raise HomeError("A tiny file is one adapter at strength 1. Merge several into a new adapter first.")
+    path = export_path(card, out)
+    if path.resolve() == card.path.resolve():
+        raise HomeError(f"{path} is the adapter itself. Choose another file to export to.")
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return shrink(card.path, path, bits)
 
 
 def export_path(card: AdapterCard, out: Path) -> Path:
@@ -170,7 +204,7 @@ def merge_adapters(
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
     weight_of = _weights(parts, base) or _missing(first)
     made_of = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
-    words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts)),
+    words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
              "atelier.subject": ", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject)),
              "modelspec.merged_from": made_of, "modelspec.thumbnail": first.thumbnail}   # fmt: skip
     return _keep(home, wanted, fused(mix, weight_of, limits), {

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, median, pstdev
 from typing import Any
@@ -66,20 +67,34 @@ class Row:
 
 
 def main() -> None:
-    """Run the comparison and print its table; all rows go to a JSON file."""
+    """Run the comparison and print its table. Every row is kept at once, and a second call goes on there."""
     options = _options()
     model, judge = load("embedded", "cpu"), Judge.load()
-    rows: list[Row] = []
+    rows = _earlier(options)
+    done = {(row.kind, row.subject, row.seed) for row in rows}
     with tempfile.TemporaryDirectory() as home:
-        for subject in options.subjects:
-            for seed in options.seeds:
-                for kind in options.kinds:
-                    rows.append(_measure(model, judge, Path(home), _recipe(kind, subject, seed, options)))
-                    print(json.dumps(asdict(rows[-1])), flush=True)
-    result = {"machine": describe_machine(), "steps": options.steps, "rows": [asdict(row) for row in rows]}
+        for subject, seed, kind in product(options.subjects, options.seeds, options.kinds):
+            if (kind, subject, seed) not in done:
+                rows.append(_measure(model, judge, Path(home), _recipe(kind, subject, seed, options)))
+                print(json.dumps(asdict(rows[-1])), flush=True)
+                _keep(options, rows)
+    print("\n".join(table(rows)))
+
+
+def _earlier(options: argparse.Namespace) -> list[Row]:
+    """What an earlier call of the same length measured."""
+    if not options.out.exists():
+        return []
+    result = json.loads(options.out.read_text(encoding="utf-8"))
+    same = result["steps"] == options.steps and result["quick"] == options.quick
+    return [Row(**row) for row in result["rows"]] if same else []
+
+
+def _keep(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    result = {"machine": describe_machine(), "steps": options.steps, "quick": options.quick,
+              "rows": [asdict(row) for row in rows]}   # fmt: skip
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(table(rows)))
 
 
 def _options() -> argparse.Namespace:

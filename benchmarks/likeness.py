@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from machine import describe_machine
+from machine import describe_machine, in_words
 from PIL import Image
 
 from atelier.adapters.files import load_adapter
@@ -195,12 +195,8 @@ def render() -> str:
     return TEXT.format(
         subjects=len(subjects), seeds=len({row["seed"] for row in rows}), ratio=total["drift_ratio"], seconds=seconds,
         lines="\n".join([*lines, _line("**all**", total)]),
-        judged=_machine(judged["machine"]), timed=_machine(timed["machine"]),
+        judged=in_words(judged["machine"]), timed=in_words(timed["machine"]),
     )   # fmt: skip
-
-
-def _machine(facts: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _line(name: str, figures: Mapping[str, float]) -> str:

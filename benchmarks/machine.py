@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -22,6 +23,11 @@ def describe_machine() -> dict[str, str]:
         **{name: version(name) for name in PACKAGES},
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def in_words(facts: Mapping[str, str]) -> str:
+    """The same as a line of a document."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _processor() -> str:

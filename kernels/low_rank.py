@@ -42,7 +42,7 @@ class _LowRankLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
         x, weight, up, down = ctx.saved_tensors
         rows, gradient = x.reshape(-1, x.shape[-1]), gradients[0].reshape(-1, up.shape[0])
         inner = gradient @ up   # [N, rank]

@@ -6,7 +6,8 @@ Everything else asks here for widths, prediction type, text features and the UNe
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from atelier.adapters.frozen8 import Frozen8, freeze8
 
 from .base_info import BaseError, BaseInfo
 from .config import EMBEDDED
@@ -46,6 +49,7 @@ class BaseModel:
     scheduler: Any      # diffusers noise scheduler
     text_encoder_2: Any = None   # transformers CLIPTextModelWithProjection, Stable Diffusion XL only
     tokenizer_2: Any = None
+    rest: torch.device | None = None   # where parts wait that a step does not need; None: waiting there frees nothing
 
     @property
     def device(self) -> torch.device:
@@ -63,10 +67,36 @@ class BaseModel:
         second = [] if self.text_encoder_2 is None else [(self.tokenizer_2, self.text_encoder_2)]
         return [(self.tokenizer, self.text_encoder), *second]
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether weights are fine enough to merge adapters into them; else they must be mounted."""
+        return self.dtype != torch.bfloat16 and not any(isinstance(layer, Frozen8) for layer in self.unet.modules())
+
     def models(self) -> dict[str, nn.Module]:
         """The parts adapters can change, by component name."""
         parts = {"unet": self.unet, "text_encoder": self.text_encoder}
         return parts if self.text_encoder_2 is None else {**parts, "text_encoder_2": self.text_encoder_2}
+
+    @property
+    def encoders(self) -> list[Any]:
+        """The text encoders, one or two."""
+        return [encoder for _, encoder in self.readers]
+
+    def put_aside(self, *parts: nn.Module) -> None:
+        """Send parts to where they wait; whoever needs them asks for them with :meth:`present`."""
+        if self.rest is not None:
+            _move(parts, self.rest)
+
+    @contextmanager
+    def present(self, *parts: nn.Module) -> Iterator[None]:
+        """These parts are on the UNet's device while this is open; those that were put aside go back afterwards."""
+        away = [part for part in parts if part.device != self.device]
+        _move(away, self.device)
+        try:
+            yield
+        finally:
+            if self.rest is not None:
+                _move(away, self.rest)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Sequence[Sizes]) -> Tensor:
         """The UNet's answer ``[B, C, h, w]`` to noisy latents ``[B, C, h, w]`` at ``timesteps [B]``."""
@@ -88,20 +118,27 @@ class BaseModel:
         }   # fmt: skip
         if self.text_encoder_2 is not None:
             second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
-            pipeline = StableDiffusionXLPipeline(**parts, **second, add_watermarker=False)
+            pipeline = _at_the_unet(StableDiffusionXLPipeline)(**parts, **second, add_watermarker=False)
         else:
-            make: Any = StableDiffusionPipeline   # its annotations don't know that the safety checker may be left out
+            make = _at_the_unet(StableDiffusionPipeline)
             pipeline = make(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
 
-def load(base: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> BaseModel:
+def _at_the_unet(pipeline: type) -> Any:
+    """The pipeline, working on the device of its UNet: it would take that of any part, and some may wait elsewhere."""
+    return type(pipeline.__name__, (pipeline,), {"_execution_device": property(lambda self: self.unet.device)})
+
+
+def load(
+    base: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, in_8_bits: bool = False
+) -> BaseModel:
     """Load a base model, frozen, for training or drawing.
 
     Without ``device`` it goes to the best device here; without ``dtype`` it stays in float32 on a CPU and takes
     float16 on a GPU. The VAE stays in float32: in float16 that of Stable Diffusion XL overflows to black pictures,
-    and those of the others on some.
+    and those of the others on some. ``in_8_bits`` is for training: the UNet's layers are kept as ``frozen8.py`` says.
 
     Raises:
         BaseError: see :func:`identify`; also when weights are missing or don't fit their configuration.
@@ -117,10 +154,18 @@ def load(base: str, device: torch.device | str | None = None, dtype: torch.dtype
         parts = load_parts(info, kind) if info.file else _folder_parts(folder, info.family, kind)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
+    if in_8_bits:
+        freeze8(parts["unet"], place)
     for part in parts.values():
         if isinstance(part, nn.Module):
             part.to(place).eval().requires_grad_(False)
-    return BaseModel(info, **parts)
+    return BaseModel(info, **parts, rest=torch.device("cpu") if place.type == "cuda" else None)
+
+
+def _move(parts: Sequence[nn.Module], device: torch.device) -> None:
+    with torch.inference_mode(mode=False):   # weights moved in inference mode could not be trained on
+        for part in parts:
+            part.to(device)
 
 
 def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:

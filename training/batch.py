@@ -29,7 +29,7 @@ def pick(examples: Sequence[Example], count: int, generator: torch.Generator) ->
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples with all that is random about them. Drawn on the CPU, so that devices agree."""
+    """Examples with all that is random about them. Drawn on the CPU and whole, so that devices and processes agree."""
 
     examples: Sequence[Example]
     clean: Sequence[Tensor]   # a latent each
@@ -43,9 +43,14 @@ def draw_batch(examples: Sequence[Example], timesteps: Tensor, generator: torch.
     return Batch(examples, clean, [torch.randn(latent.shape, generator=generator) for latent in clean], timesteps)
 
 
-def passes(model: BaseModel, batch: Batch, text: TextFeatures) -> Iterator[tuple[list[int], Noisy, Tensor]]:
-    """Run the UNet: positions in the batch, what it saw, what it answered. One pass for each size of picture."""
-    for members in _by_size(batch.clean):
+def passes(
+    model: BaseModel, batch: Batch, text: TextFeatures, mine: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], Noisy, Tensor]]:
+    """Run the UNet: positions in the batch, what it saw, what it answered. One pass for each size of picture.
+
+    ``mine`` are the positions that this process computes; None means all.
+    """
+    for members in _by_size(batch.clean, range(len(batch.clean)) if mine is None else mine):
         where = torch.tensor(members)
         latents, added = (torch.stack([part[i] for i in members]).to(model.device)
                           for part in (batch.clean, batch.noise))
@@ -55,20 +60,23 @@ def passes(model: BaseModel, batch: Batch, text: TextFeatures) -> Iterator[tuple
         yield members, noisy, model.predict(noisy.latents, noisy.timesteps, captions, [e.sizes for e in examples])
 
 
-def weighted_errors(model: BaseModel, config: TrainConfig, batch: Batch, text: TextFeatures) -> Tensor:
-    """Weighted loss of each example ``[B]``."""
+def weighted_errors(
+    model: BaseModel, config: TrainConfig, batch: Batch, text: TextFeatures, mine: Sequence[int] | None = None
+) -> Tensor:
+    """Weighted loss of each example ``[B]``, or of those at the positions ``mine``, in their order."""
+    mine = range(len(batch.examples)) if mine is None else mine
     errors: dict[int, Tensor] = {}
-    for members, noisy, prediction in passes(model, batch, text):
+    for members, noisy, prediction in passes(model, batch, text, mine):
         weights = min_snr_weights(model.scheduler, noisy.timesteps, config.min_snr_gamma)
         errors.update(zip(members, per_sample(prediction, noisy.target) * weights, strict=True))
-    return torch.stack([errors[i] for i in range(len(batch.examples))])
+    return torch.stack([errors[i] for i in mine]) if mine else torch.zeros(0, device=model.device)
 
 
-def _by_size(latents: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of the latents, grouped by shape."""
+def _by_size(latents: Sequence[Tensor], positions: Sequence[int]) -> list[list[int]]:
+    """The positions, grouped by the shape of the latents there."""
     groups: dict[torch.Size, list[int]] = {}
-    for i, latent in enumerate(latents):
-        groups.setdefault(latent.shape, []).append(i)
+    for i in positions:
+        groups.setdefault(latents[i].shape, []).append(i)
     return list(groups.values())
 
 
@@ -87,6 +95,13 @@ class TextFeatures:
         rows = [self._row(row, self._remembered) for row in tokens]
         pooled = [row.pooled for row in rows if row.pooled is not None]
         return Text(torch.cat([row.features for row in rows]), torch.cat(pooled) if pooled else None)
+
+    def remember(self, examples: Sequence[Example]) -> None:
+        """Encode the captions of all examples now, so that the text encoders need not stay."""
+        if self._remembered is not None:
+            with self._model.present(*self._model.encoders):
+                for example in examples:
+                    self._row(example.tokens, self._remembered)
 
     def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], Text]) -> Text:
         key = tuple(tokens.tolist())

@@ -29,6 +29,7 @@ from .dreambooth import Dataset
 from .latents import Example
 from .noise import draw_timesteps
 from .recipe import Losses, Recipe
+from .team import ALONE, Team
 
 TOGETHER = 0.5
 """Share of the updates with companions. In the others the half learns alone: that is how its own file will draw."""
@@ -45,19 +46,22 @@ def half_recipe(
     role = role_of(config)
     plain = dreambooth.recipe(model, adapters, data, config, folder)
     text = TextFeatures(model, adapters)
+    text.remember([*data.subject, *data.prior, *(example for one in companions for example in one)])
     each = max(1, config.batch // 4)   # of every companion set
     halves = [adapter for adapter in adapters if isinstance(adapter, Split)]
 
-    def microstep(generator: torch.Generator) -> Losses:
+    def microstep(generator: torch.Generator, team: Team = ALONE) -> Losses:
         together = torch.rand((), generator=generator).item() < TOGETHER
         for half in halves:   # stays so until the next microstep: gradient checkpointing runs the model again
             half.muted = "" if together else OTHER[role]
         batch = dreambooth.lesson(model, data, config, generator)
-        errors = weighted_errors(model, config, batch, text)
+        mine = team.share(len(batch.examples))
+        losses = dreambooth.losses(weighted_errors(model, config, batch, text, mine), batch, mine, config)
         if not together:
-            return dreambooth.losses(errors, config)
-        beside = weighted_errors(model, config, companion_batch(companions, batch, each, generator), text)
-        return replace(dreambooth.losses(errors, config), companion=beside.mean())
+            return losses
+        beside = companion_batch(companions, batch, each, generator)
+        theirs = weighted_errors(model, config, beside, text, team.share(len(beside.examples)))
+        return replace(losses, companion=theirs.sum() / len(beside.examples))
 
     def alone(weights: AdapterSet) -> AdapterSet:
         return strengthened(weights, content=float(role == "content"), style=float(role == "style"))

@@ -64,6 +64,8 @@ class TrainConfig(Settings):
 
     precision: str = setting("auto", "Arithmetic; 'auto' measures what is fastest here.",
                              choices=("auto", "fp32", "bf16", "fp16"))
+    base_in_8_bits: bool = setting(False, "Keep the UNet's frozen weights in 8 bits: half their memory or less, "
+                                   "a little slower and less exact.")
     gradient_checkpointing: bool = setting(False, "Use less memory, take about a third longer.")
     seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
 
@@ -86,6 +88,16 @@ class TrainConfig(Settings):
         if self.kind == "split" and (self.optimizer == "prodigy" or self.up_speed != 1):
             raise SettingError("The halves of a split adapter have learning rates of their own: set optimizer=adamw "
                                "and up_speed=1.")
+
+        if self.base_in_8_bits and self.needs_whole_base:
+            raise SettingError("base_in_8_bits is on, but this start follows the gradient of the base's own weights, "
+                               "which needs them whole. Choose another start, or turn base_in_8_bits off.")
+
+    @property
+    def needs_whole_base(self) -> bool:
+        """Whether the kind looks at gradients of the base's own weights before it starts."""
+        kind = kind_named(self.kind)
+        return kind.wants(kind.settings.from_dict(self.adapter)) == "gradient"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from .noise import draw_timesteps
 from .prior import draw_prior, fill
 from .recipe import Losses, Recipe
 from .sample import DrawRequest, draw
+from .team import ALONE, Team
 
 VALIDATION_TIMESTEPS = 8
 VALIDATION_SEED = 1000
@@ -51,10 +53,13 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
     text = TextFeatures(model, adapters)
+    text.remember([*data.subject, *data.prior, *data.held_out])
     timestep_count = model.scheduler.config.num_train_timesteps
 
-    def microstep(generator: torch.Generator) -> Losses:
-        return losses(weighted_errors(model, config, lesson(model, data, config, generator), text), config)
+    def microstep(generator: torch.Generator, team: Team = ALONE) -> Losses:
+        batch = lesson(model, data, config, generator)
+        mine = team.share(len(batch.examples))
+        return losses(weighted_errors(model, config, batch, text, mine), batch, mine, config)
 
     def validate(weights: AdapterSet) -> float:
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
@@ -94,10 +99,11 @@ def lesson(model: BaseModel, data: Dataset, config: TrainConfig, generator: torc
     return draw_batch(picked, timesteps, generator)
 
 
-def losses(errors: Tensor, config: TrainConfig) -> Losses:
-    """Losses of a :func:`lesson` from the error of each picture."""
-    subject, prior = errors[: config.batch].mean(), errors[config.batch :]
-    return Losses(subject, prior.mean() * config.prior_weight if len(prior) else torch.zeros_like(subject))
+def losses(errors: Tensor, batch: Batch, mine: Sequence[int], config: TrainConfig) -> Losses:
+    """This process's share of the losses of a :func:`lesson`, from the error of each picture that is its own."""
+    subjects, prior_count = sum(position < config.batch for position in mine), len(batch.examples) - config.batch
+    subject, prior = errors[:subjects].sum() / config.batch, errors[subjects:].sum() / max(1, prior_count)
+    return Losses(subject, prior * config.prior_weight)
 
 
 def preview_prompts(model: BaseModel, config: TrainConfig) -> list[str]:

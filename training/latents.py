@@ -35,10 +35,11 @@ def encode_pictures(
 ) -> list[Example]:
     """Encode pictures ``[3, H, W]`` in −1 … 1 with their captions, one at a time, and keep them on the CPU."""
     examples = []
-    for picture, tokens, size in zip(pictures, tokenize(model, captions), sizes, strict=True):
-        posterior = model.vae.encode(picture[None].to(model.vae.device)).latent_dist
-        scale = model.vae.config.scaling_factor
-        examples.append(Example(_plain(posterior.mean[0] * scale), _plain(posterior.std[0] * scale), tokens, size))
+    with model.present(model.vae):
+        for picture, tokens, size in zip(pictures, tokenize(model, captions), sizes, strict=True):
+            posterior = model.vae.encode(picture[None].to(model.vae.device)).latent_dist
+            scale = model.vae.config.scaling_factor
+            examples.append(Example(_plain(posterior.mean[0] * scale), _plain(posterior.std[0] * scale), tokens, size))
     return examples
 
 
@@ -63,7 +64,7 @@ def encode_text(model: BaseModel, tokens: Tensor) -> Text:
 
     Stable Diffusion XL reads the last layer but one of both encoders, and the second one's pooled projection.
     """
-    encoders = [encoder for _, encoder in model.readers]
+    encoders = model.encoders
     rows = tokens.to(encoders[0].device).chunk(len(encoders), 1)
     if len(encoders) == 1:
         return Text(encoders[0](rows[0])[0].to(model.dtype))

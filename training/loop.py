@@ -23,6 +23,7 @@ from .config import TrainConfig
 from .events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from .optimizers import learning_rate, make_optimizer
 from .recipe import Losses, Recipe
+from .team import ALONE, Team
 
 PAUSE_SECONDS = 0.2
 
@@ -38,8 +39,11 @@ class Controls:
 class Training:
     """One run of the loop. Iterate over :meth:`events`; afterwards :attr:`result` holds what to keep."""
 
-    def __init__(self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(
+        self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator, team: Team = ALONE
+    ) -> None:
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
+        self.team = team
         self.parameters = list(recipe.adapters.parameters())
         self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters, recipe.companions, recipe.speed))
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -112,6 +116,7 @@ class Training:
                 self._backward(losses)
                 subject += float(losses.subject.detach()) / self.config.accumulate
                 prior += float(losses.prior.detach()) / self.config.accumulate
+        subject, prior = self.team.whole((subject, prior), self.parameters)
         if math.isfinite(subject + prior):
             if self.config.whole_gradient:
                 correct(self.recipe.adapters)
@@ -126,12 +131,12 @@ class Training:
     def _backward(self, losses: Losses) -> None:
         """Each loss reaches only those who are to learn from it."""
         own = (losses.subject + losses.prior) / self.config.accumulate
-        if losses.companion is None:
-            self.accelerator.backward(own)
-            return
         apart = {id(parameter) for parameter in self.recipe.companions}
-        self.accelerator.backward(own, inputs=[p for p in self.parameters if id(p) not in apart])
-        self.accelerator.backward(losses.companion / self.config.accumulate, inputs=list(self.recipe.companions))
+        others = {} if losses.companion is None else {"inputs": [p for p in self.parameters if id(p) not in apart]}
+        if own.requires_grad:   # else no picture of this batch was for this process
+            self.accelerator.backward(own, **others)
+        if losses.companion is not None and losses.companion.requires_grad:
+            self.accelerator.backward(losses.companion / self.config.accumulate, inputs=list(self.recipe.companions))
 
     def _reselect(self) -> None:
         """Let the kind choose what trains on. Before anything is saved: a run that resumes here has chosen."""
@@ -167,6 +172,8 @@ class Training:
         return Validated(self.step, loss, best)
 
     def _save(self) -> Saved:
+        if not self.team.first:
+            return Saved(self.step, "")   # the first process writes it
         state = State(
             weights=_copy(self.recipe.adapters),
             average=_copy(self.average) if self.average else {},
@@ -188,7 +195,8 @@ class Training:
             for name in ("stop", "cancel"):
                 text = controls.take(name)
                 if text is not None:   # leave it for the loop, which knows what to do
-                    (self.folder / "control" / name).write_text(text, encoding="utf-8")
+                    if self.team.first:
+                        (self.folder / "control" / name).write_text(text, encoding="utf-8")
                     yield Resumed(self.step)
                     return
             time.sleep(PAUSE_SECONDS)

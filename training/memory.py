@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,116 +20,70 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from atelier.adapters.catalog import create
+from atelier.adapters.frozen8 import freeze8
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
 from atelier.adapters.targets import find_targets
 
-from .base_info import BaseError, BaseInfo, read_json
+from .base_info import BaseInfo, read_json
 from .config import TrainConfig
 from .identify import identify
 from .precision import DTYPES
+from .prior import batch_size
 
 PROGRAM_BYTES = 650_000_000   # Python with torch, diffusers and transformers loaded, before any model (measured)
-RESERVE = 0.05                # of the device, for what fragments and for the desktop
 CAPTION = 77
-PER_MODEL, PER_PICTURE = 8, 2   # more than any run needs, in sizes of the base on disk: about 4 times what was counted
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """Bytes a run needs on its device at most, and in which phase."""
 
-    weights: int    # of the base model, all the time
+    weights: int    # of the base model, all parts together
     encode: int     # beside them while pictures become latents
     train: int      # beside them in a step, adapter and optimizer included
     draw: int       # beside them while a preview is drawn
     program: int    # of the process itself, where the device is the main memory
+    load: int = 0   # beside them while they are loaded, before they are put into 8 bits
+    # Of the weights, what waits in the main memory where the device has its own:
+    texts: int = 0  # text encoders that only encode captions and prompts
+    vae: int = 0    # needed to encode and to draw, not in a step
 
     @property
     def peak(self) -> int:
         """The most at any one time."""
-        return self.program + self.weights + max(self.encode, self.train, self.draw)
+        phases = (self.load, self.encode - self.texts, self.train - self.texts - self.vae, self.draw - self.texts)
+        return self.program + self.weights + max(0, *phases)
 
 
-def need(config: TrainConfig, precision: str, *, main_memory: bool = True) -> Need:
-    """Count what a run needs with UNet and text encoders in ``precision``, in a few seconds.
+def need(config: TrainConfig, precision: str, *, main_memory: bool = True, processes: int = 1) -> Need:
+    """Count what a run needs with UNet and text encoders in ``precision``: seconds, up to a minute for the largest.
 
-    With ``main_memory`` the device shares the process's memory, as a CPU does.
+    With ``main_memory`` the device shares the process's memory, as a CPU does; else what is needed on the device. The
+    figure is one process's where several share each batch.
 
     Raises:
         BaseError: the base model can't be identified.
     """
     info = identify(config.base)
-    facts = ("kind", "targets", "train_text_encoder", "batch", "resolution", "gradient_checkpointing", "optimizer",
-             "ema")   # fmt: skip
+    facts = ("kind", "targets", "train_text_encoder", "resolution", "gradient_checkpointing", "optimizer",
+             "ema", "base_in_8_bits")   # fmt: skip
     key = tuple((name, getattr(config, name)) for name in facts)
-    return _counted(info, key, json.dumps(config.adapter), config.prior_batch, precision, main_memory)
-
-
-def available(device: torch.device) -> int:
-    """Bytes that a run may use on a device now."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(free - RESERVE * total)
-    memory = psutil.virtual_memory()
-    return int(memory.available - RESERVE * memory.total)
-
-
-def cheaper(config: TrainConfig) -> TrainConfig | None:
-    """The same run with less memory and more time: the next lever, or None when there is none left.
-
-    Checkpointing computes the UNet's blocks a second time instead of keeping what is in them. Half the batch, taken
-    twice as often, gives the same mean gradient.
-    """
-    if not config.gradient_checkpointing:
-        return replace(config, gradient_checkpointing=True)
-    if config.batch > 1:
-        return replace(config, batch=config.batch // 2, accumulate=config.accumulate * 2)
-    return None
-
-
-def fitting(config: TrainConfig, precision: str, device: torch.device) -> tuple[TrainConfig, str]:
-    """The run itself where it fits; else with as many levers as it takes, and what to tell about them.
-
-    Raises:
-        BaseError: it does not fit even with all of them; says what is needed and what there is.
-    """
-    room, info = available(device), identify(config.base)
-    pictures = (config.batch + config.prior_batch) * max(1.0, config.resolution / info.resolution) ** 2
-    if PROGRAM_BYTES + info.bytes * (PER_MODEL + PER_PICTURE * pictures) < room:
-        return config, ""   # by far: not worth the seconds of counting
-    chosen: TrainConfig | None = config
-    counted = first = need(config, precision, main_memory=device.type == "cpu").peak
-    while chosen is not None and counted > room:
-        chosen = cheaper(chosen)
-        counted = need(chosen, precision, main_memory=device.type == "cpu").peak if chosen else counted
-    if chosen is None:
-        raise BaseError(f"Teaching this base model needs about {counted / 1e9:.1f} GB of memory even in the most "
-                        f"sparing way, and {room / 1e9:.1f} GB are free. Close other programs, or choose a smaller "
-                        "resolution or base model.")
-    if chosen == config:
-        return config, ""
-    return chosen, (f"It would need about {first / 1e9:.1f} GB of memory, and {room / 1e9:.1f} GB are free: "
-                    f"{levers(config, chosen)}.")
-
-
-def levers(config: TrainConfig, chosen: TrainConfig) -> str:
-    """What one run does to need less memory than another, in words."""
-    said = []
-    if chosen.gradient_checkpointing and not config.gradient_checkpointing:
-        said.append("the UNet's blocks are computed twice instead of kept, which takes about a third longer")
-    if chosen.batch < config.batch:
-        said.append(f"{chosen.batch} pictures are taken at once instead of {config.batch}, and more often")
-    return "; ".join(said)
+    pictures = -(-(config.batch + config.prior_batch) // processes)
+    counted = _counted(info, key, json.dumps(config.adapter), pictures, bool(config.prior_batch), precision)
+    return replace(counted, texts=0, vae=0) if main_memory else replace(counted, program=0, load=0)
 
 
 @lru_cache(maxsize=64)
 def _counted(
-    info: BaseInfo, key: tuple[tuple[str, Any], ...], adapter: str, prior: int, precision: str, main_memory: bool
+    info: BaseInfo, key: tuple[tuple[str, Any], ...], adapter: str, pictures: int, prior: bool, precision: str
 ) -> Need:
     config = TrainConfig(**dict(key), adapter=json.loads(adapter))
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
         parts = _parts(info, DTYPES[precision])
+        whole = counter.now
+        if config.base_in_8_bits:
+            freeze8(parts["unet"])
         weights = counter.now
         side = (config.resolution or info.resolution) // info.multiple * info.multiple
 
@@ -142,9 +95,12 @@ def _counted(
         return Need(
             weights=weights,
             encode=beside(lambda: _encode(parts["vae"], side)),
-            draw=beside(lambda: _draw(parts, info, side)),
-            train=beside(lambda: _train(parts, info, config, side, config.batch + prior)),
-            program=PROGRAM_BYTES if main_memory else 0,
+            draw=beside(lambda: _draw(parts, info, side, prior)),
+            train=beside(lambda: _train(parts, info, config, side, pictures)),
+            program=PROGRAM_BYTES,
+            load=whole - weights,
+            texts=sum(_bytes(part) for name, part in parts.items() if name not in ("vae", *_trained(parts, config))),
+            vae=_bytes(parts["vae"]),
         )
 
 
@@ -187,19 +143,34 @@ def _parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     def text(kind: Any, name: str) -> nn.Module:
         return kind(CLIPTextConfig.from_dict(read(name)))
 
-    parts: dict[str, Any] = {"vae": AutoencoderKL.from_config(read("vae"))}
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)   # tensors without contents can't be converted afterwards
-    try:
-        parts["unet"] = UNet2DConditionModel.from_config(read("unet"))
-        parts["text_encoder"] = text(CLIPTextModel, "text_encoder")
-        if info.family == "sdxl":
-            parts["text_encoder_2"] = text(CLIPTextModelWithProjection, "text_encoder_2")
-    finally:
-        torch.set_default_dtype(before)
+    parts: dict[str, Any] = {
+        "unet": UNet2DConditionModel.from_config(read("unet")),
+        "text_encoder": text(CLIPTextModel, "text_encoder"),
+    }
+    if info.family == "sdxl":
+        parts["text_encoder_2"] = text(CLIPTextModelWithProjection, "text_encoder_2")
+    for part in parts.values():
+        _convert(part, dtype)
+    parts["vae"] = AutoencoderKL.from_config(read("vae"))
     for part in parts.values():
         part.requires_grad_(False).eval()
     return parts
+
+
+def _convert(part: nn.Module, dtype: torch.dtype) -> None:
+    """What ``part.to(dtype)`` does, which can't be done to tensors without contents."""
+    for module in part.modules():
+        for name, value in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(value.detach().to(dtype)))
+
+
+def _bytes(part: nn.Module) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in (*part.parameters(), *part.buffers()))
+
+
+def _trained(names: Iterable[str], config: TrainConfig) -> list[str]:
+    """The parts that adapters change; the others can wait elsewhere while a step is computed."""
+    return [name for name in names if name == "unet" or (config.train_text_encoder and name != "vae")]
 
 
 @torch.no_grad()
@@ -208,7 +179,9 @@ def _encode(vae: Any, side: int) -> None:
 
 
 @torch.no_grad()
-def _draw(parts: Mapping[str, Any], info: BaseInfo, side: int) -> None:
+def _draw(parts: Mapping[str, Any], info: BaseInfo, side: int, prior: bool) -> None:
+    if prior:
+        _ask(parts["unet"], info, info.resolution, 2 * batch_size(info.resolution))
     _ask(parts["unet"], info, side, 2)   # with words and without
     vae = parts["vae"]
     vae.decode(torch.zeros(1, vae.config.latent_channels, side // info.factor, side // info.factor))
@@ -216,8 +189,7 @@ def _draw(parts: Mapping[str, Any], info: BaseInfo, side: int) -> None:
 
 def _train(parts: Mapping[str, Any], info: BaseInfo, config: TrainConfig, side: int, batch: int) -> None:
     unet = parts["unet"]
-    models = {name: part for name, part in parts.items()
-              if name == "unet" or (config.train_text_encoder and name != "vae")}   # fmt: skip
+    models = {name: parts[name] for name in _trained(parts, config)}
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         unet.train()
@@ -226,15 +198,18 @@ def _train(parts: Mapping[str, Any], info: BaseInfo, config: TrainConfig, side: 
     # The averaged copy, and what Prodigy keeps beyond AdamW: where it began and a running sum.
     copies = bool(config.ema) + 2 * (config.optimizer == "prodigy")
     kept = [parameter.detach().clone() for parameter in adapters.parameters() for _ in range(copies)]
+    for parameter in adapters.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()   # its state is there from the second step on: that is the one to count
+    optimizer.zero_grad()
     with mounted(models, Mix(((adapters, 1.0),))):
-        for _ in range(2):   # the optimizer's state is there from the second step on
-            text = None
-            if config.train_text_encoder:
-                ids = torch.zeros(batch, CAPTION, dtype=torch.long)
-                text = torch.cat([models[name](ids).last_hidden_state for name in models if name != "unet"], -1)
-            _ask(unet, info, side, batch, text).float().square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        text = None
+        if config.train_text_encoder:
+            encoders = [part for name, part in models.items() if name != "unet"]
+            ids = torch.zeros(batch, encoders[0].config.max_position_embeddings, dtype=torch.long)
+            text = torch.cat([encoder(ids).last_hidden_state for encoder in encoders], -1)
+        _ask(unet, info, side, batch, text).float().square().mean().backward()
+        optimizer.step()
     del kept
 
 

@@ -14,12 +14,12 @@ import torch
 
 from .config import TrainConfig
 from .identify import identify
-from .memory import available, cheaper, fitting, levers, need
+from .levers import cheaper, fitting, levers, shortage
 from .precision import choose_precision
 from .runs import RunFolder, write_text
 
 PLAN, PRECISION = "plan.toml", "precision.txt"
-_LEVERS = ("gradient_checkpointing", "batch", "accumulate")
+_LEVERS = ("gradient_checkpointing", "batch", "accumulate", "base_in_8_bits")
 
 
 def precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> str:
@@ -33,15 +33,17 @@ def precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> s
     return kept.read_text(encoding="utf-8")
 
 
-def planned(config: TrainConfig, folder: RunFolder, device: torch.device) -> tuple[TrainConfig, str]:
-    """The run with what it does to fit into memory, and what to tell about it.
+def planned(
+    config: TrainConfig, folder: RunFolder, device: torch.device, processes: int = 1
+) -> tuple[TrainConfig, str]:
+    """The run with what it does to fit into memory, and what to tell about it, where ``processes`` share a batch.
 
     Raises:
         BaseError: it fits in no way.
     """
     if (folder.path / PLAN).exists():
         return _kept(config, folder), ""
-    chosen, told = fitting(config, precision(config, folder, device), device)
+    chosen, told = fitting(config, precision(config, folder, device), device, processes)
     if told:
         _keep(folder, chosen)
     return chosen, told
@@ -50,9 +52,7 @@ def planned(config: TrainConfig, folder: RunFolder, device: torch.device) -> tup
 def ran_out(folder: RunFolder, device: torch.device) -> str:
     """Memory ran out: keep the next more sparing plan for a resume; say what was needed and what there is."""
     config = _kept(folder.config(), folder)   # not `planned`: it would look for room while there is none
-    peak = need(config, precision(config, folder, device), main_memory=device.type == "cpu").peak
-    said = (f"There was not enough memory: this run needs about {peak / 1e9:.1f} GB, and "
-            f"{available(device) / 1e9:.1f} GB are free now.")
+    said = shortage(config, precision(config, folder, device), device)
     sparing = cheaper(config)
     if sparing is None:
         return f"{said} Use a smaller resolution or base model."

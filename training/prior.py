@@ -20,7 +20,7 @@ from .latents import Example, tokenize
 from .sample import draw_latents
 
 STEPS = 12   # denoising steps of a prior picture: it need not be beautiful, only typical of the base
-BATCH = 8
+BATCH = 8   # at most: large pictures are drawn in smaller batches, which take no longer and less memory
 WORDLESS = 3   # every third is drawn without words, since guidance subtracts what the model draws without words
 SHIPPED = "prior.safetensors"
 SHIPPED_COUNT = 48
@@ -66,12 +66,18 @@ def write_shipped(model: BaseModel, path: Path) -> None:
 
 
 def _draw(model: BaseModel, prompts: list[str], seed: int) -> list[Tensor]:
-    starts = range(0, len(prompts), BATCH)
+    at_once = batch_size(model.info.resolution)
+    starts = range(0, len(prompts), at_once)
     return [
         latent
         for first in starts
-        for latent in draw_latents(model, prompts[first : first + BATCH], steps=STEPS, seed=seed + first)
+        for latent in draw_latents(model, prompts[first : first + at_once], steps=STEPS, seed=seed + first)
     ]
+
+
+def batch_size(side: int) -> int:
+    """How many pictures with this side, in pixels, are drawn at once: two of Stable Diffusion 1.x, one of XL."""
+    return max(1, min(BATCH, 2 * (512 // side) ** 2))
 
 
 def _shipped(path: Path, prompts: list[str]) -> list[Tensor] | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from atelier.adapters.base import AdapterSet
@@ -37,7 +36,7 @@ class Recipe:
 
     adapters: AdapterSet
     attached: Callable[[], AbstractContextManager[None]]    # adapters act on the model while this is open
-    microstep: Callable[[torch.Generator], Losses]
+    microstep: Callable[..., Losses]                        # of a generator, and of the team that shares the batch
     validate: Callable[[AdapterSet], float] = _unmeasured   # deterministic: the same weights give the same number
     preview: Callable[[AdapterSet, int, str], list[Previewed]] = _undrawn   # step, prompt ("" = the recipe's own)
     reselect: Callable[[], None] = lambda: None             # half way: the adapters choose what trains on

@@ -16,7 +16,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,6 +45,7 @@ from .precision import DTYPES
 from .recipe import Recipe
 from .runs import RunFolder
 from .study import encode, look_through
+from .team import Team, join, leave
 
 DONE, FAILED, STOPPED = 0, 1, 3
 WAIT_SECONDS = 2.0
@@ -52,18 +55,21 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
     """Train what the folder's recipe says and put the adapter file into ``adapters``.
 
     Every event is written to the folder before it is yielded. Errors become a :class:`Failed` event; the traceback
-    goes to the log. With ``resume``, training goes on from the newest complete checkpoint.
+    goes to the log. With ``resume``, training goes on from the newest complete checkpoint. Of several processes, the
+    first alone writes.
     """
-    with folder.beating(), _quit_signals() as quitting:
+    team = join(best_device())
+    say = folder.append if team.first else lambda _: None
+    with folder.beating() if team.first else nullcontext(), _quit_signals() as quitting:
         try:
-            for event in _events(folder, adapters, resume, quitting):
-                folder.append(event)
+            for event in _events(folder, adapters, resume, quitting, team):
+                say(event)
                 yield event
         except Exception as error:   # whatever happened, the person must learn of it
             logging.getLogger(__name__).error("%s", traceback.format_exc())
-            short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            short = isinstance(error, torch.OutOfMemoryError | MemoryError) and team.first
             failed = Failed(ran_out(folder, best_device()) if short else explain(error))
-            folder.append(failed)
+            say(failed)
             yield failed
 
 
@@ -78,25 +84,36 @@ def explain(error: Exception) -> str:
             return f"Something unexpected went wrong ({type(error).__name__}: {error}). The log has the details."
 
 
-def _events(folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event) -> Iterator[Event]:
+def _events(
+    folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, team: Team
+) -> Iterator[Event]:
     """Wait for the device, then train. The kernel frees the lock when the process dies, however it dies."""
-    device = best_device()
+    device, controls = best_device(), _controls(folder, quitting, team)
     lock = _device_lock(device)
-    while not _acquired(lock):
+    while not team.agree(team.first and _acquired(lock)):
         yield Preparing("Waiting for another job on this device")
-        if folder.take("cancel") is not None:
+        if controls.take("cancel") is not None:
             yield Stopped(0, "Cancelled while it waited.")
             return
-        if quitting.wait(WAIT_SECONDS):
+        quitting.wait(WAIT_SECONDS)
+        if controls.quitting():
             return
     try:
-        yield from _train(folder, adapters, resume, quitting, device)
+        yield from _train(folder, adapters, resume, controls, device, team)
     finally:
         lock.release()
 
 
+def _controls(folder: RunFolder, quitting: threading.Event, team: Team) -> Controls:
+    """Commands reach the first process, which passes them on."""
+    return Controls(
+        take=lambda name: team.agree(folder.take(name) if team.first else None),
+        quitting=lambda: team.agree(quitting.is_set()),
+    )
+
+
 def _train(
-    folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, device: torch.device
+    folder: RunFolder, adapters: Path, resume: bool, controls: Controls, device: torch.device, team: Team
 ) -> Iterator[Event]:
     started, config = time.monotonic(), captioned(folder.config())
     adapters.mkdir(parents=True, exist_ok=True)   # now, and not after an hour of training
@@ -104,7 +121,9 @@ def _train(
     report = look_through(config)
     yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
     yield Preparing("Loading the base model")
-    config, told = planned(config, folder, device)
+    # What is measured here is measured once.
+    config, told = team.agree(planned(config, folder, device, team.count) if team.first else (config, ""))
+    team.agree(precision(config, folder, device) if team.first else "")
     if told:
         yield Warned(told)
     model = _load(config, folder, device)
@@ -112,24 +131,27 @@ def _train(
     subject = encode(model, report)
     if config.prior_batch:
         yield Preparing("Drawing other things, to keep them as they are")
-    training = _training(model, dreambooth.dataset(model, config, subject), config, folder)
+    training = _training(model, dreambooth.dataset(model, config, subject), config, folder, team)
     if resume and not training.resume():
         yield Warned("There was no complete checkpoint to resume from, so training started again.")
-    yield from training.events(Controls(folder.take, quitting.is_set))
+    yield from training.events(controls)
     if training.result is not None:
-        path = keep(training, config, model, len(report.usable), folder, adapters)
+        path = team.agree(keep(training, config, model, len(report.usable), folder, adapters) if team.first else None)
         yield Finished(training.result_step, str(path), time.monotonic() - started)
 
 
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
-    model = load(config.base, device, DTYPES[precision(config, folder, device)])
+    model = load(config.base, device, DTYPES[precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
+    model.put_aside(model.vae, *([] if config.train_text_encoder else model.encoders))
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout
     return model
 
 
-def _training(model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder) -> Training:
+def _training(
+    model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder, team: Team
+) -> Training:
     torch.manual_seed(config.seed)   # the adapter's start
     parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
     targets = find_targets(parts, config.targets)
@@ -137,7 +159,7 @@ def _training(model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, f
     recipe = _recipe(model, adapters, data, config, folder.path)
     looking = torch.Generator().manual_seed(config.seed)
     begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
-    return Training(recipe, config, folder.path, accelerator_for(model))
+    return Training(_shared(recipe, team), config, folder.path, accelerator_for(model), team)
 
 
 def _recipe(
@@ -146,6 +168,16 @@ def _recipe(
     if role := role_of(config):
         return half_recipe(model, adapters, data, draw_companions(model, role), config, folder)
     return dreambooth.recipe(model, adapters, data, config, folder)
+
+
+def _shared(recipe: Recipe, team: Team) -> Recipe:
+    """A recipe as a team carries it out: steps together, all else by the first process."""
+    return replace(
+        recipe,
+        microstep=partial(recipe.microstep, team=team),
+        validate=lambda weights: team.agree(recipe.validate(weights) if team.first else 0.0),
+        preview=recipe.preview if team.first else lambda *_: [],
+    )
 
 
 def _device_lock(device: torch.device) -> FileLock:
@@ -191,6 +223,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     arguments = parser.parse_args()
     kinds = [type(event) for event in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume)]
+    leave(join(best_device()))
     return {Finished: DONE, Failed: FAILED}.get(kinds[-1] if kinds else None, STOPPED)
 
 

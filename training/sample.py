@@ -62,12 +62,11 @@ def draw(
             on_step(step + 1, request.steps)
         return values
 
-    # bfloat16 weights are too coarse to merge into, and what changes on the way can't be; merging is free per step.
-    attach = mounted if model.dtype == torch.bfloat16 or mix.live() else merged
+    # Merging costs nothing per step, where it can be done.
+    attach = merged if model.mergeable and not mix.live() else mounted
     with torch.inference_mode(), attach(model.models(), mix):
         result = model.pipeline(
             **_prompt(model, request),
-            negative_prompt=[request.negative] * request.count,
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             width=width,
@@ -80,29 +79,33 @@ def draw(
 
 
 def _prompt(model: BaseModel, request: DrawRequest) -> dict[str, Any]:
-    """What the pipeline reads as the prompt: its words, or its features where something is taken out of them."""
+    """What the pipeline reads as the prompts: their features, so that the text encoders need not stay."""
+    with model.present(*model.encoders):
+        prompt, negative, unwanted = (
+            encode_text(model, tokenize(model, [text])) for text in (request.prompt, request.negative, request.unwanted)
+        )
     words = model.readers[0][0](request.unwanted, add_special_tokens=False).input_ids
-    if not words or not request.unwanted_strength:
-        return {"prompt": [request.prompt] * request.count}
-    prompt, unwanted = (encode_text(model, tokenize(model, [text])) for text in (request.prompt, request.unwanted))
-    # Only the words count: the tokens that mark start and end are alike in every text.
-    directions = unwanted.features[0, 1:-1][: len(words)]
-    features = without_directions(prompt.features, directions, request.unwanted_strength)
-    found: dict[str, Any] = {"prompt_embeds": features.repeat(request.count, 1, 1)}
-    if prompt.pooled is not None:
-        found["pooled_prompt_embeds"] = prompt.pooled.repeat(request.count, 1)
-    return found
+    features = prompt.features
+    if words and request.unwanted_strength:
+        # Only the words count: the tokens that mark start and end are alike in every text.
+        directions = unwanted.features[0, 1:-1][: len(words)]
+        features = without_directions(features, directions, request.unwanted_strength)
+    found: dict[str, Any] = {"prompt_embeds": features, "negative_prompt_embeds": negative.features}
+    if prompt.pooled is not None and negative.pooled is not None:
+        found |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
+    return {name: tensor.repeat_interleave(request.count, 0) for name, tensor in found.items()}
 
 
 def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
     """Latents ``[B, C, h, w]`` → pictures. The pipeline would hand them to the VAE in the UNet's dtype, not its own."""
-    pixels = model.vae.decode(latents.to(model.vae.dtype) / model.vae.config.scaling_factor).sample
+    with model.present(model.vae):
+        pixels = model.vae.decode(latents.to(model.vae.dtype) / model.vae.config.scaling_factor).sample
     return model.pipeline.image_processor.postprocess(pixels)
 
 
 def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: int) -> Tensor:
     """Draw one picture a prompt with the bare base model and leave them as latents ``[B, C, h, w]`` on the CPU."""
-    with torch.inference_mode():
+    with model.present(*model.encoders), torch.inference_mode():
         latents = model.pipeline(
             prompt=list(prompts),
             num_inference_steps=steps,

@@ -32,9 +32,13 @@ from ..forms import controls, shown
 from ..frame import POLL, heading, plainly
 from ..home import Home, new_name
 from ..jobs import submit
+from ..models import base_choices
 from ..panel import acted, panel
+from ..room import room_lines
 
 _ON_PAGE = ("name", "pictures", "subject")   # asked for above the Expert settings
+_COUNTED: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private",
+                            "concurrency_limit": 4}   # fmt: skip
 
 
 def build(demo: gr.Blocks, home: Home) -> None:
@@ -48,9 +52,10 @@ def build(demo: gr.Blocks, home: Home) -> None:
             thumbs = panel("pictures", _pictures(Draft()))
         with gr.Column(scale=5, elem_classes="sheet"):
             what, subject, name, preset, note = _questions()
+            room = panel("room", "")
             teach = gr.Button(words.TEACH, variant="primary", size="lg", elem_id="teach")
     with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="sheet"):
-        count, expert = _expert()
+        count, expert = _expert(base_choices(home))
     run = gr.Textbox(visible=False)
     # What the Expert controls are filled from. Whoever picks a preset and presses the button at once is faster than
     # the answer that fills them anew: the old values must then not pass for changes.
@@ -71,16 +76,20 @@ def build(demo: gr.Blocks, home: Home) -> None:
         control.change(partial(_keep_answer, home, field), control, None, **quiet)
     for key, control in expert.items():
         # Gradio reports no input when text is pasted with the mouse: leaving the field is the second chance.
-        events = [control.input, control.blur] if isinstance(control, gr.Textbox) else [control.input]
+        typed = isinstance(control, gr.Textbox | gr.Dropdown)
+        events = [control.input, control.blur] if typed else [control.input]
         gr.on(events, partial(_keep_setting, home, keys, key), control, [count, basis, *expert.values()], **quiet)
     preset.input(partial(_choose_preset, home, keys), preset, [count, basis, *expert.values()], **quiet)
     what.change(_asks_for, what, [subject, note], **POLL)
     thumbs.act(remove, None, thumbs, **POLL)
     drop.upload(take, drop, [thumbs, drop], show_progress="hidden", api_visibility="private")
-    form = [*answers.values(), preset, basis, *expert.values()]
+    chosen = [preset, basis, *expert.values()]
     restored = [thumbs, *answers.values(), preset, count, basis, *expert.values()]
-    demo.load(lambda: _restore(home, keys), None, restored, **POLL)
-    taught = teach.click(lambda *values: _teach(home, keys, values), form, run, api_visibility="private")
+    opened = demo.load(lambda: _restore(home, keys), None, restored, **POLL)
+    for event in (opened.then, partial(gr.on, [control.change for control in (preset, *expert.values())])):
+        event(partial(_room, keys), chosen, room, **_COUNTED)
+    taught = teach.click(lambda *values: _teach(home, keys, values), [*answers.values(), *chosen], run,
+                         api_visibility="private")   # fmt: skip
     taught.success(None, run, None, js="run => { location.href = '/jobs?run=' + encodeURIComponent(run) }")
 
 
@@ -106,11 +115,11 @@ def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, gr.Radio, gr.Markdow
     return what, subject, name, preset, note
 
 
-def _expert() -> tuple[gr.Markdown, dict[str, Any]]:
+def _expert(bases: Sequence[tuple[str, str]] = ()) -> tuple[gr.Markdown, dict[str, Any]]:
     """Controls for all settings: the run's own by name, those of an adapter kind as ``kind.name``."""
     count = gr.Markdown(words.EXPERT_SAME, elem_classes="hint")
     with gr.Row(elem_classes="settings"):
-        found: dict[str, Any] = dict(controls(TrainConfig, skip=_ON_PAGE))
+        found: dict[str, Any] = dict(controls(TrainConfig, skip=_ON_PAGE, offered={"base": bases}))
     groups = {}
     for name, kind in KINDS.items():
         with gr.Row(elem_classes="settings", visible=name == "lora") as groups[name]:
@@ -203,7 +212,18 @@ def _choose_preset(home: Home, keys: Sequence[str], preset: str) -> list[Any]:
 
 def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
     draft = load_draft(home)
-    return [_pictures(draft), draft.what, draft.subject, draft.name, _preset(draft), *_settings(keys, draft)]
+    count, basis, *values = _settings(keys, draft)
+    # Models may have come since the page was made.
+    values[keys.index("base")] = gr.update(choices=base_choices(home), value=values[keys.index("base")])
+    return [_pictures(draft), draft.what, draft.subject, draft.name, _preset(draft), count, basis, *values]
+
+
+def _room(keys: Sequence[str], preset: str | None, basis: str, *values: Any) -> Iterator[str]:
+    """What the run on the page takes of the memory here, or why there can be none."""
+    try:
+        yield from room_lines(TrainConfig.from_dict(_chosen(keys, values, basis, preset or "")))
+    except ValueError as error:
+        yield str(error)
 
 
 def _asks_for(what: str) -> tuple[Any, Any]:

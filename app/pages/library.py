@@ -14,6 +14,7 @@ from atelier.adapters.export import PRECISIONS, ExportReport
 from atelier.adapters.files import read_header
 from atelier.adapters.fuse import EXACT, Limits
 from atelier.adapters.header import FileError
+from atelier.training.base_info import TITLES
 from atelier.training.config import EMBEDDED
 from atelier.training.fidelity import Fidelity
 from atelier.training.keep import thumbnail
@@ -111,8 +112,8 @@ def _show(home: Home, query: str, name: str) -> list[Any]:
     wanted = query.casefold().strip()
     found = [c for c in adapters if wanted in f"{c.name} {c.trigger} {c.subject} {c.title}".casefold()]
     cards = {
-        "cards": [{"name": c.name, "picture": c.thumbnail, "about": _about(c), "chosen": str(c == card).lower()}
-                  for c in found[:SHOWN]],
+        "cards": [{"name": c.name, "picture": c.thumbnail, "initial": c.name[0].upper(), "about": _about(c),
+                   "chosen": str(c == card).lower()} for c in found[:SHOWN]],
         "more": phrases.more(len(found) - SHOWN),
         "none": "" if found else words.NOT_FOUND if adapters else words.NO_ADAPTERS,
         "unreadable": [phrases.unreadable(file.path.name, file.reason) for file in list_unreadable(home)],
@@ -125,12 +126,12 @@ def _about(card: AdapterCard) -> str:
 
 
 def _kind(card: AdapterCard) -> str:
-    return KINDS[card.kind].title if card.kind in KINDS else card.kind
+    return KINDS[card.kind].title if card.kind in KINDS else card.algorithms or card.kind
 
 
 def _detail(card: AdapterCard) -> dict[str, Any]:
     facts = {
-        words.KIND: _kind(card), words.WHAT_IT_IS: card.subject, words.BASE: card.title,
+        words.KIND: _kind(card), words.WHAT_IT_IS: card.subject, words.BASE: card.title or TITLES.get(card.family, ""),
         words.LEARNED_FROM: phrases.pictures(card.pictures), words.SIZE: phrases.size(card.bytes),
         words.MADE: phrases.moment(card.created.astimezone()),
     }   # fmt: skip
@@ -208,8 +209,8 @@ def _bring_in(home: Home, files: list[str] | None, query: str) -> list[Any]:
         try:
             taken = import_file(home, Path(file))
         except (FileError, HomeError) as error:
-            said.append({"text": str(error), "bad": "yes"})
+            said.append({"text": str(error), "good": ""})
         else:
             name = taken.card.name
-            said.append({"text": phrases.brought_in(name, " ".join(taken.notes)), "bad": ""})
+            said.append({"text": phrases.brought_in(name, " ".join(taken.notes)), "good": "yes"})
     return [*_show(home, query, name), None, {"said": said}]

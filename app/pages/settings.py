@@ -12,15 +12,18 @@ import gradio as gr
 import psutil
 import torch
 
+from atelier.training.base_info import TITLES
 from atelier.training.base_model import best_device
 from atelier.training.config import EMBEDDED
 from atelier.training.identify import identify
 
 from .. import phrases, words
 from ..engine import Engine
-from ..frame import POLL, heading
+from ..frame import POLL, heading, plainly
 from ..home import Home
 from ..jobs import worker_alive
+from ..library import list_adapters
+from ..models import Model, find_models, keep_folders, model_folders
 from ..panel import panel
 
 PACKAGES = ("atelier-diffusion", "torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "huey")
@@ -30,7 +33,14 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the page."""
     heading(words.SETTINGS_TITLE, words.SETTINGS_LEAD)
     facts = panel("facts", [])
+    with gr.Column(elem_classes="sheet"):
+        folders = gr.Textbox(label=words.MODEL_FOLDERS, info=words.MODEL_FOLDERS_HINT, lines=2, max_lines=8,
+                             elem_id="model-folders")   # fmt: skip
+        look = gr.Button(words.LOOK, elem_id="look")
+        models = panel("models", {"hint": "", "models": []})
     demo.load(lambda: _groups(home, engine), None, facts, **POLL)
+    demo.load(lambda: _models(home), None, [folders, models], **POLL)
+    look.click(lambda text: _look(home, text), folders, [folders, models], api_visibility="private")
 
 
 def _groups(home: Home, engine: Engine) -> list[dict[str, Any]]:
@@ -64,6 +74,29 @@ def _base_facts(engine: Engine) -> dict[str, str]:
         words.SIZE: f"{base.resolution} × {base.resolution}",
         words.IN_MEMORY: words.YES if engine.loaded else words.NOT_YET,
     }   # fmt: skip
+
+
+def _look(home: Home, text: str) -> list[Any]:
+    """Remember the folders and show what is in them."""
+    with plainly():
+        keep_folders(home, text)
+    return _models(home)
+
+
+def _models(home: Home) -> list[Any]:
+    """The folders as text, and the base models in them; those that can't be used say why."""
+    folders, cards = model_folders(home), list_adapters(home)
+    models = [{"name": model.path.name, "path": str(model.path), "what": _model_line(model, len(model.fitting(cards)))}
+              for model in find_models(home)]   # fmt: skip
+    hint = words.NO_MODELS if folders and not models else ""
+    return ["\n".join(map(str, folders)), {"hint": hint, "models": models}]
+
+
+def _model_line(model: Model, adapters: int) -> str:
+    if model.info is None:
+        return model.reason
+    info = model.info
+    return phrases.base_facts(TITLES[info.family], info.prediction_type, info.precision, info.bytes, adapters)
 
 
 def _group(title: str, facts: dict[str, str], hint: str = "") -> dict[str, Any]:

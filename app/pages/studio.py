@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 
 from atelier.training.config import EMBEDDED
-from atelier.training.identify import identify
 from atelier.training.sample import DrawRequest
 
 from .. import phrases, words
@@ -21,6 +20,7 @@ from ..forms import controls
 from ..frame import POLL, heading, plainly
 from ..home import Home, HomeError
 from ..library import find_adapter, list_adapters
+from ..models import base_choices
 from ..panel import acted, panel
 from ..pictures import GalleryPicture, find_picture, read_recipe
 
@@ -104,10 +104,8 @@ def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Butto
     draw = gr.Button(words.DRAW, variant="primary", size="lg", elem_id="draw")
     c["live"] = gr.Checkbox(True, label=words.LIVE, elem_id="live")
     with gr.Accordion(words.MORE, open=False, elem_id="more"):
-        bases = {card.base: card.title for card in list_adapters(home) if card.base}
-        choices = {EMBEDDED: identify(EMBEDDED).title, **bases}
-        c["base"] = gr.Dropdown([(title, base) for base, title in choices.items()], value=EMBEDDED, label=words.BASE,
-                                allow_custom_value=True, elem_id="base")   # fmt: skip
+        c["base"] = gr.Dropdown(base_choices(home), value=EMBEDDED, label=words.BASE, allow_custom_value=True,
+                                elem_id="base")   # fmt: skip
         with gr.Row(elem_classes="settings"):
             c |= controls(DrawRequest, skip=("prompt", "seed", "count"))
     return c, shelf, triggers, draw, dice
@@ -193,21 +191,23 @@ def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]
     values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), "seed": _any_seed()}
     names: list[str] = []
     strengths: dict[str, float] = {}
-    results, draw, said = gr.skip(), "", gr.skip()
+    results, draw, said, base = gr.skip(), "", gr.skip(), EMBEDDED
     try:
         if query.get("adapter"):
             card = find_adapter(home, query["adapter"])
-            names, draw = [card.name], "yes" if (card.base or EMBEDDED) == EMBEDDED else ""
-            values |= {"prompt": suggestion(card), "base": card.base or EMBEDDED}
+            names, draw, base = [card.name], "yes" if (card.base or EMBEDDED) == EMBEDDED else "", card.base
+            values |= {"prompt": suggestion(card)}
         elif query.get("picture"):
             wish, missing = remembered(home, query["picture"])
             strengths = dict(wish.strengths)
             names = list(strengths)
-            values |= {**wish.request.to_dict(), "base": wish.base, "keep_seed": True}
+            values, base = {**values, **wish.request.to_dict(), "keep_seed": True}, wish.base
             results = _results([find_picture(home, query["picture"])])
             said = _said(phrases.missing(missing)) if missing else said
     except HomeError as error:
         said = _said(str(error))
+    # Models may have come since the page was made.
+    values["base"] = gr.update(choices=base_choices(home), value=base or EMBEDDED)
     values |= {"names": _BETWEEN.join(names), **{f"strength{i}": row for i, row in enumerate(_rows(names, strengths))}}
     return [*values.values(), _shelf(home, names), _triggers(home, names), results, said, draw]
 

@@ -15,7 +15,6 @@ from atelier.adapters.catalog import create
 from atelier.adapters.dylora import cut
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import merged, mounted
-from atelier.adapters.sara import nuclear_norm
 from atelier.adapters.spectral import hadamard
 from atelier.adapters.starts import begin
 
@@ -222,12 +221,6 @@ def test_sara_settles_what_has_grown_and_trains_the_rest():
     optimizer.step()   # decay moves all values; those that settled no longer count
     after = adapter.delta(module.weight).flatten()
     assert torch.equal(after[adapter.index.long()[:10]], before.flatten()[adapter.index.long()[:10]])
-
-
-def test_nuclear_norm_is_the_sum_of_singular_values():
-    adapter = shaken(fresh("sara", {"rank": 2}, nn.Linear(20, 12)))
-    expected = np.linalg.svd(adapter.delta(torch.zeros(12, 20)).numpy(), compute_uv=False).sum()
-    assert nuclear_norm(adapter).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 6, 8, 40, 320, 768, 1280])

@@ -19,7 +19,7 @@ from PIL import Image
 
 from atelier.adapters.catalog import KINDS
 from atelier.adapters.settings import Settings, setting
-from atelier.app import words
+from atelier.app import room, words
 from atelier.app.draft import (
     add_pictures,
     clear_draft,
@@ -34,11 +34,14 @@ from atelier.app.home import open_home
 from atelier.app.pages import create
 from atelier.app.panel import PANELS, inert, panel, template
 from atelier.app.plots import MOST_POINTS, limits, loss_chart, path, smoothed, thinned
+from atelier.app.room import room_lines
 from atelier.app.theme import PALETTE, STYLE_SHEETS
+from atelier.training import levers
 from atelier.training.base_info import TITLES
 from atelier.training.config import TrainConfig, load_preset, preset_names
 from atelier.training.identify import identify
 from atelier.training.images import open_picture
+from atelier.training.memory import Need
 
 
 def literal(text: str) -> str:
@@ -172,6 +175,44 @@ def test_the_create_page_shows_the_options_of_the_chosen_kind_alone(own_home: Pa
 def row_of(control: Any) -> Any:
     """The row that holds a control; Gradio may put a frame between them."""
     return control if isinstance(control, gr.Row) else row_of(control.parent)
+
+
+def plan(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"batch": 1, "prior_count": 0, "precision": "fp32", **changes})
+
+
+def test_the_create_page_says_at_once_that_a_small_run_fits_by_far(monkeypatch) -> None:
+    monkeypatch.setattr(levers, "available", lambda _: 16_000_000_000)
+    monkeypatch.setattr(levers, "need", lambda *_, **__: pytest.fail("was counted"))
+    (line,) = room_lines(plan())
+    assert re.fullmatch(r"Needs less than \d{3}\.\d MB of the 16\.0 GB free here\.", line)
+
+
+def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
+    sizes = {(False, 2): 9, (True, 2): 6, (True, 1): 3}   # GB, by checkpointing and batch
+
+    def counted(config: TrainConfig, precision: str, *, main_memory: bool, processes: int) -> Need:
+        assert precision == "fp32" and main_memory and processes == 1
+        return Need(0, 0, 0, 0, program=sizes[config.gradient_checkpointing, config.batch] * 10**9)
+
+    monkeypatch.setattr(levers, "need", counted)
+    monkeypatch.setattr(levers, "PER_MODEL", 10**9)
+    monkeypatch.setattr(room, "_fastest", lambda *_: "fp32")
+    sparing = "Needs about 9.0 GB, and 4.0 GB are free here: the UNet's blocks are computed twice"
+    for free, said in ((10, "Needs about 9.0 GB of the 10.0 GB free here."), (4, sparing), (1, "even in the most")):
+        monkeypatch.setattr(levers, "available", lambda _, free=free: free * 10**9)
+        lines = create._room(["batch", "base", "kind"], "normal", "normal\nembedded", 2, "embedded", "lora")
+        assert next(lines) == words.COUNTING
+        (line,) = lines
+        assert said in line
+
+
+def test_the_create_page_says_why_a_base_model_can_not_be_used(tmp_path: Path) -> None:
+    keys, nowhere = ["base", "kind", "steps"], str(tmp_path / "nowhere")
+    (line,) = create._room(keys, "normal", "normal\nembedded", nowhere, "lora", 5)
+    assert line.startswith(f"{nowhere} does not exist.")
+    (line,) = create._room(keys, "normal", "normal\nembedded", "embedded", "lora", 0)
+    assert line.startswith("steps is 0")
 
 
 def picture(path: Path, colour: str, side: int = 96) -> Path:

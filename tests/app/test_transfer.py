@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,18 @@ from atelier.app.cli import main
 from atelier.app.home import Home, HomeError, open_home
 from atelier.app.inspecting import inspect_file
 from atelier.app.library import find_adapter, list_adapters
+from atelier.app.models import check_family
 from atelier.app.transfer import (
     export_adapters,
     export_base,
     extract_adapter,
     import_file,
     merge_adapters,
+    unet_error,
 )
 from atelier.training.base_info import BaseError
 from atelier.training.base_model import load
+from atelier.training.identify import identify
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 KOHYA = "lora_unet_" + LAYER.replace(".", "_")
@@ -41,7 +45,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def foreign(path: Path, width: int = 192, **metadata: str) -> Path:
-    torch.manual_seed(len(path.stem))
+    torch.manual_seed(zlib.crc32(path.stem.encode()))
     tensors = {f"{KOHYA}.lora_up.weight": torch.randn(32, 4), f"{KOHYA}.lora_down.weight": torch.randn(4, width),
                f"{KOHYA}.alpha": torch.tensor(2.0)}   # fmt: skip
     save_file(tensors, path, {"format": "pt", **metadata})
@@ -71,10 +75,36 @@ def test_a_file_comes_in_with_all_it_says_and_goes_out_the_same(home: Home, tmp_
 
 
 def test_names_that_are_taken_get_a_number(home: Home, tmp_path: Path):
-    path = foreign(tmp_path / "fox.safetensors")
-    assert [import_file(home, path).card.name for _ in range(3)] == ["fox", "fox-2", "fox-3"]
+    names = []
+    for number in range(3):
+        path = foreign(tmp_path / f"number {number}.safetensors")
+        names.append(import_file(home, path.rename(tmp_path / "fox.safetensors")).card.name)
+    assert names == ["fox", "fox-2", "fox-3"]
     with pytest.raises(HomeError, match="'fox' is taken"):
-        import_file(home, path, "fox")
+        import_file(home, foreign(tmp_path / "new one.safetensors"), "fox")
+
+
+@pytest.mark.parametrize(("path", "name"), [
+    ("rex/adapter_model.safetensors", "rex"), ("my dog/pytorch_lora_weights.safetensors", "my dog"),
+    ("x/ink.v2 (final).safetensors", "ink-v2 -final"), ("x/___.safetensors", "imported"),
+])   # fmt: skip
+def test_a_name_is_made_of_whatever_the_file_is_called(home: Home, tmp_path: Path, path: str, name: str):
+    (tmp_path / path).parent.mkdir()
+    assert import_file(home, foreign(tmp_path / path)).card.name == name
+
+
+def test_an_adapter_of_another_family_says_so_before_anything_is_loaded(home: Home, tmp_path: Path):
+    old = import_file(home, foreign(tmp_path / "old.safetensors", width=768)).card
+    with pytest.raises(HomeError, match=r"old was made for Stable Diffusion 1\.x, but .*Choose a base model"):
+        check_family(identify("embedded"), [old])
+
+
+def test_the_same_file_comes_in_once(home: Home, tmp_path: Path):
+    path = foreign(tmp_path / "fox.safetensors")
+    import_file(home, path)
+    with pytest.raises(HomeError, match=r"other\.safetensors is in your library already: fox\."):
+        import_file(home, path.rename(tmp_path / "other.safetensors"))
+    assert [card.name for card in list_adapters(home)] == ["fox"]
 
 
 def test_our_own_files_come_in_as_they_are(home: Home, tmp_path: Path):
@@ -110,7 +140,8 @@ def test_inspect_needs_no_torch(tmp_path: Path, capsys):
 
 
 def test_merging_adds_and_resizing_keeps_the_largest(home: Home, tmp_path: Path):
-    fox, owl = (import_file(home, foreign(tmp_path / f"{name}.safetensors")).card for name in ("fox", "great owl"))
+    fox, owl = (import_file(home, foreign(tmp_path / f"{name}.safetensors", **{"modelspec.trigger_phrase": name})).card
+                for name in ("fox", "great owl"))   # fmt: skip
     both = merge_adapters(home, [(fox, 1.0), (owl, -0.5)], "both")
     whole = delta(fox.path) - 0.5 * delta(owl.path)
     assert (both.kind, both.trigger) == ("lora", "fox, great owl")
@@ -203,3 +234,29 @@ def test_extract_finds_what_was_merged(home: Home, tmp_path: Path, monkeypatch: 
         assert_close(again[adapter.spec.name].delta(zeros), adapter.delta(zeros).detach(), rtol=1e-3, atol=1e-4)
     with pytest.raises(BaseError, match="nothing to extract"):
         extract_adapter(home, str(base), str(base), "none")
+
+
+def test_what_the_difference_does_to_the_unet(taught: Home, tmp_path: Path):
+    parts = [(find_adapter(taught, "fox"), 1.0)]
+    exact, _ = export_adapters(parts, "diff", tmp_path / "diff.safetensors")
+    coarse, _ = export_adapters(parts, "kohya", tmp_path / "kohya.safetensors", limits=Limits(rank=1))
+    assert unet_error(parts, exact) < 1e-4
+    assert 0.1 < unet_error(parts, coarse) < 2
+
+
+def test_a_tiny_file_is_small_and_opens_like_any_other(home: Home, tmp_path: Path, capsys):
+    specs = [Spec(f"unet.{LAYER}", (320, 768))]
+    torch.manual_seed(0)
+    adapters = create("lora", {"rank": 8}, specs)
+    torch.nn.init.normal_(next(iter(adapters)).up)
+    save_adapter(home.adapters / "fox.safetensors", adapters, {"atelier.family": "sd1"})
+    out = tmp_path / "fox.safetensors"
+    where = ["--out", str(out), "--home", str(home.path), "--json"]
+    assert main(["export", "fox", "--to", "tiny", "--bits", "4", *where]) == 0
+    told = json.loads(capsys.readouterr().out)
+    ours, theirs = delta(home.adapters / "fox.safetensors"), delta(out)
+    assert told["mean_error"] == pytest.approx(((ours - theirs).norm() / ours.norm()).item(), rel=1e-3)
+    assert out.stat().st_size < 0.25 * (home.adapters / "fox.safetensors").stat().st_size
+    card = import_file(home, foreign(tmp_path / "owl.safetensors")).card
+    assert main(["export", card.name, "--to", "tiny", "--out", str(tmp_path), "--home", str(home.path)]) == 1
+    assert "came from another tool" in capsys.readouterr().err

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from atelier.app.server import bind
 
@@ -176,6 +178,7 @@ def pixels(page: Page) -> str:
 
 def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, tmp_path: Path) -> None:
     visit(page, "/")
+    expect(page.locator("#room")).to_contain_text("free here.")
     page.click("#teach")
     expect(page.get_by_text("There is no picture to learn from yet.")).to_be_visible()
     fake = tmp_path / "${window.probe=3} notes.png"
@@ -289,6 +292,23 @@ def test_an_adapter_is_deleted_and_put_back(page: Page) -> None:
     expect(page.locator("#cards .card b")).to_have_text("foxy")
 
 
+def test_files_of_other_tools_come_in_and_say_what_is_wrong(page: Page, tmp_path: Path) -> None:
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{layer}.lora_up.weight": torch.ones(64, 2), f"{layer}.lora_down.weight": torch.ones(2, 192)}
+    save_file(tensors, tmp_path / "ink.safetensors")
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><title>Sign in</title>")
+    visit(page, "/library")
+    page.locator("#bring-in > button").click()
+    page.set_input_files("#files input[type=file]", sorted(tmp_path.iterdir()))
+    expect(page.locator("#brought li")).to_have_count(2)
+    expect(page.locator("#brought li.good")).to_contain_text("ink is in your library")
+    expect(page.locator("#brought li:not(.good)")).to_contain_text("page.safetensors is a web page")
+    expect(page.locator("#adapter h2")).to_have_text("ink")
+    expect(page.locator("#cards .card")).to_have_count(2)
+    page.locator("#adapter").get_by_role("button", name="Delete").click()
+    expect(page.locator("#cards .card b")).to_have_text("foxy")
+
+
 def teach(page: Page, name: str) -> None:
     """Upload the pictures, teach them with the shortest preset, and wait for the first steps."""
     visit(page, "/")
@@ -341,6 +361,23 @@ def test_a_cancelled_run_leaves_nothing_in_the_library(page: Page) -> None:
     visit(page, "/library")
     fill(page, "search", "third")
     expect(page.locator("#cards .card")).to_have_count(0, timeout=60_000)
+
+
+def test_base_models_of_a_folder_can_be_chosen(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "mine").symlink_to(ROOT / "assets" / "base")
+    visit(page, "/settings")
+    fill(page, "model-folders", str(tmp_path / "nowhere"))
+    page.click("#look")
+    expect(page.get_by_text("is no folder on the machine")).to_be_visible()
+    fill(page, "model-folders", str(tmp_path))
+    page.click("#look")
+    expect(page.locator("#models dt")).to_have_text(["mine"])
+    expect(page.locator("#models dd")).to_contain_text("fp16")
+    visit(page, "/studio")
+    page.get_by_text("Size, steps and more").click()
+    page.locator("#base input").click()
+    page.get_by_role("option", name="mine").click()
+    assert value(page, "base").startswith("mine")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

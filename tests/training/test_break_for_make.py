@@ -87,10 +87,10 @@ def test_each_loss_moves_its_own_half_alone(model, data, sets, tmp_path, monkeyp
     for silenced, still in ((0, role), (1, other)):
         calls = 0
 
-        def half_silent(model: BaseModel, config: TrainConfig, batch: Batch, text: Any) -> Tensor:
+        def half_silent(model: BaseModel, config: TrainConfig, batch: Batch, text: Any, mine: Any = None) -> Tensor:
             nonlocal calls
             calls += 1
-            return real(model, config, batch, text) * (0.0 if calls % 2 == 1 - silenced else 1.0)   # noqa: B023
+            return real(model, config, batch, text, mine) * (0.0 if calls % 2 == 1 - silenced else 1.0)   # noqa: B023
 
         monkeypatch.setattr(break_for_make, "weighted_errors", half_silent)
         adapters = fresh(model, role)
@@ -158,9 +158,9 @@ def test_every_update_shows_all_sets_with_the_targets_noise(model, data, sets, t
     seen: list[Batch] = []
     real = break_for_make.weighted_errors
 
-    def note(model: BaseModel, config: TrainConfig, batch: Batch, text: Any) -> Tensor:
+    def note(model: BaseModel, config: TrainConfig, batch: Batch, text: Any, mine: Any = None) -> Tensor:
         seen.append(batch)
-        return real(model, config, batch, text)
+        return real(model, config, batch, text, mine)
 
     monkeypatch.setattr(break_for_make, "weighted_errors", note)
     adapters = fresh(model, "content")
@@ -215,9 +215,9 @@ def test_making_shows_both_with_the_same_noise_and_moves_both(model, data, monke
     seen: list[Batch] = []
     real = break_for_make.weighted_errors
 
-    def note(model: BaseModel, config: TrainConfig, batch: Batch, text: Any) -> Tensor:
+    def note(model: BaseModel, config: TrainConfig, batch: Batch, text: Any, mine: Any = None) -> Tensor:
         seen.append(batch)
-        return real(model, config, batch, text)
+        return real(model, config, batch, text, mine)
 
     monkeypatch.setattr(break_for_make, "weighted_errors", note)
     frozen = {key: value.clone() for key, value in united.named_buffers()}

@@ -202,7 +202,7 @@ def test_a_batch_is_of_one_bucket_and_every_picture_comes_up(model, trained, tmp
     square, wide = examples(model, 2), examples(model, 1, 6, 12)
     seen: list[list[Example]] = []
 
-    def note(model, config, batch, *_: Any) -> Tensor:
+    def note(model, config, batch, *_: Any, **__: Any) -> Tensor:
         seen.append(batch.examples)
         return torch.zeros(len(batch.examples))
 

@@ -15,14 +15,16 @@ import pytest
 import torch
 from families import write_models
 from PIL import Image
+from torch import nn
 
 from atelier.adapters.targets import find_targets
-from atelier.training import memory
+from atelier.training import levers
 from atelier.training.base_info import BaseError
 from atelier.training.base_model import BaseModel
 from atelier.training.config import TrainConfig
 from atelier.training.events import Finished
-from atelier.training.memory import Need, available, cheaper, fitting, need
+from atelier.training.levers import available, cheaper, fitting
+from atelier.training.memory import PROGRAM_BYTES, Need, need
 from atelier.training.runs import RunFolder
 
 SMALL = TrainConfig(batch=1, prior_count=0)
@@ -40,6 +42,18 @@ def test_half_the_precision_takes_half_of_the_unet(model):
     fp32, bf16 = (need(replace(SMALL, base=model.info.source), kind).weights for kind in ("fp32", "bf16"))
     halved = sum(p.numel() for part in model.models().values() for p in part.parameters()) * 2
     assert abs((fp32 - bf16) - halved) < 4096
+
+
+def test_in_8_bits_the_layers_of_the_unet_take_a_quarter(model: BaseModel):
+    config = replace(SMALL, base=model.info.source)
+    whole, small = (need(replace(config, base_in_8_bits=flag), "fp32") for flag in (False, True))
+    layers = [layer for name, layer in model.unet.named_modules()
+              if isinstance(layer, nn.Linear | nn.Conv2d) and name not in ("conv_in", "conv_out")]   # fmt: skip
+    saved = sum(3 * layer.weight.numel() - 4 * len(layer.weight) for layer in layers)
+    assert whole.weights - small.weights == saved
+    assert (whole.load, small.load) == (0, saved)
+    assert small.train < 1.05 * whole.train   # weights that are made in a step are let go again
+    assert need(replace(config, base_in_8_bits=True), "fp32", main_memory=False).load == 0
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
@@ -70,24 +84,30 @@ def test_the_peak_is_the_hungriest_phase():
 
 def test_levers_come_in_order_and_end():
     config: TrainConfig | None = TrainConfig(batch=4)
-    seen: list[tuple[bool, int, int]] = []
+    seen: list[tuple[bool, int, int, bool]] = []
     while config := cheaper(config):
-        seen.append((config.gradient_checkpointing, config.batch, config.accumulate))
-    assert seen == [(True, 4, 1), (True, 2, 2), (True, 1, 4)]
+        seen.append((config.gradient_checkpointing, config.batch, config.accumulate, config.base_in_8_bits))
+    assert seen == [(True, 4, 1, False), (True, 2, 2, False), (True, 1, 4, False), (True, 1, 4, True)]
+
+
+def test_a_start_that_needs_the_whole_base_is_never_put_into_8_bits():
+    config = TrainConfig(batch=1, gradient_checkpointing=True, adapter={"start": "gradient"})
+    assert cheaper(config) is None
+    assert cheaper(replace(config, adapter={})) is not None
 
 
 def test_a_run_that_fits_is_left_alone(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "available", lambda _: 10**12)
+    monkeypatch.setattr(levers, "available", lambda _: 10**12)
     assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
-    monkeypatch.setattr(memory, "PER_MODEL", 10**9)   # counted all the same
+    monkeypatch.setattr(levers, "PER_MODEL", 10**9)   # counted all the same
     assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
 
 
 def test_levers_are_pulled_until_a_run_fits(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     config = replace(tiny, batch=8)
     sparing = replace(config, gradient_checkpointing=True, batch=4, accumulate=2)
-    monkeypatch.setattr(memory, "PER_MODEL", 10**9)
-    monkeypatch.setattr(memory, "available", lambda _: need(sparing, "fp32").peak + 1000)
+    monkeypatch.setattr(levers, "PER_MODEL", 10**9)
+    monkeypatch.setattr(levers, "available", lambda _: need(sparing, "fp32").peak + 1000)
     chosen, said = fitting(config, "fp32", torch.device("cpu"))
     assert chosen == sparing
     assert "computed twice" in said
@@ -95,8 +115,8 @@ def test_levers_are_pulled_until_a_run_fits(tiny: TrainConfig, monkeypatch: pyte
 
 
 def test_a_run_that_fits_in_no_way_says_what_it_needs(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "PER_MODEL", 10**9)
-    monkeypatch.setattr(memory, "available", lambda _: 100_000_000)
+    monkeypatch.setattr(levers, "PER_MODEL", 10**9)
+    monkeypatch.setattr(levers, "available", lambda _: 100_000_000)
     with pytest.raises(BaseError, match=r"needs about 0\.\d GB .* 0\.1 GB are free"):
         fitting(replace(tiny, batch=2), "fp32", torch.device("cpu"))
 
@@ -161,5 +181,5 @@ def test_the_estimate_is_within_15_percent_of_what_a_process_takes(
     took = measured(config, tmp_path)
     print(f"\n{changes}: estimated {estimate / 1e9:.2f} GB, measured {took / 1e9:.2f} GB, "
           f"ratio {estimate / took:.3f}")   # fmt: skip
-    assert took > memory.PROGRAM_BYTES
+    assert took > PROGRAM_BYTES
     assert abs(estimate / took - 1) < 0.15

@@ -92,3 +92,16 @@ def test_what_is_shipped_is_what_the_embedded_base_draws():
     for i, prompt in enumerate(prior_prompts(model, TrainConfig(prior_count=3))):
         drawn = draw_latents(model, [prompt], steps=prior.STEPS, seed=i)[0]
         assert (shipped[i].mean - drawn).abs().mean() < 0.02   # a processor's rounding grows over the steps
+
+
+@pytest.mark.parametrize(("side", "pictures"), [(32, 8), (64, 8), (256, 8), (512, 2), (768, 1), (1024, 1)])
+def test_large_pictures_are_drawn_in_small_batches(side, pictures):
+    assert prior.batch_size(side) == pictures
+
+
+def test_the_size_of_a_batch_does_not_matter(model, few_steps, monkeypatch):
+    at_once = draw_prior(model, CONFIG)
+    monkeypatch.setattr(prior, "BATCH", 1)
+    alone = draw_prior(model, CONFIG)
+    for one, other in zip(at_once, alone, strict=True):
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-3, atol=1e-4)

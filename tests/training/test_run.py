@@ -252,9 +252,9 @@ def test_a_run_that_was_short_of_memory_goes_on_more_sparingly(new_run, adapters
     batches: list[tuple[bool, int]] = []
     real = run_module._training
 
-    def watched(model: Any, data: Any, config: TrainConfig, folder: Any) -> Any:
+    def watched(model: Any, data: Any, config: TrainConfig, *others: Any) -> Any:
         batches.append((config.gradient_checkpointing, config.batch))
-        return real(model, data, config, folder)
+        return real(model, data, config, *others)
 
     monkeypatch.setattr(run_module, "_training", watched)
     finished(list(run_module.run(run, adapters, resume=True)))

@@ -100,7 +100,9 @@ def test_the_vae_stays_exact_when_the_rest_is_not(twin: Twin):
     assert torch.equal(model.vae.decoder.conv_in.weight, stored)
 
 
-def test_a_single_file_is_taught_drawn_with_mixed_and_exported(twin: Twin, pictures: Path, tmp_path: Path):
+def test_a_single_file_is_taught_drawn_with_mixed_and_exported(
+    twin: Twin, pictures: Path, tmp_path: Path, unplugged: list[Any]
+):
     config = TrainConfig(
         name="rex", pictures=str(pictures), base=str(twin.file), steps=2, batch=2, lr=1e-2, warmup=0, resolution=64,
         precision="fp32", prior_count=2, validate_every=0, preview_every=0, checkpoint_every=0,
@@ -132,6 +134,7 @@ def test_a_single_file_is_taught_drawn_with_mixed_and_exported(twin: Twin, pictu
         model.pipeline.load_lora_weights(str(kohya))
         theirs = model.predict(noisy, timesteps, text, sizes)
     assert (ours - theirs).abs().max() < 1e-4
+    assert unplugged == []   # all of it without asking the network for anything
 
 
 def refusal(path: Path) -> str:

@@ -1,0 +1,99 @@
+"""A frozen model's weights in 8 bits: int8 codes, and one scale an output channel. Adapters are mounted on top.
+
+W ≈ scale · code with scale = max |W| / 127 of the channel: no weight is off by more than half a scale (rounding to
+nearest, as Dettmers et al. 2022, arXiv 2208.07339, sec. 2.1, for each row, without their separate outliers). The layer
+stands for the rounded weights: its forward, its backward and every adapter kind see the same. Nothing is ever merged
+into them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
+
+LARGEST = 127
+# A UNet's first and last convolution: hardly any memory, and half of the error (docs/LOG.md).
+_WHOLE = ("conv_in", "conv_out")
+
+
+class Frozen8(nn.Module):
+    """What a frozen layer becomes: it makes its weight whenever it is asked for it."""
+
+    codes: Tensor    # int8, in the shape of the weight
+    scales: Tensor   # [out, 1, …], in the dtype of the weight
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the layer stands for."""
+        return self.codes * self.scales
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's own operation."""
+        return _Apply.apply(x, self)
+
+
+class Linear8(Frozen8, nn.Linear):   # type: ignore[misc]
+    """A frozen Linear in 8 bits."""
+
+
+class Conv8(Frozen8, nn.Conv2d):   # type: ignore[misc]
+    """A frozen Conv2d in 8 bits."""
+
+
+class _Apply(torch.autograd.Function):
+    """Left to itself, autograd would keep the whole weight of every layer until the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Linear8 | Conv8) -> Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        if isinstance(layer, Conv8):
+            return layer._conv_forward(x, layer.weight, layer.bias)
+        return F.linear(x, layer.weight, layer.bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        layer, (gradient,) = ctx.layer, gradients
+        if isinstance(layer, Conv8):
+            way: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            return conv2d_input(ctx.shape, layer.weight, gradient, *way), None
+        return gradient @ layer.weight, None
+
+
+@torch.no_grad()
+def freeze8(model: nn.Module, device: torch.device | str | None = None) -> None:
+    """Keep every Linear and Conv2d of a model in 8 bits from now on, in place.
+
+    The first and the last stay as they are, and so do unusual ones. With ``device`` they are rounded there and stay
+    there.
+    """
+    for name, layer in model.named_modules():
+        if name in _WHOLE:
+            continue
+        if type(layer) is nn.Linear:
+            _convert(layer, Linear8, device)
+        elif type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+            _convert(layer, Conv8, device)
+
+
+def weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """Shape of a module's weight, without making it; empty where there is none."""
+    weight = module.codes if isinstance(module, Frozen8) else getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, Tensor) else ()
+
+
+def _convert(layer: nn.Linear | nn.Conv2d, kind: type[Frozen8], device: torch.device | str | None) -> None:
+    weight = layer.weight.to(device)
+    scales = (weight.float().abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / LARGEST).to(weight.dtype)
+    scales = torch.where(scales > 0, scales, 1)   # a channel of zeros
+    codes = (weight.float() / scales.float()).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+    del layer.weight
+    layer.register_buffer("scales", scales)
+    layer.register_buffer("codes", codes)
+    # So every reference, hook and name of the layer stays as it was.
+    layer.__class__ = kind   # type: ignore[assignment]
