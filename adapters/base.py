@@ -81,6 +81,7 @@ class Adapter(nn.Module):
     title: ClassVar[str]
     settings: ClassVar[type[Settings]]
     linear_in_strength: ClassVar[bool] = True   # strength·ΔW: False for kinds whose ΔW is not simply scaled
+    live: ClassVar[bool] = False   # ΔW depends on the timestep or the picture: mounted, never merged
 
     def __init__(self, spec: Spec, settings: Any) -> None:   # noqa: ARG002 (kinds read it)
         super().__init__()

@@ -23,6 +23,7 @@ from .sara import Sara
 from .settings import SettingError
 from .sparse import Shira
 from .spectral import Waveft, Wht
+from .split import Split
 from .svdiff import Soda, Svdiff
 from .tlora import Tlora
 from .wara import Wara
@@ -31,7 +32,7 @@ KINDS: dict[str, type[Adapter]] = {
     cls.kind: cls
     for cls in (
         Lora, Dora, Lokr, Loha, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
-        Miss, Paca, S2ft, Hydra, Dylora, Randlora,
+        Miss, Paca, S2ft, Hydra, Dylora, Randlora, Split,
     )
 }
 

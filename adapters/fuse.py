@@ -134,7 +134,8 @@ def fused(mix: Mix, weight_of: WeightOf, limits: Limits = EXACT) -> AdapterSet:
 def lora_of(pairs: Mapping[Spec, Pair]) -> AdapterSet:
     """A LoRA set that holds these pairs, each layer with the rank of its own."""
     ranks = {spec.name: len(down) for spec, (_, down) in pairs.items()}
-    adapters = create("lora", {"rank": max(ranks.values())}, pairs, ranks)
+    with torch.random.fork_rng(devices=[]):   # its start values are overwritten; nobody's dice may move for them
+        adapters = create("lora", {"rank": max(1, *ranks.values())}, pairs, ranks)
     for adapter in adapters:
         assert isinstance(adapter, Lora)
         adapter.up.copy_(pairs[adapter.spec][0])

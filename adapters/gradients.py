@@ -1,4 +1,4 @@
-"""How the two factors of a low-rank pair should step: LoRA+ and LoRA-Pro. Pure functions for a training loop."""
+"""How the two factors of a low-rank pair should step: LoRA+, LoRA-Pro and scaled gradients, for a training loop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import AdapterSet
 from .lora import Lora
+from .split import Split
 
 _DAMPING = 1e-6   # of the mean squared length of a factor's rows: a factor that has just left zero is nearly singular
 
@@ -64,6 +65,30 @@ def correct(adapters: AdapterSet) -> None:
             up, down = adapter.up, adapter.down
             if up.grad is not None and down.grad is not None:
                 up.grad, down.grad = corrected(up, down, up.grad, down.grad, adapter.scale)
+
+
+@torch.no_grad()
+def preconditioned(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled gradients (Zhang & Pilanci 2024, arXiv 2402.02347): ``of_up (down downᵀ)⁻¹`` and ``(upᵀ up)⁻¹ of_down``.
+
+    The first-order change of the product ``up @ down`` then does not depend on how it is split into factors.
+
+    Args:
+        up: ``[rows, rank]``.
+        down: ``[rank, columns]``.
+        of_up: gradient for some rows of ``up``: frozen ones need none.
+        of_down: gradient for some columns of ``down``.
+    """
+    return torch.linalg.solve(_damped(down @ down.T), of_up.T).T, torch.linalg.solve(_damped(up.T @ up), of_down)
+
+
+@torch.no_grad()
+def precondition(adapters: AdapterSet) -> None:
+    """Scale the gradients of every split adapter, in place; call between backward pass and optimizer step."""
+    for adapter in adapters:
+        if isinstance(adapter, Split) and adapter.up.grad is not None and adapter.down.grad is not None:
+            scaled = preconditioned(*adapter.halves(), adapter.up.grad, adapter.down.grad)
+            adapter.up.grad, adapter.down.grad = scaled
 
 
 def _damped(gram: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .base import AdapterSet
+from .clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +18,11 @@ class Mix:
     def active(self) -> Iterator[tuple[AdapterSet, float]]:
         """The parts that do something."""
         return ((adapters, strength) for adapters, strength in self.parts if strength != 0)
+
+    def live(self) -> bool:
+        """Whether an adapter changes with the timestep or the picture: such a Mix is mounted, never merged."""
+        return any(adapter.live for adapters, _ in self.active() for adapter in adapters)
+
+    def clocks(self) -> list[Clock]:
+        """Those of adapters that change with the timestep."""
+        return [part for adapters, _ in self.active() for part in adapters.modules() if isinstance(part, Clock)]

@@ -68,6 +68,8 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
         MountError: an adapter does not fit.
     """
     with ExitStack() as stack:
+        for clock in mix.clocks():
+            stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
         for module, parts in _by_module(models, mix).items():
             # What a layer in 8 bits makes must not be kept for the backward pass, as one operation for both would.
             pairs = not isinstance(module, Frozen8) and all(_is_pair(adapter) for adapter, _ in parts)
@@ -148,8 +150,10 @@ def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     instead.
 
     Raises:
-        MountError: an adapter does not fit, or the weights are bfloat16 or in 8 bits.
+        MountError: an adapter does not fit or is live, or the weights are bfloat16 or in 8 bits.
     """
+    if mix.live():
+        raise MountError("An adapter that changes with timestep or picture can't be merged into weights: mount it.")
     originals: list[tuple[nn.Parameter, Tensor]] = []
     try:
         with torch.no_grad():

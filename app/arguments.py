@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--open", action="store_true", help="show it in the browser of this desktop")
     add("worker", "work off the queue of training runs", shared)
     _add_train(add("train", "teach it what a folder of pictures shows"))
+    _add_make(add("make", "mix what is drawn with how it is drawn: two adapters into one"))
     _add_draw(add("draw", "draw pictures"))
     add("list", "list the adapters")
     add("show", "show all that is known about an adapter").add_argument("name", metavar="NAME")
@@ -61,12 +62,28 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--subject", metavar="WORD", help="what it is, in one or two plain words (default: object)")
     train.add_argument("--preset", default="normal", metavar="P", help="settings to start from (default: normal)")
     train.add_argument("--kind", metavar="KIND", help="adapter kind (default: the preset's)")
+    train.add_argument("--role", choices=("content", "style"),
+                       help="with --kind split: teach a thing or a way of drawing, to be mixed later (atelier make)")
     train.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
                        help="base model: 'embedded', a diffusers folder, a .safetensors checkpoint or a hub id")
     train.add_argument("--steps", type=int, metavar="N", help="optimizer updates (default: the preset's)")
     train.add_argument("--set", type=_pair, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                        help="any other setting; a wrong key lists them all")
     train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this name")
+
+
+def _add_make(make: argparse.ArgumentParser) -> None:
+    make.add_argument("content", metavar="CONTENT", help="adapter of the thing that is drawn")
+    make.add_argument("style", metavar="STYLE", help="adapter of the way it is drawn")
+    make.add_argument("--name", required=True, metavar="NAME", help="what you call the new adapter")
+    make.add_argument("--method", choices=("break-for-make", "sum", "zip", "k", "np"),
+                      help="break-for-make needs two of the kind split; the others take any two (default: "
+                           "break-for-make for two of the kind split, else sum)")   # fmt: skip
+    make.add_argument("--steps", type=int, metavar="N",
+                      help="optimizer updates with both sets of pictures; break-for-make can do with 0 (default: 100, "
+                           "and none for sum, k and np, which do not learn)")   # fmt: skip
+    make.add_argument("--content-strength", type=float, default=1.0, metavar="C", help="how much of it (default: 1)")
+    make.add_argument("--style-strength", type=float, default=1.0, metavar="S", help="how much of it (default: 1)")
 
 
 def _add_draw(draw: argparse.ArgumentParser) -> None:

@@ -109,6 +109,15 @@ def _train(arguments: Namespace) -> int:
     return INTERRUPTED
 
 
+def _make(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from .making import make_here
+
+    card = make_here(home, arguments)
+    values = {"name": card.name, "path": str(card.path), "trigger": card.trigger}
+    return _say(arguments, values, f"{card.name} is ready: {card.path}")
+
+
 def _draw(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from .drawing import draw_here
@@ -187,7 +196,7 @@ def _doctor(arguments: Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    "serve": _serve, "worker": _worker, "train": _train, "draw": _draw, "list": _list, "show": _show,
+    "serve": _serve, "worker": _worker, "train": _train, "make": _make, "draw": _draw, "list": _list, "show": _show,
     "delete": _delete, "models": _models, "doctor": _doctor, **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip
 

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from PIL import Image
 
 from atelier.adapters.base import AdapterSet
+from atelier.adapters.blend import blended
 from atelier.adapters.files import load_adapter
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
@@ -69,6 +70,21 @@ class Engine:
             model = self._model(base)
             mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts))
             return compare(model, mix, exported, prompt)
+
+    def blend(
+        self, base: str, parts: tuple[Path, Path], method: str, strengths: Sequence[tuple[float, float]],
+        request: DrawRequest,
+    ) -> list[Image.Image]:   # fmt: skip
+        """Draw a content and a style at several pairs of strengths, all at once and from one seed.
+
+        Raises:
+            BaseError, BasisError, FileError, MountError, SettingError: as loading, mixing and drawing do.
+        """
+        with self._turn:
+            model = self._model(base)
+            content, style = (self._adapter(path) for path in parts)
+            mixed = blended(model.models(), content, style, method, strengths).to(model.device)
+            return draw(model, request, Mix(((mixed, 1.0),)), alike=True)
 
     def drawing(
         self, base: str, parts: Sequence[Part], request: DrawRequest

@@ -18,7 +18,7 @@ from .icons import PATHS
 from .jobs import list_runs
 from .panel import panel
 
-PAGES = ("create", "studio", "library", "gallery", "jobs", "settings")
+PAGES = ("create", "studio", "mix", "library", "gallery", "jobs", "settings")
 POLL: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 RECENT_SECONDS = 600.0
 

@@ -196,3 +196,12 @@ def processor(count: int) -> str:
 def doing(state: str, percent: int) -> str:
     """What a run is about, in the job bar."""
     return f"{state} {percent} %" if percent else state
+
+
+def strengths(content: float, style: float) -> str:
+    """A place on the Mix Lab's pad.
+
+    >>> strengths(0.5, 2.0)
+    'thing 0.5, style 2'
+    """
+    return f"thing {content:g}, style {style:g}"

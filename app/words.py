@@ -9,8 +9,8 @@ PAGES = "Pages"
 THEME = "Light or dark"
 READY = "is ready"
 TITLES = {
-    "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "gallery": "Gallery",
-    "settings": "Settings",
+    "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "mix": "Mix Lab",
+    "gallery": "Gallery",    "settings": "Settings",
 }
 STATES = {
     "queued": "waiting", "preparing": "preparing", "training": "learning", "paused": "paused",
@@ -127,6 +127,23 @@ LIVE = "Draw again while a slider moves"
 MORE = "Size, steps and more"
 SHELF = "Adapters"
 EASEL_EMPTY = "Your pictures appear here."
+
+# --- Mix Lab
+MIX_TITLE = "Mix Lab"
+MIX_LEAD = "This thing, drawn that way: pick both, and move their strengths."
+CONTENT, STYLE, METHOD = "What is drawn", "How it is drawn", "How they are mixed"
+METHODS = {
+    "break-for-make": "Break-for-Make: two halves that were taught apart, in the kind split",
+    "sum": "Sum: both added, whatever they are", "np": "NP-LoRA: the thing gives way where the style looks",
+    "k": "K-LoRA: layer by layer the thing first, the style later",
+}
+PAD = "Strengths: to the right what is drawn, upwards how"
+NAME_OF_MIX = "Name of the new adapter"
+SAVE_MIX = "Save as a new adapter"
+MIX_NEEDS_TWO = "Pick both, what is drawn and how it is drawn."
+MIX_SAVED = "is in the library"
+MIX_EMPTY = "Pick a thing and a style: nine pictures appear here, from none of either to all of both."
+CORNERS = "Left: without the thing. Above: without the style."
 
 # --- Gallery
 GALLERY_TITLE = "Gallery"

@@ -46,6 +46,9 @@ class BaseInfo:
     bytes: int = 0         # size of the weights on disk
     zero_snr: bool = False   # trained down to pure noise: the schedule must end there as well
     prior_prompts: tuple[str, ...] = ()   # varied things it can draw, for prior preservation
+    styled: str = "a {style} picture of a {subject}"   # caption that names a way of drawing
+    styles: tuple[str, ...] = ("watercolour", "pencil", "pixel art")   # ways of drawing that it knows
+    things: tuple[str, ...] = ("house", "dog", "tree", "car", "cup", "boat", "chair", "cat")   # things that it knows
 
     @property
     def kind(self) -> str:
@@ -70,6 +73,7 @@ def make_info(
         folder=folder,
         caption=words.get("caption", "a photo of {subject}").replace("{subject}", "{trigger} {subject}"),
         prior_prompts=tuple(words.get("prior_prompts", ())),
+        **{name: _frozen(words[name]) for name in ("styled", "styles", "things") if name in words},
         **known,
     )
 
@@ -122,6 +126,10 @@ def read_json(path: Path, base: str, *needed: str) -> dict[str, Any]:
         f"{base} is not a base model: it has no readable {path.name} where a diffusers folder has one. "
         f"Such a folder holds model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."
     )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _words(folder: Path) -> dict[str, Any]:

@@ -85,6 +85,9 @@ class TrainConfig(Settings):
             raise SettingError(f"up_speed is {self.up_speed}, but Prodigy finds one rate for all; set up_speed=1.")
         if self.whole_gradient and not issubclass(kind_named(self.kind), Lora):
             raise SettingError(f"whole_gradient is made for the kind lora; set it to false with {self.kind}.")
+        if self.kind == "split" and (self.optimizer == "prodigy" or self.up_speed != 1):
+            raise SettingError("The halves of a split adapter have learning rates of their own: set optimizer=adamw "
+                               "and up_speed=1.")
 
         if self.base_in_8_bits and self.needs_whole_base:
             raise SettingError("base_in_8_bits is on, but this start follows the gradient of the base's own weights, "

@@ -15,14 +15,14 @@ from atelier.adapters.base import AdapterSet, weight_of
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted, target_modules
 
-from .base_model import BaseModel, Text
+from .base_model import BaseModel
+from .batch import Batch, TextFeatures, draw_batch, pick, weighted_errors
 from .config import TrainConfig
 from .events import Previewed
-from .latents import Example, encode_text
-from .loop import Losses, Recipe
-from .losses import min_snr_weights, per_sample
-from .noise import add_noise, draw_timesteps
+from .latents import Example
+from .noise import draw_timesteps
 from .prior import draw_prior, fill
+from .recipe import Losses, Recipe
 from .sample import DrawRequest, draw
 from .team import ALONE, Team
 
@@ -52,20 +52,14 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
 
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
-    text = _TextFeatures(model, trained=bool({"text_encoder", "text_encoder_2"} & adapters.components()))
+    text = TextFeatures(model, adapters)
     text.remember([*data.subject, *data.prior, *data.held_out])
-    prior_batch = config.prior_batch if data.prior else 0
     timestep_count = model.scheduler.config.num_train_timesteps
 
     def microstep(generator: torch.Generator, team: Team = ALONE) -> Losses:
-        picked = _pick(data.subject, config.batch, generator) + _pick(data.prior, prior_batch, generator)
-        # Spread separately, so that the subject's own timesteps cover the whole range in every batch.
-        timesteps = torch.cat([draw_timesteps(n, timestep_count, generator) for n in (config.batch, prior_batch)])
-        mine = team.share(len(picked))
-        errors = _errors(model, config, picked, timesteps, text, generator, mine=mine)
-        subjects = sum(position < config.batch for position in mine)
-        subject, prior = errors[:subjects].sum() / config.batch, errors[subjects:].sum() / max(1, prior_batch)
-        return Losses(subject, prior * config.prior_weight)
+        batch = lesson(model, data, config, generator)
+        mine = team.share(len(batch.examples))
+        return losses(weighted_errors(model, config, batch, text, mine), batch, mine, config)
 
     def validate(weights: AdapterSet) -> float:
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
@@ -74,7 +68,8 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
             for example in data.held_out:
                 timesteps = draw_timesteps(VALIDATION_TIMESTEPS, timestep_count, generator)
                 alike = [example] * VALIDATION_TIMESTEPS
-                total += _errors(model, config, alike, timesteps, text, generator).mean().item()
+                batch = draw_batch(alike, timesteps, generator)
+                total += weighted_errors(model, config, batch, text).mean().item()
         return total / len(data.held_out)
 
     def preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:
@@ -93,6 +88,22 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
         return mounted(model.models(), Mix(((adapters, 1.0),)))
 
     return Recipe(adapters, attached, microstep, validate, preview, reselect)
+
+
+def lesson(model: BaseModel, data: Dataset, config: TrainConfig, generator: torch.Generator) -> Batch:
+    """Pictures of the subject, and behind them prior pictures, where there are any."""
+    total, prior_count = model.scheduler.config.num_train_timesteps, config.prior_batch if data.prior else 0
+    picked = pick(data.subject, config.batch, generator) + pick(data.prior, prior_count, generator)
+    # Spread separately, so that the subject's own timesteps cover the whole range in every batch.
+    timesteps = torch.cat([draw_timesteps(count, total, generator) for count in (config.batch, prior_count)])
+    return draw_batch(picked, timesteps, generator)
+
+
+def losses(errors: Tensor, batch: Batch, mine: Sequence[int], config: TrainConfig) -> Losses:
+    """This process's share of the losses of a :func:`lesson`, from the error of each picture that is its own."""
+    subjects, prior_count = sum(position < config.batch for position in mine), len(batch.examples) - config.batch
+    subject, prior = errors[:subjects].sum() / config.batch, errors[subjects:].sum() / max(1, prior_count)
+    return Losses(subject, prior * config.prior_weight)
 
 
 def preview_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
@@ -114,74 +125,3 @@ def _keep_preview(picture: Image.Image, prompt: str, step: int, name: str, folde
     path = folder / "previews" / f"{step:06d}-{name}.png"
     picture.save(path)
     return Previewed(step, prompt, f"previews/{path.name}")
-
-
-def _pick(examples: Sequence[Example], count: int, generator: torch.Generator) -> list[Example]:
-    """Draw a batch of one size: the first example at random, the others among those of its bucket."""
-    if not count:
-        return []
-    first = examples[int(torch.randint(len(examples), (1,), generator=generator))]
-    alike = [example for example in examples if example.mean.shape == first.mean.shape]
-    others = torch.randint(len(alike), (count - 1,), generator=generator).tolist()
-    return [first, *(alike[i] for i in others)]
-
-
-def _errors(
-    model: BaseModel, config: TrainConfig, examples: list[Example], timesteps: Tensor, text: _TextFeatures,
-    generator: torch.Generator, *, mine: Sequence[int] | None = None,
-) -> Tensor:   # fmt: skip
-    """Weighted loss of each example ``[B]``, or of those at the positions ``mine``, in their order.
-
-    All randomness is drawn on the CPU and for all of them, so that devices and any number of processes agree.
-    """
-    mine = range(len(examples)) if mine is None else mine
-    clean = [example.sample(generator) for example in examples]
-    noise = [torch.randn(latent.shape, generator=generator) for latent in clean]
-    errors: dict[int, Tensor] = {}
-    for members in _by_size(clean, mine):   # subject and prior pictures may differ in size: one pass each
-        where = torch.tensor(members)
-        latents, added = (torch.stack([part[i] for i in members]).to(model.device) for part in (clean, noise))
-        noisy = add_noise(model.scheduler, latents, added, timesteps[where].to(model.device))
-        captions = text([examples[i].tokens for i in members])
-        prediction = model.predict(noisy.latents, noisy.timesteps, captions, [examples[i].sizes for i in members])
-        weights = min_snr_weights(model.scheduler, noisy.timesteps, config.min_snr_gamma)
-        errors.update(zip(members, per_sample(prediction, noisy.target) * weights, strict=True))
-    return torch.stack([errors[i] for i in mine]) if mine else torch.zeros(0, device=model.device)
-
-
-def _by_size(latents: Sequence[Tensor], positions: Sequence[int]) -> list[list[int]]:
-    """The positions, grouped by the shape of the latents there."""
-    groups: dict[torch.Size, list[int]] = {}
-    for i in positions:
-        groups.setdefault(latents[i].shape, []).append(i)
-    return list(groups.values())
-
-
-class _TextFeatures:
-    """Text features of captions, remembered while the text encoders are frozen."""
-
-    def __init__(self, model: BaseModel, *, trained: bool) -> None:
-        self._model = model
-        self._remembered: dict[tuple[int, ...], Text] | None = None if trained else {}
-
-    def __call__(self, tokens: list[Tensor]) -> Text:
-        """Token ids ``B × [T]`` → what the UNet reads, on its device."""
-        if self._remembered is None:
-            return encode_text(self._model, torch.stack(tokens))
-        rows = [self._row(row, self._remembered) for row in tokens]
-        pooled = [row.pooled for row in rows if row.pooled is not None]
-        return Text(torch.cat([row.features for row in rows]), torch.cat(pooled) if pooled else None)
-
-    def remember(self, examples: Sequence[Example]) -> None:
-        """Encode the captions of all examples now, so that the text encoders need not stay."""
-        if self._remembered is not None:
-            with self._model.present(*self._model.encoders):
-                for example in examples:
-                    self._row(example.tokens, self._remembered)
-
-    def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], Text]) -> Text:
-        key = tuple(tokens.tolist())
-        if key not in remembered:
-            with torch.no_grad():
-                remembered[key] = encode_text(self._model, tokens[None])
-        return remembered[key]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from PIL import Image
 
+from atelier.adapters.base import AdapterSet
 from atelier.adapters.files import save_adapter
+from atelier.adapters.halves import basis
+from atelier.adapters.split import Split
 
 from .base_model import BaseModel
 from .config import TrainConfig
@@ -25,24 +29,32 @@ def keep(
 ) -> Path:
     """Write the adapter file and return its path. A name that is taken gets a number: nothing is overwritten."""
     assert training.result is not None
-    metadata = {
-        "atelier.name": config.name,
-        "atelier.trigger": config.trigger_word,
-        "atelier.subject": config.subject,
-        "atelier.base": config.base,
-        "atelier.family": model.info.family,
-        "atelier.title": model.info.title,
-        "atelier.created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "atelier.recipe": config.to_toml(without=("pictures",)),
-        "atelier.pictures": str(pictures),
-        "atelier.best_step": str(training.result_step),
-        "atelier.run": run.id,
+    own = {"pictures": str(pictures), "best_step": str(training.result_step), "run": run.id}
+    return write_kept(training.result, config, model, own, adapters)
+
+
+def write_kept(
+    result: AdapterSet, config: TrainConfig, model: BaseModel, own: Mapping[str, str], adapters: Path
+) -> Path:
+    """Write an adapter with all that its recipe says about it, and ``own`` entries, under a name that is free."""
+    known = {
+        "name": config.name,
+        "trigger": config.trigger_word,
+        "subject": config.subject,
+        "base": config.base,
+        "family": model.info.family,
+        "title": model.info.title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": config.to_toml(without=("pictures",)),
     }
+    if result.kind == Split.kind:
+        known["basis"] = basis(result)   # halves with the same one fit together
+    metadata = {f"atelier.{name}": text for name, text in {**known, **own}.items()}
     if config.preview_every:   # a training picture would do without drawing, but it may be private
-        cover = draw_preview(model, config, training.result, preview_prompts(model, config)[0])
+        cover = draw_preview(model, config, result, preview_prompts(model, config)[0])
         metadata["modelspec.thumbnail"] = thumbnail(cover)
     path = free_path(adapters, config.name)
-    save_adapter(path, training.result, metadata)
+    save_adapter(path, result, metadata)
     return path
 
 

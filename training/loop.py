@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,33 +17,15 @@ from atelier.adapters.base import AdapterSet
 from atelier.adapters.gradients import correct
 
 from . import checkpoint
+from .base_model import BaseModel
 from .checkpoint import State
 from .config import TrainConfig
-from .events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
+from .events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from .optimizers import learning_rate, make_optimizer
+from .recipe import Losses, Recipe
 from .team import ALONE, Team
 
 PAUSE_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """One microstep's losses."""
-
-    subject: Tensor   # scalar
-    prior: Tensor     # scalar, already weighted; 0 without prior preservation
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a method brings to the loop."""
-
-    adapters: AdapterSet
-    attached: Callable[[], AbstractContextManager[None]]    # adapters act on the model while this is open
-    microstep: Callable[..., Losses]                        # of a generator, and of the team that shares the batch
-    validate: Callable[[AdapterSet], float]                 # deterministic: the same weights give the same number
-    preview: Callable[[AdapterSet, int, str], list[Previewed]]   # step and prompt ("" = the recipe's own prompts)
-    reselect: Callable[[], None]                            # half way: the adapters choose what trains on
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +45,7 @@ class Training:
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
         self.team = team
         self.parameters = list(recipe.adapters.parameters())
-        self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters))
+        self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters, recipe.companions, recipe.speed))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.average = copy.deepcopy(recipe.adapters) if config.ema else None
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
@@ -132,21 +113,30 @@ class Training:
         with self.recipe.attached():   # open during the backward pass too: checkpointing runs the model again
             for _ in range(self.config.accumulate):
                 losses = self.recipe.microstep(self.generator)
-                loss = (losses.subject + losses.prior) / self.config.accumulate
-                if loss.requires_grad:   # else no picture of this batch was for this process
-                    self.accelerator.backward(loss)
+                self._backward(losses)
                 subject += float(losses.subject.detach()) / self.config.accumulate
                 prior += float(losses.prior.detach()) / self.config.accumulate
         subject, prior = self.team.whole((subject, prior), self.parameters)
         if math.isfinite(subject + prior):
             if self.config.whole_gradient:
                 correct(self.recipe.adapters)
+            self.recipe.reshape_gradients()
             if self.config.clip:
                 self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
             self.optimizer.step()
             self._update_average()
         self.optimizer.zero_grad()
         return Stepped(self.step + 1, self.config.steps, subject + prior, prior, lr, time.perf_counter() - started)
+
+    def _backward(self, losses: Losses) -> None:
+        """Each loss reaches only those who are to learn from it."""
+        own = (losses.subject + losses.prior) / self.config.accumulate
+        apart = {id(parameter) for parameter in self.recipe.companions}
+        others = {} if losses.companion is None else {"inputs": [p for p in self.parameters if id(p) not in apart]}
+        if own.requires_grad:   # else no picture of this batch was for this process
+            self.accelerator.backward(own, **others)
+        if losses.companion is not None and losses.companion.requires_grad:
+            self.accelerator.backward(losses.companion / self.config.accumulate, inputs=list(self.recipe.companions))
 
     def _reselect(self) -> None:
         """Let the kind choose what trains on. Before anything is saved: a run that resumes here has chosen."""
@@ -244,6 +234,13 @@ class Training:
         if best and self.best:
             self.result.load_tensors(self.best)
             self.result_step = self.best_step
+        self.result = self.recipe.kept(self.result)
+
+
+def accelerator_for(model: BaseModel) -> Accelerator:
+    """What moves gradients on the model's device; float16 gradients need scaling."""
+    mixed = "fp16" if model.dtype == torch.float16 else "no"
+    return Accelerator(cpu=model.device.type == "cpu", mixed_precision=mixed)
 
 
 def _copy(adapters: AdapterSet) -> dict[str, Tensor]:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.gradients import plus_groups
 
 from .config import TrainConfig
 
+COMPANION_SPEED = 0.1   # Break-for-Make's: a companion that learned as fast would share the work instead of moving on
 
-def make_optimizer(config: TrainConfig, adapters: AdapterSet) -> torch.optim.Optimizer:
-    """Make the optimizer that the recipe names; where a group has a ``ratio``, its learning rate is multiplied."""
-    plain = config.up_speed == 1
-    parameters: Any = list(adapters.parameters()) if plain else plus_groups(adapters, config.up_speed)
+
+def make_optimizer(
+    config: TrainConfig, adapters: AdapterSet, companions: Sequence[nn.Parameter] = (), speed: float = 1.0
+) -> torch.optim.Optimizer:
+    """Make the optimizer that the recipe names; where a group has a ``ratio``, its learning rate is multiplied.
+
+    ``companions`` learn a tenth as fast as the others, and these ``speed`` times as fast as the recipe's rate.
+    """
+    parameters: Any = list(adapters.parameters())
+    if companions:
+        apart = {id(p) for p in companions}
+        own = [p for p in parameters if id(p) not in apart]
+        parameters = [{"params": own, "ratio": speed}, {"params": list(companions), "ratio": speed * COMPANION_SPEED}]
+    elif config.up_speed != 1:
+        parameters = plus_groups(adapters, config.up_speed)
     if config.optimizer == "prodigy":
         import prodigyopt
 

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from atelier.adapters.base import AdapterSet
@@ -34,18 +33,18 @@ from atelier.adapters.targets import find_targets
 from . import dreambooth
 from .base_info import BaseError
 from .base_model import BaseModel, best_device, load
-from .buckets import fit, size_facts
+from .break_for_make import half_recipe
+from .companions import captioned, draw_companions, role_of
 from .config import TrainConfig
-from .dataset import Report, scan
 from .events import Event, Failed, Finished, Preparing, Stopped, Warned
-from .identify import identify
-from .images import PictureError, open_picture, to_tensor
+from .images import PictureError
 from .keep import keep
-from .latents import Example, encode_pictures
-from .loop import Controls, Recipe, Training
+from .loop import Controls, Training, accelerator_for
 from .plan import planned, precision, ran_out
 from .precision import DTYPES
+from .recipe import Recipe
 from .runs import RunFolder
+from .study import encode, look_through
 from .team import Team, join, leave
 
 DONE, FAILED, STOPPED = 0, 1, 3
@@ -116,10 +115,10 @@ def _controls(folder: RunFolder, quitting: threading.Event, team: Team) -> Contr
 def _train(
     folder: RunFolder, adapters: Path, resume: bool, controls: Controls, device: torch.device, team: Team
 ) -> Iterator[Event]:
-    started, config = time.monotonic(), folder.config()
+    started, config = time.monotonic(), captioned(folder.config())
     adapters.mkdir(parents=True, exist_ok=True)   # now, and not after an hour of training
     yield Preparing("Looking at the pictures")
-    report = _scan(config)
+    report = look_through(config)
     yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
     yield Preparing("Loading the base model")
     # What is measured here is measured once.
@@ -129,7 +128,7 @@ def _train(
         yield Warned(told)
     model = _load(config, folder, device)
     yield Preparing("Encoding the pictures")
-    subject = _encode(model, report)
+    subject = encode(model, report)
     if config.prior_batch:
         yield Preparing("Drawing other things, to keep them as they are")
     training = _training(model, dreambooth.dataset(model, config, subject), config, folder, team)
@@ -141,18 +140,6 @@ def _train(
         yield Finished(training.result_step, str(path), time.monotonic() - started)
 
 
-def _scan(config: TrainConfig) -> Report:
-    info = identify(config.base)
-    return scan(
-        Path(config.pictures),
-        trigger=config.trigger_word,
-        subject=config.subject,
-        template=config.caption or info.caption,
-        resolution=config.resolution or info.resolution,
-        multiple=info.multiple,
-    )
-
-
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
     model = load(config.base, device, DTYPES[precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
     model.put_aside(model.vae, *([] if config.train_text_encoder else model.encoders))
@@ -162,12 +149,6 @@ def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseM
     return model
 
 
-def _encode(model: BaseModel, report: Report) -> list[Example]:
-    pictures = (to_tensor(fit(open_picture(picture.path), picture.bucket)) for picture in report.usable)
-    sizes = [size_facts((picture.width, picture.height), picture.bucket) for picture in report.usable]
-    return encode_pictures(model, pictures, [picture.caption for picture in report.usable], sizes)
-
-
 def _training(
     model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder, team: Team
 ) -> Training:
@@ -175,12 +156,18 @@ def _training(
     parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
     targets = find_targets(parts, config.targets)
     adapters: AdapterSet = create(config.kind, config.adapter, targets).to(model.device)
-    mixed = "fp16" if model.dtype == torch.float16 else "no"   # float16 gradients need scaling
-    accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision=mixed)
-    recipe = dreambooth.recipe(model, adapters, data, config, folder.path)
+    recipe = _recipe(model, adapters, data, config, folder.path)
     looking = torch.Generator().manual_seed(config.seed)
     begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
-    return Training(_shared(recipe, team), config, folder.path, accelerator, team)
+    return Training(_shared(recipe, team), config, folder.path, accelerator_for(model), team)
+
+
+def _recipe(
+    model: BaseModel, adapters: AdapterSet, data: dreambooth.Dataset, config: TrainConfig, folder: Path
+) -> Recipe:
+    if role := role_of(config):
+        return half_recipe(model, adapters, data, draw_companions(model, role), config, folder)
+    return dreambooth.recipe(model, adapters, data, config, folder)
 
 
 def _shared(recipe: Recipe, team: Team) -> Recipe:

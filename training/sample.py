@@ -43,10 +43,13 @@ def draw(
     request: DrawRequest,
     mix: Mix = Mix(),
     on_step: Callable[[int, int], None] | None = None,
+    *,
+    alike: bool = False,
 ) -> list[Image.Image]:
     """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths.
 
-    ``on_step(done, of)`` is called after every denoising step.
+    ``on_step(done, of)`` is called after every denoising step. ``alike``: all from the one seed, for a mix that treats
+    the pictures of a batch differently.
 
     Raises:
         SettingError: a size the model can't draw.
@@ -59,7 +62,8 @@ def draw(
             on_step(step + 1, request.steps)
         return values
 
-    attach = merged if model.mergeable else mounted   # merging costs nothing per step
+    # Merging costs nothing per step, where it can be done.
+    attach = merged if model.mergeable and not mix.live() else mounted
     with torch.inference_mode(), attach(model.models(), mix):
         result = model.pipeline(
             **_prompt(model, request),
@@ -67,7 +71,7 @@ def draw(
             guidance_scale=request.guidance,
             width=width,
             height=height,
-            generator=_generators(request.seed, request.count),
+            generator=_generators(request.seed, request.count, step=0 if alike else 1),
             callback_on_step_end=report,
             output_type="latent",
         )
@@ -112,9 +116,9 @@ def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: 
     return latents.cpu().float().clone()
 
 
-def _generators(seed: int, count: int) -> list[torch.Generator]:
+def _generators(seed: int, count: int, step: int = 1) -> list[torch.Generator]:
     """One generator a picture: picture i starts from the same noise whether it is drawn alone or in a batch."""
-    return [torch.Generator("cpu").manual_seed(seed + i) for i in range(count)]
+    return [torch.Generator("cpu").manual_seed(seed + step * i) for i in range(count)]
 
 
 def _size(model: BaseModel, request: DrawRequest) -> tuple[int, int]:

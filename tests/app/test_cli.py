@@ -32,7 +32,7 @@ from atelier.training.runs import RunFolder
 
 # As little work as a whole training can be.
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
-COMMANDS = {"models", "serve", "worker", "train", "draw", "list", "show", "delete", "doctor",
+COMMANDS = {"models", "serve", "worker", "train", "make", "draw", "list", "show", "delete", "doctor",
             "import", "inspect", "export", "merge", "resize", "extract"}
 
 
@@ -87,7 +87,8 @@ def test_help_lists_every_command_and_loads_nothing_heavy():
 @pytest.mark.parametrize("line", [
     "serve --home h --host 127.0.0.1 --port 7860", "worker --home h",
     "train pics --name n --preset quick --kind lora --base b --steps 5 --set a=1 b=2 --set c=3 --home h --json",
-    "train --name n --trigger zfx --subject fox --resume",
+    "train --name n --trigger zfx --subject fox --resume", "train pics --name n --kind split --role style",
+    "make c s --name n --method np --steps 5 --content-strength 0.5 --style-strength 1.5 --home h --json",
     "draw p --adapter a=0.5 --adapter b --negative t --seed 1 --count 2 --steps 3 --guidance 4 --size 64x32 --base b "
     "--out o --home h --json",
     "list --json --home h", "show n --json", "delete n --json", "doctor --json", "import f --name n --home h --json",

@@ -41,7 +41,8 @@ def fitting(values: dict[str, Any]) -> dict[str, Any]:
     """Prodigy refuses rates that are meant for AdamW, and each kind the options of another."""
     rate = {"lr": 1.0, "up_speed": 1.0} if values.get("optimizer") == "prodigy" else {}
     options = {} if values.get("kind", "lora") == "lora" else {"adapter": {}, "whole_gradient": False}
-    return {**values, **rate, **options}
+    halves = {"optimizer": "adamw", "up_speed": 1.0} if values.get("kind") == "split" else {}
+    return {**values, **rate, **options, **halves}
 
 
 CONFIGS = st.fixed_dictionaries(
@@ -183,3 +184,10 @@ def test_the_whole_gradient_is_followed_by_a_lora_alone():
     assert TrainConfig(whole_gradient=True).whole_gradient
     with pytest.raises(SettingError, match="made for the kind lora"):
         TrainConfig(kind="lorta", whole_gradient=True)
+
+
+@pytest.mark.parametrize("other", [{"optimizer": "prodigy", "lr": 1.0}, {"up_speed": 16.0}])
+def test_the_halves_of_a_split_adapter_have_rates_of_their_own(other):
+    assert TrainConfig(kind="split").kind == "split"
+    with pytest.raises(SettingError, match="rates of their own"):
+        TrainConfig(kind="split", **other)

@@ -15,7 +15,7 @@ from torch import Tensor
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
-from atelier.training import dreambooth, prior
+from atelier.training import batch, dreambooth, prior
 from atelier.training.base_model import BaseModel, load
 from atelier.training.config import TrainConfig
 from atelier.training.dreambooth import Dataset, dataset, recipe
@@ -174,7 +174,7 @@ def test_a_frozen_text_encoder_is_asked_once_a_caption(model, trained, data, tmp
         asked.append(tokens)
         return encode_text(model, tokens)
 
-    monkeypatch.setattr(dreambooth, "encode_text", counted)
+    monkeypatch.setattr(batch, "encode_text", counted)
     method = recipe(model, trained(model), data, CONFIG, tmp_path)
     for seed in range(4):
         with method.attached():
@@ -202,11 +202,11 @@ def test_a_batch_is_of_one_bucket_and_every_picture_comes_up(model, trained, tmp
     square, wide = examples(model, 2), examples(model, 1, 6, 12)
     seen: list[list[Example]] = []
 
-    def note(model, config, picked, *_: Any, **__: Any) -> Tensor:
-        seen.append(picked)
-        return torch.zeros(len(picked))
+    def note(model, config, batch, *_: Any, **__: Any) -> Tensor:
+        seen.append(batch.examples)
+        return torch.zeros(len(batch.examples))
 
-    monkeypatch.setattr(dreambooth, "_errors", note)
+    monkeypatch.setattr(dreambooth, "weighted_errors", note)
     method = recipe(model, trained(model), Dataset([*square, *wide], [], []), CONFIG, tmp_path)
     dice = generator()
     for _ in range(200):

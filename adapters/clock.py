@@ -1,0 +1,23 @@
+"""How far denoising has come, for adapters that are not the same at every timestep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+TIMESTEPS = 1000   # of every Stable Diffusion's noise schedule
+
+
+class Clock(nn.Module):
+    """Shared by the adapters of one set; ``mount.mounted`` lets it see the UNet's timestep before every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress = 0.0   # 0: pure noise, towards 1: the finished picture
+
+    def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:   # noqa: ARG002 (a hook)
+        """Read the timestep of a UNet's call; of a batch with several, the noisiest counts."""
+        timestep = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
+        self.progress = 1 - timestep.max().item() / TIMESTEPS

@@ -1,0 +1,265 @@
+"""Mix held-out objects with held-out styles, every way Atelier can, and compare with the true pictures.
+
+    python -m benchmarks.content_style [--quick] [--objects fox …] [--styles mono …] [--home DIR]
+    python -m benchmarks.content_style --render        docs/content_style.md from the results
+
+Each object and each style is taught alone, as a LoRA of rank 4 and as half of a split adapter of rank 16, so that the
+two that are mixed hold the same number of values in every method. The judge knows all objects and styles and has no
+part in training; the truth, the object in that very style, was shown to nobody. With --home, what was taught is kept
+and used again. The last line is the summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/content_style.py` works too
+from machine import describe_machine
+
+from atelier.adapters.base import AdapterSet
+from atelier.adapters.compose import chosen
+from atelier.adapters.files import load_adapter
+from atelier.adapters.mix import Mix
+from atelier.training.base_model import BaseModel, load
+from atelier.training.companions import captioned
+from atelier.training.config import TrainConfig, load_preset
+from atelier.training.events import Finished
+from atelier.training.judge import Judge
+from atelier.training.make import STEPS, Part, make, training_config
+from atelier.training.run import run
+from atelier.training.runs import RunFolder
+from atelier.training.sample import DrawRequest, draw
+from atelier.training.study import encode, look_through
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "content_style.md"
+OBJECTS = ("fox", "guitar", "owl", "rocket", "strawberry", "umbrella")
+STYLES = ("mono", "twemoji")
+WORDS = {"content": "zq", "style": "zs"}
+KINDS: dict[str, dict[str, Any]] = {"lora": {"rank": 4}, "split": {"rank": 16}}
+# Each way to mix: the kind that it starts from, and how. The first two are no mixes, but what one adapter does alone.
+METHODS = {
+    "content alone": "lora", "style alone": "lora", "sum": "lora", "np": "lora", "k": "lora", "zip": "lora",
+    "break-for-make, united": "split", "break-for-make": "split",
+}   # fmt: skip
+DRAWINGS = 4
+TILE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the judge says of one method on one pair: means over the drawings."""
+
+    method: str
+    object: str
+    style: str
+    object_score: float     # probability of the object
+    style_score: float      # probability of the style
+    distance: float         # 1 − cosine to the true pictures
+    seconds: float          # to mix
+
+    @property
+    def harmonic(self) -> float:
+        """High only where both scores are."""
+        both = self.object_score + self.style_score
+        return 2 * self.object_score * self.style_score / both if both else 0.0
+
+
+def main() -> None:
+    """Measure, or render what was measured."""
+    options = _options()
+    if options.render:
+        PAGE.write_text(render(json.loads((RESULTS / "content_style.json").read_text())), encoding="utf-8")
+        return
+    torch.manual_seed(0)
+    model, judge = load("embedded", "cpu"), Judge.load()
+    with tempfile.TemporaryDirectory() as folder:
+        rows, pictures = measure(model, judge, options, options.home or Path(folder))
+    result = {"machine": describe_machine(), "steps": options.steps, "rows": [asdict(row) for row in rows]}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    sheet(pictures, options.objects, options.styles).save(options.out.with_suffix(".png"), optimize=True)
+    print("\n".join(table(rows)))
+    print(summary(rows))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="two objects, one style: at most a quarter of an hour")
+    parser.add_argument("--objects", nargs="+")
+    parser.add_argument("--styles", nargs="+")
+    parser.add_argument("--steps", type=int, default=100, help="of each lesson")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings of every lesson")
+    parser.add_argument("--home", type=Path, help="keep what was taught here, and use what is there")
+    parser.add_argument("--render", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    options.objects = options.objects or OBJECTS[: 2 if options.quick else None]
+    options.styles = options.styles or STYLES[: 1 if options.quick else None]
+    options.out = options.out or RESULTS / ("content_style_quick.json" if options.quick else "content_style.json")
+    return options
+
+
+def measure(
+    model: BaseModel, judge: Judge, options: argparse.Namespace, home: Path
+) -> tuple[list[Row], dict[tuple[str, str, str], Image.Image]]:
+    """All rows, and the first drawing of each by method, object and style."""
+    rows: list[Row] = []
+    pictures: dict[tuple[str, str, str], Image.Image] = {}
+    lessons = {
+        (role, kind, name): taught(model, role, kind, name, options, home)
+        for role, names in (("content", options.objects), ("style", options.styles)) for name in names for kind in KINDS
+    }   # fmt: skip
+    for style in options.styles:
+        for thing in options.objects:
+            for method, kind in METHODS.items():
+                started = time.monotonic()
+                mixed = mix(model, method, lessons["content", kind, thing], lessons["style", kind, style])
+                seconds = time.monotonic() - started
+                drawn = draw_all(model, mixed, thing)
+                pictures[method, thing, style] = drawn[0]
+                rows.append(Row(method, thing, style, *scores(judge, drawn, thing, style), round(seconds, 1)))
+                print(json.dumps(asdict(rows[-1])), flush=True)
+    return rows, pictures
+
+
+def taught(model: BaseModel, role: str, kind: str, name: str, options: argparse.Namespace, home: Path) -> Part:
+    """Teach one thing or style, as ``atelier train`` would, or read what was taught before."""
+    folder = ROOT / ("assets/examples" if role == "content" else "tests/data/styles") / name
+    preset = {key: value for key, value in load_preset("normal", "embedded").items() if key != "rank"}
+    own = {"role": role} if kind == "split" else {}
+    config = captioned(TrainConfig.from_dict({
+        **preset, "name": f"{name}-{kind}", "trigger": WORDS[role], "subject": name if role == "content" else "emoji",
+        "pictures": str(folder), "kind": kind, "adapter": {**KINDS[kind], **own}, "steps": options.steps,
+        "preview_every": 0, "checkpoint_every": 0, "precision": "fp32",
+        **dict(pair.split("=", 1) for pair in options.set),
+    }))   # fmt: skip
+    path = home / "adapters" / f"{config.name}.safetensors"
+    if not path.exists():
+        last = list(run(RunFolder.create(home / "runs" / config.name, config), path.parent))[-1]
+        assert isinstance(last, Finished), last
+        print(f"taught {config.name} in {last.seconds:.0f} s", flush=True)
+    return Part(load_adapter(path), encode(model, look_through(config)))
+
+
+def mix(model: BaseModel, method: str, content: Part, style: Part) -> Mix:
+    """Both in one, by a method of ``METHODS``."""
+    match method:
+        case "content alone":
+            return Mix(((content.adapters, 1.0),))
+        case "style alone":
+            return Mix(((style.adapters, 1.0),))
+        case "k":   # as K-LoRA has it: the choice follows the timestep
+            return Mix(((chosen(model.models(), content.adapters, style.adapters), 1.0),))
+    name, steps = method.partition(",")[0], 0 if "united" in method else STEPS[method]
+    lr = load_preset("normal", "embedded")["lr"]
+    config = training_config(name, steps=steps, batch=4, lr=lr, seed=0) if steps else None
+    *_, made = make(model, content, style, name, config)
+    assert isinstance(made, AdapterSet)
+    return Mix(((made, 1.0),))
+
+
+def draw_all(model: BaseModel, mixed: Mix, thing: str) -> list[Image.Image]:
+    """Drawings from the one prompt that asks for both; no caption of any lesson says that."""
+    prompt = f"a {WORDS['style']} emoji of a {WORDS['content']} {thing}"
+    return draw(model, DrawRequest(prompt=prompt, seed=1000, count=DRAWINGS), mixed)
+
+
+def truth(thing: str, style: str) -> list[Image.Image]:
+    """The object in that style: what nobody was shown."""
+    return [Image.open(path) for path in sorted((ROOT / "tests" / "data" / "truth" / style).glob(f"{thing}_*.png"))]
+
+
+def scores(judge: Judge, drawn: Sequence[Image.Image], thing: str, style: str) -> tuple[float, float, float]:
+    """Object score, style score, distance to the truth."""
+    opinion, true = judge.look(drawn), judge.look(truth(thing, style)).features
+    objects, styles = opinion.objects[:, judge.object_index(thing)], opinion.styles[:, judge.style_index(style)]
+    return objects.mean().item(), styles.mean().item(), 1 - (opinion.features @ true.T).mean().item()
+
+
+def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
+    """95 % of the means of as many values drawn again from these (bootstrap over pairs)."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.tensor(values)
+    means = data[torch.randint(len(data), (draws, len(data)), generator=generator)].mean(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """A line of Markdown for each method."""
+    yield "| method | object | style | harmonic mean (95 % over pairs) | distance to the truth | seconds to mix |"
+    yield "|---|---|---|---|---|---|"
+    for method in METHODS:
+        own = [row for row in rows if row.method == method]
+        low, high = interval([row.harmonic for row in own])
+        cells = [mean(row.object_score for row in own), mean(row.style_score for row in own)]
+        yield (f"| {method} | {cells[0]:.2f} | {cells[1]:.2f} | {mean(row.harmonic for row in own):.2f} "
+               f"({low:.2f} – {high:.2f}) | {mean(row.distance for row in own):.2f} "
+               f"| {mean(row.seconds for row in own):.1f} |")
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """One line: the best method, and Break-for-Make against the sum, pair by pair."""
+    found = {method: [row.harmonic for row in rows if row.method == method] for method in METHODS}
+    best = max(found, key=lambda method: mean(found[method]))
+    gains = [ours - theirs for ours, theirs in zip(found["break-for-make"], found["sum"], strict=True)]
+    low, high = interval(gains)
+    ours, theirs = mean(found["break-for-make"]), mean(found["sum"])
+    relative = f"{100 * (ours / theirs - 1):+.0f} %" if theirs else "no ratio"
+    return (f"content_style: {len(gains)} pairs × {DRAWINGS} drawings; best: {best} ({mean(found[best]):.3f}); "
+            f"break-for-make {ours:.3f} against sum {theirs:.3f} ({relative}; gain {low:+.3f} to {high:+.3f})")
+
+
+def sheet(
+    pictures: dict[tuple[str, str, str], Image.Image], objects: Sequence[str], styles: Sequence[str]
+) -> Image.Image:
+    """Rows are methods and last the truth, columns are pairs."""
+    pairs = [(thing, style) for style in styles for thing in objects]
+    page = Image.new("RGB", (TILE * len(pairs), TILE * (len(METHODS) + 1)), "white")
+    for column, (thing, style) in enumerate(pairs):
+        shown = [*(pictures[method, thing, style] for method in METHODS), truth(thing, style)[0]]
+        for line, picture in enumerate(shown):
+            page.paste(picture.convert("RGB"), (column * TILE, line * TILE))
+    return page
+
+
+def render(result: dict[str, Any]) -> str:
+    """The page of results."""
+    rows = [Row(**row) for row in result["rows"]]
+    machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    lines = "\n".join(table(rows))
+    methods = ", ".join(METHODS)
+    return f"""# Content and style, mixed
+
+Written by `python -m benchmarks.content_style --render` from what is in `benchmarks/results/`.
+
+Objects and styles that the embedded base has never seen are taught apart and drawn together, from one prompt and four
+seeds. Scores are the judge's probabilities; the truth is the object's own picture in that style. Both adapters of a mix
+hold the same number of values in every method.
+
+{lines}
+
+{summary(rows)}
+
+![Rows: {methods}, truth; columns: pairs](../benchmarks/results/content_style.png)
+
+Measured on: {machine}.
+"""
+
+
+if __name__ == "__main__":
+    main()
