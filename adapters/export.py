@@ -47,7 +47,7 @@ def export(path_in: Path, path_out: Path, form: str, dtype: str = "fp32") -> Exp
 
 def export_mix(
     parts: Sequence[Part], path_out: Path, form: str, dtype: str = "fp32", *,
-    limits: Limits = EXACT, weight_of: WeightOf | None = None,
+    limits: Limits = EXACT, weight_of: WeightOf | None = None, recipe: bool = False,
 ) -> ExportReport:   # fmt: skip
     """Write native adapter files as one in another form, read the result back and compare every layer.
 
@@ -59,6 +59,7 @@ def export_mix(
         dtype: ``fp32``, ``fp16`` or ``bf16``; a native file is always ``fp32``.
         limits: how much of a ΔW to keep, and in which rank; exact low-rank pairs are cut only where this asks for it.
         weight_of: the base model's weights, for kinds whose update depends on them.
+        recipe: whether the file says how it was trained, which can hold folder names and prompts.
 
     Raises:
         FileError: a part can't be read.
@@ -70,13 +71,13 @@ def export_mix(
                            f"the precisions are {', '.join(PRECISIONS)}.")
     headers = [read_header(path) for path, _ in parts]
     if form == "native":
-        return _native(parts, headers[0], path_out, dtype)
+        return _native(parts, headers[0], path_out, dtype, recipe)
     family = _family(headers)
     mix = Mix(tuple((load_adapter(path).double(), strength) for path, strength in parts))
     weights = weight_of or _no_weights
     tensors, left_out = _foreign(mix, weights, form, family, limits)
     tensors = _rounded(tensors, dtype)
-    write_tensors(path_out, tensors, export_metadata(_joined(headers), tensors, form))
+    write_tensors(path_out, tensors, export_metadata(_joined(headers), tensors, form, recipe=recipe))
     errors, ranks = _errors(mix, weights, path_out, dtype)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     return ExportReport(
@@ -117,7 +118,7 @@ def _joined(headers: Sequence[Header]) -> Header:
     return replace(first, metadata={**first.metadata, **words})
 
 
-def _native(parts: Sequence[Part], header: Header, path_out: Path, dtype: str) -> ExportReport:
+def _native(parts: Sequence[Part], header: Header, path_out: Path, dtype: str, recipe: bool) -> ExportReport:
     if dtype != "fp32":
         raise ConvertError(f"A native file keeps every digit. Export it in fp32, or as kohya in {dtype}.")
     if len(parts) > 1 or parts[0][1] != 1:
@@ -125,7 +126,7 @@ def _native(parts: Sequence[Part], header: Header, path_out: Path, dtype: str) -
                            "them into a new adapter first.")
     adapters = load_adapter(parts[0][0])
     tensors = {key: value.contiguous() for key, value in adapters.tensors().items()}
-    write_tensors(path_out, tensors, export_metadata(header, tensors, "native"))
+    write_tensors(path_out, tensors, export_metadata(header, tensors, "native", recipe=recipe))
     written = read_tensors(path_out)
     same = all(torch.equal(value, written[key]) for key, value in tensors.items())
     pairs = [adapter.factors() for adapter in adapters]

@@ -43,17 +43,21 @@ _KOHYA_TIMES = {"ss_training_started_at": "atelier.started", "ss_training_finish
 # What a native file keeps. The base model's name and the recipe stay: they can hold folder names and prompts.
 _NATIVE = (
     "schema", "kind", "settings", "modules", "ranks",
-    "name", "trigger", "subject", "family", "started", "created", "pictures", "best_step",
+    "name", "trigger", "subject", "family", "started", "created", "pictures", "best_step", "algorithms", "basis",
 )
+_PRIVATE = ("recipe", "base", "title")
 
 
-def export_metadata(header: Header, tensors: Mapping[str, Tensor], form: str) -> dict[str, str]:
+def export_metadata(
+    header: Header, tensors: Mapping[str, Tensor], form: str, *, recipe: bool = False
+) -> dict[str, str]:
     """Text entries for the exported ``tensors`` of the adapter that ``header`` describes.
 
     Args:
         header: of the native file.
         tensors: as they will be written; names and values both count.
         form: ``kohya`` and ``diff`` get the ``ss_`` entries too, ``native`` what Atelier needs to open it again.
+        recipe: also how it was trained; that can hold folder names and prompts.
 
     Returns:
         Entries that keep the file's header under 1 MiB; the thumbnail is left out where it does not fit.
@@ -69,6 +73,9 @@ def export_metadata(header: Header, tensors: Mapping[str, Tensor], form: str) ->
     elif form == "diff":
         whole = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
         entries |= _kohya(header.metadata, tensors) | whole
+    if recipe:
+        private = {f"atelier.{name}": header.metadata.get(f"atelier.{name}", "") for name in _PRIVATE}
+        entries |= {name: value for name, value in private.items() if value}
     if _header_bytes(tensors, entries) > HEADER_LIMIT:
         entries.pop("modelspec.thumbnail", None)
     return entries

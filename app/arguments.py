@@ -114,6 +114,10 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--out", required=True, type=Path, metavar="FILE")
     export.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="default: fp32")
     export.add_argument("--bits", type=int, default=4, choices=(1, 2, 4), help="of a tiny file (default: 4)")
+    export.add_argument("--recipe", action="store_true",
+                        help="put into the file how it was trained; that can hold folder names and prompts")
+    export.add_argument("--sidecars", action="store_true",
+                        help="write what A1111 and Forge show beside the file: NAME.json and NAME.preview.png")
     export.add_argument("--compare", action="store_true",
                         help="also say how far the UNet's output is from the adapter's, on the base model itself")
     _add_limits(export)

@@ -65,6 +65,7 @@ def _told(row: dict[str, Any]) -> list[str]:
 def export(arguments: Namespace) -> Answer:
     """Write adapters for another tool, or a base model with them in its weights."""
     from .library import find_adapter
+    from .sidecars import write_sidecars
     from .transfer import export_adapters, export_base, export_path, export_tiny, unet_error
 
     home = open_home(arguments.home)
@@ -80,8 +81,10 @@ def export(arguments: Namespace) -> Answer:
         values = {"path": str(export_path(parts[0][0], arguments.out)), "form": "tiny", **asdict(shrunk)}
         return Answer(values, sheet(values))
     path, report = export_adapters(parts, arguments.form, arguments.out, arguments.precision,
-                                   limits=_limits(arguments), base=base)   # fmt: skip
+                                   limits=_limits(arguments), base=base, recipe=arguments.recipe)   # fmt: skip
     values = {"path": str(path), **asdict(report)}
+    if arguments.sidecars:
+        values["sidecars"] = [str(beside) for beside in write_sidecars(parts, path)]
     if arguments.compare:
         values["unet_error"] = unet_error(parts, path, base)
     facts = {name: value for name, value in values.items() if name != "loads"}

@@ -105,8 +105,9 @@ def _now() -> str:
 
 
 def export_adapters(
-    parts: Sequence[Part], form: str, out: Path, precision: str = "fp32", *, limits: Limits = EXACT, base: str = ""
-) -> tuple[Path, ExportReport]:
+    parts: Sequence[Part], form: str, out: Path, precision: str = "fp32", *, limits: Limits = EXACT, base: str = "",
+    recipe: bool = False,
+) -> tuple[Path, ExportReport]:   # fmt: skip
     """Write adapters as one file for another tool; into a folder, the file is named after the first.
 
     Args:
@@ -116,6 +117,7 @@ def export_adapters(
         precision: ``fp32``, ``fp16`` or ``bf16``.
         limits: how much of each update to keep, and in which rank.
         base: the base model for updates that depend on it; empty means the first adapter's own.
+        recipe: whether the file says how it was trained, which can hold folder names and prompts.
 
     Raises:
         HomeError: ``out`` can't be written, or is one of the adapters.
@@ -127,7 +129,8 @@ def export_adapters(
     files = [(card.path, strength) for card, strength in parts]
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path, export_mix(files, path, form, precision, limits=limits, weight_of=_weights(parts, base))
+        return path, export_mix(
+            files, path, form, precision, limits=limits, weight_of=_weights(parts, base), recipe=recipe)
 
 
 def unet_error(parts: Sequence[Part], exported: Path, base: str = "") -> float:

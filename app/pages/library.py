@@ -8,10 +8,11 @@ from typing import Any
 
 import gradio as gr
 
+from atelier.adapters import foreign_metadata
 from atelier.adapters.catalog import KINDS
 from atelier.adapters.convert import FORMS
 from atelier.adapters.export import PRECISIONS, ExportReport
-from atelier.adapters.files import read_header
+from atelier.adapters.files import read_header, read_own
 from atelier.adapters.fuse import EXACT, Limits
 from atelier.adapters.header import FileError
 from atelier.training.base_info import TITLES
@@ -55,7 +56,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             cards = panel("cards", {})
         with gr.Column(scale=4, elem_classes="sheet side", visible=False) as side:
             detail = panel("adapter", {})
-            form, precision, rank, export, file, report = _export_form()
+            choices, export, file, report = _export_form()
     shown = [cards, side, detail, chosen]
     bring_in.upload(lambda files, query: _bring_in(home, files, query), [bring_in, search], [*shown, bring_in, brought],
                     show_progress="minimal", api_visibility="private")   # fmt: skip
@@ -75,9 +76,10 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     cards.act(act, search, [*shown, file, report], **POLL)
     detail.act(delete, [search, chosen], [*shown, undo, trashed], **POLL)
     undo.act(lambda query, gone: _undo(home, query, gone), [search, trashed], [*shown, undo, trashed], **POLL)
+    form, precision, rank, _ = choices
     form.change(_suits, form, [precision, rank], **POLL)
-    made = export.click(lambda *choice: _export(home, engine, *choice), [chosen, form, precision, rank],
-                        [file, report], api_visibility="private")   # fmt: skip
+    made = export.click(lambda *choice: _export(home, engine, *choice), [chosen, *choices], [file, report],
+                        api_visibility="private")   # fmt: skip
     made.success(None, None, None, js="() => setTimeout(() => document.querySelector('#download').click(), 300)")
 
 
@@ -88,7 +90,8 @@ def _suits(form: str) -> tuple[gr.Dropdown, gr.Number]:
             gr.Number(visible=form in ("kohya", "diffusers"), value=None))
 
 
-def _export_form() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Button, gr.DownloadButton, Any]:
+def _export_form() -> tuple[list[Any], gr.Button, gr.DownloadButton, Any]:
+    """What can be chosen, the button, the file and the report."""
     with gr.Accordion(words.EXPORT, open=False, elem_id="export"):
         form = gr.Dropdown([(words.FORMS[name], name) for name in FORMS], value="kohya", label=words.FORM,
                            elem_id="form")   # fmt: skip
@@ -96,10 +99,11 @@ def _export_form() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Button, gr.D
                                 label=words.PRECISION, elem_id="precision")   # fmt: skip
         rank = gr.Number(label=words.MOST_RANK, info=words.MOST_RANK_HINT, value=None, minimum=1, maximum=1024,
                          precision=0, elem_id="rank")   # fmt: skip
+        recipe = gr.Checkbox(False, label=words.INCLUDE_RECIPE, info=words.INCLUDE_RECIPE_HINT, elem_id="with-recipe")
         export = gr.Button(words.EXPORT_NOW, elem_id="export-now")
         report = panel("report", {}, elem_id="export-report")
         file = gr.DownloadButton(words.DOWNLOAD, visible=False, elem_id="download")
-    return form, precision, rank, export, file, report
+    return [form, precision, rank, recipe], export, file, report
 
 
 def _show(home: Home, query: str, name: str) -> list[Any]:
@@ -133,12 +137,17 @@ def _detail(card: AdapterCard) -> dict[str, Any]:
     facts = {
         words.KIND: _kind(card), words.WHAT_IT_IS: card.subject, words.BASE: card.title or TITLES.get(card.family, ""),
         words.LEARNED_FROM: phrases.pictures(card.pictures), words.SIZE: phrases.size(card.bytes),
-        words.MADE: phrases.moment(card.created.astimezone()),
+        words.MADE: phrases.moment(card.created.astimezone()), words.TAGS: _tags(card),
     }   # fmt: skip
     return {
         "name": card.name, "trigger": card.trigger, "picture": card.thumbnail, "facts": _pairs(facts),
         "recipe": _pairs(_recipe(card)), "studio": address("studio", adapter=card.name),
     }   # fmt: skip
+
+
+def _tags(card: AdapterCard, most: int = 8) -> str:
+    """Words of the captions that another tool trained it with."""
+    return ", ".join(tag for tag, _ in foreign_metadata.tags(read_own(card.path), most)) if card.algorithms else ""
 
 
 def _recipe(card: AdapterCard) -> dict[str, Any]:
@@ -168,14 +177,14 @@ def _undo(home: Home, query: str, trashed: str) -> list[Any]:
 
 
 def _export(
-    home: Home, engine: Engine, name: str, form: str, precision: str, rank: float | None
+    home: Home, engine: Engine, name: str, form: str, precision: str, rank: float | None, recipe: bool
 ) -> tuple[Any, dict[str, Any]]:
     with plainly():
         card = find_adapter(home, name)
         folder = home.state / "exports" / f"{form}-{precision}"
         folder.mkdir(parents=True, exist_ok=True)
         limits = Limits(rank=int(rank)) if rank and form in ("kohya", "diffusers") else EXACT
-        path, report = export_adapters([(card, 1.0)], form, folder, precision, limits=limits)
+        path, report = export_adapters([(card, 1.0)], form, folder, precision, limits=limits, recipe=recipe)
         told = _told(report)
         if form != "native" and card.base and (card.base == EMBEDDED or engine.holds(card.base)):
             told = _compared(told, engine.compare(card.base, [(card.path, 1.0)], path, suggestion(card)))

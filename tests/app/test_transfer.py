@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import zlib
 from pathlib import Path
@@ -10,12 +12,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from families import write_configurations, write_models
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from atelier.adapters.base import Spec
 from atelier.adapters.catalog import create
-from atelier.adapters.files import load_adapter, save_adapter
+from atelier.adapters.files import load_adapter, read_metadata, save_adapter
 from atelier.adapters.fuse import Limits
 from atelier.adapters.header import FileError
 from atelier.app.cli import main
@@ -260,3 +263,31 @@ def test_a_tiny_file_is_small_and_opens_like_any_other(home: Home, tmp_path: Pat
     card = import_file(home, foreign(tmp_path / "owl.safetensors")).card
     assert main(["export", card.name, "--to", "tiny", "--out", str(tmp_path), "--home", str(home.path)]) == 1
     assert "came from another tool" in capsys.readouterr().err
+
+
+def test_how_it_was_trained_stays_at_home_unless_it_is_asked_for(home: Home, tmp_path: Path):
+    recipe = 'pictures = "/home/somebody/secret"\nsubject = "fox"\n'
+    specs = [Spec(f"unet.{LAYER}", (32, 192))]
+    metadata = {"atelier.family": "sd1", "atelier.recipe": recipe, "atelier.base": "/home/somebody/model"}
+    save_adapter(home.adapters / "fox.safetensors", create("lora", {}, specs), metadata)
+    parts = [(find_adapter(home, "fox"), 1.0)]
+    for form in ("kohya", "diffusers", "diff", "native"):
+        out, _ = export_adapters(parts, form, tmp_path / "a.safetensors")
+        assert b"somebody" not in out.read_bytes()
+        out, _ = export_adapters(parts, form, tmp_path / "b.safetensors", recipe=True)
+        assert read_metadata(out)["atelier.recipe"] == recipe
+
+
+def test_sidecars_say_what_a1111_shows(home: Home, tmp_path: Path, capsys):
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "orange").save(picture, "JPEG")
+    thumbnail = "data:image/jpeg;base64," + base64.b64encode(picture.getvalue()).decode()
+    specs = [Spec(f"unet.{LAYER}", (320, 768))]
+    metadata = {"atelier.family": "sd1", "atelier.trigger": "zwx", "modelspec.thumbnail": thumbnail}
+    save_adapter(home.adapters / "fox.safetensors", create("lora", {}, specs), metadata)
+    out = tmp_path / "rex.safetensors"
+    assert main(["export", "fox", "--to", "kohya", "--sidecars", "--out", str(out), "--home", str(home.path)]) == 0
+    facts = json.loads((tmp_path / "rex.json").read_text())
+    assert (facts["activation text"], facts["sd version"]) == ("zwx", "SD1")
+    with Image.open(tmp_path / "rex.preview.png") as shown:
+        assert shown.format == "PNG" and shown.size == (64, 64)
