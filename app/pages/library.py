@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     undo.act(lambda query, gone: _undo(home, query, gone), [search, trashed], [*shown, undo, trashed], **POLL)
     form, precision, rank, _ = choices
     form.change(_suits, form, [precision, rank], **POLL)
-    made = export.click(lambda *choice: _export(home, engine, *choice), [chosen, *choices], [file, report],
+    made = export.click(lambda name, *wanted: _export(home, engine, name, wanted), [chosen, *choices], [file, report],
                         api_visibility="private")   # fmt: skip
     made.success(None, None, None, js="() => setTimeout(() => document.querySelector('#download').click(), 300)")
 
@@ -176,9 +177,9 @@ def _undo(home: Home, query: str, trashed: str) -> list[Any]:
     return [*_show(home, query, path.stem), {}, ""]
 
 
-def _export(
-    home: Home, engine: Engine, name: str, form: str, precision: str, rank: float | None, recipe: bool
-) -> tuple[Any, dict[str, Any]]:
+def _export(home: Home, engine: Engine, name: str, wanted: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+    """Write what the form asks for, and say how true it is."""
+    form, precision, rank, recipe = wanted
     with plainly():
         card = find_adapter(home, name)
         folder = home.state / "exports" / f"{form}-{precision}"
