@@ -97,7 +97,7 @@ FORMS = {
     "diff": "All but diffusers, exact for every kind", "native": "Atelier",
 }
 MOST_RANK = "Largest rank"
-MOST_RANK_HINT = "Smaller makes a smaller file; empty keeps all that an exact file needs."
+MOST_RANK_HINT = "Smaller makes a smaller file; 0 keeps all that an exact file needs."
 LAYERS, RANK, TRUTH, KEPT, HASH = "Layers", "Rank", "Truth", "Energy kept", "Hash"
 IN_DRAWING = "Off in drawing"
 LEFT_OUT = "Left out"

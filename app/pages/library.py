@@ -38,6 +38,15 @@ from ..library import (
 from ..panel import acted, panel
 from ..transfer import export_adapters, import_file
 
+# The button of the new file may take a moment to appear.
+_DOWNLOAD = """() => {
+  const press = (tries) => {
+    const button = document.querySelector("#download");
+    if (button && button.offsetParent) button.click();
+    else if (tries) setTimeout(() => press(tries - 1), 100);
+  };
+  setTimeout(() => press(100), 300);
+}"""
 SHOWN = 120   # cards at once: a page with thousands of pictures would not load
 
 
@@ -81,14 +90,14 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     form.change(_suits, form, [precision, rank], **POLL)
     made = export.click(lambda name, *wanted: _export(home, engine, name, wanted), [chosen, *choices], [file, report],
                         api_visibility="private")   # fmt: skip
-    made.success(None, None, None, js="() => setTimeout(() => document.querySelector('#download').click(), 300)")
+    made.success(None, None, None, js=_DOWNLOAD)
 
 
 def _suits(form: str) -> tuple[gr.Dropdown, gr.Number]:
     """What can be chosen for a form: a native file keeps every digit, and only pairs have a rank."""
     own = form == "native"
     return (gr.Dropdown(interactive=not own, value="fp32" if own else "fp16"),
-            gr.Number(visible=form in ("kohya", "diffusers"), value=None))
+            gr.Number(visible=form in ("kohya", "diffusers"), value=0))
 
 
 def _export_form() -> tuple[list[Any], gr.Button, gr.DownloadButton, Any]:
@@ -98,7 +107,7 @@ def _export_form() -> tuple[list[Any], gr.Button, gr.DownloadButton, Any]:
                            elem_id="form")   # fmt: skip
         precision = gr.Dropdown([(words.PRECISIONS[name], name) for name in PRECISIONS], value="fp16",
                                 label=words.PRECISION, elem_id="precision")   # fmt: skip
-        rank = gr.Number(label=words.MOST_RANK, info=words.MOST_RANK_HINT, value=None, minimum=1, maximum=1024,
+        rank = gr.Number(label=words.MOST_RANK, info=words.MOST_RANK_HINT, value=0, minimum=0, maximum=1024,
                          precision=0, elem_id="rank")   # fmt: skip
         recipe = gr.Checkbox(False, label=words.INCLUDE_RECIPE, info=words.INCLUDE_RECIPE_HINT, elem_id="with-recipe")
         export = gr.Button(words.EXPORT_NOW, elem_id="export-now")
