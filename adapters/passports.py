@@ -18,8 +18,9 @@ Written by `python -m atelier.adapters.passports`, from the docstrings and setti
 
 Every kind works on linear layers and on convolutions, with or without stride, starts as no change at all, and can be
 mounted beside any other. *Other tools*: a kind that is an exact low-rank pair can be exported as a plain LoRA of the
-rank given by its formula; the others are cut to one by SVD, or written whole ([interop](interop.md)). The names in a formula are explained below it:
-`rows` are a layer's outputs, `features` its inputs, `taps` the area of its kernel, `columns` = features · taps.
+rank given by its formula; the others are cut to one by SVD, or written whole ([interop](interop.md)). The names in a
+formula are explained below it: `rows` are a layer's outputs, `features` its inputs, `taps` the area of its kernel,
+`columns` = features · taps.
 
 | kind | name | update | other tools | source |
 |---|---|---|---|---|
