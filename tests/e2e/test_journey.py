@@ -306,6 +306,7 @@ def test_files_of_other_tools_come_in_and_say_what_is_wrong(page: Page, tmp_path
     expect(page.locator("#adapter h2")).to_have_text("ink")
     expect(page.locator("#cards .card")).to_have_count(2)
     page.locator("#adapter").get_by_role("button", name="Delete").click()
+    expect(page.locator("#cards .card")).to_have_count(1)
     expect(page.locator("#cards .card b")).to_have_text("foxy")
 
 
