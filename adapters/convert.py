@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .base import Spec
 from .fuse import Change, Pair
-from .spelling import underscored
+from .spelling import lasting_name, underscored
 
 FORMS = ("kohya", "diffusers", "diff", "native")
 
@@ -117,14 +117,6 @@ def _layer_problem(parts: Mapping[str, Tensor]) -> str:
     if alpha.shape != () or not 0 < alpha.item() < inf:
         return "alpha is not one positive number"
     return "" if up.isfinite().all() and down.isfinite().all() else "some values are not finite"
-
-
-def lasting_name(name: str) -> str:
-    """A module's name as files keep it: transformers 5 dropped the level ``text_model`` from some text encoders."""
-    component, _, path = name.partition(".")
-    if component.startswith("text_encoder") and not path.startswith("text_model."):
-        path = f"text_model.{path}"
-    return f"{component}.{path}"
 
 
 def kohya_name(name: str, family: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from .base import Spec
-from .convert import FORMS, ConvertError, check_family, check_kohya, lasting_name, to_diff, to_diffusers, to_kohya
+from .convert import FORMS, ConvertError, check_family, check_kohya, to_diff, to_diffusers, to_kohya
 from .files import Header, data_hash, load_adapter, read_header, read_tensors, write_tensors
 from .fuse import EXACT, Change, Limits, Pair, WeightOf, changes, nearest
 from .imports import read_foreign
 from .metadata import export_metadata
 from .mix import Mix
 from .readers import YES, Verdict, verdicts
+from .spelling import lasting_name
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Part = tuple[Path, float]   # a native file and its strength
@@ -78,7 +79,9 @@ def export_mix(
     tensors, left_out = _foreign(mix, weights, form, family, limits)
     tensors = _rounded(tensors, dtype)
     write_tensors(path_out, tensors, export_metadata(_joined(headers), tensors, form, recipe=recipe))
-    errors, ranks = _errors(mix, weights, path_out, dtype)
+    # Normalizations have no place but in the whole form; of a layer whose bias was left out, the weight is there.
+    expected = (change for change in changes(mix, weights) if form == "diff" or len(change.spec.shape) > 1)
+    errors, ranks = _errors(expected, path_out, dtype)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     return ExportReport(
         form=form, bytes=path_out.stat().st_size, layers=len(errors), hash=data_hash(path_out), left_out=left_out,
@@ -183,15 +186,17 @@ class _Error:
         return self.gap / self.size if self.size else 0.0 if self.gap == 0 else inf
 
 
-def _errors(mix: Mix, weight_of: WeightOf, path: Path, dtype: str) -> tuple[list[_Error], tuple[int, ...]]:
+def _errors(expected: Iterable[Change], path: Path, dtype: str) -> tuple[list[_Error], tuple[int, ...]]:
     """For each layer, how far the file is from the adapters, and the ranks: read as any tool's file is read."""
     written, contents = read_foreign(path)
     theirs = {adapter.spec.name: adapter for adapter in written.double()}
     errors = []
-    for change in changes(mix, weight_of):
+    for change in expected:
         adapter = theirs.get(lasting_name(change.spec.name))
-        if adapter is None:
-            continue   # it is among those left out
+        if adapter is None:   # a layer that never reached the file
+            size = change.matrix().norm().item()
+            errors.append(_Error(size, size, rounding=not size))
+            continue
         pair = adapter.factors()
         if change.pair is not None and pair is not None:
             errors.append(_pair_error(change.pair, pair, dtype))

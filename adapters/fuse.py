@@ -15,6 +15,7 @@ from .base import Adapter, AdapterSet, Spec
 from .catalog import create
 from .lora import Lora
 from .mix import Mix
+from .spelling import lasting_name
 
 WeightOf = Callable[[str], Tensor]   # a module's name → the base model's original weight
 Pair = tuple[Tensor, Tensor]         # up [rows, rank], down [rank, columns]; scale and strength are in them
@@ -62,7 +63,7 @@ def changes(mix: Mix, weight_of: WeightOf) -> Iterator[Change]:
     parts: dict[str, list[tuple[Adapter, float]]] = {}
     for adapters, strength in mix.active():
         for adapter in adapters:
-            parts.setdefault(adapter.spec.name, []).append((adapter, strength))
+            parts.setdefault(lasting_name(adapter.spec.name), []).append((adapter, strength))
     return (_change(own, weight_of) for own in parts.values())
 
 

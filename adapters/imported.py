@@ -26,6 +26,7 @@ class Imported(Adapter):
     kind = "imported"
     title = "Imported"
     settings = Settings
+
     def __init__(self, spec: Spec, parts: Mapping[str, Tensor]) -> None:
         super().__init__(spec, None)
         for name, value in parts.items():

@@ -100,6 +100,14 @@ def module_named(text: str) -> str | None:
     return None
 
 
+def lasting_name(name: str) -> str:
+    """A module's name as files keep it: transformers 5 dropped the level ``text_model`` from some text encoders."""
+    component, _, path = name.partition(".")
+    if component.startswith("text_encoder") and not path.startswith("text_model."):
+        path = f"text_model.{path}"
+    return f"{component}.{path}"
+
+
 def _checked(text: str) -> str | None:
     """A name with dots, brought up to date; None when it is made of words that we don't know."""
     if text.startswith(("text_model.", "encoder.")):

@@ -425,6 +425,17 @@ def test_report_notices_a_wrong_file(native: Path, monkeypatch, form: str, damag
     assert report.max_error > 1e-3
 
 
+def test_report_notices_a_layer_that_never_reached_the_file(native: Path, monkeypatch):
+    write = export_module.write_tensors
+
+    def lose(path, tensors, metadata):
+        write(path, {key: value for key, value in tensors.items() if "q_proj" not in key}, metadata)
+
+    monkeypatch.setattr(export_module, "write_tensors", lose)
+    report = export(native, native.with_name("out.safetensors"), "kohya")
+    assert (report.exact, report.max_error) == (False, 1.0)
+
+
 def test_native_export_is_the_same_adapter(native: Path):
     out = native.with_name("out.safetensors")
     export(native, out, "native")

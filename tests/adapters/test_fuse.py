@@ -107,3 +107,13 @@ def test_a_fused_adapter_does_what_the_mix_does():
             expected = model(x)
         with mounted({"unet": model}, Mix(((one, 1.0),))):
             assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_module_under_an_old_and_a_new_name_is_one_layer():
+    """transformers 5 dropped a level of the names that files keep; both are the same weight."""
+    new, old = (Spec(f"text_encoder.{level}encoder.layers.0.mlp.fc1", (30, 20)) for level in ("", "text_model."))
+    one, two = trained("lora", 1, [new]), trained("lora", 2, [old])
+    (change,) = changes(Mix(((one, 1.0), (two, 0.5))), no_weights)
+    zeros = torch.zeros(30, 20, dtype=torch.float64)
+    expected = one[new.name].delta(zeros) + 0.5 * two[old.name].delta(zeros)
+    assert_close(change.matrix(), expected, rtol=1e-12, atol=1e-12)
