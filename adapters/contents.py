@@ -79,10 +79,6 @@ class Contents:
     tags: tuple[tuple[str, int], ...]      # words of its captions, the most frequent first
     metadata: dict[str, str]
 
-    def shape(self, layer: str, part: str) -> tuple[int, ...]:
-        """Shape of one tensor; () where the layer has no such part."""
-        return self.shapes.get(self.layers[layer].get(part, ""), ())
-
 
 def look(path: Path) -> Contents:
     """Say what an adapter file holds.
