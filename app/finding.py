@@ -17,7 +17,9 @@ from .pictures import gallery_page, read_recipe
 PICTURES_LOOKED_AT = 300   # the newest of the gallery
 PICTURES_SHOWN = 4
 # Said of almost every picture, so they tell adapters apart no better than a guess.
-_EMPTY_WORDS = frozenset("a an and at by drawing emoji for from in is it of on or photo picture style the to with".split())
+_EMPTY_WORDS = frozenset(
+    "a an and at by drawing emoji for from in is it of on or photo picture style the to with".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
