@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +135,25 @@ def begun(said: Said, layers: Sequence[Spec], sizes: Sizes) -> Retriever:
     return retriever
 
 
+def looked_at() -> list[Spec]:
+    """The layers that a retriever of the embedded base reads: its attention, which every choice of targets covers."""
+    return find_targets({"unet": load(EMBEDDED, "cpu").unet}, "attention")
+
+
+@torch.no_grad()
+def chance(retriever: Retriever, zoo: Stack, said: Said) -> Tensor:
+    """Mean and deviation of the scores of prompts with adapters that were made for something else."""
+    every = torch.arange(len(said.alike))
+    scores = retriever.encode_words(said.features[:, 0], said.said[:, 0]) @ retriever.encode(zoo.look(every)).T
+    strangers = scores[~said.alike]
+    return torch.stack([strangers.mean(), strangers.std()])
+
+
+def text_encoder_hash() -> str:
+    """Of the text encoder that a retriever was taught with: with another one it is worth nothing."""
+    return data_hash(EMBEDDED_FOLDER / "text_encoder" / "model.safetensors")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Teach on what is not held out of the zoo, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,7 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     exhibits = [exhibit for exhibit in read_index(options.zoo) if not exhibit.held_out]
     layers = looked_at()
-    zoo = stack([load_adapter(path_of(options.zoo, e)) for e in exhibits], layers, weights_of(EMBEDDED))
+    files = (options.zoo / f"{exhibit.file}.safetensors" for exhibit in exhibits)
+    zoo = stack([load_adapter(file) for file in files], layers, weights_of(EMBEDDED))
     wording = Wording.load()
     said = Said.read(wording, exhibits)
     retriever = teach(zoo, said, layers, Sizes(wording.width))
