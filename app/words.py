@@ -31,7 +31,7 @@ SUBJECT = "In a word or two"
 SUBJECT_HINTS = {"object": "coffee cup", "animal": "fox", "person": "woman", "style": "watercolour"}
 NAME_HINT = "This is also the word that calls it in a prompt."
 TIPS = ("One thing in each picture, large enough to see.", "Different sides, places and light help.",
-        "Five good pictures beat fifty alike.")
+        "Five good pictures beat fifty alike.", "A text file with a picture's name is its caption.")
 PERSON_NOTE = "Teach only people who said yes to it."
 COUNTING = "Counting how much memory it needs …"
 TEACH = "Teach it"
