@@ -172,9 +172,10 @@ def _controls(
     layers = looked_at()
     zoo, said = stack([sets[i] for i in taught], layers, weight_of), Said.read(wording, [exhibits[i] for i in taught])
     held = [i for i, exhibit in enumerate(exhibits) if exhibit.held_out and exhibit.role in ("plain", "called")]
-    for title, other in (("not taught at all", begun(said, layers, reader.retriever.sizes)),
+    for title, other in (("not taught at all", begun(zoo, said, layers, reader.retriever.sizes)),
                          ("taught with shuffled captions", _misled(zoo, said, layers, reader.retriever.sizes))):
         other = other.double().requires_grad_(False)
+        other.share.copy_(reader.retriever.share)
         embedded = torch.stack([other.embed(sets[i], weight_of) for i in held])
         result.append({"control": title, **found(scores_of(own, embedded, Reader(other, wording, "")), own)})
     return result

@@ -40,7 +40,7 @@ def weights(tmp_path_factory, wording: Wording) -> Path:
     for probes in (retriever.echo.probes, retriever.echo.word_probes):
         probes.zero_()
         probes[: len(directions)] = directions
-    retriever.balance.fill_(20.0)   # the other reading knows nothing
+    retriever.share.fill_(1.0)   # the other reading knows nothing
     retriever.chance.copy_(torch.tensor([0.3, 0.1]))
     path = tmp_path_factory.mktemp("retriever") / "embedded.safetensors"
     save_retriever(path, retriever, {"family": "embedded", "text_encoder": text_encoder_hash()})

@@ -10,7 +10,18 @@ from atelier.adapters.base import Spec
 from atelier.adapters.catalog import create
 from atelier.adapters.retrieve import Sizes, load_retriever
 from atelier.training.identify import EMBEDDED_FOLDER
-from atelier.training.retriever import RANK, WEIGHTS, Said, Stack, chance, looked_at, stack, teach, text_encoder_hash
+from atelier.training.retriever import (
+    RANK,
+    WEIGHTS,
+    Said,
+    Stack,
+    best_share,
+    chance,
+    looked_at,
+    stack,
+    teach,
+    text_encoder_hash,
+)
 from atelier.training.wording import Wording
 
 TEXT, LAYERS = 24, [
@@ -55,6 +66,9 @@ def test_it_finds_what_it_never_met_and_with_shuffled_captions_nothing():
         return ((prompts @ rows.T).argmax(1) == torch.arange(HELD_OUT)).float().mean().item()
 
     assert found_first(rest) >= 0.6   # chance is 1/30
+    back = Said(said.features[rest], said.said[rest], said.alike[TAUGHT:, TAUGHT:])
+    held = Stack({k: v[TAUGHT:] for k, v in zoo.ups.items()}, {k: v[TAUGHT:] for k, v in zoo.downs.items()})
+    assert best_share(retriever, held, back) >= 0.8   # only the echo can know these
     assert found_first(rest.roll(7)) <= 4 / HELD_OUT   # five of thirty by chance: 0.3 %
 
 
