@@ -196,17 +196,6 @@ def change_of(adapter: Adapter, weight_of: WeightOf) -> Callable[[Tensor], Tenso
     return lambda x: x @ delta.to(x).T
 
 
-def contrast(scores: Tensor, same: Tensor) -> Tensor:
-    """Symmetric InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): both directions' mean cross-entropy, added.
-
-    ``scores [N, N]`` are those of prompts with adapters, divided by the temperature, the right ones on the diagonal.
-    ``same [N, N]`` says which others would be right as well: they count neither way. At chance it is 2 ln N.
-    """
-    others = same & ~torch.eye(len(scores), dtype=torch.bool)
-    scores, right = scores.masked_fill(others, -torch.inf), torch.arange(len(scores))
-    return F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)
-
-
 def save_retriever(path: Path, retriever: Retriever, known: Mapping[str, str]) -> None:
     """Write a retriever in half precision, with what it is for in the header."""
     tensors = {name: value.half().contiguous() for name, value in retriever.state_dict().items()}

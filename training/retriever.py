@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atelier.adapters.base import Adapter, AdapterSet, Spec
 from atelier.adapters.files import data_hash, load_adapter
 from atelier.adapters.fuse import Change, Limits, Pair, WeightOf, nearest
-from atelier.adapters.retrieve import Look, Retriever, Sizes, contrast, save_retriever
+from atelier.adapters.retrieve import Look, Retriever, Sizes, save_retriever
 from atelier.adapters.targets import find_targets
 
 from .base_model import load
@@ -124,6 +125,17 @@ def teach(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: Sizes, steps: i
         torch.nn.utils.clip_grad_norm_(retriever.parameters(), 1.0)
         optimizer.step()
     return retriever.eval().requires_grad_(False)
+
+
+def contrast(scores: Tensor, same: Tensor) -> Tensor:
+    """Symmetric InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): both directions' mean cross-entropy, added.
+
+    ``scores [N, N]`` are those of prompts with adapters, divided by the temperature, the right ones on the diagonal.
+    ``same [N, N]`` says which others would be right as well: they count neither way. At chance it is 2 ln N.
+    """
+    others = same & ~torch.eye(len(scores), dtype=torch.bool)
+    scores, right = scores.masked_fill(others, -torch.inf), torch.arange(len(scores))
+    return F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)
 
 
 def begun(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: Sizes) -> Retriever:
