@@ -139,7 +139,7 @@ def _averaged(
 
 def _fitted(weight: float | Tensor, like: Tensor) -> float | Tensor:
     """A region at the size of the latents ``like [B, C, h, w]``."""
-    if isinstance(weight, float):
+    if not isinstance(weight, Tensor):
         return weight
     size = tuple(like.shape[-2:])
     return F.interpolate(weight[None, None].float(), size, mode="bilinear", antialias=True).to(like)
