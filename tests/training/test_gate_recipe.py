@@ -1,0 +1,139 @@
+"""Teaching gates: who learns, what the hinge wants, and that it can be gone on from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from atelier.adapters.base import AdapterSet
+from atelier.adapters.catalog import create
+from atelier.adapters.gate import GateSet, GateSettings
+from atelier.adapters.mix import Mix
+from atelier.adapters.mount import merged
+from atelier.adapters.settings import SettingError
+from atelier.adapters.targets import find_targets
+from atelier.training.base_model import BaseModel, load
+from atelier.training.events import Stepped
+from atelier.training.gate_recipe import (
+    GateConfig,
+    Lesson,
+    batch_of,
+    common,
+    gate_recipe,
+    with_words_of,
+    without_words,
+)
+from atelier.training.gate_training import train_gates, training_config
+from atelier.training.latents import Example, tokenize
+from atelier.training.losses import hinge
+
+
+@pytest.fixture(scope="module")
+def model() -> BaseModel:
+    return load("embedded", "cpu")
+
+
+def adapters(model: BaseModel, seed: int) -> AdapterSet:
+    torch.manual_seed(seed)
+    made = create("lora", {"rank": 2}, find_targets({"unet": model.unet}, "attention"))
+    for parameter in made.parameters():
+        parameter.data.normal_(std=0.05)
+    return made.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def lessons(model: BaseModel) -> list[Lesson]:
+    found = []
+    for seed, caption in enumerate(("an emoji of a rex fox", "an ink emoji of a house")):
+        torch.manual_seed(100 + seed)
+        [tokens] = tokenize(model, [caption])
+        latents = [torch.randn(8, 16, 16) for _ in range(3)]
+        found.append(Lesson(adapters(model, seed), [Example(x, torch.zeros_like(x), tokens) for x in latents]))
+    return found
+
+
+def gates(model: BaseModel) -> GateSet:
+    return GateSet(find_targets({"unet": model.unet}, "attention"), GateSettings(), "embedded").requires_grad_()
+
+
+def test_the_hinge_is_still_above_the_margin_and_pulls_below_it():
+    of_base = torch.tensor([0.2, 0.2, 0.2])
+    errors = torch.tensor([0.1, 0.23, 0.5], requires_grad=True)
+    value = hinge(errors, of_base, 1.1)
+    assert_close(value, torch.tensor([0.12, 0.0, 0.0]), rtol=0, atol=1e-6)
+    value.sum().backward()
+    assert errors.grad is not None
+    assert errors.grad.tolist() == [-1.0, 0.0, 0.0]
+
+
+def test_only_gates_learn(model: BaseModel, lessons: list[Lesson]):
+    before = {name: value.clone() for lesson in lessons for name, value in lesson.adapters.tensors().items()}
+    base = {name: value.clone() for name, value in model.unet.state_dict().items()}
+    own = gates(model)
+    config = training_config(1, 2, 1e-2, 0)
+    losses = gate_recipe(model, own, lessons, config).microstep(torch.Generator().manual_seed(0))
+    (losses.subject + losses.prior).backward()
+    assert all(p.grad is not None for p in own.parameters())
+    assert sum(p.grad.abs().sum().item() for p in own.parameters() if p.grad is not None) > 0
+    assert all(p.grad is None for lesson in lessons for p in lesson.adapters.parameters())
+    assert all(p.grad is None for p in model.unet.parameters())
+    assert {n: v for lesson in lessons for n, v in lesson.adapters.tensors().items()}.keys() == before.keys()
+    assert all(torch.equal(value, base[name]) for name, value in model.unet.state_dict().items())
+
+
+def test_a_hinge_of_no_margin_costs_nothing_and_its_weight_multiplies(model: BaseModel, lessons: list[Lesson]):
+    def losses(**values: float) -> tuple[float, float]:
+        own = GateConfig.from_dict({"common_rank": 0, **values})
+        recipe = gate_recipe(model, gates(model), lessons, training_config(1, 2, 1e-2, 0), own)
+        found = recipe.microstep(torch.Generator().manual_seed(3))
+        return found.subject.item(), found.prior.item()
+
+    right, wrong = losses(margin=3.0)
+    assert wrong > 0
+    assert losses(margin=0.0) == (right, 0.0)
+    assert losses(margin=3.0, hinge_weight=2.0) == pytest.approx((right, 2 * wrong))
+
+
+def test_prompts_are_dropped_and_exchanged_and_pictures_stay(lessons: list[Lesson]):
+    generator = torch.Generator().manual_seed(0)
+    batch = batch_of(lessons[0].examples, 40, 1000, generator)
+    empty = torch.zeros_like(lessons[0].examples[0].tokens)
+    dropped = without_words(batch, empty, 0.3, generator)
+    count = sum(torch.equal(example.tokens, empty) for example in dropped.examples)
+    assert 5 <= count <= 20
+    assert all(a.mean is b.mean for a, b in zip(batch.examples, dropped.examples, strict=True))
+    other = with_words_of(batch.examples, lessons[1].examples, generator)
+    assert all(torch.equal(example.tokens, lessons[1].examples[0].tokens) for example in other)
+    assert all(a.mean is b.mean for a, b in zip(batch.examples, other, strict=True))
+
+
+def test_the_common_adapter_is_the_best_of_its_rank(model: BaseModel, lessons: list[Lesson]):
+    both = [lesson.adapters for lesson in lessons]
+    found = common(model, both, 2)
+    name = find_targets({"unet": model.unet}, "attention")[0].name
+    whole = sum((a[name].up @ a[name].down for a in both), torch.zeros(()))   # type: ignore[operator]
+    u, s, v = torch.linalg.svd(whole)
+    best = (u[:, :2] * s[:2]) @ v[:2]
+    up, down = found[name].factors()   # type: ignore[misc]
+    assert_close(up @ down, best, rtol=1e-3, atol=1e-5)
+
+
+def test_training_lowers_the_loss_and_goes_on_where_it_stopped(model: BaseModel, lessons: list[Lesson], tmp_path: Path):
+    own = GateConfig(common_rank=0, wordless=0.0)
+
+    def losses(steps: int, folder: str) -> tuple[list[float], GateSet]:
+        learner = gates(model)
+        config = training_config(steps, 2, 3e-2, 0)
+        events = list(train_gates(model, learner, lessons, config, tmp_path / folder, own))
+        return [event.loss for event in events if isinstance(event, Stepped)], learner
+
+    found, learner = losses(12, "whole")
+    assert sum(found[-4:]) < sum(found[:4])
+    assert not any(p.requires_grad for p in learner.parameters())
+    with merged(model.models(), Mix(((lessons[0].adapters, 1.0),))):
+        pass   # nothing of the training is left on the model
+    with pytest.raises(SettingError, match="at least two"):
+        list(train_gates(model, gates(model), lessons[:1], training_config(1, 1, 1e-2, 0), tmp_path / "one", own))
