@@ -10,10 +10,13 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from atelier.adapters.combine import combined
 from atelier.adapters.files import load_adapter
+from atelier.adapters.fusion import Fusion, Part
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
 from atelier.training.config import EMBEDDED
+from atelier.training.gate_training import gates_for
 from atelier.training.sample import DrawRequest, draw
 
 from .home import Home, write_whole, writing
@@ -36,11 +39,13 @@ def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int]]:
     if arguments.out:
         with writing(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
-    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
+    shares = [Part(load_adapter(card.path), strength) for card, strength in parts]
     model = load(base)
     check_family(model.info, [card for card, _ in parts])
+    mix = combined(model.models(), shares, arguments.fuse or "sum", steps=request.steps, gates=gates_for(model))
     for i, image in enumerate(_images(model, request, mix)):
         recipe = make_recipe(request, i, base, model.info.family, parts)
+        recipe |= {"fuse": arguments.fuse} if arguments.fuse else {}
         yield _save(home, arguments.out, image, recipe), request.seed + i
 
 
@@ -51,7 +56,7 @@ def _request(arguments: Namespace) -> DrawRequest:
     return DrawRequest.from_dict({**given, "width": width, "height": height})
 
 
-def _images(model: BaseModel, request: DrawRequest, mix: Mix) -> Iterator[Image.Image]:
+def _images(model: BaseModel, request: DrawRequest, mix: Mix | Fusion) -> Iterator[Image.Image]:
     batches = [
         replace(request, seed=request.seed + first, count=min(BATCH, request.count - first))
         for first in range(0, request.count, BATCH)

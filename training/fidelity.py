@@ -36,7 +36,15 @@ def compare(model: BaseModel, mix: Mix, exported: Path, prompt: str) -> Fidelity
         FileError: the file can't be read back.
         MountError: it does not fit the base model.
     """
-    theirs = Mix(((read_foreign(exported)[0].to(model.device), 1.0),))
+    return compare_mixes(model, mix, Mix(((read_foreign(exported)[0].to(model.device), 1.0),)), prompt)
+
+
+def compare_mixes(model: BaseModel, mix: Mix, theirs: Mix, prompt: str) -> Fidelity:
+    """The same for two Mixes, of which the second stands for the first.
+
+    Raises:
+        MountError: one of them does not fit the base model.
+    """
     base, ours, other = (_outputs(model, each, prompt) for each in (Mix(), mix, theirs))
     change = torch.linalg.vector_norm(ours - base).item()
     error = torch.linalg.vector_norm(other - ours).item()

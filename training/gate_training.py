@@ -36,6 +36,12 @@ def shipped_gates(family: str) -> Path | None:
     return path if path.exists() else None
 
 
+def gates_for(model: BaseModel) -> GateSet | None:
+    """The gates that come with Atelier for this base model, on its device; None where there are none."""
+    path = shipped_gates(model.info.family)
+    return GateSet.load(path).to(model.device) if path else None
+
+
 def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> list[Lesson]:
     """Adapters of a home with the pictures that they learned from; all that have any, or those that are named."""
     found = []
