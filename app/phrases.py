@@ -205,3 +205,12 @@ def strengths(content: float, style: float) -> str:
     'thing 0.5, style 2'
     """
     return f"thing {content:g}, style {style:g}"
+
+
+def fits_by_words(shared: list[str]) -> str:
+    """Why an adapter is proposed whose weights nobody could look at.
+
+    >>> fits_by_words(["fox", "red"])
+    'It is called by your words: fox, red. Its weights could not be compared with them.'
+    """
+    return f"It is called by your words: {', '.join(shared)}. Its weights could not be compared with them."
