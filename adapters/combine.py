@@ -23,6 +23,7 @@ from .mix import Mix
 from .settings import SettingError
 
 METHODS = ("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd", "concat")
+DEFAULT = "sum"   # what the benchmark found best for its price: docs/fusion.md
 WEIGHTS = ("sum", "normalised", "dare", "ties", "svd", "concat")   # those that come to weights
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from atelier.adapters.combine import combined
+from atelier.adapters.combine import DEFAULT, combined
 from atelier.adapters.files import load_adapter
 from atelier.adapters.fusion import Fusion, Part
 from atelier.adapters.mix import Mix
@@ -21,6 +21,7 @@ from atelier.training.sample import DrawRequest, draw
 
 from .home import Home, write_whole, writing
 from .library import find_adapter
+from .mixes import Share, fused_recipe
 from .models import check_family
 from .pictures import encode_picture, make_recipe, picture_id, save_picture
 
@@ -42,10 +43,11 @@ def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int]]:
     shares = [Part(load_adapter(card.path), strength) for card, strength in parts]
     model = load(base)
     check_family(model.info, [card for card, _ in parts])
-    mix = combined(model.models(), shares, arguments.fuse or "sum", steps=request.steps, gates=gates_for(model))
+    mix = combined(model.models(), shares, arguments.fuse or DEFAULT, steps=request.steps, gates=gates_for(model))
     for i, image in enumerate(_images(model, request, mix)):
         recipe = make_recipe(request, i, base, model.info.family, parts)
-        recipe |= {"fuse": arguments.fuse} if arguments.fuse else {}
+        if arguments.fuse:
+            recipe |= fused_recipe(arguments.fuse, tuple(Share(card.name, strength) for card, strength in parts))
         yield _save(home, arguments.out, image, recipe), request.seed + i
 
 

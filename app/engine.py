@@ -19,7 +19,7 @@ from atelier.adapters.gate import Record
 from atelier.adapters.interference import Interference, interference
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
-from atelier.training.fidelity import Fidelity, compare, compare_mixes
+from atelier.training.fidelity import Fidelity, compare, unet_error
 from atelier.training.gate_training import gates_for
 from atelier.training.sample import DrawRequest, draw
 
@@ -28,7 +28,7 @@ from .mixes import Share
 KEPT_ADAPTERS = 8
 KEPT_CELLS = 81   # pictures of the Mix Lab's pad: nine grids
 Part = tuple[Path, float]   # adapter file, strength
-United = tuple[AdapterSet, Fidelity]
+United = tuple[AdapterSet, float]
 FileKey = tuple[Path, int, int]   # a file as it is now: path, time of change in ns, bytes
 
 
@@ -111,7 +111,7 @@ class Engine:
             # What DARE and TIES leave out is what they are for; a cut rank is a loss.
             whole = combined(model.models(), parts, "sum" if method in ("svd", "concat") else method)
             assert isinstance(whole, Mix)
-            return one, compare_mixes(model, whole, Mix(((one, 1.0),)), prompt)
+            return one, unet_error(model, whole, Mix(((one, 1.0),)), prompt)
 
     def compare(self, base: str, parts: Sequence[Part], exported: Path, prompt: str) -> Fidelity:
         """How a file made of adapters at their strengths differs from them on the base model.

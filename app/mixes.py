@@ -83,6 +83,19 @@ def read_mix(home: Home, name: str) -> SavedMix:
         raise HomeError(f"{name} is no mix that can be read ({error}). Delete {path.name}, or save it anew.") from None
 
 
+def fused_recipe(method: str, shares: tuple[Share, ...]) -> dict[str, Any]:
+    """What a picture's recipe says about how its adapters act together."""
+    return {"fuse": method, "shares": [asdict(share) for share in shares]}
+
+
+def mix_of(recipe: Mapping[str, Any]) -> SavedMix | None:
+    """The Mix that a picture's recipe tells of; None where there is none."""
+    try:
+        return mix_from({**recipe, "method": recipe["fuse"]})
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def mix_from(values: Mapping[str, Any]) -> SavedMix:
     """A Mix from plain values; a ValueError, KeyError or TypeError where they are none."""
     mix = SavedMix(

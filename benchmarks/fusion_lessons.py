@@ -2,7 +2,7 @@
 
     python -m benchmarks.fusion_lessons --home DIR
 
-Half of them train the gates, the other half are mixed by the benchmark: no gate has seen what it is judged on. Styles
+Some train the gates, the others are mixed by the benchmark: no gate has seen what it is judged on. The style
 to train gates with and all backgrounds are drawn by the base itself, under a word that it does not know. What is taught
 already in the home is kept.
 """
@@ -53,10 +53,8 @@ LESSONS = (
         ("fox", "rexo"), ("guitar", "stru"), ("strawberry", "bexi"), ("umbrella", "plim"))),
     Lesson("style", "mono", "inkz", judged=True), Lesson("style", "twemoji", "twim", judged=True),
     Lesson("background", "purple", "vexo", judged=True), Lesson("background", "green", "ombu", judged=True),
-    *(Lesson("object", *pair, judged=False) for pair in (
-        ("owl", "hoox"), ("rocket", "zumf"), ("penguin", "tuxo"), ("snowman", "frob"))),
-    Lesson("style", "flat", "flaz", judged=False), Lesson("style", "glossy", "gloz", judged=False),
-    Lesson("background", "orange", "quil", judged=False), Lesson("background", "blue", "dran", judged=False),
+    Lesson("object", "owl", "hoox", judged=False), Lesson("background", "orange", "quil", judged=False),
+    Lesson("style", "flat", "flaz", judged=False), Lesson("object", "rocket", "zumf", judged=False),
 )   # fmt: skip
 
 

@@ -36,11 +36,14 @@ def compare(model: BaseModel, mix: Mix, exported: Path, prompt: str) -> Fidelity
         FileError: the file can't be read back.
         MountError: it does not fit the base model.
     """
-    return compare_mixes(model, mix, Mix(((read_foreign(exported)[0].to(model.device), 1.0),)), prompt)
+    theirs = Mix(((read_foreign(exported)[0].to(model.device), 1.0),))
+    request = DrawRequest(prompt=prompt)
+    before, after = (draw(model, request, each)[0] for each in (mix, theirs))
+    return Fidelity(unet_error(model, mix, theirs, prompt), before, after)
 
 
-def compare_mixes(model: BaseModel, mix: Mix, theirs: Mix, prompt: str) -> Fidelity:
-    """The same for two Mixes, of which the second stands for the first.
+def unet_error(model: BaseModel, mix: Mix, theirs: Mix, prompt: str) -> float:
+    """How far the UNet's answers with one Mix are from those with another, over what the first changes in them.
 
     Raises:
         MountError: one of them does not fit the base model.
@@ -48,9 +51,7 @@ def compare_mixes(model: BaseModel, mix: Mix, theirs: Mix, prompt: str) -> Fidel
     base, ours, other = (_outputs(model, each, prompt) for each in (Mix(), mix, theirs))
     change = torch.linalg.vector_norm(ours - base).item()
     error = torch.linalg.vector_norm(other - ours).item()
-    request = DrawRequest(prompt=prompt)
-    before, after = (draw(model, request, each)[0] for each in (mix, theirs))
-    return Fidelity(error / change if change else error, before, after)
+    return error / change if change else error
 
 
 @torch.inference_mode()
