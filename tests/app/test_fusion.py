@@ -85,7 +85,7 @@ SHAPED = replace(BOTH, shares=(Share("rex", 0.8, (1.0, 0.5, 0.0, 0.0, 0.0)), Sha
 def test_a_mix_comes_back_from_its_file_as_it_was(home: Home):
     save_mix(home, "both", SHAPED)
     assert (list_mixes(home), read_mix(home, "both")) == (["both"], SHAPED)
-    with pytest.raises(HomeError, match="no mix named 'other'.*both"):
+    with pytest.raises(HomeError, match="no mix named 'other'"):
         read_mix(home, "other")
     with pytest.raises(HomeError, match="no adapter in the mix"):
         save_mix(home, "none", SavedMix(shares=()))
@@ -121,7 +121,7 @@ def test_presses_move_handles_and_paint_fields_and_nonsense_does_nothing():
 
 
 def test_panels_show_what_stands(home: Home):
-    [rex, ink] = curves(SHAPED.shares)
+    [rex, _] = curves(SHAPED.shares)
     pressed = [cell["at"] for column in rex["columns"] for cell in column if cell["on"] == "true"]
     assert pressed == ["rex|0|1.0", "rex|1|0.5", "rex|2|0.0", "rex|3|0.0", "rex|4|0.0"]
     assert moved(SHAPED.shares, pressed[1]) == SHAPED.shares, "a pressed handle means where it is"
