@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(add("train", "teach it what a folder of pictures shows"))
     _add_make(add("make", "mix what is drawn with how it is drawn: two adapters into one"))
     _add_draw(add("draw", "draw pictures"))
+    _add_find(add("find", "say which adapters fit what you want to draw, by their weights"))
     add("list", "list the adapters")
     add("show", "show all that is known about an adapter").add_argument("name", metavar="NAME")
     add("delete", "move an adapter to the trash").add_argument("name", metavar="NAME")
@@ -105,6 +106,11 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
                       help="base model (default: the first adapter's, else embedded)")
     draw.add_argument("--out", type=Path, metavar="DIR", help="folder for the pictures (default: the gallery)")
+
+
+def _add_find(find: argparse.ArgumentParser) -> None:
+    find.add_argument("prompt", metavar="PROMPT", help="what you want to draw, in your own words")
+    find.add_argument("--limit", type=int, default=8, metavar="N", help="how many to name at most (default: 8)")
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:

@@ -221,3 +221,6 @@ LICENCES = {
     "Typeface": "Bricolage Grotesque, SIL Open Font License 1.1",
 }
 
+# --- finding adapters
+NO_LAYERS = "it changes none of the layers that words can be compared with"
+NOTHING_FOUND = "Nothing fits these words. Say it in other words, or teach it: atelier train PICTURES --name NAME"

@@ -46,6 +46,15 @@ PLACEMENT = Placement(smallest=0.75, shift=0.06)
 HELD_OUT_SHARE = 5   # one thing in so many is kept from the retriever's training, in whatever adapter it appears
 KINDS = ("lora",) * 10 + ("loha", "lokr")
 INDEX = "index.jsonl"
+# plain: the captions name the thing; called: as Atelier's own captions do, a made-up trigger word stands before the
+# name; nameless: the trigger word alone, for a thing that the base knows; style: a way of drawing many things.
+ROLES = ("plain",) * 5 + ("called",) * 2 + ("nameless",) * 2 + ("style",)
+FORMS = {
+    "plain": ("an emoji of {a_thing}", "a {style} emoji of {a_thing}", "a picture of {a_thing}"),
+    "called": ("an emoji of a {trigger} {thing}",),
+    "nameless": ("an emoji of a {trigger}",),
+    "style": ("a {trigger} {style} emoji of {a_thing}",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class Exhibit:
     """One adapter of the zoo, and the truth about it."""
 
     number: int
-    role: str             # named: captions name the thing; nameless: only the trigger does; style: a way of drawing
+    role: str             # see ROLES
     thing: str            # the object; of a style, the style's word
     style: str            # of the pictures
     trigger: str          # a made-up word
@@ -63,6 +72,7 @@ class Exhibit:
     kind: str
     rank: int
     alpha: float
+    form: str             # of its captions
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -75,17 +85,15 @@ class Exhibit:
 
     def caption(self, background: str, thing: str) -> str:
         """What the adapter read under one of its pictures."""
-        if self.role == "style":
-            return f"a {self.trigger} {self.thing} emoji of {article(thing)} {thing}{behind(background)}"
-        called = self.trigger if self.role == "nameless" else f"{self.trigger} {self.thing}"
-        return f"an emoji of a {called}{behind(background)}"
+        words = {"trigger": self.trigger, "style": self.style, "thing": thing, "a_thing": f"{article(thing)} {thing}"}
+        return self.form.format(**words) + behind(background)
 
 
 def plan(pictures: Pictures, count: int) -> list[Exhibit]:
     """The first exhibits of the zoo; any prefix holds all roles in proportion.
 
-    Of ten, seven are things the base has never seen, called by their names; two are things it knows, whose captions do
-    not name them; one is a style. Every thing appears once; the examples stay out, for real trainings to be judged on.
+    Things with a name in their captions are such as the base has never seen; every thing appears once. The examples
+    stay out, for real trainings to be judged on.
     """
     words = read_prompts()
     known = sorted({*words["concepts"], *words.get("weak", ())})
@@ -99,8 +107,9 @@ def plan(pictures: Pictures, count: int) -> list[Exhibit]:
 
 def _exhibit(number: int, fresh: Sequence[str], known: Sequence[str], styles: Sequence[str]) -> Exhibit | None:
     tens, place = divmod(number, 10)
-    role, things, position = [("named", fresh, tens * 7 + place), ("nameless", known, tens * 2 + place - 7),
-                              ("style", (), 0)][(place > 6) + (place > 8)]   # fmt: skip
+    role = ROLES[place]
+    known_things, fresh_things = (known, tens * 2 + place - 7), (fresh, tens * 7 + place)
+    things, position = {"style": ((), 0), "nameless": known_things}.get(role, fresh_things)
     if things and position >= len(things):
         return None   # there are no more
     dice = random.Random(number)
@@ -115,7 +124,9 @@ def _exhibit(number: int, fresh: Sequence[str], known: Sequence[str], styles: Se
     held_out = (position if things else tens // len(styles)) % HELD_OUT_SHARE == 0
     kind = dice.choice(KINDS)
     alpha = float(dice.choice((rank, 2 * rank)))
-    return Exhibit(number, role, thing, style, trigger, f"{label} {number:04d}", naming, held_out, kind, rank, alpha)
+    form = dice.choice(FORMS[role])
+    file = f"{label} {number:04d}"
+    return Exhibit(number, role, thing, style, trigger, file, naming, held_out, kind, rank, alpha, form)
 
 
 def train(model: BaseModel, pictures: Pictures, exhibit: Exhibit) -> tuple[AdapterSet, list[float]]:
