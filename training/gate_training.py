@@ -1,7 +1,11 @@
-"""Train gates for a base model from adapters of a home: ``python -m atelier.training.gate_training --home DIR``.
+"""Train gates for a base model from adapters and the pictures they learned from; one small file comes out.
 
-Every adapter that was taught here and whose pictures are still there is a lesson; at least two are needed. What comes
-out is one small file. A training that was interrupted goes on from its last checkpoint.
+    python -m atelier.training.gate_training --home DIR [--base BASE] [--out FILE]
+    python -m atelier.training.gate_training --zoo build/zoo --work build/base --styles 3d flat glossy
+
+Of a home, every adapter that was taught there and whose pictures are still there is a lesson; at least two are needed.
+The gates that come with the embedded base learned from a zoo (``zoo.py``) without the styles that are judged.
+A training that was interrupted goes on from the last checkpoint in ``--folder``.
 """
 
 from __future__ import annotations
@@ -16,18 +20,20 @@ import torch
 from atelier.adapters.files import load_adapter, read_header
 from atelier.adapters.gate import GateSet, GateSettings
 from atelier.adapters.settings import SettingError
-from atelier.adapters.targets import find_targets
 
 from .base_model import BaseModel, load
 from .config import EMBEDDED, TrainConfig
 from .events import Event
+from .foundation_data import load as load_pictures
 from .gate_recipe import GateConfig, Lesson, gate_recipe
+from .latents import encode_pictures
 from .loop import Controls, Training, accelerator_for
 from .runs import RunFolder
 from .study import encode, look_through
+from .zoo import lesson, read_index
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "gates"
-STEPS, BATCH, LR = 300, 4, 5e-3
+STEPS, BATCH, LR = 100, 4, 1e-2
 
 
 def shipped_gates(family: str) -> Path | None:
@@ -54,6 +60,17 @@ def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> lis
             config = run.config()
             if Path(config.pictures).is_dir():
                 found.append(Lesson(load_adapter(path).to(model.device), encode(model, look_through(config))))
+    return found
+
+
+def zoo_lessons(model: BaseModel, zoo: Path, work: Path, count: int, styles: Sequence[str]) -> list[Lesson]:
+    """The first adapters of a zoo whose pictures are in one of these styles, with what they learned from."""
+    pictures = load_pictures(work)
+    chosen = [exhibit for exhibit in read_index(zoo) if exhibit.style in styles][:count]
+    found = []
+    for exhibit in chosen:
+        examples = encode_pictures(model, *lesson(pictures, exhibit, torch.Generator().manual_seed(exhibit.number)))
+        found.append(Lesson(load_adapter(zoo / f"{exhibit.file}.safetensors").to(model.device), examples))
     return found
 
 
@@ -92,8 +109,12 @@ def _silent(command: str) -> None:
 def main() -> None:
     """Train and write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--home", type=Path, required=True, help="with adapters and runs")
-    parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME", help="the lessons (default: all)")
+    parser.add_argument("--home", type=Path, help="with adapters and runs")
+    parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME", help="those of the home (default: all)")
+    parser.add_argument("--zoo", type=Path, help="a zoo instead of a home")
+    parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder with the zoo's pictures")
+    parser.add_argument("--styles", nargs="+", default=["3d", "flat", "glossy"], help="of the zoo's pictures")
+    parser.add_argument("--count", type=int, default=16, help="adapters of the zoo")
     parser.add_argument("--base", default=EMBEDDED)
     parser.add_argument("--out", type=Path, help="default: the file that comes with Atelier")
     parser.add_argument("--folder", type=Path, help="for checkpoints, to go on after an interruption")
@@ -108,8 +129,12 @@ def main() -> None:
     model = load(options.base)
     settings = GateSettings.from_dict(dict(pair.split("=", 1) for pair in options.gates))
     own = GateConfig.from_dict(dict(pair.split("=", 1) for pair in options.set))
-    gates = GateSet(find_targets({"unet": model.unet}, "all"), settings, model.info.family).to(model.device)
-    lessons = home_lessons(model, options.home, options.adapters)
+    if options.zoo:
+        lessons = zoo_lessons(model, options.zoo, options.work, options.count, options.styles)
+    else:
+        lessons = home_lessons(model, options.home, options.adapters)
+    specs = {spec.name: spec for one in lessons for spec in one.adapters.specs if spec.name.startswith("unet.")}
+    gates = GateSet(specs.values(), settings, model.info.family).to(model.device)
     config = training_config(options.steps, options.batch, options.lr, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         for event in train_gates(model, gates, lessons, config, options.folder or Path(folder), own):
