@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -18,7 +18,8 @@ from .library import AdapterCard
 from .mixes import FIELDS, HANDLES, SavedMix, Share
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
-_BLOCKS = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up", "text_encoder": "text"}
+# Names of the UNet's blocks, in the order in which a picture passes through them.
+_BLOCKS = {"text_encoder": "text", "down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
 
 def proposal_cards(
@@ -94,9 +95,10 @@ def painted(shares: Sequence[Share], text: str) -> tuple[Share, ...]:
 
 def gate_maps(record: Record, mix: SavedMix) -> list[dict[str, Any]]:
     """Two heat maps: adapter by layer, and adapter by step. None where no gate was asked."""
-    layers, moments = record.by_layer(), record.by_moment()
-    if not layers:
+    found, moments = record.by_layer(), record.by_moment()
+    if not found:
         return []
+    layers = {layer: found[layer] for layer in _in_order(found)}
     names = [share.name for share in mix.shares if share.strength]
     by_layer = [_row(name, [(layer_name(layer), row[i]) for layer, row in layers.items()])
                 for i, name in enumerate(names)]
@@ -119,7 +121,7 @@ def meeting_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any
         return []
     names = [share.name for share in mix.shares]
     pairs = list(combinations(range(len(names)), 2))
-    layers = list(dict.fromkeys(meeting.layer for meeting in found.meetings))
+    layers = _in_order(meeting.layer for meeting in found.meetings)
     known = {(meeting.pair, meeting.layer): meeting for meeting in found.meetings}
     rows = []
     for pair in pairs:
@@ -152,6 +154,13 @@ def _block(layer: str) -> str:
         return _BLOCKS["text_encoder"]
     number = f" {parts[2]}" if len(parts) > 2 and parts[2].isdigit() else ""
     return _BLOCKS.get(parts[1], parts[1]) + number
+
+
+def _in_order(layers: Iterable[str]) -> list[str]:
+    """Layers as a picture passes through them; a model names its middle last."""
+    places = list(_BLOCKS.values())
+    return sorted(dict.fromkeys(layers), key=lambda layer: (
+        places.index(first) if (first := _block(layer).split()[0]) in places else len(places), _block(layer)))
 
 
 def _groups(layers: Sequence[str]) -> list[dict[str, Any]]:

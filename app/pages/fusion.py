@@ -67,6 +67,10 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         shares = painted(mix.shares, text) if act == "paint" else _without(mix, text, "region")
         return [shares, regions(shares, last)]
 
+    def choose(event: gr.EventData) -> str:
+        method = acted(event)[1]
+        return method if method in METHODS else DEFAULT
+
     def show(*values: Any) -> list[Any]:
         with plainly():
             return _shown(home, engine, _mix(*values))
@@ -104,7 +108,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     gr.on([c["method"].input, c["seed"].change, *(s.input for s in c["sliders"])], show, given, seen, **_LATEST)
     when.act(shape, given, [shares, when], **POLL).then(show, given, seen, **_LATEST)
     where.act(paint, [picture, *given], [shares, where], **POLL).then(show, given, seen, **_LATEST)
-    strip.act(lambda event: acted(event)[1], None, c["method"], **POLL).then(show, given, seen, **_LATEST)
+    strip.act(choose, None, c["method"], **POLL).then(show, given, seen, **_LATEST)
     compare.click(try_all, given, strip, **_QUIET)
     keep.click(keep_it, given, drawn, trigger_mode="once", **_QUIET)
     c["save"].click(save, [c["name"], *given], [c["said"], c["open"]], **_QUIET)
@@ -121,9 +125,10 @@ def _controls() -> tuple[dict[str, Any], Any, Any, Any]:
     c["sliders"] = [gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
                               elem_classes="strength") for i in range(MOST)]   # fmt: skip
     choices = [(words.FUSIONS[name], name) for name in METHODS]
-    c["method"] = gr.Dropdown(choices, value=DEFAULT, label=words.FUSION_METHOD, elem_id="fusion-method",
-                              interactive=True)   # fmt: skip
-    c["seed"] = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
+    with gr.Row(elem_classes="seeds"):
+        c["method"] = gr.Dropdown(choices, value=DEFAULT, label=words.FUSION_METHOD, elem_id="fusion-method",
+                                  interactive=True)   # fmt: skip
+        c["seed"] = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
     with gr.Accordion(words.WHEN, open=False, elem_id="when"):
         when = panel("curves", [])
     with gr.Accordion(words.WHERE, open=False, elem_id="where"):
