@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -46,73 +46,87 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             with gr.Row(elem_classes="acts"):
                 keep = gr.Button(words.KEEP_PICTURE, variant="primary", elem_id="draw")
                 compare = gr.Button(words.COMPARE, elem_id="compare")
-            heat = panel("heat", [], elem_id="gates")
-            met = panel("heat", [], elem_id="meetings")
-    shares, picture = gr.State(()), gr.State("")
+            heat, met = panel("heat", [], elem_id="gates"), panel("heat", [], elem_id="meetings")
+    acts, shares, picture = _Acts(home, engine), gr.State(()), gr.State("")
     given = [shares, c["method"], c["prompt"], c["seed"], *c["sliders"]]
     parts = [found, shares, *c["sliders"], when]
+    filled = [c["method"], c["prompt"], c["seed"], *parts]
+
+    changes = [
+        demo.load(acts.opened, None, [c["open"], *filled], **POLL),
+        c["open"].input(acts.reopened, c["open"], filled, **POLL),
+        gr.on([c["prompt"].submit, c["find"].click], acts.find, given, found, **POLL),
+        found.act(acts.toggle, given, [c["prompt"], *parts], **POLL),
+        when.act(acts.shape, given, [shares, when], **POLL),
+        where.act(acts.paint, [picture, *given], [shares, where], **POLL),
+        strip.act(acts.choose, None, c["method"], **POLL),
+    ]
     seen = [drawn, heat, met, where, picture, c["one"], c["hint"]]
+    for change in changes:
+        change.then(acts.show, given, seen, **_LATEST)
+    gr.on([c["method"].input, c["seed"].change, *(s.input for s in c["sliders"])], acts.show, given, seen, **_LATEST)
+    compare.click(acts.compare, given, strip, **_QUIET)
+    keep.click(acts.keep, given, drawn, trigger_mode="once", **_QUIET)
+    c["save"].click(acts.save, [c["name"], *given], [c["said"], c["open"]], **_QUIET)
+    c["one"].click(acts.unite, [c["name"], *given], c["said"], **_QUIET)
 
-    def toggle(event: gr.EventData, *values: Any) -> list[Any]:
+
+@dataclass(frozen=True, slots=True)
+class _Acts:
+    """What presses do; the last values of each are what stands on the page, as :func:`_mix` reads it."""
+
+    home: Home
+    engine: Engine
+
+    def opened(self, request: gr.Request) -> list[Any]:
+        return _opened(self.home, dict(request.query_params))
+
+    def reopened(self, name: str | None) -> list[Any]:
         with plainly():
-            return _taken(home, _mix(*values), acted(event)[1])
+            return _filled(self.home, read_mix(self.home, name) if name else None)
 
-    def shape(event: gr.EventData, *values: Any) -> list[Any]:
+    def find(self, *values: Any) -> dict[str, Any]:
+        return _proposals(self.home, _mix(*values))
+
+    def toggle(self, event: gr.EventData, *values: Any) -> list[Any]:
+        with plainly():
+            return _taken(self.home, _mix(*values), acted(event)[1])
+
+    def shape(self, event: gr.EventData, *values: Any) -> list[Any]:
         mix, (act, text) = _mix(*values), acted(event)
-        new = {"handle": lambda: moved(mix.shares, text), "always": lambda: _without(mix, text, "curve")}
-        return _shaped(new[act]() if act in new else mix.shares)
+        shares = moved(mix.shares, text) if act == "handle" else _without(mix, text, "curve")
+        return [shares, curves(shares)]
 
-    def paint(event: gr.EventData, last: str, *values: Any) -> list[Any]:
+    def paint(self, event: gr.EventData, picture: str, *values: Any) -> list[Any]:
         mix, (act, text) = _mix(*values), acted(event)
         shares = painted(mix.shares, text) if act == "paint" else _without(mix, text, "region")
-        return [shares, regions(shares, last)]
+        return [shares, regions(shares, picture)]
 
-    def choose(event: gr.EventData) -> str:
+    def choose(self, event: gr.EventData) -> str:
         method = acted(event)[1]
         return method if method in METHODS else DEFAULT
 
-    def show(*values: Any) -> list[Any]:
+    def show(self, *values: Any) -> list[Any]:
         with plainly():
-            return _shown(home, engine, _mix(*values))
+            return _shown(self.home, self.engine, _mix(*values))
 
-    def try_all(*values: Any) -> Iterator[list[dict[str, Any]]]:
-        yield from _tried(home, engine, _mix(*values))
+    def compare(self, *values: Any) -> Iterator[list[dict[str, Any]]]:
+        yield from _tried(self.home, self.engine, _mix(*values))
 
-    def keep_it(*values: Any) -> dict[str, Any]:
+    def keep(self, *values: Any) -> dict[str, Any]:
         with plainly():
-            return _kept(home, engine, _mix(*values))
+            kept = keep_picture(self.home, self.engine, _based(self.home, _ready(_mix(*values))))
+        return {"src": file_address(kept.path), "note": words.IN_GALLERY, "href": address("gallery", picture=kept.id)}
 
-    def save(name: str, *values: Any) -> list[Any]:
+    def save(self, name: str, *values: Any) -> list[Any]:
         with plainly():
-            save_mix(home, name, _mix(*values))
-        return [_said(phrases.saved(name)), gr.Dropdown(choices=list_mixes(home))]
+            save_mix(self.home, name, _mix(*values))
+        return [{"text": phrases.saved(name)}, gr.Dropdown(choices=list_mixes(self.home))]
 
-    def unite(name: str, *values: Any) -> dict[str, Any]:
+    def unite(self, name: str, *values: Any) -> dict[str, Any]:
         with plainly():
-            card, error = one_file(home, engine, _mix(*values), name)
-        return _said(phrases.united(card.name, error), address("library", adapter=card.name))
-
-    def opened(request: gr.Request) -> list[Any]:
-        return _opened(home, dict(request.query_params))
-
-    def reopened(name: str | None) -> list[Any]:
-        with plainly():
-            return _filled(home, read_mix(home, name) if name else None)
-
-    filled = [c["method"], c["prompt"], c["seed"], *parts]
-    demo.load(opened, None, [c["open"], *filled], **POLL).then(show, given, seen, **_LATEST)
-    c["open"].input(reopened, c["open"], filled, **POLL).then(show, given, seen, **_LATEST)
-    gr.on([c["prompt"].submit, c["find"].click], lambda *v: _proposals(home, _mix(*v)), given, found, **POLL
-          ).then(show, given, seen, **_LATEST)   # fmt: skip
-    found.act(toggle, given, [c["prompt"], *parts], **POLL).then(show, given, seen, **_LATEST)
-    gr.on([c["method"].input, c["seed"].change, *(s.input for s in c["sliders"])], show, given, seen, **_LATEST)
-    when.act(shape, given, [shares, when], **POLL).then(show, given, seen, **_LATEST)
-    where.act(paint, [picture, *given], [shares, where], **POLL).then(show, given, seen, **_LATEST)
-    strip.act(choose, None, c["method"], **POLL).then(show, given, seen, **_LATEST)
-    compare.click(try_all, given, strip, **_QUIET)
-    keep.click(keep_it, given, drawn, trigger_mode="once", **_QUIET)
-    c["save"].click(save, [c["name"], *given], [c["said"], c["open"]], **_QUIET)
-    c["one"].click(unite, [c["name"], *given], c["said"], **_QUIET)
+            card, error = one_file(self.home, self.engine, _based(self.home, _mix(*values)), name)
+        return {"text": phrases.united(card.name, error), "href": address("library", adapter=card.name)}
 
 
 def _controls() -> tuple[dict[str, Any], Any, Any, Any]:
@@ -174,10 +188,6 @@ def _proposals(home: Home, mix: SavedMix) -> dict[str, Any]:
         return proposal_cards(proposed(home, mix.prompt), cards, [share.name for share in mix.shares])
 
 
-def _shaped(shares: tuple[Share, ...]) -> list[Any]:
-    return [shares, curves(shares)]
-
-
 def _without(mix: SavedMix, name: str, what: str) -> tuple[Share, ...]:
     return tuple(replace(share, **{what: ()}) if share.name == name else share for share in mix.shares)
 
@@ -196,28 +206,20 @@ def _shown(home: Home, engine: Engine, mix: SavedMix) -> list[Any]:
             gr.Button(interactive=single), "" if single else words.ONE_FILE_NOT]   # fmt: skip
 
 
+def _ready(mix: SavedMix) -> SavedMix:
+    if not mix.shares or not mix.prompt.strip():
+        raise SettingError(words.FUSION_NO_PROMPT if mix.shares else words.FUSION_EMPTY)
+    return mix
+
+
 def _tried(home: Home, engine: Engine, mix: SavedMix) -> Iterator[list[dict[str, Any]]]:
     """The strip of methods, one after the other."""
+    tiles: list[dict[str, Any]] = []
     with plainly():
-        if not mix.shares or not mix.prompt.strip():
-            raise SettingError(words.FUSION_NO_PROMPT if mix.shares else words.FUSION_EMPTY)
-        tiles: list[dict[str, Any]] = []
-        for method, image in compared(home, engine, _based(home, mix)):
+        for method, image in compared(home, engine, _based(home, _ready(mix))):
             tiles.append({"method": method, "src": thumbnail(image), "title": words.FUSIONS[method],
                           "on": str(method == mix.method).lower()})   # fmt: skip
             yield list(tiles)
-
-
-def _kept(home: Home, engine: Engine, mix: SavedMix) -> dict[str, Any]:
-    if not mix.shares or not mix.prompt.strip():
-        raise SettingError(words.FUSION_NO_PROMPT if mix.shares else words.FUSION_EMPTY)
-    kept = keep_picture(home, engine, _based(home, mix))
-    return {"src": file_address(kept.path), "prompt": mix.prompt, "note": words.IN_GALLERY,
-            "href": address("gallery", picture=kept.id)}   # fmt: skip
-
-
-def _said(text: str, href: str = "") -> dict[str, Any]:
-    return {"text": text, "href": href}
 
 
 def _opened(home: Home, query: dict[str, str]) -> list[Any]:
