@@ -71,8 +71,8 @@ class Echo(nn.Module):
         for spec, weight in zip(self.layers, self.layer_weights.exp(), strict=True):
             answers = look(spec, self.probes)
             energy = answers @ answers.transpose(1, 2)
-            total = total + weight * energy / _trace(energy).clamp(min=torch.finfo(energy.dtype).tiny)
-        return F.normalize(_pairs(total / _trace(total).clamp(min=1e-12)) - self.usual, dim=1)
+            total = total + weight * energy / _or_one(_trace(energy))
+        return F.normalize(_pairs(total / _or_one(_trace(total))) - self.usual, dim=1)
 
     def words(self, features: Tensor, said: Tensor) -> Tensor:
         """Text features ``[B, T, D]`` with ``said [B, T]``, true where a token belongs to the prompt → [B, pairs]."""
@@ -107,10 +107,11 @@ class View(nn.Module):
         for spec, probes, place in zip(self.layers, self.probes, self.place, strict=True):
             answers = look(spec, probes).flatten(1)
             length = answers.norm(dim=1, keepdim=True)
-            answers = answers / length.clamp(min=torch.finfo(answers.dtype).tiny) * answers.shape[1] ** 0.5
+            answers = answers / _or_one(length) * answers.shape[1] ** 0.5
             tokens.append(self.into[_type(spec)](answers) + place)
             missing.append(length[:, 0] == 0)
         row, absent = torch.stack(tokens, 1), torch.stack(missing, 1)
+        absent = absent & ~absent.all(1, keepdim=True)   # attention to nothing would be no number
         for block in self.blocks:
             row = block(row, src_key_padding_mask=absent)
         present = (~absent).unsqueeze(-1)
@@ -223,6 +224,11 @@ def _pairs(energy: Tensor) -> Tensor:
 
 def _trace(energy: Tensor) -> Tensor:
     return energy.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+
+
+def _or_one(size: Tensor) -> Tensor:
+    """What to divide by: nothing becomes of nothing."""
+    return size.where(size > 0, torch.ones_like(size))
 
 
 def _type(spec: Spec) -> str:

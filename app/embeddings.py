@@ -6,7 +6,7 @@ The file is an index like the queue's database: deleting it only costs the time 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -25,7 +25,7 @@ from atelier.training.weights import weights_of
 from atelier.training.wording import Wording
 
 from .home import Home, write_whole
-from .library import AdapterCard, adapter_hash
+from .library import AdapterCard
 
 INDEX = "embeddings.safetensors"
 
@@ -51,31 +51,60 @@ class Reader:
 
 def reader_for(family: str) -> Reader | None:
     """The reader for adapters of a base family; None where no retriever was trained for it, or for its text encoder."""
-    return _reader() if family == EMBEDDED and WEIGHTS.exists() else None
+    return _reader(WEIGHTS) if family == EMBEDDED and WEIGHTS.exists() else None
 
 
 @cache
-def _reader() -> Reader | None:
-    retriever, known = load_retriever(WEIGHTS)
+def _reader(path: Path) -> Reader | None:
+    retriever, known = load_retriever(path)
     if known.get("text_encoder") != text_encoder_hash():
         return None
-    return Reader(retriever, Wording.load(), data_hash(WEIGHTS))
+    return Reader(retriever, Wording.load(), data_hash(path))
 
 
-def embeddings(home: Home, cards: Sequence[AdapterCard], reader: Reader) -> tuple[list[AdapterCard], Tensor]:
-    """The cards that can be compared, and their embeddings ``[N, E]``, from the index where they are there.
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What is known of files: their hashes, and by hash an embedding, all zeros where there is none."""
+
+    files: dict[str, tuple[int, int, str]]   # name → time of the file, its size, hash of its tensors
+    places: dict[str, int]                   # hash → row
+    rows: Tensor                             # [N, E] float32
+
+
+def fits(home: Home, cards: Sequence[AdapterCard], reader: Reader, prompt: str) -> dict[str, float]:
+    """How well adapters fit a prompt, by name; those that can't be compared with words are left out.
 
     Raises:
         HomeError: the index can't be written.
     """
-    known = _read(home.state / INDEX, reader.version)
-    hashes = [adapter_hash(card) for card in cards]
-    missing = {hash: card for hash, card in zip(hashes, cards, strict=True) if hash not in known}
-    if missing:
-        known = known | {hash: _embed(card, reader) for hash, card in missing.items()}
-        _write(home.state / INDEX, reader.version, known)
-    able = [(card, row) for card, hash in zip(cards, hashes, strict=True) if (row := known[hash]).any()]
-    return [card for card, _ in able], torch.stack([row for _, row in able]) if able else torch.zeros(0, 0)
+    index = _updated(home.state / INDEX, cards, reader)
+    if not cards:
+        return {}
+    shares = search(index.rows, reader, prompt).tolist()
+    places = {card.name: index.places[index.files[card.path.name][2]] for card in cards}
+    able = index.rows.any(1).tolist()
+    return {name: shares[place] for name, place in places.items() if able[place]}
+
+
+def search(rows: Tensor, reader: Reader, prompt: str) -> Tensor:
+    """Embeddings ``[N, E]`` → how well each fits the prompt, ``[N]`` in 0 … 1."""
+    return reader.fits(rows @ reader.read(prompt))
+
+
+def _updated(path: Path, cards: Sequence[AdapterCard], reader: Reader) -> Index:
+    """The index with all these adapters in it."""
+    index = _read(path, reader.version)
+    facts = {card.path.name: (card.path.stat().st_mtime_ns, card.bytes) for card in cards}
+    changed = [card for card in cards if index.files.get(card.path.name, ())[:2] != facts[card.path.name]]
+    if not changed:
+        return index
+    hashes = {card.path.name: data_hash(card.path) for card in changed}
+    missing = {hashes[card.path.name]: card for card in changed if hashes[card.path.name] not in index.places}
+    rows = [_embed(card, reader) for card in missing.values()]
+    files = {**index.files, **{name: (*facts[name], hash) for name, hash in hashes.items()}}
+    places = [*index.places, *missing]
+    _write(path, reader.version, files, places, torch.stack([*index.rows, *rows]))
+    return _read(path, reader.version)
 
 
 def _embed(card: AdapterCard, reader: Reader) -> Tensor:
@@ -86,24 +115,27 @@ def _embed(card: AdapterCard, reader: Reader) -> Tensor:
         return torch.zeros_like(reader.read(""))
 
 
-def _read(path: Path, version: str) -> dict[str, Tensor]:
-    """The index, by hash; empty when it is missing, damaged or of another retriever."""
+def _read(path: Path, version: str) -> Index:
+    """The index; empty when it is missing, damaged or of another retriever."""
     try:
-        changed = path.stat().st_mtime_ns
+        return _read_at(path, version, path.stat().st_mtime_ns)
     except FileNotFoundError:
-        return {}
-    return _read_at(path, version, changed)
+        return Index({}, {}, torch.zeros(0, 0))
 
 
 @lru_cache(maxsize=4)
-def _read_at(path: Path, version: str, _changed: int) -> dict[str, Tensor]:
-    with suppress(FileError, ValueError, KeyError):
+def _read_at(path: Path, version: str, _changed: int) -> Index:
+    with suppress(FileError, ValueError, KeyError, TypeError):
         text = read_metadata(path)
+        files = {name: (time, size, hash) for name, (time, size, hash) in json.loads(text["files"]).items()}
+        places = {hash: place for place, hash in enumerate(json.loads(text["hashes"]))}
         if text["version"] == version:
-            return dict(zip(json.loads(text["hashes"]), read_tensors(path)["rows"].float(), strict=True))
-    return {}
+            return Index(files, places, read_tensors(path)["rows"].float())
+    return Index({}, {}, torch.zeros(0, 0))
 
 
-def _write(path: Path, version: str, known: dict[str, Tensor]) -> None:
-    rows = torch.stack(list(known.values())).half()
-    write_whole(path, save({"rows": rows}, {"version": version, "hashes": json.dumps(list(known))}))
+def _write(
+    path: Path, version: str, files: Mapping[str, tuple[int, int, str]], hashes: Sequence[str], rows: Tensor
+) -> None:
+    text = {"version": version, "files": json.dumps(files), "hashes": json.dumps(hashes)}
+    write_whole(path, save({"rows": rows.half()}, text))

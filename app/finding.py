@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import phrases
-from .embeddings import embeddings, reader_for
+from .embeddings import fits, reader_for
 from .home import Home
 from .library import AdapterCard, adapter_hash, list_adapters
 from .pictures import gallery_page, read_recipe
@@ -67,11 +67,10 @@ def by_weights(home: Home, cards: Sequence[AdapterCard], prompt: str) -> list[Fi
     """How well the weights of each adapter fit, for those that can be compared with words; no name is read."""
     found: list[Fit] = []
     for family in {card.family for card in cards}:
-        if (reader := reader_for(family)) is None:
-            continue
-        able, rows = embeddings(home, [card for card in cards if card.family == family], reader)
-        shares = reader.fits(rows @ reader.read(prompt)).tolist() if able else []
-        found += [Fit(card, share, phrases.fits_by_weights(share)) for card, share in zip(able, shares, strict=True)]
+        if reader := reader_for(family):
+            own = {card.name: card for card in cards if card.family == family}
+            shares = fits(home, list(own.values()), reader, prompt)
+            found += [Fit(own[name], share, phrases.fits_by_weights(share)) for name, share in shares.items()]
     return found
 
 

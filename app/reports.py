@@ -13,8 +13,8 @@ from .models import Model
 from .tables import columns, size_text
 from .words import NOTHING_FOUND
 
-if TYPE_CHECKING:
-    from .finding import Proposal   # loads torch, which a list of adapters does not need
+if TYPE_CHECKING:   # it loads torch, which a list of adapters does not need
+    from .finding import Proposal
 
 _HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
 

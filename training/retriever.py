@@ -99,16 +99,16 @@ class Said:
         return self.features[chosen, which], self.said[chosen, which]
 
 
-def teach(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: Sizes, seed: int = 0) -> Retriever:
+def teach(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: Sizes, steps: int = STEPS) -> Retriever:
     """Train on all of a stack; the learning rate rises, then falls to nothing."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     retriever = begun(said, layers, sizes)
     optimizer = torch.optim.AdamW(retriever.parameters(), lr=RATE, weight_decay=0.02)
     count = len(said.alike)
-    for step in range(STEPS):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+            group["lr"] = RATE * min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)))
         chosen = torch.randperm(count, generator=generator)[:BATCH]
         keep = (torch.rand(len(layers), len(chosen), generator=generator) > LAYER_DROP).float()
         scores = retriever.encode_words(*said.pick(chosen, generator)) @ retriever.encode(zoo.look(chosen, keep)).T

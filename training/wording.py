@@ -24,7 +24,9 @@ class Wording:
     def load(cls, folder: Path = EMBEDDED_FOLDER) -> Wording:
         """Read both from a diffusers folder, in float32."""
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True, dtype=torch.float32)
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         return cls(tokenizer, encoder.eval().requires_grad_(False))
