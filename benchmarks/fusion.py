@@ -153,9 +153,17 @@ def scores(judge: Judge, picture: Image.Image, concepts: Sequence[Lesson]) -> tu
 
 
 def read(folder: Path) -> list[Row]:
-    """All rows so far."""
-    values = [row for path in sorted(folder.glob("*.json")) for row in json.loads(path.read_text())]
-    return [Row(**{**row, "concepts": tuple(row["concepts"]), "scores": tuple(row["scores"])}) for row in values]
+    """The rows of those sets that every method has drawn."""
+    rows = [row_of(row) for path in sorted(folder.glob("*.json")) for row in json.loads(path.read_text())]
+    methods = {row.method for row in rows}
+    whole = [concepts for concepts in {row.concepts for row in rows}
+             if {row.method for row in rows if row.concepts == concepts} == methods]   # fmt: skip
+    return [row for row in rows if row.concepts in whole]
+
+
+def row_of(values: dict[str, Any]) -> Row:
+    """A row from what was written of it."""
+    return Row(**{**values, "concepts": tuple(values["concepts"]), "scores": tuple(values["scores"])})
 
 
 def worst_by_set(rows: Sequence[Row], method: str) -> dict[tuple[str, ...], float]:
@@ -224,8 +232,7 @@ def sheet(folder: Path, methods: Sequence[str]) -> Image.Image:
 
 def render(result: dict[str, Any]) -> str:
     """The page of results."""
-    rows = [Row(**{**row, "concepts": tuple(row["concepts"]), "scores": tuple(row["scores"])})
-            for row in result["rows"]]   # fmt: skip
+    rows = [row_of(row) for row in result["rows"]]
     methods = ", ".join(dict.fromkeys(method for method in METHODS if any(row.method == method for row in rows)))
     mixing = RESULTS / "mixing.json"
     cost = _cost(json.loads(mixing.read_text())) if mixing.exists() else ""
