@@ -172,7 +172,7 @@ class _Layer:
         first = features_first(module)
         base = output.movedim(1, -1) if first else output
         parts = self._outputs(module, args[0], acting)
-        moments = self._each(self.stage.clock.moments, base)
+        moments = self.stage.clock.moments
         if self.gate is None:
             mixed = base + parts.sum(0)
         else:
@@ -180,11 +180,6 @@ class _Layer:
                 self._note(record, acting, self.gate.open(base, parts, moments))
             mixed = self.gate(base, parts, moments)
         return mixed.movedim(-1, 1) if first else mixed
-
-    @staticmethod
-    def _each(moments: Tensor, base: Tensor) -> Tensor:
-        """A moment for each picture; guidance shows a batch twice over."""
-        return moments if len(moments) == 1 else moments.repeat(len(base) // len(moments))
 
     def _note(self, record: Record, acting: Mapping[int, float], opened: Tensor) -> None:
         row = torch.full((len(self.stage.fusion.parts),), float("nan"))

@@ -121,8 +121,10 @@ def test_order_and_empty_adapters_make_no_difference(models, three, x, settings)
     assert_close(run(models, more, x), expected, rtol=0, atol=1e-6)
 
 
-def test_a_gated_layer_is_what_its_parts_give_alone(models, three, x):
-    """The whole hook, its stacked products too, against adapters that are called one by one."""
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_gated_layer_is_what_its_parts_give_alone(models, three, x, count):
+    """The hook against adapters called one by one: two low-rank ones, whose products are stacked, and with DoRA."""
+    three = three[:count]
     seen: dict[str, Tensor] = {}
     conv, spec = models["unet"].conv, "unet.conv"
     faithful = gates(GateSettings(start="faithful"))
