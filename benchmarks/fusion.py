@@ -91,7 +91,8 @@ def main() -> None:
         facts = {"machine": describe_machine(), "steps": REQUEST.steps, "guidance": REQUEST.guidance}
         text = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=0)
         (RESULTS / "fusion.json").write_text(text + "\n", encoding="utf-8")
-        sheet(folder, [method for method in METHODS if any(row.method == method for row in rows)]).save(ROOT / "docs" / "fusion.png", optimize=True)
+        shown = [method for method in METHODS if any(row.method == method for row in rows)]
+        sheet(folder, shown).save(ROOT / "docs" / "fusion.png", optimize=True)
 
 
 def _options() -> argparse.Namespace:

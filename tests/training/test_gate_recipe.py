@@ -11,7 +11,9 @@ from torch.testing import assert_close
 
 from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import create
-from atelier.adapters.gate import GateSet, GateSettings
+from atelier.adapters.combine import combined
+from atelier.adapters.fusion import Part
+from atelier.adapters.gate import GateSet, GateSettings, Record
 from atelier.adapters.settings import SettingError
 from atelier.adapters.targets import find_targets
 from atelier.training.base_model import BaseModel, load
@@ -25,9 +27,10 @@ from atelier.training.gate_recipe import (
     with_words_of,
     without_words,
 )
-from atelier.training.gate_training import train_gates, training_config
+from atelier.training.gate_training import gates_for, train_gates, training_config
 from atelier.training.latents import Example, tokenize
 from atelier.training.losses import hinge
+from atelier.training.sample import DrawRequest, draw
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +154,31 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(model: BaseModel,
 def test_one_lesson_is_too_few(model: BaseModel, lessons: list[Lesson], tmp_path: Path):
     with pytest.raises(SettingError, match="at least two"):
         list(train_gates(model, gates(model), lessons[:1], training_config(1, 1, 1e-2, 0), tmp_path, GateConfig()))
+
+
+def test_the_gates_that_come_along_differ_over_layers_steps_and_prompts(model: BaseModel, lessons: list[Lesson]):
+    """On a real trajectory, with the activations of the embedded base."""
+    shipped = gates_for(model)
+    assert shipped is not None
+    assert shipped.family == "embedded"
+    widths = {f"unet.{name}": module for name, module in model.unet.named_modules()}
+    assert all(len(shipped.get(name).out) == widths[name].out_features for name in shipped)   # type: ignore[union-attr]
+
+    def drawn(prompt: str) -> Record:
+        record = Record()
+        parts = [Part(lesson.adapters) for lesson in lessons]
+        fusion = combined(model.models(), parts, "gated", gates=shipped, record=record)
+        draw(model, DrawRequest(prompt=prompt, steps=3), fusion)
+        return record
+
+    one, other = drawn("an emoji of a rex fox"), drawn("an ink emoji of a house")
+    layers, steps = one.by_layer(), one.by_moment()
+    assert len(layers) == len(lessons[0].adapters)
+    assert len(steps) == 3
+    assert all(0 < value < 4 for row in (*layers.values(), *steps.values()) for value in row)
+    for rows in (list(layers.values()), list(steps.values())):
+        assert all(len({row[part] for row in rows}) == len(rows) for part in (0, 1))
+    assert layers != other.by_layer()
+    bare = Record()
+    draw(model, DrawRequest(prompt="", steps=3), combined(model.models(), [], "gated", gates=shipped, record=bare))
+    assert bare.by_layer() == {}
