@@ -14,7 +14,7 @@ import torch
 
 from .base import AdapterSet
 from .compose import Models, exact_pairs
-from .curves import Turn
+from .curves import turns
 from .dropping import dropped, trimmed
 from .fuse import Change, Limits, lora_of, nearest
 from .fusion import Fusion, Part
@@ -23,7 +23,7 @@ from .mix import Mix
 from .settings import SettingError
 
 METHODS = ("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd", "concat")
-DEFAULT = "sum"   # what the benchmark found best for its price: docs/fusion.md
+DEFAULT = "sum"   # nothing was better yet: docs/LOG.md
 WEIGHTS = ("sum", "normalised", "dare", "ties", "svd", "concat")   # those that come to weights
 
 
@@ -52,7 +52,7 @@ def combined(
     if method == "normalised":
         parts = _normalised(parts)
     if method == "switch":
-        parts = [replace(part, curve=Turn(i, len(parts), steps)) for i, part in enumerate(parts)]
+        parts = [replace(part, curve=turn) for part, turn in zip(parts, turns(len(parts), steps), strict=True)]
     plain = all(part.curve is None and part.region is None for part in parts)
     if method in ("sum", "normalised") and plain:
         return Mix(tuple((part.adapters, part.strength) for part in parts))

@@ -36,6 +36,15 @@ def gate(adapter: str, where: str, opened: float) -> str:
     return f"{adapter}, {where}: {opened:.2f}"
 
 
+def gate_scale(low: float, high: float) -> str:
+    """What light and dark mean.
+
+    >>> gate_scale(0.83, 1.21)
+    'Light is 0.83, dark 1.21; 1 is as in the plain sum, 0 nothing.'
+    """
+    return f"Light is {low:.2f}, dark {high:.2f}; 1 is as in the plain sum, 0 nothing."
+
+
 def moment_of(share: float) -> str:
     """A place in the course of drawing."""
     return f"{100 * share:.0f} % drawn"

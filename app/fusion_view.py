@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -100,19 +101,25 @@ def gate_maps(record: Record, mix: SavedMix) -> list[dict[str, Any]]:
         return []
     layers = {layer: found[layer] for layer in _in_order(found)}
     names = [share.name for share in mix.shares if share.strength]
-    by_layer = [_row(name, [(layer_name(layer), row[i]) for layer, row in layers.items()])
-                for i, name in enumerate(names)]
-    by_step = [_row(name, [(phrases.moment_of(progress), row[i]) for progress, row in moments.items()])
-               for i, name in enumerate(names)]   # fmt: skip
-    ends = [{"name": phrases.moment_of(min(moments)), "span": 1}, {"name": phrases.moment_of(max(moments)), "span": 1}]
-    return [{"title": words.GATES_BY_LAYER, "rows": by_layer, "groups": _groups(list(layers)), "hint": ""},
-            {"title": words.GATES_BY_STEP, "rows": by_step, "groups": ends, "hint": words.GATES_HINT}]
+    rows = [[(layer_name(layer), row) for layer, row in layers.items()],
+            [(phrases.moment_of(progress), row) for progress, row in moments.items()]]   # fmt: skip
+    ends = [{"name": phrases.moment_of(end), "span": 1} for end in (min(moments), max(moments))]
+    return [_gate_map(words.GATES_BY_LAYER, names, rows[0], _groups(list(layers))),
+            _gate_map(words.GATES_BY_STEP, names, rows[1], ends)]   # fmt: skip
 
 
-def _row(name: str, values: Sequence[tuple[str, float]]) -> dict[str, Any]:
-    cells = [{"v": f"{min(1.0, max(0.0, value / 2)):.3f}" if value == value else "0", "against": "",
-              "say": phrases.gate(name, where, value)} for where, value in values]   # fmt: skip
-    return {"name": name, "cells": cells}
+def _gate_map(
+    title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], groups: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One map, as light and dark as its own smallest and largest value: gates differ less than they matter."""
+    known = [value for _, row in rows for value in row if not math.isnan(value)]
+    low, high = min(known), max(known)
+    span = high - low or 1.0
+    shown = [{"name": name, "cells": [
+        {"v": "0" if math.isnan(row[i]) else f"{0.12 + 0.88 * (row[i] - low) / span:.3f}", "against": "",
+         "say": phrases.gate(name, where, row[i])} for where, row in rows
+    ]} for i, name in enumerate(names)]   # fmt: skip
+    return {"title": title, "rows": shown, "groups": groups, "hint": phrases.gate_scale(low, high)}
 
 
 def meeting_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any]]:

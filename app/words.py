@@ -157,7 +157,7 @@ FUSION_LEAD = "Several adapters in one picture: say what you want, take what fit
 FUSION_METHOD = "How they act together"
 FUSIONS = {
     "sum": "Sum: all added", "normalised": "Normalised: strengths add up to 1",
-    "gated": "Gated: each layer decides, for every place and step", "switch": "Switch: in turn, five steps each",
+    "gated": "Gated: each layer decides, for every place and step", "switch": "Switch: in turn, a tenth of the steps each",
     "composite": "Composite: the mean of what each would draw",
     "dare": "DARE: a random fifth of each, five times as strong",
     "ties": "TIES: the largest values, where they agree", "svd": "SVD: the sum, cut to one adapter's rank",
@@ -180,7 +180,6 @@ FUSION_EMPTY = "Take up two adapters or more: they are drawn together here."
 FUSION_NO_PROMPT = "Say what to draw: the words that call your adapters belong in it."
 GATES_BY_LAYER = "How far each layer lets each adapter through"
 GATES_BY_STEP = "The same from the first step to the last"
-GATES_HINT = "Half full is as in the plain sum; empty is nothing, full is twice as much."
 MEETINGS = "Where they get in one another's way"
 MEETINGS_HINT = "By layer: how much two look at and write the same. Hatched: there they push against each other."
 IN_GALLERY = "It hangs in the gallery."

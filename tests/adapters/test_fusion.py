@@ -189,11 +189,12 @@ def test_composite_is_the_mean_of_what_each_gives_alone(models, three, x):
     assert_close(run(models, fuse(models, three, "composite"), x), expected, rtol=0, atol=1e-6)
 
 
-def test_switch_lets_one_adapter_act_for_five_steps(models, three, x):
-    fusion = fuse(models, three, "switch", steps=20)
-    for step in range(20):
-        alone = three[step // 5 % 3]
-        timestep = 999 - 50 * step
+@pytest.mark.parametrize(("steps", "each"), [(20, 2), (50, 5)])
+def test_switch_lets_one_adapter_act_for_a_tenth_of_the_steps(models, three, x, steps, each):
+    fusion = fuse(models, three, "switch", steps=steps)
+    for step in range(0, steps, 3):
+        alone = three[step // each % 3]
+        timestep = 999 - 1000 // steps * step
         expected = run(models, Mix(((alone.adapters, alone.strength),)), x)
         assert_close(run(models, fusion, x, timestep), expected, rtol=0, atol=1e-6)
     turns = [[Turn(i, 2, 8, 3)(step / 8) for step in range(8)] for i in range(2)]

@@ -163,7 +163,12 @@ def test_gates_and_meetings_are_shown_layer_by_layer(home: Home, engine: Engine,
     assert all(len(row["cells"]) == 24 for row in by_layer["rows"])
     assert sum(group["span"] for group in by_layer["groups"]) == 24
     assert len(by_step["rows"][0]["cells"]) == 2
-    assert all(0 <= float(cell["v"]) <= 0.26 for row in by_layer["rows"] for cell in row["cells"]), "w_o is .512"
+    shades = [float(cell["v"]) for row in by_layer["rows"] for cell in row["cells"]]
+    assert (min(shades), max(shades)) == (0.12, 1.0), "the whole range of shades is used"
+    numbers = [float(cell["say"].rpartition(": ")[2]) for row in by_layer["rows"] for cell in row["cells"]]
+    assert all(0 < number < 0.512 for number in numbers), "w_o is .512"
+    assert [n for _, n in sorted(zip(shades, numbers, strict=True))] == sorted(numbers), "darker is more"
+    assert by_layer["hint"].startswith(f"Light is {min(numbers):.2f}, dark {max(numbers):.2f}")
     [meeting_of] = met
     assert "hardly meet" in meeting_of["said"]
     assert len(meeting_of["rows"]) == 1
