@@ -157,7 +157,8 @@ FUSION_LEAD = "Several adapters in one picture: say what you want, take what fit
 FUSION_METHOD = "How they act together"
 FUSIONS = {
     "sum": "Sum: all added", "normalised": "Normalised: strengths add up to 1",
-    "gated": "Gated: each layer decides, for every place and step", "switch": "Switch: in turn, a tenth of the steps each",
+    "gated": "Gated: each layer decides, for every place and step",
+    "switch": "Switch: in turn, a tenth of the steps each",
     "composite": "Composite: the mean of what each would draw",
     "dare": "DARE: a random fifth of each, five times as strong",
     "ties": "TIES: the largest values, where they agree", "svd": "SVD: the sum, cut to one adapter's rank",
