@@ -91,6 +91,10 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("prompt", metavar="PROMPT")
     draw.add_argument("--adapter", type=_part, action="append", default=[], metavar="NAME[=STRENGTH]", dest="adapters",
                       help="an adapter and how strongly it acts (default: 1); repeatable")
+    draw.add_argument("--fuse", choices=("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd",
+                                         "concat"),
+                      help="how several adapters act together (default: sum); 'gated' lets each layer decide for every "
+                           "token, 'switch' takes turns, 'composite' averages what each would draw")   # fmt: skip
     draw.add_argument("--negative", metavar="TEXT", help="what must not be in the picture")
     draw.add_argument("--unwanted", metavar="TEXT", help="what a learned word brings along and should not")
     draw.add_argument("--unwanted-strength", type=float, metavar="U", help="how much of it is taken out (default: 1)")

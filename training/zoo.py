@@ -136,7 +136,7 @@ def train(model: BaseModel, pictures: Pictures, exhibit: Exhibit) -> tuple[Adapt
     settings = {"rank": exhibit.rank, "alpha": exhibit.alpha}
     adapters = create(exhibit.kind, settings, find_targets({"unet": model.unet}, "attention"))
     begin(adapters, model.models())
-    examples = encode_pictures(model, *_lesson(pictures, exhibit, generator))
+    examples = encode_pictures(model, *lesson(pictures, exhibit, generator))
     text = TextFeatures(model, adapters)
     text.remember(examples)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, weight_decay=0.0, fused=True)
@@ -161,7 +161,7 @@ def _loss(model: BaseModel, text: TextFeatures, examples: Sequence[Example], gen
     return per_sample(answer, noisy.target).mean()
 
 
-def _lesson(
+def lesson(
     pictures: Pictures, exhibit: Exhibit, generator: torch.Generator
 ) -> tuple[Tensor, list[str], list[tuple[int, int, int, int, int, int]]]:
     """Pictures ``[6, 3, 64, 64]`` in −1 … 1 with captions and sizes: one thing, or six in the style."""
