@@ -10,7 +10,8 @@ answers H = Q ΔWᵀ are read in two ways:
   features z, seen by probes of the same kind, give Σ zzᵀ. The product is large where the change acts on these very
   words, also on words that the retriever never met.
 
-Left out of the published recipe: the causal mask over layers, whose order means nothing here.
+Before it was taught anything, centred on a zoo, the echo finds most adapters whose captions named their thing; the view
+knows only what it was taught (docs/retrieval.md). Left out of the published recipe: the causal mask over layers.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Sizes:
     """How large a retriever is."""
 
     text: int            # width of the text features
-    echo: int = 48       # probes that all layers share which read text features
+    echo: int = 32       # probes that all layers share which read text features
     view: int = 2        # probes of a layer's own
     width: int = 64      # of a layer's token
     heads: int = 4
@@ -64,23 +65,31 @@ class Echo(nn.Module):
         self.layer_weights = nn.Parameter(torch.zeros(len(self.layers)))
         self.token_weight = nn.Linear(sizes.text, 1)
         self.usual, self.usual_words = nn.Parameter(torch.zeros(pairs)), nn.Parameter(torch.zeros(pairs))
+        self.log_scale = _log_scale()
 
     def forward(self, look: Look) -> Tensor:
         """B adapters → ``[B, pairs]``."""
+        return F.normalize(self.energy(look) - self.usual, dim=1)
+
+    def words(self, features: Tensor, said: Tensor) -> Tensor:
+        """Text features ``[B, T, D]`` with ``said [B, T]``, true where a token belongs to the prompt → [B, pairs]."""
+        return F.normalize(self.word_energy(features, said) - self.usual_words, dim=1)
+
+    def energy(self, look: Look) -> Tensor:
+        """G of B adapters, of trace 1, before what all have in common is taken off."""
         total = torch.zeros(())
         for spec, weight in zip(self.layers, self.layer_weights.exp(), strict=True):
             answers = look(spec, self.probes)
             energy = answers @ answers.transpose(1, 2)
             total = total + weight * energy / _or_one(_trace(energy))
-        return F.normalize(_pairs(total / _or_one(_trace(total))) - self.usual, dim=1)
+        return _pairs(total / _or_one(_trace(total)))
 
-    def words(self, features: Tensor, said: Tensor) -> Tensor:
-        """Text features ``[B, T, D]`` with ``said [B, T]``, true where a token belongs to the prompt → [B, pairs]."""
+    def word_energy(self, features: Tensor, said: Tensor) -> Tensor:
+        """Σ zzᵀ of prompts, of trace 1, before what all have in common is taken off."""
         features = features - self.middle
         weights = self.token_weight(features).squeeze(-1).masked_fill(~said, -torch.inf).softmax(1)
         seen = F.normalize(features @ self.word_probes.T, dim=-1)
-        energy = torch.einsum("bt,btk,btj->bkj", weights, seen, seen)
-        return F.normalize(_pairs(energy) - self.usual_words, dim=1)
+        return _pairs(torch.einsum("bt,btk,btj->bkj", weights, seen, seen))
 
 
 class View(nn.Module):
@@ -100,6 +109,7 @@ class View(nn.Module):
             nn.TransformerEncoderLayer(sizes.width, sizes.heads, 4 * sizes.width, 0.0, F.gelu, batch_first=True,
                                        norm_first=True)])   # fmt: skip
         self.out, self.from_words = nn.LayerNorm(sizes.width), nn.Linear(sizes.text, sizes.width)
+        self.log_scale = _log_scale()
 
     def forward(self, look: Look) -> Tensor:
         """B adapters → ``[B, width]``."""
@@ -125,17 +135,20 @@ class View(nn.Module):
 
 
 class Retriever(nn.Module):
-    """Two encoders into one space, of adapters and of prompts. Embeddings have length 1; their product is the score."""
+    """Two encoders into one space, of adapters and of prompts. Embeddings have length 1; their product is the score.
 
+    Both readings stand side by side in an embedding, so the score is share · echo + (1 − share) · view.
+    """
+
+    share: Tensor
     chance: Tensor
 
     def __init__(self, layers: Sequence[Spec], sizes: Sizes) -> None:
         super().__init__()
         self.layers, self.sizes = tuple(layers), sizes
         self.echo, self.view = Echo(layers, sizes), View(layers, sizes)
-        self.balance = nn.Parameter(torch.zeros(()))
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())     # of scores, in training: 1 / temperature
-        self.register_buffer("chance", torch.tensor([0.0, 1.0]))        # mean and deviation of what is not meant
+        self.register_buffer("share", torch.tensor(0.5))
+        self.register_buffer("chance", torch.tensor([0.0, 1.0]))   # mean and deviation of scores with strangers
 
     def encode(self, look: Look) -> Tensor:
         """B adapters, each with at least one layer that is looked at → ``[B, E]``."""
@@ -146,8 +159,7 @@ class Retriever(nn.Module):
         return self._joined(self.echo.words(features, said), self.view.words(features, said))
 
     def _joined(self, echo: Tensor, view: Tensor) -> Tensor:
-        share = self.balance.sigmoid()
-        return torch.cat([echo * share.sqrt(), view * (1 - share).sqrt()], 1)
+        return torch.cat([echo * self.share.sqrt(), view * (1 - self.share).sqrt()], 1)
 
     @torch.no_grad()
     def embed(self, adapters: AdapterSet, weight_of: WeightOf) -> Tensor:
@@ -184,17 +196,6 @@ def change_of(adapter: Adapter, weight_of: WeightOf) -> Callable[[Tensor], Tenso
     return lambda x: x @ delta.to(x).T
 
 
-def contrast(scores: Tensor, same: Tensor) -> Tensor:
-    """Symmetric InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): both directions' mean cross-entropy, added.
-
-    ``scores [N, N]`` are those of prompts with adapters, divided by the temperature, the right ones on the diagonal.
-    ``same [N, N]`` says which others would be right as well: they count neither way. At chance it is 2 ln N.
-    """
-    others = same & ~torch.eye(len(scores), dtype=torch.bool)
-    scores, right = scores.masked_fill(others, -torch.inf), torch.arange(len(scores))
-    return F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)
-
-
 def save_retriever(path: Path, retriever: Retriever, known: Mapping[str, str]) -> None:
     """Write a retriever in half precision, with what it is for in the header."""
     tensors = {name: value.half().contiguous() for name, value in retriever.state_dict().items()}
@@ -214,6 +215,11 @@ def load_retriever(path: Path) -> tuple[Retriever, dict[str, str]]:
         retriever = Retriever(layers, Sizes(**json.loads(known["sizes"])))
     retriever.double().load_state_dict(read_tensors(path))
     return retriever.eval().requires_grad_(False), known
+
+
+def _log_scale() -> nn.Parameter:
+    """Logarithm of 1 / temperature, learned; the temperature starts at 0.07."""
+    return nn.Parameter(torch.tensor(1 / 0.07).log())
 
 
 def _pairs(energy: Tensor) -> Tensor:

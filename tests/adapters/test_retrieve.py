@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +13,7 @@ from atelier.adapters.base import AdapterSet, Seen, Spec
 from atelier.adapters.catalog import KINDS, create
 from atelier.adapters.fuse import lora_of
 from atelier.adapters.header import FileError
-from atelier.adapters.retrieve import RetrieveError, Retriever, Sizes, contrast, load_retriever, save_retriever
+from atelier.adapters.retrieve import RetrieveError, Retriever, Sizes, load_retriever, save_retriever
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
 SHAPES = {"attn1.to_q": (10, 10), "attn2.to_k": (10, 12), "attn2.to_v": (10, 12), "attn2.to_out.0": (10, 10)}
@@ -142,29 +141,6 @@ def test_an_adapter_is_nearest_to_the_words_that_it_answers_to():
     length = seen.shape[1]
     scores = torch.stack([embedded(retriever, adapters)[:length].double() for adapters in sets]) @ seen.T
     assert scores.argmax(1).tolist() == list(range(5))
-
-
-def test_the_loss_is_what_the_formula_says():
-    a, b, c, d = 1.2, -0.3, 0.4, 0.9
-    right = [math.exp(a) / (math.exp(a) + math.exp(b)), math.exp(d) / (math.exp(c) + math.exp(d)),
-             math.exp(a) / (math.exp(a) + math.exp(c)), math.exp(d) / (math.exp(b) + math.exp(d))]   # fmt: skip
-    expected = -sum(math.log(share) for share in right) / 2
-    found = contrast(torch.tensor([[a, b], [c, d]]), torch.zeros(2, 2, dtype=torch.bool))
-    assert found.item() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("count", [2, 32])
-def test_at_chance_the_loss_is_twice_the_logarithm(count: int):
-    found = contrast(torch.full((count, count), 0.7), torch.eye(count, dtype=torch.bool))
-    assert found.item() == pytest.approx(2 * math.log(count), rel=1e-6)
-
-
-def test_what_would_be_right_as_well_does_not_count_as_wrong():
-    same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
-    scores = torch.tensor([[1.0, 50.0, 0.0], [50.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    one = math.log(math.e / (math.e + 1))
-    three = math.log(math.e / (math.e + 2))
-    assert contrast(scores, same).item() == pytest.approx(-2 * (2 * one + three) / 3, rel=1e-6)
 
 
 def test_a_retriever_comes_back_from_its_file(retriever: Retriever, tmp_path):

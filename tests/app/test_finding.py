@@ -40,7 +40,7 @@ def weights(tmp_path_factory, wording: Wording) -> Path:
     for probes in (retriever.echo.probes, retriever.echo.word_probes):
         probes.zero_()
         probes[: len(directions)] = directions
-    retriever.balance.fill_(20.0)   # the other reading knows nothing
+    retriever.share.fill_(1.0)   # the other reading knows nothing
     retriever.chance.copy_(torch.tensor([0.3, 0.1]))
     path = tmp_path_factory.mktemp("retriever") / "embedded.safetensors"
     save_retriever(path, retriever, {"family": "embedded", "text_encoder": text_encoder_hash()})
@@ -52,18 +52,27 @@ def features_of(wording: Wording, word: str) -> torch.Tensor:
     return features[said]
 
 
-@pytest.fixture
-def home(own_home, weights: Path, wording: Wording, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A library where every file's name and words tell of another thing than its weights do."""
-    monkeypatch.setattr(embeddings, "WEIGHTS", weights)
-    home = open_home(own_home)
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory, wording: Wording) -> Path:
+    """Adapters whose names and words tell of another thing than their weights do."""
+    folder = tmp_path_factory.mktemp("shelf") / "adapters"
+    folder.mkdir()
     for number, word in enumerate(WORDS):
         features = features_of(wording, word)
         dice = torch.Generator().manual_seed(number)
         pairs = {spec: (torch.randn(8, len(features), generator=dice), features) for spec in LAYERS}
         lie = WORDS[(number + 1) % len(WORDS)]
-        save_adapter(home.adapters / f"{lie}.safetensors", lora_of(pairs),
+        save_adapter(folder / f"{lie}.safetensors", lora_of(pairs),
                      {"atelier.family": "embedded", "atelier.trigger": lie, "atelier.subject": lie})   # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def home(own_home, weights: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A library of liars, read by the retriever above."""
+    monkeypatch.setattr(embeddings, "WEIGHTS", weights)
+    home = open_home(own_home)
+    shutil.copytree(shelf, home.adapters, dirs_exist_ok=True)
     return home
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,19 @@ from atelier.adapters.base import Spec
 from atelier.adapters.catalog import create
 from atelier.adapters.retrieve import Sizes, load_retriever
 from atelier.training.identify import EMBEDDED_FOLDER
-from atelier.training.retriever import RANK, WEIGHTS, Said, Stack, chance, looked_at, stack, teach, text_encoder_hash
+from atelier.training.retriever import (
+    RANK,
+    WEIGHTS,
+    Said,
+    Stack,
+    best_share,
+    chance,
+    contrast,
+    looked_at,
+    stack,
+    teach,
+    text_encoder_hash,
+)
 from atelier.training.wording import Wording
 
 TEXT, LAYERS = 24, [
@@ -55,7 +69,33 @@ def test_it_finds_what_it_never_met_and_with_shuffled_captions_nothing():
         return ((prompts @ rows.T).argmax(1) == torch.arange(HELD_OUT)).float().mean().item()
 
     assert found_first(rest) >= 0.6   # chance is 1/30
+    back = Said(said.features[rest], said.said[rest], said.alike[TAUGHT:, TAUGHT:])
+    held = Stack({k: v[TAUGHT:] for k, v in zoo.ups.items()}, {k: v[TAUGHT:] for k, v in zoo.downs.items()})
+    assert best_share(retriever, held, back) >= 0.8   # only the echo can know these
     assert found_first(rest.roll(7)) <= 4 / HELD_OUT   # five of thirty by chance: 0.3 %
+
+
+def test_the_loss_is_what_the_formula_says():
+    a, b, c, d = 1.2, -0.3, 0.4, 0.9
+    right = [math.exp(a) / (math.exp(a) + math.exp(b)), math.exp(d) / (math.exp(c) + math.exp(d)),
+             math.exp(a) / (math.exp(a) + math.exp(c)), math.exp(d) / (math.exp(b) + math.exp(d))]   # fmt: skip
+    expected = -sum(math.log(share) for share in right) / 2
+    found = contrast(torch.tensor([[a, b], [c, d]]), torch.zeros(2, 2, dtype=torch.bool))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 32])
+def test_at_chance_the_loss_is_twice_the_logarithm(count: int):
+    found = contrast(torch.full((count, count), 0.7), torch.eye(count, dtype=torch.bool))
+    assert found.item() == pytest.approx(2 * math.log(count), rel=1e-6)
+
+
+def test_what_would_be_right_as_well_does_not_count_as_wrong():
+    same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    scores = torch.tensor([[1.0, 50.0, 0.0], [50.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    one = math.log(math.e / (math.e + 1))
+    three = math.log(math.e / (math.e + 2))
+    assert contrast(scores, same).item() == pytest.approx(-2 * (2 * one + three) / 3, rel=1e-6)
 
 
 def test_a_stack_answers_as_its_adapters_do():
