@@ -10,7 +10,7 @@ THEME = "Light or dark"
 READY = "is ready"
 TITLES = {
     "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "mix": "Mix Lab",
-    "gallery": "Gallery",    "settings": "Settings",
+    "compress": "Compress", "gallery": "Gallery", "settings": "Settings",
 }
 STATES = {
     "queued": "waiting", "preparing": "preparing", "training": "learning", "paused": "paused",
@@ -74,6 +74,7 @@ TRY_HINT = "what the picture shows"
 TRYING = "It draws at the next step; the picture appears among the previews."
 NO_PROMPT = "There is no prompt yet. Say what the picture shows."
 GONE = "No such job"
+SEE_COMPRESS = "This is a compression: the page Compress shows it."
 
 # --- Library
 LIBRARY_TITLE = "Library"
@@ -148,6 +149,49 @@ MIX_SAVED = "is in the library"
 MIX_EMPTY = "Pick a thing and a style: nine pictures appear here, from none of either to all of both."
 CORNERS = "Left: without the thing. Above: without the style."
 
+# --- Compress
+COMPRESS_TITLE = "Make it smaller"
+COMPRESS_LEAD = "Nearly the same pictures, from a fraction of the size. It learns from its own drawings alone."
+COMPRESS_ADAPTERS = "Adapters that go into it"
+COMPRESS_ADAPTERS_HINT = "Merged for good. Others can still be added to the result, with sliders as usual."
+COMPRESS_STRENGTH = "Their strength"
+COMPRESS_SIZE = "How small"
+COMPRESS_PRESETS = {
+    "w8a8": "8 bits: hard to tell apart", "w4a8": "4 bits: small and near", "w2a8": "2 bits: smallest, rough",
+    "w4a4": "4 bits throughout", "w8": "8 bits, weights only", "w4": "4 bits, weights only",
+}
+COMPRESS_NOTES = {
+    "w8a8": "Weights and what flows between layers in 8 bits.",
+    "w4a8": "Weights in 4 bits, what flows between layers in 8.",
+    "w2a8": "Weights in 2 bits, what flows between layers in 8. Look at the pairs before you keep it.",
+    "w4a4": "For small files, not for speed: data-centre cards of today don't multiply 4-bit numbers.",
+    "w8": "What flows between layers stays as it is: nothing to calibrate, and no whole-number arithmetic.",
+    "w4": "What flows between layers stays as it is: nothing to calibrate, and no whole-number arithmetic.",
+}
+COMPRESS_HOW = "How"
+COMPRESS_HOWS = {"learn": "Learn to be small", "quick": "Measure only, in a minute"}
+COMPRESS_PROMPTS = "What you like to draw"
+COMPRESS_PROMPTS_HINT = "one prompt a line; it learns on these besides its own list"
+COMPRESS_NAME = "Name of the new base model"
+COMPRESS_NOW = "Compress"
+COMPRESS_NOTHING = "No base model has been compressed yet."
+NOW_SIZE, THEN_SIZE, TAKES, NEEDS = "Now", "Then", "Takes", "Memory"
+AFTER_FIRST = "known after the first steps"
+AT_ONCE_QUICK = "about a minute"
+ERROR_BY_TIMESTEP, ERROR_BY_LAYER = "Error by timestep", "Where it hurts most"
+ERROR_NOTE = "Squared difference to the base model's answer, relative to it, on a drawing it did not learn from."
+LAYER_NOTE = "Each layer's own output, relative."
+BEFORE_LEARNING, AFTER_LEARNING = "measured only", "after learning"
+SAME_SEED = "Same prompt, same seed"
+DRAG = "Drag: left the base model, right the compressed one"
+KEEP_BASE, DISCARD_BASE = "Keep it", "Discard"
+BASE_KEPT = "Kept. Choose it as the base model in Studio or Create."
+BASE_DISCARDED = "Discarded."
+TIME_PER_PICTURE = "A picture"
+EXECUTION = "Computes in"
+ALL_COMPRESSIONS = "All compressions"
+NOISE_END, PICTURE_END = "noise", "picture"
+
 # --- Gallery
 GALLERY_TITLE = "Gallery"
 GALLERY_LEAD = "Every picture you drew, with the recipe inside the file."
@@ -166,7 +210,7 @@ HOME = "Home folder"
 HOME_HINT = "Everything you make is in this one folder. Back it up, move it, or start Atelier with another one."
 FOLDER, FREE = "Folder", "Free on this disk"
 FOLDERS = {"datasets": "Pictures to learn from", "runs": "Jobs", "adapters": "Adapters", "gallery": "Gallery",
-           "trash": "Trash"}
+           "bases": "Compressed models", "trash": "Trash"}
 MACHINE, DEVICE, MEMORY, WORKER, SYSTEM = "This machine", "Device", "Memory", "Worker at work", "System"
 YES, NOT_YET = "yes", "not yet"
 NO_WORKER = "no: jobs wait until one is started with 'atelier worker'"

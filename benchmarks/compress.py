@@ -38,8 +38,8 @@ from benchmarks.compress_page import PICTURES, RESULTS, render
 from benchmarks.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS, TIMESTEPS = 60, 20
-DRAW_STEPS, SEEDS = 10, (70, 71)
+STEPS, TIMESTEPS = 50, 10
+DRAW_STEPS, SEEDS = 8, (70, 71)
 # Things that are not among the prompts of calibration and learning.
 THINGS = ("banana", "key", "pear", "mushroom", "bell", "fish", "bicycle", "hammer", "turtle", "cupcake", "bus",
           "ghost")   # fmt: skip
@@ -110,9 +110,8 @@ def _prompt(i: int) -> str:
 
 
 def _pictures(model: BaseModel) -> list[Image.Image]:
-    """Every thing in one style, from each seed."""
-    requests = [DrawRequest(prompt=_prompt(i), seed=100 * seed + i, steps=DRAW_STEPS)
-                for seed in SEEDS for i in range(len(THINGS))]   # fmt: skip
+    """Every thing in one style, half of them from each seed."""
+    requests = [DrawRequest(prompt=_prompt(i), seed=SEEDS[i % 2], steps=DRAW_STEPS) for i in range(len(THINGS))]
     return [picture for request in requests for picture in draw(model, request)]
 
 
