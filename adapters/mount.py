@@ -172,7 +172,7 @@ def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Par
     """Every weight and bias that the Mix changes, with its Σ strength·ΔW in float32; one at a time, to save memory."""
     for module, pairs in _by_module(models, mix).items():
         if isinstance(module, Frozen):
-            raise MountError("Weights in so few bits are too coarse to merge into: mount the adapters.")
+            raise MountError("Weights of 8 bits and less are too coarse to merge into: mount the adapters.")
         for name, change in (("weight", _delta), ("bias", _bias_delta)):
             parameter = getattr(module, name)
             found = [(change(adapter, parameter), strength) for adapter, strength in pairs]

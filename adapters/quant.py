@@ -55,8 +55,8 @@ class Rounding(nn.Module):
     kept: Tensor | None = None   # the rounded weight, see `settled`
 
     def whole(self) -> Tensor:
-        """The weight before rounding, W + up·down, in float32."""
-        weight = self.weight.float()   # half precision would swallow small updates
+        """The weight before rounding, W + up·down, in float32 at least: half precision swallows small updates."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         if self.up is None or self.down is None:
             return weight
         return weight + (self.up @ self.down.flatten(1)).reshape(weight.shape)

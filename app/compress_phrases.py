@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from .phrases import left, moment, size
@@ -30,12 +31,13 @@ def at_least(count: int) -> str:
     return f"at least {size(count)}"
 
 
-def whole_numbers(layers: int, of: int, device: str) -> str:
+def whole_numbers(counted: Sequence[int], device: str) -> str:
     """What carried out the compressed model, without flattery.
 
-    >>> whole_numbers(0, 123, "cpu")
+    >>> whole_numbers((0, 123), "cpu")
     'floating point: this processor multiplies no such whole numbers exactly'
     """
+    layers, of = counted
     if layers:
         return f"whole numbers in {layers} of {of} layers (oneDNN), floating point in the others"
     if device == "cpu":

@@ -119,7 +119,7 @@ def compress_here(home: Home, arguments: Namespace) -> dict[str, Any]:
         "name": arguments.name, "path": str(path), "bytes": report["bytes_after"],
         "size": compressed_to(report["bytes_before"], report["bytes_after"]),
         "time": f"{per_picture(report['seconds_before'], report['seconds_after'])} a picture, "
-                f"{whole_numbers(*report['whole_numbers'], report['device'])}",
+                f"{whole_numbers(report['whole_numbers'], report['device'])}",
     }   # fmt: skip
 
 

@@ -187,7 +187,7 @@ def _report(run: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
         "size": compress_phrases.compressed_to(report["bytes_before"], report["bytes_after"]),
         "share": f"{100 * report['bytes_after'] / report['bytes_before']:.1f}",
         "time": compress_phrases.per_picture(report["seconds_before"], report["seconds_after"]),
-        "execution": compress_phrases.whole_numbers(*report["whole_numbers"], report["device"]),
+        "execution": compress_phrases.whole_numbers(report["whole_numbers"], report["device"]),
         "note": words.COMPRESS_NOTES[report["preset"]],
         "pairs": [{**pair, "before": file_address(run.path / pair["before"]),
                    "after": file_address(run.path / pair["after"]),
