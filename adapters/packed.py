@@ -42,10 +42,14 @@ class Packed(Frozen):
     inputs: InputLevels | None = None   # of the whole model; None where inputs stay as they are
     place: int = -1                     # this layer's in it
     whole_numbers: Prepared | None = None   # the weight as this machine's integer arithmetic wants it
+    made: Tensor | None = None              # the weight, where it is kept
 
     @property
     def weight(self) -> Tensor:   # type: ignore[override]
         """The weight that the codes stand for, in the dtype the model computes in."""
+        return self._decoded() if self.made is None else self.made
+
+    def _decoded(self) -> Tensor:
         steps, zeros = (part.reshape(-1, *[1] * (self.codes.ndim - 1)) for part in (self.steps, self.zeros.float()))
         codes = unpack(self.codes, self.bits.weight, len(self.steps))
         return decode(codes, steps, zeros).to(self.computes_in)
@@ -157,19 +161,31 @@ def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
         model.register_forward_pre_hook(inputs.see, with_kwargs=True)
 
 
-def use_whole_numbers(model: nn.Module) -> tuple[int, int]:
-    """Let the linear layers compute in whole numbers where this machine does that exactly.
+def get_ready(model: nn.Module) -> None:
+    """Choose how each packed layer computes on the device it is on, once it is there.
 
-    Returns:
-        How many of the packed layers do, of how many.
+    Linear layers compute in whole numbers where this machine does that exactly. What does not keeps its weight on a
+    CPU, where making it in every call would take longer than the layer itself; on a GPU it is made, because there
+    memory is what is short.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, Packed)]
-    for layer in layers:
+    for layer in packed_layers(model):
         if isinstance(layer, nn.Linear) and layer.inputs is not None and layer.bits.inputs == 8:
             codes = unpack(layer.codes, layer.bits.weight, len(layer.steps))
             numbers = (codes.short() - layer.zeros.short()[:, None]).to(torch.int8)
             layer.whole_numbers = prepare(numbers, layer.steps, layer.bias)
+        if layer.whole_numbers is None and layer.codes.device.type == "cpu":
+            layer.made = layer.weight
+
+
+def in_whole_numbers(model: nn.Module) -> tuple[int, int]:
+    """How many of the packed layers compute in whole numbers, of how many."""
+    layers = packed_layers(model)
     return sum(layer.whole_numbers is not None for layer in layers), len(layers)
+
+
+def packed_layers(model: nn.Module) -> list[Packed]:
+    """The layers of codes, in the model's order."""
+    return [layer for layer in model.modules() if isinstance(layer, Packed)]
 
 
 def _become(model: nn.Module, name: str, bits: Bits) -> Packed:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from atelier.adapters.frozen8 import Frozen, freeze8
-from atelier.adapters.packed import load_packed, use_whole_numbers
+from atelier.adapters.packed import get_ready, load_packed
 
 from .base_info import PACKED_UNET, BaseError, BaseInfo, read_json
 from .config import EMBEDDED
@@ -160,7 +160,7 @@ def load(
     for part in parts.values():
         if isinstance(part, nn.Module):
             part.to(place).eval().requires_grad_(False)
-    use_whole_numbers(parts["unet"])
+    get_ready(parts["unet"])
     return BaseModel(info, **parts, rest=torch.device("cpu") if place.type == "cuda" else None)
 
 

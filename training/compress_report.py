@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from atelier.adapters.packed import use_whole_numbers
+from atelier.adapters.packed import in_whole_numbers
 from atelier.adapters.quant import Switch, unrounded
 
 from .base_model import BaseModel, load
@@ -48,7 +48,7 @@ def draw_pairs(model: BaseModel, switch: Switch, out: Path, config: CompressConf
         before, slow = _draw_all(model, prompts, config.timesteps)
     compressed = load(str(out), model.device, model.dtype)
     after, fast = _draw_all(compressed, prompts, config.timesteps)
-    return Drawn(prompts, before, after, (slow, fast), use_whole_numbers(compressed.unet))
+    return Drawn(prompts, before, after, (slow, fast), in_whole_numbers(compressed.unet))
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:

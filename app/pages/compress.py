@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from statistics import fmean
 from typing import Any
 
 import gradio as gr
@@ -57,6 +58,12 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001
     timer = gr.Timer(1.0)
     asked = [base, adapters, strength, preset, how, prompts]
 
+    def opened(request: gr.Request) -> list[Any]:
+        return _opened(home, dict(request.query_params).get("run", ""))
+
+    def show(chosen: str, seen: str) -> list[Any]:
+        return _show(home, chosen, seen)
+
     def start(name: str, *asked: Any) -> str:
         with plainly():
             return submit(home, _config(home, name, *asked)).id
@@ -68,11 +75,12 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001
     outputs = [form, done, one, live, shown]
     gr.on([base.change, preset.change, how.change], lambda *given: _plan(home, *given), [base, preset, how], plan,
           trigger_mode="always_last", **_QUIET)   # fmt: skip
+    adapters.change(lambda chosen: gr.Slider(visible=bool(chosen)), adapters, strength, **_QUIET)
     go.click(start, [name, *asked], run_id, **_QUIET).then(
         None, run_id, None, js=f"id => {{ if (id) location.href = '{address('compress')}?run=' + id }}"
     )
-    demo.load(lambda request: _opened(home, request), None, [run_id, base, adapters, plan], **POLL)
-    timer.tick(lambda chosen, seen: _show(home, chosen, seen), [run_id, shown], outputs, **POLL)
+    demo.load(opened, None, [run_id, base, adapters, plan], **POLL).then(show, [run_id, shown], outputs, **POLL)
+    timer.tick(show, [run_id, shown], outputs, **POLL)
     live.act(act, run_id, outputs, **POLL)
 
 
@@ -80,7 +88,8 @@ def _model_questions() -> tuple[Any, Any, Any]:
     base = gr.Dropdown([], label=words.BASE, elem_id="compress-base", interactive=True)
     adapters = gr.Dropdown([], label=words.COMPRESS_ADAPTERS, info=words.COMPRESS_ADAPTERS_HINT, multiselect=True,
                            elem_id="compress-adapters", interactive=True)   # fmt: skip
-    strength = gr.Slider(0, 2, 1, step=0.05, label=words.COMPRESS_STRENGTH, elem_id="compress-strength")
+    strength = gr.Slider(0, 2, 1, step=0.05, label=words.COMPRESS_STRENGTH, elem_id="compress-strength",
+                         visible=False)   # fmt: skip
     return base, adapters, strength
 
 
@@ -94,8 +103,7 @@ def _size_questions() -> tuple[Any, Any, Any]:
     return preset, how, prompts
 
 
-def _opened(home: Home, request: gr.Request) -> list[Any]:
-    chosen = dict(request.query_params).get("run", "")
+def _opened(home: Home, chosen: str) -> list[Any]:
     bases = [choice for choice in base_choices(home) if not choice[1].startswith(str(home.bases))]
     names = [card.name for card in list_adapters(home)]
     return [chosen, gr.Dropdown(choices=bases, value=EMBEDDED), gr.Dropdown(choices=names, value=[]),
@@ -158,17 +166,26 @@ def _live(run: RunFolder, config: CompressConfig, status: RunStatus) -> dict[str
     report = read_report(run) if state == "done" else {}
     return {
         "name": status.name, "state": state, "say": words.STATES[state], "step": status.step, "of": status.of,
-        "message": status.message, "percent": percent(status), "warnings": status.warnings,
+        "message": "" if state == "done" else status.message, "percent": percent(status), "warnings": status.warnings,
         "left": phrases.left(status.seconds_left) if status.seconds_left is not None else "",
         "about": compress_phrases.compression(config.preset, status.of, _moment(status)),
         "pause": state == "training", "go_on": state == "paused", "stop": state in ("training", "paused"),
         "cancel": not status.over, "resume": state in ("interrupted", "failed", "stopped"),
         "decide": bool(report) and not said,
         "decided": {"": "", ACCEPTED: words.BASE_KEPT}.get(said, words.BASE_DISCARDED),
-        "chart": loss_chart(status.losses, status.validation, status.best_step, status.of), "best": status.best_step,
+        "chart": loss_chart(_by_trajectory(config, status), status.validation, status.best_step, status.of),
+        "best": status.best_step,
         "chart_say": phrases.chart(status.losses[-1][1] if status.losses else 0.0, status.step),
         "latest": _latest(config, status) if not report else {}, "report": _report(run, report),
     }   # fmt: skip
+
+
+def _by_trajectory(config: CompressConfig, status: RunStatus) -> list[tuple[int, float]]:
+    """Mean loss of each trajectory: from step to step it rises and falls with the timestep, which tells nothing."""
+    count = config.timesteps
+    means = [(step, fmean(loss for _, loss in status.losses[step - count : step]))
+             for step in range(count, len(status.losses) + 1, count)]   # fmt: skip
+    return means or status.losses
 
 
 def _latest(config: CompressConfig, status: RunStatus) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from atelier.adapters.input_levels import InputLevels
 from atelier.adapters.int8 import exact_to, linear, prepare
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import MountError, merged, mounted
-from atelier.adapters.packed import Packed, load_packed, read_contents, save_packed, use_whole_numbers
+from atelier.adapters.packed import Packed, get_ready, in_whole_numbers, load_packed, read_contents, save_packed
 from atelier.adapters.quant import make_rounding, round_inputs
 from atelier.adapters.quant_policy import Bits
 from atelier.kernels.fake_quant import encode
@@ -163,13 +163,15 @@ def test_a_machine_that_miscounts_falls_back(packed: tuple[Net, Net, Path], monk
     _, again, _ = packed
     with torch.no_grad():
         expected = again(batch(), 100)
-        counted, of = use_whole_numbers(again)
+        get_ready(again)
+        counted, of = in_whole_numbers(again)
         assert of == 3
         assert_close(again(batch(), 100), expected, rtol=1e-4, atol=1e-4)
         right = int8.linear
         monkeypatch.setattr(int8, "linear", lambda *given: right(*given) + 1)
         exact_to.cache_clear()
-        assert use_whole_numbers(again) == (0, 3)
+        get_ready(again)
+        assert in_whole_numbers(again) == (0, 3)
         assert torch.equal(again(batch(), 100), expected)
     exact_to.cache_clear()
     assert counted <= 2   # the convolution has no such way
