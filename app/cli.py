@@ -211,7 +211,8 @@ def _doctor(arguments: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "serve": _serve, "worker": _worker, "train": _train, "make": _make, "compress": _compress, "draw": _draw,
-    "list": _list, "show": _show, "delete": _delete, "models": _models, "doctor": _doctor, **dict.fromkeys(FILE_COMMANDS, _file),
+    "list": _list, "show": _show, "delete": _delete, "models": _models, "doctor": _doctor,
+    **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip
 
 

@@ -33,7 +33,7 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(3, 6, 3, padding=1)
         self.first, self.last, self.whole = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 5)
 
-    def forward(self, x: Tensor, timestep: int) -> Tensor:   # noqa: ARG002 (the levels read it)
+    def forward(self, x: Tensor, timestep: int) -> Tensor:
         seen = torch.relu(self.conv(x)).flatten(2).transpose(1, 2)
         return self.whole(self.last(torch.relu(self.first(seen))))
 
@@ -180,7 +180,7 @@ def test_a_machine_that_miscounts_falls_back(packed: tuple[Net, Net, Path], monk
 def test_saturating_sums_are_found_out(monkeypatch: pytest.MonkeyPatch):
     """What processors without VNNI do: pairs of products are added in 16 bits."""
 
-    def saturating(codes: Tensor, step: float, zero: int, layer: int8.Prepared) -> Tensor:   # noqa: ARG001
+    def saturating(codes: Tensor, step: float, zero: int, layer: int8.Prepared) -> Tensor:
         pairs = (codes.int()[:, None] * layer.weight.int()).unflatten(-1, (-1, 2)).sum(-1)
         return pairs.clamp(-(2**15), 2**15 - 1).sum(-1).float()
 

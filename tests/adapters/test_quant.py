@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,22 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from atelier.adapters.input_levels import InputLevels
-from atelier.adapters.quant import Rounding, Switch, learned, make_rounding, round_inputs, rounding_layers, settled, unrounded
+from atelier.adapters.quant import (
+    Rounding,
+    Switch,
+    learned,
+    make_rounding,
+    round_inputs,
+    rounding_layers,
+    settled,
+    unrounded,
+)
 from atelier.adapters.quant_policy import Bits, plan_layers, raised
 from atelier.adapters.quantizers import input_level, weight_levels
 from atelier.adapters.settings import SettingError
 
 TIMES = (99, 499, 999)
+LOW = Bits(4, 8)
 
 
 class Net(nn.Module):
@@ -25,11 +37,11 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(3, 6, 3, padding=1)
         self.linear = nn.Linear(6, 5)
 
-    def forward(self, x: Tensor, timestep: Tensor | int | float) -> Tensor:   # noqa: ARG002 (the levels read it)
+    def forward(self, x: Tensor, timestep: Tensor | int | float) -> Tensor:
         return self.linear(torch.relu(self.conv(x)).mean((2, 3)))
 
 
-def student(bits: Bits = Bits(4, 8), *, rank: int = 2, seed: int = 0) -> tuple[Net, Switch]:
+def student(bits: Bits = LOW, *, rank: int = 2, seed: int = 0) -> tuple[Net, Switch]:
     torch.manual_seed(seed)
     net = Net()
     switch = make_rounding(net, dict.fromkeys(("conv", "linear"), bits), rank=rank, search=False)
@@ -43,7 +55,7 @@ def batch(count: int = 4) -> Tensor:
     return torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(3))
 
 
-def by_hand(values: np.ndarray, step: np.ndarray, zero: np.ndarray, bits: int) -> np.ndarray:
+def by_hand(values: Any, step: Any, zero: Any, bits: int) -> np.ndarray:
     """The quantizer, in numpy."""
     codes = np.clip(np.rint(values / step) + zero, 0, 2**bits - 1)
     return (codes - zero) * step
@@ -143,7 +155,7 @@ def test_gradients_of_the_pair_are_those_of_the_sum_where_it_is_not_clipped():
     assert layer.down is not None
     with torch.no_grad():
         layer.up.normal_(generator=torch.Generator().manual_seed(1))
-        layer.steps *= 0.5   # so that some are clipped
+        layer.steps.mul_(0.5)   # so that some are clipped
     towards = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (layer.rounded() * towards).sum().backward()
     whole = layer.weight + layer.up @ layer.down

@@ -13,9 +13,9 @@ from PIL import Image
 
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.files import save_adapter
-from atelier.adapters.frozen8 import Frozen
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import merged
+from atelier.adapters.packed import packed_layers
 from atelier.adapters.quant import settled
 from atelier.training.base_model import BaseModel, load
 from atelier.training.compress import RESULT, make_student, planned_bytes, write_compressed
@@ -189,7 +189,7 @@ def test_the_plan_says_the_size_beforehand(start: Callable[..., RunFolder], base
     carry_out(folder)
     (file,) = (folder.path / RESULT / "unet").glob("*.safetensors")
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8
-    table = 3 * 5 * sum(1 for _ in filter(lambda m: isinstance(m, Frozen), load(str(folder.path / RESULT)).unet.modules()))
+    table = 3 * 5 * len(packed_layers(load(str(folder.path / RESULT), "cpu").unet))   # input levels
     assert file.stat().st_size - header == pytest.approx(packed + table, rel=1e-3)
 
 

@@ -53,7 +53,7 @@ def learning(student: Student, config: CompressConfig, folder: Path) -> Distilla
 def test_the_layers_of_stable_diffusion():
     """On the true UNet of SD 1.5, without its weights: the figures of the method's sheet."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(configuration("sd1", "unet"))
+        unet: Any = UNet2DConditionModel.from_config(configuration("sd1", "unet"))
     plan = plan_layers(unet, "w4a8")
     low = [name for name, bits in plan.items() if bits == Bits(4, 8)]
     ends = [name for name, bits in plan.items() if bits == Bits(8, 8)]
