@@ -44,6 +44,7 @@ DRAW_STEPS, SEEDS = 8, (70, 71)
 THINGS = ("banana", "key", "pear", "mushroom", "bell", "fish", "bicycle", "hammer", "turtle", "cupcake", "bus",
           "ghost")   # fmt: skip
 STYLES = ("3d", "flat", "glossy")
+PROTOCOL = {"steps": STEPS, "timesteps": TIMESTEPS, "draw_steps": DRAW_STEPS, "pictures": len(THINGS)}
 METHODS: dict[str, dict[str, Any]] = {
     "minmax": {"steps": 0, "search": False, "per_timestep": False},
     "searched": {"steps": 0, "per_timestep": False},
@@ -65,7 +66,8 @@ def main() -> None:
             found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cells": []}
             if not any((cell["preset"], cell["method"]) == (preset, method) for cell in found["cells"]):
                 found["cells"].append(measure(preset, method))
-                RESULTS.write_text(json.dumps({**found, "machine": describe_machine()}, indent=1) + "\n")
+                known = {"machine": describe_machine(), "protocol": PROTOCOL}
+                RESULTS.write_text(json.dumps({**found, **known}, indent=1) + "\n")
                 print(json.dumps(found["cells"][-1]), flush=True)
 
 
