@@ -47,10 +47,12 @@ class Frozen8(Frozen):
 
     @property
     def weight(self) -> Tensor:   # type: ignore[override]
+        """The weight that the layer stands for."""
         return self.codes * self.scales
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, without making it."""
         return tuple(self.codes.shape)
 
 

@@ -56,6 +56,7 @@ class Packed(Frozen):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, without making it."""
         return len(self.steps), *self.codes.shape[1:]
 
     @property

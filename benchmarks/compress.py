@@ -26,8 +26,8 @@ from PIL import Image
 from atelier.adapters.quant import settled, unrounded
 from atelier.adapters.quant_policy import PRESETS
 from atelier.training.base_model import BaseModel, load
-from atelier.training.calibrate import Moment, relative_errors, trajectory
-from atelier.training.compress import Student, course_of, make_student
+from atelier.training.calibrate import Moment, Student, relative_errors, trajectory
+from atelier.training.compress import course_of, make_student
 from atelier.training.compress_config import CompressConfig
 from atelier.training.compress_report import psnr
 from atelier.training.distill import Distillation

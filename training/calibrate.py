@@ -33,6 +33,16 @@ class Moment:
     answer: Tensor    # [2N, C, h, w], the teacher's
 
 
+@dataclass(frozen=True, slots=True)
+class Student:
+    """A model that can be itself or rounded, and what it is measured on."""
+
+    model: BaseModel
+    switch: Switch
+    plan: dict[str, Bits]
+    held_out: list[Moment]
+
+
 @torch.no_grad()
 def trajectory(
     model: BaseModel, switch: Switch, prompts: Sequence[str], steps: int, generator: torch.Generator

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from atelier.adapters.frozen8 import Frozen
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import merged
 from atelier.adapters.packed import save_packed
-from atelier.adapters.quant import Switch, make_rounding, round_inputs
+from atelier.adapters.quant import make_rounding, round_inputs
 from atelier.adapters.quant_policy import Bits, plan_layers, raised
 
 from .base_info import PACKED_UNET, BaseError, BaseInfo
 from .base_model import BaseModel, load
-from .calibrate import Moment, harm_by_layer, input_levels, relative_errors, trajectory, weights_by_layer
+from .calibrate import Student, harm_by_layer, input_levels, relative_errors, trajectory, weights_by_layer
 from .compress_config import CompressConfig
 from .compress_report import draw_pairs, write_report
 from .distill import Course, Distillation
@@ -36,16 +35,6 @@ from .runs import RunFolder
 RESULT = "compressed"           # in the run folder, until a person takes it
 CALIBRATION_SEED, HELD_OUT_SEED = 10_001, 20_001
 HARM_MOMENTS = 3                # at which the harm of each layer is measured
-
-
-@dataclass(frozen=True, slots=True)
-class Student:
-    """A model that can be itself or rounded, and what it is measured on."""
-
-    model: BaseModel
-    switch: Switch
-    plan: dict[str, Bits]
-    held_out: list[Moment]
 
 
 def compress(

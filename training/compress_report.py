@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,13 +16,10 @@ from atelier.adapters.packed import in_whole_numbers
 from atelier.adapters.quant import Switch, unrounded
 
 from .base_model import BaseModel, load
-from .calibrate import error_by_layer, relative_errors
+from .calibrate import Student, error_by_layer, relative_errors
 from .compress_config import CompressConfig
 from .runs import write_text
 from .sample import DrawRequest, draw
-
-if TYPE_CHECKING:
-    from .compress import Student
 
 REPORT, PAIRS = "report.json", "pairs"
 PAIR_COUNT = 4

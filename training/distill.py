@@ -32,7 +32,8 @@ from .loop import PAUSE_SECONDS, Controls
 OFFICIAL_UPDATES = 16_000
 PAIR_RATE, STEP_RATE = 1 / 2500, 1e-4
 FACTOR_RATE, ZERO_RATE = 5e-3, 2e-2
-# Fewer updates need larger ones. 1/2500 for 16,000 and .02 for 84, which both work, lie on this power.
+# Fewer updates need a larger rate of the pairs: 1/2500 for 16,000 and .02 for 84, which both work, lie on this power.
+# Step sizes that are hurried in the same way end worse than where they began (docs/LOG.md).
 PACE = 0.75
 SMALLEST = 1e-6   # step sizes stay above it
 
@@ -171,11 +172,13 @@ def make_optimizer(unet: nn.Module, course: Course) -> torch.optim.AdamW:
     for layer, mean in zip(layers, means, strict=True):
         unit = pace * (mean if course.scale_aware else even)
         groups.append({"params": [layer.up, layer.down], "lr": unit * PAIR_RATE, "weight_decay": 1e-2})
-        groups.append({"params": [layer.steps], "lr": pace * mean * STEP_RATE})
+        groups.append({"params": [layer.steps], "lr": mean * STEP_RATE})
     inputs: Any = getattr(unet, "input_levels", None)
     if inputs is not None:
         groups.append({"params": list(inputs.factors), "lr": FACTOR_RATE})
         groups.append({"params": list(inputs.zeros), "lr": ZERO_RATE})
+    if not groups:
+        groups.append({"params": [], "lr": 0.0})   # weights alone, and only calibrated: nothing learns
     for group in groups:
         group["initial_lr"] = group["lr"]
     return torch.optim.AdamW(groups, weight_decay=0.0)

@@ -19,6 +19,7 @@ from atelier.adapters.quant_policy import Bits, is_end, plan_layers
 from atelier.training.base_model import BaseModel, load
 from atelier.training.calibrate import (
     GUIDANCE,
+    Student,
     answer_of,
     error_at,
     error_by_layer,
@@ -26,7 +27,7 @@ from atelier.training.calibrate import (
     relative_errors,
     trajectory,
 )
-from atelier.training.compress import Student, course_of, make_student, prompts_of
+from atelier.training.compress import course_of, make_student, prompts_of
 from atelier.training.compress_config import CompressConfig
 from atelier.training.distill import Course, Distillation, make_optimizer
 from atelier.training.events import Stepped, Validated
@@ -49,7 +50,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def student(base: Path) -> Callable[..., tuple[Student, CompressConfig]]:
     def make(**values: Any) -> tuple[Student, CompressConfig]:
-        config = CompressConfig(**{**TINY, "preset": "w4a4", "steps": 24, **values})
+        config = CompressConfig(**{**TINY, "preset": "w4a4", "steps": 16, **values})
         return make_student(load(str(base), "cpu"), config), config
 
     return make
@@ -117,22 +118,12 @@ def test_no_data_is_touched(
 def test_learning_lowers_the_error_on_drawings_it_has_not_seen(
     student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path
 ):
-    """Below calibration alone, and further with the low-rank pairs than with step sizes alone (LSQ)."""
-    found = {}
-    for name in ("pairs", "steps"):
-        ready, config = student()
-        if name == "steps":
-            for layer in rounding_layers(ready.model.unet).values():
-                if layer.up is not None:
-                    layer.up.requires_grad_(False)
-                    layer.down.requires_grad_(False)   # type: ignore[union-attr]
-        unseen = list(trajectory(ready.model, ready.switch, ["a kite"], 4, torch.Generator().manual_seed(77)))
-        before = _error(ready.model, unseen)
-        events = list(learning(ready, config, tmp_path).events(NOBODY))
-        assert [event.step for event in events if isinstance(event, Validated)] == list(range(0, 25, 4))
-        found[name] = _error(ready.model, unseen) / before
-    assert found["pairs"] < 0.95
-    assert found["pairs"] < found["steps"]
+    ready, config = student()
+    unseen = list(trajectory(ready.model, ready.switch, ["a kite"], 4, torch.Generator().manual_seed(77)))
+    before = _error(ready.model, unseen)
+    events = list(learning(ready, config, tmp_path).events(NOBODY))
+    assert [event.step for event in events if isinstance(event, Validated)] == list(range(0, config.steps + 1, 4))
+    assert _error(ready.model, unseen) < 0.97 * before
 
 
 @torch.no_grad()
@@ -143,7 +134,7 @@ def _error(model: BaseModel, moments: list[Any]) -> float:
 def test_step_sizes_come_to_differ_over_time_and_each_belongs_to_its_own(
     student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path
 ):
-    ready, config = student(steps=40)
+    ready, config = student(steps=24)
     list(learning(ready, config, tmp_path).events(NOBODY))
     levels: Any = ready.model.unet.input_levels
     steps = levels.start * torch.stack([factor.detach() for factor in levels.factors])
@@ -210,7 +201,7 @@ def test_errors_by_timestep_and_layer(student: Callable[..., tuple[Student, Comp
     harm = harm_by_layer(ready.model, ready.switch, ready.held_out[1:2])
     assert harm.keys() == {name for name in by_layer if not is_end(name)}
     assert all(value > 0 for value in harm.values())
-    assert sum(harm.values()) > 0.1 * float(error_at(ready.model, ready.held_out[1]))
+    assert sum(harm.values()) > 0.1 * _error(ready.model, ready.held_out[1:2])
     assert all(layer.switch is ready.switch for layer in rounding_layers(ready.model.unet).values())
 
 
@@ -235,12 +226,11 @@ def chain(seed: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def taught(seed: int, rule: str) -> tuple[float, list[float]]:
+def taught(seed: int, rule: str, rank: int = 8) -> tuple[float, list[float]]:
     """Relative output error after 300 updates, and the share of integer codes that changed in each layer."""
     teacher, net = chain(seed), chain(seed)
-    make_rounding(net, dict.fromkeys("0123", Bits(4, 0)), rank=8, search=False)
-    course = Course(prompts=(), steps=300, scale_aware=rule == "aware")
-    optimizer = make_optimizer(net, course)
+    make_rounding(net, dict.fromkeys("0123", Bits(4, 0)), rank=rank, search=False)
+    optimizer = make_optimizer(net, Course(prompts=(), steps=300, scale_aware=rule == "aware"))
     if rule == "smallest":
         means = [float(layer.steps.detach().mean()) for layer in rounding_layers(net).values()]
         for group in optimizer.param_groups[::2]:
@@ -267,13 +257,44 @@ def _codes(layer: Any) -> Tensor:
 
 
 def test_rates_in_proportion_to_step_sizes_move_all_layers_alike():
-    found = {rule: [taught(seed, rule) for seed in range(3)] for rule in ("smallest", "even", "aware")}
+    found = {rule: [taught(seed, rule) for seed in range(2)] for rule in ("smallest", "even", "aware")}
     error = {rule: sum(each for each, _ in runs) for rule, runs in found.items()}
     spread = {rule: [max(moved) / max(min(moved), 1e-4) for _, moved in runs] for rule, runs in found.items()}
     assert max(spread["aware"]) < 3
-    assert min(spread["smallest"]) > 50
+    assert min(spread["smallest"]) > 20
     assert error["aware"] < error["even"]
     assert error["aware"] < error["smallest"]
+
+
+def test_pairs_learn_more_than_step_sizes_alone():
+    """QALoRA against LSQ, after as many updates."""
+    assert taught(0, "aware")[0] < 0.9 * _steps_alone(0)
+
+
+def _steps_alone(seed: int) -> float:
+    teacher, net = chain(seed), chain(seed)
+    make_rounding(net, dict.fromkeys("0123", Bits(4, 0)), rank=0, search=False)
+    layers = list(rounding_layers(net).values())
+    # The best of several rates: it is the method that is compared, not the rate.
+    return min(_lsq(teacher, net, layers, rate) for rate in (1e-4, 1e-3, 5e-3))
+
+
+def _lsq(teacher: nn.Module, net: nn.Module, layers: list[Any], rate: float) -> float:
+    start = [layer.steps.detach().clone() for layer in layers]
+    optimizer = torch.optim.AdamW([{"params": [layer.steps], "lr": rate * float(layer.steps.detach().mean())}
+                                   for layer in layers], weight_decay=0.0)   # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        x = torch.randn(64, 64, generator=generator)
+        (net(x) - teacher(x)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    x = torch.randn(512, 64, generator=generator)
+    with torch.no_grad():
+        error = float((net(x) - teacher(x)).norm() / teacher(x).norm())
+        for layer, steps in zip(layers, start, strict=True):
+            layer.steps.copy_(steps)
+    return error
 
 
 def test_the_rate_of_a_pair_over_its_mean_step_size_is_the_same_in_all_layers(
