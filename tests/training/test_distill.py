@@ -235,6 +235,8 @@ def taught(seed: int, rule: str, rank: int = 8) -> tuple[float, list[float]]:
         means = [float(layer.steps.detach().mean()) for layer in rounding_layers(net).values()]
         for group in optimizer.param_groups[::2]:
             group["initial_lr"] *= min(means) / (sum(means) / len(means))
+    for group in optimizer.param_groups[1::2]:
+        group["initial_lr"] = 0.0   # step sizes that move change codes as well, alike in all layers
     generator = torch.Generator().manual_seed(seed)
     before = [_codes(layer) for layer in rounding_layers(net).values()]
     for step in range(300):
@@ -261,7 +263,7 @@ def test_rates_in_proportion_to_step_sizes_move_all_layers_alike():
     error = {rule: sum(each for each, _ in runs) for rule, runs in found.items()}
     spread = {rule: [max(moved) / max(min(moved), 1e-4) for _, moved in runs] for rule, runs in found.items()}
     assert max(spread["aware"]) < 3
-    assert min(spread["smallest"]) > 20
+    assert min(spread["smallest"]) > 50
     assert error["aware"] < error["even"]
     assert error["aware"] < error["smallest"]
 
