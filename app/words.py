@@ -10,7 +10,7 @@ THEME = "Light or dark"
 READY = "is ready"
 TITLES = {
     "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "mix": "Mix Lab",
-    "compress": "Compress", "gallery": "Gallery", "settings": "Settings",
+    "fusion": "Fusion", "compress": "Compress", "gallery": "Gallery", "settings": "Settings",
 }
 STATES = {
     "queued": "waiting", "preparing": "preparing", "training": "learning", "paused": "paused",
@@ -150,48 +150,40 @@ MIX_SAVED = "is in the library"
 MIX_EMPTY = "Pick a thing and a style: nine pictures appear here, from none of either to all of both."
 CORNERS = "Left: without the thing. Above: without the style."
 
-# --- Compress
-COMPRESS_TITLE = "Make it smaller"
-COMPRESS_LEAD = "Nearly the same pictures, from a fraction of the size. It learns from its own drawings alone."
-COMPRESS_ADAPTERS = "Adapters that go into it"
-COMPRESS_ADAPTERS_HINT = "Merged for good. Others can still be added to the result, with sliders as usual."
-COMPRESS_STRENGTH = "Their strength"
-COMPRESS_SIZE = "How small"
-COMPRESS_PRESETS = {
-    "w8a8": "8 bits: hard to tell apart", "w4a8": "4 bits: small and near", "w2a8": "2 bits: smallest, rough",
-    "w4a4": "4 bits throughout", "w8": "8 bits, weights only", "w4": "4 bits, weights only",
+# --- Fusion
+MIX_TABS = {"mix": "Thing and style", "fusion": "Fusion"}
+FUSION_TITLE = "Fusion"
+FUSION_LEAD = "Several adapters in one picture: say what you want, take what fits, choose how they act together."
+FUSION_METHOD = "How they act together"
+FUSIONS = {
+    "sum": "Sum: all added", "normalised": "Normalised: strengths add up to 1",
+    "gated": "Gated: each layer decides, for every place and step",
+    "switch": "Switch: in turn, a tenth of the steps each",
+    "composite": "Composite: the mean of what each would draw",
+    "dare": "DARE: a random fifth of each, five times as strong",
+    "ties": "TIES: the largest values, where they agree", "svd": "SVD: the sum, cut to one adapter's rank",
+    "concat": "Side by side: the sum, as one file",
 }
-COMPRESS_NOTES = {
-    "w8a8": "Weights and what flows between layers in 8 bits.",
-    "w4a8": "Weights in 4 bits, what flows between layers in 8.",
-    "w2a8": "Weights in 2 bits, what flows between layers in 8. Look at the pairs before you keep it.",
-    "w4a4": "For small files, not for speed: data-centre cards of today don't multiply 4-bit numbers.",
-    "w8": "What flows between layers stays as it is: nothing to calibrate, and no whole-number arithmetic.",
-    "w4": "What flows between layers stays as it is: nothing to calibrate, and no whole-number arithmetic.",
-}
-COMPRESS_HOW = "How"
-COMPRESS_HOWS = {"learn": "Learn to be small", "quick": "Measure only, in a minute"}
-COMPRESS_PROMPTS = "What you like to draw"
-COMPRESS_PROMPTS_HINT = "one prompt a line; it learns on these besides its own list"
-COMPRESS_NAME = "Name of the new base model"
-COMPRESS_NOW = "Compress"
-COMPRESS_NOTHING = "No base model has been compressed yet."
-NOW_SIZE, THEN_SIZE, TAKES, NEEDS = "Now", "Then", "Takes", "Memory"
-AFTER_FIRST = "known after the first steps"
-AT_ONCE_QUICK = "about a minute"
-ERROR_BY_TIMESTEP, ERROR_BY_LAYER = "Error by timestep", "Where it hurts most"
-ERROR_NOTE = "Squared difference to the base model's answer, relative to it, on a drawing it did not learn from."
-LAYER_NOTE = "Each layer's own output, relative."
-BEFORE_LEARNING, AFTER_LEARNING = "measured only", "after learning"
-SAME_SEED = "Same prompt, same seed"
-DRAG = "Drag: left the base model, right the compressed one"
-KEEP_BASE, DISCARD_BASE = "Keep it", "Discard"
-BASE_KEPT = "Kept. Choose it as the base model in Studio or Create."
-BASE_DISCARDED = "Discarded."
-TIME_PER_PICTURE = "A picture"
-EXECUTION = "Computes in"
-ALL_COMPRESSIONS = "All compressions"
-NOISE_END, PICTURE_END = "noise", "picture"
+FIND, PROPOSED = "Find what fits", "Adapters that fit"
+WHEN = "When each acts"
+WHEN_HINT = "From the first step, on the left, to the last. Higher is stronger."
+WHERE = "Where each acts"
+WHERE_HINT = "Paint over the picture. What nobody painted is everywhere."
+EVERYWHERE, ALWAYS = "Everywhere", "Always"
+COMPARE = "Compare all methods"
+KEEP_PICTURE = "Draw and keep"
+NAME_OF_FUSION = "Name"
+SAVE_FUSION = "Save the mix"
+ONE_FILE = "Make one file of it"
+ONE_FILE_NOT = "This mix changes with the step, the place or the picture, so no single file can hold it."
+OPEN_FUSION = "Open a mix"
+FUSION_EMPTY = "Take up two adapters or more: they are drawn together here."
+FUSION_NO_PROMPT = "Say what to draw: the words that call your adapters belong in it."
+GATES_BY_LAYER = "How far each layer lets each adapter through"
+GATES_BY_STEP = "The same from the first step to the last"
+MEETINGS = "Where they get in one another's way"
+MEETINGS_HINT = "By layer: how much two look at and write the same. Hatched: there they push against each other."
+IN_GALLERY = "It hangs in the gallery."
 
 # --- Gallery
 GALLERY_TITLE = "Gallery"
@@ -230,3 +222,6 @@ LICENCES = {
     "Typeface": "Bricolage Grotesque, SIL Open Font License 1.1",
 }
 
+# --- finding adapters
+NO_LAYERS = "it changes none of the layers that words can be compared with"
+NOTHING_FOUND = "Nothing fits these words. Say it in other words, or teach it: atelier train PICTURES --name NAME"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atelier.adapters.fusion import Fusion, fusing
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import merged, mounted
 from atelier.adapters.settings import SettingError, Settings, setting
@@ -41,12 +43,12 @@ class DrawRequest(Settings):
 def draw(
     model: BaseModel,
     request: DrawRequest,
-    mix: Mix = Mix(),
+    mix: Mix | Fusion = Mix(),
     on_step: Callable[[int, int], None] | None = None,
     *,
     alike: bool = False,
 ) -> list[Image.Image]:
-    """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths.
+    """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths, or as a fusion says.
 
     ``on_step(done, of)`` is called after every denoising step. ``alike``: all from the one seed, for a mix that treats
     the pictures of a batch differently.
@@ -62,9 +64,7 @@ def draw(
             on_step(step + 1, request.steps)
         return values
 
-    # Merging costs nothing per step, where it can be done.
-    attach = merged if model.mergeable and not mix.live() else mounted
-    with torch.inference_mode(), attach(model.models(), mix):
+    with torch.inference_mode(), _attached(model, mix):
         result = model.pipeline(
             **_prompt(model, request, each=alike),
             num_inference_steps=request.steps,
@@ -76,6 +76,14 @@ def draw(
             output_type="latent",
         )
         return _decode(model, result.images)
+
+
+def _attached(model: BaseModel, mix: Mix | Fusion) -> AbstractContextManager[None]:
+    """Merging costs nothing per step, where it can be done."""
+    if isinstance(mix, Fusion):
+        return fusing(model.models(), mix)
+    attach = merged if model.mergeable and not mix.live() else mounted
+    return attach(model.models(), mix)
 
 
 def _prompt(model: BaseModel, request: DrawRequest, *, each: bool) -> dict[str, Any]:

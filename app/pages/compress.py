@@ -12,7 +12,7 @@ from atelier.training.compress_config import CompressConfig
 from atelier.training.config import EMBEDDED
 from atelier.training.runs import RunFolder, RunStatus
 
-from .. import compress_phrases, phrases, words
+from .. import compress_phrases, compress_words, phrases, words
 from ..address import address, file_address
 from ..compressing import (
     ACCEPTED,
@@ -41,15 +41,15 @@ _ACTS = {"pause": "pause", "go-on": "resume", "stop": "stop"}   # button → com
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001 (as every page)
     """Place the page: the form and what was compressed, or with ``?run=ID`` that one."""
     with gr.Column(visible=False) as form:
-        heading(words.COMPRESS_TITLE, words.COMPRESS_LEAD)
+        heading(compress_words.COMPRESS_TITLE, compress_words.COMPRESS_LEAD)
         with gr.Row(elem_classes="bench"):
             with gr.Column(scale=7, elem_classes="sheet"):
                 base, adapters, strength = _model_questions()
                 preset, how, prompts = _size_questions()
             with gr.Column(scale=5, elem_classes="sheet"):
                 plan = panel("compress-plan", {})
-                name = gr.Textbox(label=words.COMPRESS_NAME, max_length=64, elem_id="compress-name")
-                go = gr.Button(words.COMPRESS_NOW, variant="primary", size="lg", elem_id="compress-now")
+                name = gr.Textbox(label=compress_words.COMPRESS_NAME, max_length=64, elem_id="compress-name")
+                go = gr.Button(compress_words.COMPRESS_NOW, variant="primary", size="lg", elem_id="compress-now")
         done = panel("compressions", [])
     with gr.Column(visible=False) as one:
         live = panel("compression", {})
@@ -86,19 +86,19 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001
 
 def _model_questions() -> tuple[Any, Any, Any]:
     base = gr.Dropdown([], label=words.BASE, elem_id="compress-base", interactive=True)
-    adapters = gr.Dropdown([], label=words.COMPRESS_ADAPTERS, info=words.COMPRESS_ADAPTERS_HINT, multiselect=True,
+    adapters = gr.Dropdown([], label=compress_words.COMPRESS_ADAPTERS, info=compress_words.COMPRESS_ADAPTERS_HINT, multiselect=True,
                            elem_id="compress-adapters", interactive=True)   # fmt: skip
-    strength = gr.Slider(0, 2, 1, step=0.05, label=words.COMPRESS_STRENGTH, elem_id="compress-strength",
+    strength = gr.Slider(0, 2, 1, step=0.05, label=compress_words.COMPRESS_STRENGTH, elem_id="compress-strength",
                          visible=False)   # fmt: skip
     return base, adapters, strength
 
 
 def _size_questions() -> tuple[Any, Any, Any]:
-    titles = [(title, name) for name, title in words.COMPRESS_PRESETS.items()]
-    preset = gr.Radio(titles, value=_PRESET, label=words.COMPRESS_SIZE, elem_id="compress-preset")
-    how = gr.Radio([(title, key) for key, title in words.COMPRESS_HOWS.items()], value="learn",
-                   label=words.COMPRESS_HOW, elem_id="compress-how")   # fmt: skip
-    prompts = gr.Textbox(label=words.COMPRESS_PROMPTS, placeholder=words.COMPRESS_PROMPTS_HINT, lines=2, max_lines=8,
+    titles = [(title, name) for name, title in compress_words.COMPRESS_PRESETS.items()]
+    preset = gr.Radio(titles, value=_PRESET, label=compress_words.COMPRESS_SIZE, elem_id="compress-preset")
+    how = gr.Radio([(title, key) for key, title in compress_words.COMPRESS_HOWS.items()], value="learn",
+                   label=compress_words.COMPRESS_HOW, elem_id="compress-how")   # fmt: skip
+    prompts = gr.Textbox(label=compress_words.COMPRESS_PROMPTS, placeholder=compress_words.COMPRESS_PROMPTS_HINT, lines=2, max_lines=8,
                          elem_id="compress-prompts")   # fmt: skip
     return preset, how, prompts
 
@@ -123,13 +123,13 @@ def _plan(home: Home, base: str, preset: str, how: str) -> dict[str, Any]:
     with plainly():
         config = CompressConfig(base=base or EMBEDDED, preset=preset, **steps)
         plan = plan_of(home, config)
-    takes = words.AT_ONCE_QUICK if not config.steps else words.AFTER_FIRST
+    takes = compress_words.AT_ONCE_QUICK if not config.steps else compress_words.AFTER_FIRST
     if config.steps and plan.seconds is not None:
         takes = compress_phrases.takes(plan.seconds)
     return {
         "before": phrases.size(plan.before), "after": phrases.size(plan.after),
         "share": f"{100 * plan.after / plan.before:.1f}", "takes": takes,
-        "needs": compress_phrases.at_least(plan.memory), "note": words.COMPRESS_NOTES[preset],
+        "needs": compress_phrases.at_least(plan.memory), "note": compress_words.COMPRESS_NOTES[preset],
     }   # fmt: skip
 
 
@@ -172,7 +172,7 @@ def _live(run: RunFolder, config: CompressConfig, status: RunStatus) -> dict[str
         "pause": state == "training", "go_on": state == "paused", "stop": state in ("training", "paused"),
         "cancel": not status.over, "resume": state in ("interrupted", "failed", "stopped"),
         "decide": bool(report) and not said,
-        "decided": {"": "", ACCEPTED: words.BASE_KEPT}.get(said, words.BASE_DISCARDED),
+        "decided": {"": "", ACCEPTED: compress_words.BASE_KEPT}.get(said, compress_words.BASE_DISCARDED),
         "chart": loss_chart(_by_trajectory(config, status), status.validation, status.best_step, status.of),
         "best": status.best_step,
         "chart_say": phrases.chart(status.losses[-1][1] if status.losses else 0.0, status.step),
@@ -205,7 +205,7 @@ def _report(run: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
         "share": f"{100 * report['bytes_after'] / report['bytes_before']:.1f}",
         "time": compress_phrases.per_picture(report["seconds_before"], report["seconds_after"]),
         "execution": compress_phrases.whole_numbers(report["whole_numbers"], report["device"]),
-        "note": words.COMPRESS_NOTES[report["preset"]],
+        "note": compress_words.COMPRESS_NOTES[report["preset"]],
         "pairs": [{**pair, "before": file_address(run.path / pair["before"]),
                    "after": file_address(run.path / pair["after"]),
                    "say": compress_phrases.likeness(pair["psnr"])} for pair in report["pairs"]],

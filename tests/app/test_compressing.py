@@ -12,7 +12,7 @@ from PIL import Image
 
 from atelier.adapters.quant_policy import PRESETS
 from atelier.adapters.settings import SettingError
-from atelier.app import compressing, words
+from atelier.app import compress_words, compressing, words
 from atelier.app.arguments import build_parser
 from atelier.app.compressing import accept, compress_here, discard, make_config, plan_of, read_report, verdict
 from atelier.app.frame import job_bar, run_address
@@ -141,7 +141,7 @@ def test_the_page_when_it_is_done(home: Home):
     assert page._show(home, run.id, version)[3] == gr.skip()
     page._act(home, run.id, "keep", "")
     after = page._show(home, run.id, version)[3]
-    assert (after["decide"], after["decided"]) == (False, words.BASE_KEPT)
+    assert (after["decide"], after["decided"]) == (False, compress_words.BASE_KEPT)
     assert page._row(home, run_status(home, run.id))["picture"].startswith("/gradio_api/file=")
 
 
@@ -151,11 +151,11 @@ def test_the_page_of_no_job_and_of_a_training(home: Home):
 
 
 def test_the_page_says_what_a_preset_means(home: Home):
-    assert words.COMPRESS_PRESETS.keys() == words.COMPRESS_NOTES.keys() == PRESETS.keys()
+    assert compress_words.COMPRESS_PRESETS.keys() == compress_words.COMPRESS_NOTES.keys() == PRESETS.keys()
     plan = page._plan(home, "embedded", "w4a4", "learn")
     assert "not for speed" in plan["note"]
-    assert plan["takes"] == words.AFTER_FIRST
-    assert page._plan(home, "embedded", "w4a4", "quick")["takes"] == words.AT_ONCE_QUICK
+    assert plan["takes"] == compress_words.AFTER_FIRST
+    assert page._plan(home, "embedded", "w4a4", "quick")["takes"] == compress_words.AT_ONCE_QUICK
 
 
 def command(*words: str) -> Any:
