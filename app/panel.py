@@ -61,7 +61,8 @@ def panel(name: str, value: Any = None, *, elem_id: str = "") -> Any:
 def template(name: str) -> str:
     """A panel's Handlebars template, with what is ours filled in.
 
-    ``[[WORD]]`` is that word of words.py or compress_words.py, ``[[icon name]]`` an icon, ``[[> name]]`` another template.
+    ``[[WORD]]`` is that word of words.py or compress_words.py, ``[[icon name]]`` an icon, and ``[[> name]]`` another
+    template.
     """
     text = (PANELS / f"{name}.html").read_text(encoding="utf-8")
     return re.sub(r"\[\[(> ?|icon )?([\w-]+)\]\]", _ours, text)

@@ -1,4 +1,4 @@
-"""The web app: eight pages, each in the same frame."""
+"""The web app: nine pages, each in the same frame."""
 
 from __future__ import annotations
 

@@ -86,20 +86,24 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001
 
 def _model_questions() -> tuple[Any, Any, Any]:
     base = gr.Dropdown([], label=words.BASE, elem_id="compress-base", interactive=True)
-    adapters = gr.Dropdown([], label=compress_words.COMPRESS_ADAPTERS, info=compress_words.COMPRESS_ADAPTERS_HINT, multiselect=True,
-                           elem_id="compress-adapters", interactive=True)   # fmt: skip
+    adapters = gr.Dropdown(
+        [], label=compress_words.COMPRESS_ADAPTERS, info=compress_words.COMPRESS_ADAPTERS_HINT, multiselect=True,
+        elem_id="compress-adapters", interactive=True,
+    )   # fmt: skip
     strength = gr.Slider(0, 2, 1, step=0.05, label=compress_words.COMPRESS_STRENGTH, elem_id="compress-strength",
                          visible=False)   # fmt: skip
     return base, adapters, strength
 
 
 def _size_questions() -> tuple[Any, Any, Any]:
-    titles = [(title, name) for name, title in compress_words.COMPRESS_PRESETS.items()]
-    preset = gr.Radio(titles, value=_PRESET, label=compress_words.COMPRESS_SIZE, elem_id="compress-preset")
-    how = gr.Radio([(title, key) for key, title in compress_words.COMPRESS_HOWS.items()], value="learn",
-                   label=compress_words.COMPRESS_HOW, elem_id="compress-how")   # fmt: skip
-    prompts = gr.Textbox(label=compress_words.COMPRESS_PROMPTS, placeholder=compress_words.COMPRESS_PROMPTS_HINT, lines=2, max_lines=8,
-                         elem_id="compress-prompts")   # fmt: skip
+    presets, hows = ([(title, name) for name, title in titles.items()]
+                     for titles in (compress_words.COMPRESS_PRESETS, compress_words.COMPRESS_HOWS))   # fmt: skip
+    preset = gr.Radio(presets, value=_PRESET, label=compress_words.COMPRESS_SIZE, elem_id="compress-preset")
+    how = gr.Radio(hows, value="learn", label=compress_words.COMPRESS_HOW, elem_id="compress-how")
+    prompts = gr.Textbox(
+        label=compress_words.COMPRESS_PROMPTS, placeholder=compress_words.COMPRESS_PROMPTS_HINT, lines=2, max_lines=8,
+        elem_id="compress-prompts",
+    )   # fmt: skip
     return preset, how, prompts
 
 
