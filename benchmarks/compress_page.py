@@ -35,7 +35,7 @@ of the paper's 16,000: a small machine's choice. Differences between the last th
 short a learning can tell. *Error* is the squared difference to the base's own answer over its square, mean over two
 trajectories with prompts and seeds that no method has seen; *PSNR* is that of {pictures} pictures in {draw_steps}
 denoising steps from the same noise; *judge* is the mean probability, in points of 100, of the thing and of the style
-that were asked for (the base itself: {judge:.1f}). {measured}
+that were asked for (the base itself: {judge:.1f}). Measured on: {measured}.
 
 | preset | method | error | PSNR, dB | judge | to the base | seconds |
 |---|---|---|---|---|---|---|
@@ -57,7 +57,7 @@ SPEED_TEXT = """
 ## Linear layers in whole numbers
 
 All {layers} calls of linear layers in one UNet call of Stable Diffusion 1.5 at 64 × 64, one thread, CPU seconds,
-contenders taking turns in processes of their own (`python -m benchmarks.compress_speed`). {measured}
+contenders taking turns in processes of their own (`python -m benchmarks.compress_speed`). Measured on: {measured}.
 
 | contender | seconds | faster than fp32 | lowest and highest of the turns |
 |---|---|---|---|
