@@ -21,20 +21,39 @@ LARGEST = 127
 _WHOLE = ("conv_in", "conv_out")
 
 
-class Frozen8(nn.Module):
-    """What a frozen layer becomes: it makes its weight whenever it is asked for it."""
+class Frozen(nn.Module):
+    """What a frozen layer becomes that keeps codes: it makes its weight whenever it is asked for it."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the layer stands for."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, without making it."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's own operation."""
+        return _Apply.apply(x, self)
+
+
+class Frozen8(Frozen):
+    """A frozen layer in 8 bits, symmetric about 0."""
 
     codes: Tensor    # int8, in the shape of the weight
     scales: Tensor   # [out, 1, …], in the dtype of the weight
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:   # type: ignore[override]
         """The weight that the layer stands for."""
         return self.codes * self.scales
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The layer's own operation."""
-        return _Apply.apply(x, self)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, without making it."""
+        return tuple(self.codes.shape)
 
 
 class Linear8(Frozen8, nn.Linear):   # type: ignore[misc]
@@ -49,9 +68,9 @@ class _Apply(torch.autograd.Function):
     """Left to itself, autograd would keep the whole weight of every layer until the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Linear8 | Conv8) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
         ctx.layer, ctx.shape = layer, x.shape
-        if isinstance(layer, Conv8):
+        if isinstance(layer, nn.Conv2d):
             return layer._conv_forward(x, layer.weight, layer.bias)
         return F.linear(x, layer.weight, layer.bias)
 
@@ -59,7 +78,7 @@ class _Apply(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
         layer, (gradient,) = ctx.layer, gradients
-        if isinstance(layer, Conv8):
+        if isinstance(layer, nn.Conv2d):
             way: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
             return conv2d_input(ctx.shape, layer.weight, gradient, *way), None
         return gradient @ layer.weight, None
@@ -83,7 +102,9 @@ def freeze8(model: nn.Module, device: torch.device | str | None = None) -> None:
 
 def weight_shape(module: nn.Module) -> tuple[int, ...]:
     """Shape of a module's weight, without making it; empty where there is none."""
-    weight = module.codes if isinstance(module, Frozen8) else getattr(module, "weight", None)
+    if isinstance(module, Frozen):
+        return module.shape
+    weight = getattr(module, "weight", None)
     return tuple(weight.shape) if isinstance(weight, Tensor) else ()
 
 

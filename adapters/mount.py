@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from atelier.kernels.low_rank import low_rank_linear
 
 from .base import Adapter, AdapterSet
-from .frozen8 import Frozen8, weight_shape
+from .frozen8 import Frozen, weight_shape
 from .mix import Mix
 
 Part = tuple[Adapter, float]   # with its strength
@@ -73,8 +73,8 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
         for clock in mix.clocks():
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
         for module, parts in _by_module(models, mix).items():
-            # What a layer in 8 bits makes must not be kept for the backward pass, as one operation for both would.
-            pairs = not isinstance(module, Frozen8) and all(_is_pair(adapter) for adapter, _ in parts)
+            # What a layer of codes makes must not be kept for the backward pass, as one operation for both would.
+            pairs = not isinstance(module, Frozen) and all(_is_pair(adapter) for adapter, _ in parts)
             if pairs and isinstance(module, nn.Linear):
                 stack.enter_context(replaced_forward(module, partial(_low_rank_forward, module, parts)))
                 continue
@@ -174,8 +174,8 @@ def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
 def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Every weight and bias that the Mix changes, with its Σ strength·ΔW in float32; one at a time, to save memory."""
     for module, pairs in _by_module(models, mix).items():
-        if isinstance(module, Frozen8):
-            raise MountError("Weights in 8 bits are too coarse to merge into: mount the adapters.")
+        if isinstance(module, Frozen):
+            raise MountError("Weights of 8 bits and less are too coarse to merge into: mount the adapters.")
         for name, change in (("weight", _delta), ("bias", _bias_delta)):
             parameter = getattr(module, name)
             found = [(change(adapter, parameter), strength) for adapter, strength in pairs]

@@ -9,6 +9,7 @@ _EPILOG = """examples:
   atelier serve                                          open the Studio in a browser
   atelier train pictures/ --name rex --subject dog       teach it what the pictures show
   atelier draw "a photo of rex dog" --adapter rex=0.8    draw it
+  atelier compress --adapter rex --name rex-small        the base with rex in it, in 4 bits
   atelier export rex --to kohya --out rex.safetensors    take it to another tool
 
 exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 stopped with Ctrl-C
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--open", action="store_true", help="show it in the browser of this desktop")
     add("worker", "work off the queue of training runs", shared)
     _add_train(add("train", "teach it what a folder of pictures shows"))
+    _add_compress(add("compress", "make a base model smaller, with adapters in it or without"))
     _add_make(add("make", "mix what is drawn with how it is drawn: two adapters into one"))
     _add_draw(add("draw", "draw pictures"))
     _add_find(add("find", "say which adapters fit what you want to draw, by their weights"))
@@ -87,6 +89,23 @@ def _add_make(make: argparse.ArgumentParser) -> None:
                       help="how much of it (default: 0.75 for sum and np, else 1)")   # fmt: skip
 
 
+def _add_compress(compress: argparse.ArgumentParser) -> None:
+    compress.add_argument("--base", type=lasting_base, default="embedded", metavar="PATH_OR_ID",
+                          help="base model to compress (default: embedded)")
+    compress.add_argument("--adapter", type=_part, action="append", default=[], metavar="NAME[=STRENGTH]",
+                          dest="adapters", help="an adapter that goes into its weights first; repeatable")
+    compress.add_argument("--preset", default="w4a8", choices=("w8a8", "w4a8", "w4a4", "w2a8", "w8", "w4"),
+                          help="bits of weights (w) and of what flows between layers (a); the default is w4a8")
+    compress.add_argument("--name", required=True, metavar="NAME", help="what you call the compressed base model")
+    compress.add_argument("--steps", type=int, metavar="N",
+                          help="updates of learning to be rounded; 0 only calibrates (default: 400)")
+    compress.add_argument("--prompt", action="append", default=[], metavar="TEXT", dest="prompts",
+                          help="what you like to draw, for it to learn on besides its own list; repeatable")
+    compress.add_argument("--set", type=_pair, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                          help="any other setting; a wrong key lists them all")
+    compress.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this name")
+
+
 def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("prompt", metavar="PROMPT")
     draw.add_argument("--adapter", type=_part, action="append", default=[], metavar="NAME[=STRENGTH]", dest="adapters",
@@ -104,7 +123,7 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("--guidance", type=float, metavar="G", help="how strictly the prompt is followed")
     draw.add_argument("--size", type=_size, metavar="WxH", help="width and height in pixels (default: the base's own)")
     draw.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
-                      help="base model (default: the first adapter's, else embedded)")
+                      help="base model, or the name of a compressed one (default: the first adapter's, else embedded)")
     draw.add_argument("--out", type=Path, metavar="DIR", help="folder for the pictures (default: the gallery)")
 
 

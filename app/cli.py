@@ -118,6 +118,20 @@ def _make(arguments: Namespace) -> int:
     return _say(arguments, values, f"{card.name} is ready: {card.path}")
 
 
+def _compress(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from .compressing import compress_here
+
+    where = ["--home", str(home.path)] if arguments.home else []
+    values = compress_here(home, arguments)
+    if "error" in values:
+        again = shlex.join(["atelier", "compress", "--name", arguments.name, "--resume", *where])
+        return _fail(f"{values['error']}\nResume it with: {again}")
+    draw = shlex.join(["atelier", "draw", "PROMPT", "--base", arguments.name, *where])
+    return _say(arguments, values, f"{arguments.name} is ready: {values['path']}\n{values['size']}\n{values['time']}\n"
+                f"Draw with it: {draw}")
+
+
 def _draw(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from .drawing import draw_here
@@ -205,7 +219,8 @@ def _doctor(arguments: Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    "serve": _serve, "worker": _worker, "train": _train, "make": _make, "draw": _draw, "find": _find,
+    "serve": _serve, "worker": _worker, "train": _train, "make": _make, "compress": _compress, "draw": _draw,
+    "find": _find,
     "list": _list, "show": _show, "delete": _delete, "models": _models, "doctor": _doctor,
     **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip

@@ -22,7 +22,7 @@ from atelier.training.sample import DrawRequest, draw
 from .home import Home, write_whole, writing
 from .library import find_adapter
 from .mixes import Share, fused_recipe
-from .models import check_family
+from .models import check_family, find_base
 from .pictures import encode_picture, make_recipe, picture_id, save_picture
 
 BATCH = 4   # pictures drawn at once: more at a time needs more memory and is hardly faster
@@ -36,7 +36,7 @@ def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int]]:
     """
     request = _request(arguments)
     parts = [(find_adapter(home, name), strength) for name, strength in arguments.adapters]
-    base = arguments.base or next((card.base for card, _ in parts if card.base), EMBEDDED)
+    base = find_base(home, arguments.base or "") or next((card.base for card, _ in parts if card.base), EMBEDDED)
     if arguments.out:
         with writing(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from .icons import PATHS
 from .jobs import list_runs
 from .panel import panel
 
-PAGES = ("create", "studio", "mix", "library", "gallery", "jobs", "settings")
+PAGES = ("create", "studio", "mix", "compress", "library", "gallery", "jobs", "settings")
 POLL: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 RECENT_SECONDS = 600.0
 UNDER = {"fusion": "mix"}   # pages that are reached through another
@@ -55,9 +55,16 @@ def _job(run: RunStatus) -> dict[str, Any]:
     return {
         "name": run.name, "state": run.state, "left": left, "percent": percent(run),
         "say": words.READY if done else phrases.doing(words.STATES[run.state], percent(run)),
-        "href": address("studio", adapter=run.name) if done else address("jobs", run=run.id),
+        "href": run_address(run, done=done),
         "news": f"{run.name}: {words.STATES[run.state]}",
     }
+
+
+def run_address(run: RunStatus, *, done: bool = False) -> str:
+    """Where a run is shown; a training that is done leads to drawing with it."""
+    if run.compression:
+        return address("compress", run=run.id)
+    return address("studio", adapter=run.name) if done else address("jobs", run=run.id)
 
 
 def percent(run: RunStatus) -> int:

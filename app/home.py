@@ -5,6 +5,7 @@
     datasets/<slug>/             pictures to learn from
     runs/<id>/                   one folder a training run (training/runs.py)
     adapters/<name>.safetensors  finished adapters, recipe in the header
+    bases/<name>/                compressed base models
     gallery/<id>.png             drawn pictures, recipe in a text chunk
     mixes/<name>.json            adapters that act together, and how
     trash/                       what was deleted, until it is put back
@@ -19,7 +20,7 @@ import os
 import re
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,6 +59,11 @@ class Home:
         return self.path / "adapters"
 
     @property
+    def bases(self) -> Path:
+        """Compressed base models."""
+        return self.path / "bases"
+
+    @property
     def gallery(self) -> Path:
         """Drawn pictures."""
         return self.path / "gallery"
@@ -90,8 +96,8 @@ def open_home(path: Path | None = None) -> Home:
         HomeError: it can't be a folder, or can't be written.
     """
     home = Home(_default_path() if path is None else Path(path).expanduser().absolute())
-    for folder in (home.path, home.datasets, home.runs, home.adapters, home.gallery, home.mixes, home.trash,
-                   home.state):
+    for folder in (home.path, home.datasets, home.runs, home.adapters, home.bases, home.gallery, home.mixes,
+                   home.trash, home.state):   # fmt: skip
         with writing(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
@@ -187,9 +193,22 @@ def new_name(home: Home, text: str, busy: frozenset[str] = frozenset()) -> str:
     Raises:
         HomeError: see :func:`safe_name`; a taken name's message proposes a free one.
     """
+    return _free_name(text, {path.stem for path in home.adapters.glob("*.safetensors")} | busy)
+
+
+def new_base_name(home: Home, text: str, busy: frozenset[str] = frozenset()) -> str:
+    """The same for a new base model of the home.
+
+    Raises:
+        HomeError: see :func:`safe_name`; a taken name's message proposes a free one.
+    """
+    return _free_name(text, {path.name for path in home.bases.iterdir()} | busy)
+
+
+def _free_name(text: str, others: Set[str]) -> str:
     name = safe_name(text)
     # Without case, because some file systems know none.
-    taken = {path.stem.casefold() for path in home.adapters.glob("*.safetensors")} | {n.casefold() for n in busy}
+    taken = {other.casefold() for other in others}
     if name.casefold() not in taken:
         return name
     stem = re.sub(r"-\d+$", "", name)[: MAX_NAME - 5]

@@ -11,15 +11,16 @@ from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 
+from atelier.training.compress_config import CompressConfig
 from atelier.training.config import TrainConfig
 from atelier.training.events import Stopped
 from atelier.training.runs import COMMANDS, RunFolder, RunStatus, status
 
-from .home import Home, HomeError, new_name, time_id, writing
+from .home import Home, HomeError, new_base_name, new_name, time_id, writing
 from .job_queue import Act, open_queue
 
 
-def submit(home: Home, config: TrainConfig) -> RunFolder:
+def submit(home: Home, config: TrainConfig | CompressConfig) -> RunFolder:
     """Make a run and put it into the queue.
 
     Raises:
@@ -35,14 +36,15 @@ def submit(home: Home, config: TrainConfig) -> RunFolder:
     return run
 
 
-def new_run(home: Home, config: TrainConfig, *, started: bool = False) -> RunFolder:
+def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool = False) -> RunFolder:
     """Make the folder of a new run. With ``started`` it counts as alive from its first moment: no worker takes it.
 
     Raises:
         HomeError: its name can't be used or is taken, or the home can't be written.
     """
     busy = frozenset(state.name for state in list_runs(home) if not state.over)
-    id = f"{time_id()}-{new_name(home, config.name, busy).replace(' ', '-')}"
+    named = new_base_name if isinstance(config, CompressConfig) else new_name
+    id = f"{time_id()}-{named(home, config.name, busy).replace(' ', '-')}"
     # Under a hidden name until it is whole, so that nobody meets a run without a recipe.
     partial = home.runs / f".{id}"
     with writing(home.runs):

@@ -70,14 +70,15 @@ def keep_folders(home: Home, text: str) -> list[Path]:
 
 def find_models(home: Home) -> list[Model]:
     """What is in all remembered folders; one that is gone, such as a disk that is not plugged in, holds nothing."""
-    found = {model.path: model for folder in model_folders(home) if folder.is_dir() for model in scan_models(folder)}
+    folders = [home.bases, *model_folders(home)]
+    found = {model.path: model for folder in folders if folder.is_dir() for model in scan_models(folder)}
     return list(found.values())
 
 
 def base_choices(home: Home) -> list[tuple[str, str]]:
     """Base models to choose from, as (title, base): the embedded one, those found, those of the adapters here."""
     names = {card.base: card.title for card in list_adapters(home) if card.base}
-    names |= {str(model.path): phrases.base_title(model.info.title, model.info.kind)
+    names |= {str(model.path): phrases.base_title(model.info.title, model.info.kind, model.info.precision)
               for model in find_models(home) if model.info}   # fmt: skip
     names.pop(EMBEDDED, None)
     return [(identify(EMBEDDED).title, EMBEDDED), *((title, base) for base, title in names.items())]
@@ -107,6 +108,11 @@ def _look(path: Path, _modified: int, _size: int) -> Model:
         return Model(path, identify(str(path)))
     except BaseError as error:
         return Model(path, reason=str(error))
+
+
+def find_base(home: Home, text: str) -> str:
+    """The base model that a person means: a compressed one of the home by its name, else whatever was said."""
+    return str(home.bases / text) if (home.bases / text / INDEX).exists() else text
 
 
 def check_family(info: BaseInfo, cards: Sequence[AdapterCard]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 from gradio.component_meta import ComponentMeta
 
-from . import words
+from . import compress_words, words
 from .icons import icon
 
 PANELS = Path(__file__).resolve().parent.parent / "assets" / "panels"
@@ -61,7 +61,8 @@ def panel(name: str, value: Any = None, *, elem_id: str = "") -> Any:
 def template(name: str) -> str:
     """A panel's Handlebars template, with what is ours filled in.
 
-    ``[[WORD]]`` is that word of words.py, ``[[icon name]]`` an icon, ``[[> name]]`` another template.
+    ``[[WORD]]`` is that word of words.py or compress_words.py, ``[[icon name]]`` an icon, and ``[[> name]]`` another
+    template.
     """
     text = (PANELS / f"{name}.html").read_text(encoding="utf-8")
     return re.sub(r"\[\[(> ?|icon )?([\w-]+)\]\]", _ours, text)
@@ -69,7 +70,8 @@ def template(name: str) -> str:
 
 def _ours(found: re.Match[str]) -> str:
     if found[1] is None:
-        return escape(getattr(words, found[2]))
+        here = words if hasattr(words, found[2]) else compress_words
+        return escape(getattr(here, found[2]))
     return icon(found[2]) if found[1].startswith("icon") else template(found[2])
 
 

@@ -70,9 +70,9 @@ def needs_levers(needed: int, room: int, levers: str) -> str:
     return f"Needs about {size(needed)}, and {size(room)} are free here: {levers}."
 
 
-def base_title(title: str, kind: str) -> str:
-    """A base model among others to choose from."""
-    return f"{title} · {kind}"
+def base_title(title: str, kind: str, precision: str = "") -> str:
+    """A base model among others to choose from; of a compressed one it says the bits."""
+    return " · ".join((title, kind, *([precision.upper()] if precision.startswith("w") else [])))
 
 
 def base_facts(kind: str, prediction: str, precision: str, count: int, adapters: int) -> str:

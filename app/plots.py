@@ -37,6 +37,17 @@ def loss_chart(losses: Sequence[Point], validation: Sequence[Point], best_step: 
     }   # fmt: skip
 
 
+def curves(lines: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Lay out lines of equal length over one pair of axes, the vertical one from 0.
+
+    Returns:
+        Path data under ``first`` and, of a second line, ``second``; the label of the top under ``high``.
+    """
+    top = 1.08 * max(value for line in lines for value in line) or 1.0
+    paths = [path(list(enumerate(line)), len(line) - 1, 0.0, top) for line in lines]
+    return {"first": paths[0], "second": paths[1] if len(paths) > 1 else "", "high": f"{top:.2g}"}
+
+
 def smoothed(points: Sequence[Point], keep: float = 0.9) -> list[Point]:
     """Exponential moving average, corrected for its start (Kingma & Ba 2015, section 3).
 

@@ -1,4 +1,4 @@
-"""The web app: seven pages, each in the same frame."""
+"""The web app: nine pages, each in the same frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .address import address
 from .engine import Engine
 from .frame import frame
 from .home import Home
-from .pages import create, fusion, gallery, jobs, library, mix, settings, studio
+from .pages import compress, create, fusion, gallery, jobs, library, mix, settings, studio
 
 
 def build(home: Home, engine: Engine) -> gr.Blocks:
@@ -23,6 +23,8 @@ def build(home: Home, engine: Engine) -> gr.Blocks:
         mix.build(demo, home, engine)
     with demo.route(words.TITLES["fusion"], address("fusion")), page(demo, home, "fusion"):
         fusion.build(demo, home, engine)
+    with demo.route(words.TITLES["compress"], address("compress")), page(demo, home, "compress"):
+        compress.build(demo, home, engine)
     with demo.route(words.TITLES["library"], address("library")), page(demo, home, "library"):
         library.build(demo, home, engine)
     with demo.route(words.TITLES["gallery"], address("gallery")), page(demo, home, "gallery"):

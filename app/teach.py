@@ -90,7 +90,7 @@ def train_here(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
 
     The first Ctrl-C lets the step end and saves, so that the run can be resumed.
     """
-    progress = _Progress(run.config().steps)
+    progress = _Progress(read_status(run).of)
     with _logging_to(run.path / "log.txt"):
         for event in training.run(run, adapters, resume=resume):
             progress.show(event)

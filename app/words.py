@@ -10,8 +10,7 @@ THEME = "Light or dark"
 READY = "is ready"
 TITLES = {
     "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "mix": "Mix Lab",
-    "fusion": "Fusion",
-    "gallery": "Gallery",    "settings": "Settings",
+    "fusion": "Fusion", "compress": "Compress", "gallery": "Gallery", "settings": "Settings",
 }
 STATES = {
     "queued": "waiting", "preparing": "preparing", "training": "learning", "paused": "paused",
@@ -75,6 +74,7 @@ TRY_HINT = "what the picture shows"
 TRYING = "It draws at the next step; the picture appears among the previews."
 NO_PROMPT = "There is no prompt yet. Say what the picture shows."
 GONE = "No such job"
+SEE_COMPRESS = "This is a compression: the page Compress shows it."
 
 # --- Library
 LIBRARY_TITLE = "Library"
@@ -203,7 +203,7 @@ HOME = "Home folder"
 HOME_HINT = "Everything you make is in this one folder. Back it up, move it, or start Atelier with another one."
 FOLDER, FREE = "Folder", "Free on this disk"
 FOLDERS = {"datasets": "Pictures to learn from", "runs": "Jobs", "adapters": "Adapters", "gallery": "Gallery",
-           "trash": "Trash"}
+           "bases": "Compressed models", "trash": "Trash"}
 MACHINE, DEVICE, MEMORY, WORKER, SYSTEM = "This machine", "Device", "Memory", "Worker at work", "System"
 YES, NOT_YET = "yes", "not yet"
 NO_WORKER = "no: jobs wait until one is started with 'atelier worker'"

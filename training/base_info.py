@@ -20,6 +20,7 @@ TITLES = {"embedded": "Atelier's own small model", "sd1": "Stable Diffusion 1.x"
           "sdxl": "Stable Diffusion XL"}   # fmt: skip
 _TASKS = {9: "an inpainting model", 8: "a model that edits pictures (InstructPix2Pix)", 5: "a depth model",
           7: "an upscaler"}   # fmt: skip
+PACKED_UNET = "packed.safetensors"   # the UNet's weights in codes, where a folder is a compressed base model
 _DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
@@ -42,7 +43,7 @@ class BaseInfo:
     folder: Path           # where the configurations are
     caption: str           # caption template with {trigger} and {subject}
     file: Path | None = None   # the checkpoint, when it is a single file
-    precision: str = ""    # of the UNet's weights: fp32, fp16, bf16, fp8; empty when unknown
+    precision: str = ""    # of the UNet's weights: fp32, fp16, bf16, fp8, or a preset such as w4a8; empty when unknown
     bytes: int = 0         # size of the weights on disk
     zero_snr: bool = False   # trained down to pure noise: the schedule must end there as well
     prior_prompts: tuple[str, ...] = ()   # varied things it can draw, for prior preservation

@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from atelier.adapters.frozen8 import Frozen8, freeze8
+from atelier.adapters.frozen8 import Frozen, freeze8
+from atelier.adapters.packed import get_ready, load_packed
 
-from .base_info import BaseError, BaseInfo
+from .base_info import PACKED_UNET, BaseError, BaseInfo, read_json
 from .config import EMBEDDED
 from .identify import hub_folder, identify
 from .single_file import load_parts
@@ -70,7 +71,7 @@ class BaseModel:
     @property
     def mergeable(self) -> bool:
         """Whether weights are fine enough to merge adapters into them; else they must be mounted."""
-        return self.dtype != torch.bfloat16 and not any(isinstance(layer, Frozen8) for layer in self.unet.modules())
+        return self.dtype != torch.bfloat16 and not any(isinstance(layer, Frozen) for layer in self.unet.modules())
 
     def models(self) -> dict[str, nn.Module]:
         """The parts adapters can change, by component name."""
@@ -159,6 +160,7 @@ def load(
     for part in parts.values():
         if isinstance(part, nn.Module):
             part.to(place).eval().requires_grad_(False)
+    get_ready(parts["unet"])
     return BaseModel(info, **parts, rest=torch.device("cpu") if place.type == "cuda" else None)
 
 
@@ -169,13 +171,13 @@ def _move(parts: Sequence[nn.Module], device: torch.device) -> None:
 
 
 def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     parts: dict[str, Any] = {
-        "unet": _part(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
+        "unet": _unet(folder / "unet", dtype),
         "vae": _part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32),
         "text_encoder": _part(CLIPTextModel, folder / "text_encoder", dtype=dtype),
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
@@ -186,6 +188,18 @@ def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, An
         parts["text_encoder_2"] = _part(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
         parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
     return parts
+
+
+def _unet(folder: Path, dtype: torch.dtype) -> Any:
+    """The UNet of a folder: as diffusers has it, or in codes (`adapters/packed.py`)."""
+    from diffusers import UNet2DConditionModel
+
+    if not (folder / PACKED_UNET).exists():
+        return _part(UNet2DConditionModel, folder, torch_dtype=dtype)
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(read_json(folder / "config.json", str(folder)))
+    load_packed(unet, folder / PACKED_UNET, dtype)
+    return unet
 
 
 def _part(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.header import HeaderError, read_entries
+from atelier.adapters.packed import read_contents
 
-from .base_info import BaseError, BaseInfo, check_inputs, family_of, make_info, precision_of, read_json
+from .base_info import PACKED_UNET, BaseError, BaseInfo, check_inputs, family_of, make_info, precision_of, read_json
 from .config import EMBEDDED
 from .single_file import identify_file
 
@@ -96,6 +97,8 @@ def _check_encoders(base: str, folder: Path, index: Mapping[str, Any], width: in
 
 def _precision(folder: Path) -> str:
     for path in sorted((folder / "unet").glob("*.safetensors")):
-        with suppress(HeaderError):
+        with suppress(HeaderError, ValueError):
+            if path.name == PACKED_UNET:
+                return read_contents(path).preset
             return precision_of(read_entries(path).tensors.values())
     return ""

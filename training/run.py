@@ -26,6 +26,8 @@ from filelock import FileLock, Timeout
 
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.catalog import create
+from atelier.adapters.header import FileError
+from atelier.adapters.mount import MountError
 from atelier.adapters.settings import SettingError
 from atelier.adapters.starts import begin
 from atelier.adapters.targets import find_targets
@@ -35,6 +37,7 @@ from .base_info import BaseError
 from .base_model import BaseModel, best_device, load
 from .break_for_make import half_recipe
 from .companions import captioned, draw_companions, role_of
+from .compress import compress
 from .config import TrainConfig
 from .events import Event, Failed, Finished, Preparing, Stopped, Warned
 from .images import PictureError
@@ -76,7 +79,7 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
 def explain(error: Exception) -> str:
     """Say what went wrong, and the cure, in words for a person."""
     match error:
-        case SettingError() | BaseError() | PictureError() | FloatingPointError():
+        case SettingError() | BaseError() | FileError() | MountError() | PictureError() | FloatingPointError():
             return str(error)
         case OSError(errno=28):
             return "The disk is full. Free some space and resume: the last checkpoint is safe."
@@ -99,7 +102,10 @@ def _events(
         if controls.quitting():
             return
     try:
-        yield from _train(folder, adapters, resume, controls, device, team)
+        if (compression := folder.compression()) is not None:
+            yield from compress(folder, compression, controls, device, resume=resume)
+        else:
+            yield from _train(folder, adapters, resume, controls, device, team)
     finally:
         lock.release()
 

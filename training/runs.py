@@ -2,7 +2,7 @@
 
 ::
 
-    recipe.toml      the TrainConfig, written once
+    recipe.toml      the TrainConfig or CompressConfig, written once
     events.jsonl     what happened, appended by the training process alone
     heartbeat        touched every few seconds while that process lives
     control/         commands: small files that the process takes at a step boundary
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .compress_config import CompressConfig, read_compression
 from .config import TrainConfig
 from .events import (
     Event,
@@ -52,7 +53,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> RunFolder:
+    def create(cls, path: Path, config: TrainConfig | CompressConfig) -> RunFolder:
         """Make the folder of a new run and write its recipe."""
         for name in ("control", "checkpoints", "previews"):
             (path / name).mkdir(parents=True)
@@ -66,8 +67,15 @@ class RunFolder:
         return self.path.name
 
     def config(self) -> TrainConfig:
-        """The recipe."""
-        return TrainConfig.from_toml((self.path / "recipe.toml").read_text(encoding="utf-8"))
+        """The recipe of a training."""
+        return TrainConfig.from_toml(self._recipe())
+
+    def compression(self) -> CompressConfig | None:
+        """The recipe of a compression; None where the run is a training."""
+        return read_compression(self._recipe())
+
+    def _recipe(self) -> str:
+        return (self.path / "recipe.toml").read_text(encoding="utf-8")
 
     def append(self, event: Event) -> None:
         """Add an event; a line is written at once and whole, on a line of its own even after one that a kill cut."""
@@ -148,6 +156,7 @@ class RunStatus:
     adapter: str = ""            # the finished file
     seconds: float = 0.0
     started: float = 0.0         # time of the first event, seconds since 1970
+    compression: bool = False    # of a base model; else a training
 
     @property
     def over(self) -> bool:
@@ -157,8 +166,9 @@ class RunStatus:
 
 def status(run: RunFolder) -> RunStatus:
     """Fold a run's events into what a person wants to know."""
-    config = run.config()
-    result = RunStatus(run.id, config.name, of=config.steps)
+    compression = run.compression()
+    config = compression or run.config()
+    result = RunStatus(run.id, config.name, of=config.steps, compression=compression is not None)
     recent: list[float] = []
     for moment, event in run.events():
         result.started = result.started or moment

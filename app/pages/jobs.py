@@ -14,7 +14,7 @@ from atelier.training.runs import RunStatus
 
 from .. import phrases, words
 from ..address import address, file_address
-from ..frame import POLL, heading, percent, plainly
+from ..frame import POLL, heading, percent, plainly, run_address
 from ..home import Home, HomeError
 from ..jobs import cancel, find_run, list_runs, resume, run_status
 from ..panel import acted, panel
@@ -67,6 +67,10 @@ def _show(home: Home, chosen: str, look: str) -> list[Any]:
         gone = {"state": "failed", "say": words.STATES["failed"], "message": str(error), "name": words.GONE,
                 "chart": {"empty": True}}   # fmt: skip
         return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), gone, gr.Row(visible=False)]
+    if run.compression:
+        elsewhere = {"state": run.state, "say": words.STATES[run.state], "name": run.name, "chart": {"empty": True},
+                     "message": words.SEE_COMPRESS}   # fmt: skip
+        return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), elsewhere, gr.Row(visible=False)]
     asking = run.state in ("training", "paused")
     shown = _live(home, run, look)
     return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), shown, gr.Row(visible=asking)]
@@ -74,7 +78,7 @@ def _show(home: Home, chosen: str, look: str) -> list[Any]:
 
 def _row(home: Home, run: RunStatus) -> dict[str, Any]:
     return {
-        "href": address("jobs", run=run.id), "name": run.name, "state": run.state, "say": words.STATES[run.state],
+        "href": run_address(run), "name": run.name, "state": run.state, "say": words.STATES[run.state],
         "percent": percent(run), "about": phrases.run_about(run.step, run.of, _moment(run)),
         "picture": _preview(home, run, run.previews[-1][2]) if run.previews else "",
     }   # fmt: skip

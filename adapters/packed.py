@@ -1,0 +1,203 @@
+"""A compressed model as it is stored and used: integer codes instead of weights.
+
+A file holds for each layer ``<name>.codes`` (packed, see kernels/int8_linear.py), ``.steps`` and ``.zeros``; for all
+inputs together ``input_levels.steps`` and ``.zeros [timesteps, layers]``; and what was kept whole, in float16. Its
+header says the bits of each layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from atelier.kernels.fake_quant import decode, encode, fake_quant
+from atelier.kernels.int8_linear import pack, unpack
+
+from .files import write_tensors
+from .frozen8 import Frozen, weight_shape
+from .input_levels import InputLevels
+from .int8 import Prepared, linear, prepare
+from .quant import rounding_layers
+from .quant_policy import Bits
+
+HEADER = "atelier.quant"
+_LEVELS = "input_levels"
+
+
+class Packed(Frozen):
+    """A layer of codes."""
+
+    codes: Tensor     # uint8 [⌈out · bits / 8⌉, …]
+    steps: Tensor     # [out] float32
+    zeros: Tensor     # [out] uint8
+    bias: nn.Parameter | None
+    bits: Bits
+    inputs: InputLevels | None = None   # of the whole model; None where inputs stay as they are
+    place: int = -1                     # this layer's in it
+    whole_numbers: Prepared | None = None   # the weight as this machine's integer arithmetic wants it
+    made: Tensor | None = None              # the weight, where it is kept
+
+    @property
+    def weight(self) -> Tensor:   # type: ignore[override]
+        """The weight that the codes stand for, in the dtype the model computes in."""
+        return self._decoded() if self.made is None else self.made
+
+    def _decoded(self) -> Tensor:
+        steps, zeros = (part.reshape(-1, *[1] * (self.codes.ndim - 1)) for part in (self.steps, self.zeros.float()))
+        codes = unpack(self.codes, self.bits.weight, len(self.steps))
+        return decode(codes, steps, zeros).to(self.computes_in)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, without making it."""
+        return len(self.steps), *self.codes.shape[1:]
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """That of the parts that were kept whole."""
+        return self.steps.dtype if self.bias is None else self.bias.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's own operation on its rounded input."""
+        if self.inputs is None:
+            return super().forward(x)
+        step, zero = self.inputs.at(self.place, x.ndim)
+        if self.whole_numbers is not None and not step.ndim and not torch.is_grad_enabled():
+            rows = encode(x.reshape(-1, x.shape[-1]), step, zero, self.bits.inputs)
+            found = linear(rows, float(step), int(zero), self.whole_numbers)
+            return found.to(x.dtype).view(*x.shape[:-1], -1)
+        return super().forward(fake_quant(x, step, zero, self.bits.inputs))
+
+
+class PackedLinear(Packed, nn.Linear):   # type: ignore[misc]
+    """A Linear of codes."""
+
+
+class PackedConv(Packed, nn.Conv2d):   # type: ignore[misc]
+    """A Conv2d of codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the header of a compressed model says."""
+
+    preset: str
+    layers: dict[str, Bits]
+    timesteps: list[int]
+
+
+@torch.no_grad()
+def save_packed(model: nn.Module, path: Path, preset: str, metadata: Mapping[str, str]) -> None:
+    """Write a model of learning layers as codes. Nothing of their low-rank pairs remains."""
+    layers = rounding_layers(model)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        codes = encode(layer.whole(), layer.steps, layer.zeros, layer.bits.weight)
+        tensors[f"{name}.codes"] = pack(codes, layer.bits.weight)
+        tensors[f"{name}.steps"] = layer.steps.flatten().float()
+        tensors[f"{name}.zeros"] = layer.zeros.flatten().to(torch.uint8)
+    inputs: Any = getattr(model, _LEVELS, None)
+    if inputs is not None:
+        steps, zeros = inputs.table()
+        tensors |= {f"{_LEVELS}.steps": steps, f"{_LEVELS}.zeros": zeros.to(torch.uint8)}
+    coded = {f"{name}.{key}" for name in layers for key in ("weight", "steps", "zeros", "up", "down")}
+    rest = {key: value.half() for key, value in model.state_dict().items()
+            if key not in coded and not key.startswith(f"{_LEVELS}.")}   # fmt: skip
+    header = {"preset": preset, "layers": {name: layer.bits for name, layer in layers.items()},
+              "timesteps": [] if inputs is None else inputs.timesteps.tolist()}   # fmt: skip
+    kept = {key: value.cpu().contiguous() for key, value in {**tensors, **rest}.items()}
+    write_tensors(path, kept, {HEADER: json.dumps(header), **metadata})
+
+
+def read_contents(path: Path) -> Contents:
+    """Read what a compressed model's header says.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+    if header is None:
+        raise ValueError(f"{path.name} is no compressed model")
+    layers = {name: Bits(*bits) for name, bits in header["layers"].items()}
+    return Contents(header["preset"], layers, header["timesteps"])
+
+
+def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
+    """Turn a model without weights (on the meta device) into the one that a file holds, on the CPU.
+
+    Raises:
+        ValueError: no compressed model, or one of another architecture.
+    """
+    contents = read_contents(path)
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (not a dict)
+    inputs = None
+    if contents.timesteps:
+        bits = [each.inputs for each in contents.layers.values() if each.inputs]
+        inputs = InputLevels(contents.timesteps, tensors.pop(f"{_LEVELS}.steps"), tensors.pop(f"{_LEVELS}.zeros"), bits)
+    place = 0
+    for name, each in contents.layers.items():
+        layer = _become(model, name, each)
+        if each.inputs:
+            # Past nn.Module's own bookkeeping: it is the model's part, not the layer's.
+            layer.__dict__["inputs"], layer.place = inputs, place
+            place += 1
+    wrong = sorted(tensors.keys() ^ model.state_dict().keys())
+    if wrong:
+        raise ValueError(f"{path.name} does not fit its configuration at {', '.join(wrong[:3])}")
+    exact = {f"{name}.{key}" for name in contents.layers for key in ("codes", "steps", "zeros")}
+    state = {key: value if key in exact else value.to(dtype) for key, value in tensors.items()}
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(False)
+    if inputs is not None:
+        model.add_module(_LEVELS, inputs.requires_grad_(False))
+        model.register_forward_pre_hook(inputs.see, with_kwargs=True)
+
+
+def get_ready(model: nn.Module) -> None:
+    """Choose how each packed layer computes on the device it is on, once it is there.
+
+    Linear layers compute in whole numbers where this machine does that exactly. What does not keeps its weight on a
+    CPU, where making it in every call would take longer than the layer itself; on a GPU it is made, because there
+    memory is what is short.
+    """
+    for layer in packed_layers(model):
+        if isinstance(layer, nn.Linear) and layer.inputs is not None and layer.bits.inputs == 8:
+            codes = unpack(layer.codes, layer.bits.weight, len(layer.steps))
+            numbers = (codes.short() - layer.zeros.short()[:, None]).to(torch.int8)
+            layer.whole_numbers = prepare(numbers, layer.steps, layer.bias)
+        if layer.whole_numbers is None and layer.codes.device.type == "cpu":
+            layer.made = layer.weight
+
+
+def in_whole_numbers(model: nn.Module) -> tuple[int, int]:
+    """How many of the packed layers compute in whole numbers, of how many."""
+    layers = packed_layers(model)
+    return sum(layer.whole_numbers is not None for layer in layers), len(layers)
+
+
+def packed_layers(model: nn.Module) -> list[Packed]:
+    """The layers of codes, in the model's order."""
+    return [layer for layer in model.modules() if isinstance(layer, Packed)]
+
+
+def _become(model: nn.Module, name: str, bits: Bits) -> Packed:
+    """Turn one layer into one of codes, still without them."""
+    layer = model.get_submodule(name)
+    out, *others = weight_shape(layer)
+    del layer.weight
+    layer.__class__ = PackedLinear if isinstance(layer, nn.Linear) else PackedConv   # type: ignore[assignment]
+    assert isinstance(layer, Packed)
+    rows = -(-out * bits.weight // 8)
+    for key, shape in (("codes", (rows, *others)), ("steps", (out,)), ("zeros", (out,))):
+        layer.register_buffer(key, torch.empty(shape, device="meta"))
+    layer.bits = bits
+    return layer

@@ -1,0 +1,119 @@
+"""docs/compress.md and its sheet of pictures, from what the compress benchmarks measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from benchmarks.machine import in_words
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "compress.json"
+SIZES = RESULTS.with_name("compress_sizes.json")
+SPEED = RESULTS.with_name("compress_speed.json")
+PICTURES = ROOT / "build" / "compress"
+PAGE, SHEET = ROOT / "docs" / "compress.md", ROOT / "docs" / "compress.png"
+METHODS = {
+    "minmax": "ranges taken whole", "searched": "ranges searched", "qalora": "+ QALoRA", "scale": "+ scale-aware",
+    "talsq": "+ TALSQ",
+}   # fmt: skip
+PRESETS = ("w8a8", "w4a8", "w4a4", "w2a8")
+SIDE, GAP, LABEL, ACROSS = 64, 4, 150, 8
+TEXT = """# Compressed base models compared
+
+Written by `python -m benchmarks.compress --render` from what is in `benchmarks/results/`.
+
+## Error, pictures and the judge
+
+The embedded base by every method, each on top of the one before it; the first two only measure ranges, the others
+learn for {steps} updates ({trajectories} drawings of {timesteps} timesteps, two pictures side by side), 1/{less}
+of the paper's 16,000: a small machine's choice. Differences between the last three lines are within what so
+short a learning can tell. *Error* is the squared difference to the base's own answer over its square, mean over two
+trajectories with prompts and seeds that no method has seen; *PSNR* is that of {pictures} pictures in {draw_steps}
+denoising steps from the same noise; *judge* is the mean probability, in points of 100, of the thing and of the style
+that were asked for (the base itself: {judge:.1f}). Measured on: {measured}.
+
+| preset | method | error | PSNR, dB | judge | to the base | seconds |
+|---|---|---|---|---|---|---|
+{cells}
+
+{missing}![The base in the top row, then each cell of the table](compress.png)
+{sizes}{speed}"""
+SIZE_TEXT = """
+## Files
+
+The UNet of Stable Diffusion 1.5's shape with random weights, written and measured, header, step sizes, zero points and
+input levels included; what gets no codes is in float16 (`python -m benchmarks.compress_sizes`).
+
+| file | MiB | of fp16 | estimated, MiB |
+|---|---|---|---|
+{rows}
+"""
+SPEED_TEXT = """
+## Linear layers in whole numbers
+
+All {layers} calls of linear layers in one UNet call of Stable Diffusion 1.5 at 64 × 64, one thread, CPU seconds,
+contenders taking turns in processes of their own (`python -m benchmarks.compress_speed`). Measured on: {measured}.
+
+| contender | seconds | faster than fp32 | lowest and highest of the turns |
+|---|---|---|---|
+{rows}
+
+Left out: {left_out}.
+"""
+
+
+def render() -> None:
+    """Write the page and the sheet."""
+    found = json.loads(RESULTS.read_text())
+    cells = {(cell["preset"], cell["method"]): cell for cell in found["cells"]}
+    order = [(preset, method) for preset in PRESETS for method in METHODS]
+    lines = [_line(cells[key]) for key in order if key in cells]
+    absent = [f"{preset.upper()} {METHODS[method]}" for preset, method in order if (preset, method) not in cells]
+    missing = f"Not measured yet: {', '.join(absent)}.\n\n" if absent else ""
+    about = found["protocol"]
+    sizes = _sizes(json.loads(SIZES.read_text())) if SIZES.exists() else ""
+    speed = _speed(json.loads(SPEED.read_text())) if SPEED.exists() else ""
+    PAGE.write_text(TEXT.format(
+        **about, trajectories=about["steps"] // about["timesteps"], less=16_000 // about["steps"], missing=missing,
+        judge=100 * found["cells"][0]["judge_base"], cells="\n".join(lines), sizes=sizes, speed=speed,
+        measured=in_words(found["machine"]),
+    ), encoding="utf-8")   # fmt: skip
+    _sheet([key for key in order if key in cells])
+
+
+def _line(cell: Mapping[str, Any]) -> str:
+    away = 100 * (cell["judge"] - cell["judge_base"])
+    return (f"| {cell['preset'].upper()} | {METHODS[cell['method']]} | {cell['error']:.5f} | {cell['psnr']:.1f} | "
+            f"{100 * cell['judge']:.1f} | {away:+.1f} | {cell['seconds']} |")
+
+
+def _sizes(found: Mapping[str, Any]) -> str:
+    rows = [f"| {name if name == 'fp16' else name.upper()} | {row['bytes'] / 2**20:.0f} | {row['share']:.3f} | "
+            f"{row['estimated_mib']} |" for name, row in found["rows"].items()]   # fmt: skip
+    return SIZE_TEXT.format(rows="\n".join(rows))
+
+
+def _speed(found: Mapping[str, Any]) -> str:
+    rows = [f"| {name} | {row['seconds']:.2f} | {row['over_fp32']:.2f} | {row['lowest']:.2f} – {row['highest']:.2f} |"
+            for name, row in found["rows"].items()]
+    left_out = "; ".join(f"{name}: {why}" for name, why in found["left_out"].items()) or "nothing"
+    return SPEED_TEXT.format(rows="\n".join(rows), layers=found["layers"], left_out=left_out,
+                             measured=in_words(found["machine"]))   # fmt: skip
+
+
+def _sheet(keys: list[tuple[str, str]]) -> None:
+    """A row for the base and one a cell; the same prompts and seeds above each other."""
+    rows = [("base", "the base itself"), *((f"{p}-{m}", f"{p.upper()}  {METHODS[m]}") for p, m in keys)]
+    sheet = Image.new("RGB", (LABEL + ACROSS * (SIDE + GAP), len(rows) * (SIDE + GAP)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for down, (folder, label) in enumerate(rows):
+        pen.text((6, down * (SIDE + GAP) + SIDE // 2 - 6), label, fill="#17201B")
+        for across, path in enumerate(sorted((PICTURES / folder).glob("*.png"))[:ACROSS]):
+            with Image.open(path) as picture:
+                sheet.paste(picture, (LABEL + across * (SIDE + GAP), down * (SIDE + GAP)))
+    sheet.save(SHEET, optimize=True)

@@ -1,0 +1,90 @@
+"""Rounding to a few levels that training can see through: the quantizer of EfficientDM with its exact gradients.
+
+He et al. 2024, arXiv 2310.03270, sec. 3, after LSQ (Esser et al. 2020, arXiv 1902.08153). With Q = 2^bits − 1::
+
+    c = round(v / s) + z               v̂ = (clip(c, 0, Q) − z) · s          round half to even
+
+    ∂v̂/∂v = 1                    0           0
+    ∂v̂/∂s = round(v/s) − v/s     −z          Q − z
+    ∂v̂/∂z = 0                    −s          −s
+            for 0 ≤ c ≤ Q        for c < 0   for c > Q
+
+The three cases are told apart by ``c`` before it is clipped, so a value that rounds to the first or last level from
+beyond it still learns. ``torch.fake_quantize_*`` scale the gradient of s by 1/√(N·Q); EfficientDM does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def fake_quant(values: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """The value each number is stored as, with gradients for values, step size and zero point.
+
+    Args:
+        values: ``[rows, …]``, of any floating dtype; what it is computed in is the dtype of ``step``.
+        step: step size ``s`` > 0, either ``[rows, 1, …]`` (a weight's output channels; a batch's own timesteps) or
+            a single one, ``[]``.
+        zero: zero point ``z`` in the shape of ``step``; a whole number if codes are to be exact.
+        bits: 1 to 8.
+
+    Returns:
+        In the shape and dtype of ``values``.
+    """
+    return _FakeQuant.apply(values, step, zero, top_code(bits))
+
+
+def encode(values: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """Integer codes, uint8 from 0 to 2^bits − 1: what :func:`fake_quant` rounds to. Its arguments, no gradients."""
+    return _code(values, step, zero).clamp_(0, top_code(bits)).to(torch.uint8)
+
+
+def decode(codes: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    """The numbers that codes stand for, in the dtype of ``step``."""
+    return (codes.to(step.dtype) - zero) * step
+
+
+def top_code(bits: int) -> int:
+    """The largest code.
+
+    Raises:
+        ValueError: codes of so many bits don't fit a byte.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"{bits} bits don't fit a byte: use 1 to 8.")
+    return 2**bits - 1
+
+
+def _code(values: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    """The code before it is clipped."""
+    return (values.to(step.dtype) / step).round_().add_(zero)
+
+
+class _FakeQuant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, step: Tensor, zero: Tensor, top: int) -> Tensor:
+        ctx.save_for_backward(values, step, zero)
+        ctx.top = top
+        return _code(values, step, zero).clamp_(0, top).sub_(zero).mul_(step).to(values.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        values, step, zero = ctx.saved_tensors
+        gradient = gradients[0].to(step.dtype)
+        ratio = values.to(step.dtype) / step
+        rounded = ratio.round()
+        low, high = rounded + zero < 0, rounded + zero > ctx.top
+        outside = low | high
+        of_values = gradient.masked_fill(outside, 0).to(values.dtype) if ctx.needs_input_grad[0] else None
+        of_step = of_zero = None
+        if ctx.needs_input_grad[1]:
+            slope = torch.where(low, -zero, torch.where(high, ctx.top - zero, rounded - ratio))
+            of_step = (gradient * slope).sum_to_size(step.shape)
+        if ctx.needs_input_grad[2]:
+            of_zero = (gradient * outside * -step).sum_to_size(zero.shape)
+        return of_values, of_step, of_zero, None
