@@ -22,7 +22,7 @@ from atelier.adapters.files import load_adapter, save_adapter
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import MountError, merged, mounted
 from atelier.adapters.starts import begin
-from atelier.adapters.wavelets import padded
+from atelier.kernels.wavelet import padded
 
 LAYERS: dict[str, Callable[[], Any]] = {
     "wide": lambda: nn.Linear(30, 11),
