@@ -81,9 +81,10 @@ class Wara(Adapter):
     def forms(self) -> tuple[Factor, Factor]:
         if (self.levels, self.wavelet, self.bands) != (1, "haar", "all"):
             return plain(self.factors())
-        (up, ups), (down, downs) = ((getattr(self, f"{side}_{level}") for level in (0, 1)) for side in ("up", "down"))
-        return (Haar((self.scale * up, self.scale * ups), (False, False, True, True), self.spec.rows),
-                Haar((down, downs), (False, True, False, True), self.spec.columns, self.spec.taps))
+        up, down = ((getattr(self, f"{side}_0"), getattr(self, f"{side}_1")) for side in ("up", "down"))
+        scaled = (self.scale * up[0], self.scale * up[1])
+        return (Haar(scaled, (False, False, True, True), self.spec.rows),
+                Haar(down, (False, True, False, True), self.spec.columns, self.spec.taps))
 
     def _back(self, side: str) -> Tensor:
         """All bands of one side, transformed back: ``[padded width, ranks]``."""
