@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -19,7 +20,9 @@ from atelier.training.fidelity import Fidelity, compare
 from atelier.training.sample import DrawRequest, draw
 
 KEPT_ADAPTERS = 8
+KEPT_CELLS = 81   # pictures of the Mix Lab's pad: nine grids
 Part = tuple[Path, float]   # adapter file, strength
+FileKey = tuple[Path, int, int]   # a file as it is now: path, time of change in ns, bytes
 
 
 class AbandonedError(Exception):
@@ -32,7 +35,8 @@ class Engine:
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._base: tuple[str, BaseModel] | None = None
-        self._adapters: OrderedDict[tuple[Path, int, int], AdapterSet] = OrderedDict()
+        self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
+        self._cells: OrderedDict[Hashable, Image.Image] = OrderedDict()
 
     @property
     def loaded(self) -> BaseModel | None:
@@ -77,14 +81,27 @@ class Engine:
     ) -> list[Image.Image]:   # fmt: skip
         """Draw a content and a style at several pairs of strengths, all at once and from one seed.
 
+        Pictures drawn lately are remembered: along one axis of the pad a third of the grid stays as it is.
+
         Raises:
             BaseError, BasisError, FileError, MountError, SettingError: as loading, mixing and drawing do.
         """
+        one = replace(request, count=1)
+        keys = [(base, *map(_file_key, parts), method, one, cell) for cell in strengths]
         with self._turn:
-            model = self._model(base)
-            content, style = (self._adapter(path) for path in parts)
-            mixed = blended(model.models(), content, style, method, strengths).to(model.device)
-            return draw(model, request, Mix(((mixed, 1.0),)), alike=True)
+            new = {key: cell for key, cell in zip(keys, strengths, strict=True) if key not in self._cells}
+            if new:
+                model = self._model(base)
+                content, style = (self._adapter(path) for path in parts)
+                mixed = blended(model.models(), content, style, method, list(new.values())).to(model.device)
+                drawn = draw(model, replace(request, count=len(new)), Mix(((mixed, 1.0),)), alike=True)
+                self._cells.update(zip(new, drawn, strict=True))
+            for key in keys:
+                self._cells.move_to_end(key)
+            pictures = [self._cells[key] for key in keys]
+            while len(self._cells) > max(KEPT_CELLS, len(keys)):
+                self._cells.popitem(last=False)
+            return pictures
 
     def drawing(
         self, base: str, parts: Sequence[Part], request: DrawRequest
@@ -127,11 +144,15 @@ class Engine:
         return self._base[1]
 
     def _adapter(self, path: Path) -> AdapterSet:
-        facts = path.stat()
-        key = (path, facts.st_mtime_ns, facts.st_size)
+        key = _file_key(path)
         if key not in self._adapters:
             self._adapters[key] = load_adapter(path)
         self._adapters.move_to_end(key)
         while len(self._adapters) > KEPT_ADAPTERS:
             self._adapters.popitem(last=False)
         return self._adapters[key]
+
+
+def _file_key(path: Path) -> FileKey:
+    facts = path.stat()
+    return path, facts.st_mtime_ns, facts.st_size

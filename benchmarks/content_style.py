@@ -5,8 +5,8 @@
 
 Each object and each style is taught alone, as a LoRA of rank 4 and as half of a split adapter of rank 16, so that the
 two that are mixed hold the same number of values in every method. The judge knows all objects and styles and has no
-part in training; the truth, the object in that very style, was shown to nobody. With --home, what was taught is kept
-and used again. The last line is the summary.
+part in training; the truth, the object in that very style, was shown to nobody. With --home, what was taught and what
+was measured is kept, and a run that was cut off goes on. The last line is the summary.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python ben
 from machine import describe_machine
 
 from atelier.adapters.base import AdapterSet
-from atelier.adapters.compose import chosen
+from atelier.adapters.blend import blended
 from atelier.adapters.files import load_adapter
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
@@ -50,11 +51,33 @@ OBJECTS = ("fox", "guitar", "owl", "rocket", "strawberry", "umbrella")
 STYLES = ("mono", "twemoji")
 WORDS = {"content": "zq", "style": "zs"}
 KINDS: dict[str, dict[str, Any]] = {"lora": {"rank": 4}, "split": {"rank": 16}}
-# Each way to mix: the kind that it starts from, and how. The first two are no mixes, but what one adapter does alone.
-METHODS = {
-    "content alone": "lora", "style alone": "lora", "sum": "lora", "np": "lora", "k": "lora", "zip": "lora",
-    "break-for-make, united": "split", "break-for-make": "split",
-}   # fmt: skip
+
+
+class Way(NamedTuple):
+    """One way to mix."""
+
+    kind: str                      # what is mixed: two LoRAs or two halves
+    method: str                    # of ``atelier make``; empty for one adapter alone
+    at: tuple[float, float] = (1.0, 1.0)   # content and style strength
+    steps: int = 0                 # of training after the mixing
+
+
+# The first two are no mixes, but what one adapter does alone. "Apart" leaves out what both halves add together.
+WAYS = {
+    "content alone": Way("lora", "", (1.0, 0.0)),
+    "style alone": Way("lora", "", (0.0, 1.0)),
+    "sum": Way("lora", "sum"),
+    "sum, style ¾": Way("lora", "sum", (1.0, 0.75)),
+    "np": Way("lora", "np"),
+    "np, style ¾": Way("lora", "np", (1.0, 0.75)),
+    "k": Way("lora", "k"),
+    "break-for-make": Way("split", "break-for-make"),
+    "break-for-make, apart": Way("split", "sum"),
+    "break-for-make, apart, style ¾": Way("split", "sum", (1.0, 0.75)),
+    "break-for-make, made": Way("split", "break-for-make", steps=STEPS["break-for-make"]),
+    "zip": Way("lora", "zip", steps=STEPS["zip"]),
+}
+CHOSEN_ON = ("fox", "guitar")   # with mono: the pairs that the strength ¾ was chosen on
 DRAWINGS = 4
 TILE = 64
 
@@ -116,24 +139,38 @@ def _options() -> argparse.Namespace:
 def measure(
     model: BaseModel, judge: Judge, options: argparse.Namespace, home: Path
 ) -> tuple[list[Row], dict[tuple[str, str, str], Image.Image]]:
-    """All rows, and the first drawing of each by method, object and style."""
-    rows: list[Row] = []
-    pictures: dict[tuple[str, str, str], Image.Image] = {}
+    """All rows, and the first drawing of each by method, object and style; what takes long, training, comes last."""
     lessons = {
         (role, kind, name): taught(model, role, kind, name, options, home)
         for role, names in (("content", options.objects), ("style", options.styles)) for name in names for kind in KINDS
     }   # fmt: skip
-    for style in options.styles:
-        for thing in options.objects:
-            for method, kind in METHODS.items():
-                started = time.monotonic()
-                mixed = mix(model, method, lessons["content", kind, thing], lessons["style", kind, style])
-                seconds = time.monotonic() - started
-                drawn = draw_all(model, mixed, thing)
-                pictures[method, thing, style] = drawn[0]
-                rows.append(Row(method, thing, style, *scores(judge, drawn, thing, style), round(seconds, 1)))
-                print(json.dumps(asdict(rows[-1])), flush=True)
+    rows: list[Row] = []
+    pictures: dict[tuple[str, str, str], Image.Image] = {}
+    for name, way in sorted(WAYS.items(), key=lambda item: item[1].steps):
+        for style, thing in product(options.styles, options.objects):
+            parts = [lessons["content", way.kind, thing], lessons["style", way.kind, style]]
+            kept = home / "measured" / f"{name} {thing} {style}".replace(" ", "_")
+            if not kept.with_suffix(".json").exists():
+                row, drawn = measured(model, judge, (name, thing, style), *parts)
+                kept.parent.mkdir(exist_ok=True)
+                drawn.save(kept.with_suffix(".png"))
+                kept.with_suffix(".json").write_text(json.dumps(asdict(row)), encoding="utf-8")
+                print(json.dumps(asdict(row)), flush=True)
+            rows.append(Row(**json.loads(kept.with_suffix(".json").read_text())))
+            pictures[name, thing, style] = Image.open(kept.with_suffix(".png"))
     return rows, pictures
+
+
+def measured(
+    model: BaseModel, judge: Judge, what: tuple[str, str, str], content: Part, style: Part
+) -> tuple[Row, Image.Image]:
+    """Mix and judge; and the first drawing."""
+    name, thing, look = what
+    started = time.monotonic()
+    mixed = mix(model, WAYS[name], content, style)
+    seconds = time.monotonic() - started
+    drawn = draw_all(model, mixed, thing)
+    return Row(*what, *scores(judge, drawn, thing, look), round(seconds, 1)), drawn[0]
 
 
 def taught(model: BaseModel, role: str, kind: str, name: str, options: argparse.Namespace, home: Path) -> Part:
@@ -155,19 +192,15 @@ def taught(model: BaseModel, role: str, kind: str, name: str, options: argparse.
     return Part(load_adapter(path), encode(model, look_through(config)))
 
 
-def mix(model: BaseModel, method: str, content: Part, style: Part) -> Mix:
-    """Both in one, by a method of ``METHODS``."""
-    match method:
-        case "content alone":
-            return Mix(((content.adapters, 1.0),))
-        case "style alone":
-            return Mix(((style.adapters, 1.0),))
-        case "k":   # as K-LoRA has it: the choice follows the timestep
-            return Mix(((chosen(model.models(), content.adapters, style.adapters), 1.0),))
-    name, steps = method.partition(",")[0], 0 if "united" in method else STEPS[method]
+def mix(model: BaseModel, way: Way, content: Part, style: Part) -> Mix:
+    """Both in one."""
+    if not way.method:
+        return Mix(((content.adapters, way.at[0]), (style.adapters, way.at[1])))
+    if not way.steps:
+        return Mix(((blended(model.models(), content.adapters, style.adapters, way.method, [way.at]), 1.0),))
     lr = load_preset("normal", "embedded")["lr"]
-    config = training_config(name, steps=steps, batch=4, lr=lr, seed=0) if steps else None
-    *_, made = make(model, content, style, name, config)
+    config = training_config(way.method, steps=way.steps, batch=4, lr=lr, seed=0)
+    *_, made = make(model, content, style, way.method, config)
     assert isinstance(made, AdapterSet)
     return Mix(((made, 1.0),))
 
@@ -203,25 +236,30 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     """A line of Markdown for each method."""
     yield "| method | object | style | harmonic mean (95 % over pairs) | distance to the truth | seconds to mix |"
     yield "|---|---|---|---|---|---|"
-    for method in METHODS:
-        own = [row for row in rows if row.method == method]
+    for name in WAYS:
+        own = [row for row in rows if row.method == name]
         low, high = interval([row.harmonic for row in own])
         cells = [mean(row.object_score for row in own), mean(row.style_score for row in own)]
-        yield (f"| {method} | {cells[0]:.2f} | {cells[1]:.2f} | {mean(row.harmonic for row in own):.2f} "
+        yield (f"| {name} | {cells[0]:.2f} | {cells[1]:.2f} | {mean(row.harmonic for row in own):.2f} "
                f"({low:.2f} – {high:.2f}) | {mean(row.distance for row in own):.2f} "
                f"| {mean(row.seconds for row in own):.1f} |")
 
 
+def against_sum(rows: Sequence[Row], name: str) -> str:
+    """One method against the sum at full strengths, pair by pair, in a line."""
+    ours, theirs = ([row.harmonic for row in rows if row.method == method] for method in (name, "sum"))
+    low, high = interval([a - b for a, b in zip(ours, theirs, strict=True)])
+    relative = f"{100 * (mean(ours) / mean(theirs) - 1):+.0f} %" if mean(theirs) else "no ratio"
+    return f"{name} {mean(ours):.3f} against sum {mean(theirs):.3f} ({relative}; gain {low:+.3f} to {high:+.3f})"
+
+
 def summary(rows: Sequence[Row]) -> str:
-    """One line: the best method, and Break-for-Make against the sum, pair by pair."""
-    found = {method: [row.harmonic for row in rows if row.method == method] for method in METHODS}
-    best = max(found, key=lambda method: mean(found[method]))
-    gains = [ours - theirs for ours, theirs in zip(found["break-for-make"], found["sum"], strict=True)]
-    low, high = interval(gains)
-    ours, theirs = mean(found["break-for-make"]), mean(found["sum"])
-    relative = f"{100 * (ours / theirs - 1):+.0f} %" if theirs else "no ratio"
-    return (f"content_style: {len(gains)} pairs × {DRAWINGS} drawings; best: {best} ({mean(found[best]):.3f}); "
-            f"break-for-make {ours:.3f} against sum {theirs:.3f} ({relative}; gain {low:+.3f} to {high:+.3f})")
+    """One line: the best method, and what came of Break-for-Make, each against the sum."""
+    means = {name: mean(row.harmonic for row in rows if row.method == name) for name in WAYS}
+    best = max(means, key=lambda name: means[name])
+    pairs = len({(row.object, row.style) for row in rows})
+    ours = max((name for name in means if name.startswith("break")), key=lambda name: means[name])
+    return f"content_style: {pairs} pairs × {DRAWINGS} drawings; {against_sum(rows, best)}; {against_sum(rows, ours)}"
 
 
 def sheet(
@@ -229,9 +267,9 @@ def sheet(
 ) -> Image.Image:
     """Rows are methods and last the truth, columns are pairs."""
     pairs = [(thing, style) for style in styles for thing in objects]
-    page = Image.new("RGB", (TILE * len(pairs), TILE * (len(METHODS) + 1)), "white")
+    page = Image.new("RGB", (TILE * len(pairs), TILE * (len(WAYS) + 1)), "white")
     for column, (thing, style) in enumerate(pairs):
-        shown = [*(pictures[method, thing, style] for method in METHODS), truth(thing, style)[0]]
+        shown = [*(pictures[method, thing, style] for method in WAYS), truth(thing, style)[0]]
         for line, picture in enumerate(shown):
             page.paste(picture.convert("RGB"), (column * TILE, line * TILE))
     return page
@@ -241,8 +279,9 @@ def render(result: dict[str, Any]) -> str:
     """The page of results."""
     rows = [Row(**row) for row in result["rows"]]
     machine = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    others = [row for row in rows if (row.object in CHOSEN_ON, row.style) != (True, "mono")]
     lines = "\n".join(table(rows))
-    methods = ", ".join(METHODS)
+    methods = ", ".join(WAYS)
     return f"""# Content and style, mixed
 
 Written by `python -m benchmarks.content_style --render` from what is in `benchmarks/results/`.
@@ -254,6 +293,9 @@ hold the same number of values in every method.
 {lines}
 
 {summary(rows)}
+
+The strength ¾ of the style was chosen on {" and ".join(CHOSEN_ON)} in mono, with other seeds. Without those two pairs:
+{against_sum(others, "sum, style ¾")}.
 
 ![Rows: {methods}, truth; columns: pairs](../benchmarks/results/content_style.png)
 

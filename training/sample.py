@@ -66,7 +66,7 @@ def draw(
     attach = merged if model.mergeable and not mix.live() else mounted
     with torch.inference_mode(), attach(model.models(), mix):
         result = model.pipeline(
-            **_prompt(model, request),
+            **_prompt(model, request, each=alike),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             width=width,
@@ -78,11 +78,16 @@ def draw(
         return _decode(model, result.images)
 
 
-def _prompt(model: BaseModel, request: DrawRequest) -> dict[str, Any]:
-    """What the pipeline reads as the prompts: their features, so that the text encoders need not stay."""
+def _prompt(model: BaseModel, request: DrawRequest, *, each: bool) -> dict[str, Any]:
+    """What the pipeline reads as the prompts: their features, so that the text encoders need not stay.
+
+    ``each``: read once for every picture, for adapters that make each picture's text another.
+    """
+    copies = request.count if each else 1
     with model.present(*model.encoders):
         prompt, negative, unwanted = (
-            encode_text(model, tokenize(model, [text])) for text in (request.prompt, request.negative, request.unwanted)
+            encode_text(model, tokenize(model, [text] * copies))
+            for text in (request.prompt, request.negative, request.unwanted)
         )
     words = model.readers[0][0](request.unwanted, add_special_tokens=False).input_ids
     features = prompt.features
@@ -93,7 +98,7 @@ def _prompt(model: BaseModel, request: DrawRequest) -> dict[str, Any]:
     found: dict[str, Any] = {"prompt_embeds": features, "negative_prompt_embeds": negative.features}
     if prompt.pooled is not None and negative.pooled is not None:
         found |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
-    return {name: tensor.repeat_interleave(request.count, 0) for name, tensor in found.items()}
+    return {name: tensor.repeat_interleave(request.count // copies, 0) for name, tensor in found.items()}
 
 
 def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
