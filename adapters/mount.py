@@ -70,7 +70,7 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     with ExitStack() as stack:
         for clock in mix.clocks():
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
-        for module, parts in _by_module(models, mix).items():
+        for module, parts in by_module(models, mix).items():
             # What a layer in 8 bits makes must not be kept for the backward pass, as one operation for both would.
             pairs = not isinstance(module, Frozen8) and all(_is_pair(adapter) for adapter, _ in parts)
             if pairs and isinstance(module, nn.Linear):
@@ -82,7 +82,7 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
         yield
 
 
-def _by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module, list[Part]]:
+def by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module, list[Part]]:
     """The adapters and strengths that change each module, in the order of the Mix."""
     parts: dict[nn.Module, list[Part]] = {}
     for adapters, strength in mix.active():
@@ -138,52 +138,3 @@ def _add(
 def _features_first(module: nn.Module) -> bool:
     """Whether outputs are [batch, features, …] and not [batch, …, features]."""
     return isinstance(module, nn.Conv2d | nn.GroupNorm)
-
-
-@contextmanager
-def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
-    """Write W + Σ strength·ΔW into the weights while the context is open, then put the originals back.
-
-    As fast as the bare model, whatever the number of adapters. Every ΔW is computed from the original W, and
-    the sum is formed in float32 and rounded once, so the order of the Mix does not matter. Refused for
-    bfloat16 weights, where small updates vanish in the rounding (house rule 4), and for those in 8 bits: mount there
-    instead.
-
-    Raises:
-        MountError: an adapter does not fit or is live, or the weights are bfloat16 or in 8 bits.
-    """
-    if mix.live():
-        raise MountError("An adapter that changes with timestep or picture can't be merged into weights: mount it.")
-    originals: list[tuple[nn.Parameter, Tensor]] = []
-    try:
-        with torch.no_grad():
-            for parameter, update in _updates(models, mix):
-                if parameter.dtype == torch.bfloat16:
-                    raise MountError("bfloat16 weights are too coarse to merge into: mount the adapters.")
-                originals.append((parameter, parameter.data))
-                parameter.data = (parameter.data.float() + update).to(parameter.dtype)
-        yield
-    finally:
-        for parameter, original in originals:
-            parameter.data = original
-
-
-def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Every weight and bias that the Mix changes, with its Σ strength·ΔW in float32; one at a time, to save memory."""
-    for module, pairs in _by_module(models, mix).items():
-        if isinstance(module, Frozen8):
-            raise MountError("Weights in 8 bits are too coarse to merge into: mount the adapters.")
-        for name, change in (("weight", _delta), ("bias", _bias_delta)):
-            parameter = getattr(module, name)
-            found = [(change(adapter, parameter), strength) for adapter, strength in pairs]
-            changes = [update.to(parameter.device) * strength for update, strength in found if update is not None]
-            if changes:
-                yield parameter, sum(changes, torch.zeros((), device=parameter.device))
-
-
-def _delta(adapter: Adapter, weight: Tensor) -> Tensor:
-    return adapter.delta(weight)
-
-
-def _bias_delta(adapter: Adapter, _bias: Tensor | None) -> Tensor | None:
-    return adapter.bias_delta()

@@ -14,6 +14,7 @@ from PIL import Image
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.blend import blended
 from atelier.adapters.files import load_adapter
+from atelier.adapters.merge import Merges
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
 from atelier.training.fidelity import Fidelity, compare
@@ -35,6 +36,7 @@ class Engine:
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._base: tuple[str, BaseModel] | None = None
+        self._merges = Merges()   # of the loaded base: a slider that moves does not merge the others again
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._cells: OrderedDict[Hashable, Image.Image] = OrderedDict()
 
@@ -62,7 +64,7 @@ class Engine:
         with self._turn:
             model = self._model(base)
             mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts if strength))
-            return draw(model, request, mix, on_step)
+            return draw(model, request, mix, on_step, merges=self._merges)
 
     def compare(self, base: str, parts: Sequence[Part], exported: Path, prompt: str) -> Fidelity:
         """How a file made of adapters at their strengths differs from them on the base model.
@@ -139,7 +141,7 @@ class Engine:
     def _model(self, base: str) -> BaseModel:
         if self._base is None or self._base[0] != base:
             # Let go of the old one first: two may not fit into memory.
-            self._base = None
+            self._base, self._merges = None, Merges()
             self._base = (base, load(base))
         return self._base[1]
 

@@ -5,14 +5,17 @@ A factor stands for a matrix ``[width, rank]``: ``up``, or ``down`` turned.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 
 class Factor(Protocol):
-    """What every form can do."""
+    """What every form can do; each is a dataclass of tensors and numbers."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def matrix(self) -> Tensor:
         """The factor written out, ``[width, rank]``."""
@@ -38,3 +41,13 @@ def plain(factors: tuple[Tensor, Tensor]) -> tuple[Factor, Factor]:
 def pair(up: Factor, down: Factor) -> tuple[Tensor, Tensor]:
     """Both factors of an update as ``up [rows, rank]`` and ``down [rank, columns]``."""
     return up.matrix(), down.matrix().T
+
+
+def moved(factor: Factor, device: torch.device) -> Factor:
+    """The same factor on a device, in float32."""
+    def there(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(there, value))
+        return value.to(device, torch.float32) if isinstance(value, Tensor) else value
+
+    return replace(factor, **{field.name: there(getattr(factor, field.name)) for field in fields(factor)})

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atelier.adapters.merge import Merges
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import merged, mounted
+from atelier.adapters.mount import mounted
 from atelier.adapters.settings import SettingError, Settings, setting
 from atelier.adapters.text import without_directions
 
@@ -45,10 +46,12 @@ def draw(
     on_step: Callable[[int, int], None] | None = None,
     *,
     alike: bool = False,
+    merges: Merges | None = None,
 ) -> list[Image.Image]:
     """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths.
 
-    ``on_step(done, of)`` is called after every denoising step. ``alike``: all from the one seed, for a mix that treats
+    ``on_step(done, of)`` is called after every denoising step. ``merges``: what earlier drawings with this model have
+    merged, so that this one merges only what has changed. ``alike``: all from the one seed, for a mix that treats
     the pictures of a batch differently.
 
     Raises:
@@ -63,7 +66,7 @@ def draw(
         return values
 
     # Merging costs nothing per step, where it can be done.
-    attach = merged if model.mergeable and not mix.live() else mounted
+    attach = (merges or Merges()).merged if model.mergeable and not mix.live() else mounted
     with torch.inference_mode(), attach(model.models(), mix):
         result = model.pipeline(
             **_prompt(model, request, each=alike),

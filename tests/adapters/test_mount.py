@@ -11,8 +11,9 @@ from torch.testing import assert_close
 
 from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import create
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import MountError, merged, mounted, target_modules
+from atelier.adapters.mount import MountError, mounted, target_modules
 
 
 @pytest.fixture
