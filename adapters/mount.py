@@ -27,7 +27,7 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
     """Find every target of ``adapters`` in ``models`` (component name → model).
 
     Raises:
-        MountError: a layer is missing or has another shape.
+        MountError: a layer is missing, has another shape, or has no bias where the adapter changes one.
     """
     found: dict[str, nn.Module] = {}
     wrong: list[str] = []
@@ -39,6 +39,8 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
         shape = weight_shape(module)
         if not spec.fits(shape):
             wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
+        elif getattr(module, "bias", None) is None and adapters[spec.name].bias_delta() is not None:
+            wrong.append(f"{spec.name} has no bias here and the adapter changes one")
         found[spec.name] = module
     if wrong:
         raise MountError(

@@ -77,13 +77,13 @@ def _add_make(make: argparse.ArgumentParser) -> None:
     make.add_argument("style", metavar="STYLE", help="adapter of the way it is drawn")
     make.add_argument("--name", required=True, metavar="NAME", help="what you call the new adapter")
     make.add_argument("--method", choices=("break-for-make", "sum", "zip", "k", "np"),
-                      help="break-for-make needs two of the kind split; the others take any two (default: "
-                           "break-for-make for two of the kind split, else sum)")   # fmt: skip
+                      help="break-for-make needs two of the kind split; the others take any two (default: sum)")
     make.add_argument("--steps", type=int, metavar="N",
                       help="optimizer updates with both sets of pictures; break-for-make can do with 0 (default: 100, "
                            "and none for sum, k and np, which do not learn)")   # fmt: skip
     make.add_argument("--content-strength", type=float, default=1.0, metavar="C", help="how much of it (default: 1)")
-    make.add_argument("--style-strength", type=float, default=1.0, metavar="S", help="how much of it (default: 1)")
+    make.add_argument("--style-strength", type=float, metavar="S",
+                      help="how much of it (default: 0.75 for sum and np, else 1)")   # fmt: skip
 
 
 def _add_draw(draw: argparse.ArgumentParser) -> None:

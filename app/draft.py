@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from PIL import Image
 
+from atelier.training.captions import SUFFIX, is_sidecar, read_caption
 from atelier.training.images import PictureError, open_picture, pixel_hash, sharpness
 from atelier.training.runs import write_text
 
@@ -38,6 +39,7 @@ class DraftPicture:
     hash: str = ""       # of the pixels
     thumb: str = ""      # data URI
     note: str = ""       # warning, or why it was refused
+    caption: str = ""    # from a text file of the same name
 
     @property
     def refused(self) -> bool:
@@ -102,10 +104,14 @@ def clear_draft(home: Home) -> None:
 def add_pictures(home: Home, files: Iterable[Path]) -> Iterator[Draft]:
     """Check dropped files one by one and keep copies of those that are pictures, the others as a name and a reason.
 
-    Yields the draft after each file, because large pictures take a moment.
+    A text file is the caption of the picture of its name, dropped with it or before. Yields the draft after each file,
+    because large pictures take a moment.
     """
     _folder(home).mkdir(mode=0o700, exist_ok=True)
-    for file in files:
+    for file in sorted(files, key=is_sidecar):
+        if is_sidecar(file):
+            yield _take_caption(home, file)
+            continue
         usable = load_draft(home).usable
         if len(usable) >= MOST_PICTURES:
             picture = DraftPicture(uuid4().hex, file.name, note=phrases.too_many_pictures(MOST_PICTURES))
@@ -119,7 +125,9 @@ def remove_picture(home: Home, picture_id: str) -> Draft:
     pictures = load_draft(home).pictures
     for picture in pictures:
         if picture.id == picture_id and not picture.refused:
-            (_folder(home) / picture.file).unlink(missing_ok=True)
+            path = _folder(home) / picture.file
+            path.unlink(missing_ok=True)
+            path.with_suffix(SUFFIX).unlink(missing_ok=True)
     return edit_draft(home, pictures=tuple(picture for picture in pictures if picture.id != picture_id))
 
 
@@ -146,6 +154,22 @@ def _take(home: Home, file: Path, known: dict[str, str]) -> DraftPicture:
     thumb = image.copy()
     thumb.thumbnail((_THUMB_SIDE, _THUMB_SIDE))
     return DraftPicture(identity, file.name, kept, pixels, _data_uri(thumb), _warning(image, thumb))
+
+
+def _take_caption(home: Home, file: Path) -> Draft:
+    """Keep a caption beside its picture, where ``import_pictures`` finds it."""
+    draft = load_draft(home)
+    picture = next((one for one in draft.usable if Path(one.name).stem == file.stem), None)
+    try:
+        if picture is None:
+            raise ValueError(phrases.no_picture_for(file.name))
+        text = read_caption(file)
+        shutil.copyfile(file, (_folder(home) / picture.file).with_suffix(SUFFIX))
+    except ValueError as error:
+        refused = DraftPicture(uuid4().hex, file.name, note=str(error))
+        return edit_draft(home, pictures=(*draft.pictures, refused))
+    captioned = replace(picture, caption=text)
+    return edit_draft(home, pictures=tuple(captioned if one is picture else one for one in draft.pictures))
 
 
 def _warning(image: Image.Image, thumb: Image.Image) -> str:

@@ -14,7 +14,6 @@ from atelier.adapters.base import AdapterSet
 from atelier.adapters.compose import as_lora
 from atelier.adapters.files import load_adapter, read_header
 from atelier.adapters.halves import strengthened
-from atelier.adapters.split import Split
 from atelier.training.base_info import BaseInfo
 from atelier.training.base_model import BaseModel, load
 from atelier.training.companions import captioned
@@ -28,6 +27,11 @@ from atelier.training.study import encode, look_through
 from .home import Home, HomeError, new_name, writing
 from .jobs import find_run
 from .library import AdapterCard, find_adapter
+
+BEST_METHOD = "sum"
+"""What two adapters are mixed by unless somebody says otherwise: the best of ``docs/content_style.md``."""
+STYLE_STRENGTHS = {"sum": 0.75, "np": 0.75}
+"""A style at full strength swallows the thing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +53,12 @@ def make_here(home: Home, arguments: Namespace) -> AdapterCard:
         HomeError, BaseError, BasisError, MountError, SettingError: what was typed can't be used.
     """
     content, style = (find_adapter(home, name) for name in (arguments.content, arguments.style))
-    method = arguments.method or best_method(content, style)
+    method = arguments.method or BEST_METHOD
     usual = STEPS[method]
     recipe = Recipe(
         name=new_name(home, arguments.name), content=content, style=style, method=method,
         steps=(usual if arguments.steps is None else arguments.steps) if usual else 0,
-        strengths=(arguments.content_strength, arguments.style_strength),
+        strengths=(arguments.content_strength, usual_style(method, arguments.style_strength)),
     )   # fmt: skip
     with tqdm(total=recipe.steps, unit="step", leave=False, disable=None, file=sys.stderr) as bar:
         for news in making(home, recipe):
@@ -64,9 +68,9 @@ def make_here(home: Home, arguments: Namespace) -> AdapterCard:
     raise AssertionError("a making ends with a card")
 
 
-def best_method(content: AdapterCard, style: AdapterCard) -> str:
-    """What two adapters are mixed by unless somebody says otherwise."""
-    return "break-for-make" if content.kind == style.kind == Split.kind else "sum"
+def usual_style(method: str, asked: float | None) -> float:
+    """How much of the style: what was asked for, else what kept the thing best in ``docs/content_style.md``."""
+    return asked if asked is not None else STYLE_STRENGTHS.get(method, 1.0)
 
 
 def making(home: Home, recipe: Recipe) -> Iterator[Stepped | AdapterCard]:

@@ -34,6 +34,11 @@ def duplicate(name: str, other: str) -> str:
     return f"{name} shows the same picture as {other}, so it is used once."
 
 
+def no_picture_for(name: str) -> str:
+    """Said of a text file that was dropped without its picture."""
+    return f"{name} is no caption, because no picture here has its name. Drop the picture, then the text once more."
+
+
 def picture_count(usable: int, refused: int) -> str:
     """Under the dropped pictures.
 

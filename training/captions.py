@@ -26,9 +26,9 @@ class Captioner:
         if sidecar is None:
             return self.fill(self.template), ""
         try:
-            text = _read(sidecar)
+            text = read_caption(sidecar)
         except (OSError, ValueError) as error:
-            return self.fill(self.template), f"{sidecar.name} is not used as a caption: {error}"
+            return self.fill(self.template), str(error)
         return self.fill(text or self.template), ""
 
     def fill(self, text: str) -> str:
@@ -63,11 +63,19 @@ def orphan_warnings(files: Sequence[Path], pictures: Sequence[Path]) -> list[str
     return warnings
 
 
-def _read(sidecar: Path) -> str:
+def read_caption(sidecar: Path) -> str:
+    """What a text file says a picture shows.
+
+    Raises:
+        ValueError: it is too long, or no UTF-8 text.
+    """
     size = sidecar.stat().st_size
     if size > LARGEST_BYTES:
-        raise ValueError(f"it has {size} bytes, but a caption has at most {LARGEST_BYTES}. Shorten it.")
+        raise ValueError(f"{sidecar.name} is not used as a caption: it has {size} bytes, but a caption has at most "
+                         f"{LARGEST_BYTES}. Shorten it.")   # fmt: skip
     try:
         return sidecar.read_bytes().decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text. Save it as UTF-8.") from None
+        raise ValueError(
+            f"{sidecar.name} is not used as a caption: it is not UTF-8 text. Save it as UTF-8."
+        ) from None

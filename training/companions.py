@@ -55,7 +55,12 @@ def role_of(config: TrainConfig) -> str:
 
 def captioned(config: TrainConfig) -> TrainConfig:
     """The recipe of a style with a caption for pictures that have none: the way of drawing, not what is drawn."""
-    if role_of(config) != "style" or config.caption:
+    return as_style(config) if role_of(config) == "style" else config
+
+
+def as_style(config: TrainConfig) -> TrainConfig:
+    """A recipe, of whatever kind, for pictures that share a way of drawing; a caption that a person wrote stays."""
+    if config.caption:
         return config
     return replace(config, caption=identify(config.base).styled.replace("{style}", "{trigger}").partition(" of ")[0])
 

@@ -12,6 +12,7 @@ import gradio as gr
 
 from atelier.adapters.catalog import KINDS
 from atelier.training.base_info import BaseError
+from atelier.training.companions import as_style
 from atelier.training.config import EMBEDDED, TrainConfig, load_preset, preset_names
 from atelier.training.identify import identify
 
@@ -47,7 +48,7 @@ def build(demo: gr.Blocks, home: Home) -> None:
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=7, elem_classes="sheet"):
             _step(1, words.STEP_PICTURES, words.STEP_PICTURES_HINT)
-            drop = gr.File(file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp"],
+            drop = gr.File(file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp", ".txt"],
                            label=words.DROP, elem_id="pics", elem_classes="drop", height=230)   # fmt: skip
             thumbs = panel("pictures", _pictures(Draft()))
         with gr.Column(scale=5, elem_classes="sheet"):
@@ -176,7 +177,8 @@ def _settings(keys: Sequence[str], draft: Draft) -> list[Any]:
 
 def _pictures(draft: Draft) -> dict[str, Any]:
     refused = [{"id": p.id, "name": p.name, "note": p.note} for p in draft.pictures if p.refused]
-    kept = [{"id": p.id, "name": p.name, "note": p.note, "thumb": p.thumb} for p in draft.usable]
+    kept = [{"id": p.id, "name": p.name, "note": p.note, "thumb": p.thumb, "caption": p.caption or p.name}
+            for p in draft.usable]   # fmt: skip
     count = phrases.picture_count(len(kept), len(refused))
     tips = [] if draft.pictures else words.TIPS
     return {"kept": kept, "refused": refused, "usable": len(kept), "count": count, "tips": tips}
@@ -241,6 +243,8 @@ def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
             raise ValueError(words.NO_NAME)
         answers = {"name": new_name(home, name), "subject": subject.strip() or words.WHAT[what].lower()}
         config = TrainConfig.from_dict({**_chosen(keys, expert, basis, preset), **answers})
+        if what == "style":
+            config = as_style(config)
         imported = import_pictures(home, config.name, picture_files(home, draft))
         run = submit(home, replace(config, pictures=str(imported.folder)))
         clear_draft(home)

@@ -19,12 +19,13 @@ from ..engine import Engine
 from ..frame import POLL, heading, plainly
 from ..home import Home, new_name
 from ..library import AdapterCard, find_adapter, list_adapters
-from ..making import Recipe, best_method, caption_of_both, making
+from ..making import BEST_METHOD, STYLE_STRENGTHS, Recipe, caption_of_both, making
 from ..panel import acted, panel
 
 MOST, NOTCHES = 2.0, 8   # the pad's strengths: 0 to MOST in so many steps
 DRAW_STEPS = 8           # denoising steps of the grid's pictures: enough to judge a mix by
 SHARES = (0.0, 0.5, 1.0)
+START = (1.0, STYLE_STRENGTHS[BEST_METHOD])   # content and style strength
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -44,12 +45,13 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         with gr.Column(scale=5, elem_classes="sheet"):
             content = gr.Dropdown([], label=words.CONTENT, elem_id="mix-content", interactive=True)
             style = gr.Dropdown([], label=words.STYLE, elem_id="mix-style", interactive=True)
-            method = gr.Dropdown([(words.METHODS[name], name) for name in METHODS], value=METHODS[0],
-                                 label=words.METHOD, elem_id="mix-method", interactive=True)   # fmt: skip
+            method = gr.Dropdown([(words.METHODS[name], name) for name in METHODS], value=BEST_METHOD,
+                                 label=words.METHOD, info=words.BEST_METHOD, elem_id="mix-method",
+                                 interactive=True)   # fmt: skip
             prompt = gr.Textbox(label=words.PROMPT, placeholder=words.PROMPT_HINT, max_length=1000, elem_id="prompt")
             seed = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
-            pad = panel("pad", _pad(1.0, 1.0))
-            at = gr.State((1.0, 1.0))
+            pad = panel("pad", _pad(*START))
+            at = gr.State(START)
             name = gr.Textbox(label=words.NAME_OF_MIX, max_length=100, elem_id="mix-name")
             save = gr.Button(words.SAVE_MIX, variant="primary", elem_id="mix-save")
         with gr.Column(scale=7, elem_classes="easel"):
@@ -73,14 +75,14 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         with plainly():
             return _save(home, Choice(*chosen), name)
 
-    def suggest(*names: str | None) -> list[Any]:
+    def suggest(*names: str | None) -> Any:
         return _suggested(home, *names)
 
     choice = [content, style, method, at]
     given = [*choice, prompt, seed]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **_QUIET}
     demo.load(opened, None, [content, style], **POLL)
-    both = gr.on([content.change, style.change], suggest, [content, style], [prompt, method], **POLL)
+    both = gr.on([content.change, style.change], suggest, [content, style], prompt, **POLL)
     both.then(show, given, grid, **latest)
     gr.on([method.input, prompt.submit, seed.change], show, given, grid, **latest)
     pad.act(move, None, [at, pad], **POLL).then(show, given, grid, **latest)
@@ -92,8 +94,8 @@ def strengths_at(text: str) -> tuple[float, float]:
     try:
         content, style = (min(MOST, max(0.0, float(part))) for part in text.split(","))
     except ValueError:
-        return 1.0, 1.0
-    return (content, style) if content == content and style == style else (1.0, 1.0)
+        return START
+    return (content, style) if content == content and style == style else START
 
 
 def cells_at(content: float, style: float) -> list[tuple[float, float]]:
@@ -107,13 +109,12 @@ def _opened(home: Home, query: dict[str, str]) -> list[Any]:
     return [gr.Dropdown(choices=names, value=one) for one in chosen]
 
 
-def _suggested(home: Home, content: str | None = None, style: str | None = None) -> list[Any]:
-    """Prompt and method for the two that were picked."""
+def _suggested(home: Home, content: str | None = None, style: str | None = None) -> Any:
+    """A prompt that calls the two that were picked."""
     if not content or not style:
-        return [gr.skip(), gr.skip()]
+        return gr.skip()
     with plainly():
-        cards = find_adapter(home, content), find_adapter(home, style)
-        return [_prompt(*cards), best_method(*cards)]
+        return _prompt(find_adapter(home, content), find_adapter(home, style))
 
 
 def _prompt(content: AdapterCard, style: AdapterCard) -> str:

@@ -27,7 +27,7 @@ from atelier.adapters.header import FileError
 from atelier.adapters.imports import read_foreign, untrained
 from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import mounted
+from atelier.adapters.mount import MountError, mounted
 
 WILD = Path(__file__).parents[3] / "shared" / "real_adapters"   # beside the project, where there are any
 BLOCK = "unet.down_blocks.0"
@@ -195,6 +195,17 @@ def test_whole_differences_biases_and_normalizations(tmp_path: Path):
             for ours, theirs in zip(outputs(), expected, strict=True):
                 assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), before, strict=True))
+
+
+def test_a_bias_where_the_model_has_none_is_named(tmp_path: Path):
+    unet = Block(f"{BLOCK}.resnets.0.conv1", nn.Conv2d(4, 8, 3, bias=False))
+    layer = "lora_unet_down_blocks_0_resnets_0_conv1"
+    save_file({f"{layer}.diff": torch.randn(8, 4, 3, 3), f"{layer}.diff_b": torch.randn(8)}, tmp_path / "a.safetensors")
+    adapters, _ = read_foreign(tmp_path / "a.safetensors")
+    mix = Mix(((adapters, 1.0),))
+    for attach in (mounted, merged):
+        with pytest.raises(MountError, match=r"conv1 has no bias here"), attach({"unet": unet}, mix):
+            pass
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])

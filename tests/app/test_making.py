@@ -14,7 +14,7 @@ from PIL import Image
 from atelier.adapters.files import load_adapter, read_header
 from atelier.adapters.halves import basis, strengthened, unite
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import mounted
+from atelier.adapters.mount import mounted, target_modules
 from atelier.app.cli import main
 from atelier.app.easel import suggestion
 from atelier.app.home import Home, open_home
@@ -56,7 +56,8 @@ def test_a_content_and_a_style_become_one_file(taught: Home, capsys: pytest.Capt
     rex, ink = (load_adapter(find_adapter(taught, name).path) for name in ("rex", "ink"))
     assert read_header(find_adapter(taught, "rex").path).metadata["atelier.basis"] == basis(rex) == basis(ink)
     capsys.readouterr()
-    assert run("make", "rex", "ink", "--name", "both", "--steps", 0, "--style-strength", 0.5, "--json") == 0
+    assert run("make", "rex", "ink", "--name", "both", "--method", "break-for-make", "--steps", 0,
+               "--style-strength", 0.5, "--json") == 0   # fmt: skip
     answer = json.loads(capsys.readouterr().out)
     card = find_adapter(taught, "both")
     assert answer == {"name": "both", "path": str(card.path), "trigger": "rex"}
@@ -96,10 +97,21 @@ def test_methods_that_compute_need_no_pictures(taught: Home, method: str, monkey
     assert read_header(card.path).metadata["atelier.method"] == method
 
 
+def test_unless_somebody_says_otherwise_it_is_the_sum_with_less_style(taught: Home, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(keep, "draw_preview", lambda *_: Image.new("RGB", (8, 8)))
+    assert run("make", "rex", "ink", "--name", "both") == 0
+    rex, ink, both = (load_adapter(find_adapter(taught, name).path) for name in ("rex", "ink", "both"))
+    models = load("embedded", "cpu").models()
+    for name, module in target_modules(models, both).items():
+        assert isinstance(module.weight, torch.Tensor)
+        parts = [one[name].delta(module.weight) for one in (rex, ink)]
+        torch.testing.assert_close(both[name].delta(module.weight), parts[0] + 0.75 * parts[1], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("line", "says"), [
-    ("rex ink --name both", "break-for-make learns from the pictures that rex was taught with.*--steps 0"),
+    ("rex ink --name both --method break-for-make", "break-for-make learns from the pictures that rex was.*--steps 0"),
     ("rex ink --name both --method zip", "zip learns from the pictures.*np or sum"),
-    ("ink rex --name both --steps 0", "given as content holds only a style"),
+    ("ink rex --name both --method break-for-make --steps 0", "given as content holds only a style"),
     ("rex ink --name rex --steps 0", "The name 'rex' is taken"),
     ("rexx ink --name both", "Did you mean 'rex'"),
 ])   # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -20,6 +21,7 @@ from PIL import Image
 from atelier.adapters.catalog import KINDS
 from atelier.adapters.settings import Settings, setting
 from atelier.app import room, words
+from atelier.app.datasets import import_pictures
 from atelier.app.draft import (
     add_pictures,
     clear_draft,
@@ -39,6 +41,7 @@ from atelier.app.theme import PALETTE, STYLE_SHEETS
 from atelier.training import levers
 from atelier.training.base_info import TITLES
 from atelier.training.config import TrainConfig, load_preset, preset_names
+from atelier.training.dataset import scan
 from atelier.training.identify import identify
 from atelier.training.images import open_picture
 from atelier.training.memory import Need
@@ -241,6 +244,42 @@ def test_a_draft_keeps_pictures_and_says_why_others_are_refused(own_home: Path, 
     assert len(picture_files(home, left)) == 1
     clear_draft(home)
     assert load_draft(home).pictures == () and not (home.state / "draft").exists()
+
+
+def test_dropped_text_files_are_the_captions_of_their_pictures(own_home: Path, tmp_path: Path) -> None:
+    home = open_home(own_home)
+    red, blue = picture(tmp_path / "red.png", "red"), picture(tmp_path / "blue.png", "blue")
+    texts = {"red": "a {trigger} in red\n", "green": "nobody's", "blue": "too long " * 2000}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    *_, draft = add_pictures(home, [tmp_path / "red.txt", red, tmp_path / "green.txt", blue, tmp_path / "blue.txt"])
+    assert [(p.name, p.caption) for p in draft.usable] == [("red.png", "a {trigger} in red"), ("blue.png", "")]
+    lonely, long = (p.note for p in draft.pictures if p.refused)
+    assert "green.txt is no caption" in lonely and "blue.txt is not used as a caption: it has 18000 bytes" in long
+    folder = import_pictures(home, "set", picture_files(home, draft)).folder
+    report = scan(folder, trigger="zq", subject="thing", template="a {subject}", resolution=64, multiple=8)
+    assert sorted(p.caption for p in report.usable) == ["a thing", "a zq in red"]
+    # Dropped later, and gone with its picture.
+    (tmp_path / "blue.txt").write_text("blue")
+    *_, draft = add_pictures(home, [tmp_path / "blue.txt"])
+    assert [p.caption for p in draft.usable] == ["a {trigger} in red", "blue"]
+    remove_picture(home, draft.usable[0].id)
+    assert len(list((home.state / "draft").glob("*.txt"))) == 1
+
+
+@pytest.mark.parametrize(("what", "caption"), [("animal", ""), ("style", "a {trigger} emoji")])
+def test_a_style_is_captioned_as_a_way_of_drawing(monkeypatch, own_home: Path, tmp_path: Path, what, caption) -> None:
+    home, keys = open_home(own_home), expert_keys()
+    list(add_pictures(home, [picture(tmp_path / "red.png", "red")]))
+    taught: list[TrainConfig] = []
+    monkeypatch.setattr(create, "submit", lambda _home, config: taught.append(config) or run_named("x"))
+    _, basis, *expert = create._choose_preset(home, keys, "quick")
+    create._teach(home, keys, [what, "ink", "mine", "quick", basis, *expert])
+    assert [config.caption for config in taught] == [caption]
+
+
+def run_named(name: str) -> Any:
+    return SimpleNamespace(id=name)
 
 
 def test_a_draft_remembers_what_was_typed_and_only_real_changes(own_home: Path) -> None:
