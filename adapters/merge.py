@@ -19,9 +19,10 @@ from atelier.kernels.factor import Factor, Plain, moved
 from atelier.kernels.weave import Update, weave
 
 from .base import Adapter
+from .factors import Part
 from .frozen8 import Frozen8
 from .mix import Mix
-from .mount import MountError, Part, by_module
+from .mount import MountError, by_module
 from .sparse import Sparse
 
 Pair = tuple[Factor, Factor]   # up, down

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from atelier.kernels.low_rank import low_rank_linear
 
 from .base import Adapter, AdapterSet
+from .factors import Factors, Part
 from .frozen8 import Frozen8, weight_shape
 from .mix import Mix
-
-Part = tuple[Adapter, float]   # with its strength
 
 
 class MountError(ValueError):
@@ -69,6 +68,7 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     Raises:
         MountError: an adapter does not fit.
     """
+    factors, together = Factors(), set(models["unet"].modules()) if "unet" in models else set()
     with ExitStack() as stack:
         for clock in mix.clocks():
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
@@ -76,11 +76,15 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
             # What a layer in 8 bits makes must not be kept for the backward pass, as one operation for both would.
             pairs = not isinstance(module, Frozen8) and all(_is_pair(adapter) for adapter, _ in parts)
             if pairs and isinstance(module, nn.Linear):
-                stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts)))
+                stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts, factors)))
+                if module in together:
+                    factors.add(module, parts)
                 continue
             for adapter, strength in parts:
                 hook = partial(_add, adapter=adapter, strength=strength)
                 stack.enter_context(module.register_forward_hook(hook))
+        if together:
+            stack.enter_context(models["unet"].register_forward_pre_hook(factors.prepare))
         yield
 
 
@@ -111,21 +115,11 @@ def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) ->
             module.forward = original
 
 
-def _low_rank_forward(module: nn.Linear, parts: Sequence[Part], x: Tensor) -> Tensor:
+def _low_rank_forward(module: nn.Linear, parts: Sequence[Part], factors: Factors, x: Tensor) -> Tensor:
     """The layer with all its adapters' factors side by side: one operation, however many there are."""
-    place = x.device.type
-    dtype = torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else x.dtype
-    ups, downs = zip(*(_factors(adapter, strength) for adapter, strength in parts), strict=True)
-    up, down = (torch.cat(ups, 1), torch.cat(downs)) if len(parts) > 1 else (ups[0], downs[0])
-    bias = None if module.bias is None else module.bias.to(dtype)
-    return low_rank_linear(x.to(dtype), module.weight.to(dtype), bias, up.to(x.device, dtype), down.to(x.device, dtype))
-
-
-def _factors(adapter: Adapter, strength: float) -> tuple[Tensor, Tensor]:
-    factors = adapter.factors()
-    assert factors is not None
-    up, down = factors
-    return (up if strength == 1 else up * strength), down
+    up, down = factors.of(module, parts, x)
+    bias = None if module.bias is None else module.bias.to(up.dtype)
+    return low_rank_linear(x.to(up.dtype), module.weight.to(up.dtype), bias, up, down)
 
 
 def _add(

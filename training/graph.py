@@ -19,7 +19,7 @@ from torch import Tensor
 from atelier.adapters.base import AdapterSet
 
 from .config import TrainConfig
-from .recipe import Losses, Parts
+from .recipe import Losses, Recipe
 from .team import Team
 
 FIRST = 3   # microsteps of a kind before one is recorded: libraries choose their algorithms in these
@@ -54,8 +54,10 @@ class Recording:
 class Recorder:
     """Runs microsteps with their backward pass; gradients add up in tensors that must stay the same."""
 
-    def __init__(self, parts: Parts, backward: Callable[[Losses], None], gpu: Gpu) -> None:
-        self._parts, self._backward, self._gpu = parts, backward, gpu
+    def __init__(self, recipe: Recipe, backward: Callable[[Losses], None], gpu: Gpu) -> None:
+        assert recipe.parts is not None
+        self._parts, self._attached = recipe.parts, recipe.attached
+        self._backward, self._gpu = backward, gpu
         self._seen: dict[Hashable, int] = {}
         self._recordings: dict[Hashable, Recording] = {}
         self._willing = True
@@ -80,8 +82,9 @@ class Recorder:
         self._recordings.clear()
 
     def _learn(self, drawn: Any) -> Losses:
-        losses = self._parts.compute(drawn)
-        self._backward(losses)
+        with self._attached():
+            losses = self._parts.compute(drawn)
+            self._backward(losses)
         return Losses(losses.subject.detach(), losses.prior.detach())
 
     def _try_to_record(self, kind: Hashable, drawn: Any) -> None:

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,10 @@ class Training:
         gpu: Gpu | None = None,
     ) -> None:   # fmt: skip
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
-        self.team = team
-        self.parameters = list(recipe.adapters.parameters())
+        self.team, self.parameters = team, list(recipe.adapters.parameters())
         self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters, recipe.companions, recipe.speed))
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.recorder = Recorder(recipe.parts, self._backward, gpu) if gpu and recipe.parts else None
+        self.recorder = Recorder(recipe, self._backward, gpu) if gpu and recipe.parts else None
         self.average = copy.deepcopy(recipe.adapters) if config.ema else None
         self.step, self.best_step, self.result_step, self.best_loss = 0, 0, 0, math.inf
         self.best: dict[str, Tensor] = {}
@@ -111,7 +111,8 @@ class Training:
         lr = learning_rate(self.config, self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("ratio", 1.0)
-        with self.recipe.attached():   # open during the backward pass too: checkpointing runs the model again
+        # Open during the backward pass too, for checkpointing; a recorder attaches adapters only where it must.
+        with self.recipe.attached() if self.recorder is None else nullcontext():
             losses = [self._microstep() for _ in range(self.config.accumulate)]
         # The one place where a step waits for the device.
         values = torch.stack([torch.stack([one.subject, one.prior]) for one in losses]).tolist()
@@ -156,8 +157,7 @@ class Training:
     def _update_average(self) -> None:
         if self.average is None:
             return
-        # Early on it follows closely, so that it never holds the untrained start for long.
-        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
+        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))   # early on it must not keep the start
         for average, value in zip(self.average.parameters(), self.parameters, strict=True):
             average.lerp_(value, 1 - decay)
 
