@@ -68,7 +68,7 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     Raises:
         MountError: an adapter does not fit.
     """
-    factors, together = Factors(), set(models["unet"].modules()) if "unet" in models else set()
+    factors = Factors()
     with ExitStack() as stack:
         for clock in mix.clocks():
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
@@ -77,13 +77,13 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
             pairs = not isinstance(module, Frozen8) and all(_is_pair(adapter) for adapter, _ in parts)
             if pairs and isinstance(module, nn.Linear):
                 stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts, factors)))
-                if module in together:
+                if parts[0][0].spec.name.startswith("unet."):
                     factors.add(module, parts)
                 continue
             for adapter, strength in parts:
                 hook = partial(_add, adapter=adapter, strength=strength)
                 stack.enter_context(module.register_forward_hook(hook))
-        if together:
+        if "unet" in models:
             stack.enter_context(models["unet"].register_forward_pre_hook(factors.prepare))
         yield
 
