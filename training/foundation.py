@@ -120,7 +120,7 @@ def latents_stage(
 ) -> Latents:
     """The cached views of the trained objects, encoded on first use."""
     if not path.exists():
-        concepts = pictures.indices(words["concepts"])
+        concepts = pictures.indices([*words["concepts"], *words["weak"]])
         vae = parts.vae.to(options.device)
         torch.save(
             astuple(cache_latents(vae, pictures, concepts, len(words["styles"]), options.views, options.seed)),

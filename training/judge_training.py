@@ -47,7 +47,7 @@ class Lesson:
 def of_the_base(pictures: Pictures) -> Pictures:
     """The objects the base was trained on and those held out from it: what its drawings can be asked to show."""
     words = read_prompts()
-    chosen = pictures.indices([*words["concepts"], *words["held_out"]])
+    chosen = pictures.indices([*words["concepts"], *words["weak"], *words["held_out"]])
     concepts = tuple(pictures.concepts[index] for index in chosen)
     return replace(pictures, concepts=concepts, rgba=pictures.rgba[:, chosen])
 

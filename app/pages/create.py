@@ -243,8 +243,7 @@ def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
             raise ValueError(words.NO_NAME)
         answers = {"name": new_name(home, name), "subject": subject.strip() or words.WHAT[what].lower()}
         config = TrainConfig.from_dict({**_chosen(keys, expert, basis, preset), **answers})
-        if what == "style":
-            config = as_style(config)
+        config = as_style(config) if what == "style" else config
         imported = import_pictures(home, config.name, picture_files(home, draft))
         run = submit(home, replace(config, pictures=str(imported.folder)))
         clear_draft(home)

@@ -49,14 +49,14 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
                                  label=words.METHOD, info=words.BEST_METHOD, elem_id="mix-method",
                                  interactive=True)   # fmt: skip
             prompt = gr.Textbox(label=words.PROMPT, placeholder=words.PROMPT_HINT, max_length=1000, elem_id="prompt")
-            seed = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
+            seed = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="mix-seed")
             pad = panel("pad", _pad(*START))
             at = gr.State(START)
+        with gr.Column(scale=7, elem_classes="easel"):
+            grid = panel("grid", {"cells": []})
             name = gr.Textbox(label=words.NAME_OF_MIX, max_length=100, elem_id="mix-name")
             save = gr.Button(words.SAVE_MIX, variant="primary", elem_id="mix-save")
-        with gr.Column(scale=7, elem_classes="easel"):
             said = panel("mix-said", {})
-            grid = panel("grid", {"cells": []})
 
     def opened(request: gr.Request) -> list[Any]:
         return _opened(home, dict(request.query_params))

@@ -264,7 +264,7 @@ def test_the_same_step_gets_the_same_captions_and_other_steps_others(tokenizer, 
 def test_no_full_caption_is_cut_off(tokenizer, words):
     captions = [
         caption(name, style, background)
-        for name in words["concepts"] + words["held_out"] + list(words["also"])
+        for name in words["concepts"] + words["weak"] + words["held_out"] + list(words["also"])
         for style in words["styles"]
         for background in ("white", "orange", "purple")
     ]
@@ -285,15 +285,18 @@ def test_a_tokenizer_trained_here_spells_anything(tmp_path):
 
 
 def test_the_words_of_the_base_agree_with_each_other(words):
-    assert not set(words["concepts"]) & set(words["held_out"])
-    assert not set(words["also"]) & set(words["concepts"])
-    assert set(words["also"].values()) <= set(words["concepts"])
+    learned = words["concepts"] + words["weak"]
+    assert len(set(learned)) == len(learned)
+    assert not set(learned) & set(words["held_out"])
+    assert not set(words["also"]) & set(learned)
+    assert set(words["also"].values()) <= set(learned)
+    assert set(words["things"]) <= set(learned)
     assert words["backgrounds"] == list(COLOURS)
     assert not set(words["styles"]) & set(words["held_out_styles"])
     for prompt in words["prior_prompts"]:
         assert any(
             prompt.startswith((caption(name, style), f"an emoji of {caption(name, style).split(' of ')[1]}"))
-            for name in words["concepts"]
+            for name in learned
             for style in words["styles"]
         ), prompt
         assert not any(f" {name} " in f"{prompt} " for name in words["held_out"]), prompt

@@ -78,7 +78,7 @@ def test_one_picture_is_judged_the_same_alone_and_in_company(judge):
 
 def test_it_knows_every_object_and_style_the_base_is_about(judge):
     words = read_prompts()
-    assert set(words["concepts"]) | set(words["held_out"]) == set(judge.object_names)
+    assert set(words["concepts"]) | set(words["weak"]) | set(words["held_out"]) == set(judge.object_names)
     assert set(words["styles"]) | set(words["held_out_styles"]) == set(judge.style_names)
     with pytest.raises(ValueError, match="yeti"):
         judge.object_index("yeti")
