@@ -76,7 +76,7 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
             # What a layer in 8 bits makes must not be kept for the backward pass, as one operation for both would.
             pairs = not isinstance(module, Frozen8) and all(_is_pair(adapter) for adapter, _ in parts)
             if pairs and isinstance(module, nn.Linear):
-                stack.enter_context(_replaced_forward(module, partial(_low_rank_forward, module, parts, factors)))
+                stack.enter_context(replaced_forward(module, partial(_low_rank_forward, module, parts, factors)))
                 if parts[0][0].spec.name.startswith("unet."):
                     factors.add(module, parts)
                 continue
@@ -103,7 +103,8 @@ def _is_pair(adapter: Adapter) -> bool:
 
 
 @contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module computes ``forward`` while this is open."""
     original = module.__dict__.get("forward")   # set on the object itself when another library hooked it
     module.forward = forward
     try:
@@ -127,10 +128,10 @@ def _add(
 ) -> Tensor:
     update = adapter(args[0], module)
     if (shift := adapter.bias_delta()) is not None:
-        update = update + shift.to(update).reshape(-1, *(1 for _ in range(output.dim() - 2) if _features_first(module)))
+        update = update + shift.to(update).reshape(-1, *(1 for _ in range(output.dim() - 2) if features_first(module)))
     return output + (update if strength == 1 else update * strength)
 
 
-def _features_first(module: nn.Module) -> bool:
+def features_first(module: nn.Module) -> bool:
     """Whether outputs are [batch, features, …] and not [batch, …, features]."""
     return isinstance(module, nn.Conv2d | nn.GroupNorm)

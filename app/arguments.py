@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(add("train", "teach it what a folder of pictures shows"))
     _add_make(add("make", "mix what is drawn with how it is drawn: two adapters into one"))
     _add_draw(add("draw", "draw pictures"))
+    _add_find(add("find", "say which adapters fit what you want to draw, by their weights"))
     add("list", "list the adapters")
     add("show", "show all that is known about an adapter").add_argument("name", metavar="NAME")
     add("delete", "move an adapter to the trash").add_argument("name", metavar="NAME")
@@ -90,6 +91,10 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("prompt", metavar="PROMPT")
     draw.add_argument("--adapter", type=_part, action="append", default=[], metavar="NAME[=STRENGTH]", dest="adapters",
                       help="an adapter and how strongly it acts (default: 1); repeatable")
+    draw.add_argument("--fuse", choices=("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd",
+                                         "concat"),
+                      help="how several adapters act together (default: sum); 'gated' lets each layer decide for every "
+                           "token, 'switch' takes turns, 'composite' averages what each would draw")   # fmt: skip
     draw.add_argument("--negative", metavar="TEXT", help="what must not be in the picture")
     draw.add_argument("--unwanted", metavar="TEXT", help="what a learned word brings along and should not")
     draw.add_argument("--unwanted-strength", type=float, metavar="U", help="how much of it is taken out (default: 1)")
@@ -101,6 +106,11 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
                       help="base model (default: the first adapter's, else embedded)")
     draw.add_argument("--out", type=Path, metavar="DIR", help="folder for the pictures (default: the gallery)")
+
+
+def _add_find(find: argparse.ArgumentParser) -> None:
+    find.add_argument("prompt", metavar="PROMPT", help="what you want to draw, in your own words")
+    find.add_argument("--limit", type=int, default=8, metavar="N", help="how many to name at most (default: 8)")
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:

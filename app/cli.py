@@ -132,6 +132,15 @@ def _draw(arguments: Namespace) -> int:
     return 0
 
 
+def _find(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from .finding import proposals
+    from .reports import proposal_table, proposal_values
+
+    found = proposals(home, arguments.prompt, arguments.limit)
+    return _say(arguments, [proposal_values(proposal) for proposal in found], proposal_table(found))
+
+
 def _list(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from .library import list_adapters, list_unreadable
@@ -196,8 +205,9 @@ def _doctor(arguments: Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    "serve": _serve, "worker": _worker, "train": _train, "make": _make, "draw": _draw, "list": _list, "show": _show,
-    "delete": _delete, "models": _models, "doctor": _doctor, **dict.fromkeys(FILE_COMMANDS, _file),
+    "serve": _serve, "worker": _worker, "train": _train, "make": _make, "draw": _draw, "find": _find,
+    "list": _list, "show": _show, "delete": _delete, "models": _models, "doctor": _doctor,
+    **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip
 
 

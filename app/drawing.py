@@ -10,14 +10,18 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from atelier.adapters.combine import DEFAULT, combined
 from atelier.adapters.files import load_adapter
+from atelier.adapters.fusion import Fusion, Part
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
 from atelier.training.config import EMBEDDED
+from atelier.training.gate_training import gates_for
 from atelier.training.sample import DrawRequest, draw
 
 from .home import Home, write_whole, writing
 from .library import find_adapter
+from .mixes import Share, fused_recipe
 from .models import check_family
 from .pictures import encode_picture, make_recipe, picture_id, save_picture
 
@@ -36,11 +40,14 @@ def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int]]:
     if arguments.out:
         with writing(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
-    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
+    shares = [Part(load_adapter(card.path), strength) for card, strength in parts]
     model = load(base)
     check_family(model.info, [card for card, _ in parts])
+    mix = combined(model.models(), shares, arguments.fuse or DEFAULT, steps=request.steps, gates=gates_for(model))
     for i, image in enumerate(_images(model, request, mix)):
         recipe = make_recipe(request, i, base, model.info.family, parts)
+        if arguments.fuse:
+            recipe |= fused_recipe(arguments.fuse, tuple(Share(card.name, strength) for card, strength in parts))
         yield _save(home, arguments.out, image, recipe), request.seed + i
 
 
@@ -51,7 +58,7 @@ def _request(arguments: Namespace) -> DrawRequest:
     return DrawRequest.from_dict({**given, "width": width, "height": height})
 
 
-def _images(model: BaseModel, request: DrawRequest, mix: Mix) -> Iterator[Image.Image]:
+def _images(model: BaseModel, request: DrawRequest, mix: Mix | Fusion) -> Iterator[Image.Image]:
     batches = [
         replace(request, seed=request.seed + first, count=min(BATCH, request.count - first))
         for first in range(0, request.count, BATCH)

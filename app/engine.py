@@ -13,16 +13,23 @@ from PIL import Image
 
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.blend import blended
+from atelier.adapters.combine import as_one, combined
 from atelier.adapters.files import load_adapter
+from atelier.adapters.gate import Record
+from atelier.adapters.interference import Interference, interference
 from atelier.adapters.merge import Merges
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
-from atelier.training.fidelity import Fidelity, compare
+from atelier.training.fidelity import Fidelity, compare, unet_error
+from atelier.training.gate_training import gates_for
 from atelier.training.sample import DrawRequest, draw
+
+from .mixes import Share
 
 KEPT_ADAPTERS = 8
 KEPT_CELLS = 81   # pictures of the Mix Lab's pad: nine grids
 Part = tuple[Path, float]   # adapter file, strength
+United = tuple[AdapterSet, float]
 FileKey = tuple[Path, int, int]   # a file as it is now: path, time of change in ns, bytes
 
 
@@ -65,6 +72,48 @@ class Engine:
             model = self._model(base)
             mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts if strength))
             return draw(model, request, mix, on_step, merges=self._merges)
+
+    def fuse(
+        self, base: str, shares: Sequence[tuple[Path, Share]], method: str, request: DrawRequest,
+        record: Record | None = None,
+    ) -> list[Image.Image]:   # fmt: skip
+        """Draw with several adapters by a method of ``combine.py``; ``record`` takes down what gates do.
+
+        Raises:
+            BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
+        """
+        with self._turn:
+            model = self._model(base)
+            parts = [share.part(self._adapter(path)) for path, share in shares]
+            gates = gates_for(model) if method == "gated" else None
+            how = combined(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
+            return draw(model, request, how)
+
+    def meeting(self, base: str, shares: Sequence[tuple[Path, Share]]) -> Interference:
+        """How the adapters get in one another's way.
+
+        Raises:
+            BaseError, FileError, MountError: as loading and mounting do.
+        """
+        with self._turn:
+            model = self._model(base)
+            return interference(model.models(), Mix(tuple((self._adapter(path), s.strength) for path, s in shares)))
+
+    def unite(self, base: str, shares: Sequence[tuple[Path, Share]], method: str, prompt: str) -> United:
+        """One adapter that does what the method does, and how far it is from the sum that it stands for.
+
+        Raises:
+            BaseError, FileError, MountError: as loading and mounting do.
+            SettingError: the method can't be one file.
+        """
+        with self._turn:
+            model = self._model(base)
+            parts = [share.part(self._adapter(path)) for path, share in shares]
+            one = as_one(model.models(), parts, method)
+            # What DARE and TIES leave out is what they are for; a cut rank is a loss.
+            whole = combined(model.models(), parts, "sum" if method in ("svd", "concat") else method)
+            assert isinstance(whole, Mix)
+            return one, unet_error(model, whole, Mix(((one, 1.0),)), prompt)
 
     def compare(self, base: str, parts: Sequence[Part], exported: Path, prompt: str) -> Fidelity:
         """How a file made of adapters at their strengths differs from them on the base model.

@@ -21,11 +21,13 @@ from .panel import panel
 PAGES = ("create", "studio", "mix", "library", "gallery", "jobs", "settings")
 POLL: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 RECENT_SECONDS = 600.0
+UNDER = {"fusion": "mix"}   # pages that are reached through another
 
 
 def frame(demo: gr.Blocks, home: Home, here: str) -> None:
     """Put the frame at the head of the page that is being built."""
-    pages = [{"href": address(name), "title": words.TITLES[name], "icon": PATHS[name], "here": name == here}
+    lit = UNDER.get(here, here)
+    pages = [{"href": address(name), "title": words.TITLES[name], "icon": PATHS[name], "here": name == lit}
              for name in PAGES]
     with gr.Row(elem_id="frame"):
         panel("top", {"pages": pages, "title": words.TITLES[here]})
@@ -66,6 +68,12 @@ def percent(run: RunStatus) -> int:
 def heading(title: str, lead: str) -> None:
     """Place a page's title and the one sentence under it."""
     panel("heading", {"title": title, "lead": lead}, elem_id="content")
+
+
+def mix_tabs(here: str) -> None:
+    """Place the way between the two halves of the Mix Lab."""
+    pages = [{"href": address(name), "title": words.MIX_TABS[name], "here": name == here} for name in words.MIX_TABS]
+    panel("tabs", pages)
 
 
 @contextmanager

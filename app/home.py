@@ -6,6 +6,7 @@
     runs/<id>/                   one folder a training run (training/runs.py)
     adapters/<name>.safetensors  finished adapters, recipe in the header
     gallery/<id>.png             drawn pictures, recipe in a text chunk
+    mixes/<name>.json            adapters that act together, and how
     trash/                       what was deleted, until it is put back
     models.txt                   the folders with base models
     state/                       the queue and the locks: may be lost without losing work
@@ -62,6 +63,11 @@ class Home:
         return self.path / "gallery"
 
     @property
+    def mixes(self) -> Path:
+        """Adapters that act together, and how."""
+        return self.path / "mixes"
+
+    @property
     def trash(self) -> Path:
         """What was deleted."""
         return self.path / "trash"
@@ -84,7 +90,8 @@ def open_home(path: Path | None = None) -> Home:
         HomeError: it can't be a folder, or can't be written.
     """
     home = Home(_default_path() if path is None else Path(path).expanduser().absolute())
-    for folder in (home.path, home.datasets, home.runs, home.adapters, home.gallery, home.trash, home.state):
+    for folder in (home.path, home.datasets, home.runs, home.adapters, home.gallery, home.mixes, home.trash,
+                   home.state):
         with writing(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):

@@ -210,3 +210,39 @@ def strengths(content: float, style: float) -> str:
     'thing 0.5, style 2'
     """
     return f"thing {content:g}, style {style:g}"
+
+
+def fits_by_weights(share: float) -> str:
+    """How well an adapter's weights fit a prompt; ``share`` of those made for something else would fit worse.
+
+    >>> fits_by_weights(0.973)
+    'Its weights fit these words better than those of 97 % of adapters made for something else'
+    """
+    if share < 0.5:
+        return "Its weights fit these words no better than a stranger's"
+    return f"Its weights fit these words better than those of {min(99, int(share * 100))} % of adapters made for " \
+           "something else"
+
+
+def fits_by_words(shared: list[str], why: str) -> str:
+    """Why an adapter is proposed whose weights could not be compared with a prompt.
+
+    >>> fits_by_words(["fox", "red"], no_reader("SD 1.5"))
+    'It is called by your words fox, red; its weights were not compared: nothing was trained that reads SD 1.5'
+    """
+    return f"It is called by your words {', '.join(shared)}; its weights were not compared: {why}"
+
+
+def no_reader(base: str) -> str:
+    """Why weights are not compared with words, for a base model without a retriever."""
+    return f"nothing was trained that reads {base or 'its base model'}"
+
+
+def fit_and_drew(fit: str, prompts: list[str]) -> str:
+    """The whole reason: how well it fits, and the last thing that it drew.
+
+    >>> fit_and_drew("It fits", ["a rex fox", "a fox"]), fit_and_drew("It fits", [])
+    ('It fits; it drew “a rex fox”.', 'It fits.')
+    """
+    drew = next(filter(None, prompts), "")
+    return f"{fit}; it drew “{drew}”." if drew else f"{fit}."

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atelier.adapters.files import read_header
 
 from .library import AdapterCard
 from .models import Model
 from .tables import columns, size_text
+from .words import NOTHING_FOUND
+
+if TYPE_CHECKING:   # it loads torch, which a list of adapters does not need
+    from .finding import Proposal
 
 _HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
 
@@ -65,3 +69,15 @@ def model_values(model: Model, cards: Sequence[AdapterCard]) -> dict[str, Any]:
     names = ("family", "kind", "prediction_type", "resolution", "precision", "bytes")
     facts = {name: getattr(info, name) for name in names}
     return {"path": str(model.path), "usable": True, **facts, "adapters": model.fitting(cards)}
+
+
+def proposal_table(found: Sequence[Proposal]) -> str:
+    """Adapters that fit a prompt, the best first."""
+    rows = [(proposal.name, f"{proposal.score:.2f}", proposal.reason) for proposal in found]
+    return columns([("NAME", "FIT", "WHY"), *rows]) if rows else NOTHING_FOUND
+
+
+def proposal_values(proposal: Proposal) -> dict[str, Any]:
+    """A proposal as plain values."""
+    return {"name": proposal.name, "score": round(proposal.score, 4), "reason": proposal.reason,
+            "drew": [str(path) for path in proposal.drew]}   # fmt: skip

@@ -9,7 +9,7 @@ from .address import address
 from .engine import Engine
 from .frame import frame
 from .home import Home
-from .pages import create, gallery, jobs, library, mix, settings, studio
+from .pages import create, fusion, gallery, jobs, library, mix, settings, studio
 
 
 def build(home: Home, engine: Engine) -> gr.Blocks:
@@ -21,6 +21,8 @@ def build(home: Home, engine: Engine) -> gr.Blocks:
         studio.build(demo, home, engine)
     with demo.route(words.TITLES["mix"], address("mix")), page(demo, home, "mix"):
         mix.build(demo, home, engine)
+    with demo.route(words.TITLES["fusion"], address("fusion")), page(demo, home, "fusion"):
+        fusion.build(demo, home, engine)
     with demo.route(words.TITLES["library"], address("library")), page(demo, home, "library"):
         library.build(demo, home, engine)
     with demo.route(words.TITLES["gallery"], address("gallery")), page(demo, home, "gallery"):

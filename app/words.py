@@ -10,6 +10,7 @@ THEME = "Light or dark"
 READY = "is ready"
 TITLES = {
     "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "mix": "Mix Lab",
+    "fusion": "Fusion",
     "gallery": "Gallery",    "settings": "Settings",
 }
 STATES = {
@@ -149,6 +150,41 @@ MIX_SAVED = "is in the library"
 MIX_EMPTY = "Pick a thing and a style: nine pictures appear here, from none of either to all of both."
 CORNERS = "Left: without the thing. Above: without the style."
 
+# --- Fusion
+MIX_TABS = {"mix": "Thing and style", "fusion": "Fusion"}
+FUSION_TITLE = "Fusion"
+FUSION_LEAD = "Several adapters in one picture: say what you want, take what fits, choose how they act together."
+FUSION_METHOD = "How they act together"
+FUSIONS = {
+    "sum": "Sum: all added", "normalised": "Normalised: strengths add up to 1",
+    "gated": "Gated: each layer decides, for every place and step",
+    "switch": "Switch: in turn, a tenth of the steps each",
+    "composite": "Composite: the mean of what each would draw",
+    "dare": "DARE: a random fifth of each, five times as strong",
+    "ties": "TIES: the largest values, where they agree", "svd": "SVD: the sum, cut to one adapter's rank",
+    "concat": "Side by side: the sum, as one file",
+}
+FIND, PROPOSED = "Find what fits", "Adapters that fit"
+WHEN = "When each acts"
+WHEN_HINT = "From the first step, on the left, to the last. Higher is stronger."
+WHERE = "Where each acts"
+WHERE_HINT = "Paint over the picture. What nobody painted is everywhere."
+EVERYWHERE, ALWAYS = "Everywhere", "Always"
+COMPARE = "Compare all methods"
+KEEP_PICTURE = "Draw and keep"
+NAME_OF_FUSION = "Name"
+SAVE_FUSION = "Save the mix"
+ONE_FILE = "Make one file of it"
+ONE_FILE_NOT = "This mix changes with the step, the place or the picture, so no single file can hold it."
+OPEN_FUSION = "Open a mix"
+FUSION_EMPTY = "Take up two adapters or more: they are drawn together here."
+FUSION_NO_PROMPT = "Say what to draw: the words that call your adapters belong in it."
+GATES_BY_LAYER = "How far each layer lets each adapter through"
+GATES_BY_STEP = "The same from the first step to the last"
+MEETINGS = "Where they get in one another's way"
+MEETINGS_HINT = "By layer: how much two look at and write the same. Hatched: there they push against each other."
+IN_GALLERY = "It hangs in the gallery."
+
 # --- Gallery
 GALLERY_TITLE = "Gallery"
 GALLERY_LEAD = "Every picture you drew, with the recipe inside the file."
@@ -186,3 +222,6 @@ LICENCES = {
     "Typeface": "Bricolage Grotesque, SIL Open Font License 1.1",
 }
 
+# --- finding adapters
+NO_LAYERS = "it changes none of the layers that words can be compared with"
+NOTHING_FOUND = "Nothing fits these words. Say it in other words, or teach it: atelier train PICTURES --name NAME"

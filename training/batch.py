@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,13 @@ def show(
 def answer(model: BaseModel, shown: Shown) -> Tensor:
     """Run the UNet."""
     return model.predict(shown.noisy.latents, shown.noisy.timesteps, shown.text, shown.sizes)
+
+
+def passes(
+    model: BaseModel, batch: Batch, text: TextFeatures, mine: Sequence[int] | None = None
+) -> Iterator[tuple[tuple[int, ...], Noisy, Tensor]]:
+    """Run the UNet: positions in the batch, what it saw, what it answered. One pass for each size of picture."""
+    return ((one.members, one.noisy, answer(model, one)) for one in show(model, batch, text, mine))
 
 
 def errors(model: BaseModel, shown: Sequence[Shown], mine: Sequence[int]) -> Tensor:

@@ -37,12 +37,21 @@ def compare(model: BaseModel, mix: Mix, exported: Path, prompt: str) -> Fidelity
         MountError: it does not fit the base model.
     """
     theirs = Mix(((read_foreign(exported)[0].to(model.device), 1.0),))
+    request = DrawRequest(prompt=prompt)
+    before, after = (draw(model, request, each)[0] for each in (mix, theirs))
+    return Fidelity(unet_error(model, mix, theirs, prompt), before, after)
+
+
+def unet_error(model: BaseModel, mix: Mix, theirs: Mix, prompt: str) -> float:
+    """How far the UNet's answers with one Mix are from those with another, over what the first changes in them.
+
+    Raises:
+        MountError: one of them does not fit the base model.
+    """
     base, ours, other = (_outputs(model, each, prompt) for each in (Mix(), mix, theirs))
     change = torch.linalg.vector_norm(ours - base).item()
     error = torch.linalg.vector_norm(other - ours).item()
-    request = DrawRequest(prompt=prompt)
-    before, after = (draw(model, request, each)[0] for each in (mix, theirs))
-    return Fidelity(error / change if change else error, before, after)
+    return error / change if change else error
 
 
 @torch.inference_mode()

@@ -30,3 +30,17 @@ def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
             return clipped / (snr + 1)
         case _:
             return clipped
+
+
+def hinge(errors: Tensor, of_base: Tensor, margin: float) -> Tensor:
+    """How much each error is below the margin, ``[B]``: 0, without a gradient, from the margin on (AutoLoRA).
+
+    The authors' margin is a number for FLUX's velocities. Here it is in units of what the base alone does wrong with
+    the same picture, noise and prompt, so that it means the same at every timestep and for every prediction type.
+
+    Args:
+        errors: of the model with adapters, for a prompt that asks for something else ``[B]``.
+        of_base: of the model without them ``[B]``; a constant.
+        margin: 1 wants the picture no better than the base has it; above 1, worse.
+    """
+    return torch.relu(margin * of_base.detach() - errors)

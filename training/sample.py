@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atelier.adapters.fusion import Fusion, fusing
 from atelier.adapters.merge import Merges
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
@@ -42,13 +44,13 @@ class DrawRequest(Settings):
 def draw(
     model: BaseModel,
     request: DrawRequest,
-    mix: Mix = Mix(),
+    mix: Mix | Fusion = Mix(),
     on_step: Callable[[int, int], None] | None = None,
     *,
     alike: bool = False,
     merges: Merges | None = None,
 ) -> list[Image.Image]:
-    """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths.
+    """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths, or as a fusion says.
 
     ``on_step(done, of)`` is called after every denoising step. ``merges``: what earlier drawings with this model have
     merged, so that this one merges only what has changed. ``alike``: all from the one seed, for a mix that treats
@@ -65,9 +67,7 @@ def draw(
             on_step(step + 1, request.steps)
         return values
 
-    # Merging costs nothing per step, where it can be done.
-    attach = (merges or Merges()).merged if model.mergeable and not mix.live() else mounted
-    with torch.inference_mode(), attach(model.models(), mix):
+    with torch.inference_mode(), _attached(model, mix, merges or Merges()):
         result = model.pipeline(
             **_prompt(model, request, each=alike),
             num_inference_steps=request.steps,
@@ -79,6 +79,14 @@ def draw(
             output_type="latent",
         )
         return _decode(model, result.images)
+
+
+def _attached(model: BaseModel, mix: Mix | Fusion, merges: Merges) -> AbstractContextManager[None]:
+    """Merging costs nothing per step, where it can be done."""
+    if isinstance(mix, Fusion):
+        return fusing(model.models(), mix)
+    attach = merges.merged if model.mergeable and not mix.live() else mounted
+    return attach(model.models(), mix)
 
 
 def _prompt(model: BaseModel, request: DrawRequest, *, each: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..address import address, file_address
 from ..easel import describe, recipe_text
 from ..frame import POLL, heading, plainly
 from ..home import Home, HomeError
+from ..mixes import mix_of
 from ..panel import acted, panel
 from ..pictures import GalleryPicture, find_picture, gallery_page, restore_picture, thumbnail, trash_picture
 
@@ -78,7 +79,7 @@ def _detail(picture: GalleryPicture) -> dict[str, Any]:
     return {
         "id": picture.id, "src": file_address(picture.path), "prompt": recipe.get("prompt", ""),
         "facts": [{"name": name, "value": str(value)} for name, value in facts.items() if str(value)],
-        "recipe": recipe_text(recipe), "again": address("studio", picture=picture.id),
+        "recipe": recipe_text(recipe), "again": address("fusion" if mix_of(recipe) else "studio", picture=picture.id),
     }   # fmt: skip
 
 

@@ -16,7 +16,7 @@ from atelier.training.sample import DrawRequest
 from .. import phrases, words
 from ..address import address
 from ..engine import Engine
-from ..frame import POLL, heading, plainly
+from ..frame import POLL, heading, mix_tabs, plainly
 from ..home import Home, new_name
 from ..library import AdapterCard, find_adapter, list_adapters
 from ..making import BEST_METHOD, STYLE_STRENGTHS, Recipe, caption_of_both, making
@@ -41,6 +41,7 @@ class Choice(NamedTuple):
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the page."""
     heading(words.MIX_TITLE, words.MIX_LEAD)
+    mix_tabs("mix")
     with gr.Row(elem_classes="bench bench-studio"):
         with gr.Column(scale=5, elem_classes="sheet"):
             content = gr.Dropdown([], label=words.CONTENT, elem_id="mix-content", interactive=True)

@@ -1,0 +1,258 @@
+"""Find held-out adapters of the zoo by prompts for them: recall and rank against chance and against file names.
+
+    python -m atelier.training.zoo && python -m atelier.training.retriever      the zoo and the retriever, if need be
+    python -m benchmarks.retrieval [--zoo build/zoo]                            measure, keep as JSON, write the page
+    python -m benchmarks.retrieval --render                                     write the page from what was measured
+
+Each held-out adapter, whose thing no adapter in training had, is looked for in the whole zoo, by prompts that don't
+know trigger words. Where several candidates tie, as file names do that say nothing, the expectation over their orders
+is taken. Intervals are 95 % bootstrap over the adapters that are looked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/retrieval.py` works as `-m` does
+from machine import describe_machine, in_words
+from torch import Tensor
+
+from atelier.adapters.base import AdapterSet, Spec
+from atelier.adapters.files import load_adapter
+from atelier.adapters.fuse import Pair, WeightOf, lora_of
+from atelier.adapters.retrieve import Retriever, Sizes, load_retriever
+from atelier.app.embeddings import Reader
+from atelier.app.finding import words_of
+from atelier.training.config import EMBEDDED
+from atelier.training.retriever import WEIGHTS, Said, Stack, begun, looked_at, stack, teach
+from atelier.training.weights import weights_of
+from atelier.training.wording import Wording
+from atelier.training.zoo import ROLES, Exhibit, read_index
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "retrieval.json"
+PAGE = ROOT / "docs" / "retrieval.md"
+RESAMPLES = 2000
+LIBRARY = 10_000
+TEXT = """# Finding adapters by their weights
+
+Written by `python -m benchmarks.retrieval` from `benchmarks/results/retrieval.json`.
+
+{held_out} adapters of a zoo of {total} (`training/zoo.py`), whose things no adapter in training had, are looked for
+among all {total}, with prompts that don't know their trigger words ({prompts} prompts each). Brackets are 95 %
+bootstrap intervals over the adapters that are looked for.
+
+| adapters | what is read | of them | recall@1 | recall@5 | MRR |
+|---|---|---|---|---|---|
+{lines}
+
+*plain*: captions named the thing in plain words. *called*: a made-up trigger word stood before the name, as in
+Atelier's own captions. *nameless*: the trigger word alone. *style*: a way of drawing, any adapter of it is right.
+
+File names tell the truth, nothing or a lie, a third each. Controls, *plain* and *called* together:
+
+| control | recall@1 | recall@5 | MRR |
+|---|---|---|---|
+{controls}
+
+The same adapters written otherwise, largest change of an embedding of length 1: {rewritten}.
+
+Search over {library:,} adapters: {search:.1f} ms of one core; reading the prompt before it: {prompt:.1f} ms (medians
+of 50, processor time of one thread, because the machine had other work to do).
+
+{machine}
+"""
+
+
+def main() -> None:
+    """Measure and write, or write alone."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--zoo", type=Path, default=ROOT / "build" / "zoo")
+    parser.add_argument("--render", action="store_true", help="write docs/retrieval.md from what was measured")
+    options = parser.parse_args()
+    if not options.render:
+        RESULTS.write_text(json.dumps(measure(options.zoo), indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(rendered(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Everything that is published."""
+    exhibits, weight_of, wording = read_index(folder), weights_of(EMBEDDED), Wording.load()
+    sets = [load_adapter(folder / f"{exhibit.file}.safetensors") for exhibit in exhibits]
+    retriever, known = load_retriever(WEIGHTS)
+    reader = Reader(retriever, wording, known["text_encoder"])
+    rows = embedded(retriever, sets, weight_of)
+    return {
+        "machine": describe_machine(), "total": len(exhibits),
+        "held_out": sum(exhibit.held_out for exhibit in exhibits),
+        "prompts": max(len(exhibit.prompts) for exhibit in exhibits), "rows": _by_role(exhibits, rows, reader),
+        "controls": _controls(exhibits, sets, rows, reader, weight_of),
+        "rewritten": _rewritten(retriever, sets[0], weight_of), "search": _timed(reader, rows.shape[1]),
+    }   # fmt: skip
+
+
+def embedded(retriever: Retriever, sets: Sequence[AdapterSet], weight_of: WeightOf) -> Tensor:
+    """Adapters → ``[N, E]``."""
+    return torch.stack([retriever.embed(adapters, weight_of) for adapters in sets])
+
+
+def scores_of(exhibits: Sequence[Exhibit], rows: Tensor, reader: Reader) -> Tensor:
+    """``[prompts, N, N]``: of each adapter's p-th prompt with every adapter; who has fewer says the first again."""
+    said = Said.read(reader.wording, exhibits)
+    words = [reader.retriever.encode_words(said.features[:, p].double(), said.said[:, p])
+             for p in range(said.said.shape[1])]   # fmt: skip
+    return torch.stack([word.float() @ rows.T for word in words])
+
+
+def by_names(exhibits: Sequence[Exhibit]) -> Tensor:
+    """The same from the words of file names: the share of the prompt's words that a name has."""
+    most = max(len(exhibit.prompts) for exhibit in exhibits)
+    names = [words_of(exhibit.file) for exhibit in exhibits]
+    wanted = [[words_of((exhibit.prompts * most)[p]) for exhibit in exhibits] for p in range(most)]
+    return torch.tensor([[[len(name & words) / len(words) for name in names] for words in row] for row in wanted])
+
+
+def found(scores: Tensor, exhibits: Sequence[Exhibit], roles: Sequence[str]) -> dict[str, Any]:
+    """Recall and mean reciprocal rank ``[value, low, high]`` of held-out adapters of these roles, and chance's.
+
+    Candidates that would be right as well stand aside: each adapter is looked for among strangers.
+    """
+    wanted = [i for i, exhibit in enumerate(exhibits) if exhibit.held_out and exhibit.role in roles]
+    strangers = torch.tensor([[exhibits[i].thing != other.thing for other in exhibits] for i in wanted])
+    scores = scores[:, wanted]
+    right = scores[:, torch.arange(len(wanted)), wanted][:, :, None]
+    above = ((scores > right) & strangers).sum(2)              # [prompts, wanted]
+    level = ((scores == right) & strangers).sum(2) + 1
+    each = {f"recall@{k}": ((k - above) / level).clamp(0, 1).mean(0) for k in (1, 5)}
+    steps = torch.cat([torch.zeros(1), (1 / torch.arange(1, len(exhibits) + 1)).cumsum(0)])
+    each["mrr"] = ((steps[above + level] - steps[above]) / level).mean(0)
+    among = strangers.sum(1) + 1
+    by_chance = {"recall@1": (1 / among).mean(), "recall@5": (5 / among).clamp(max=1).mean(),
+                 "mrr": (steps[among] / among).mean()}   # fmt: skip
+    return {"count": len(wanted), "chance": {name: value.item() for name, value in by_chance.items()},
+            **{name: _interval(values) for name, values in each.items()}}   # fmt: skip
+
+
+def _interval(values: Tensor) -> list[float]:
+    dice = torch.Generator().manual_seed(0)
+    means = values[torch.randint(len(values), (RESAMPLES, len(values)), generator=dice)].mean(1)
+    return [values.mean().item(), *torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()]
+
+
+def _by_role(exhibits: Sequence[Exhibit], rows: Tensor, reader: Reader) -> list[dict[str, Any]]:
+    scores = {"weights": scores_of(exhibits, rows, reader), "file names": by_names(exhibits)}
+    return [{"role": role, "read": read, **found(values, exhibits, (role,))}
+            for role in dict.fromkeys(ROLES) for read, values in scores.items()]   # fmt: skip
+
+
+def _controls(
+    exhibits: Sequence[Exhibit], sets: Sequence[AdapterSet], rows: Tensor, reader: Reader, weight_of: WeightOf
+) -> list[dict[str, Any]]:
+    """What is left without one part or the other, on adapters with a name in their captions."""
+    wording, layers, sizes = reader.wording, looked_at(), reader.retriever.sizes
+    taught = [i for i, exhibit in enumerate(exhibits) if not exhibit.held_out]
+    zoo, said = stack([sets[i] for i in taught], layers, weight_of), Said.read(wording, [exhibits[i] for i in taught])
+    scores = scores_of(exhibits, rows, reader)
+    view = deepcopy(reader.retriever)
+    view.share.fill_(0.0)
+    tried = {"view alone, as published": view, "echo, not taught at all": begun(zoo, said, layers, sizes),
+             "echo, taught with shuffled captions": _misled(zoo, said, layers, sizes)}   # fmt: skip
+    result = {f"as it is ({reader.retriever.share.item():.0%} echo)": scores,
+              "the same, captions shuffled among all": _shuffled(scores)}   # fmt: skip
+    for title, other in tried.items():
+        other = other.double().requires_grad_(False)
+        if other is not view:
+            other.share.fill_(1.0)
+        result[title] = scores_of(exhibits, embedded(other, sets, weight_of), Reader(other, wording, ""))
+    return [{"control": title, **found(values, exhibits, ("plain", "called"))} for title, values in result.items()]
+
+
+def _shuffled(scores: Tensor) -> Tensor:
+    """The captions of all adapters dealt out anew, so that none keeps its own."""
+    return scores.roll(scores.shape[1] // 2, 1)
+
+
+def _misled(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: Sizes) -> Retriever:
+    order = torch.randperm(len(said.alike), generator=torch.Generator().manual_seed(0))
+    return teach(zoo, Said(said.features[order], said.said[order], said.alike[order][:, order]), layers, sizes)
+
+
+def _rewritten(retriever: Retriever, adapters: AdapterSet, weight_of: WeightOf) -> dict[str, float]:
+    """How far an embedding moves when the same change is written otherwise."""
+    pairs = {a.spec: pair for a in adapters if (pair := a.factors()) is not None}
+    dice = torch.Generator().manual_seed(0)
+
+    def turned(up: Tensor, down: Tensor) -> Pair:
+        g = torch.randn(len(down), len(down), generator=dice, dtype=torch.float64) + 2 * torch.eye(len(down))
+        return (up.double() @ torch.linalg.inv(g)).float(), (g @ down.double()).float()
+
+    def padded(up: Tensor, down: Tensor) -> Pair:
+        return torch.cat([up, torch.zeros(len(up), 3)], 1), torch.cat([down, torch.randn(3, down.shape[1])])
+
+    def decomposed(up: Tensor, down: Tensor) -> Pair:
+        u, s, v = torch.linalg.svd(up.double() @ down.double(), full_matrices=False)
+        return (u[:, : len(down)] * s[: len(down)]).float(), v[: len(down)].float()
+
+    ways: dict[str, Callable[[Tensor, Tensor], Pair]] = {
+        "GL(r)": turned, "zero-padding": padded, "SVD": decomposed, "scale folded": lambda up, down: (up * 2, down / 2),
+    }
+    plain = retriever.embed(adapters, weight_of)
+    return {name: (retriever.embed(lora_of({spec: way(*pair) for spec, pair in pairs.items()}), weight_of) - plain)
+            .norm().item() for name, way in ways.items()}   # fmt: skip
+
+
+def _timed(reader: Reader, width: int) -> dict[str, float]:
+    """Milliseconds of a search over a large library, and of reading the prompt alone."""
+    rows = torch.nn.functional.normalize(torch.randn(LIBRARY, width), dim=1)
+    prompt = "an emoji of a violin on a blue background"
+    embedding = reader.read(prompt)
+
+    def milliseconds(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(50):
+            start = time.process_time()
+            work()
+            times.append(1000 * (time.process_time() - start))
+        return median(times)
+
+    return {"search": milliseconds(lambda: reader.fits(rows @ embedding).topk(8)),
+            "prompt": milliseconds(lambda: reader.read(prompt))}   # fmt: skip
+
+
+def rendered(result: Mapping[str, Any]) -> str:
+    """The page."""
+    lines = []
+    for row in result["rows"]:
+        if row["read"] == "weights":
+            lines.append(_line([row["role"], "nothing: chance", str(row["count"])],
+                               {name: [value] for name, value in row["chance"].items()}))   # fmt: skip
+        lines.append(_line([row["role"], row["read"], str(row["count"])], row))
+    controls = [_line([row["control"]], row) for row in result["controls"]]
+    rewritten = ", ".join(f"{name} {value:.0e}" for name, value in result["rewritten"].items())
+    return TEXT.format(
+        held_out=result["held_out"], total=result["total"], prompts=result["prompts"], lines="\n".join(lines),
+        controls="\n".join(controls), rewritten=rewritten, library=LIBRARY, **result["search"],
+        machine=f"Measured on: {in_words(result['machine'])}.",
+    )   # fmt: skip
+
+
+def _line(cells: Sequence[str], row: Mapping[str, Sequence[float]]) -> str:
+    numbers = []
+    for name in ("recall@1", "recall@5", "mrr"):
+        value, *interval = row[name]
+        numbers.append(f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+    return f"| {' | '.join([*cells, *numbers])} |"
+
+
+if __name__ == "__main__":
+    main()
