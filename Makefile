@@ -17,7 +17,7 @@ PYTHONS ?= python3.14 python3.13 python3.12 python3.11 python3 python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev chromium studio test test-rooms test-app check check-types check-tests slow gpu base bench FORCE
+.PHONY: help setup dev chromium studio test test-rooms test-app check check-types check-tests slow gpu gpu-tests base bench FORCE
 
 help:            ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 15
@@ -49,7 +49,13 @@ check-tests:
 slow: dev        ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu"
 
-gpu: dev         ## the tests that need an NVIDIA GPU
+# Without .venv, what torch and triton of the machine can check: the kernels.
+gpu:             ## the tests that need an NVIDIA GPU
+	@if [ ! -x $(PYTHON) ] && python3 -c 'import torch, triton' 2>/dev/null; then \
+	  python3 tests/kernels/twins.py --device cuda --dtypes float32 float16 bfloat16; \
+	else $(MAKE) --no-print-directory gpu-tests; fi
+
+gpu-tests: dev
 	$(INSTALL) --quiet --editable '.[gpu]'
 	$(PYTEST) -m gpu
 
@@ -59,9 +65,9 @@ base: dev        ## train the embedded base model from nothing, or go on where i
 	nice -n 19 $(PYTHON) -m atelier.training.foundation --work build/base --out assets/base
 	nice -n 19 $(PYTHON) -m atelier.training.prior
 
-bench: dev       ## measured comparisons: each script with a __main__ prints its table
-	@grep -l __main__ benchmarks/*.py | while read -r script; do echo "== $$script"; \
-	  $(PYTHON) "$$script" </dev/null || exit 1; done
+bench: dev       ## measured comparisons of speed, side by side with others' (hours on a small CPU; -m benchmarks --quick)
+	$(PYTHON) -m benchmarks
+	$(PYTHON) -m benchmarks --render
 
 dev: $(STAMPS)/dev | $(LINKS)
 

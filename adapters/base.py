@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.kernels.factor import Factor, plain
+
+from .layer import operate
 from .settings import Settings
 
 
@@ -129,6 +132,11 @@ class Adapter(nn.Module):
         """Exact ``(up [rows, rank], down [rank, columns])`` with ΔW = up @ down, scale included; or None."""
         return None
 
+    def forms(self) -> tuple[Factor, Factor] | None:
+        """The same factors in the forms they are kept in, for a merge that reads them like that; or None."""
+        factors = self.factors()
+        return None if factors is None else plain(factors)
+
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW in the shape of ``weight``: the base model's original one, in whatever precision it is kept."""
         factors = self.factors()
@@ -149,13 +157,13 @@ class Adapter(nn.Module):
             # A grouped convolution keeps apart what `up` would mix.
             dense = self.delta(weight_of(module)) if factors is None or getattr(module, "groups", 1) > 1 else None
         if dense is not None:
-            return _apply(module, x, dense.to(x.dtype))
+            return operate(module, x, dense.to(x.dtype))
         assert factors is not None
         return self.through(x, module, *factors)
 
     def through(self, x: Tensor, module: nn.Module, up: Tensor, down: Tensor) -> Tensor:
         """Apply a low-rank pair ``up [rows, r]``, ``down [r, columns]`` as two small layers."""
-        hidden = _apply(module, x, down.to(x.dtype).reshape(-1, *self.spec.shape[1:]))
+        hidden = operate(module, x, down.to(x.dtype).reshape(-1, *self.spec.shape[1:]))
         up = up.to(x.dtype)
         return F.linear(hidden, up) if len(self.spec.shape) == 2 else F.conv2d(hidden, up[:, :, None, None])
 
@@ -165,18 +173,6 @@ def weight_of(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """Run the module's own operation, without bias, with another weight."""
-    if isinstance(module, nn.Conv2d):
-        return module._conv_forward(x, weight, None)   # unlike F.conv2d, knows circular and reflected borders
-    if isinstance(module, nn.Linear):
-        return F.linear(x, weight)
-    if isinstance(module, nn.GroupNorm):
-        return F.group_norm(x, module.num_groups, weight, None, module.eps)
-    assert isinstance(module, nn.LayerNorm), f"adapters can't change a {type(module).__name__}"
-    return F.layer_norm(x, module.normalized_shape, weight, None, module.eps)
 
 
 class AdapterSet(nn.Module):

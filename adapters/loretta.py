@@ -8,6 +8,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from atelier.kernels.factor import Factor, pair
+from atelier.kernels.tensor import Train
+
 from .base import Adapter, Spec
 from .factorize import modes
 from .lora import RankSettings
@@ -51,9 +54,17 @@ class Loretta(Adapter):
     def parameter_count(cls, spec: Spec, settings: LorettaSettings) -> int:
         return sum(prod(shape) for train in _shapes(spec, settings) for shape in train)
 
+    def forms(self) -> tuple[Factor, Factor]:
+        ranks, *ups = self.up
+        *downs, last = self.down
+        # The core of the rank is small: it goes into its neighbour, so that both are trains over a width alone.
+        up = Train(self.scale * ups[2][:, :, 0].T, ups[1].permute(1, 2, 0),
+                   torch.einsum("lik,rl->ikr", ups[0], ranks[0]), turned=True)
+        down = Train(downs[0][0], downs[1].transpose(0, 1), torch.einsum("kil,lr->ikr", downs[2], last[:, :, 0]))
+        return up, down
+
     def factors(self) -> tuple[Tensor, Tensor]:
-        down, up = _contract(self.down), _contract(self.up)
-        return self.scale * up.reshape(self.rank, -1).T, down.reshape(-1, self.rank).T
+        return pair(*self.forms())
 
 
 def _shapes(spec: Spec, settings: LorettaSettings) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
@@ -71,11 +82,3 @@ def cores(sizes: tuple[int, ...], bond: int) -> list[tuple[int, int, int]]:
     """
     last = len(sizes) - 1
     return [(1 if i == 0 else bond, size, 1 if i == last else bond) for i, size in enumerate(sizes)]
-
-
-def _contract(train: nn.ParameterList) -> Tensor:
-    """The whole tensor, one axis: from the left, so that no intermediate is larger than the result."""
-    whole = train[0].flatten(0, 1)
-    for core in list(train)[1:]:
-        whole = (whole @ core.flatten(1)).reshape(-1, core.shape[2])
-    return whole

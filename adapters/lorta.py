@@ -9,6 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from atelier.kernels.factor import Factor, Plain, pair
+from atelier.kernels.tensor import Products
+
 from .base import Adapter, Spec
 from .factorize import share
 from .lora import RankSettings
@@ -109,13 +112,17 @@ class Lorta(Adapter):
             total += settings.rank * (shape.model + shape.wide // heads + sum(modes.values()))
         return total
 
-    def factors(self) -> tuple[Tensor, Tensor]:
+    def forms(self) -> tuple[Factor, Factor]:
         (group,) = self.group
         own = self.scale * group.layers[self.layer] * group.roles[self.place]
-        wide = (group.heads[:, None] * group.head * own).flatten(0, 1)
+        wide = Products(group.heads, group.head * own)
         if self.spec.taps > 1:
-            return wide, (group.model[:, :, None] * group.taps.T[:, None]).flatten(1)
-        return (group.model.T, wide.T) if hands_back(self.spec.name) else (wide, group.model)
+            return wide, Products(group.model.T, group.taps)
+        model = Plain(group.model.T)
+        return (model, wide) if hands_back(self.spec.name) else (wide, model)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return pair(*self.forms())
 
 
 def _tables(specs: Sequence[Spec]) -> dict[Shape, dict[str, list[Spec]]]:

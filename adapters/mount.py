@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from atelier.kernels.low_rank import low_rank_linear
 
 from .base import Adapter, AdapterSet
+from .factors import Factors, Part
 from .frozen8 import Frozen, weight_shape
 from .mix import Mix
-
-Part = tuple[Adapter, float]   # with its strength
 
 
 class MountError(ValueError):
@@ -69,22 +68,27 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     Raises:
         MountError: an adapter does not fit.
     """
+    factors = Factors()
     with ExitStack() as stack:
         for clock in mix.clocks():
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
-        for module, parts in _by_module(models, mix).items():
+        for module, parts in by_module(models, mix).items():
             # What a layer of codes makes must not be kept for the backward pass, as one operation for both would.
             pairs = not isinstance(module, Frozen) and all(_is_pair(adapter) for adapter, _ in parts)
             if pairs and isinstance(module, nn.Linear):
-                stack.enter_context(replaced_forward(module, partial(_low_rank_forward, module, parts)))
+                stack.enter_context(replaced_forward(module, partial(_low_rank_forward, module, parts, factors)))
+                if parts[0][0].spec.name.startswith("unet."):
+                    factors.add(module, parts)
                 continue
             for adapter, strength in parts:
                 hook = partial(_add, adapter=adapter, strength=strength)
                 stack.enter_context(module.register_forward_hook(hook))
+        if "unet" in models:
+            stack.enter_context(models["unet"].register_forward_pre_hook(factors.prepare))
         yield
 
 
-def _by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module, list[Part]]:
+def by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module, list[Part]]:
     """The adapters and strengths that change each module, in the order of the Mix."""
     parts: dict[nn.Module, list[Part]] = {}
     for adapters, strength in mix.active():
@@ -112,21 +116,11 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = original
 
 
-def _low_rank_forward(module: nn.Linear, parts: Sequence[Part], x: Tensor) -> Tensor:
+def _low_rank_forward(module: nn.Linear, parts: Sequence[Part], factors: Factors, x: Tensor) -> Tensor:
     """The layer with all its adapters' factors side by side: one operation, however many there are."""
-    place = x.device.type
-    dtype = torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else x.dtype
-    ups, downs = zip(*(_factors(adapter, strength) for adapter, strength in parts), strict=True)
-    up, down = (torch.cat(ups, 1), torch.cat(downs)) if len(parts) > 1 else (ups[0], downs[0])
-    bias = None if module.bias is None else module.bias.to(dtype)
-    return low_rank_linear(x.to(dtype), module.weight.to(dtype), bias, up.to(x.device, dtype), down.to(x.device, dtype))
-
-
-def _factors(adapter: Adapter, strength: float) -> tuple[Tensor, Tensor]:
-    factors = adapter.factors()
-    assert factors is not None
-    up, down = factors
-    return (up if strength == 1 else up * strength), down
+    up, down = factors.of(module, parts, x)
+    bias = None if module.bias is None else module.bias.to(up.dtype)
+    return low_rank_linear(x.to(up.dtype), module.weight.to(up.dtype), bias, up, down)
 
 
 def _add(
@@ -141,52 +135,3 @@ def _add(
 def features_first(module: nn.Module) -> bool:
     """Whether outputs are [batch, features, …] and not [batch, …, features]."""
     return isinstance(module, nn.Conv2d | nn.GroupNorm)
-
-
-@contextmanager
-def merged(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
-    """Write W + Σ strength·ΔW into the weights while the context is open, then put the originals back.
-
-    As fast as the bare model, whatever the number of adapters. Every ΔW is computed from the original W, and
-    the sum is formed in float32 and rounded once, so the order of the Mix does not matter. Refused for
-    bfloat16 weights, where small updates vanish in the rounding (house rule 4), and for those in 8 bits: mount there
-    instead.
-
-    Raises:
-        MountError: an adapter does not fit or is live, or the weights are bfloat16 or in 8 bits.
-    """
-    if mix.live():
-        raise MountError("An adapter that changes with timestep or picture can't be merged into weights: mount it.")
-    originals: list[tuple[nn.Parameter, Tensor]] = []
-    try:
-        with torch.no_grad():
-            for parameter, update in _updates(models, mix):
-                if parameter.dtype == torch.bfloat16:
-                    raise MountError("bfloat16 weights are too coarse to merge into: mount the adapters.")
-                originals.append((parameter, parameter.data))
-                parameter.data = (parameter.data.float() + update).to(parameter.dtype)
-        yield
-    finally:
-        for parameter, original in originals:
-            parameter.data = original
-
-
-def _updates(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Every weight and bias that the Mix changes, with its Σ strength·ΔW in float32; one at a time, to save memory."""
-    for module, pairs in _by_module(models, mix).items():
-        if isinstance(module, Frozen):
-            raise MountError("Weights of 8 bits and less are too coarse to merge into: mount the adapters.")
-        for name, change in (("weight", _delta), ("bias", _bias_delta)):
-            parameter = getattr(module, name)
-            found = [(change(adapter, parameter), strength) for adapter, strength in pairs]
-            changes = [update.to(parameter.device) * strength for update, strength in found if update is not None]
-            if changes:
-                yield parameter, sum(changes, torch.zeros((), device=parameter.device))
-
-
-def _delta(adapter: Adapter, weight: Tensor) -> Tensor:
-    return adapter.delta(weight)
-
-
-def _bias_delta(adapter: Adapter, _bias: Tensor | None) -> Tensor | None:
-    return adapter.bias_delta()

@@ -51,5 +51,9 @@ class Sara(Sparse):
         """The values that count: an optimizer's momentum may still move those that have settled."""
         return torch.where(self.settled, self.kept, self.values)
 
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Flat positions in W and their changes."""
+        return self.index, self.current()
+
     def delta(self, weight: Tensor) -> Tensor:
         return self.scattered(self.current()).reshape(weight.shape)

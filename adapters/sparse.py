@@ -43,6 +43,10 @@ class Sparse(Adapter):
             0, self.index.long(), values
         )
 
+    def entries(self) -> tuple[Tensor, Tensor] | None:
+        """Flat positions in W and their changes ``[count]`` each, where ΔW is nothing but these."""
+        return None
+
     def delta(self, weight: Tensor) -> Tensor:
         return self.scattered(self.values).reshape(weight.shape)
 
@@ -88,6 +92,10 @@ class Shira(Sparse):
     @classmethod
     def parameter_count(cls, spec: Spec, settings: ShiraSettings) -> int:
         return settings.count(spec)
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Flat positions in W and their changes."""
+        return self.index, self.values
 
     @classmethod
     def wants(cls, settings: ShiraSettings) -> str:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atelier.kernels.wavelet import WAVELETS, detail, padded, smooth
+
 from .base import Spec
 from .settings import Settings, setting
 from .sparse import Sparse
-from .wavelets import WAVELETS, detail, padded, smooth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

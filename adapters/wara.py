@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from atelier.kernels.factor import Factor, plain
+from atelier.kernels.wavelet import WAVELETS, Haar, detail, padded, smooth
+
 from .base import Adapter, Spec
 from .lora import RankSettings
 from .settings import setting
-from .wavelets import WAVELETS, detail, padded, smooth
 
 BANDS = ("all", "smooth", "details")
 
@@ -75,6 +77,14 @@ class Wara(Adapter):
         up, down = (self._back(side) for side in ("up", "down"))
         down = down.reshape(-1, self.spec.taps, down.shape[1])[: self.spec.features].flatten(0, 1)
         return self.scale * up[: self.spec.rows], down.T
+
+    def forms(self) -> tuple[Factor, Factor]:
+        if (self.levels, self.wavelet, self.bands) != (1, "haar", "all"):
+            return plain(self.factors())
+        up, down = ((getattr(self, f"{side}_0"), getattr(self, f"{side}_1")) for side in ("up", "down"))
+        scaled = (self.scale * up[0], self.scale * up[1])
+        return (Haar(scaled, (False, False, True, True), self.spec.rows),
+                Haar(down, (False, True, False, True), self.spec.columns, self.spec.taps))
 
     def _back(self, side: str) -> Tensor:
         """All bands of one side, transformed back: ``[padded width, ranks]``."""

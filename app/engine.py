@@ -17,6 +17,7 @@ from atelier.adapters.combine import as_one, combined
 from atelier.adapters.files import load_adapter
 from atelier.adapters.gate import Record
 from atelier.adapters.interference import Interference, interference
+from atelier.adapters.merge import Merges
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
 from atelier.training.fidelity import Fidelity, compare, unet_error
@@ -42,6 +43,7 @@ class Engine:
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._base: tuple[str, BaseModel] | None = None
+        self._merges = Merges()   # of the loaded base: a slider that moves does not merge the others again
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._cells: OrderedDict[Hashable, Image.Image] = OrderedDict()
 
@@ -69,7 +71,7 @@ class Engine:
         with self._turn:
             model = self._model(base)
             mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts if strength))
-            return draw(model, request, mix, on_step)
+            return draw(model, request, mix, on_step, merges=self._merges)
 
     def fuse(
         self, base: str, shares: Sequence[tuple[Path, Share]], method: str, request: DrawRequest,
@@ -188,7 +190,7 @@ class Engine:
     def _model(self, base: str) -> BaseModel:
         if self._base is None or self._base[0] != base:
             # Let go of the old one first: two may not fit into memory.
-            self._base = None
+            self._base, self._merges = None, Merges()
             self._base = (base, load(base))
         return self._base[1]
 

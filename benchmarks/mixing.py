@@ -32,8 +32,8 @@ from atelier.adapters.catalog import create
 from atelier.adapters.combine import combined
 from atelier.adapters.fusion import Fusion, Part, fusing
 from atelier.adapters.gate import GateSet
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import merged
 from atelier.adapters.targets import find_targets
 from atelier.training.base_model import BaseModel, load
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .dispatch import twin
 from .fake_quant import encode, top_code
 
 
@@ -50,6 +51,8 @@ def int8_linear(
         ``[..., out]`` in the dtype of ``x``; everything after the sum is computed in the dtype of ``steps``.
     """
     rows = x.reshape(-1, x.shape[-1])
+    if weight.steps.dtype == torch.float32 and weight.bits > 1 and (fast := twin("int8_linear", x)):
+        return fast.int8_linear(rows, step, zero, weight, bias, pair).view(*x.shape[:-1], -1)
     # float64 holds these sums exactly, and is multiplied on every device.
     inputs = encode(rows, step, zero, 8).double() - zero
     matrix = unpack(weight.codes, weight.bits, len(weight.steps)).double() - weight.zeros[:, None]

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .dispatch import twin
+
 
 def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor) -> Tensor:
     """Compute ``x Wᵀ + b + (x downᵀ) upᵀ`` with gradients for x, up and down.
@@ -37,6 +39,8 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, up, down)
         rows = x.reshape(-1, x.shape[-1])
+        if fast := twin("low_rank", x):
+            return fast.forward(rows, weight, bias, up, down).view(*x.shape[:-1], -1)
         # `rows @ down.T` is formed again in the backward pass: cheaper than keeping it for every layer.
         return F.linear(rows, weight, bias).addmm_(rows @ down.T, up.T).view(*x.shape[:-1], -1)
 
@@ -45,8 +49,14 @@ class _LowRankLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
         x, weight, up, down = ctx.saved_tensors
         rows, gradient = x.reshape(-1, x.shape[-1]), gradients[0].reshape(-1, up.shape[0])
-        inner = gradient @ up   # [N, rank]
-        of_x = (gradient @ weight).addmm_(inner, down).view_as(x) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[0]:
+            of_x, inner = None, gradient @ up   # [N, rank]
+        elif fast := twin("low_rank", x):
+            of_rows, inner = fast.gradient_of_rows(gradient, weight, up, down)
+            of_x = of_rows.view_as(x)
+        else:
+            inner = gradient @ up
+            of_x = (gradient @ weight).addmm_(inner, down).view_as(x)
         of_up = gradient.T @ (rows @ down.T) if ctx.needs_input_grad[3] else None
         of_down = inner.T @ rows if ctx.needs_input_grad[4] else None
         return of_x, None, None, of_up, of_down

@@ -99,11 +99,12 @@ class BaseModel:
             if self.rest is not None:
                 _move(away, self.rest)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Sequence[Sizes]) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Sequence[Sizes] | Tensor) -> Tensor:
         """The UNet's answer ``[B, C, h, w]`` to noisy latents ``[B, C, h, w]`` at ``timesteps [B]``."""
         added = None
         if text.pooled is not None:
-            added = {"text_embeds": text.pooled, "time_ids": torch.tensor(sizes, device=noisy.device, dtype=self.dtype)}
+            told = torch.as_tensor(sizes, device=noisy.device, dtype=self.dtype)
+            added = {"text_embeds": text.pooled, "time_ids": told}
         return self.unet(
             noisy.to(self.dtype), timesteps, text.features, added_cond_kwargs=added, return_dict=False
         )[0]

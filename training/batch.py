@@ -43,21 +43,66 @@ def draw_batch(examples: Sequence[Example], timesteps: Tensor, generator: torch.
     return Batch(examples, clean, [torch.randn(latent.shape, generator=generator) for latent in clean], timesteps)
 
 
-def passes(
-    model: BaseModel, batch: Batch, text: TextFeatures, mine: Sequence[int] | None = None
-) -> Iterator[tuple[list[int], Noisy, Tensor]]:
-    """Run the UNet: positions in the batch, what it saw, what it answered. One pass for each size of picture.
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Pictures of one size as the UNet sees them, all on its device: what a microstep works on from there."""
 
-    ``mine`` are the positions that this process computes; None means all.
+    members: tuple[int, ...]   # positions in the batch
+    noisy: Noisy
+    text: Text
+    sizes: Tensor     # [B, 6]
+    weights: Tensor   # [B], of the losses
+
+    def tensors(self) -> list[Tensor]:
+        """Everything in it that changes from batch to batch."""
+        given = [self.noisy.latents, self.noisy.timesteps, self.noisy.target, self.text.features, self.text.pooled]
+        return [tensor for tensor in (*given, self.sizes, self.weights) if tensor is not None]
+
+
+def show(
+    model: BaseModel, batch: Batch, text: TextFeatures, mine: Sequence[int] | None = None, gamma: float = 0.0
+) -> list[Shown]:
+    """Put a batch on the device and noise it; pictures of each size together.
+
+    Args:
+        model: the base model.
+        batch: pictures, noise and timesteps.
+        text: features of captions.
+        mine: the positions that this process computes; None means all.
+        gamma: of Min-SNR loss weights.
     """
+    found = []
     for members in _by_size(batch.clean, range(len(batch.clean)) if mine is None else mine):
-        where = torch.tensor(members)
+        timesteps = batch.timesteps[torch.tensor(members)]
         latents, added = (torch.stack([part[i] for i in members]).to(model.device)
                           for part in (batch.clean, batch.noise))
-        noisy = add_noise(model.scheduler, latents, added, batch.timesteps[where].to(model.device))
+        noisy = add_noise(model.scheduler, latents, added, timesteps.to(model.device))
         examples = [batch.examples[i] for i in members]
-        captions = text([example.tokens for example in examples])
-        yield members, noisy, model.predict(noisy.latents, noisy.timesteps, captions, [e.sizes for e in examples])
+        sizes = torch.tensor([example.sizes for example in examples], dtype=model.dtype)
+        weights = min_snr_weights(model.scheduler, timesteps, gamma)
+        found.append(Shown(tuple(members), noisy, text([example.tokens for example in examples]),
+                           sizes.to(model.device), weights.to(model.device)))
+    return found
+
+
+def answer(model: BaseModel, shown: Shown) -> Tensor:
+    """Run the UNet."""
+    return model.predict(shown.noisy.latents, shown.noisy.timesteps, shown.text, shown.sizes)
+
+
+def passes(
+    model: BaseModel, batch: Batch, text: TextFeatures, mine: Sequence[int] | None = None
+) -> Iterator[tuple[tuple[int, ...], Noisy, Tensor]]:
+    """Run the UNet: positions in the batch, what it saw, what it answered. One pass for each size of picture."""
+    return ((one.members, one.noisy, answer(model, one)) for one in show(model, batch, text, mine))
+
+
+def errors(model: BaseModel, shown: Sequence[Shown], mine: Sequence[int]) -> Tensor:
+    """Weighted loss of each example at the positions ``mine``, in their order. Nothing here waits for the device."""
+    found: dict[int, Tensor] = {}
+    for one in shown:
+        found.update(zip(one.members, per_sample(answer(model, one), one.noisy.target) * one.weights, strict=True))
+    return torch.stack([found[i] for i in mine]) if mine else torch.zeros(0, device=model.device)
 
 
 def weighted_errors(
@@ -65,11 +110,7 @@ def weighted_errors(
 ) -> Tensor:
     """Weighted loss of each example ``[B]``, or of those at the positions ``mine``, in their order."""
     mine = range(len(batch.examples)) if mine is None else mine
-    errors: dict[int, Tensor] = {}
-    for members, noisy, prediction in passes(model, batch, text, mine):
-        weights = min_snr_weights(model.scheduler, noisy.timesteps, config.min_snr_gamma)
-        errors.update(zip(members, per_sample(prediction, noisy.target) * weights, strict=True))
-    return torch.stack([errors[i] for i in mine]) if mine else torch.zeros(0, device=model.device)
+    return errors(model, show(model, batch, text, mine, config.min_snr_gamma), mine)
 
 
 def _by_size(latents: Sequence[Tensor], positions: Sequence[int]) -> list[list[int]]:

@@ -69,6 +69,7 @@ def half_recipe(
     return replace(
         plain,
         microstep=microstep,
+        parts=None,   # a microstep decides on the CPU who learns
         validate=lambda weights: plain.validate(alone(weights)),
         preview=lambda weights, step, prompt: plain.preview(alone(weights), step, prompt),
         companions=[half.owned_by(OTHER[role]) for half in halves],

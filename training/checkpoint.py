@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from atelier.adapters.base import AdapterSet
+
 _PREFIX = "step-"
 
 
@@ -28,6 +30,11 @@ class State:
     step: int = 0
     best_step: int = 0
     best_loss: float = float("inf")
+
+
+def copied(adapters: AdapterSet) -> dict[str, Tensor]:
+    """An adapter's tensors on the CPU, as they are now."""
+    return {key: value.detach().cpu().clone() for key, value in adapters.tensors().items()}
 
 
 def write(folder: Path, state: State) -> Path:

@@ -16,8 +16,8 @@ from torch import nn
 
 from atelier.adapters.files import load_adapter
 from atelier.adapters.frozen8 import Frozen
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import merged
 from atelier.adapters.packed import save_packed
 from atelier.adapters.quant import make_rounding, round_inputs
 from atelier.adapters.quant_policy import Bits, plan_layers, raised

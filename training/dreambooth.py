@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted, target_modules
 
 from .base_model import BaseModel
-from .batch import Batch, TextFeatures, draw_batch, pick, weighted_errors
+from .batch import Batch, Shown, TextFeatures, draw_batch, errors, pick, show, weighted_errors
 from .config import TrainConfig
 from .events import Previewed
 from .latents import Example
 from .noise import draw_timesteps
 from .prior import draw_prior, fill
-from .recipe import Losses, Recipe
+from .recipe import Losses, Parts, Recipe
 from .sample import DrawRequest, draw
 from .team import ALONE, Team
 
@@ -38,6 +38,23 @@ class Dataset:
     subject: list[Example]
     prior: list[Example]
     held_out: list[Example]   # validation pictures: never trained on where there are enough to spare one
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A microstep's pictures, as drawn and as the UNet sees them."""
+
+    batch: Batch
+    mine: Sequence[int]   # positions that this process computes
+    shown: list[Shown]
+
+    def tensors(self) -> list[Tensor]:
+        """All that changes from one lesson to the next of the same kind."""
+        return [tensor for one in self.shown for tensor in one.tensors()]
+
+    def kind(self) -> Hashable:
+        """Which pictures have which size."""
+        return len(self.batch.examples), tuple((one.members, one.noisy.latents.shape) for one in self.shown)
 
 
 def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> Dataset:
@@ -56,10 +73,16 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
     text.remember([*data.subject, *data.prior, *data.held_out])
     timestep_count = model.scheduler.config.num_train_timesteps
 
-    def microstep(generator: torch.Generator, team: Team = ALONE) -> Losses:
+    def draw(generator: torch.Generator, team: Team = ALONE) -> Lesson:
         batch = lesson(model, data, config, generator)
         mine = team.share(len(batch.examples))
-        return losses(weighted_errors(model, config, batch, text, mine), batch, mine, config)
+        return Lesson(batch, mine, show(model, batch, text, mine, config.min_snr_gamma))
+
+    def compute(drawn: Lesson) -> Losses:
+        return losses(errors(model, drawn.shown, drawn.mine), drawn.batch, drawn.mine, config)
+
+    def microstep(generator: torch.Generator, team: Team = ALONE) -> Losses:
+        return compute(draw(generator, team))
 
     def validate(weights: AdapterSet) -> float:
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
@@ -87,7 +110,7 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainC
     def attached() -> AbstractContextManager[None]:
         return mounted(model.models(), Mix(((adapters, 1.0),)))
 
-    return Recipe(adapters, attached, microstep, validate, preview, reselect)
+    return Recipe(adapters, attached, microstep, Parts(draw, compute), validate, preview, reselect)
 
 
 def lesson(model: BaseModel, data: Dataset, config: TrainConfig, generator: torch.Generator) -> Batch:

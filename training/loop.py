@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .base_model import BaseModel
 from .checkpoint import State
 from .config import TrainConfig
 from .events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
+from .graph import Gpu, Recorder
 from .optimizers import learning_rate, make_optimizer
 from .recipe import Losses, Recipe
 from .team import ALONE, Team
@@ -40,18 +42,18 @@ class Training:
     """One run of the loop. Iterate over :meth:`events`; afterwards :attr:`result` holds what to keep."""
 
     def __init__(
-        self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator, team: Team = ALONE
-    ) -> None:
+        self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator, team: Team = ALONE,
+        gpu: Gpu | None = None,
+    ) -> None:   # fmt: skip
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
-        self.team = team
-        self.parameters = list(recipe.adapters.parameters())
+        self.team, self.parameters = team, list(recipe.adapters.parameters())
         self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters, recipe.companions, recipe.speed))
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.recorder = Recorder(recipe, self._backward, gpu) if gpu and recipe.parts else None
         self.average = copy.deepcopy(recipe.adapters) if config.ema else None
-        self.step, self.best_step, self.best_loss = 0, 0, math.inf
+        self.step, self.best_step, self.result_step, self.best_loss = 0, 0, 0, math.inf
         self.best: dict[str, Tensor] = {}
         self.result: AdapterSet | None = None   # None after a cancel or an interruption
-        self.result_step = 0
 
     @property
     def shown(self) -> AdapterSet:
@@ -109,14 +111,12 @@ class Training:
         lr = learning_rate(self.config, self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("ratio", 1.0)
-        subject, prior = 0.0, 0.0
-        with self.recipe.attached():   # open during the backward pass too: checkpointing runs the model again
-            for _ in range(self.config.accumulate):
-                losses = self.recipe.microstep(self.generator)
-                self._backward(losses)
-                subject += float(losses.subject.detach()) / self.config.accumulate
-                prior += float(losses.prior.detach()) / self.config.accumulate
-        subject, prior = self.team.whole((subject, prior), self.parameters)
+        # Open during the backward pass too, for checkpointing; a recorder attaches adapters only where it must.
+        with self.recipe.attached() if self.recorder is None else nullcontext():
+            losses = [self._microstep() for _ in range(self.config.accumulate)]
+        # The one place where a step waits for the device.
+        values = torch.stack([torch.stack([one.subject, one.prior]) for one in losses]).tolist()
+        subject, prior = self.team.whole([sum(v) / len(values) for v in zip(*values, strict=True)], self.parameters)
         if math.isfinite(subject + prior):
             if self.config.whole_gradient:
                 correct(self.recipe.adapters)
@@ -125,8 +125,14 @@ class Training:
                 self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
             self.optimizer.step()
             self._update_average()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=self.recorder is None)   # recordings add to the tensors that are there
         return Stepped(self.step + 1, self.config.steps, subject + prior, prior, lr, time.perf_counter() - started)
+
+    def _microstep(self) -> Losses:
+        if self.recorder is not None:
+            return self.recorder(self.generator)
+        self._backward(losses := self.recipe.microstep(self.generator))
+        return Losses(losses.subject.detach(), losses.prior.detach())
 
     def _backward(self, losses: Losses) -> None:
         """Each loss reaches only those who are to learn from it."""
@@ -141,6 +147,8 @@ class Training:
     def _reselect(self) -> None:
         """Let the kind choose what trains on. Before anything is saved: a run that resumes here has chosen."""
         self.recipe.reselect()
+        if self.recorder is not None:
+            self.recorder.forget()
         if self.average is not None:
             for average, chosen in zip(self.average.buffers(), self.recipe.adapters.buffers(), strict=True):
                 average.copy_(chosen)
@@ -149,8 +157,7 @@ class Training:
     def _update_average(self) -> None:
         if self.average is None:
             return
-        # Early on the average follows closely, so that it never holds the untrained start for long.
-        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))
+        decay = min(self.config.ema, (self.step + 1) / (self.step + 10))   # early on it must not keep the start
         for average, value in zip(self.average.parameters(), self.parameters, strict=True):
             average.lerp_(value, 1 - decay)
 
@@ -167,7 +174,7 @@ class Training:
         loss = self.recipe.validate(self.shown)
         best = loss < self.best_loss
         if best:
-            self.best = _copy(self.shown)
+            self.best = checkpoint.copied(self.shown)
             self.best_step, self.best_loss = self.step, loss
         return Validated(self.step, loss, best)
 
@@ -175,8 +182,8 @@ class Training:
         if not self.team.first:
             return Saved(self.step, "")   # the first process writes it
         state = State(
-            weights=_copy(self.recipe.adapters),
-            average=_copy(self.average) if self.average else {},
+            weights=checkpoint.copied(self.recipe.adapters),
+            average=checkpoint.copied(self.average) if self.average else {},
             best=self.best,
             generator=self.generator.get_state(),
             optimizer=self.optimizer.state_dict(),
@@ -241,7 +248,3 @@ def accelerator_for(model: BaseModel) -> Accelerator:
     """What moves gradients on the model's device; float16 gradients need scaling."""
     mixed = "fp16" if model.dtype == torch.float16 else "no"
     return Accelerator(cpu=model.device.type == "cpu", mixed_precision=mixed)
-
-
-def _copy(adapters: AdapterSet) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().clone() for key, value in adapters.tensors().items()}

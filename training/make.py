@@ -20,7 +20,7 @@ from atelier.adapters.settings import SettingError
 from atelier.adapters.zipping import overlap, zipped
 
 from .base_model import BaseModel
-from .batch import Batch, TextFeatures, passes
+from .batch import Batch, TextFeatures, answer, show
 from .break_for_make import make_recipe, two_batches
 from .config import TrainConfig
 from .events import Event
@@ -108,9 +108,9 @@ def zip_recipe(model: BaseModel, mixers: AdapterSet, content: Part, style: Part,
 def _unlike(model: BaseModel, batch: Batch, text: TextFeatures, ours: AdapterSet, theirs: AdapterSet) -> Tensor:
     """Mean squared difference between what the model answers with either."""
     with torch.no_grad(), mounted(model.models(), Mix(((theirs, 1.0),))):
-        goals = [prediction for _, _, prediction in passes(model, batch, text)]
+        goals = [answer(model, shown) for shown in show(model, batch, text)]
     with mounted(model.models(), Mix(((ours, 1.0),))):
-        found = [prediction for _, _, prediction in passes(model, batch, text)]
+        found = [answer(model, shown) for shown in show(model, batch, text)]
     return torch.stack([F.mse_loss(a.float(), b.float()) for a, b in zip(found, goals, strict=True)]).mean()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -22,6 +23,25 @@ class Losses:
     companion: Tensor | None = None   # scalar: all that the recipe's companions learn from, and nobody else
 
 
+class Drawn(Protocol):
+    """Everything of a microstep that is random or comes from the CPU, already on the device."""
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in it."""
+        ...
+
+    def kind(self) -> Hashable:
+        """Alike for those that differ in nothing but the values of their tensors."""
+        ...
+
+
+class Parts(NamedTuple):
+    """A microstep in two parts. The second never waits for the device, so it can be recorded."""
+
+    draw: Callable[..., Any]               # of a generator, and of the team: a Drawn
+    compute: Callable[[Any], Losses]
+
+
 def _unmeasured(weights: AdapterSet) -> float:
     raise NotImplementedError("this recipe holds nothing back to validate on: set validate_every to 0")
 
@@ -37,6 +57,7 @@ class Recipe:
     adapters: AdapterSet
     attached: Callable[[], AbstractContextManager[None]]    # adapters act on the model while this is open
     microstep: Callable[..., Losses]                        # of a generator, and of the team that shares the batch
+    parts: Parts | None = None                              # the same microstep, where it can be taken apart
     validate: Callable[[AdapterSet], float] = _unmeasured   # deterministic: the same weights give the same number
     preview: Callable[[AdapterSet, int, str], list[Previewed]] = _undrawn   # step, prompt ("" = the recipe's own)
     reselect: Callable[[], None] = lambda: None             # half way: the adapters choose what trains on

@@ -40,6 +40,7 @@ from .companions import captioned, draw_companions, role_of
 from .compress import compress
 from .config import TrainConfig
 from .events import Event, Failed, Finished, Preparing, Stopped, Warned
+from .graph import Graphs, recordable
 from .images import PictureError
 from .keep import keep
 from .loop import Controls, Training, accelerator_for
@@ -165,7 +166,8 @@ def _training(
     recipe = _recipe(model, adapters, data, config, folder.path)
     looking = torch.Generator().manual_seed(config.seed)
     begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
-    return Training(_shared(recipe, team), config, folder.path, accelerator_for(model), team)
+    gpu = Graphs() if recordable(model.device, config, adapters, team) else None
+    return Training(_shared(recipe, team), config, folder.path, accelerator_for(model), team, gpu)
 
 
 def _recipe(

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from atelier.adapters.fusion import Fusion, fusing
+from atelier.adapters.merge import Merges
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import merged, mounted
+from atelier.adapters.mount import mounted
 from atelier.adapters.settings import SettingError, Settings, setting
 from atelier.adapters.text import without_directions
 
@@ -47,10 +48,12 @@ def draw(
     on_step: Callable[[int, int], None] | None = None,
     *,
     alike: bool = False,
+    merges: Merges | None = None,
 ) -> list[Image.Image]:
     """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths, or as a fusion says.
 
-    ``on_step(done, of)`` is called after every denoising step. ``alike``: all from the one seed, for a mix that treats
+    ``on_step(done, of)`` is called after every denoising step. ``merges``: what earlier drawings with this model have
+    merged, so that this one merges only what has changed. ``alike``: all from the one seed, for a mix that treats
     the pictures of a batch differently.
 
     Raises:
@@ -64,7 +67,7 @@ def draw(
             on_step(step + 1, request.steps)
         return values
 
-    with torch.inference_mode(), _attached(model, mix):
+    with torch.inference_mode(), _attached(model, mix, merges or Merges()):
         result = model.pipeline(
             **_prompt(model, request, each=alike),
             num_inference_steps=request.steps,
@@ -78,11 +81,11 @@ def draw(
         return _decode(model, result.images)
 
 
-def _attached(model: BaseModel, mix: Mix | Fusion) -> AbstractContextManager[None]:
+def _attached(model: BaseModel, mix: Mix | Fusion, merges: Merges) -> AbstractContextManager[None]:
     """Merging costs nothing per step, where it can be done."""
     if isinstance(mix, Fusion):
         return fusing(model.models(), mix)
-    attach = merged if model.mergeable and not mix.live() else mounted
+    attach = merges.merged if model.mergeable and not mix.live() else mounted
     return attach(model.models(), mix)
 
 

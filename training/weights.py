@@ -13,8 +13,9 @@ from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.export import PRECISIONS
 from atelier.adapters.files import write_tensors
 from atelier.adapters.fuse import EXACT, Change, Limits, Pair, WeightOf, lora_of, nearest
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import find_module, merged
+from atelier.adapters.mount import find_module
 from atelier.adapters.targets import find_targets
 
 from .base_info import TITLES, BaseError

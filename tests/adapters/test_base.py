@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from atelier.adapters.base import Adapter, AdapterSet, Spec
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import merged, mounted
+from atelier.adapters.mount import mounted
 from atelier.adapters.settings import Settings
 
 NAME = "unet.layer"

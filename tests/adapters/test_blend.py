@@ -12,8 +12,9 @@ from atelier.adapters.blend import METHODS, blended
 from atelier.adapters.catalog import create
 from atelier.adapters.compose import as_lora, chosen, projected
 from atelier.adapters.halves import strengthened, unite
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import MountError, merged, mounted
+from atelier.adapters.mount import MountError, mounted
 from atelier.adapters.settings import SettingError
 
 STRENGTHS = [(0.0, 0.0), (1.0, 0.5), (0.3, 2.0)]

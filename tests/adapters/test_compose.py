@@ -23,8 +23,9 @@ from atelier.adapters.compose import (
 )
 from atelier.adapters.files import load_adapter, save_adapter
 from atelier.adapters.lora import Lora
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import MountError, merged, mounted
+from atelier.adapters.mount import MountError, mounted
 from atelier.adapters.starts import begin
 from atelier.adapters.zipping import overlap, zipped
 

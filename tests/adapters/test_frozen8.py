@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.catalog import KINDS, create
 from atelier.adapters.frozen8 import Conv8, Frozen8, Linear8, freeze8, weight_shape
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import MountError, merged, mounted
+from atelier.adapters.mount import MountError, mounted
 from atelier.adapters.starts import begin
 from atelier.adapters.targets import find_targets
 

@@ -21,8 +21,9 @@ from atelier.adapters.files import save_adapter
 from atelier.adapters.fusion import Fusion, Part, fusing
 from atelier.adapters.gate import GateSet, GateSettings, Record
 from atelier.adapters.header import FileError
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import merged, mounted
+from atelier.adapters.mount import mounted
 from atelier.adapters.settings import SettingError
 from atelier.adapters.starts import begin
 

@@ -25,8 +25,9 @@ from atelier.adapters.export import export_mix
 from atelier.adapters.files import load_adapter, save_adapter
 from atelier.adapters.header import FileError
 from atelier.adapters.imports import read_foreign, untrained
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import MountError, merged, mounted
+from atelier.adapters.mount import MountError, mounted
 
 WILD = Path(__file__).parents[3] / "shared" / "real_adapters"   # beside the project, where there are any
 BLOCK = "unet.down_blocks.0"

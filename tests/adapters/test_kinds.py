@@ -13,8 +13,9 @@ from torch.testing import assert_close
 from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import create
 from atelier.adapters.dylora import cut
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import merged, mounted
+from atelier.adapters.mount import mounted
 from atelier.adapters.spectral import hadamard
 from atelier.adapters.starts import begin
 

@@ -19,10 +19,11 @@ from atelier.adapters.base import Adapter, AdapterSet, Spec
 from atelier.adapters.catalog import KINDS, create
 from atelier.adapters.factorize import modes, share
 from atelier.adapters.files import load_adapter, save_adapter
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import MountError, merged, mounted
+from atelier.adapters.mount import MountError, mounted
 from atelier.adapters.starts import begin
-from atelier.adapters.wavelets import padded
+from atelier.kernels.wavelet import padded
 
 LAYERS: dict[str, Callable[[], Any]] = {
     "wide": lambda: nn.Linear(30, 11),

@@ -14,8 +14,9 @@ from torch.testing import assert_close
 from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import create
 from atelier.adapters.lora import Lora
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import merged, mounted
+from atelier.adapters.mount import mounted
 
 RANK, ALPHA = 4, 10
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from atelier.adapters.base import AdapterSet, Spec
 from atelier.adapters.catalog import create
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import MountError, merged, mounted, target_modules
+from atelier.adapters.mount import MountError, mounted, target_modules
 
 
 @pytest.fixture
@@ -166,3 +169,46 @@ def test_an_untouched_layer_gets_its_own_forward_back(models: dict[str, nn.Modul
     with mounted(models, Mix(((adapters_for(models, "text_encoder.0"), 1.0),))):
         assert "forward" in layer.__dict__
     assert "forward" not in layer.__dict__
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts to another precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function.overloadpacket.__name__ == "_to_copy"
+        return function(*args, **(kwargs or {}))
+
+
+def test_all_factors_are_cast_at_once_and_learn_the_same_to_the_last_bit():
+    torch.manual_seed(0)
+    unet = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))).to(torch.bfloat16).requires_grad_(False)
+    adapters = adapters_for({"unet": unet}, *(f"unet.{i}" for i in range(4)))
+    x, found, casts = torch.randn(3, 8).bfloat16(), [], []
+
+    def layer_by_layer(x: Tensor) -> Tensor:
+        for layer in unet:   # the model itself is not called
+            x = layer(x)
+        return x
+
+    for call in (unet, layer_by_layer):
+        adapters.zero_grad()
+        with mounted({"unet": unet}, Mix(((adapters, 0.5),))), Casts() as counter:
+            call(x).float().square().sum().backward()
+        found.append([p.grad for p in adapters.parameters()])
+        casts.append(counter.count)
+    assert equal(*found)
+    assert casts[1] - casts[0] == 2 * (2 * 4 - 1), "eight factors, forth and back"
+
+
+def test_factors_that_changed_are_cast_again():
+    unet = nn.Sequential(nn.Linear(4, 4)).to(torch.bfloat16).requires_grad_(False)
+    adapters, x = adapters_for({"unet": unet}, "unet.0"), torch.ones(1, 4).bfloat16()
+    with torch.no_grad(), mounted({"unet": unet}, Mix(((adapters, 1.0),))):
+        before = unet(x)
+        for parameter in adapters.parameters():
+            parameter.mul_(2)
+        assert not torch.equal(unet(x), before)

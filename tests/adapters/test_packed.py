@@ -16,8 +16,9 @@ from atelier.adapters.catalog import create
 from atelier.adapters.frozen8 import weight_shape
 from atelier.adapters.input_levels import InputLevels
 from atelier.adapters.int8 import exact_to, linear, prepare
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import MountError, merged, mounted
+from atelier.adapters.mount import MountError, mounted
 from atelier.adapters.packed import Packed, get_ready, in_whole_numbers, load_packed, read_contents, save_packed
 from atelier.adapters.quant import make_rounding, round_inputs
 from atelier.adapters.quant_policy import Bits

@@ -21,7 +21,7 @@ from atelier.adapters.catalog import create
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
 from atelier.adapters.starts import begin
-from atelier.adapters.wavelets import WAVELETS, detail, smooth
+from atelier.kernels.wavelet import WAVELETS, detail, smooth
 
 ROWS, FEATURES = 32, 48
 LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {

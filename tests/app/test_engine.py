@@ -45,7 +45,9 @@ class Fakes:
         self.read.append(path.name)
         return path.read_text()
 
-    def draw(self, model: str, request: DrawRequest, mix: Mix, on_step: Callable[[int, int], None] | None) -> list[Any]:
+    def draw(
+        self, model: str, request: DrawRequest, mix: Mix, on_step: Callable[[int, int], None] | None, **_: Any
+    ) -> list[Any]:
         self.mixes.append(list(mix.parts))
         self.at_work += 1
         self.most_at_work = max(self.most_at_work, self.at_work)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.files import save_adapter
+from atelier.adapters.merge import merged
 from atelier.adapters.mix import Mix
-from atelier.adapters.mount import merged
 from atelier.adapters.packed import packed_layers
 from atelier.adapters.quant import settled
 from atelier.training.base_model import BaseModel, load

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,22 @@ def detail(coefficients: Tensor, wavelet: str) -> Tensor:
     """``[n, …]`` coefficients of the details at half the resolution → ``[2n, …]`` values."""
     scaling = WAVELETS[wavelet]
     return _spread(coefficients, tuple(-tap if j % 2 == 0 else tap for j, tap in enumerate(reversed(scaling))))
+
+
+@dataclass(frozen=True, slots=True)
+class Haar:
+    """A factor kept as four sub-bands, each with columns of its own, transformed back by one level of Haar."""
+
+    bands: tuple[Tensor, Tensor]   # the first of the four [n · taps, rank], the others [3, n · taps, rank']
+    details: tuple[bool, bool, bool, bool]   # which of them are of details, not of averages
+    width: int      # of the factor, at most 2 · n · taps: padding is cut off
+    taps: int = 1   # neighbouring entries that belong to one feature, which the transform leaves apart
+
+    def matrix(self) -> Tensor:
+        """The factor written out, ``[width, rank + 3 · rank']``."""
+        parts = zip((self.bands[0], *self.bands[1]), self.details, strict=True)
+        ways = [(detail if fine else smooth)(part.unflatten(0, (-1, self.taps)), "haar") for part, fine in parts]
+        return torch.cat(ways, -1).flatten(0, 1)[: self.width]
 
 
 def padded(n: int, levels: int) -> int:

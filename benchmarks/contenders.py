@@ -1,0 +1,249 @@
+"""What is timed: a training step, a drawing's forward pass, a slider that moves; ours, and peers to the same recipe.
+
+    python -m benchmarks.contenders NAME OPTIONS      started by interleaved.py; answers every line with one of JSON
+
+``diffusers recipe`` is the step of diffusers' DreamBooth LoRA script (examples/dreambooth/train_dreambooth_lora.py)
+written again from its recipe: VAE in every step, PEFT's layers, AdamW, clipping. ``peft`` is the same with latents
+cached. Weights are random, from one seed; so are latents, noise and timesteps.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from atelier.adapters.base import AdapterSet
+from atelier.adapters.catalog import create
+from atelier.adapters.merge import Merges
+from atelier.adapters.mix import Mix
+from atelier.adapters.mount import mounted
+from atelier.adapters.targets import find_targets
+from atelier.training.base_model import BaseModel, Text
+from atelier.training.batch import Shown, errors
+from atelier.training.noise import Noisy
+
+from .interleaved import ROOT
+
+PROVEN = 3   # steps whose losses must agree
+Options = dict[str, Any]
+
+
+class Contender(NamedTuple):
+    """Numbers that prove what is computed, and one repeat."""
+
+    proof: list[float]
+    repeat: Callable[[], object]
+
+
+def _filled(model: nn.Module, seed: int) -> Any:
+    """Random weights of a model that was made without any; quicker than its own initialization."""
+    model.to_empty(device="cpu")
+    dice = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=dice)
+        else:
+            nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
+    return model.requires_grad_(False).eval()
+
+
+def _unet(options: Options) -> Any:
+    config = json.loads((ROOT / "assets" / "models" / "sd1" / "unet" / "config.json").read_text())
+    if options["quick"]:
+        config["block_out_channels"] = [32, 64, 128, 128]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    return _filled(unet, 0)
+
+
+def _vae(options: Options) -> Any:
+    config = json.loads((ROOT / "assets" / "models" / "sd1" / "vae" / "config.json").read_text())
+    if options["quick"]:
+        config["block_out_channels"] = [32, 32, 64, 64]
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(config)
+    return _filled(vae, 1)
+
+
+class Lesson(NamedTuple):
+    """One picture, the same for everybody."""
+
+    pixels: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    words: Tensor
+
+
+def _lesson(options: Options) -> Lesson:
+    dice, side = torch.Generator().manual_seed(2), options["side"]
+    return Lesson(torch.rand(1, 3, side, side, generator=dice) * 2 - 1,
+                  torch.randn(1, 4, side // 8, side // 8, generator=dice),
+                  torch.tensor([500]), torch.randn(1, 77, 768, generator=dice))
+
+
+def _encoded(vae: Any, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+
+
+def _start(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """The same first factors for everybody: up zero, down random."""
+    dice = torch.Generator().manual_seed(3)
+    for up, down in pairs:
+        nn.init.zeros_(up)
+        nn.init.normal_(down, std=down.shape[1] ** -0.5, generator=dice)
+
+
+def _trained(loss: Callable[[], Tensor], parameters: list[Any], *, fused: bool) -> Contender:
+    """A contender that takes whole steps: loss, gradients, clipping, update."""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2, fused=fused)
+
+    def step() -> float:
+        value = loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return value.item()
+
+    return Contender([step() for _ in range(PROVEN)], step)
+
+
+def _adapters(unet: Any, rank: int, seed: int = 0) -> AdapterSet:
+    torch.manual_seed(seed)
+    return create("lora", {"rank": rank}, find_targets({"unet": unet}, "attention"))
+
+
+def atelier(options: Options) -> Contender:
+    """Latents encoded once, adapters mounted, one operation a layer."""
+    unet, lesson, scheduler = _unet(options), _lesson(options), DDPMScheduler(beta_schedule="scaled_linear")
+    latents = _encoded(_vae(options), lesson.pixels)
+    adapters = _adapters(unet, options["rank"])
+    _start([(adapter.up, adapter.down) for adapter in adapters])   # type: ignore[arg-type]
+    nothing: Any = None
+    model = BaseModel(nothing, unet, nothing, nothing, nothing, scheduler)
+    noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
+    seen = Noisy(noisy, lesson.timesteps, lesson.noise)
+    shown = Shown((0,), seen, Text(lesson.words), torch.zeros(1, 6), torch.ones(1))
+
+    def loss() -> Tensor:
+        # Attached for every step, as the loop does: that is part of its price.
+        with mounted({"unet": unet}, Mix(((adapters, 1.0),))):
+            return errors(model, [shown], [0]).mean()
+
+    return _trained(loss, list(adapters.parameters()), fused=True)
+
+
+def _peft(options: Options, *, cached: bool, compiled: bool = False) -> Contender:
+    from peft import LoraConfig
+
+    unet, lesson, scheduler = _unet(options), _lesson(options), DDPMScheduler(beta_schedule="scaled_linear")
+    vae = _vae(options)
+    specs = find_targets({"unet": unet}, "attention")
+    names = [spec.name.removeprefix("unet.") for spec in specs]
+    unet.add_adapter(LoraConfig(r=options["rank"], lora_alpha=options["rank"], target_modules=names))
+    modules = [unet.get_submodule(name) for name in names]
+    _start([(module.lora_B["default"].weight, module.lora_A["default"].weight) for module in modules])
+    known = _encoded(vae, lesson.pixels) if cached else None
+    call = torch.compile(unet) if compiled else unet
+
+    def loss() -> Tensor:
+        latents = _encoded(vae, lesson.pixels) if known is None else known
+        noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
+        return F.mse_loss(call(noisy, lesson.timesteps, lesson.words, return_dict=False)[0].float(), lesson.noise)
+
+    return _trained(loss, [p for p in unet.parameters() if p.requires_grad], fused=False)
+
+
+def lycoris(options: Options) -> Contender:
+    """LyCORIS' LoCon modules, latents cached: what kohya's trainer runs, without its trainer."""
+    from lycoris.modules.locon import LoConModule
+
+    unet, lesson, scheduler = _unet(options), _lesson(options), DDPMScheduler(beta_schedule="scaled_linear")
+    latents, rank = _encoded(_vae(options), lesson.pixels), options["rank"]
+    layers = [LoConModule(spec.name, unet.get_submodule(spec.name.removeprefix("unet.")), 1.0, rank, rank)
+              for spec in find_targets({"unet": unet}, "attention")]
+    for layer in layers:
+        layer.apply_to()
+    _start([(layer.lora_up.weight, layer.lora_down.weight) for layer in layers])
+    noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
+
+    def loss() -> Tensor:
+        return F.mse_loss(unet(noisy, lesson.timesteps, lesson.words, return_dict=False)[0], lesson.noise)
+
+    return _trained(loss, [p for layer in layers for p in layer.parameters() if p.requires_grad], fused=False)
+
+
+def forward(options: Options) -> Contender:
+    """One call of the UNet with ``count`` constant adapters merged; 0 is the bare model."""
+    unet, lesson = _unet(options), _lesson(options)
+    sets = [_adapters(unet, options["rank"], seed) for seed in range(options["count"])]
+    context = Merges().merged({"unet": unet}, Mix(tuple((one, 1.0) for one in sets)))
+    context.__enter__()
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return unet(lesson.noise, lesson.timesteps, lesson.words, return_dict=False)[0]
+
+    # A fresh adapter changes nothing, so all must draw what the bare model does.
+    return Contender([call().square().mean().item()], call)
+
+
+def slider(options: Options) -> Contender:
+    """One of eight sliders moves by a little more each time; all Stable Diffusion 1.5's attention layers."""
+    unet = _unet(options)
+    sets = [_adapters(unet, options["rank"], seed) for seed in range(8)]
+    for number, one in enumerate(sets):
+        for parameter in one.parameters():
+            nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(number))
+    merges, place = Merges(), unet.get_submodule(sets[0].specs[0].name.removeprefix("unet."))
+    moves = [0.5]
+
+    def move() -> float:
+        moves.append(moves[-1] + 0.001)
+        parts = Mix(tuple((one, moves[-1] if i == 0 else 1.0) for i, one in enumerate(sets)))
+        kept = merges if options["kept"] else Merges()
+        with kept.merged({"unet": unet}, parts):
+            return place.weight.square().mean().item()
+
+    return Contender([move() for _ in range(PROVEN)], move)
+
+
+CONTENDERS: dict[str, Callable[[Options], Contender]] = {
+    "atelier": atelier,
+    "diffusers recipe": lambda options: _peft(options, cached=False),
+    "peft": lambda options: _peft(options, cached=True),
+    "peft compiled": lambda options: _peft(options, cached=True, compiled=True),
+    "lycoris": lycoris,
+    "bare": lambda options: forward(options | {"count": 0}),
+    "merged": forward,
+    "kept": lambda options: slider(options | {"kept": True}),
+    "fresh": lambda options: slider(options | {"kept": False}),
+}
+
+
+def main() -> None:
+    """Get ready, then repeat for every line that comes."""
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    contender = CONTENDERS[sys.argv[1]](json.loads(sys.argv[2]))
+    print(json.dumps({"seconds": time.perf_counter() - began, "proof": contender.proof}), flush=True)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        contender.repeat()
+        times = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall,
+                 "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}   # fmt: skip
+        print(json.dumps(times), flush=True)
+
+
+if __name__ == "__main__":
+    main()

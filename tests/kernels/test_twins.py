@@ -1,0 +1,99 @@
+"""Triton twins against their definitions: in Triton's interpreter everywhere, on the GPU where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from atelier.kernels import dispatch
+from atelier.kernels.dispatch import CHOICE, twin
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is made for Linux alone")
+
+
+def lines(script: str, *arguments: str, **environment: str) -> list[dict[str, Any]]:
+    """What a script of this folder prints. In a process of its own: Triton decides at its import how kernels run."""
+    result = subprocess.run(
+        [sys.executable, HERE / script, *arguments], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert not result.stderr, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def check(found: list[dict[str, Any]], dtypes: int) -> None:
+    assert len({line["case"] for line in found}) == 12
+    assert len({line["dtype"] for line in found}) == dtypes
+    gradients = {line["name"] for line in found}
+    assert {"of x", "of up", "of down", "of values", "of step", "of zero"} <= gradients
+    assert [line for line in found if not line["error"] <= line["limit"]] == []
+
+
+def test_twins_are_their_definitions_in_the_interpreter():
+    check(lines("twins.py", TRITON_INTERPRET="1"), dtypes=2)
+
+
+@pytest.mark.gpu
+def test_twins_are_their_definitions_on_this_gpu():
+    check(lines("twins.py", "--device", "cuda", "--dtypes", "float32", "float16", "bfloat16"), dtypes=3)
+
+
+# Registers of a thread at most: what triton 3.7.1 took. More, and fewer programs share a multiprocessor.
+REGISTERS = {
+    "low_rank": 138, "low_rank, rank 64": 192, "low_rank, gradient": 194, "low_rank, float32": 150,
+    "weave, plain": 164, "weave, products and Haar": 254, "weave, trains, float32": 228,
+    "fake_quant, gradient": 40, "int8_linear": 128, "gate": 215,
+}   # fmt: skip
+MATRIX = {80: ("HMMA", "IMMA"), 89: ("HMMA", "IMMA"), 90: ("HGMMA", "IGMMA")}   # tensor cores, float and int8
+SHARED = {80: 163, 89: 99, 90: 227}   # kB that a block may have
+IN_A_LOOP = ("low_rank", "int8_linear", "weave, p")   # these must copy the next tiles while they multiply
+
+
+def test_twins_compile_for_every_card_and_use_it_well(tmp_path: Path):
+    """Spills alone would let builds pass that lost their wide loads: registers and asynchronous copies are counted."""
+    found = lines("compiled.py", TRITON_CACHE_DIR=str(tmp_path))
+    assert {(line["name"], line["card"]) for line in found} == {(n, c) for n in REGISTERS for c in (80, 89, 90)}
+    for line in found:
+        name, card = line["name"], line["card"]
+        floating, whole = MATRIX[card]
+        assert line["STL"] == line["LDL"] == 0, f"{line} spills"
+        assert line["registers"] <= REGISTERS[name], line
+        assert line["shared"] <= SHARED[card] * 1024, line
+        assert not name.startswith(IN_A_LOOP) or line["LDGSTS"] > 0, line
+        assert line[floating] > 0 or "float32" in name or name.startswith(("fake", "gate")), line
+        assert name != "int8_linear" or line[whole] > 0, line
+
+
+def test_the_device_chooses_and_the_variable_forces(monkeypatch: pytest.MonkeyPatch):
+    loaded: list[str] = []
+    monkeypatch.setattr(dispatch, "_module", loaded.append)
+    monkeypatch.setattr(dispatch, "_available", lambda: True)
+    monkeypatch.delenv(CHOICE, raising=False)
+
+    class OnGpu:
+        device = torch.device("cuda")
+
+    there: Any = OnGpu()
+    for choice, tensor, name, expected in (
+        ("", torch.zeros(1), "gate", []), ("", there, "gate", ["gate"]), ("", there, "low_rank", []),
+        ("triton", there, "low_rank", ["low_rank"]), ("triton", torch.zeros(1), "gate", ["gate"]),
+        ("torch", there, "gate", []),
+    ):   # fmt: skip
+        monkeypatch.setenv(CHOICE, choice)
+        loaded.clear()
+        twin(name, tensor)
+        assert loaded == expected, (choice, name)
+
+
+def test_another_choice_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(CHOICE, "cuda")
+    with pytest.raises(ValueError, match="'cuda'; use torch or triton"):
+        twin("gate", torch.zeros(1))
