@@ -168,7 +168,7 @@ class Retriever(nn.Module):
         ``weight_of`` is asked for the base's weights where a kind's update depends on them.
 
         Raises:
-            RetrieveError: it changes none of the layers that are looked at.
+            RetrieveError: it changes none of the layers that read text features.
         """
         changes = {spec.name: change_of(adapters[spec.name], weight_of) for spec in adapters.specs
                    if spec in self.layers}   # fmt: skip
@@ -177,12 +177,13 @@ class Retriever(nn.Module):
         def look(spec: Spec, probes: Tensor) -> Tensor:
             change = changes.get(spec.name)
             answers = probes.new_zeros(1, len(probes), spec.rows) if change is None else change(probes)[None]
-            heard.append(answers.any())
+            if spec in self.echo.layers:
+                heard.append(answers.any())
             return answers
 
         embedding = self.encode(look)[0].float()
         if not any(heard):
-            raise RetrieveError("It changes none of the layers that words can be compared with.")
+            raise RetrieveError("It changes none of the layers that read words.")
         return embedding
 
 

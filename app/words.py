@@ -223,5 +223,5 @@ LICENCES = {
 }
 
 # --- finding adapters
-NO_LAYERS = "it changes none of the layers that words can be compared with"
+NO_LAYERS = "it changes none of the layers that read words"
 NOTHING_FOUND = "Nothing fits these words. Say it in other words, or teach it: atelier train PICTURES --name NAME"

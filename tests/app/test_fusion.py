@@ -146,7 +146,10 @@ def test_what_is_drawn_is_what_the_adapters_give(home: Home, engine: Engine):
     assert draw_mix(home, engine, off).tobytes() == bare.tobytes()
 
 
-def test_all_methods_are_compared_and_those_that_cannot_are_left_out(home: Home, engine: Engine, gated: None):
+def test_all_methods_are_compared_and_those_that_cannot_are_left_out(
+    home: Home, engine: Engine, gated: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fusing.draw_mix, "__defaults__", (1, None))
     drawn = dict(compared(home, engine, BOTH))
     assert list(drawn) == list(METHODS)
     assert len({picture.tobytes() for picture in drawn.values()}) >= 7
