@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -51,12 +52,21 @@ class Woven:
     weight: Tensor
 
 
+class Flat(NamedTuple):
+    """An adapter's factors in one layer, written out."""
+
+    up: Tensor                  # [rows, rank]
+    down: Tensor                # [columns, rank]
+    sums: tuple[float, float]   # of both, to tell adapters apart by what they are
+
+
 class Merges:
     """Merged weights of one model that are kept, with what they were made of. The adapters must stay as they are."""
 
     def __init__(self) -> None:
         self._woven: dict[nn.Module, Woven] = {}
         self._pairs: WeakKeyDictionary[Adapter, Pair | None] = WeakKeyDictionary()
+        self._flats: WeakKeyDictionary[Adapter, Flat] = WeakKeyDictionary()
         self._dense: WeakKeyDictionary[Adapter, Tensor] = WeakKeyDictionary()
 
     @contextmanager
@@ -102,13 +112,20 @@ class Merges:
         """A layer's low-rank pairs as one."""
         if len(parts) == 1 and (pair := self._pair(parts[0][0], weight)):
             return Update(*pair, parts[0][1])
-        ups, downs = [], []
-        for adapter, strength in parts:
-            if pair := self._pair(adapter, weight):
-                self._pairs[adapter] = up, down = Plain(pair[0].matrix()), Plain(pair[1].matrix())
-                ups.append(up.values * strength)
-                downs.append(down.values)
+        flat = [(self._flat(adapter, weight), strength) for adapter, strength in parts]
+        # The last digits of a sum are those of its order, and the order of the Mix shall not matter.
+        flat.sort(key=lambda part: (part[1], part[0].sums))
+        ups, downs = [pair.up * strength for pair, strength in flat], [pair.down for pair, _ in flat]
         return Update(Plain(torch.cat(ups, 1)), Plain(torch.cat(downs, 1)))
+
+    def _flat(self, adapter: Adapter, weight: Tensor) -> Flat:
+        if adapter not in self._flats:
+            pair = self._pair(adapter, weight)
+            assert pair is not None
+            up, down = pair[0].matrix(), pair[1].matrix()
+            self._pairs[adapter] = Plain(up), Plain(down)
+            self._flats[adapter] = Flat(up, down, (up.sum().item(), down.sum().item()))
+        return self._flats[adapter]
 
     def _pair(self, adapter: Adapter, weight: Tensor) -> Pair | None:
         if adapter not in self._pairs:

@@ -299,7 +299,7 @@ The strength ¾ of the style was chosen on {" and ".join(CHOSEN_ON)} in mono, wi
 
 ![Rows: {methods}, truth; columns: pairs](../benchmarks/results/content_style.png)
 
-Measured on: {machine}.
+Measured on: {machine}; the seconds while other work shared the cores.
 """
 
 

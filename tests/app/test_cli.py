@@ -32,8 +32,8 @@ from atelier.training.runs import RunFolder
 
 # As little work as a whole training can be.
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
-COMMANDS = {"models", "serve", "worker", "train", "make", "draw", "list", "show", "delete", "doctor",
-            "import", "inspect", "export", "merge", "resize", "extract"}
+COMMANDS = {"models", "serve", "worker", "train", "make", "compress", "draw", "find", "list", "show", "delete",
+            "doctor", "import", "inspect", "export", "merge", "resize", "extract"}
 
 
 @pytest.fixture

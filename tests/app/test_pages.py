@@ -369,5 +369,5 @@ def test_style_sheets_use_the_palette_and_nothing_from_elsewhere() -> None:
         text = sheet.read_text(encoding="utf-8")
         used = set(re.findall(r"var\(--([\w-]+)", text))
         own = set(re.findall(r"--([\w-]+):", "".join(other.read_text(encoding="utf-8") for other in STYLE_SHEETS)))
-        assert used <= {*PALETTE, *own, "range_progress", "say-drop", "say-files"}, sheet.name
+        assert used <= {*PALETTE, *own, "range_progress", "say-drop", "say-files", "share"}, sheet.name
         assert "http" not in text and "@import" not in text
