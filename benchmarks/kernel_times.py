@@ -1,6 +1,6 @@
 """Every operation in both forms on a GPU: microseconds, bytes moved, share of the memory's speed, largest error.
 
-    python -m benchmarks.kernels [--json FILE]
+    python -m benchmarks.kernel_times [--json FILE]
 
 Without a GPU the definitions alone are timed. Bytes are those that must be read and written once.
 """
