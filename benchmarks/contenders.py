@@ -57,21 +57,20 @@ def _filled(model: nn.Module, seed: int) -> Any:
 
 
 def _unet(options: Options) -> Any:
-    config = json.loads((ROOT / "assets" / "models" / "sd1" / "unet" / "config.json").read_text())
-    if options["quick"]:
-        config["block_out_channels"] = [32, 64, 128, 128]
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    return _filled(unet, 0)
+    return _built(UNet2DConditionModel, "unet", [32, 64, 128, 128] if options["quick"] else None, 0)
 
 
 def _vae(options: Options) -> Any:
-    config = json.loads((ROOT / "assets" / "models" / "sd1" / "vae" / "config.json").read_text())
-    if options["quick"]:
-        config["block_out_channels"] = [32, 32, 64, 64]
+    return _built(AutoencoderKL, "vae", [32, 32, 64, 64] if options["quick"] else None, 1)
+
+
+def _built(kind: Any, part: str, channels: list[int] | None, seed: int) -> Any:
+    config = json.loads((ROOT / "assets" / "models" / "sd1" / part / "config.json").read_text())
+    if channels:
+        config["block_out_channels"] = channels
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(config)
-    return _filled(vae, 1)
+        model = kind.from_config(config)
+    return _filled(model, seed)
 
 
 class Lesson(NamedTuple):
