@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,8 @@ from atelier.training.run import run
 from atelier.training.runs import RunFolder, status
 from atelier.training.sample import DrawRequest, draw
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY: dict[str, Any] = {"timesteps": 3, "rank": 2, "pictures": 1}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are too small to share the work: on a busy machine the threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,9 @@ from atelier.training.events import Stepped, Validated
 from atelier.training.loop import Controls
 from tests.families import configuration
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY: dict[str, Any] = {"timesteps": 4, "rank": 4, "pictures": 1}
 NOBODY = Controls(lambda _: None, lambda: False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are too small to share the work: on a busy machine the threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
