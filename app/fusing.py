@@ -50,11 +50,11 @@ def draw_mix(
 def keep_picture(home: Home, engine: Engine, mix: SavedMix) -> GalleryPicture:
     """The same with all its steps, hung in the gallery with the whole Mix in its recipe."""
     cards = [(find_adapter(home, share.name), share.strength) for share in mix.shares]
-    family = identify(mix.base).family
-    check_family(identify(mix.base), [card for card, _ in cards])
+    info = identify(mix.base)
+    check_family(info, [card for card, _ in cards])
     image = draw_mix(home, engine, mix, KEPT_STEPS)
     request = DrawRequest(prompt=mix.prompt, seed=mix.seed, steps=KEPT_STEPS)
-    recipe = make_recipe(request, 0, mix.base, family, cards) | fused_recipe(mix.method, mix.shares)
+    recipe = make_recipe(request, 0, mix.base, info.family, cards) | fused_recipe(mix.method, mix.shares)
     return find_picture(home, save_picture(home, image, recipe).stem)
 
 
