@@ -4,9 +4,9 @@
     python -m benchmarks.compress --render                                  docs/compress.md and its pictures
 
 The methods are a ladder: ranges taken whole, ranges searched, QALoRA with one learning rate, with rates in proportion
-to each layer's step size, and with step sizes of their own at every timestep. All learn from the same trajectories and
-are measured on prompts and seeds that no method has seen: the UNet's answers on the base's own trajectory, and
-pictures drawn from the same noise.
+to each layer's step size, with step sizes of their own at every timestep, and that for as long as the app does by
+default. All learn from the same trajectories and are measured on prompts and seeds that no method has seen: the UNet's
+answers on the base's own trajectory, and pictures drawn from the same noise.
 """
 
 from __future__ import annotations
@@ -34,23 +34,26 @@ from atelier.training.distill import Distillation
 from atelier.training.judge import Judge
 from atelier.training.loop import Controls
 from atelier.training.sample import DrawRequest, draw
-from benchmarks.compress_page import PICTURES, RESULTS, render
+from benchmarks.compress_page import EACH, PICTURES, RESULTS, render
 from benchmarks.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, TIMESTEPS = 50, 10
+LONG = CompressConfig().steps   # what a person gets who changes nothing
 DRAW_STEPS, SEEDS = 8, (70, 71)
 # Things that are not among the prompts of calibration and learning.
 THINGS = ("banana", "key", "pear", "mushroom", "bell", "fish", "bicycle", "hammer", "turtle", "cupcake", "bus",
           "ghost")   # fmt: skip
 STYLES = ("3d", "flat", "glossy")
-PROTOCOL = {"steps": STEPS, "timesteps": TIMESTEPS, "draw_steps": DRAW_STEPS, "pictures": len(THINGS)}
+PROTOCOL = {"steps": STEPS, "timesteps": TIMESTEPS, "draw_steps": DRAW_STEPS, "long": LONG,
+            "pictures": EACH * len(THINGS)}
 METHODS: dict[str, dict[str, Any]] = {
     "minmax": {"steps": 0, "search": False, "per_timestep": False},
     "searched": {"steps": 0, "per_timestep": False},
     "qalora": {"steps": STEPS, "scale_aware": False, "per_timestep": False},
     "scale": {"steps": STEPS, "per_timestep": False},
     "talsq": {"steps": STEPS},
+    "long": {"steps": LONG},
 }
 
 
@@ -112,8 +115,8 @@ def _prompt(i: int) -> str:
 
 
 def _pictures(model: BaseModel) -> list[Image.Image]:
-    """Every thing in one style, half of them from each seed."""
-    requests = [DrawRequest(prompt=_prompt(i), seed=SEEDS[i % 2], steps=DRAW_STEPS) for i in range(len(THINGS))]
+    """Every thing in one style, from the same few seeds."""
+    requests = [DrawRequest(prompt=_prompt(i), seed=SEEDS[0], count=EACH, steps=DRAW_STEPS) for i in range(len(THINGS))]
     return [picture for request in requests for picture in draw(model, request)]
 
 
@@ -129,7 +132,7 @@ def _judged(pictures: Sequence[Image.Image]) -> float:
     """Mean of the judge's probabilities of the thing and of the style that were asked for."""
     judge = Judge.load()
     opinion = judge.look(pictures)
-    things = [i % len(THINGS) for i in range(len(pictures))]
+    things = [i // EACH for i in range(len(pictures))]
     objects = [opinion.objects[i, judge.object_index(THINGS[t])] for i, t in enumerate(things)]
     styles = [opinion.styles[i, judge.style_index(STYLES[t % len(STYLES)])] for i, t in enumerate(things)]
     return float(torch.stack([*objects, *styles]).mean())

@@ -19,10 +19,11 @@ PICTURES = ROOT / "build" / "compress"
 PAGE, SHEET = ROOT / "docs" / "compress.md", ROOT / "docs" / "compress.png"
 METHODS = {
     "minmax": "ranges taken whole", "searched": "ranges searched", "qalora": "+ QALoRA", "scale": "+ scale-aware",
-    "talsq": "+ TALSQ",
+    "talsq": "+ TALSQ", "long": "the same for longer",
 }   # fmt: skip
 PRESETS = ("w8a8", "w4a8", "w4a4", "w2a8")
 SIDE, GAP, LABEL, ACROSS = 64, 4, 150, 8
+EACH = 4   # drawings of a prompt; the sheet shows the first
 TEXT = """# Compressed base models compared
 
 Written by `python -m benchmarks.compress --render` from what is in `benchmarks/results/`.
@@ -31,11 +32,11 @@ Written by `python -m benchmarks.compress --render` from what is in `benchmarks/
 
 The embedded base by every method, each on top of the one before it; the first two only measure ranges, the others
 learn for {steps} updates ({trajectories} drawings of {timesteps} timesteps, two pictures side by side), 1/{less}
-of the paper's 16,000: a small machine's choice. Differences between the last three lines are within what so
-short a learning can tell. *Error* is the squared difference to the base's own answer over its square, mean over two
-trajectories with prompts and seeds that no method has seen; *PSNR* is that of {pictures} pictures in {draw_steps}
-denoising steps from the same noise; *judge* is the mean probability, in points of 100, of the thing and of the style
-that were asked for (the base itself: {judge:.1f}). Measured on: {measured}.
+of the paper's 16,000: a small machine's choice. The last learns for {long}, which is what the app does unless told
+otherwise. *Error* is the squared difference to the base's own answer over its square, mean over two trajectories with
+prompts and seeds that no method has seen; *PSNR* is that of {pictures} pictures in {draw_steps} denoising steps from
+the same noise; *judge* is the mean probability, in points of 100, of the thing and of the style that were asked for
+(the base itself: {judge:.1f}). Measured on: {measured}.
 
 | preset | method | error | PSNR, dB | judge | to the base | seconds |
 |---|---|---|---|---|---|---|
@@ -113,7 +114,7 @@ def _sheet(keys: list[tuple[str, str]]) -> None:
     pen = ImageDraw.Draw(sheet)
     for down, (folder, label) in enumerate(rows):
         pen.text((6, down * (SIDE + GAP) + SIDE // 2 - 6), label, fill="#17201B")
-        for across, path in enumerate(sorted((PICTURES / folder).glob("*.png"))[:ACROSS]):
+        for across, path in enumerate(sorted((PICTURES / folder).glob("*.png"))[::EACH][:ACROSS]):
             with Image.open(path) as picture:
                 sheet.paste(picture, (LABEL + across * (SIDE + GAP), down * (SIDE + GAP)))
     sheet.save(SHEET, optimize=True)
