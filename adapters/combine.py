@@ -23,7 +23,7 @@ from .mix import Mix
 from .settings import SettingError
 
 METHODS = ("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd", "concat")
-DEFAULT = "sum"   # nothing was better yet: docs/LOG.md
+DEFAULT = "sum"   # nothing is clearly better: docs/fusion.md
 WEIGHTS = ("sum", "normalised", "dare", "ties", "svd", "concat")   # those that come to weights
 
 
