@@ -144,7 +144,7 @@ WHOLE = {   # UNet, and pictures in a batch: each picture is there twice, for gu
     "embedded, 1 picture": ("embedded", 1), "embedded, 4 pictures": ("embedded", 4),
     "SD 1.5 at half its width, 256 px, 1 picture": ("sd1", 1),
 }
-CALLS = 9
+CALLS = 7
 
 
 def whole_unets() -> dict[str, Any]:
