@@ -25,9 +25,9 @@ PRESETS: dict[str, Bits] = {
 _ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2", "add_embedding.linear_1",
          "add_embedding.linear_2")   # fmt: skip
 _WHOLE = ("conv_shortcut", "downsamplers.0.conv")
-# Inputs with a few values far beyond the others, which a range in 4 bits can't hold: the text's features, whose first
-# token is such a value, and what the gate of a feed-forward lets through. EfficientDM's code has no such rule; QuEST
-# (arXiv 2402.03666) finds that feed-forwards fail first. It costs no byte of a file.
+# Inputs whose few largest values a range in 4 bits can't hold: what the gate of a feed-forward lets through (QuEST,
+# arXiv 2402.03666, finds that feed-forwards fail first), and the text's features. EfficientDM's code has no such rule.
+# It costs no byte of a file; docs/LOG.md has what it gives.
 _OUTLIERS = ("attn2.to_k", "attn2.to_v", "ff.net.2")
 HIGH = 8
 
