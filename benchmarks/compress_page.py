@@ -58,7 +58,8 @@ SPEED_TEXT = """
 ## Linear layers in whole numbers
 
 All {layers} calls of linear layers in one UNet call of Stable Diffusion 1.5 at 64 × 64, one thread, CPU seconds,
-contenders taking turns in processes of their own (`python -m benchmarks.compress_speed`). Measured on: {measured}.
+contenders taking turns in processes of their own (`python -m benchmarks.compress_speed`); torchao's dynamic int8
+without torch.compile. Measured on: {measured}.
 
 | contender | seconds | faster than fp32 | lowest and highest of the turns |
 |---|---|---|---|
