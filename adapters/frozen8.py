@@ -36,7 +36,7 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's own operation."""
-        return _Apply.apply(x, self)
+        return _Apply.apply(x, self) if torch.is_grad_enabled() else _apply(x, self)
 
 
 class Frozen8(Frozen):
@@ -64,15 +64,19 @@ class Conv8(Frozen8, nn.Conv2d):   # type: ignore[misc]
     """A frozen Conv2d in 8 bits."""
 
 
+def _apply(x: Tensor, layer: Any) -> Tensor:
+    if isinstance(layer, nn.Conv2d):
+        return layer._conv_forward(x, layer.weight, layer.bias)
+    return F.linear(x, layer.weight, layer.bias)
+
+
 class _Apply(torch.autograd.Function):
     """Left to itself, autograd would keep the whole weight of every layer until the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
         ctx.layer, ctx.shape = layer, x.shape
-        if isinstance(layer, nn.Conv2d):
-            return layer._conv_forward(x, layer.weight, layer.bias)
-        return F.linear(x, layer.weight, layer.bias)
+        return _apply(x, layer)
 
     @staticmethod
     @once_differentiable

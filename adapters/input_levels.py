@@ -38,6 +38,7 @@ class InputLevels(nn.Module):
         self.factors = nn.ParameterList(torch.ones(len(bits)) for _ in timesteps)
         self.zeros = nn.ParameterList(zeros.float().expand(shape).clone().unbind())
         self._now: tuple[Tensor, Tensor] | None = None
+        self._numbers: list[tuple[float, int]] = []
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:   # noqa: ARG002 (a hook)
         """Find the levels for a UNet's call, before it: one set for the batch, or one a picture where they differ."""
@@ -48,18 +49,24 @@ class InputLevels(nn.Module):
         else:
             steps, zeros = zip(*(rows[t] for t in given), strict=True)
             self._now = torch.stack(steps), torch.stack(zeros)
+        self._numbers = []
 
     def at(self, layer: int, dimensions: int) -> tuple[Tensor, Tensor]:
-        """Step size and zero point of a layer's input of so many dimensions: ``[]``, or ``[B, 1, …]``.
-
-        Zero points are whole numbers, whatever is learned; their gradient passes through the rounding.
-        """
+        """Step size and zero point of a layer's input of so many dimensions: ``[]``, or ``[B, 1, …]``."""
         steps, zeros = self._now or self._row(float(self.timesteps[0]))
         step, zero = steps[..., layer], zeros[..., layer]
-        zero = zero + (zero.detach().round().clamp(0, float(self.tops[layer])) - zero.detach())
         if step.ndim:
             step, zero = (part.reshape(-1, *[1] * (dimensions - 1)) for part in (step, zero))
         return step, zero
+
+    def numbers(self, layer: int) -> tuple[float, int] | None:
+        """The same as plain numbers, read for all layers at once; None where the pictures of a batch differ."""
+        if not self._numbers:
+            steps, zeros = self._now or self._row(float(self.timesteps[0]))
+            if steps.ndim > 1:
+                return None
+            self._numbers = [(step, int(zero)) for step, zero in zip(steps.tolist(), zeros.tolist(), strict=True)]
+        return self._numbers[layer]
 
     def table(self) -> tuple[Tensor, Tensor]:
         """All step sizes and zero points as they are used, ``[T, L]`` each."""
@@ -69,7 +76,15 @@ class InputLevels(nn.Module):
             return steps, torch.minimum(zeros, self.tops)
 
     def _row(self, timestep: float) -> tuple[Tensor, Tensor]:
-        """Step sizes and zero points ``[L]`` at a timestep: of the nearest two, in proportion."""
+        """Step sizes and zero points ``[L]`` at a timestep: of the nearest two, in proportion.
+
+        Zero points are whole numbers, whatever is learned; their gradient passes through the rounding.
+        """
+        steps, zeros = self._between(timestep)
+        whole = torch.minimum(zeros.detach().round().clamp(min=0), self.tops)
+        return steps, zeros + (whole - zeros.detach())
+
+    def _between(self, timestep: float) -> tuple[Tensor, Tensor]:
         times = self.timesteps.tolist()
         after = next((i for i, t in enumerate(times) if t >= timestep), len(times) - 1)
         before = max(0, after - 1)

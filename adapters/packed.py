@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from atelier.kernels.dispatch import twin
 from atelier.kernels.fake_quant import decode, encode, fake_quant
-from atelier.kernels.int8_linear import pack, unpack
+from atelier.kernels.int8_linear import PackedWeight, int8_linear, pack, unpack
 
 from .files import write_tensors
 from .frozen8 import Frozen, weight_shape
 from .input_levels import InputLevels
-from .int8 import Prepared, linear, prepare
+from .int8 import POINT, Prepared, Way, convolution, linear, prepare
 from .quant import rounding_layers
 from .quant_policy import Bits
 
 HEADER = "atelier.quant"
+# Products below which asking for whole numbers takes longer than they save (docs/notes/0010).
+WORTH = 4_000_000
 _LEVELS = "input_levels"
 
 
@@ -41,13 +45,21 @@ class Packed(Frozen):
     bits: Bits
     inputs: InputLevels | None = None   # of the whole model; None where inputs stay as they are
     place: int = -1                     # this layer's in it
+    each: int = 0                           # products of every number of the input
     whole_numbers: Prepared | None = None   # the weight as this machine's integer arithmetic wants it
-    made: Tensor | None = None              # the weight, where it is kept
+    keeps: bool = False                     # whether the weight stays once it was made
+    made: Tensor | None = None              # the weight, if it was
+    counted: bool = False                   # whether the last call was in whole numbers
 
     @property
     def weight(self) -> Tensor:   # type: ignore[override]
         """The weight that the codes stand for, in the dtype the model computes in."""
-        return self._decoded() if self.made is None else self.made
+        if self.made is not None:
+            return self.made
+        made = self._decoded()
+        if self.keeps:
+            self.made = made
+        return made
 
     def _decoded(self) -> Tensor:
         steps, zeros = (part.reshape(-1, *[1] * (self.codes.ndim - 1)) for part in (self.steps, self.zeros.float()))
@@ -66,22 +78,43 @@ class Packed(Frozen):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's own operation on its rounded input."""
+        self.counted = False
         if self.inputs is None:
             return super().forward(x)
-        step, zero = self.inputs.at(self.place, x.ndim)
-        if self.whole_numbers is not None and not step.ndim and not torch.is_grad_enabled():
-            rows = encode(x.reshape(-1, x.shape[-1]), step, zero, self.bits.inputs)
-            found = linear(rows, float(step), int(zero), self.whole_numbers)
-            return found.to(x.dtype).view(*x.shape[:-1], -1)
-        return super().forward(fake_quant(x, step, zero, self.bits.inputs))
+        numbers = None if torch.is_grad_enabled() or x.device.type != "cpu" else self.inputs.numbers(self.place)
+        if numbers is None:
+            return super().forward(fake_quant(x, *self.inputs.at(self.place, x.ndim), self.bits.inputs))
+        if self.whole_numbers is None or x.numel() * self.each < WORTH:
+            return super().forward(fake_quant(x, *numbers, self.bits.inputs))
+        self.counted = True
+        return self._multiply(encode(x, *numbers, self.bits.inputs), *numbers, self.whole_numbers).to(x.dtype)
+
+    def _multiply(self, codes: Tensor, step: float, zero: int, ready: Prepared) -> Tensor:
+        raise NotImplementedError
 
 
 class PackedLinear(Packed, nn.Linear):   # type: ignore[misc]
     """A Linear of codes."""
 
+    def forward(self, x: Tensor) -> Tensor:   # type: ignore[override]
+        """In whole numbers on tensor cores, where there are some; else as every packed layer."""
+        if self.inputs and self.bits.inputs == 8 and not torch.is_grad_enabled() and twin("int8_linear", x):
+            step, zero = self.inputs.at(self.place, x.ndim)
+            if not step.ndim:
+                self.counted = True
+                weight = PackedWeight(self.codes, self.steps, self.zeros, self.bits.weight)
+                return int8_linear(x, step, zero, weight, self.bias)
+        return super().forward(x)
+
+    def _multiply(self, codes: Tensor, step: float, zero: int, ready: Prepared) -> Tensor:
+        return linear(codes, step, zero, ready)
+
 
 class PackedConv(Packed, nn.Conv2d):   # type: ignore[misc]
     """A Conv2d of codes."""
+
+    def _multiply(self, codes: Tensor, step: float, zero: int, ready: Prepared) -> Tensor:
+        return convolution(codes, step, zero, ready)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,23 +198,30 @@ def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
 def get_ready(model: nn.Module) -> None:
     """Choose how each packed layer computes on the device it is on, once it is there.
 
-    Linear layers compute in whole numbers where this machine does that exactly. What does not keeps its weight on a
-    CPU, where making it in every call would take longer than the layer itself; on a GPU it is made, because there
-    memory is what is short.
+    On a CPU, layers compute in whole numbers where this machine does that exactly and they have enough to multiply.
+    The others keep their weight once it is made: making it in every call would take longer than the layer itself. On a
+    GPU it is made in every call, because there memory is what is short.
     """
-    for layer in packed_layers(model):
-        if isinstance(layer, nn.Linear) and layer.inputs is not None and layer.bits.inputs == 8:
-            codes = unpack(layer.codes, layer.bits.weight, len(layer.steps))
-            numbers = (codes.short() - layer.zeros.short()[:, None]).to(torch.int8)
-            layer.whole_numbers = prepare(numbers, layer.steps, layer.bias)
-        if layer.whole_numbers is None and layer.codes.device.type == "cpu":
-            layer.made = layer.weight
+    layers = packed_layers(model)
+    for layer in layers:
+        layer.keeps, layer.made = layer.codes.device.type == "cpu", None
+        layer.each = prod(layer.shape) // layer.shape[1]
+        layer.whole_numbers = _in_numbers(layer) if layer.inputs is not None and layer.bits.inputs == 8 else None
+    if any(layer.whole_numbers is not None for layer in layers):
+        model.to(memory_format=torch.channels_last)   # oneDNN's whole numbers know no other   # type: ignore[call-overload]
+
+
+def _in_numbers(layer: Packed) -> Prepared | None:
+    codes = unpack(layer.codes, layer.bits.weight, len(layer.steps))
+    numbers = (codes.short() - layer.zeros.short().reshape(-1, *[1] * (codes.ndim - 1))).to(torch.int8)
+    way = Way(layer.stride, layer.padding, layer.dilation) if isinstance(layer, nn.Conv2d) else POINT   # type: ignore[arg-type]
+    return prepare(numbers, layer.steps, layer.bias, way)
 
 
 def in_whole_numbers(model: nn.Module) -> tuple[int, int]:
-    """How many of the packed layers compute in whole numbers, of how many."""
+    """How many of the packed layers computed in whole numbers when they were last asked, of how many."""
     layers = packed_layers(model)
-    return sum(layer.whole_numbers is not None for layer in layers), len(layers)
+    return sum(layer.counted for layer in layers), len(layers)
 
 
 def packed_layers(model: nn.Module) -> list[Packed]:

@@ -34,14 +34,15 @@ def at_least(count: int) -> str:
 def whole_numbers(counted: Sequence[int], device: str) -> str:
     """What carried out the compressed model, without flattery.
 
-    >>> whole_numbers((0, 123), "cpu")
-    'floating point: this processor multiplies no such whole numbers exactly'
+    >>> whole_numbers((81, 123), "cuda")
+    'whole numbers in 81 of 123 layers (Triton), floating point in the others'
     """
     layers, of = counted
     if layers:
-        return f"whole numbers in {layers} of {of} layers (oneDNN), floating point in the others"
+        library = "oneDNN" if device == "cpu" else "Triton"
+        return f"whole numbers in {layers} of {of} layers ({library}), floating point in the others"
     if device == "cpu":
-        return "floating point: this processor multiplies no such whole numbers exactly"
+        return "floating point: this processor has no such whole numbers, or the layers are too small for them"
     return "floating point: weights are made from codes in every layer"
 
 
@@ -67,3 +68,12 @@ def compression(preset: str, steps: int, started: datetime | None) -> str:
     """Under a compression's name."""
     how = f"{steps} steps" if steps else "measured only"
     return " · ".join(filter(None, (preset.upper(), how, moment(started) if started else "")))
+
+
+def layer(name: str) -> str:
+    """A layer's name, with places where a line may break.
+
+    >>> layer("mid.ff.net.2").split("\u200b")
+    ['mid.', 'ff.', 'net.', '2']
+    """
+    return name.replace(".", ".\u200b")

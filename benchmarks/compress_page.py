@@ -58,13 +58,26 @@ SPEED_TEXT = """
 ## Linear layers in whole numbers
 
 All {layers} calls of linear layers in one UNet call of Stable Diffusion 1.5 at 64 × 64, one thread, CPU seconds,
-contenders taking turns in processes of their own (`python -m benchmarks.compress_speed`). Measured on: {measured}.
+contenders taking turns in processes of their own (`python -m benchmarks.compress_speed`); torchao's dynamic int8
+without torch.compile. Measured on: {measured}.
 
 | contender | seconds | faster than fp32 | lowest and highest of the turns |
 |---|---|---|---|
 {rows}
 
 Left out: {left_out}.
+{whole}"""
+WHOLE_TEXT = """
+## Whole UNets in whole numbers
+
+One call of a UNet with both branches of guidance, one thread, CPU seconds, contenders taking turns call by call
+(`python -m benchmarks.compress_speed --whole`); rounding of inputs, norms, attention and all that stays in floating
+point included. *In whole numbers* is how many of the packed layers were: small ones are faster in floating point.
+Measured on: {measured}.
+
+| UNet | contender | seconds | faster than fp32 | lowest and highest of the turns | in whole numbers |
+|---|---|---|---|---|---|
+{rows}
 """
 
 
@@ -100,11 +113,24 @@ def _sizes(found: Mapping[str, Any]) -> str:
 
 
 def _speed(found: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | {row['seconds']:.2f} | {row['over_fp32']:.2f} | {row['lowest']:.2f} – {row['highest']:.2f} |"
-            for name, row in found["rows"].items()]
+    rows = [f"| {name} | {_turns(row)} |" for name, row in found["rows"].items()]
     left_out = "; ".join(f"{name}: {why}" for name, why in found["left_out"].items()) or "nothing"
-    return SPEED_TEXT.format(rows="\n".join(rows), layers=found["layers"], left_out=left_out,
+    whole = _whole(found["whole"]) if "whole" in found else ""
+    return SPEED_TEXT.format(rows="\n".join(rows), layers=found["layers"], left_out=left_out, whole=whole,
                              measured=in_words(found["machine"]))   # fmt: skip
+
+
+def _whole(found: Mapping[str, Any]) -> str:
+    rows = []
+    for unet, one in found["unets"].items():
+        counted = "{} of {}".format(*one["in_whole_numbers"])
+        rows += [f"| {unet} | {name} | {_turns(row)} | {counted if name == 'w4a8' else ''} |"
+                 for name, row in one["rows"].items()]   # fmt: skip
+    return WHOLE_TEXT.format(rows="\n".join(rows), measured=in_words(found["machine"]))
+
+
+def _turns(row: Mapping[str, float]) -> str:
+    return f"{row['seconds']:.3g} | {row['over_fp32']:.2f} | {row['lowest']:.2f} – {row['highest']:.2f}"
 
 
 def _sheet(keys: list[tuple[str, str]]) -> None:

@@ -1,20 +1,25 @@
-"""How fast the linear layers of Stable Diffusion 1.5 are in whole numbers on this processor.
+"""How fast a UNet is in whole numbers on this processor: the linear layers of Stable Diffusion 1.5, and whole UNets.
 
-    python -m benchmarks.compress_speed     benchmarks/results/compress_speed.json
+    python -m benchmarks.compress_speed                 linear layers, about 4 minutes
+    python -m benchmarks.compress_speed --whole         whole UNets, about 3 minutes and 4 GB of memory
 
-Contenders take turns, each in a process of its own with one thread: float32, bfloat16, W8A8 and W4A8 with fixed
-scales through oneDNN, rounding of the input included, and torchao's dynamic W8A8. What this machine can't do exactly,
-or has no instructions for, is left out and said to be.
+Contenders for the layers take turns, each in a process of its own with one thread: float32, bfloat16, W8A8 and W4A8
+with fixed scales through oneDNN, rounding of the input included, and torchao's dynamic W8A8. Whole UNets take turns
+call by call in one process. What this machine can't do exactly, or has no instructions for, is left out and said to
+be. Both write their part of benchmarks/results/compress_speed.json. torchao is found where it is installed with the
+extra `peers`, or in a folder named in PYTHONPATH.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,8 +32,13 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from atelier.adapters.input_levels import InputLevels
 from atelier.adapters.int8 import linear, prepare
+from atelier.adapters.packed import get_ready, in_whole_numbers, load_packed, save_packed
+from atelier.adapters.quant import make_rounding, round_inputs, rounding_layers
+from atelier.adapters.quant_policy import plan_layers
 from atelier.kernels.fake_quant import encode
+from atelier.training.base_model import load
 from atelier.training.single_file import MODELS
 from benchmarks.machine import describe_machine
 
@@ -39,22 +49,36 @@ LARGEST = {"w8a8": 127, "w4a8": 15}
 
 
 def main() -> None:
-    """Let the contenders take turns, or, as a child, be one of them."""
+    """Measure the part that was asked for, or, as a child, be one contender for the layers."""
     options = _options()
     if options.contender:
         print(json.dumps(time_layers(options.contender)))
         return
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found |= {"whole": whole_unets()} if options.whole else linear_layers()
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+def linear_layers() -> dict[str, Any]:
+    """The linear layers of Stable Diffusion 1.5, contender by contender."""
     turns = [{name: _in_a_process(name) for name in CONTENDERS} for _ in range(TURNS)]
     able = [name for name in CONTENDERS if all(turn[name] for turn in turns)]
-    rows = {name: {"seconds": statistics.median(turn[name] for turn in turns)} for name in able}
-    for name in able:
-        ratios = [turn["fp32"] / turn[name] for turn in turns]
-        rows[name] |= {"over_fp32": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
-    missing = {name: WHY_NOT[name] for name in CONTENDERS if name not in able}
-    result = {"machine": describe_machine(), "processor": torch.backends.cpu.get_cpu_capability(), "rows": rows,
-              "left_out": missing, "layers": sum(shapes().values())}   # fmt: skip
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    return {
+        "machine": describe_machine(), "processor": torch.backends.cpu.get_cpu_capability(),
+        "rows": compared({name: [turn[name] for turn in turns] for name in able}),
+        "left_out": {name: WHY_NOT[name] for name in CONTENDERS if name not in able}, "layers": sum(shapes().values()),
+    }   # fmt: skip
+
+
+def compared(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median seconds, and how much faster than float32 in the same turn: median, lowest and highest."""
+    rows = {}
+    for name, own in seconds.items():
+        ratios = [slow / fast for slow, fast in zip(seconds["fp32"], own, strict=True)]
+        rows[name] = {"seconds": statistics.median(own), "over_fp32": statistics.median(ratios),
+                      "lowest": min(ratios), "highest": max(ratios)}   # fmt: skip
+    return rows
 
 
 WHY_NOT = {
@@ -105,8 +129,7 @@ def _work(contender: str, rows: int, inner: int, out: int) -> Callable[[], objec
     largest = LARGEST[contender]
     numbers = torch.randint(-largest, largest + 1, (out, inner), dtype=torch.int8)
     ready = prepare(numbers, torch.full((out,), 0.01), None)
-    step, zero = torch.tensor(0.03), torch.tensor(128.0)
-    return None if ready is None else lambda: linear(encode(x, step, zero, 8), 0.03, 128, ready)
+    return None if ready is None else lambda: linear(encode(x, 0.03, 128, 8), 0.03, 128, ready)
 
 
 def _torchao(x: Tensor, weight: Tensor) -> Callable[[], object]:
@@ -115,6 +138,72 @@ def _torchao(x: Tensor, weight: Tensor) -> Callable[[], object]:
     layer = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0], bias=False))
     quantize_(layer, Int8DynamicActivationInt8WeightConfig())
     return lambda: layer(x)
+
+
+WHOLE = {   # UNet, and pictures in a batch: each picture is there twice, for guidance
+    "embedded, 1 picture": ("embedded", 1), "embedded, 4 pictures": ("embedded", 4),
+    "SD 1.5 at half its width, 256 px, 1 picture": ("sd1", 1),
+}
+CALLS = 7
+
+
+def whole_unets() -> dict[str, Any]:
+    """Each UNet of :data:`WHOLE` as float32, the same in the layout that whole numbers want, W4A8, and torchao."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    found: dict[str, Any] = {"machine": describe_machine(), "unets": {}}
+    for name, (kind, pictures) in WHOLE.items():
+        unets = contending(kind)
+        side = unets["fp32"].config.sample_size
+        x = torch.randn(2 * pictures, unets["fp32"].config.in_channels, side, side)
+        text = torch.randn(2 * pictures, 77, unets["fp32"].config.cross_attention_dim)
+        seconds: dict[str, list[float]] = {each: [] for each in unets}
+        with torch.inference_mode():
+            for turn in range(CALLS + 1):
+                for each, unet in unets.items():
+                    started = time.process_time()
+                    unet(x, torch.tensor(500), text)
+                    if turn:   # the first warms up
+                        seconds[each].append(time.process_time() - started)
+        found["unets"][name] = {"rows": compared(seconds), "in_whole_numbers": in_whole_numbers(unets["w4a8"])}
+    return found
+
+
+def contending(kind: str) -> dict[str, Any]:
+    """The contenders over one UNet. Levels of inputs are any: how fast they are does not depend on them."""
+    plain = load("embedded", "cpu", torch.float32).unet if kind == "embedded" else half_sd1()
+    unets = {"fp32": plain, "fp32, channels last": copy.deepcopy(plain).to(memory_format=torch.channels_last),
+             "w4a8": packed(plain)}   # fmt: skip
+    if find_spec("torchao"):
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_  # pyright: ignore
+
+        unets["torchao"] = copy.deepcopy(plain)
+        quantize_(unets["torchao"], Int8DynamicActivationInt8WeightConfig())
+    return unets
+
+
+def half_sd1() -> Any:
+    """Stable Diffusion 1.5's own layers at half their width, for 256 pixels, weights at random."""
+    values = json.loads((MODELS / "sd1" / "unet" / "config.json").read_text())
+    widths = [width // 2 for width in values["block_out_channels"]]
+    return UNet2DConditionModel.from_config({**values, "block_out_channels": widths, "sample_size": 32}).eval()
+
+
+@torch.no_grad()
+def packed(plain: Any) -> Any:
+    """The UNet in W4A8, ready to draw."""
+    student = copy.deepcopy(plain)
+    make_rounding(student, plan_layers(student, "w4a8"), rank=0, search=False)
+    count = len(rounding_layers(student))
+    round_inputs(student, InputLevels((500,), torch.full((count,), 0.05), torch.full((count,), 128.0), [8] * count))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "unet.safetensors"
+        save_packed(student, path, "w4a8", {})
+        with torch.device("meta"):
+            unet: Any = UNet2DConditionModel.from_config(plain.config)
+        load_packed(unet, path, torch.float32)
+    get_ready(unet)
+    return unet.eval()
 
 
 @torch.inference_mode()
@@ -137,6 +226,7 @@ def _in_a_process(contender: str) -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--contender", choices=CONTENDERS)
+    parser.add_argument("--whole", action="store_true", help="whole UNets instead of linear layers")
     return parser.parse_args()
 
 

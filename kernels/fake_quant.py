@@ -23,9 +23,13 @@ from torch.autograd.function import once_differentiable
 
 from .dispatch import twin
 
+WHOLE = 1.5 * 2**23
 
-def fake_quant(values: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
+
+def fake_quant(values: Tensor, step: Tensor | float, zero: Tensor | float, bits: int) -> Tensor:
     """The value each number is stored as, with gradients for values, step size and zero point.
+
+    Without gradients, a single step size and zero point may be plain numbers; then it is computed in float32.
 
     Args:
         values: ``[rows, …]``, of any floating dtype; what it is computed in is the dtype of ``step``.
@@ -37,12 +41,23 @@ def fake_quant(values: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
     Returns:
         In the shape and dtype of ``values``.
     """
+    if not torch.is_grad_enabled():   # to be asked by autograd takes as long as a small layer
+        return _rounded(values, step, zero, top_code(bits))
     return _FakeQuant.apply(values, step, zero, top_code(bits))
 
 
-def encode(values: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """Integer codes, uint8 from 0 to 2^bits − 1: what :func:`fake_quant` rounds to. Its arguments, no gradients."""
-    return _code(values, step, zero).clamp_(0, top_code(bits)).to(torch.uint8)
+def encode(values: Tensor, step: Tensor | float, zero: Tensor | float, bits: int) -> Tensor:
+    """Integer codes, uint8 from 0 to 2^bits − 1: what :func:`fake_quant` rounds to. Its arguments, no gradients.
+
+    A single step size and zero point may be plain numbers here too, which takes half as long on a CPU.
+    """
+    if isinstance(step, Tensor):
+        return _ratio(values, step).round_().add_(zero).clamp_(0, top_code(bits)).to(torch.uint8)
+    # So near to 1.5 · 2²³, float32 has no fractions: the sum is rounded, half to even, and its lowest byte is the
+    # number. Rounding, and turning floats into bytes, would be passes of their own over the memory.
+    ends: Any = (WHOLE - zero, WHOLE - zero + top_code(bits))
+    sums = _ratio(values, step).add_(WHOLE).clamp_(*ends)
+    return sums.view(torch.int32).to(torch.int8).view(torch.uint8).add_(int(zero))
 
 
 def decode(codes: Tensor, step: Tensor, zero: Tensor) -> Tensor:
@@ -61,9 +76,17 @@ def top_code(bits: int) -> int:
     return 2**bits - 1
 
 
-def _code(values: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """The code before it is clipped."""
-    return (values.to(step.dtype) / step).round_().add_(zero)
+def _ratio(values: Tensor, step: Tensor | float) -> Tensor:
+    """Values in step sizes."""
+    return values.to(step.dtype if isinstance(step, Tensor) else torch.float32) / step
+
+
+def _rounded(values: Tensor, step: Tensor | float, zero: Tensor | float, top: int) -> Tensor:
+    if isinstance(step, Tensor) and step.dtype == torch.float32 and (fast := twin("fake_quant", values)):
+        return fast.forward(values, step, zero, top)
+    # The zero point moves the ends instead of the codes, there and back.
+    ends: Any = (-zero, top - zero)
+    return _ratio(values, step).round_().clamp_(*ends).mul_(step).to(values.dtype)
 
 
 class _FakeQuant(torch.autograd.Function):
@@ -71,9 +94,7 @@ class _FakeQuant(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, step: Tensor, zero: Tensor, top: int) -> Tensor:
         ctx.save_for_backward(values, step, zero)
         ctx.top = top
-        if step.dtype == torch.float32 and (fast := twin("fake_quant", values)):
-            return fast.forward(values, step, zero, top)
-        return _code(values, step, zero).clamp_(0, top).sub_(zero).mul_(step).to(values.dtype)
+        return _rounded(values, step, zero, top)
 
     @staticmethod
     @once_differentiable
@@ -83,7 +104,7 @@ class _FakeQuant(torch.autograd.Function):
             found = fast.backward(values, step, zero, gradients[0], ctx.top)
             return *(g if needed else None for g, needed in zip(found, ctx.needs_input_grad, strict=False)), None
         gradient = gradients[0].to(step.dtype)
-        ratio = values.to(step.dtype) / step
+        ratio = _ratio(values, step)
         rounded = ratio.round()
         low, high = rounded + zero < 0, rounded + zero > ctx.top
         outside = low | high

@@ -72,7 +72,7 @@ def compress(
 
 def make_student(model: BaseModel, config: CompressConfig) -> Student:
     """Turn a model into its own student, calibrated on drawings of its own."""
-    plan = plan_layers(model.unet, config.preset)
+    plan = plan_layers(model.unet, config.preset, outliers=config.outliers)
     _halve_the_rest(model.unet, plan)
     student = _calibrated(model, config, plan)
     if config.mixed:

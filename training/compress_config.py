@@ -32,6 +32,7 @@ class CompressConfig(Settings):
     search: bool = setting(True, "Search for the range that rounds best, instead of taking the whole.")
     per_timestep: bool = setting(True, "Step sizes of their own at every timestep (TALSQ).")
     scale_aware: bool = setting(True, "Learning rates in proportion to each layer's step size.")
+    outliers: bool = setting(True, "Inputs that are known for outliers keep 8 bits where the others have fewer.")
     mixed: float = setting(0.0, "Share of the weights that may have 8 bits, where it helps most.", low=0, high=1)
     sparing: bool = setting(False, "Use less memory, take about a third longer.")
     prompts: str = setting("", "Prompts to draw on the way, one a line; added to a list of its own.")

@@ -2,8 +2,9 @@
 drawings lead (EfficientDM, He et al. 2024, arXiv 2310.03270).
 
 A step is one timestep of a trajectory that the teacher draws from pure noise. Both branches of guidance are compared
-on their own: the guided answer multiplies their difference, and with it the noise of the loss. A checkpoint lies
-between two trajectories, so a run that resumes draws the same ones as a run that was never interrupted.
+on their own: the guided answer multiplies their difference, and with it the noise of the loss. A checkpoint holds the
+random numbers' state at the start of a trajectory: a run that resumes within one draws it again up to there, with the
+teacher alone, and goes on as a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,7 @@ class Distillation:
         self.held_out = held_out
         self.optimizer = make_optimizer(model.unet, course)
         self.generator = torch.Generator().manual_seed(course.seed)
+        self.before = self.generator.get_state()   # where the trajectory under way began
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
         self.best: dict[str, Tensor] = {}
         self.finished = False   # False after a cancel or an interruption
@@ -88,7 +91,8 @@ class Distillation:
                 if isinstance(event, Stopped):
                     return
             if controls.quitting():
-                return   # the last checkpoint stands
+                yield self._save()
+                return
             yield self._validate()
             if self.step < self.course.steps:
                 yield self._save()
@@ -99,21 +103,32 @@ class Distillation:
 
     def _trajectory(self, controls: Controls) -> Iterator[Event]:
         """One drawing of the teacher, a step at each of its timesteps."""
+        done = self.step % self.course.timesteps   # before the run was interrupted within it
+        self.before = self.generator.get_state()
         picks = torch.randint(len(self.course.prompts), (self.course.pictures,), generator=self.generator).tolist()
         prompts = [self.course.prompts[i] for i in picks]
-        for moment in trajectory(self.model, self.switch, prompts, self.course.timesteps, self.generator):
+        moments = trajectory(self.model, self.switch, prompts, self.course.timesteps, self.generator)
+        for moment in islice(moments, done, None):
+            if controls.take("pause") is not None:
+                yield from self._pause(controls)
             if controls.quitting():
                 return
             if controls.take("cancel") is not None:
                 yield Stopped(self.step, "Cancelled. Nothing was kept.")
                 return
-            if controls.take("pause") is not None:
-                yield from self._pause(controls)
             yield self._advance(moment)
+        self.before = self.generator.get_state()
 
     def _pause(self, controls: Controls) -> Iterator[Event]:
+        yield self._save()
         yield Paused(self.step)
         while controls.take("resume") is None and not controls.quitting():
+            for name in ("stop", "cancel"):
+                text = controls.take(name)
+                if text is not None:   # leave it for those who know what to do
+                    (self.folder / "control" / name).write_text(text, encoding="utf-8")
+                    yield Resumed(self.step)
+                    return
             time.sleep(PAUSE_SECONDS)
         yield Resumed(self.step)
 
@@ -148,7 +163,7 @@ class Distillation:
         state = State(
             weights={name: value.detach().cpu().clone() for name, value in learned(self.model.unet).items()},
             best=self.best,
-            generator=self.generator.get_state(),
+            generator=self.before,
             optimizer=self.optimizer.state_dict(),
             step=self.step,
             best_step=self.best_step,

@@ -215,8 +215,8 @@ def _report(run: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
                    "say": compress_phrases.likeness(pair["psnr"])} for pair in report["pairs"]],
         "times": curves([[error for _, error in times[key]] for key in ("after", "before")]),
         "learned": bool(report["steps"]),
-        "layers": [{"name": name, "share": f"{100 * error / worst:.1f}", "error": f"{error:.3f}"}
-                   for name, error in by_layer],
+        "layers": [{"name": compress_phrases.layer(name), "error": f"{error:.3f}",
+                    "share": f"{100 * error / worst:.1f}"} for name, error in by_layer],
     }   # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,13 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sy
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from atelier.app.home import open_home
+from atelier.app.jobs import new_run
 from atelier.app.server import bind
+from atelier.training.compress_config import CompressConfig
+from atelier.training.events import Finished
+from atelier.training.run import run
+from atelier.training.runs import RunFolder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -381,16 +388,83 @@ def test_base_models_of_a_folder_can_be_chosen(page: Page, tmp_path: Path) -> No
     assert value(page, "base").startswith("mine")
 
 
+@pytest.fixture(scope="module")
+def compressed(home: Path, server: Server) -> list[RunFolder]:
+    """Two compressions that wait for a decision: one measured here in seconds, and a copy of it."""
+    config = CompressConfig(name="little", preset="w4a8", steps=0, timesteps=3, search=False)
+    first = new_run(open_home(home), config, started=True)
+    assert isinstance(list(run(first, home / "adapters"))[-1], Finished)
+    second = RunFolder(first.path.with_name(first.id.replace("little", "other")))
+    shutil.copytree(first.path, second.path)
+    recipe = second.path / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("little", "other"))
+    return [first, second]
+
+
+def seam(page: Page) -> float:
+    """Where the picture on top is cut, as a share of the width."""
+    return page.evaluate("""() => { const wall = document.querySelector('.duel-wall').getBoundingClientRect();
+        const seam = document.querySelector('.seam').getBoundingClientRect();
+        return (seam.left + seam.width / 2 - wall.left) / wall.width; }""")
+
+
+def test_a_compressed_model_is_compared_kept_and_used(page: Page, home: Path, compressed: list[RunFolder]) -> None:
+    visit(page, f"/compress?run={compressed[0].id}")
+    expect(page.locator("#compression .duel")).to_have_count(4, timeout=60_000)
+    slider = page.locator("#compression .duel input").first
+    covered = page.locator("#compression .over").first
+    assert seam(page) == pytest.approx(0.5, abs=0.02)
+    before = covered.evaluate("picture => getComputedStyle(picture).clipPath")
+    slider.focus()
+    for _ in range(20):
+        slider.press("ArrowRight")
+    assert seam(page) == pytest.approx(0.7, abs=0.02)
+    assert covered.evaluate("picture => getComputedStyle(picture).clipPath") != before
+    box = slider.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + box["height"] / 2)
+    assert seam(page) == pytest.approx(0.25, abs=0.05)
+    page.locator("#compression").get_by_role("button", name="Keep it").click()
+    expect(page.locator("#compression .now")).to_contain_text("Kept.")
+    assert (home / "bases" / "little" / "unet" / "packed.safetensors").is_file()
+    visit(page, "/studio")
+    page.get_by_text("Size, steps and more").click()
+    page.locator("#base input").click()
+    page.get_by_role("option", name="little").click()
+    fill(page, "prompt", "a small hat")
+    page.keyboard.press("Control+Enter")
+    page.locator("#results img[alt*='a small hat']").first.wait_for(timeout=PATIENT)
+
+
+def test_a_discarded_one_is_gone_and_nothing_else(page: Page, home: Path, compressed: list[RunFolder]) -> None:
+    other = compressed[1]
+    before = {path for path in home.rglob("*") if path.is_file() and other.path not in path.parents}
+    visit(page, f"/compress?run={other.id}")
+    page.locator("#compression").get_by_role("button", name="Discard").click()
+    expect(page.locator("#compression .now")).to_contain_text("Discarded.")
+    assert not (other.path / "compressed").exists()
+    assert (other.path / "report.json").is_file()
+    assert before <= {path for path in home.rglob("*") if path.is_file()}
+    visit(page, "/studio")
+    page.get_by_text("Size, steps and more").click()
+    page.locator("#base input").click()
+    expect(page.get_by_role("option", name="little")).to_have_count(1)
+    expect(page.get_by_role("option", name="other")).to_have_count(0)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
-def test_every_page_fits_and_is_reached_by_keyboard(browser: Browser, url: str, width: int, theme: str) -> None:
+def test_every_page_fits_and_is_reached_by_keyboard(
+    browser: Browser, url: str, width: int, theme: str, compressed: list[RunFolder]
+) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
     phone = {"is_mobile": True, "has_touch": True} if width == 390 else {}
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, base_url=url, **phone)
     watch = Watch(context, url)
     page = context.new_page()
     page.set_default_timeout(120_000)
-    for path in PAGES:
+    report = f"/compress?run={compressed[0].id}"
+    for path in (*PAGES, report):
         visit(page, path)
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
         assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
@@ -399,7 +473,8 @@ def test_every_page_fits_and_is_reached_by_keyboard(browser: Browser, url: str, 
         page.wait_for_timeout(700)
         # As tall as the page itself, so that what is fixed to the bottom is not in its middle.
         page.set_viewport_size({"width": width, "height": max(900, page.evaluate("document.body.scrollHeight"))})
-        page.screenshot(path=SHOTS / f"{path.strip('/') or 'create'}-{width}-{theme}.png")
+        name = "compress-report" if path == report else path.strip("/") or "create"
+        page.screenshot(path=SHOTS / f"{name}-{width}-{theme}.png")
         page.set_viewport_size({"width": width, "height": 900})
     context.close()
     watch.check()

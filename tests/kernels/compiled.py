@@ -73,7 +73,7 @@ BUILDS = {
         fake_quant_triton.backward_kernel, "*fp16 *fp32 *fp32 *fp16 *fp16 *fp32 *fp32 i32 fp32",
         {"BLOCK": fake_quant_triton.BLOCK, "num_warps": fake_quant_triton.WARPS}),
     "int8_linear": build(
-        int8_linear_triton.matrix_kernel, "*i8 *u8 *fp32 *fp32 *fp32 *fp32 *fp32 *fp16 *fp16 *fp16 i32 i32 i32 i32",
+        int8_linear_triton.matrix_kernel, "*i8 *u8 *fp32 *u8 *fp32 *fp32 *fp32 *fp16 *fp16 *fp16 i32 i32 i32 i32",
         int8_linear_triton.TILE, BITS=4, BIASED=True, R=16),
     "gate": build(gate_triton.gated_sum_kernel, "*fp16 *fp16 *fp32 *fp16 *fp16 i32 i32 i32",
                   {"BLOCK": 2048, "num_warps": 4}, OFFSET=True),

@@ -62,6 +62,23 @@ def test_ties_round_to_even():
     assert codes.tolist() == [2, 4, 4, 6, 6]
 
 
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("zero", [0, 1, 200])
+def test_codes_by_plain_numbers_are_the_same(bits: int, zero: int):
+    """At ties, at both ends, and far beyond them."""
+    zero = min(zero, top_code(bits))
+    ties = torch.arange(-300, 300) + 0.5
+    far = torch.tensor([0.0, -0.0, 1e-30, 5e6, -5e6, 1e30, -1e30, torch.inf, -torch.inf])
+    values = torch.cat([ties, far, torch.randn(5000, generator=torch.Generator().manual_seed(1)) * 60])
+    for step in (1.0, 0.3, 7e-4):
+        single = torch.tensor(step), torch.tensor(float(zero))
+        assert torch.equal(encode(values, step, zero, bits), encode(values, *single, bits))
+        with torch.no_grad():
+            assert torch.equal(fake_quant(values, step, zero, bits), fake_quant(values, *single, bits))
+    strided = values[:5600].reshape(2, 7, 10, 40).to(memory_format=torch.channels_last)
+    assert torch.equal(encode(strided, 0.3, zero, bits), encode(strided.contiguous(), 0.3, zero, bits))
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_codes_stand_for_the_rounded_values_and_rounding_twice_changes_nothing(bits: int):
     values, step, zero = (part.detach().float() for part in parts())

@@ -22,7 +22,7 @@ from atelier.adapters.quant import settled
 from atelier.training.base_model import BaseModel, load
 from atelier.training.compress import RESULT, make_student, planned_bytes, write_compressed
 from atelier.training.compress_config import CompressConfig, read_compression
-from atelier.training.events import Event, Failed, Finished, Resumed, Saved, Stepped, Validated
+from atelier.training.events import Event, Failed, Finished, Paused, Resumed, Saved, Stepped, Validated
 from atelier.training.identify import identify
 from atelier.training.run import run
 from atelier.training.runs import RunFolder, status
@@ -76,15 +76,19 @@ def test_the_report_tells_what_changed(start: Callable[..., RunFolder]):
     assert report["seconds_after"] > 0
 
 
-def test_a_run_that_was_ended_goes_on_as_if_it_had_not(start: Callable[..., RunFolder]):
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_run_that_was_ended_goes_on_as_if_it_had_not(start: Callable[..., RunFolder], step: int):
+    """Killed after the checkpoint between two trajectories, and in a pause within the second."""
     whole, cut = start("whole", steps=9), start("cut", steps=9)
     carry_out(whole)
     for event in (events := run(cut, cut.path / "adapters")):
-        if isinstance(event, Saved) and event.step == 3:
+        if isinstance(event, Stepped) and event.step == step == 5:
+            cut.command("pause")
+        if isinstance(event, Paused) or (isinstance(event, Saved) and event.step == step == 3):
             break
-    events.close()   # type: ignore[attr-defined]   # killed in the second trajectory, or close to it
+    events.close()   # type: ignore[attr-defined]
     again = carry_out(cut, resume=True)
-    assert any(isinstance(event, Resumed) and event.step == 3 for event in again)
+    assert any(isinstance(event, Resumed) and event.step == step for event in again)
     one, other = (next((folder.path / RESULT / "unet").glob("*.safetensors")) for folder in (whole, cut))
     assert read_metadata(one) == read_metadata(other)
     values, others = load_file(one), load_file(other)
@@ -99,6 +103,13 @@ def test_cancelling_and_stopping(start: Callable[..., RunFolder]):
             folder.command("cancel")
     assert status(folder).state == "stopped"
     assert not (folder.path / RESULT).exists()
+    folder = start("paused first")
+    for event in run(folder, folder.path / "adapters"):
+        if isinstance(event, Stepped) and event.step == 2:
+            folder.command("pause")
+        if isinstance(event, Paused):
+            folder.command("cancel")
+    assert (status(folder).state, status(folder).step) == ("stopped", 2)
     folder = start("stopped", steps=30)
     for event in run(folder, folder.path / "adapters"):
         if isinstance(event, Stepped) and event.step == 2:

@@ -68,6 +68,14 @@ def test_the_layers_of_stable_diffusion():
     assert sum(name.endswith("downsamplers.0.conv") for name in whole) == 3
     assert round(sum(layers[name].weight.numel() for name in low) / 1e6, 1) == 814.4
     assert sum(len(layers[name].weight) for name in low) == 300_800
+    # In 4 bits throughout, inputs that are known for outliers have 8: both of each cross-attention, one feed-forward.
+    four, bare = (plan_layers(unet, "w4a4", outliers=outliers) for outliers in (True, False))
+    careful = [name for name, bits in four.items() if bits == Bits(4, 8)]
+    assert {name.rsplit("blocks.0.", 1)[-1] for name in careful} == {"attn2.to_k", "attn2.to_v", "ff.net.2"}
+    assert len(careful) == 16 * 3
+    assert sum(bits == Bits(4, 4) for bits in four.values()) == 261 - 48
+    assert sum(bits == Bits(4, 4) for bits in bare.values()) == 261
+    assert not any(bits.inputs for bits in plan_layers(unet, "w4").values())
 
 
 def test_it_learns_on_the_teachers_own_drawing(base: Path):
