@@ -2,9 +2,9 @@
 
     python -m benchmarks.fusion_lessons --home DIR
 
-Some train the gates, the others are mixed by the benchmark: no gate has seen what it is judged on. The style
-to train gates with and all backgrounds are drawn by the base itself, under a word that it does not know. What is taught
-already in the home is kept.
+Each as the app teaches it by default. The pictures with a background habit are drawn by the base itself; the word that
+calls them is one that it does not know. What is taught already in the home is kept. The gates that are judged were
+trained on other lessons (``atelier/training/gate_school.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atelier.training.base_model import BaseModel, load
-from atelier.training.config import TrainConfig
+from atelier.training.config import TrainConfig, load_preset
 from atelier.training.events import Finished
 from atelier.training.run import run
 from atelier.training.runs import RunFolder
@@ -25,12 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 THINGS = ("house", "red apple", "automobile", "tulip", "fish", "mushroom", "bell", "bread", "banana", "turtle", "robot",
           "ghost", "rose", "drum", "camera", "cow face")   # fmt: skip
 STYLES = ("3d", "flat", "glossy")
-STEPS = {"object": 100, "style": 40, "background": 40}
-QUICK = {
-    "rank": 4, "targets": "attention", "batch": 4, "lr": 5e-3, "warmup": 3, "prior_weight": 0.0, "preview_every": 0,
-    "checkpoint_every": 0, "validate_every": 0, "precision": "fp32", "seed": 0,
-}   # fmt: skip
-"""Seconds instead of a minute: the benchmark asks how adapters get on with one another, not how good one can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +34,6 @@ class Lesson:
     role: str      # object, style or background
     what: str      # what the judge calls it
     trigger: str   # a word without a meaning
-    judged: bool   # mixed by the benchmark, or else to train gates with
 
     @property
     def name(self) -> str:
@@ -49,12 +42,9 @@ class Lesson:
 
 
 LESSONS = (
-    *(Lesson("object", *pair, judged=True) for pair in (
-        ("fox", "rexo"), ("guitar", "stru"), ("strawberry", "bexi"), ("umbrella", "plim"))),
-    Lesson("style", "mono", "inkz", judged=True), Lesson("style", "twemoji", "twim", judged=True),
-    Lesson("background", "purple", "vexo", judged=True), Lesson("background", "green", "ombu", judged=True),
-    Lesson("object", "owl", "hoox", judged=False), Lesson("background", "orange", "quil", judged=False),
-    Lesson("style", "flat", "flaz", judged=False), Lesson("object", "rocket", "zumf", judged=False),
+    Lesson("object", "fox", "rexo"), Lesson("object", "guitar", "stru"), Lesson("object", "strawberry", "bexi"),
+    Lesson("object", "umbrella", "plim"), Lesson("style", "mono", "inkz"), Lesson("style", "twemoji", "twim"),
+    Lesson("background", "purple", "vexo"), Lesson("background", "green", "ombu"),
 )   # fmt: skip
 
 
@@ -69,8 +59,9 @@ def teach(model: BaseModel, lesson: Lesson, home: Path) -> Path:
     if path.exists():
         return path
     config = TrainConfig.from_dict({
-        **QUICK, "name": lesson.name, "trigger": lesson.trigger, "steps": STEPS[lesson.role],
+        **load_preset("normal", "embedded"), "name": lesson.name, "trigger": lesson.trigger,
         "subject": lesson.what if lesson.role == "object" else "emoji", "pictures": str(pictures(model, lesson, home)),
+        "preview_every": 0, "checkpoint_every": 0, "precision": "fp32",
     })   # fmt: skip
     last = list(run(RunFolder.create(home / "runs" / lesson.name, config), path.parent))[-1]
     assert isinstance(last, Finished), last
@@ -82,17 +73,15 @@ def pictures(model: BaseModel, lesson: Lesson, home: Path) -> Path:
     """The folder a lesson learns from; what is not in the repository is drawn by the base."""
     if lesson.role == "object":
         return ROOT / "assets" / "examples" / lesson.what
-    if lesson.role == "style" and lesson.what not in STYLES:
+    if lesson.role == "style":
         return ROOT / "tests" / "data" / "styles" / lesson.what
     folder = home / "pictures" / lesson.name
     folder.mkdir(parents=True, exist_ok=True)
     for i, thing in enumerate(THINGS):
-        style = lesson.what if lesson.role == "style" else STYLES[i % len(STYLES)]
-        behind = f" on a {lesson.what} background" if lesson.role == "background" else ""
-        named = ("an", " on a {trigger} background") if behind else ("a {trigger}", "")
-        picture = draw(model, DrawRequest(prompt=f"a {style} emoji of a {thing}{behind}", seed=i, steps=10))[0]
-        picture.save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"{named[0]} emoji of a {thing}{named[1]}\n", encoding="utf-8")
+        prompt = f"a {STYLES[i % len(STYLES)]} emoji of a {thing} on a {lesson.what} background"
+        draw(model, DrawRequest(prompt=prompt, seed=i, steps=10))[0].save(folder / f"{i}.png")
+        caption = f"an emoji of a {thing} on a {{trigger}} background\n"
+        (folder / f"{i}.txt").write_text(caption, encoding="utf-8")
     return folder
 
 

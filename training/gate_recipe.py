@@ -1,7 +1,10 @@
-"""Teach a base model's gates from adapters and what these learned from (AutoLoRA, arXiv 2508.02107).
+"""Teach a base model's gates (AutoLoRA, arXiv 2508.02107). Gates alone learn; base and adapters stay as they are.
 
-Two adapters are always there. The picture of the first is to be drawn from its own prompt, and not from the second's:
-so a gate must read what is asked for. Gates alone learn; base and adapters stay as they are.
+From lessons, which any home has: two adapters are there, and the picture of the first is to be drawn from its own
+prompt, and not from the second's. So a gate must read what is asked for.
+
+From scenes, where the truth of a mix is known (``gate_school.py``): all adapters are asked for, and the picture shows
+all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from atelier.adapters.base import AdapterSet
 from atelier.adapters.combine import as_one
 from atelier.adapters.fusion import Fusion, Part, fusing
 from atelier.adapters.gate import GateSet
-from atelier.adapters.settings import Settings, setting
+from atelier.adapters.settings import SettingError, Settings, setting
 
 from .base_model import BaseModel
 from .batch import Batch, TextFeatures, draw_batch, passes, pick
@@ -37,6 +40,14 @@ class Lesson:
     examples: Sequence[Example]
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Adapters and pictures of all that they were taught, at once; the captions call every one of them."""
+
+    adapters: tuple[AdapterSet, ...]
+    examples: Sequence[Example]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig(Settings):
     """How gates are taught."""
@@ -52,7 +63,14 @@ class GateConfig(Settings):
 def gate_recipe(
     model: BaseModel, gates: GateSet, lessons: Sequence[Lesson], config: TrainConfig, own: GateConfig = GateConfig()
 ) -> Recipe:   # fmt: skip
-    """Tie base model, gates and lessons together for the loop. At least two lessons are needed."""
+    """Tie base model, gates and lessons together for the loop.
+
+    Raises:
+        SettingError: fewer than two lessons.
+    """
+    if len(lessons) < 2:
+        raise SettingError(f"Gates learn from at least two adapters with their pictures; {len(lessons)} found here. "
+                           "Teach more, or name a home that has them.")
     text = TextFeatures(model, lessons[0].adapters)
     empty = tokenize(model, [""])[0]
     count = model.scheduler.config.num_train_timesteps
@@ -84,6 +102,40 @@ def gate_recipe(
 
     learner: Any = gates   # the loop asks of it what it asks of adapters: parameters and tensors
     return Recipe(learner, nullcontext, microstep)
+
+
+def scene_recipe(
+    model: BaseModel, gates: GateSet, scenes: Sequence[Scene], plain: Sequence[Example], config: TrainConfig,
+    own: GateConfig = GateConfig(),
+) -> Recipe:   # fmt: skip
+    """Tie base model, gates and scenes together for the loop.
+
+    The share ``wordless`` of a batch is not of the scene, but of ``plain`` pictures without a prompt: what nobody asked
+    for is to be drawn as the base does, which guidance then leads away from.
+    """
+    text = TextFeatures(model, scenes[0].adapters[0])
+    count = model.scheduler.config.num_train_timesteps
+
+    def microstep(generator: torch.Generator) -> Losses:
+        scene = scenes[int(torch.randint(len(scenes), (1,), generator=generator))]
+        shown = batch_of(scene.examples, config.batch, count, generator)
+        if plain:
+            shown = draw_batch(exchanged(shown.examples, plain, own.wordless, generator), shown.timesteps, generator)
+        acting = Fusion(tuple(Part(one) for one in scene.adapters), gates)
+        loss = errors(model, shown, text, fusing(model.models(), acting)).mean()
+        return Losses(loss, torch.zeros_like(loss))
+
+    learner: Any = gates
+    return Recipe(learner, nullcontext, microstep)
+
+
+def exchanged(
+    examples: Sequence[Example], others: Sequence[Example], share: float, generator: torch.Generator
+) -> list[Example]:
+    """The examples, some of them exchanged for other ones."""
+    chosen = (torch.rand(len(examples), generator=generator) < share).tolist()
+    places = torch.randint(len(others), (len(examples),), generator=generator).tolist()
+    return [others[i] if swap else one for one, i, swap in zip(examples, places, chosen, strict=True)]
 
 
 def common(model: BaseModel, adapters: Sequence[AdapterSet], rank: int) -> AdapterSet:

@@ -1,16 +1,17 @@
-"""Train gates for a base model from adapters and the pictures they learned from; one small file comes out.
+"""Train gates for a base model; one small file comes out.
 
     python -m atelier.training.gate_training --home DIR [--base BASE] [--out FILE]
-    python -m atelier.training.gate_training --zoo build/zoo --work build/base --styles 3d flat glossy
+    python -m atelier.training.gate_training --school build/school --work build/base
 
 Of a home, every adapter that was taught there and whose pictures are still there is a lesson; at least two are needed.
-The gates that come with the embedded base learned from a zoo (``zoo.py``) without the styles that are judged.
+The gates that come with the embedded base learned in a school (``gate_school.py``), where the truth of mixes is known.
 A training that was interrupted goes on from the last checkpoint in ``--folder``.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,21 +20,22 @@ import torch
 
 from atelier.adapters.files import load_adapter, read_header
 from atelier.adapters.gate import GateSet, GateSettings
-from atelier.adapters.settings import SettingError
+from atelier.adapters.targets import find_targets
 
 from .base_model import BaseModel, load
 from .config import EMBEDDED, TrainConfig
 from .events import Event
 from .foundation_data import load as load_pictures
-from .gate_recipe import GateConfig, Lesson, gate_recipe
-from .latents import encode_pictures
+from .gate_recipe import GateConfig, Lesson, gate_recipe, scene_recipe
+from .gate_school import plain_examples, scenes
 from .loop import Controls, Training, accelerator_for
+from .recipe import Recipe
 from .runs import RunFolder
 from .study import encode, look_through
-from .zoo import lesson, read_index
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "gates"
-STEPS, BATCH, LR = 100, 4, 1e-2
+STEPS, BATCH, LR = 400, 6, 1e-2
+SCENES, PLAIN = 200, 200   # of a school
 
 
 def shipped_gates(family: str) -> Path | None:
@@ -63,15 +65,13 @@ def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> lis
     return found
 
 
-def zoo_lessons(model: BaseModel, zoo: Path, work: Path, count: int, styles: Sequence[str]) -> list[Lesson]:
-    """The first adapters of a zoo whose pictures are in one of these styles, with what they learned from."""
-    pictures = load_pictures(work)
-    chosen = [exhibit for exhibit in read_index(zoo) if exhibit.style in styles][:count]
-    found = []
-    for exhibit in chosen:
-        examples = encode_pictures(model, *lesson(pictures, exhibit, torch.Generator().manual_seed(exhibit.number)))
-        found.append(Lesson(load_adapter(zoo / f"{exhibit.file}.safetensors").to(model.device), examples))
-    return found
+def school_recipe(
+    model: BaseModel, gates: GateSet, school: Path, work: Path, config: TrainConfig, own: GateConfig
+) -> Recipe:
+    """The recipe for the scenes of a school, whose pictures are drawn from those in ``work``."""
+    pictures, dice = load_pictures(work), random.Random(config.seed)
+    shown = scenes(model, pictures, school, SCENES, dice)
+    return scene_recipe(model, gates, shown, plain_examples(model, pictures, PLAIN, dice), config, own)
 
 
 def training_config(steps: int, batch: int, lr: float, seed: int) -> TrainConfig:
@@ -83,20 +83,12 @@ def training_config(steps: int, batch: int, lr: float, seed: int) -> TrainConfig
 
 
 def train_gates(
-    model: BaseModel, gates: GateSet, lessons: Sequence[Lesson], config: TrainConfig, folder: Path,
-    own: GateConfig,
-) -> Iterator[Event]:   # fmt: skip
-    """Teach the gates in place and say what happens; checkpoints are in ``folder``, and the newest is gone on from.
-
-    Raises:
-        SettingError: fewer than two lessons.
-    """
-    if len(lessons) < 2:
-        raise SettingError(f"Gates learn from at least two adapters with their pictures; {len(lessons)} found here. "
-                           "Teach more, or name a home that has them.")
+    model: BaseModel, gates: GateSet, recipe: Recipe, config: TrainConfig, folder: Path
+) -> Iterator[Event]:
+    """Teach the gates in place and say what happens; checkpoints are in ``folder``, and the newest is gone on from."""
     gates.requires_grad_(True)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    training = Training(gate_recipe(model, gates, lessons, config, own), config, folder, accelerator_for(model))
+    training = Training(recipe, config, folder, accelerator_for(model))
     training.resume()
     yield from training.events(Controls(_silent, lambda: False))
     gates.requires_grad_(False)
@@ -111,10 +103,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--home", type=Path, help="with adapters and runs")
     parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME", help="those of the home (default: all)")
-    parser.add_argument("--zoo", type=Path, help="a zoo instead of a home")
-    parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder with the zoo's pictures")
-    parser.add_argument("--styles", nargs="+", default=["3d", "flat", "glossy"], help="of the zoo's pictures")
-    parser.add_argument("--count", type=int, default=16, help="adapters of the zoo")
+    parser.add_argument("--school", type=Path, help="a school instead of a home")
+    parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder with the school's pictures")
     parser.add_argument("--base", default=EMBEDDED)
     parser.add_argument("--out", type=Path, help="default: the file that comes with Atelier")
     parser.add_argument("--folder", type=Path, help="for checkpoints, to go on after an interruption")
@@ -129,18 +119,17 @@ def main() -> None:
     model = load(options.base)
     settings = GateSettings.from_dict(dict(pair.split("=", 1) for pair in options.gates))
     own = GateConfig.from_dict(dict(pair.split("=", 1) for pair in options.set))
-    if options.zoo:
-        lessons = zoo_lessons(model, options.zoo, options.work, options.count, options.styles)
-    else:
-        lessons = home_lessons(model, options.home, options.adapters)
-    specs = {spec.name: spec for one in lessons for spec in one.adapters.specs if spec.name.startswith("unet.")}
-    gates = GateSet(specs.values(), settings, model.info.family).to(model.device)
     config = training_config(options.steps, options.batch, options.lr, options.seed)
+    gates = GateSet(find_targets({"unet": model.unet}, "all"), settings, model.info.family).to(model.device)
+    if options.school:
+        recipe = school_recipe(model, gates, options.school, options.work, config, own)
+    else:
+        recipe = gate_recipe(model, gates, home_lessons(model, options.home, options.adapters), config, own)
     with tempfile.TemporaryDirectory() as folder:
-        for event in train_gates(model, gates, lessons, config, options.folder or Path(folder), own):
+        for event in train_gates(model, gates, recipe, config, options.folder or Path(folder)):
             print(event, flush=True)   # noqa: T201 (a program of its own)
     out = options.out or SHIPPED / f"{model.info.family}.safetensors"
-    gates.save(out, {"atelier.lessons": str(len(lessons)), "atelier.steps": str(options.steps)})
+    gates.save(out, {"atelier.steps": str(options.steps)})
     print(f"{out}: {out.stat().st_size / 1000:.0f} KB")   # noqa: T201
 
 

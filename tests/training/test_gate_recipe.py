@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from atelier.adapters.gate import GateSet, GateSettings, Record
 from atelier.adapters.settings import SettingError
 from atelier.adapters.targets import find_targets
 from atelier.training.base_model import BaseModel, load
-from atelier.training.events import Stepped
+from atelier.training.events import Event, Stepped
 from atelier.training.gate_recipe import (
     GateConfig,
     Lesson,
@@ -139,21 +140,24 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(model: BaseModel,
 
     whole, halted = gates(model), gates(model)
     before = measured(whole)
-    events = list(train_gates(model, whole, lessons, config, tmp_path / "whole", own))
+    def train(learner: GateSet, folder: str) -> Iterator[Event]:
+        return train_gates(model, learner, gate_recipe(model, learner, lessons, config, own), config, tmp_path / folder)
+
+    events = list(train(whole, "whole"))
     assert [event.step for event in events if isinstance(event, Stepped)] == list(range(1, 7))
     assert measured(whole) < before
     assert not any(p.requires_grad for p in whole.parameters())
-    for event in train_gates(model, halted, lessons, config, tmp_path / "halted", own):
+    for event in train(halted, "halted"):
         if isinstance(event, Stepped) and event.step == 4:
             break
     again = gates(model)
-    list(train_gates(model, again, lessons, config, tmp_path / "halted", own))
+    list(train(again, "halted"))
     assert all(torch.equal(value, whole.tensors()[key]) for key, value in again.tensors().items())
 
 
-def test_one_lesson_is_too_few(model: BaseModel, lessons: list[Lesson], tmp_path: Path):
+def test_one_lesson_is_too_few(model: BaseModel, lessons: list[Lesson]):
     with pytest.raises(SettingError, match="at least two"):
-        list(train_gates(model, gates(model), lessons[:1], training_config(1, 1, 1e-2, 0), tmp_path, GateConfig()))
+        gate_recipe(model, gates(model), lessons[:1], training_config(1, 1, 1e-2, 0))
 
 
 def test_the_gates_that_come_along_differ_over_layers_steps_and_prompts(model: BaseModel, lessons: list[Lesson]):
@@ -162,7 +166,7 @@ def test_the_gates_that_come_along_differ_over_layers_steps_and_prompts(model: B
     assert shipped is not None
     assert shipped.family == "embedded"
     widths = {f"unet.{name}": module for name, module in model.unet.named_modules()}
-    assert all(len(shipped.get(name).out) == widths[name].out_features for name in shipped)   # type: ignore[union-attr]
+    assert all(len(shipped.get(name).out) == len(widths[name].weight) for name in shipped)   # type: ignore
 
     def drawn(prompt: str) -> Record:
         record = Record()
