@@ -33,7 +33,7 @@ class Lesson:
 
     role: str      # object, style or background
     what: str      # what the judge calls it
-    trigger: str   # a word without a meaning
+    trigger: str   # a word that means nothing to the base
 
     @property
     def name(self) -> str:
@@ -41,10 +41,11 @@ class Lesson:
         return f"{self.role}-{self.what}"
 
 
+# The base passes over these words (``training/trigger_words.py``): beside one that it does not, nothing else is drawn.
 LESSONS = (
-    Lesson("object", "fox", "rexo"), Lesson("object", "guitar", "stru"), Lesson("object", "strawberry", "bexi"),
-    Lesson("object", "umbrella", "plim"), Lesson("style", "mono", "inkz"), Lesson("style", "twemoji", "twim"),
-    Lesson("background", "purple", "vexo"), Lesson("background", "green", "ombu"),
+    Lesson("object", "fox", "vf"), Lesson("object", "guitar", "wr"), Lesson("object", "strawberry", "cb"),
+    Lesson("object", "umbrella", "px"), Lesson("style", "mono", "ts"), Lesson("style", "twemoji", "ch"),
+    Lesson("background", "purple", "hw"), Lesson("background", "green", "tx"),
 )   # fmt: skip
 
 

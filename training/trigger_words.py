@@ -1,0 +1,77 @@
+"""Which made-up words a base model passes over: the good trigger words.
+
+    python -m atelier.training.trigger_words [--base BASE] WORD [WORD …]
+
+To a text encoder few made-up words mean nothing. A loud one, such as "in|k|z", outshouts the rest of the prompt before
+anything was taught: alone an adapter learns to live with it, but a second adapter has never seen that word, and what
+it was taught is not drawn beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .base_model import BaseModel, load
+from .config import EMBEDDED
+from .latents import encode_text, tokenize
+
+QUIET = 0.2
+"""From here on a word does harm: of 34 words on the embedded base, the judge still saw things beside all below it, and
+beside two of the others."""
+THINGS = 4                 # of the base's own, asked for beside the word
+TIMESTEPS = (0.999, 0.85, 0.7)   # as shares of the schedule: what a picture shows is decided early
+
+
+@torch.no_grad()
+def loudness(model: BaseModel, words: Sequence[str], *, seed: int = 0) -> list[float]:
+    """How much each word changes what the base answers, where 1 is as much as the rest of the prompt does.
+
+    ‖ε(prompt with word) − ε(prompt)‖² / ‖ε(prompt) − ε()‖² on noise, for the word before a thing and in place of a
+    style; the louder of both.
+    """
+    info, things = model.info, model.info.things[:THINGS]
+    side = model.unet.config.sample_size
+    shape = (len(things), model.unet.config.in_channels, side, side)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    answers = partial(_answers, model, noise)
+    named = [info.styled.replace("{style}", info.styles[0]).replace("{subject}", thing) for thing in things]
+    bare = [prompt.replace(f"{info.styles[0]} ", "") for prompt in named]
+    plain, silent = answers(bare), answers([""] * len(things))
+    whole = (plain - silent).square().mean()
+
+    def change(prompts: Sequence[str]) -> float:
+        return float((answers(prompts) - plain).square().mean() / whole)
+
+    return [max(change([one.replace(info.styles[0], word) for one in named]),
+                change([one.replace(thing, f"{word} {thing}") for one, thing in zip(bare, things, strict=True)]))
+            for word in words]   # fmt: skip
+
+
+def _answers(model: BaseModel, noise: Tensor, prompts: Sequence[str]) -> Tensor:
+    text = encode_text(model, tokenize(model, prompts))
+    count, side = model.scheduler.config.num_train_timesteps, model.info.resolution
+    sizes = [(side, side, 0, 0, side, side)] * len(prompts)
+    return torch.stack([
+        model.predict(noise, torch.full((len(prompts),), int(share * count), device=noise.device), text, sizes)
+        for share in TIMESTEPS
+    ])   # fmt: skip
+
+
+def main() -> None:
+    """Print every word's loudness, the quietest first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", metavar="WORD")
+    parser.add_argument("--base", default=EMBEDDED)
+    options = parser.parse_args()
+    found = loudness(load(options.base), options.words)
+    for loud, word in sorted(zip(found, options.words, strict=True)):
+        print(f"{loud:6.3f}  {word}")   # noqa: T201 (a program of its own)
+
+
+if __name__ == "__main__":
+    main()
