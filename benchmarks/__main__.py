@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small model and few repeats: does everything run?")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
-    parser.add_argument("--side", type=int, help="of the pictures, in pixels (256, with --quick 64; T1 takes twice that)")
+    parser.add_argument("--side", type=int, help="of the pictures, in pixels (256, with --quick 64; T1: twice that)")
     parser.add_argument("--repeats", type=int, help="of each contender (5, with --quick 2)")
     parser.add_argument("--json", type=Path, default=None, help="where the figures go")
     parser.add_argument("--render", action="store_true", help="write docs/benchmarks.md from the figures")
