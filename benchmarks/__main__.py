@@ -21,7 +21,7 @@ from .from_click import from_click_to_file
 from .interleaved import ROOT, compare
 from .machine import describe_machine, in_words
 from .profile_step import RESULTS as PROFILE
-from .profile_step import table as profile_table
+from .profile_step import section as profile_section
 
 DOCUMENT, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results" / "speed.json"
 
@@ -77,8 +77,9 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="write docs/benchmarks.md from the figures")
     given = parser.parse_args()
     if given.render:
-        result, seen = (json.loads(path.read_text(encoding="utf-8")) for path in (given.json or RESULTS, PROFILE))
-        DOCUMENT.write_text(rendered(result, seen), encoding="utf-8")
+        result = json.loads((given.json or RESULTS).read_text(encoding="utf-8"))
+        seen = json.loads(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None
+        DOCUMENT.write_text(rendered(result) + (profile_section(seen) if seen else ""), encoding="utf-8")
         return
     options = {"quick": given.quick, "side": given.side or (64 if given.quick else 256), "rank": 16,
                "repeats": given.repeats or (2 if given.quick else 5), "steps": 6 if given.quick else 300}   # fmt: skip
@@ -121,24 +122,16 @@ repeat. *Ready* is the time until the first repeat could begin. `diffusers recip
 diffusers' DreamBooth LoRA script; kohya's trainer is stood in for by LyCORIS' modules in a plain loop.
 
 {sections}
-
-## Where the time of a step goes
-
-Steps of T2, profiled apart (`python -m benchmarks.profile_step`; {profiled_on}). What was tried against each of these,
-and what it brought, is in [the log](LOG.md).
-
-{profile}
 """
 
 
-def rendered(result: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+def rendered(result: Mapping[str, Any]) -> str:
     """The document."""
     sections = [f"## {BENCHMARKS[name].__doc__}\n\n" + "\n".join(table(figures))
                 for name, figures in result["benchmarks"].items()]   # fmt: skip
     options = result["options"]
     return TEXT.format(
         machine=in_words(result["machine"]), quick=" and few channels" if options["quick"] else "",
-        profiled_on=f"{seen['machine']['date']}, {seen['side']} pixels", profile="\n".join(profile_table(seen)),
         sections="\n\n".join(sections), side=options["side"], rank=options["rank"], repeats=options["repeats"],
     )   # fmt: skip
 

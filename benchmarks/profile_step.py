@@ -22,11 +22,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from .contenders import CONTENDERS
 from .interleaved import ROOT
-from .machine import describe_machine
+from .machine import describe_machine, in_words
 
 RESULTS = ROOT / "benchmarks" / "results" / "profile.json"
 NAMES = ("atelier", "peft", "peft, memory kept")
-STEPS = 3
+STEPS = 2
 # The first that fits; operations as torch calls them.
 WORK = {
     "convolutions": ("conv",),
@@ -48,10 +48,11 @@ def main() -> None:
     if given.contender:
         print(json.dumps(profiled(given.contender, given.quick, given.side)))
         return
-    found = {name: _in_a_process(name, sys.argv[1:]) for name in NAMES}
-    result = {"machine": describe_machine(), "side": given.side, "steps": STEPS, "contenders": found}
-    if not given.quick:
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result: dict[str, Any] = {"machine": describe_machine(), "side": given.side, "steps": STEPS, "contenders": {}}
+    for name in NAMES:
+        result["contenders"][name] = _in_a_process(name, sys.argv[1:])
+        if not given.quick:   # at once: a long run may be cut off
+            RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(result)))
 
 
@@ -87,6 +88,21 @@ def table(result: Mapping[str, Any]) -> list[str]:
     for kind, form in (("CPU seconds", ".2f"), ("seconds in the kernel", ".2f"), ("page faults", ",.0f")):
         rows.append(f"| {kind}, not profiled | {' | '.join(format(one[kind], form) for one in found.values())} |")
     return rows
+
+
+TEXT = """
+## Where the time of a step goes
+
+Steps of T2 under torch's profiler (`python -m benchmarks.profile_step`, {machine}; {side} pixels), each contender in a
+process of its own. What was tried against each kind of work, and what it brought, is in [the log](LOG.md).
+
+{rows}
+"""
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """A section of docs/benchmarks.md."""
+    return TEXT.format(machine=in_words(result["machine"]), side=result["side"], rows="\n".join(table(result)))
 
 
 def _in_a_process(name: str, options: list[str]) -> dict[str, float]:
