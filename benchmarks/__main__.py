@@ -127,7 +127,7 @@ diffusers' DreamBooth LoRA script; kohya's trainer is stood in for by LyCORIS' m
 
 def rendered(result: Mapping[str, Any]) -> str:
     """The document."""
-    sections = [f"## {BENCHMARKS[name].__doc__}\n\n" + "\n".join(table(figures))
+    sections = [f"## {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}\n\n" + "\n".join(table(figures))
                 for name, figures in result["benchmarks"].items()]   # fmt: skip
     options = result["options"]
     return TEXT.format(
