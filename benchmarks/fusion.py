@@ -1,7 +1,7 @@
 """Objects, styles and background habits drawn together, by every method, from one prompt that asks for all of them.
 
     python -m benchmarks.fusion_lessons --home DIR                      teach them, each alone
-    python -m atelier.training.gate_training --home DIR --adapters …    train the gates, on lessons that are not judged
+    python -m atelier.training.gate_training --school DIR               train the gates, on lessons that are not judged
     python -m benchmarks.fusion --home DIR [--sets N] [--methods M …]   draw and judge; goes on where it stopped
     python -m benchmarks.fusion --render                                docs/fusion.md from the results
 
@@ -199,6 +199,17 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"| {method} | {' | '.join(cells)} |"
 
 
+def by_set(rows: Sequence[Row]) -> list[str]:
+    """Markdown lines: a row for each set, a column for each method."""
+    found = {method: worst_by_set(rows, method) for method in METHODS}
+    found = {method: values for method, values in found.items() if values}
+    lines = [f"| set | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for concepts in next(iter(found.values())):
+        scores = (f"{values[concepts]:.2f}" if concepts in values else "–" for values in found.values())
+        lines.append(f"| {' × '.join(concepts)} | {' | '.join(scores)} |")
+    return lines
+
+
 def _mean(values: Iterator[float]) -> str:
     found = list(values)
     return f"{mean(found):.2f}" if found else "–"
@@ -242,18 +253,23 @@ def render(result: dict[str, Any]) -> str:
 Written by `python -m benchmarks.fusion --render` from what is in `benchmarks/results/`. What the methods are:
 `adapters/combine.py`; why they are as they are: [notes/0009-fusion.md](notes/0009-fusion.md).
 
-Objects that the embedded base has never seen, styles and background habits are taught apart, in seconds each
-(`benchmarks/fusion_lessons.py`), and drawn together from one prompt, {REQUEST.count} seeds a set, {result["steps"]}
-steps, every adapter at strength 1. The gates were trained on other objects, styles and colours. Scores are the judge's
-probabilities of object and style, and whether the border has the colour; a drawing counts as its worst concept.
+Objects that the embedded base has never seen, styles and background habits are taught apart, each as the app teaches
+it by default (`benchmarks/fusion_lessons.py`), and drawn together from one prompt, {REQUEST.count} seeds a set,
+{result["steps"]} steps, every adapter at strength 1. The gates were trained on other objects, styles and colours.
+Scores are the judge's probabilities of object and style, and whether the border has the colour; a drawing counts as its
+worst concept.
 
 {chr(10).join(table(rows))}
 
 {summary(rows)}
 
+The worst concept, set by set:
+
+{chr(10).join(by_set(rows))}
+
 ![Rows: {methods}, two drawings each; columns: the sets](fusion.png)
 
-Columns: {"; ".join(" × ".join(lesson.what for lesson in concepts) for concepts in SETS)}.
+Columns: the sets in the order of the table.
 
 Measured on: {in_words(result["machine"])}.
 {cost}"""

@@ -104,14 +104,11 @@ def gate_recipe(
     return Recipe(learner, nullcontext, microstep)
 
 
-def scene_recipe(
-    model: BaseModel, gates: GateSet, scenes: Sequence[Scene], plain: Sequence[Example], config: TrainConfig,
-    own: GateConfig = GateConfig(),
-) -> Recipe:   # fmt: skip
+def scene_recipe(model: BaseModel, gates: GateSet, scenes: Sequence[Scene], config: TrainConfig) -> Recipe:
     """Tie base model, gates and scenes together for the loop.
 
-    The share ``wordless`` of a batch is not of the scene, but of ``plain`` pictures without a prompt: what nobody asked
-    for is to be drawn as the base does, which guidance then leads away from.
+    Errors are in units of what the base alone does wrong with the same picture, noise and prompt. So all timesteps
+    count alike: what is drawn is decided where the noise is strong, and there errors are smallest.
     """
     text = TextFeatures(model, scenes[0].adapters[0])
     count = model.scheduler.config.num_train_timesteps
@@ -119,23 +116,14 @@ def scene_recipe(
     def microstep(generator: torch.Generator) -> Losses:
         scene = scenes[int(torch.randint(len(scenes), (1,), generator=generator))]
         shown = batch_of(scene.examples, config.batch, count, generator)
-        if plain:
-            shown = draw_batch(exchanged(shown.examples, plain, own.wordless, generator), shown.timesteps, generator)
+        with torch.no_grad():
+            of_base = errors(model, shown, text, nullcontext())
         acting = Fusion(tuple(Part(one) for one in scene.adapters), gates)
-        loss = errors(model, shown, text, fusing(model.models(), acting)).mean()
+        loss = (errors(model, shown, text, fusing(model.models(), acting)) / of_base).mean()
         return Losses(loss, torch.zeros_like(loss))
 
     learner: Any = gates
     return Recipe(learner, nullcontext, microstep)
-
-
-def exchanged(
-    examples: Sequence[Example], others: Sequence[Example], share: float, generator: torch.Generator
-) -> list[Example]:
-    """The examples, some of them exchanged for other ones."""
-    chosen = (torch.rand(len(examples), generator=generator) < share).tolist()
-    places = torch.randint(len(others), (len(examples),), generator=generator).tolist()
-    return [others[i] if swap else one for one, i, swap in zip(examples, places, chosen, strict=True)]
 
 
 def common(model: BaseModel, adapters: Sequence[AdapterSet], rank: int) -> AdapterSet:

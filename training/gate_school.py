@@ -72,7 +72,7 @@ def plan(pictures: Pictures) -> list[Lesson]:
 
 
 def paint(pictures: Pictures, asked: Sequence[Lesson], count: int, dice: random.Random) -> tuple[Tensor, list[str]]:
-    """Pictures of all lessons at once, or of none of them, ``[B, 3, 64, 64]`` in 0 … 1, with their captions."""
+    """Pictures of all lessons at once, ``[B, 3, 64, 64]`` in 0 … 1, with their captions."""
     said = {lesson.role: lesson for lesson in asked}
     generator = torch.Generator().manual_seed(dice.getrandbits(32))
     drawn = [_one(pictures, said, dice) for _ in range(count)]
@@ -135,12 +135,6 @@ def _mix(taught: Sequence[Lesson], dice: random.Random) -> list[Lesson]:
     roles = dice.choice((("object", "style"), ("object", "background"), ("object", "style", "background")))
     asked = [dice.choice([lesson for lesson in taught if lesson.role == role]) for role in roles]
     return dice.sample(asked, len(asked))
-
-
-def plain_examples(model: BaseModel, pictures: Pictures, count: int, dice: random.Random) -> list[Example]:
-    """Pictures of the base's own world without words: what no prompt asks for."""
-    pixels, _ = paint(pictures, [], count, dice)
-    return _examples(model, pixels, [""] * count)
 
 
 def _examples(model: BaseModel, pixels: Tensor, captions: Sequence[str]) -> list[Example]:

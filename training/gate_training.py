@@ -27,15 +27,15 @@ from .config import EMBEDDED, TrainConfig
 from .events import Event
 from .foundation_data import load as load_pictures
 from .gate_recipe import GateConfig, Lesson, gate_recipe, scene_recipe
-from .gate_school import plain_examples, scenes
+from .gate_school import scenes
 from .loop import Controls, Training, accelerator_for
 from .recipe import Recipe
 from .runs import RunFolder
 from .study import encode, look_through
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "gates"
-STEPS, BATCH, LR = 400, 6, 1e-2
-SCENES, PLAIN = 200, 200   # of a school
+STEPS, BATCH, LR = 300, 6, 1e-2
+SCENES = 200   # of a school
 
 
 def shipped_gates(family: str) -> Path | None:
@@ -65,13 +65,10 @@ def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> lis
     return found
 
 
-def school_recipe(
-    model: BaseModel, gates: GateSet, school: Path, work: Path, config: TrainConfig, own: GateConfig
-) -> Recipe:
+def school_recipe(model: BaseModel, gates: GateSet, school: Path, work: Path, config: TrainConfig) -> Recipe:
     """The recipe for the scenes of a school, whose pictures are drawn from those in ``work``."""
-    pictures, dice = load_pictures(work), random.Random(config.seed)
-    shown = scenes(model, pictures, school, SCENES, dice)
-    return scene_recipe(model, gates, shown, plain_examples(model, pictures, PLAIN, dice), config, own)
+    shown = scenes(model, load_pictures(work), school, SCENES, random.Random(config.seed))
+    return scene_recipe(model, gates, shown, config)
 
 
 def training_config(steps: int, batch: int, lr: float, seed: int) -> TrainConfig:
@@ -122,7 +119,7 @@ def main() -> None:
     config = training_config(options.steps, options.batch, options.lr, options.seed)
     gates = GateSet(find_targets({"unet": model.unet}, "all"), settings, model.info.family).to(model.device)
     if options.school:
-        recipe = school_recipe(model, gates, options.school, options.work, config, own)
+        recipe = school_recipe(model, gates, options.school, options.work, config)
     else:
         recipe = gate_recipe(model, gates, home_lessons(model, options.home, options.adapters), config, own)
     with tempfile.TemporaryDirectory() as folder:
