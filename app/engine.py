@@ -22,6 +22,7 @@ from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
 from atelier.training.fidelity import Fidelity, compare, unet_error
 from atelier.training.gate_training import gates_for
+from atelier.training.heap import keep_freed_memory
 from atelier.training.sample import DrawRequest, draw
 
 from .mixes import Share
@@ -41,6 +42,7 @@ class Engine:
     """Draws. Safe to call from several threads: they take turns."""
 
     def __init__(self) -> None:
+        keep_freed_memory()   # now, before there are threads that draw
         self._turn = threading.Lock()
         self._base: tuple[str, BaseModel] | None = None
         self._merges = Merges()   # of the loaded base: a slider that moves does not merge the others again

@@ -1,7 +1,7 @@
 """All timings in one run, or the document from the last ones.
 
     python -m benchmarks [--quick] [--only NAME …] [--json FILE]       the last line sums it up
-    python -m benchmarks --render                                      writes docs/benchmarks.md
+    python -m benchmarks --render                                      writes docs/benchmarks.md, with profile_step.py's
 
 Contenders take turns, a process each with one thread, after they have proved that they compute the same
 (``interleaved.py``). ``--quick`` takes a UNet with a tenth of the channels at 64 pixels: it shows that everything runs,
@@ -13,26 +13,37 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .from_click import from_click_to_file
 from .interleaved import ROOT, compare
 from .machine import describe_machine, in_words
+from .profile_step import RESULTS as PROFILE
+from .profile_step import section as profile_section
 
 DOCUMENT, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results" / "speed.json"
 
 
 def step_with_vae(options: dict[str, Any]) -> dict[str, Any]:
-    """T1: a training step against diffusers' DreamBooth script's recipe, which encodes pictures in every step."""
-    return compare(["atelier", "diffusers recipe"], options, options["repeats"])
+    """T1: against the recipe of diffusers' script, which encodes picture and caption in every step; twice the side."""
+    return compare(["atelier", "diffusers recipe"], options | {"side": 2 * options["side"]}, options["repeats"])
 
 
 def step_cached(options: dict[str, Any]) -> dict[str, Any]:
     """T2: a training step, latents cached for all."""
     return compare(["atelier", "peft", "lycoris"], options, options["repeats"])
+
+
+def step_alike(options: dict[str, Any]) -> dict[str, Any]:
+    """T2b: the same against PEFT in a process that keeps freed memory as ours does."""
+    return compare(["atelier", "peft, memory kept"], options, options["repeats"])
+
+
+def step_compiled(options: dict[str, Any]) -> dict[str, Any]:
+    """T2c: the same against PEFT compiled, whose minutes of compiling are in *ready*."""
+    return compare(["atelier", "peft compiled"], options, options["repeats"])
 
 
 def adapters_at_once(options: dict[str, Any]) -> dict[str, Any]:
@@ -49,28 +60,9 @@ def slider_moved(options: dict[str, Any]) -> dict[str, Any]:
     return compare(["kept", "fresh"], options, options["repeats"])
 
 
-def from_click_to_file(options: dict[str, Any]) -> dict[str, Any]:
-    """E: the embedded base, a LoRA of rank 8 in 300 steps of batch 8: from the start to the adapter file."""
-    from atelier.training.config import TrainConfig
-    from atelier.training.events import Finished
-    from atelier.training.run import run
-    from atelier.training.runs import RunFolder
-
-    config = TrainConfig(
-        name="fox", subject="fox", trigger="zq", pictures=str(ROOT / "assets" / "examples" / "fox"), batch=8,
-        steps=options["steps"], adapter={"rank": 8}, prior_count=0, prior_weight=0.0, validate_every=0,
-        preview_every=0, checkpoint_every=0,
-    )   # fmt: skip
-    with tempfile.TemporaryDirectory() as home:
-        began = time.perf_counter()
-        last = list(run(RunFolder.create(Path(home) / "run", config), Path(home) / "adapters"))[-1]
-        seconds = time.perf_counter() - began
-    assert isinstance(last, Finished), last
-    return {"atelier": {"wall_seconds": round(seconds, 1), "steps": options["steps"]}}
-
-
 BENCHMARKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "T1": step_with_vae, "T2": step_cached, "C1": adapters_at_once, "C3": slider_moved, "E": from_click_to_file,
+    "T1": step_with_vae, "T2": step_cached, "T2b": step_alike, "T2c": step_compiled, "C1": adapters_at_once,
+    "C3": slider_moved, "E": from_click_to_file,
 }
 
 
@@ -79,13 +71,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small model and few repeats: does everything run?")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
-    parser.add_argument("--side", type=int, help="of the pictures, in pixels (256, with --quick 64)")
+    parser.add_argument("--side", type=int, help="of the pictures, in pixels (256, with --quick 64; T1: twice that)")
     parser.add_argument("--repeats", type=int, help="of each contender (5, with --quick 2)")
     parser.add_argument("--json", type=Path, default=None, help="where the figures go")
     parser.add_argument("--render", action="store_true", help="write docs/benchmarks.md from the figures")
     given = parser.parse_args()
     if given.render:
-        DOCUMENT.write_text(rendered(json.loads((given.json or RESULTS).read_text(encoding="utf-8"))), encoding="utf-8")
+        result = json.loads((given.json or RESULTS).read_text(encoding="utf-8"))
+        seen = json.loads(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None
+        DOCUMENT.write_text(rendered(result) + (profile_section(seen) if seen else ""), encoding="utf-8")
         return
     options = {"quick": given.quick, "side": given.side or (64 if given.quick else 256), "rank": 16,
                "repeats": given.repeats or (2 if given.quick else 5), "steps": 6 if given.quick else 300}   # fmt: skip
@@ -101,11 +95,10 @@ def main() -> None:
 
 
 def summary(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line: for each benchmark, every contender over the first, or its seconds."""
+    """One line: for each benchmark, every contender over the first."""
     said = []
     for name, contenders in figures.items():
-        parts = [f"{who} {one['ratio']:.2f}×" if "ratio" in one else f"{one['wall_seconds']} s"
-                 for who, one in list(contenders.items())[1 if len(contenders) > 1 else 0:]]
+        parts = [f"{who} {one['ratio']:.2f}×" for who, one in list(contenders.items())[1:]]
         said.append(f"{name}: {', '.join(parts)}")
     return " · ".join(said)
 
@@ -114,9 +107,6 @@ def table(contenders: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line of Markdown for each contender."""
     lines = ["| | CPU s | wall s | ready s | peak GB | ratio | quartiles |", "|---|---|---|---|---|---|---|"]
     for who, one in contenders.items():
-        if "ratio" not in one:
-            lines.append(f"| {who}, {one['steps']} steps | | {one['wall_seconds']} | | | | |")
-            continue
         low, high = one["ratio_quartiles"]
         lines.append(f"| {who} | {one['cpu_seconds']} | {one['wall_seconds']} | {one['ready_seconds']} | "
                      f"{one['peak_bytes'] / 1e9:.2f} | {one['ratio']:.3f} | {low:.3f} – {high:.3f} |")
@@ -137,7 +127,7 @@ diffusers' DreamBooth LoRA script; kohya's trainer is stood in for by LyCORIS' m
 
 def rendered(result: Mapping[str, Any]) -> str:
     """The document."""
-    sections = [f"## {BENCHMARKS[name].__doc__}\n\n" + "\n".join(table(figures))
+    sections = [f"## {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}\n\n" + "\n".join(table(figures))
                 for name, figures in result["benchmarks"].items()]   # fmt: skip
     options = result["options"]
     return TEXT.format(

@@ -3,8 +3,9 @@
     python -m benchmarks.contenders NAME OPTIONS      started by interleaved.py; answers every line with one of JSON
 
 ``diffusers recipe`` is the step of diffusers' DreamBooth LoRA script (examples/dreambooth/train_dreambooth_lora.py)
-written again from its recipe: VAE in every step, PEFT's layers, AdamW, clipping. ``peft`` is the same with latents
-cached. Weights are random, from one seed; so are latents, noise and timesteps.
+written again from its recipe: VAE and text encoder in every step, PEFT's layers, AdamW, clipping. ``peft`` is the
+same with latents and text cached, ``peft, memory kept`` in a process that keeps freed memory as ours do. Weights are
+random, from one seed; so are pictures, captions, noise and timesteps.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.catalog import create
@@ -29,6 +31,7 @@ from atelier.adapters.mount import mounted
 from atelier.adapters.targets import find_targets
 from atelier.training.base_model import BaseModel, Text
 from atelier.training.batch import Shown, errors
+from atelier.training.heap import keep_freed_memory
 from atelier.training.noise import Noisy
 
 from .interleaved import ROOT
@@ -64,6 +67,17 @@ def _vae(options: Options) -> Any:
     return _built(AutoencoderKL, "vae", [32, 32, 64, 64] if options["quick"] else None, 1)
 
 
+def _reader(options: Options) -> Any:
+    config = json.loads((ROOT / "assets" / "models" / "sd1" / "text_encoder" / "config.json").read_text())
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig(**config | {"num_hidden_layers": 1 if options["quick"] else 12}))
+    model = _filled(model, 4)
+    for name, positions in model.named_buffers():   # not in the file of a model either: they count
+        assert name.endswith("position_ids"), name
+        positions.copy_(torch.arange(positions.shape[-1]))
+    return model
+
+
 def _built(kind: Any, part: str, channels: list[int] | None, seed: int) -> Any:
     config = json.loads((ROOT / "assets" / "models" / "sd1" / part / "config.json").read_text())
     if channels:
@@ -79,19 +93,24 @@ class Lesson(NamedTuple):
     pixels: Tensor
     noise: Tensor
     timesteps: Tensor
-    words: Tensor
+    tokens: Tensor
 
 
 def _lesson(options: Options) -> Lesson:
     dice, side = torch.Generator().manual_seed(2), options["side"]
     return Lesson(torch.rand(1, 3, side, side, generator=dice) * 2 - 1,
                   torch.randn(1, 4, side // 8, side // 8, generator=dice),
-                  torch.tensor([500]), torch.randn(1, 77, 768, generator=dice))
+                  torch.tensor([500]), torch.randint(49000, (1, 77), generator=dice))
 
 
 def _encoded(vae: Any, pixels: Tensor) -> Tensor:
     with torch.no_grad():
         return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+
+
+def _read(reader: Any, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return reader(tokens)[0]
 
 
 def _start(pairs: list[tuple[Tensor, Tensor]]) -> None:
@@ -124,15 +143,17 @@ def _adapters(unet: Any, rank: int, seed: int = 0) -> AdapterSet:
 
 def atelier(options: Options) -> Contender:
     """Latents encoded once, adapters mounted, one operation a layer."""
+    keep_freed_memory()
     unet, lesson, scheduler = _unet(options), _lesson(options), DDPMScheduler(beta_schedule="scaled_linear")
-    latents = _encoded(_vae(options), lesson.pixels)
+    vae, reader = _vae(options), _reader(options)
+    latents, words = _encoded(vae, lesson.pixels), _read(reader, lesson.tokens)
     adapters = _adapters(unet, options["rank"])
     _start([(adapter.up, adapter.down) for adapter in adapters])   # type: ignore[arg-type]
     nothing: Any = None
-    model = BaseModel(nothing, unet, nothing, nothing, nothing, scheduler)
+    model = BaseModel(nothing, unet, vae, reader, nothing, scheduler)   # on a CPU all parts stay where they are
     noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
     seen = Noisy(noisy, lesson.timesteps, lesson.noise)
-    shown = Shown((0,), seen, Text(lesson.words), torch.zeros(1, 6), torch.ones(1))
+    shown = Shown((0,), seen, Text(words), torch.zeros(1, 6), torch.ones(1))
 
     def loss() -> Tensor:
         # Attached for every step, as the loop does: that is part of its price.
@@ -142,23 +163,25 @@ def atelier(options: Options) -> Contender:
     return _trained(loss, list(adapters.parameters()), fused=True)
 
 
-def _peft(options: Options, *, cached: bool, compiled: bool = False) -> Contender:
+def _peft(options: Options, *, cached: bool, compiled: bool = False, kept: bool = False) -> Contender:
     from peft import LoraConfig
 
+    if kept:
+        keep_freed_memory()
     unet, lesson, scheduler = _unet(options), _lesson(options), DDPMScheduler(beta_schedule="scaled_linear")
-    vae = _vae(options)
+    vae, reader = _vae(options), _reader(options)
     specs = find_targets({"unet": unet}, "attention")
     names = [spec.name.removeprefix("unet.") for spec in specs]
     unet.add_adapter(LoraConfig(r=options["rank"], lora_alpha=options["rank"], target_modules=names))
     modules = [unet.get_submodule(name) for name in names]
     _start([(module.lora_B["default"].weight, module.lora_A["default"].weight) for module in modules])
-    known = _encoded(vae, lesson.pixels) if cached else None
+    known = (_encoded(vae, lesson.pixels), _read(reader, lesson.tokens)) if cached else None
     call = torch.compile(unet) if compiled else unet
 
     def loss() -> Tensor:
-        latents = _encoded(vae, lesson.pixels) if known is None else known
+        latents, words = known or (_encoded(vae, lesson.pixels), _read(reader, lesson.tokens))
         noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
-        return F.mse_loss(call(noisy, lesson.timesteps, lesson.words, return_dict=False)[0].float(), lesson.noise)
+        return F.mse_loss(call(noisy, lesson.timesteps, words, return_dict=False)[0].float(), lesson.noise)
 
     return _trained(loss, [p for p in unet.parameters() if p.requires_grad], fused=False)
 
@@ -168,7 +191,8 @@ def lycoris(options: Options) -> Contender:
     from lycoris.modules.locon import LoConModule
 
     unet, lesson, scheduler = _unet(options), _lesson(options), DDPMScheduler(beta_schedule="scaled_linear")
-    latents, rank = _encoded(_vae(options), lesson.pixels), options["rank"]
+    vae, reader, rank = _vae(options), _reader(options), options["rank"]
+    latents, words = _encoded(vae, lesson.pixels), _read(reader, lesson.tokens)
     layers = [LoConModule(spec.name, unet.get_submodule(spec.name.removeprefix("unet.")), 1.0, rank, rank)
               for spec in find_targets({"unet": unet}, "attention")]
     for layer in layers:
@@ -177,21 +201,23 @@ def lycoris(options: Options) -> Contender:
     noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
 
     def loss() -> Tensor:
-        return F.mse_loss(unet(noisy, lesson.timesteps, lesson.words, return_dict=False)[0], lesson.noise)
+        return F.mse_loss(unet(noisy, lesson.timesteps, words, return_dict=False)[0], lesson.noise)
 
     return _trained(loss, [p for layer in layers for p in layer.parameters() if p.requires_grad], fused=False)
 
 
 def forward(options: Options) -> Contender:
     """One call of the UNet with ``count`` constant adapters merged; 0 is the bare model."""
+    keep_freed_memory()   # for the bare model too: what it is worth is no part of this
     unet, lesson = _unet(options), _lesson(options)
+    words = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(5))
     sets = [_adapters(unet, options["rank"], seed) for seed in range(options["count"])]
     context = Merges().merged({"unet": unet}, Mix(tuple((one, 1.0) for one in sets)))
     context.__enter__()
 
     def call() -> Tensor:
         with torch.no_grad():
-            return unet(lesson.noise, lesson.timesteps, lesson.words, return_dict=False)[0]
+            return unet(lesson.noise, lesson.timesteps, words, return_dict=False)[0]
 
     # A fresh adapter changes nothing, so all must draw what the bare model does.
     return Contender([call().square().mean().item()], call)
@@ -221,6 +247,7 @@ CONTENDERS: dict[str, Callable[[Options], Contender]] = {
     "atelier": atelier,
     "diffusers recipe": lambda options: _peft(options, cached=False),
     "peft": lambda options: _peft(options, cached=True),
+    "peft, memory kept": lambda options: _peft(options, cached=True, kept=True),
     "peft compiled": lambda options: _peft(options, cached=True, compiled=True),
     "lycoris": lycoris,
     "bare": lambda options: forward(options | {"count": 0}),

@@ -22,6 +22,7 @@ from atelier.adapters.packed import get_ready, load_packed
 
 from .base_info import PACKED_UNET, BaseError, BaseInfo, read_json
 from .config import EMBEDDED
+from .heap import keep_freed_memory
 from .identify import hub_folder, identify
 from .single_file import load_parts
 
@@ -151,6 +152,8 @@ def load(
         folder = hub_folder(base, weights=True)   # with progress bars: it may take long
     place = torch.device(device) if device else best_device()
     kind = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
+    if place.type == "cpu":
+        keep_freed_memory()
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
     try:
         parts = load_parts(info, kind) if info.file else _folder_parts(folder, info.family, kind)

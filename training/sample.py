@@ -19,6 +19,7 @@ from atelier.adapters.settings import SettingError, Settings, setting
 from atelier.adapters.text import without_directions
 
 from .base_model import BaseModel
+from .heap import give_back
 from .latents import encode_text, tokenize
 
 GUIDANCE = 3.0
@@ -78,7 +79,9 @@ def draw(
             callback_on_step_end=report,
             output_type="latent",
         )
-        return _decode(model, result.images)
+        pictures = _decode(model, result.images)
+    give_back()   # a server may wait for hours, and a training may need it
+    return pictures
 
 
 def _attached(model: BaseModel, mix: Mix | Fusion, merges: Merges) -> AbstractContextManager[None]:
