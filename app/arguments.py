@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_make(add("make", "mix what is drawn with how it is drawn: two adapters into one"))
     _add_draw(add("draw", "draw pictures"))
     _add_find(add("find", "say which adapters fit what you want to draw, by their weights"))
+    _add_words(add("words", "say which words mean nothing to a base model, and so are good trigger words"))
     add("list", "list the adapters")
     add("show", "show all that is known about an adapter").add_argument("name", metavar="NAME")
     add("delete", "move an adapter to the trash").add_argument("name", metavar="NAME")
@@ -130,6 +131,11 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
 def _add_find(find: argparse.ArgumentParser) -> None:
     find.add_argument("prompt", metavar="PROMPT", help="what you want to draw, in your own words")
     find.add_argument("--limit", type=int, default=8, metavar="N", help="how many to name at most (default: 8)")
+
+
+def _add_words(words: argparse.ArgumentParser) -> None:
+    words.add_argument("words", nargs="+", metavar="WORD", help="made-up words to try")
+    words.add_argument("--base", type=lasting_base, default="embedded", metavar="PATH_OR_ID", help="base model")
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:

@@ -201,6 +201,16 @@ def _models(arguments: Namespace) -> int:
     return _say(arguments, values, sheet(values))
 
 
+def _words(arguments: Namespace) -> int:
+    from atelier.training.base_model import load
+    from atelier.training.trigger_words import QUIET, loudness
+
+    found = sorted(zip(loudness(load(arguments.base), arguments.words), arguments.words, strict=True))
+    lines = [f"{loud:5.2f}  {word:12}  {'means nothing: good' if loud < QUIET else 'means something'}"
+             for loud, word in found]   # fmt: skip
+    return _say(arguments, {word: round(loud, 3) for loud, word in found}, "\n".join(lines))
+
+
 def _file(arguments: Namespace) -> int:
     answer = FILE_COMMANDS[arguments.command](arguments)
     _say(arguments, answer.values, answer.text)
@@ -220,7 +230,7 @@ def _doctor(arguments: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "serve": _serve, "worker": _worker, "train": _train, "make": _make, "compress": _compress, "draw": _draw,
-    "find": _find,
+    "find": _find, "words": _words,
     "list": _list, "show": _show, "delete": _delete, "models": _models, "doctor": _doctor,
     **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip

@@ -1,7 +1,5 @@
 """Which made-up words a base model passes over: the good trigger words.
 
-    python -m atelier.training.trigger_words [--base BASE] WORD [WORD …]
-
 To a text encoder few made-up words mean nothing. A loud one, such as "in|k|z", outshouts the rest of the prompt before
 anything was taught: alone an adapter learns to live with it, but a second adapter has never seen that word, and what
 it was taught is not drawn beside it.
@@ -9,15 +7,13 @@ it was taught is not drawn beside it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from .base_model import BaseModel, load
-from .config import EMBEDDED
+from .base_model import BaseModel
 from .latents import encode_text, tokenize
 
 QUIET = 0.2
@@ -60,18 +56,3 @@ def _answers(model: BaseModel, noise: Tensor, prompts: Sequence[str]) -> Tensor:
         model.predict(noise, torch.full((len(prompts),), int(share * count), device=noise.device), text, sizes)
         for share in TIMESTEPS
     ])   # fmt: skip
-
-
-def main() -> None:
-    """Print every word's loudness, the quietest first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="+", metavar="WORD")
-    parser.add_argument("--base", default=EMBEDDED)
-    options = parser.parse_args()
-    found = loudness(load(options.base), options.words)
-    for loud, word in sorted(zip(found, options.words, strict=True)):
-        print(f"{loud:6.3f}  {word}")   # noqa: T201 (a program of its own)
-
-
-if __name__ == "__main__":
-    main()

@@ -32,7 +32,8 @@ from atelier.training.runs import RunFolder
 
 # As little work as a whole training can be.
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
-COMMANDS = {"models", "serve", "worker", "train", "make", "compress", "draw", "find", "list", "show", "delete",
+COMMANDS = {"models", "serve", "worker", "train", "make", "compress", "draw", "find", "words",
+            "list", "show", "delete",
             "doctor", "import", "inspect", "export", "merge", "resize", "extract"}
 
 
@@ -94,7 +95,7 @@ def test_help_lists_every_command_and_loads_nothing_heavy():
     "list --json --home h", "show n --json", "delete n --json", "doctor --json", "import f --name n --home h --json",
     "export n --to kohya --out f --json", "inspect f --json", "merge a b=-1 --name n", "resize a --name n --rank 4",
     "export a=0.5 b --to diff --out f --precision fp16 --rank 8 --energy 0.9 --base b --compare",
-    "extract b --base c --name n --energy 0.99",
+    "extract b --base c --name n --energy 0.99", "words rex hw --base b --json",
 ])  # fmt: skip
 def test_the_contract_is_understood(line):
     command = line.split()
@@ -323,3 +324,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home, pictures):
 
 def events(home: Home) -> list[object]:
     return [event for path in home.runs.iterdir() for _, event in RunFolder(path).events()]
+
+
+def test_words_that_mean_something_are_told_from_those_that_do_not(home: Home, capsys):
+    assert run("words", "house", "hw", "--home", home.path) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "hw" in first and "nothing" in first
+    assert "house" in second and "something" in second
