@@ -204,7 +204,7 @@ def by_set(rows: Sequence[Row]) -> list[str]:
     found = {method: worst_by_set(rows, method) for method in METHODS}
     found = {method: values for method, values in found.items() if values}
     lines = [f"| set | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
-    for concepts in next(iter(found.values())):
+    for concepts in (tuple(lesson.what for lesson in one) for one in SETS):
         scores = (f"{values[concepts]:.2f}" if concepts in values else "–" for values in found.values())
         lines.append(f"| {' × '.join(concepts)} | {' | '.join(scores)} |")
     return lines
