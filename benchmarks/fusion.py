@@ -42,9 +42,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "fusion.md"
 NAMES = {lesson.what: lesson for lesson in LESSONS}
 SETS = tuple(tuple(NAMES[what] for what in names.split()) for names in (
-    "fox mono", "guitar twemoji", "strawberry mono", "umbrella twemoji",
-    "fox purple", "guitar green", "strawberry green", "umbrella purple",
+    "fox mono", "guitar twemoji", "strawberry mono", "umbrella twemoji", "fox purple", "guitar green",
+    "strawberry green", "umbrella purple",
     "fox twemoji green", "guitar mono purple", "strawberry twemoji purple", "umbrella mono green",
+    "owl mono", "rocket twemoji", "penguin mono", "snowman twemoji", "owl purple", "rocket green", "penguin green",
+    "snowman purple", "owl twemoji green", "rocket mono purple", "penguin twemoji purple", "snowman mono green",
 ))   # fmt: skip
 # In this order, so that the question is answered first; side by side is the sum, written differently.
 COMPARED = ("sum", "gated", "composite", "switch", "normalised", "ties", "dare", "svd")

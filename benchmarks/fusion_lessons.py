@@ -44,8 +44,9 @@ class Lesson:
 # The base passes over these words (``training/trigger_words.py``): beside one that it does not, nothing else is drawn.
 LESSONS = (
     Lesson("object", "fox", "vf"), Lesson("object", "guitar", "wr"), Lesson("object", "strawberry", "cb"),
-    Lesson("object", "umbrella", "px"), Lesson("style", "mono", "ts"), Lesson("style", "twemoji", "ch"),
-    Lesson("background", "purple", "hw"), Lesson("background", "green", "tx"),
+    Lesson("object", "umbrella", "px"), Lesson("object", "owl", "wf"), Lesson("object", "rocket", "tr"),
+    Lesson("object", "penguin", "cx"), Lesson("object", "snowman", "vb"), Lesson("style", "mono", "ts"),
+    Lesson("style", "twemoji", "ch"), Lesson("background", "purple", "hw"), Lesson("background", "green", "tx"),
 )   # fmt: skip
 
 
