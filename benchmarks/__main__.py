@@ -117,7 +117,7 @@ TEXT = """# Speed
 
 Written by `python -m benchmarks --render` from `benchmarks/results/speed.json`. {machine}. Stable Diffusion 1.5's shape
 with random weights{quick}, pictures of {side} pixels, rank {rank}, float32, one thread a process. Contenders take
-turns; CPU and wall seconds are medians of {repeats} repeats, a ratio is that of the row to the first row, repeat by
+turns; CPU and wall seconds are medians of {repeats} repeats{own}, a ratio is that of the row to the first row, repeat by
 repeat. *Ready* is the time until the first repeat could begin. `diffusers recipe` is written by us to the recipe of
 diffusers' DreamBooth LoRA script; kohya's trainer is stood in for by LyCORIS' modules in a plain loop.
 
@@ -130,7 +130,9 @@ def rendered(result: Mapping[str, Any]) -> str:
     sections = [f"## {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}\n\n" + "\n".join(table(figures))
                 for name, figures in result["benchmarks"].items()]   # fmt: skip
     options = result["options"]
+    own = ", ".join(f"{name}: {count}" for name, count in options.get("own_repeats", {}).items())   # put in by hand
     return TEXT.format(
+        own=f" ({own})" if own else "",
         machine=in_words(result["machine"]), quick=" and few channels" if options["quick"] else "",
         sections="\n\n".join(sections), side=options["side"], rank=options["rank"], repeats=options["repeats"],
     )   # fmt: skip
