@@ -117,8 +117,8 @@ TEXT = """# Speed
 
 Written by `python -m benchmarks --render` from `benchmarks/results/speed.json`. {machine}. Stable Diffusion 1.5's shape
 with random weights{quick}, pictures of {side} pixels, rank {rank}, float32, one thread a process. Contenders take
-turns; CPU and wall seconds are medians of {repeats} repeats{own}, a ratio is that of the row to the first row, repeat by
-repeat. *Ready* is the time until the first repeat could begin. `diffusers recipe` is written by us to the recipe of
+turns; CPU and wall seconds are medians of {repeats} repeats{own}, a ratio is that of the row to the first row, repeat
+by repeat. *Ready* is the time until the first repeat could begin. `diffusers recipe` is written by us to the recipe of
 diffusers' DreamBooth LoRA script; kohya's trainer is stood in for by LyCORIS' modules in a plain loop.
 
 {sections}
