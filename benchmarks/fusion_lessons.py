@@ -15,10 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atelier.training.base_model import BaseModel, load
-from atelier.training.config import TrainConfig, load_preset
-from atelier.training.events import Finished
-from atelier.training.run import run
-from atelier.training.runs import RunFolder
+from atelier.training.gate_school import taught
 from atelier.training.sample import DrawRequest, draw
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,14 +57,10 @@ def teach(model: BaseModel, lesson: Lesson, home: Path) -> Path:
     path = adapter_path(home, lesson)
     if path.exists():
         return path
-    config = TrainConfig.from_dict({
-        **load_preset("normal", "embedded"), "name": lesson.name, "trigger": lesson.trigger,
-        "subject": lesson.what if lesson.role == "object" else "emoji", "pictures": str(pictures(model, lesson, home)),
-        "preview_every": 0, "checkpoint_every": 0, "precision": "fp32",
-    })   # fmt: skip
-    last = list(run(RunFolder.create(home / "runs" / lesson.name, config), path.parent))[-1]
-    assert isinstance(last, Finished), last
-    print(f"taught {lesson.name} in {last.seconds:.0f} s", flush=True)
+    started = time.monotonic()
+    subject = lesson.what if lesson.role == "object" else "emoji"
+    taught(lesson.name, lesson.trigger, subject, pictures(model, lesson, home), home)
+    print(f"taught {lesson.name} in {time.monotonic() - started:.0f} s", flush=True)
     return path
 
 

@@ -105,13 +105,18 @@ def teach(pictures: Pictures, lesson: Lesson, home: Path) -> Path:
     for i, (picture, caption) in enumerate(zip(pixels, captions, strict=True)):
         Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(caption + "\n", encoding="utf-8")
+    return taught(lesson.name, lesson.trigger, lesson.what if lesson.role == "object" else "emoji", folder, home)
+
+
+def taught(name: str, trigger: str, subject: str, folder: Path, home: Path) -> Path:
+    """Teach the embedded base a folder of captioned pictures as the app does by default; the adapter's file."""
     config = TrainConfig.from_dict({
-        **load_preset("normal", "embedded"), "name": lesson.name, "trigger": lesson.trigger,
-        "subject": lesson.what if lesson.role == "object" else "emoji", "pictures": str(folder),
-        "preview_every": 0, "checkpoint_every": 0, "precision": "fp32",
+        **load_preset("normal", "embedded"), "name": name, "trigger": trigger, "subject": subject,
+        "pictures": str(folder), "preview_every": 0, "checkpoint_every": 0, "precision": "fp32",
     })   # fmt: skip
-    last = list(run(RunFolder.create(home / "runs" / lesson.name, config), path.parent))[-1]
-    assert isinstance(last, Finished), last
+    path = home / "adapters" / f"{name}.safetensors"
+    last = list(run(RunFolder.create(home / "runs" / name, config), path.parent))[-1]
+    assert isinstance(last, Finished), last   # else it was told to end
     return path
 
 
@@ -120,20 +125,20 @@ def scenes(
     lessons: Sequence[Lesson] | None = None,
 ) -> list[Scene]:   # fmt: skip
     """So many mixes of two or three lessons of different roles that were taught in a home, with their truth."""
-    taught = [one for one in lessons or plan(pictures) if (home / "adapters" / f"{one.name}.safetensors").exists()]
-    adapters = {one: load_adapter(home / "adapters" / f"{one.name}.safetensors").to(model.device) for one in taught}
+    there = [one for one in lessons or plan(pictures) if (home / "adapters" / f"{one.name}.safetensors").exists()]
+    adapters = {one: load_adapter(home / "adapters" / f"{one.name}.safetensors").to(model.device) for one in there}
     found = []
     for _ in range(count):
-        asked = _mix(taught, dice)
+        asked = _mix(there, dice)
         pixels, captions = paint(pictures, asked, SCENE, dice)
         found.append(Scene(tuple(adapters[one] for one in asked), _examples(model, pixels, captions)))
     return found
 
 
-def _mix(taught: Sequence[Lesson], dice: random.Random) -> list[Lesson]:
+def _mix(there: Sequence[Lesson], dice: random.Random) -> list[Lesson]:
     """A thing with a look, a background, or both; in any order."""
     roles = dice.choice((("object", "style"), ("object", "background"), ("object", "style", "background")))
-    asked = [dice.choice([lesson for lesson in taught if lesson.role == role]) for role in roles]
+    asked = [dice.choice([lesson for lesson in there if lesson.role == role]) for role in roles]
     return dice.sample(asked, len(asked))
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from atelier.adapters.base import AdapterSet
 from atelier.adapters.files import load_adapter, read_header
 from atelier.adapters.gate import GateSet, GateSettings
-from atelier.adapters.targets import find_targets
 
 from .base_model import BaseModel, load
 from .config import EMBEDDED, TrainConfig
@@ -65,10 +65,10 @@ def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> lis
     return found
 
 
-def school_recipe(model: BaseModel, gates: GateSet, school: Path, work: Path, config: TrainConfig) -> Recipe:
-    """The recipe for the scenes of a school, whose pictures are drawn from those in ``work``."""
-    shown = scenes(model, load_pictures(work), school, SCENES, random.Random(config.seed))
-    return scene_recipe(model, gates, shown, config)
+def gates_on(adapters: Iterable[AdapterSet], settings: GateSettings, model: BaseModel) -> GateSet:
+    """Fresh gates for the layers of the UNet that any of the adapters has; no other could learn."""
+    specs = {spec.name: spec for one in adapters for spec in one.specs if spec.name.startswith("unet.")}
+    return GateSet(specs.values(), settings, model.info.family).to(model.device)
 
 
 def training_config(steps: int, batch: int, lr: float, seed: int) -> TrainConfig:
@@ -117,11 +117,14 @@ def main() -> None:
     settings = GateSettings.from_dict(dict(pair.split("=", 1) for pair in options.gates))
     own = GateConfig.from_dict(dict(pair.split("=", 1) for pair in options.set))
     config = training_config(options.steps, options.batch, options.lr, options.seed)
-    gates = GateSet(find_targets({"unet": model.unet}, "all"), settings, model.info.family).to(model.device)
     if options.school:
-        recipe = school_recipe(model, gates, options.school, options.work, config)
+        shown = scenes(model, load_pictures(options.work), options.school, SCENES, random.Random(config.seed))
+        gates = gates_on((one for scene in shown for one in scene.adapters), settings, model)
+        recipe = scene_recipe(model, gates, shown, config)
     else:
-        recipe = gate_recipe(model, gates, home_lessons(model, options.home, options.adapters), config, own)
+        lessons = home_lessons(model, options.home, options.adapters)
+        gates = gates_on((lesson.adapters for lesson in lessons), settings, model)
+        recipe = gate_recipe(model, gates, lessons, config, own)
     with tempfile.TemporaryDirectory() as folder:
         for event in train_gates(model, gates, recipe, config, options.folder or Path(folder)):
             print(event, flush=True)   # noqa: T201 (a program of its own)

@@ -28,7 +28,7 @@ from atelier.training.gate_recipe import (
     with_words_of,
     without_words,
 )
-from atelier.training.gate_training import gates_for, train_gates, training_config
+from atelier.training.gate_training import gates_for, gates_on, train_gates, training_config
 from atelier.training.latents import Example, tokenize
 from atelier.training.losses import hinge
 from atelier.training.sample import DrawRequest, draw
@@ -153,6 +153,12 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(model: BaseModel,
     again = gates(model)
     list(train(again, "halted"))
     assert all(torch.equal(value, whole.tensors()[key]) for key, value in again.tensors().items())
+
+
+def test_only_layers_that_some_adapter_has_get_a_gate(model: BaseModel, lessons: list[Lesson]):
+    conv = create("lora", {"rank": 1}, find_targets({"unet": model.unet}, "all")[:1])
+    found = gates_on([lessons[0].adapters, conv], GateSettings(), model)
+    assert set(found) == {spec.name for one in (lessons[0].adapters, conv) for spec in one.specs}
 
 
 def test_one_lesson_is_too_few(model: BaseModel, lessons: list[Lesson]):
