@@ -21,8 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from atelier.app.home import open_home
-from atelier.app.jobs import new_run
+from atelier.app.jobs import cancel, list_runs, new_run, worker_alive
 from atelier.app.server import bind
+from atelier.app.worker_process import end_left_behind
 from atelier.training.compress_config import CompressConfig
 from atelier.training.events import Finished
 from atelier.training.run import run
@@ -84,8 +85,13 @@ def server(home: Path) -> Iterator[Server]:
     (home.parent / "tmp").mkdir()
     server = Server(home)
     yield server
+    for state in list_runs(open_home(home)):
+        cancel(open_home(home), state.id)   # what a test that failed has left, a paused run for one
     server.process.terminate()
     server.process.communicate(timeout=60)
+    left = worker_alive(open_home(home))
+    end_left_behind(open_home(home))
+    assert not left, "the server closed, and its worker lives on"
 
 
 @pytest.fixture(scope="module")
