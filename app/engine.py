@@ -13,7 +13,7 @@ from PIL import Image
 
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.blend import blended
-from atelier.adapters.combine import as_one, combined
+from atelier.adapters.combine import as_one, combined, is_one_file
 from atelier.adapters.files import load_adapter
 from atelier.adapters.gate import Record
 from atelier.adapters.interference import Interference, interference
@@ -100,6 +100,15 @@ class Engine:
         with self._turn:
             model = self._model(base)
             return interference(model.models(), Mix(tuple((self._adapter(path), s.strength) for path, s in shares)))
+
+    def can_unite(self, shares: Sequence[tuple[Path, Share]], method: str) -> bool:
+        """Whether one adapter file can do what the method does.
+
+        Raises:
+            FileError: a file can't be read.
+        """
+        with self._turn:
+            return is_one_file([share.part(self._adapter(path)) for path, share in shares], method)
 
     def unite(self, base: str, shares: Sequence[tuple[Path, Share]], method: str, prompt: str) -> United:
         """One adapter that does what the method does, and how far it is from the sum that it stands for.
