@@ -43,13 +43,14 @@ from .events import Event, Failed, Finished, Preparing, Stopped, Warned
 from .graph import Graphs, recordable
 from .images import PictureError
 from .keep import keep
-from .loop import Controls, Training, accelerator_for
+from .loop import Controls, Training
 from .plan import planned, precision, ran_out
 from .precision import DTYPES
 from .recipe import Recipe
 from .runs import RunFolder
 from .study import encode, look_through
 from .team import Team, join, leave
+from .update import accelerator_for
 
 DONE, FAILED, STOPPED = 0, 1, 3
 WAIT_SECONDS = 2.0
