@@ -23,7 +23,9 @@ from atelier.training.base_model import BaseModel, load
 from atelier.training.fidelity import Fidelity, compare, unet_error
 from atelier.training.gate_training import gates_for
 from atelier.training.heap import keep_freed_memory
+from atelier.training.identify import identify
 from atelier.training.sample import DrawRequest, draw
+from atelier.training.trigger_words import loudness
 
 from .mixes import Share
 
@@ -48,6 +50,7 @@ class Engine:
         self._merges = Merges()   # of the loaded base: a slider that moves does not merge the others again
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._cells: OrderedDict[Hashable, Image.Image] = OrderedDict()
+        self._loud: dict[str, float] = {}   # words, to the loaded base
 
     @property
     def loaded(self) -> BaseModel | None:
@@ -126,6 +129,21 @@ class Engine:
             assert isinstance(whole, Mix)
             return one, unet_error(model, whole, Mix(((one, 1.0),)), prompt)
 
+    def loudness(self, base: str, word: str) -> float | None:
+        """How much a word means to a base model already.
+
+        None where another one is in memory, because it would have to go, or where no quiet word is known to compare.
+
+        Raises:
+            BaseError: as loading does.
+        """
+        with self._turn:
+            if (self.loaded and not self.holds(base)) or not identify(base).quiet_words:
+                return None
+            if word not in self._loud:
+                [self._loud[word]] = loudness(self._model(base), [word])
+            return self._loud[word]
+
     def compare(self, base: str, parts: Sequence[Part], exported: Path, prompt: str) -> Fidelity:
         """How a file made of adapters at their strengths differs from them on the base model.
 
@@ -201,7 +219,7 @@ class Engine:
     def _model(self, base: str) -> BaseModel:
         if self._base is None or self._base[0] != base:
             # Let go of the old one first: two may not fit into memory.
-            self._base, self._merges = None, Merges()
+            self._base, self._merges, self._loud = None, Merges(), {}
             self._base = (base, load(base))
         return self._base[1]
 

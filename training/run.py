@@ -50,6 +50,7 @@ from .recipe import Recipe
 from .runs import RunFolder
 from .study import encode, look_through
 from .team import Team, join, leave
+from .trigger_words import warning
 from .update import accelerator_for
 
 DONE, FAILED, STOPPED = 0, 1, 3
@@ -135,6 +136,8 @@ def _train(
     if told:
         yield Warned(told)
     model = _load(config, folder, device)
+    if not resume and (loud := team.agree(warning(model, config.trigger_word) if team.first else "")):
+        yield Warned(loud)
     yield Preparing("Encoding the pictures")
     subject = encode(model, report)
     if config.prior_batch:

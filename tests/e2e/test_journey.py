@@ -167,9 +167,9 @@ def value(page: Page, elem_id: str) -> str:
     return page.locator(f"#{elem_id} :is(textarea, input)").first.input_value()
 
 
-def kept(page: Page, home: Path, **values: str) -> None:
+def kept(page: Page, home: Path, **values: object) -> None:
     """Wait until the draft on disk says what was typed."""
-    said: dict[str, str] = {}
+    said: dict[str, object] = {}
     for _ in range(600):
         said = json.loads((home / "state" / "draft" / "draft.json").read_text())
         if values.items() <= said.items():
@@ -219,6 +219,13 @@ def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
     expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
     fill(page, "name", "foxy")
     kept(page, home, name="foxy")
+    expect(page.locator("#word")).to_contain_text("“foxy” means something to the base model already.")
+    page.locator("#word button").click()
+    expect(page.locator("#word")).to_contain_text("In a prompt, “cf” calls it.")
+    assert value(page, "set-trigger") == "cf"
+    page.locator("#word").get_by_role("button", name="Call it by its name").click()
+    expect(page.locator("#word")).to_contain_text("“foxy” means something")
+    kept(page, home, changes={})
     page.click("#teach")
     page.wait_for_url("**/jobs?run=*")
     # What was typed is shown as it is, and does nothing.
