@@ -36,5 +36,6 @@ def word_said(home: Home, engine: Engine, name: str, trigger: str, base: str) ->
     if loud is not None and loud >= QUIET:
         taken = {card.trigger.lower() for card in list_adapters(home)}
         quiet = quiet_word(identify(base or EMBEDDED), name or word, taken)
-        return {"text": create_phrases.loud_word(word), "word": quiet, "offer": create_phrases.call_it(quiet) if quiet else ""}
+        offer = create_phrases.call_it(quiet) if quiet else ""
+        return {"text": create_phrases.loud_word(word), "word": quiet, "offer": offer}
     return {"text": create_phrases.called_by(word), "word": "", "offer": words.CALL_BY_NAME} if trigger else {}

@@ -68,9 +68,6 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     def take(files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
         yield from _take(home, files)
 
-    def remove(event: gr.EventData) -> dict[str, Any]:
-        return _pictures(remove_picture(home, acted(event)[1]))
-
     quiet = {**POLL, "trigger_mode": "always_last"}
     # Each control keeps its own field: a form sent whole would carry stale values of the others.
     for field, control in answers.items():
@@ -82,7 +79,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         gr.on(events, partial(_keep_setting, home, keys, key), control, [count, basis, *expert.values()], **quiet)
     preset.input(partial(_choose_preset, home, keys), preset, [count, basis, *expert.values()], **quiet)
     what.change(_asks_for, what, [subject, note], **POLL)
-    thumbs.act(remove, None, thumbs, **POLL)
+    thumbs.act(partial(_remove, home), None, thumbs, **POLL)
     drop.upload(take, drop, [thumbs, drop], show_progress="hidden", api_visibility="private")
     chosen = [preset, basis, *expert.values()]
     restored = [thumbs, *answers.values(), preset, count, basis, *expert.values()]
@@ -149,6 +146,10 @@ def _take(home: Home, files: list[str] | None) -> Iterator[tuple[dict[str, Any],
             yield _pictures(draft), gr.skip()
     # Emptied, the field is a place to drop more pictures.
     yield gr.skip(), None
+
+
+def _remove(home: Home, event: gr.EventData) -> dict[str, Any]:
+    return _pictures(remove_picture(home, acted(event)[1]))
 
 
 def _keep_answer(home: Home, field: str, value: Any) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from atelier.training.base_model import load
+from atelier.training.identify import identify
 from atelier.training.judge import Judge
 from atelier.training.sample import DrawRequest, draw
-from atelier.training.identify import identify
 from atelier.training.trigger_words import QUIET, loudness, quiet_word, warning
 
 QUIET_WORDS, LOUD_WORDS = ("hw", "cf"), ("inkz", "house")
