@@ -79,15 +79,14 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         gr.on(events, partial(_keep_setting, home, keys, key), control, [count, basis, *expert.values()], **quiet)
     preset.input(partial(_choose_preset, home, keys), preset, [count, basis, *expert.values()], **quiet)
     what.change(_asks_for, what, [subject, note], **POLL)
-    thumbs.act(partial(_remove, home), None, thumbs, **POLL)
+    _let_remove(home, thumbs)
     drop.upload(take, drop, [thumbs, drop], show_progress="hidden", api_visibility="private")
     chosen = [preset, basis, *expert.values()]
     restored = [thumbs, *answers.values(), preset, count, basis, *expert.values()]
     opened = demo.load(lambda: _restore(home, keys), None, restored, **POLL)
     for event in (opened.then, partial(gr.on, [control.change for control in (preset, *expert.values())])):
         event(partial(_room, keys), chosen, room, **_COUNTED)
-    _watch_word(home, engine, word, [name, expert["trigger"], expert["base"]])
-    word.act(partial(_call, home, keys), None, [count, expert["trigger"]], **POLL)
+    _watch_word(home, engine, keys, word, [name, expert["trigger"], expert["base"], count])
     taught = teach.click(lambda *values: _teach(home, keys, values), [*answers.values(), *chosen], run,
                          api_visibility="private")   # fmt: skip
     taught.success(None, run, None, js="run => { location.href = '/jobs?run=' + encodeURIComponent(run) }")
@@ -148,8 +147,11 @@ def _take(home: Home, files: list[str] | None) -> Iterator[tuple[dict[str, Any],
     yield gr.skip(), None
 
 
-def _remove(home: Home, event: gr.EventData) -> dict[str, Any]:
-    return _pictures(remove_picture(home, acted(event)[1]))
+def _let_remove(home: Home, thumbs: Any) -> None:
+    def remove(event: gr.EventData) -> dict[str, Any]:
+        return _pictures(remove_picture(home, acted(event)[1]))
+
+    thumbs.act(remove, None, thumbs, **POLL)
 
 
 def _keep_answer(home: Home, field: str, value: Any) -> None:
@@ -166,16 +168,17 @@ def _keep_setting(home: Home, keys: Sequence[str], key: str, value: Any) -> list
     return [count, basis, *(gr.skip() if name == key else shown for name, shown in zip(keys, values, strict=True))]
 
 
-def _watch_word(home: Home, engine: Engine, word: Any, called: list[Any]) -> None:
-    """Say of the word that calls it, made of name, trigger and base, whether it is a good one."""
+def _watch_word(home: Home, engine: Engine, keys: Sequence[str], word: Any, controls: Sequence[Any]) -> None:
+    """Say whether the word that calls it is a good one, beside the name, and take another where that is pressed."""
+    *called, count = controls   # name, trigger, base; how far the settings are from the preset
+
+    def call(event: gr.EventData) -> list[Any]:
+        other = acted(event)[1]   # the empty one means the name
+        return [_keep_setting(home, keys, "trigger", other)[0], other]
+
     gr.on([control.change for control in called], lambda *given: word_said(home, engine, *given), called, word,
           **_COUNTED)   # fmt: skip
-
-
-def _call(home: Home, keys: Sequence[str], event: gr.EventData) -> list[Any]:
-    """Take another trigger word; the empty one means the name."""
-    word = acted(event)[1]
-    return [_keep_setting(home, keys, "trigger", word)[0], word]
+    word.act(call, None, [count, called[1]], **POLL)
 
 
 def _choose_preset(home: Home, keys: Sequence[str], preset: str) -> list[Any]:
