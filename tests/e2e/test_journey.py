@@ -216,7 +216,7 @@ def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, 
 
 def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
     visit(page, "/")
-    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
+    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5", timeout=60_000)
     fill(page, "name", "foxy")
     kept(page, home, name="foxy")
     expect(page.locator("#word")).to_contain_text("“foxy” means something to the base model already.", timeout=60_000)
