@@ -13,7 +13,7 @@ from PIL import Image
 
 from atelier.adapters.base import AdapterSet
 from atelier.adapters.blend import blended
-from atelier.adapters.combine import as_one, combined
+from atelier.adapters.combine import as_one, combined, is_one_file
 from atelier.adapters.files import load_adapter
 from atelier.adapters.gate import Record
 from atelier.adapters.interference import Interference, interference
@@ -23,7 +23,9 @@ from atelier.training.base_model import BaseModel, load
 from atelier.training.fidelity import Fidelity, compare, unet_error
 from atelier.training.gate_training import gates_for
 from atelier.training.heap import keep_freed_memory
+from atelier.training.identify import identify
 from atelier.training.sample import DrawRequest, draw
+from atelier.training.trigger_words import loudness
 
 from .mixes import Share
 
@@ -48,6 +50,7 @@ class Engine:
         self._merges = Merges()   # of the loaded base: a slider that moves does not merge the others again
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._cells: OrderedDict[Hashable, Image.Image] = OrderedDict()
+        self._loud: dict[str, float] = {}   # words, to the loaded base
 
     @property
     def loaded(self) -> BaseModel | None:
@@ -101,6 +104,15 @@ class Engine:
             model = self._model(base)
             return interference(model.models(), Mix(tuple((self._adapter(path), s.strength) for path, s in shares)))
 
+    def can_unite(self, shares: Sequence[tuple[Path, Share]], method: str) -> bool:
+        """Whether one adapter file can do what the method does.
+
+        Raises:
+            FileError: a file can't be read.
+        """
+        with self._turn:
+            return is_one_file([share.part(self._adapter(path)) for path, share in shares], method)
+
     def unite(self, base: str, shares: Sequence[tuple[Path, Share]], method: str, prompt: str) -> United:
         """One adapter that does what the method does, and how far it is from the sum that it stands for.
 
@@ -116,6 +128,21 @@ class Engine:
             whole = combined(model.models(), parts, "sum" if method in ("svd", "concat") else method)
             assert isinstance(whole, Mix)
             return one, unet_error(model, whole, Mix(((one, 1.0),)), prompt)
+
+    def loudness(self, base: str, word: str) -> float | None:
+        """How much a word means to a base model already.
+
+        None where another one is in memory, because it would have to go, or where no quiet word is known to compare.
+
+        Raises:
+            BaseError: as loading does.
+        """
+        with self._turn:
+            if (self.loaded and not self.holds(base)) or not identify(base).quiet_words:
+                return None
+            if word not in self._loud:
+                [self._loud[word]] = loudness(self._model(base), [word])
+            return self._loud[word]
 
     def compare(self, base: str, parts: Sequence[Part], exported: Path, prompt: str) -> Fidelity:
         """How a file made of adapters at their strengths differs from them on the base model.
@@ -192,7 +219,7 @@ class Engine:
     def _model(self, base: str) -> BaseModel:
         if self._base is None or self._base[0] != base:
             # Let go of the old one first: two may not fit into memory.
-            self._base, self._merges = None, Merges()
+            self._base, self._merges, self._loud = None, Merges(), {}
             self._base = (base, load(base))
         return self._base[1]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from atelier.adapters.combine import METHODS, is_one_file
-from atelier.adapters.files import load_adapter, save_adapter
+from atelier.adapters.combine import METHODS
+from atelier.adapters.files import save_adapter
 from atelier.adapters.gate import Record
 from atelier.adapters.interference import Interference
 from atelier.adapters.settings import SettingError
@@ -72,9 +72,9 @@ def meeting(home: Home, engine: Engine, mix: SavedMix) -> Interference | None:
     return engine.meeting(mix.base, _files(home, mix)) if len(mix.shares) > 1 else None
 
 
-def can_be_one(home: Home, mix: SavedMix) -> bool:
+def can_be_one(home: Home, engine: Engine, mix: SavedMix) -> bool:
     """Whether one file does the same as the Mix."""
-    return bool(mix.shares) and is_one_file([s.part(load_adapter(p)) for p, s in _files(home, mix)], mix.method)
+    return bool(mix.shares) and engine.can_unite(_files(home, mix), mix.method)
 
 
 def one_file(home: Home, engine: Engine, mix: SavedMix, name: str) -> tuple[AdapterCard, float]:

@@ -8,20 +8,18 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import warnings
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 from fastapi import FastAPI
 
 from . import phrases, words
 from .guard import guarded, is_loopback
 from .home import Home
-from .jobs import worker_alive
+from .worker_process import worker_beside
 
 FIRST_PORT = 7860
 TRIED_PORTS = 40
@@ -47,7 +45,7 @@ def serve(
     if not is_loopback(host) and not password:
         raise ServeError(phrases.needs_password(host))
     listener = bind(host, port)
-    with listener, _worker(home, worker):
+    with listener, worker_beside(home) if worker else nullcontext():
         app = application(home, host, password)
         sys.stdout.write(phrases.served_at(host, listener.getsockname()[1]) + "\n")
         sys.stdout.flush()
@@ -137,20 +135,3 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     """Cutting off the streams of open pages is how the server ends, and no error."""
     cut_off = isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cut_off and not record.getMessage().startswith("Cancel ")
-
-
-@contextmanager
-def _worker(home: Home, wanted: bool) -> Iterator[None]:
-    """A worker process of its own session, so that neither Ctrl+C here nor a crash of the server touches it."""
-    if not wanted or worker_alive(home):
-        yield
-        return
-    command = [sys.executable, "-m", "atelier.app.cli", "worker", "--home", str(home.path)]
-    with (home.state / "worker.log").open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield
-    finally:
-        # Only the worker stops; a training that is under way runs in a process of its own and goes on.
-        process.terminate()
-        process.wait()

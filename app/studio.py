@@ -16,7 +16,7 @@ def build(home: Home, engine: Engine) -> gr.Blocks:
     """Assemble the app over a home and the engine that draws for it."""
     blocks = gr.Blocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
     with blocks as demo, page(demo, home, "create"):
-        create.build(demo, home)
+        create.build(demo, home, engine)
     with demo.route(words.TITLES["studio"], address("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
     with demo.route(words.TITLES["mix"], address("mix")), page(demo, home, "mix"):

@@ -30,6 +30,7 @@ WHAT = {"object": "Object", "animal": "Animal", "person": "Person", "style": "St
 SUBJECT = "In a word or two"
 SUBJECT_HINTS = {"object": "coffee cup", "animal": "fox", "person": "woman", "style": "watercolour"}
 NAME_HINT = "This is also the word that calls it in a prompt."
+CALL_BY_NAME = "Call it by its name"
 TIPS = ("One thing in each picture, large enough to see.", "Different sides, places and light help.",
         "Five good pictures beat fifty alike.", "A text file with a picture's name is its caption.")
 PERSON_NOTE = "Teach only people who said yes to it."

@@ -187,8 +187,12 @@ settings put their sizes near that of LoRA at rank 4 where they can be that larg
 rate shows it here. Validation loss is the mean of the first and of the best; likeness is the judge's cosine between
 drawings of three prompts and held-out views, mean ± deviation over all runs. Time is a step's, divided by LoRA's of the
 same subject and seed. {machine}
-
+{left_out}
 {lines}
+"""
+WITHOUT_SPLIT = """
+`split` is not in the table. It teaches two halves, a thing and a way of drawing, that are mixed afterwards, and was
+measured by what comes of that: [content_style.md](content_style.md).
 """
 
 
@@ -196,6 +200,7 @@ def rendered(result: Mapping[str, Any]) -> str:
     """The document."""
     rows = [Row(**row) for row in result["rows"]]
     return TEXT.format(
+        left_out="" if any(row.kind == "split" for row in rows) else WITHOUT_SPLIT,
         subjects=len({row.subject for row in rows}), seeds=len({row.seed for row in rows}), steps=result["steps"],
         quick=", without prior preservation" if result["quick"] else "", machine=in_words(result["machine"]),
         lines="\n".join(table(rows)),

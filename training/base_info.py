@@ -50,6 +50,7 @@ class BaseInfo:
     styled: str = "a {style} picture of a {subject}"   # caption that names a way of drawing
     styles: tuple[str, ...] = ("watercolour", "pencil", "pixel art")   # ways of drawing that it knows
     things: tuple[str, ...] = ("house", "dog", "tree", "car", "cup", "boat", "chair", "cat")   # things that it knows
+    quiet_words: tuple[str, ...] = ()   # made-up words that mean nothing to it: good trigger words
 
     @property
     def kind(self) -> str:
@@ -74,7 +75,7 @@ def make_info(
         folder=folder,
         caption=words.get("caption", "a photo of {subject}").replace("{subject}", "{trigger} {subject}"),
         prior_prompts=tuple(words.get("prior_prompts", ())),
-        **{name: _frozen(words[name]) for name in ("styled", "styles", "things") if name in words},
+        **{name: _frozen(words[name]) for name in ("styled", "styles", "things", "quiet_words") if name in words},
         **known,
     )
 

@@ -30,6 +30,7 @@ class State:
     step: int = 0
     best_step: int = 0
     best_loss: float = float("inf")
+    scaler: dict[str, float] = field(default_factory=dict)       # of float16 gradients, where they are scaled
 
 
 def copied(adapters: AdapterSet) -> dict[str, Tensor]:
@@ -51,7 +52,7 @@ def write(folder: Path, state: State) -> Path:
         save_file(getattr(state, name), partial / f"{name}.safetensors")
     save_file({"generator": state.generator}, partial / "generator.safetensors")
     torch.save(state.optimizer, partial / "optimizer.pt")
-    numbers = {"step": state.step, "best_step": state.best_step, "best_loss": state.best_loss}
+    numbers = {name: getattr(state, name) for name in ("step", "best_step", "best_loss", "scaler")}
     (partial / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
     if final.exists():
         shutil.rmtree(final)

@@ -28,10 +28,11 @@ from .events import Event
 from .foundation_data import load as load_pictures
 from .gate_recipe import GateConfig, Lesson, gate_recipe, scene_recipe
 from .gate_school import scenes
-from .loop import Controls, Training, accelerator_for
+from .loop import Controls, Training
 from .recipe import Recipe
 from .runs import RunFolder
 from .study import encode, look_through
+from .update import accelerator_for
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "gates"
 STEPS, BATCH, LR = 300, 6, 1e-2

@@ -15,10 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from atelier.adapters.base import AdapterSet
-from atelier.adapters.gradients import correct
 
 from . import checkpoint
-from .base_model import BaseModel
 from .checkpoint import State
 from .config import TrainConfig
 from .events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
@@ -26,8 +24,11 @@ from .graph import Gpu, Recorder
 from .optimizers import learning_rate, make_optimizer
 from .recipe import Losses, Recipe
 from .team import ALONE, Team
+from .update import move, wait_for
 
 PAUSE_SECONDS = 0.2
+ADVICE = "Use half the learning rate."
+MANY_SKIPPED = 5   # updates in a row; a scaler of float16 gradients needs one or two to find its scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Training:
         self.recorder = Recorder(recipe, self._backward, gpu) if gpu and recipe.parts else None
         self.average = copy.deepcopy(recipe.adapters) if config.ema else None
         self.step, self.best_step, self.result_step, self.best_loss = 0, 0, 0, math.inf
+        self.skipped = 0   # updates left out, the last ones in a row
         self.best: dict[str, Tensor] = {}
         self.result: AdapterSet | None = None   # None after a cancel or an interruption
 
@@ -69,6 +71,8 @@ class Training:
         if self.average is not None:
             self.average.load_tensors(state.average)
         self.optimizer.load_state_dict(state.optimizer)
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
         self.generator.set_state(state.generator)
         self.best, self.step = state.best, state.step
         self.best_step, self.best_loss = state.best_step, state.best_loss
@@ -102,11 +106,14 @@ class Training:
             if self.step == self.config.steps // 2:
                 self._reselect()
             yield event
+            if self.skipped == MANY_SKIPPED:
+                yield Warned(f"In {self.skipped} steps in a row the gradients were not finite numbers, so nothing was "
+                             f"learned in them. {ADVICE}")   # fmt: skip
             yield from self._milestones()
         yield from self._end()
 
     def _advance(self) -> Stepped:
-        """One optimizer update. Nothing is updated when a loss is not finite."""
+        """One optimizer update. Nothing is updated when a loss or a gradient is not finite."""
         started = time.perf_counter()
         lr = learning_rate(self.config, self.step + 1)
         for group in self.optimizer.param_groups:
@@ -114,17 +121,12 @@ class Training:
         # Open during the backward pass too, for checkpointing; a recorder attaches adapters only where it must.
         with self.recipe.attached() if self.recorder is None else nullcontext():
             losses = [self._microstep() for _ in range(self.config.accumulate)]
-        # The one place where a step waits for the device.
-        values = torch.stack([torch.stack([one.subject, one.prior]) for one in losses]).tolist()
-        subject, prior = self.team.whole([sum(v) / len(values) for v in zip(*values, strict=True)], self.parameters)
+        subject, prior, norm = wait_for(losses, self.parameters, self.team)
         if math.isfinite(subject + prior):
-            if self.config.whole_gradient:
-                correct(self.recipe.adapters)
-            self.recipe.reshape_gradients()
-            if self.config.clip:
-                self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
-            self.optimizer.step()
-            self._update_average()
+            move(self.recipe, self.config, self.accelerator, self.optimizer, finite=math.isfinite(norm))
+            self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+            if not self.skipped:
+                self._update_average()
         self.optimizer.zero_grad(set_to_none=self.recorder is None)   # recordings add to the tensors that are there
         return Stepped(self.step + 1, self.config.steps, subject + prior, prior, lr, time.perf_counter() - started)
 
@@ -190,6 +192,7 @@ class Training:
             step=self.step,
             best_step=self.best_step,
             best_loss=self.best_loss,
+            scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
         )
         path = checkpoint.write(self.folder / "checkpoints", state)
         return Saved(self.step, str(path.relative_to(self.folder)))
@@ -216,7 +219,6 @@ class Training:
 
     def _unstable(self, step: int) -> Iterator[Event]:
         """The loss is no number any more: keep the last good state instead of training on."""
-        advice = "Use half the learning rate."
         if self.step and self.best_step != self.step:
             measured = self._validate()
             if math.isfinite(measured.loss):   # otherwise the last update has spoilt the weights
@@ -224,10 +226,10 @@ class Training:
         if not self.best:
             raise FloatingPointError(
                 f"Training became unstable at step {step}: the loss is not a finite number. There is no earlier good "
-                f"state to keep. {advice}"
+                f"state to keep. {ADVICE}"
             )
         kept = f"step {self.best_step} was kept"
-        yield Warned(f"Training became unstable at step {step} and was stopped; {kept}. {advice}")
+        yield Warned(f"Training became unstable at step {step} and was stopped; {kept}. {ADVICE}")
         self._keep(best=True)
 
     def _end(self) -> Iterator[Event]:
@@ -242,9 +244,3 @@ class Training:
             self.result.load_tensors(self.best)
             self.result_step = self.best_step
         self.result = self.recipe.kept(self.result)
-
-
-def accelerator_for(model: BaseModel) -> Accelerator:
-    """What moves gradients on the model's device; float16 gradients need scaling."""
-    mixed = "fp16" if model.dtype == torch.float16 else "no"
-    return Accelerator(cpu=model.device.type == "cpu", mixed_precision=mixed)

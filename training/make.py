@@ -25,8 +25,9 @@ from .break_for_make import make_recipe, two_batches
 from .config import TrainConfig
 from .events import Event
 from .latents import Example
-from .loop import Controls, Training, accelerator_for
+from .loop import Controls, Training
 from .recipe import Losses, Recipe
+from .update import accelerator_for
 
 STEPS = {"break-for-make": 100, "zip": 100, "sum": 0, "np": 0, "k": 0}
 """Methods, each with its number of training steps; only where that is not 0 are the pictures needed."""

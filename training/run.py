@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import getpass
 import logging
-import signal
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,14 +44,17 @@ from .graph import Graphs, recordable
 from .heap import hand_back_freed_memory
 from .images import PictureError
 from .keep import keep
-from .loop import Controls, Training, accelerator_for
+from .loop import Controls, Training
 from .plan import planned, precision, ran_out
 from .precision import DTYPES
 from .recipe import Recipe
 from .rest import OnDisk
 from .runs import RunFolder
+from .signals import quit_signals
 from .study import encode, look_through
 from .team import Team, join, leave
+from .trigger_words import warning
+from .update import accelerator_for
 
 DONE, FAILED, STOPPED = 0, 1, 3
 WAIT_SECONDS = 2.0
@@ -67,7 +69,7 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
     """
     team = join(best_device())
     say = folder.append if team.first else lambda _: None
-    with folder.beating() if team.first else nullcontext(), _quit_signals() as quitting:
+    with folder.beating() if team.first else nullcontext(), quit_signals() as quitting:
         try:
             for event in _events(folder, adapters, resume, quitting, team):
                 say(event)
@@ -140,6 +142,8 @@ def _train(
     if config.compile and (reason := cannot_compile(device)):
         yield Warned(f"The base model can't be compiled here, so it runs as it is: {reason}")
         config = replace(config, compile=False)
+    if not resume and (loud := team.agree(warning(model, config.trigger_word) if team.first else "")):
+        yield Warned(loud)
     yield Preparing("Encoding the pictures")
     subject = encode(model, report)
     if config.prior_batch:
@@ -210,28 +214,6 @@ def _acquired(lock: FileLock) -> bool:
     except Timeout:
         return False
     return True
-
-
-@contextmanager
-def _quit_signals() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a request to save and leave at the next step boundary."""
-    quitting = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield quitting   # signals belong to the main thread; elsewhere the control folder does the job
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _frame: object) -> None:
-        quitting.set()
-        signal.signal(number, before[signal.Signals(number)])   # whoever asks twice does not want to wait
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield quitting
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main() -> int:

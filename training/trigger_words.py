@@ -7,12 +7,13 @@ it was taught is not drawn beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from .base_info import BaseInfo
 from .base_model import BaseModel
 from .latents import encode_text, tokenize
 
@@ -46,6 +47,26 @@ def loudness(model: BaseModel, words: Sequence[str], *, seed: int = 0) -> list[f
     return [max(change([one.replace(info.styles[0], word) for one in named]),
                 change([one.replace(thing, f"{word} {thing}") for one, thing in zip(bare, things, strict=True)]))
             for word in words]   # fmt: skip
+
+
+def quiet_word(info: BaseInfo, like: str, taken: Collection[str] = ()) -> str:
+    """The quiet word that reminds most of ``like``; empty for a base without known ones, or when all are ``taken``."""
+    letters = like.lower()
+    free = [word for word in info.quiet_words if word not in taken]
+    return min(free, key=lambda word: (word[0] != letters[:1], -len(set(word) & set(letters))), default="")
+
+
+def warning(model: BaseModel, word: str) -> str:
+    """What to tell whoever teaches with a loud word; empty for a quiet one.
+
+    Nothing is said on a base without known quiet words: how loud is too loud was not measured there.
+    """
+    known = model.info.quiet_words
+    if not known or word in known or loudness(model, [word])[0] < QUIET:
+        return ""
+    return (f"The trigger word {word!r} means something to the base model already. Alone the adapter learns to live "
+            f"with that; drawn together with others, it pushes their things aside. A word that means nothing yet, "
+            f"such as {quiet_word(model.info, word)!r}, mixes better.")
 
 
 def _answers(model: BaseModel, noise: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -11,13 +11,11 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.catalog import KINDS
-from atelier.training.base_info import BaseError
 from atelier.training.companions import as_style
 from atelier.training.config import EMBEDDED, TrainConfig, load_preset, preset_names
-from atelier.training.identify import identify
 
 from .. import phrases, words
-from ..arguments import lasting_base
+from ..choices import chosen_settings, filled, preset_of, usual_values
 from ..datasets import import_pictures
 from ..draft import (
     Draft,
@@ -29,20 +27,22 @@ from ..draft import (
     picture_files,
     remove_picture,
 )
-from ..forms import controls, shown
+from ..engine import Engine
+from ..forms import controls
 from ..frame import POLL, heading, plainly
 from ..home import Home, new_name
 from ..jobs import submit
 from ..models import base_choices
 from ..panel import acted, panel
 from ..room import room_lines
+from ..trigger import word_said
 
 _ON_PAGE = ("name", "pictures", "subject")   # asked for above the Expert settings
 _COUNTED: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private",
                             "concurrency_limit": 4}   # fmt: skip
 
 
-def build(demo: gr.Blocks, home: Home) -> None:
+def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the page."""
     heading(words.CREATE_TITLE, words.CREATE_LEAD)
     with gr.Row(elem_classes="bench"):
@@ -52,7 +52,7 @@ def build(demo: gr.Blocks, home: Home) -> None:
                            label=words.DROP, elem_id="pics", elem_classes="drop", height=230)   # fmt: skip
             thumbs = panel("pictures", _pictures(Draft()))
         with gr.Column(scale=5, elem_classes="sheet"):
-            what, subject, name, preset, note = _questions()
+            what, subject, name, word, preset, note = _questions()
             room = panel("room", "")
             teach = gr.Button(words.TEACH, variant="primary", size="lg", elem_id="teach")
     with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="sheet"):
@@ -68,9 +68,6 @@ def build(demo: gr.Blocks, home: Home) -> None:
     def take(files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
         yield from _take(home, files)
 
-    def remove(event: gr.EventData) -> dict[str, Any]:
-        return _pictures(remove_picture(home, acted(event)[1]))
-
     quiet = {**POLL, "trigger_mode": "always_last"}
     # Each control keeps its own field: a form sent whole would carry stale values of the others.
     for field, control in answers.items():
@@ -82,13 +79,14 @@ def build(demo: gr.Blocks, home: Home) -> None:
         gr.on(events, partial(_keep_setting, home, keys, key), control, [count, basis, *expert.values()], **quiet)
     preset.input(partial(_choose_preset, home, keys), preset, [count, basis, *expert.values()], **quiet)
     what.change(_asks_for, what, [subject, note], **POLL)
-    thumbs.act(remove, None, thumbs, **POLL)
+    _let_remove(home, thumbs)
     drop.upload(take, drop, [thumbs, drop], show_progress="hidden", api_visibility="private")
     chosen = [preset, basis, *expert.values()]
     restored = [thumbs, *answers.values(), preset, count, basis, *expert.values()]
     opened = demo.load(lambda: _restore(home, keys), None, restored, **POLL)
     for event in (opened.then, partial(gr.on, [control.change for control in (preset, *expert.values())])):
         event(partial(_room, keys), chosen, room, **_COUNTED)
+    _watch_word(home, engine, keys, word, [name, expert["trigger"], expert["base"], count])
     taught = teach.click(lambda *values: _teach(home, keys, values), [*answers.values(), *chosen], run,
                          api_visibility="private")   # fmt: skip
     taught.success(None, run, None, js="run => { location.href = '/jobs?run=' + encodeURIComponent(run) }")
@@ -98,7 +96,7 @@ def _step(number: int, title: str, hint: str = "") -> None:
     panel("step", {"number": number, "title": title, "hint": hint}, elem_id=f"step-{number}")
 
 
-def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, gr.Radio, gr.Markdown]:
+def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, Any, gr.Radio, gr.Markdown]:
     _step(2, words.STEP_WHAT)
     what = gr.Radio([(title, key) for key, title in words.WHAT.items()], value="object", show_label=False,
                     label=words.STEP_WHAT, elem_id="what", elem_classes="tiles")   # fmt: skip
@@ -107,13 +105,14 @@ def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, gr.Radio, gr.Markdow
     note = gr.Markdown(words.PERSON_NOTE, visible=False, elem_classes="hint")
     _step(3, words.STEP_NAME)
     name = gr.Textbox(label=words.STEP_NAME, show_label=False, info=words.NAME_HINT, max_length=64, elem_id="name")
+    word = panel("word", {})
     _step(4, words.STEP_LONG)
     # The shortest first; the usual one is what preset_names() begins with.
     presets = sorted(preset_names(), key=lambda name: load_preset(name, EMBEDDED).get("steps", 0))
     choices = [(words.PRESETS.get(name, name.capitalize()), name) for name in presets]
     preset = gr.Radio(choices, value=next(iter(preset_names()), None), show_label=False, label=words.STEP_LONG,
                       elem_id="preset", elem_classes="tiles")   # fmt: skip
-    return what, subject, name, preset, note
+    return what, subject, name, word, preset, note
 
 
 def _expert(bases: Sequence[tuple[str, str]] = ()) -> tuple[gr.Markdown, dict[str, Any]]:
@@ -129,50 +128,6 @@ def _expert(bases: Sequence[tuple[str, str]] = ()) -> tuple[gr.Markdown, dict[st
     found["kind"].change(lambda chosen: [gr.Row(visible=name == chosen) for name in groups], found["kind"],
                          list(groups.values()), **POLL)   # fmt: skip
     return count, found
-
-
-def _family(base: str) -> str:
-    """Family of a base model; one that can't be told apart yet is taken for the embedded one."""
-    try:
-        return identify(base).family
-    except BaseError:
-        return EMBEDDED
-
-
-def _usual(keys: Sequence[str], preset: str | None, base: str) -> list[Any]:
-    """The value each control has before anybody touches it: the preset's for the base model, else the default."""
-    family, parts = _family(base), [key.rpartition(".") for key in keys]
-    basis = {kind: load_preset(preset, family, kind) if preset else {} for kind in {kind for kind, _, _ in parts}}
-    return [shown([name], basis[kind], KINDS[kind].settings if kind else TrainConfig)[0] for kind, _, name in parts]
-
-
-def _changes(keys: Sequence[str], values: Sequence[Any], basis: str) -> dict[str, Any]:
-    """The settings that differ from what the controls were filled from; an emptied number counts as untouched."""
-    given = dict(zip(keys, values, strict=True))
-    preset, _, base = basis.partition("\n")
-    usual = dict(zip(keys, _usual(keys, preset, base), strict=True))
-    mine = [key for key in keys if "." not in key or key.split(".")[0] == given["kind"]]
-    return {key: given[key] for key in mine if given[key] is not None and given[key] != usual[key]}
-
-
-def _chosen(keys: Sequence[str], values: Sequence[Any], basis: str, preset: str) -> dict[str, Any]:
-    """The settings of the run: the preset's for its base model and kind, and over them what was changed."""
-    changes = {key.rpartition(".")[2]: value for key, value in _changes(keys, values, basis).items()}
-    base = lasting_base(changes.get("base", EMBEDDED))
-    return {**load_preset(preset, identify(base).family, changes.get("kind", "")), **changes, "base": base}
-
-
-def _preset(draft: Draft) -> str | None:
-    names = preset_names()
-    return draft.preset if draft.preset in names else next(iter(names), None)
-
-
-def _settings(keys: Sequence[str], draft: Draft) -> list[Any]:
-    """What the Expert part shows: how far it is from the preset, what it is filled from, a value for each control."""
-    preset, base = _preset(draft), draft.changes.get("base", EMBEDDED)
-    usual = _usual(keys, preset, base)
-    values = [draft.changes.get(key, value) for key, value in zip(keys, usual, strict=True)]
-    return [phrases.expert_changes(len(draft.changes)), f"{preset or ''}\n{base}", *values]
 
 
 def _pictures(draft: Draft) -> dict[str, Any]:
@@ -192,38 +147,58 @@ def _take(home: Home, files: list[str] | None) -> Iterator[tuple[dict[str, Any],
     yield gr.skip(), None
 
 
+def _let_remove(home: Home, thumbs: Any) -> None:
+    def remove(event: gr.EventData) -> dict[str, Any]:
+        return _pictures(remove_picture(home, acted(event)[1]))
+
+    thumbs.act(remove, None, thumbs, **POLL)
+
+
 def _keep_answer(home: Home, field: str, value: Any) -> None:
     edit_draft(home, **{field: value})
 
 
 def _keep_setting(home: Home, keys: Sequence[str], key: str, value: Any) -> list[Any]:
     draft = load_draft(home)
-    usual = _usual(keys, _preset(draft), draft.changes.get("base", EMBEDDED))
-    count, basis, *values = _settings(keys, keep_setting(home, key, value, usual[list(keys).index(key)]))
+    usual = usual_values(keys, preset_of(draft), draft.changes.get("base", EMBEDDED))
+    count, basis, *values = filled(keys, keep_setting(home, key, value, usual[list(keys).index(key)]))
     # The base model and the kind bring settings of their own; what is being typed must not be written over.
     if key not in ("base", "kind"):
         return [count, gr.skip(), *(gr.skip() for _ in keys)]
     return [count, basis, *(gr.skip() if name == key else shown for name, shown in zip(keys, values, strict=True))]
 
 
+def _watch_word(home: Home, engine: Engine, keys: Sequence[str], word: Any, controls: Sequence[Any]) -> None:
+    """Say whether the word that calls it is a good one, beside the name, and take another where that is pressed."""
+    *called, count = controls   # name, trigger, base; how far the settings are from the preset
+
+    def call(event: gr.EventData) -> list[Any]:
+        other = acted(event)[1]   # the empty one means the name
+        return [_keep_setting(home, keys, "trigger", other)[0], other]
+
+    gr.on([control.change for control in called], lambda *given: word_said(home, engine, *given), called, word,
+          **_COUNTED)   # fmt: skip
+    word.act(call, None, [count, called[1]], **POLL)
+
+
 def _choose_preset(home: Home, keys: Sequence[str], preset: str) -> list[Any]:
     """Another preset: show its settings; the base model and the kind stay as chosen."""
     stay = {key: value for key, value in load_draft(home).changes.items() if key in ("base", "kind")}
-    return _settings(keys, edit_draft(home, preset=preset, changes=stay))
+    return filled(keys, edit_draft(home, preset=preset, changes=stay))
 
 
 def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
     draft = load_draft(home)
-    count, basis, *values = _settings(keys, draft)
+    count, basis, *values = filled(keys, draft)
     # Models may have come since the page was made.
     values[keys.index("base")] = gr.update(choices=base_choices(home), value=values[keys.index("base")])
-    return [_pictures(draft), draft.what, draft.subject, draft.name, _preset(draft), count, basis, *values]
+    return [_pictures(draft), draft.what, draft.subject, draft.name, preset_of(draft), count, basis, *values]
 
 
 def _room(keys: Sequence[str], preset: str | None, basis: str, *values: Any) -> Iterator[str]:
     """What the run on the page takes of the memory here, or why there can be none."""
     try:
-        yield from room_lines(TrainConfig.from_dict(_chosen(keys, values, basis, preset or "")))
+        yield from room_lines(TrainConfig.from_dict(chosen_settings(keys, values, basis, preset or "")))
     except ValueError as error:
         yield str(error)
 
@@ -242,7 +217,7 @@ def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
         if not name.strip():
             raise ValueError(words.NO_NAME)
         answers = {"name": new_name(home, name), "subject": subject.strip() or words.WHAT[what].lower()}
-        config = TrainConfig.from_dict({**_chosen(keys, expert, basis, preset), **answers})
+        config = TrainConfig.from_dict({**chosen_settings(keys, expert, basis, preset), **answers})
         config = as_style(config) if what == "style" else config
         imported = import_pictures(home, config.name, picture_files(home, draft))
         run = submit(home, replace(config, pictures=str(imported.folder)))

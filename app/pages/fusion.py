@@ -200,7 +200,7 @@ def _shown(home: Home, engine: Engine, mix: SavedMix) -> list[Any]:
         return [{"say": say}, [], [], regions(mix.shares, ""), "", gr.Button(interactive=False), ""]
     record = Record()
     picture = thumbnail(draw_mix(home, engine, mix, record=record))
-    single = can_be_one(home, mix)
+    single = can_be_one(home, engine, mix)
     met = meeting_map(meeting(home, engine, mix), mix)
     return [{"src": picture, "prompt": mix.prompt}, gate_maps(record, mix), met, regions(mix.shares, picture), picture,
             gr.Button(interactive=single), "" if single else words.ONE_FILE_NOT]   # fmt: skip

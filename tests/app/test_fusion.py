@@ -205,7 +205,7 @@ def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, eng
 @pytest.mark.parametrize("method", ["sum", "svd", "ties"])
 def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine, method: str):
     mix = replace(BOTH, method=method)
-    assert can_be_one(home, mix)
+    assert can_be_one(home, engine, mix)
     card, error = one_file(home, engine, mix, "united")
     assert (card.trigger, card.base) == ("rex ink", "embedded")
     assert error < 1e-4 if method != "svd" else 0.05 < error < 1
@@ -217,7 +217,23 @@ def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine,
         one_file(home, engine, mix, "united")
     with pytest.raises(SettingError, match="can't be one file"):
         one_file(home, engine, replace(mix, method="composite"), "other")
-    assert not can_be_one(home, SHAPED)
+    assert not can_be_one(home, engine, SHAPED)
+
+
+def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    read: list[str] = []
+
+    def load_and_note(path: Path) -> Any:
+        read.append(path.stem)
+        return load_adapter(path)
+
+    monkeypatch.setattr(engine_module, "load_adapter", load_and_note)
+    meeting(home, engine, BOTH)   # a drawing reads them in the same way
+    assert [can_be_one(home, engine, BOTH) for _ in range(3)] == [True] * 3
+    assert sorted(read) == ["ink", "rex"]
+    (home.adapters / "ink.safetensors").write_bytes((home.adapters / "rex.safetensors").read_bytes())
+    assert can_be_one(home, engine, BOTH)
+    assert sorted(read) == ["ink", "ink", "rex"]
 
 
 def test_taking_up_and_putting_back(home: Home):

@@ -18,6 +18,7 @@ from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from atelier.app import children, jobs
@@ -26,6 +27,7 @@ from atelier.app.home import Home, HomeError, open_home
 from atelier.app.job_queue import Act, open_queue
 from atelier.app.jobs import cancel, find_run, list_runs, new_run, resume, run_status, submit, worker_alive
 from atelier.app.worker import reconcile, run_worker
+from atelier.app.worker_process import end_left_behind, worker_beside
 from atelier.training.config import TrainConfig
 from atelier.training.events import Event, Failed, Finished, Interrupted, Resumed, Saved, Stepped, Stopped
 from atelier.training.runs import STALE_SECONDS, RunFolder
@@ -67,27 +69,33 @@ def home(own_home) -> Home:
     return open_home(own_home)
 
 
+def forked(target: Callable[..., None], *args: object) -> BaseProcess:
+    """Start a fork, because it needs no imports: a dozen workers would spend a minute on them. It computes nothing."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):   # of forking beside threads
+        process.start()
+    return process
+
+
 @pytest.fixture
 def start_worker(home: Home, tmp_path: Path) -> Iterator[Callable[[], BaseProcess]]:
     """Starts workers; ends them and every child they left behind when the test is over."""
     child, started = tmp_path / "child.py", []
     child.write_text(CHILD)
-    # A fork, because it needs no imports: a dozen workers would spend a minute on them. It computes nothing.
-    processes = multiprocessing.get_context("fork")
 
     def command(run: RunFolder, adapters: Path, again: bool) -> list[str]:
         return [sys.executable, str(child), str(run.path), *(["--resume"] if again else [])]
 
     def start() -> BaseProcess:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):   # of forking beside threads
-            started.append(processes.Process(target=run_worker, args=(home, command)))
-            started[-1].start()
+        started.append(forked(run_worker, home, command))
         return started[-1]
 
     yield start
     for worker in started:
         worker.kill()
         worker.join()
+    for folder in home.runs.iterdir():   # for a child so young that it has not said its number
+        RunFolder(folder).command("cancel")
     for path in home.runs.glob("*/starts"):
         for pid in pids(RunFolder(path.parent)):
             end(pid)
@@ -365,6 +373,38 @@ def test_a_second_worker_is_refused(home, start_worker):
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 1 and second.stderr.endswith("is running already; one is enough.\n")
     assert "Traceback" not in second.stderr and worker_alive(home)
+
+
+def test_a_crashed_server_leaves_its_worker_to_the_next_one(home):
+    def crash() -> None:
+        with worker_beside(home):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    forked(crash).join()
+    until(lambda: worker_alive(home))
+    with worker_beside(home):
+        assert worker_alive(home)
+    assert not worker_alive(home)
+
+
+def test_a_server_ends_nobody_elses_worker(home, start_worker):
+    start_worker()   # as a person does it
+    until(lambda: worker_alive(home))
+    with worker_beside(home):
+        pass
+    assert worker_alive(home)
+
+
+@pytest.mark.parametrize(("later", "served"), [(0, True), (1, False)])
+def test_a_worker_lives_while_its_server_does_and_a_number_is_not_enough_to_know_it(home, later, served):
+    other = subprocess.Popen(["sleep", "60"])
+    started, me = psutil.Process(other.pid).create_time(), psutil.Process()
+    server = [me.pid, me.create_time()] if served else [2**30, 0.0]   # more than any process has
+    (home.state / "worker.json").write_text(json.dumps([[other.pid, started + later], server]))
+    end_left_behind(home)
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -20,7 +20,7 @@ from PIL import Image
 
 from atelier.adapters.catalog import KINDS
 from atelier.adapters.settings import Settings, setting
-from atelier.app import room, words
+from atelier.app import choices, room, words
 from atelier.app.datasets import import_pictures
 from atelier.app.draft import (
     add_pictures,
@@ -31,6 +31,7 @@ from atelier.app.draft import (
     picture_files,
     remove_picture,
 )
+from atelier.app.engine import Engine
 from atelier.app.forms import controls, shown
 from atelier.app.home import open_home
 from atelier.app.pages import create
@@ -146,21 +147,21 @@ def expert_keys() -> list[str]:
 def test_every_kind_can_be_chosen_with_every_preset(monkeypatch, own_home: Path, preset: str, family: str) -> None:
     home, keys = open_home(own_home), expert_keys()
     info = replace(identify("embedded"), family=family)
-    monkeypatch.setattr(create, "identify", lambda base: info)
+    monkeypatch.setattr(choices, "identify", lambda base: info)
     create._choose_preset(home, keys, preset)
     for kind in KINDS:
         _, basis, *values = create._keep_setting(home, keys, "kind", kind)
         shown_values = {**dict(zip(keys, values, strict=True)), "kind": kind}
         assert shown_values["lora.rank"] == load_preset(preset, family)["rank"]
         assert shown_values["lorta.rank"] == KINDS["lorta"].settings().rank
-        config = TrainConfig.from_dict(create._chosen(keys, list(shown_values.values()), basis, preset))
+        config = TrainConfig.from_dict(choices.chosen_settings(keys, list(shown_values.values()), basis, preset))
         assert config.kind == kind
         assert config.steps == load_preset(preset, family)["steps"]
         assert config.adapter == ({"rank": shown_values["lora.rank"]} if kind == "lora" else {})
 
 
 def test_the_create_page_shows_the_options_of_the_chosen_kind_alone(own_home: Path) -> None:
-    page, _ = placed(lambda page: create.build(page, open_home(own_home)))
+    page, _ = placed(lambda page: create.build(page, open_home(own_home), Engine()))
     ids = [block.elem_id for block in page.blocks.values() if getattr(block, "elem_id", None)]
     assert len(ids) == len(set(ids))
     assert {"set-steps", "set-lora-rank", "set-lorta-rank"} <= set(ids)

@@ -21,8 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from atelier.app.home import open_home
-from atelier.app.jobs import new_run
+from atelier.app.jobs import cancel, list_runs, new_run, worker_alive
 from atelier.app.server import bind
+from atelier.app.worker_process import end_left_behind
 from atelier.training.compress_config import CompressConfig
 from atelier.training.events import Finished
 from atelier.training.run import run
@@ -84,8 +85,13 @@ def server(home: Path) -> Iterator[Server]:
     (home.parent / "tmp").mkdir()
     server = Server(home)
     yield server
+    for state in list_runs(open_home(home)):
+        cancel(open_home(home), state.id)   # what a test that failed has left, a paused run for one
     server.process.terminate()
     server.process.communicate(timeout=60)
+    left = worker_alive(open_home(home))
+    end_left_behind(open_home(home))
+    assert not left, "the server closed, and its worker lives on"
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +167,9 @@ def value(page: Page, elem_id: str) -> str:
     return page.locator(f"#{elem_id} :is(textarea, input)").first.input_value()
 
 
-def kept(page: Page, home: Path, **values: str) -> None:
+def kept(page: Page, home: Path, **values: object) -> None:
     """Wait until the draft on disk says what was typed."""
-    said: dict[str, str] = {}
+    said: dict[str, object] = {}
     for _ in range(600):
         said = json.loads((home / "state" / "draft" / "draft.json").read_text())
         if values.items() <= said.items():
@@ -210,9 +216,16 @@ def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, 
 
 def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
     visit(page, "/")
-    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
+    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5", timeout=60_000)
     fill(page, "name", "foxy")
     kept(page, home, name="foxy")
+    expect(page.locator("#word")).to_contain_text("“foxy” means something to the base model already.", timeout=60_000)
+    page.locator("#word button").click()
+    expect(page.locator("#word")).to_contain_text("In a prompt, “cf” calls it.", timeout=60_000)
+    assert value(page, "set-trigger") == "cf"
+    page.locator("#word").get_by_role("button", name="Call it by its name").click()
+    expect(page.locator("#word")).to_contain_text("“foxy” means something", timeout=60_000)
+    kept(page, home, changes={})
     page.click("#teach")
     page.wait_for_url("**/jobs?run=*")
     # What was typed is shown as it is, and does nothing.

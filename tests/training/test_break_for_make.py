@@ -26,10 +26,11 @@ from atelier.training.dreambooth import Dataset
 from atelier.training.events import Stepped
 from atelier.training.identify import identify
 from atelier.training.latents import Example, tokenize
-from atelier.training.loop import Controls, Training, accelerator_for
+from atelier.training.loop import Controls, Training
 from atelier.training.make import STEPS, Part, make, training_config
 from atelier.training.optimizers import COMPANION_SPEED
 from atelier.training.recipe import Recipe
+from atelier.training.update import accelerator_for
 
 CONFIG = TrainConfig(
     name="rex", subject="fox", kind="split", adapter={"rank": 4}, steps=3, batch=4, lr=0.01, warmup=0,

@@ -28,9 +28,10 @@ from atelier.training.dreambooth import Dataset, Lesson, lesson, recipe
 from atelier.training.events import Stepped
 from atelier.training.graph import FIRST, Graphs, recordable
 from atelier.training.latents import Example, tokenize
-from atelier.training.loop import Controls, Training, accelerator_for
+from atelier.training.loop import Controls, Training
 from atelier.training.recipe import Losses, Parts, Recipe
 from atelier.training.team import ALONE, Team
+from atelier.training.update import accelerator_for
 
 NOBODY = Controls(take=lambda name: None, quitting=lambda: False)
 CONFIG = TrainConfig(

@@ -19,7 +19,7 @@ from torch import Tensor
 from atelier.adapters.base import AdapterSet, Seen, Spec
 from atelier.adapters.catalog import create
 from atelier.adapters.gradients import correct
-from atelier.training import loop
+from atelier.training import loop, update
 from atelier.training.config import TrainConfig
 from atelier.training.events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.loop import Controls, Losses, Recipe, Training
@@ -62,13 +62,16 @@ def toy(adapters: AdapterSet, **parts: Callable) -> Recipe:
     )
 
 
-def start(config: TrainConfig, folder: Path, *, seed: int = 0, **parts: Callable) -> Training:
+def start(config: TrainConfig, folder: Path, *, seed: int = 0, scaled: bool = False, **parts: Callable) -> Training:
     torch.manual_seed(seed)
     adapters = create(config.kind, config.adapter, [SPEC])
     for adapter in adapters:
         adapter.start(Seen(BASE))
     (folder / "control").mkdir(parents=True, exist_ok=True)
-    return Training(toy(adapters, **parts), config, folder, Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
+    if scaled:   # as for float16, on a CPU
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024, growth_interval=3)
+    return Training(toy(adapters, **parts), config, folder, accelerator)
 
 
 def weights(adapters: AdapterSet | None) -> Tensor:
@@ -256,7 +259,7 @@ def test_the_product_follows_the_whole_gradient_where_asked_for(tmp_path, monkey
         correct(adapters)
         given.append(raw)
 
-    monkeypatch.setattr(loop, "correct", note)
+    monkeypatch.setattr(update, "correct", note)
     list(start(QUIET, tmp_path / "plain").events(NOBODY))
     assert not given
     training = start(but(whole_gradient=True, clip=0.0), tmp_path / "whole")
@@ -509,6 +512,57 @@ def test_the_weights_do_not_depend_on_previews_and_validations(tmp_path):
                  validate=lambda _: noisy(1.0), preview=lambda *_: noisy([]))   # fmt: skip
     list(busy.events(NOBODY))
     assert torch.equal(weights(plain.result), weights(busy.result))
+
+
+def overflowing(training: Training, bad_steps: range) -> Training:
+    """The same, with a loss that stays a number while its gradients do not, in some steps."""
+    whole = training.recipe.microstep
+
+    def microstep(generator: torch.Generator) -> Losses:
+        losses = whole(generator)
+        if training.step + 1 in bad_steps:
+            nothing = sum(parameter.sum() for parameter in training.parameters) * 0
+            losses = replace(losses, subject=losses.subject + nothing.abs().sqrt())   # its slope at 0 is infinite
+        return losses
+
+    training.recipe = replace(training.recipe, microstep=microstep)
+    return training
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_gradients_that_are_not_finite_change_nothing(tmp_path: Path, clip: float, scaled: bool):
+    config = but(clip=clip, ema=0.5, lr_schedule="constant", warmup=0)
+    training = overflowing(start(config, tmp_path, scaled=scaled), range(2, 4))
+    before: list[Tensor] = []
+    for event in training.events(NOBODY):
+        assert isinstance(event, Stepped) and math.isfinite(event.loss)
+        before.append(torch.cat([weights(training.recipe.adapters), weights(training.average)]))
+    assert torch.equal(before[0], before[1]) and torch.equal(before[1], before[2])
+    assert not torch.equal(before[2], before[3]) and before[-1].isfinite().all()
+    if scaled:
+        assert training.accelerator.scaler.get_scale() == 1024 / 4 * 2   # halved twice, doubled after three good ones
+
+
+def test_many_updates_left_out_in_a_row_are_told_once(tmp_path: Path):
+    training = overflowing(start(but(steps=12), tmp_path), range(3, 11))
+    told = [event for event in training.events(NOBODY) if isinstance(event, Warned)]
+    assert len(told) == 1 and "5 steps in a row" in told[0].message and "learning rate" in told[0].message
+
+
+def test_the_scale_of_gradients_goes_on_after_a_resume(tmp_path: Path):
+    whole = start(but(steps=7), tmp_path / "whole", scaled=True)
+    list(whole.events(NOBODY))
+    cut = start(but(steps=7), tmp_path / "cut", scaled=True)
+    script = Script(tmp_path / "cut")
+    script.quit_at = 4   # one step after the scale has grown, two before it grows again
+    script.play(cut)
+    again = start(but(steps=7), tmp_path / "cut", scaled=True)
+    assert again.resume()
+    list(again.events(NOBODY))
+    assert whole.accelerator.scaler.get_scale() == 4096
+    assert again.accelerator.scaler.state_dict() == whole.accelerator.scaler.state_dict()
+    assert torch.equal(weights(again.result), weights(whole.result))
 
 
 def unstable(config: TrainConfig, folder: Path, bad_step: int, **parts: Callable) -> Training:

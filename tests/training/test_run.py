@@ -126,6 +126,16 @@ def test_a_whole_run_leaves_an_adapter_with_everything_it_should_remember(new_ru
     assert not run.alive()
 
 
+def test_a_loud_trigger_word_is_told_at_the_start_and_not_on_resuming(new_run, adapters, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(run_module, "warning", lambda _, word: asked.append(word) or "It is loud.")
+    run = new_run(checkpoint_every=1)
+    for again in (False, True):
+        events = list(run_module.run(run, adapters, resume=again))
+        assert (Warned("It is loud.") in events) is not again
+    assert asked == ["rex"]
+
+
 def test_where_no_pictures_are_asked_for_there_is_no_thumbnail(new_run, adapters):
     end = finished(list(run_module.run(new_run(), adapters)))
     assert "modelspec.thumbnail" not in read_header(Path(end.path)).metadata
@@ -316,7 +326,7 @@ def test_a_run_that_is_ended_before_its_first_step_leaves_no_adapter(new_run, ad
 def test_the_first_interrupt_asks_to_save_and_the_second_ends(new_run):
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)   # a job in the background ignores Ctrl-C
     try:
-        with run_module._quit_signals() as quitting:
+        with quit_signals() as quitting:
             assert not quitting.is_set()
             os.kill(os.getpid(), signal.SIGINT)
             assert quitting.wait(5)
