@@ -160,7 +160,10 @@ def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
 
 
 def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: int) -> Tensor:
-    """Draw one picture a prompt with the bare base model and leave them as latents ``[B, C, h, w]`` on the CPU."""
+    """Draw one picture a prompt with the bare base model and leave them as latents ``[B, C, h, w]`` on the CPU.
+
+    By DDIM, whatever is the default elsewhere: what was drawn earlier for prior preservation stays of use.
+    """
     with model.present(*model.encoders), torch.inference_mode():
         latents = model.pipeline(
             prompt=list(prompts),
