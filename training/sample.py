@@ -40,10 +40,10 @@ class DrawRequest(Settings):
     count: int = setting(1, "Number of pictures.", low=1, high=64)
     steps: int = setting(20, "Denoising steps.", low=1, high=1000)
     guidance: float = setting(GUIDANCE, "How strictly the prompt is followed; 1 turns guidance off.", low=1, high=30)
-    sampler: str = setting(AUTO, f"The way from noise to picture; auto is {DEFAULT}, or what an adapter was made for.",
-                           choices=(AUTO, *SAMPLERS))
     width: int = setting(0, "Width in pixels; 0 means what the base model was made for.", low=0, high=4096)
     height: int = setting(0, "Height in pixels; 0 means what the base model was made for.", low=0, high=4096)
+    sampler: str = setting(AUTO, f"The way from noise to picture; auto is {DEFAULT}, or what an adapter was made for.",
+                           choices=(AUTO, *SAMPLERS))
 
     def settled(self, made_for: str = "") -> DrawRequest:
         """The same with ``auto`` decided; ``made_for`` is the sampler that an adapter of the Mix was made for, if any.

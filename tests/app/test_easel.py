@@ -112,7 +112,8 @@ def test_it_decides_nothing_that_a_person_decided_and_nothing_at_zero(home, tmp_
 
 def test_a_picture_names_the_sampler_it_was_drawn_with_and_gives_it_back(home, engine):
     for asked, drawn in ((AUTO, DrawRequest().settled().sampler), ("euler", "euler")):
-        way, [picture] = painted(home, engine, Wish(request=DrawRequest(prompt="a fox", steps=2, seed=5, sampler=asked)))
+        request = DrawRequest(prompt="a fox", steps=2, seed=5, sampler=asked)
+        way, [picture] = painted(home, engine, Wish(request=request))
         assert (read_recipe(picture.path) or {})["sampler"] == drawn
         with Image.open(picture.path) as image:
             assert f"Sampler: {'Euler' if drawn == 'euler' else 'DPM++ 2M'}," in image.info["parameters"]
