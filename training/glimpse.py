@@ -19,7 +19,7 @@ from torch import Tensor
 from .base_model import BaseModel
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "assets" / "examples"
-SIDE = 16    # pixels of latents a side: a small part of what a large VAE would need for whole pictures
+SIDE = 8     # pixels of latents a side: enough for so few numbers, and a large VAE is slow
 SHOWN = 4    # a pixel of latents is shown as so many, smoothly
 
 
@@ -43,7 +43,7 @@ class Glimpse:
 
 @torch.inference_mode()
 def fit_glimpse(model: BaseModel) -> Glimpse:
-    """Find the map of a model's VAE: a picture of each example in three colours, 16×16 pixels of latents each."""
+    """Find the map of a model's VAE: a picture of each example in three colours, 8×8 pixels of latents each."""
     side = SIDE * model.info.factor
     pictures = torch.stack([_read(path, side) for path in sorted(EXAMPLES.glob("*/*_01.*g"))])
     # With red for green, green for blue, blue for red as well: few pictures then do as well as many.
