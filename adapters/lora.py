@@ -112,7 +112,7 @@ class Lora(Adapter):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         if not self.has_first:
-            return self.up * self.scale, self.down
+            return self.up if self.scale == 1 else self.up * self.scale, self.down
         up, down = torch.cat([self.first_up, self.up], 1), torch.cat([self.down, self.first_down + self.down])
         return up * self.scale, down
 

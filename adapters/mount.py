@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from atelier.kernels.low_rank import low_rank_linear
-
 from .base import Adapter, AdapterSet
+from .beside import can_stand_beside, forwards
 from .factors import Factors, Part
 from .frozen8 import Frozen, weight_shape
 from .mix import Mix
@@ -53,9 +52,15 @@ def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module | None:
     """A module by its name. transformers 5 dropped a level of some text encoders, which other files still have."""
     component, _, path = name.partition(".")
     for candidate in (path, path.removeprefix("text_model."), f"text_model.{path}"):
-        with suppress(KeyError, AttributeError):
-            return models[component].get_submodule(candidate)
+        # `get_submodule` asks three times at every level, and a training attaches at every step.
+        found = reduce(_child, candidate.split("."), models.get(component))
+        if found is not None:
+            return found
     return None
+
+
+def _child(module: nn.Module | None, name: str) -> nn.Module | None:
+    return None if module is None else module._modules.get(name)
 
 
 @contextmanager
@@ -72,17 +77,19 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     with ExitStack() as stack:
         for clock in mix.clocks():
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
+        beside: dict[nn.Module, Sequence[Part]] = {}
         for module, parts in by_module(models, mix).items():
             # What a layer of codes makes must not be kept for the backward pass, as one operation for both would.
-            pairs = not isinstance(module, Frozen) and all(_is_pair(adapter) for adapter, _ in parts)
-            if pairs and isinstance(module, nn.Linear):
-                stack.enter_context(replaced_forward(module, partial(_low_rank_forward, module, parts, factors)))
+            if can_stand_beside(module) and not isinstance(module, Frozen) and all(_is_pair(one) for one, _ in parts):
+                beside[module] = parts
                 if parts[0][0].spec.name.startswith("unet."):
                     factors.add(module, parts)
                 continue
             for adapter, strength in parts:
                 hook = partial(_add, adapter=adapter, strength=strength)
                 stack.enter_context(module.register_forward_hook(hook))
+        for module, forward in forwards(beside, factors):
+            stack.enter_context(replaced_forward(module, forward))
         if "unet" in models:
             stack.enter_context(models["unet"].register_forward_pre_hook(factors.prepare))
         yield
@@ -114,13 +121,6 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             del module.forward
         else:
             module.forward = original
-
-
-def _low_rank_forward(module: nn.Linear, parts: Sequence[Part], factors: Factors, x: Tensor) -> Tensor:
-    """The layer with all its adapters' factors side by side: one operation, however many there are."""
-    up, down = factors.of(module, parts, x)
-    bias = None if module.bias is None else module.bias.to(up.dtype)
-    return low_rank_linear(x.to(up.dtype), module.weight.to(up.dtype), bias, up, down)
 
 
 def _add(

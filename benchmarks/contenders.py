@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +34,9 @@ from atelier.adapters.targets import find_targets
 from atelier.training.base_model import BaseModel, Text
 from atelier.training.batch import Shown, errors
 from atelier.training.heap import keep_freed_memory
+from atelier.training.lean import keep_less
 from atelier.training.noise import Noisy
+from atelier.training.rest import OnDisk
 
 from .interleaved import ROOT
 
@@ -142,15 +146,21 @@ def _adapters(unet: Any, rank: int, seed: int = 0) -> AdapterSet:
 
 
 def atelier(options: Options) -> Contender:
-    """Latents encoded once, adapters mounted, one operation a layer."""
+    """As the app trains: latents encoded once, adapters mounted, one operation a layer, what is not needed at rest."""
     keep_freed_memory()
     unet, lesson, scheduler = _unet(options), _lesson(options), DDPMScheduler(beta_schedule="scaled_linear")
     vae, reader = _vae(options), _reader(options)
-    latents, words = _encoded(vae, lesson.pixels), _read(reader, lesson.tokens)
+    keep_less(unet)
+    nothing: Any = None
+    rest = OnDisk(Path(tempfile.gettempdir()))
+    model = BaseModel(nothing, unet, vae, reader, nothing, scheduler, rest=rest)
+    model.put_aside(vae, reader)
+    with model.present(vae):
+        latents = _encoded(vae, lesson.pixels)
+    with model.present(reader):
+        words = _read(reader, lesson.tokens)
     adapters = _adapters(unet, options["rank"])
     _start([(adapter.up, adapter.down) for adapter in adapters])   # type: ignore[arg-type]
-    nothing: Any = None
-    model = BaseModel(nothing, unet, vae, reader, nothing, scheduler)   # on a CPU all parts stay where they are
     noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
     seen = Noisy(noisy, lesson.timesteps, lesson.noise)
     shown = Shown((0,), seen, Text(words), torch.zeros(1, 6), torch.ones(1))

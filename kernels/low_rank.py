@@ -1,4 +1,4 @@
-"""A linear layer with a low-rank update beside its frozen weight, as one operation.
+"""Layers with a low-rank update beside their frozen weight, each or several of them as one operation.
 
 Written out in autograd's own operations, the update costs two full-size additions and five small nodes a layer; at the
 batch sizes of teaching a subject those are most of what an adapter costs.
@@ -6,6 +6,7 @@ batch sizes of teaching a subject those are most of what an adapter costs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,30 +35,120 @@ def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, 
     return _LowRankLinear.apply(x, weight, bias, up, down)
 
 
+def low_rank_linears(
+    x: Tensor, weights: Sequence[Tensor], ups: Sequence[Tensor], downs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Several such layers without bias that read the same x, as one operation.
+
+    All of ``down`` meet x in one product, and the gradient of x is summed where it is made.
+
+    Args:
+        x: ``[..., in]``.
+        weights, ups, downs: of each layer, as in :func:`low_rank_linear`; ranks may differ.
+
+    Returns:
+        A tensor ``[..., out]`` for each layer.
+    """
+    if twin("low_rank", x):   # it leaves nothing to share
+        return tuple(low_rank_linear(x, weight, None, up, down)
+                     for weight, up, down in zip(weights, ups, downs, strict=True))   # fmt: skip
+    return _LowRankLinears.apply(x, torch.cat(tuple(downs)), *weights, *ups)
+
+
+def low_rank_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor) -> Tensor:
+    """The same for a 1×1 convolution: ``W x + b + up (down x)`` at every place.
+
+    Args:
+        x: ``[B, in, h, w]``.
+        weight: ``[out, in, 1, 1]``; bias, up and down as in :func:`low_rank_linear`.
+
+    Returns:
+        ``[B, out, h, w]``.
+    """
+    return _LowRankPointwise.apply(x, weight.flatten(1), bias, up, down)
+
+
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, up, down)
         rows = x.reshape(-1, x.shape[-1])
         if fast := twin("low_rank", x):
+            ctx.save_for_backward(x, weight, up, down, None)
             return fast.forward(rows, weight, bias, up, down).view(*x.shape[:-1], -1)
-        # `down @ rows.T` is formed again in the backward pass: cheaper than keeping it for every layer. The rank comes
-        # first in all that is narrow: as columns, four or eight of them took a CPU three to ten times as long.
-        return F.linear(rows, weight, bias).addmm_((down @ rows.T).T, up.T).view(*x.shape[:-1], -1)
+        # The rank comes first in all that is narrow: as columns, four or eight of them took a CPU three to ten times
+        # as long.
+        inner = down @ rows.T
+        ctx.save_for_backward(x, weight, up, down, inner)
+        return F.linear(rows, weight, bias).addmm_(inner.T, up.T).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
-        x, weight, up, down = ctx.saved_tensors
+        x, weight, up, down, inner = ctx.saved_tensors
         rows, gradient = x.reshape(-1, x.shape[-1]), gradients[0].reshape(-1, up.shape[0])
         if not ctx.needs_input_grad[0]:
-            of_x, inner = None, up.T @ gradient.T   # [rank, N]
+            of_x, of_inner = None, up.T @ gradient.T   # [rank, N]
         elif fast := twin("low_rank", x):
             of_rows, narrow = fast.gradient_of_rows(gradient, weight, up, down)
-            of_x, inner = of_rows.view_as(x), narrow.T
+            of_x, of_inner = of_rows.view_as(x), narrow.T
         else:
-            inner = up.T @ gradient.T
-            of_x = (gradient @ weight).addmm_(inner.T, down).view_as(x)
-        of_up = ((down @ rows.T) @ gradient).T if ctx.needs_input_grad[3] else None
-        of_down = inner @ rows if ctx.needs_input_grad[4] else None
+            of_inner = up.T @ gradient.T
+            of_x = (gradient @ weight).addmm_(of_inner.T, down).view_as(x)
+        if ctx.needs_input_grad[3]:
+            inner = down @ rows.T if inner is None else inner
+        of_up = (inner @ gradient).T if ctx.needs_input_grad[3] else None
+        of_down = of_inner @ rows if ctx.needs_input_grad[4] else None
+        return of_x, None, None, of_up, of_down
+
+
+class _LowRankLinears(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
+        weights, ups = layers[: len(layers) // 2], layers[len(layers) // 2 :]
+        rows = x.reshape(-1, x.shape[-1])
+        inner = down @ rows.T   # [all ranks, N]
+        ctx.save_for_backward(x, down, inner, *layers)
+        narrow = inner.split([up.shape[1] for up in ups])
+        return tuple(F.linear(rows, weight).addmm_(part.T, up.T).view(*x.shape[:-1], -1)
+                     for weight, up, part in zip(weights, ups, narrow, strict=True))   # fmt: skip
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        x, down, inner, *layers = ctx.saved_tensors
+        weights, ups = layers[: len(layers) // 2], layers[len(layers) // 2 :]
+        rows = x.reshape(-1, x.shape[-1])
+        flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
+        of_inner = torch.cat([up.T @ gradient.T for up, gradient in zip(ups, flat, strict=True)])
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = of_inner.T @ down
+            for gradient, weight in zip(flat, weights, strict=True):
+                of_x.addmm_(gradient, weight)
+            of_x = of_x.view_as(x)
+        narrow = inner.split([up.shape[1] for up in ups])
+        of_ups = [(part @ gradient).T for part, gradient in zip(narrow, flat, strict=True)]
+        return of_x, of_inner @ rows, *(None for _ in weights), *of_ups
+
+
+class _LowRankPointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor) -> Tensor:
+        columns = x.flatten(2)   # [B, in, N]
+        inner = down @ columns
+        ctx.save_for_backward(x, weight, up, down, inner)
+        every = weight.expand(len(x), -1, -1)
+        whole = torch.bmm(every, columns) if bias is None else torch.baddbmm(bias[:, None], every, columns)
+        return whole.baddbmm_(up.expand(len(x), -1, -1), inner).view(len(x), -1, *x.shape[2:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        x, weight, up, down, inner = ctx.saved_tensors
+        gradient = gradients[0].flatten(2)   # [B, out, N]
+        of_inner, of_x = up.T @ gradient, None
+        if ctx.needs_input_grad[0]:
+            of_x = (weight.T @ gradient).baddbmm_(down.T.expand(len(x), -1, -1), of_inner).view_as(x)
+        of_up = (inner @ gradient.mT).sum(0).T if ctx.needs_input_grad[3] else None
+        of_down = (of_inner @ x.flatten(2).mT).sum(0) if ctx.needs_input_grad[4] else None
         return of_x, None, None, of_up, of_down

@@ -24,6 +24,7 @@ from .base_info import PACKED_UNET, BaseError, BaseInfo, read_json
 from .config import EMBEDDED
 from .heap import keep_freed_memory
 from .identify import hub_folder, identify
+from .rest import MainMemory, Rest
 from .single_file import load_parts
 
 # Stable Diffusion XL is told of each picture: height and width it had, top and left of the crop, height and width it
@@ -51,17 +52,17 @@ class BaseModel:
     scheduler: Any      # diffusers noise scheduler
     text_encoder_2: Any = None   # transformers CLIPTextModelWithProjection, Stable Diffusion XL only
     tokenizer_2: Any = None
-    rest: torch.device | None = None   # where parts wait that a step does not need; None: waiting there frees nothing
+    rest: Rest | None = None   # where parts wait that a step does not need; None: they stay
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
-        return self.unet.device
+        """Where the UNet is. Asked several times a step, and diffusers looks at every module to answer."""
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the UNet computes in."""
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def readers(self) -> list[tuple[Any, Any]]:
@@ -87,18 +88,19 @@ class BaseModel:
     def put_aside(self, *parts: nn.Module) -> None:
         """Send parts to where they wait; whoever needs them asks for them with :meth:`present`."""
         if self.rest is not None:
-            _move(parts, self.rest)
+            for part in parts:
+                self.rest.take(part)
 
     @contextmanager
     def present(self, *parts: nn.Module) -> Iterator[None]:
         """These parts are on the UNet's device while this is open; those that were put aside go back afterwards."""
-        away = [part for part in parts if part.device != self.device]
-        _move(away, self.device)
+        away = [] if self.rest is None else [part for part in parts if self.rest.holds(part)]
+        for part in away:
+            self.rest.give(part, self.device)   # type: ignore[union-attr]
         try:
             yield
         finally:
-            if self.rest is not None:
-                _move(away, self.rest)
+            self.put_aside(*away)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Sequence[Sizes] | Tensor) -> Tensor:
         """The UNet's answer ``[B, C, h, w]`` to noisy latents ``[B, C, h, w]`` at ``timesteps [B]``."""
@@ -146,6 +148,8 @@ def load(
     Raises:
         BaseError: see :func:`identify`; also when weights are missing or don't fit their configuration.
     """
+    from .lean import keep_less  # brings diffusers along
+
     info = identify(base)
     folder = info.folder
     if base != EMBEDDED and info.file is None and not Path(base).expanduser().is_dir():
@@ -165,13 +169,8 @@ def load(
         if isinstance(part, nn.Module):
             part.to(place).eval().requires_grad_(False)
     get_ready(parts["unet"])
-    return BaseModel(info, **parts, rest=torch.device("cpu") if place.type == "cuda" else None)
-
-
-def _move(parts: Sequence[nn.Module], device: torch.device) -> None:
-    with torch.inference_mode(mode=False):   # weights moved in inference mode could not be trained on
-        for part in parts:
-            part.to(device)
+    keep_less(parts["unet"])
+    return BaseModel(info, **parts, rest=MainMemory() if place.type == "cuda" else None)
 
 
 def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:

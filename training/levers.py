@@ -108,7 +108,7 @@ def shortage(config: TrainConfig, precision: str, device: torch.device) -> str:
 def _peak(config: TrainConfig, precision: str, device: torch.device, processes: int = 1) -> int:
     """Bytes of one device; the main memory is one for all processes."""
     shared = device.type != "cuda"
-    return need(config, precision, main_memory=shared, processes=processes).peak * (processes if shared else 1)
+    return need(config, precision, device=device.type, processes=processes).peak * (processes if shared else 1)
 
 
 def levers(config: TrainConfig, chosen: TrainConfig) -> str:

@@ -30,6 +30,7 @@ from .config import TrainConfig
 from .identify import identify
 from .precision import DTYPES
 from .prior import batch_size
+from .rest import WORTH_A_FILE
 
 PROGRAM_BYTES = 650_000_000   # Python with torch, diffusers and transformers loaded, before any model (measured)
 CAPTION = 77
@@ -45,7 +46,7 @@ class Need:
     draw: int       # beside them while a preview is drawn
     program: int    # of the process itself, where the device is the main memory
     load: int = 0   # beside them while they are loaded, before they are put into 8 bits
-    # Of the weights, what waits in the main memory where the device has its own:
+    # Of the weights, what waits elsewhere (`rest.py`):
     texts: int = 0  # text encoders that only encode captions and prompts
     vae: int = 0    # needed to encode and to draw, not in a step
 
@@ -56,11 +57,11 @@ class Need:
         return self.program + self.weights + max(0, *phases)
 
 
-def need(config: TrainConfig, precision: str, *, main_memory: bool = True, processes: int = 1) -> Need:
+def need(config: TrainConfig, precision: str, *, device: str = "cpu", processes: int = 1) -> Need:
     """Count what a run needs with UNet and text encoders in ``precision``: seconds, up to a minute for the largest.
 
-    With ``main_memory`` the device shares the process's memory, as a CPU does; else what is needed on the device. The
-    figure is one process's where several share each batch.
+    What is needed on the type of ``device``: on all but "cuda" the process's own memory is the same. The figure is one
+    process's where several share each batch.
 
     Raises:
         BaseError: the base model can't be identified.
@@ -71,7 +72,10 @@ def need(config: TrainConfig, precision: str, *, main_memory: bool = True, proce
     key = tuple((name, getattr(config, name)) for name in facts)
     pictures = -(-(config.batch + config.prior_batch) // processes)
     counted = _counted(info, key, json.dumps(config.adapter), pictures, bool(config.prior_batch), precision)
-    return replace(counted, texts=0, vae=0) if main_memory else replace(counted, program=0, load=0)
+    if device == "cuda":
+        return replace(counted, program=0, load=0)
+    waits = {name: size for name in ("texts", "vae") if (size := getattr(counted, name)) >= WORTH_A_FILE}
+    return replace(counted, **{"texts": 0, "vae": 0} | (waits if device == "cpu" else {}))
 
 
 @lru_cache(maxsize=64)
@@ -137,6 +141,8 @@ def _parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    from .lean import keep_less
+
     def read(name: str) -> dict[str, Any]:
         return read_json(info.folder / name / "config.json", info.source)
 
@@ -154,6 +160,7 @@ def _parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     parts["vae"] = AutoencoderKL.from_config(read("vae"))
     for part in parts.values():
         part.requires_grad_(False).eval()
+    keep_less(parts["unet"])
     return parts
 
 

@@ -41,12 +41,14 @@ from .compress import compress
 from .config import TrainConfig
 from .events import Event, Failed, Finished, Preparing, Stopped, Warned
 from .graph import Graphs, recordable
+from .heap import hand_back_freed_memory
 from .images import PictureError
 from .keep import keep
 from .loop import Controls, Training, accelerator_for
 from .plan import planned, precision, ran_out
 from .precision import DTYPES
 from .recipe import Recipe
+from .rest import OnDisk
 from .runs import RunFolder
 from .study import encode, look_through
 from .team import Team, join, leave
@@ -149,8 +151,11 @@ def _train(
 
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
     model = load(config.base, device, DTYPES[precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
+    if model.rest is None and device.type == "cpu":
+        model = replace(model, rest=OnDisk(folder.path))
     model.put_aside(model.vae, *([] if config.train_text_encoder else model.encoders))
     if config.gradient_checkpointing:
+        hand_back_freed_memory()
         model.unet.enable_gradient_checkpointing()
         model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout
     return model

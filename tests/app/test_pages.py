@@ -194,8 +194,8 @@ def test_the_create_page_says_at_once_that_a_small_run_fits_by_far(monkeypatch) 
 def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
     sizes = {(False, 2): 9, (True, 2): 6, (True, 1): 3}   # GB, by checkpointing and batch
 
-    def counted(config: TrainConfig, precision: str, *, main_memory: bool, processes: int) -> Need:
-        assert precision == "fp32" and main_memory and processes == 1
+    def counted(config: TrainConfig, precision: str, *, device: str, processes: int) -> Need:
+        assert precision == "fp32" and device == "cpu" and processes == 1
         return Need(0, 0, 0, 0, program=sizes[config.gradient_checkpointing, config.batch] * 10**9)
 
     monkeypatch.setattr(levers, "need", counted)

@@ -12,7 +12,7 @@ import pytest
 SCRIPT = """
 import json, resource, threading
 import torch
-from atelier.training.heap import give_back, keep_freed_memory
+from atelier.training.heap import give_back, hand_back_freed_memory, keep_freed_memory
 
 def faults():
     work = torch.ones(2**25)   # 128 MiB
@@ -35,7 +35,10 @@ before = held()
 keep_freed_memory()
 found |= {"kept": faults(), "kept in a thread": in_thread(), "held": held() - before}
 give_back()
-print(json.dumps(found | {"given back": held() - before}))
+found["given back"] = held() - before
+hand_back_freed_memory()
+found["handed back"] = faults()
+print(json.dumps(found))
 """
 
 
@@ -46,3 +49,4 @@ def test_large_buffers_are_used_again_until_they_are_given_back():
     assert found["kept in a thread"] < found["plain"] / 4
     assert found["held"] > 100e6
     assert found["given back"] < 30e6
+    assert found["handed back"] > found["plain"] / 2

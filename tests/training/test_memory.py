@@ -53,7 +53,7 @@ def test_in_8_bits_the_layers_of_the_unet_take_a_quarter(model: BaseModel):
     assert whole.weights - small.weights == saved
     assert (whole.load, small.load) == (0, saved)
     assert small.train < 1.05 * whole.train   # weights that are made in a step are let go again
-    assert need(replace(config, base_in_8_bits=True), "fp32", main_memory=False).load == 0
+    assert need(replace(config, base_in_8_bits=True), "fp32", device="cuda").load == 0
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():

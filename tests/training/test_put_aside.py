@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from atelier.training import memory
+from atelier.training import rest as rest_module
 from atelier.training import run as run_module
 from atelier.training.base_model import BaseModel, load
 from atelier.training.config import TrainConfig
 from atelier.training.events import Finished
 from atelier.training.memory import Need, need
+from atelier.training.rest import MainMemory, OnDisk
 from atelier.training.runs import RunFolder
 from atelier.training.sample import DrawRequest, draw
 
@@ -67,7 +73,7 @@ def moves() -> Moves:
 def movable(model: BaseModel, moves: Moves) -> BaseModel:
     """The tiny base model as it is on a GPU: its parts can wait elsewhere."""
     parts = {name: watched(getattr(model, name), name, moves) for name in ("vae", "text_encoder")}
-    return replace(model, **parts, rest=AWAY)
+    return replace(model, **parts, rest=MainMemory(AWAY))
 
 
 def test_parts_are_put_aside_and_fetched(movable: BaseModel, moves: Moves):
@@ -98,6 +104,69 @@ def test_where_nothing_is_gained_nothing_moves(movable: BaseModel, moves: Moves)
 
 def test_on_a_cpu_parts_stay(base: Path):
     assert load(str(base), "cpu").rest is None
+
+
+def held() -> int:
+    """Bytes of this process in memory, as the kernel counts them."""
+    return psutil.Process().memory_info().rss
+
+
+@pytest.fixture
+def large() -> nn.Sequential:
+    """A part of 64 MB with shared weights, a buffer of another dtype and an empty one."""
+    part = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(16))).requires_grad_(False)
+    part[1].weight = part[0].weight
+    part.register_buffer("places", torch.arange(7)[None])
+    part.register_buffer("nothing", torch.zeros(0))
+    return part
+
+
+def test_on_the_disk_a_part_takes_no_memory_and_stays_as_it_was(large: nn.Sequential, tmp_path: Path):
+    before = {name: value.clone() for name, value in large.state_dict().items()}
+    x = torch.randn(3, 1024)
+    rest, answer, full = OnDisk(tmp_path), large(x), held()
+    rest.take(large)
+    assert rest.holds(large)
+    if sys.platform == "linux":
+        assert full - held() > 50e6
+    assert torch.equal(large(x), answer)
+    assert all(torch.equal(value, before[name]) for name, value in large.state_dict().items())
+    assert large[1].weight is large[0].weight
+    assert not list(tmp_path.iterdir())   # nothing to tidy up, however the process ends
+
+
+def test_on_the_disk_a_part_that_was_changed_stays_changed(large: nn.Sequential, tmp_path: Path):
+    rest = OnDisk(tmp_path)
+    rest.take(large)
+    weight = large.get_parameter("2.weight").fill_(3)
+    rest.take(large)
+    assert bool(weight.eq(3).all())
+
+
+def test_a_small_part_is_not_worth_a_file(tmp_path: Path):
+    rest, part = OnDisk(tmp_path), nn.Linear(8, 8)
+    place = part.weight.data_ptr()
+    rest.take(part)
+    assert not rest.holds(part)
+    assert part.weight.data_ptr() == place
+
+
+def test_a_run_on_a_cpu_puts_large_parts_on_the_disk(
+    base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = TrainConfig(
+        name="rex", subject="fox", pictures=str(pictures), base=str(base), steps=2, batch=2, prior_count=3, lr=0.05,
+        warmup=0, validate_every=1, preview_every=2, checkpoint_every=0, precision="fp32", adapter={"rank": 2},
+    )   # fmt: skip
+    plain = list(run_module.run(RunFolder.create(tmp_path / "plain", config), tmp_path / "adapters"))[-1]
+    taken: list[nn.Module] = []
+    monkeypatch.setattr(rest_module, "WORTH_A_FILE", 0)
+    monkeypatch.setattr(OnDisk, "take", lambda self, part, take=OnDisk.take: (taken.append(part), take(self, part)))
+    rested = list(run_module.run(RunFolder.create(tmp_path / "rested", config), tmp_path / "adapters"))[-1]
+    assert isinstance(plain, Finished) and isinstance(rested, Finished), rested
+    assert len(set(taken)) == 2 and len(taken) > 4   # VAE and text encoder, again after every use
+    one, other = load_file(plain.path), load_file(rested.path)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_run_keeps_only_the_unet_while_it_steps(
@@ -137,15 +206,19 @@ def test_a_trained_text_encoder_stays(
     assert moves == [("vae", "away")]
 
 
-def test_the_count_follows(model: BaseModel):
+def test_the_count_follows(model: BaseModel, monkeypatch: pytest.MonkeyPatch):
     config = TrainConfig(base=model.info.source, batch=1, prior_count=0)
     sizes = {name: sum(t.numel() * t.element_size() for t in (*part.parameters(), *part.buffers()))
              for name, part in {**model.models(), "vae": model.vae}.items()}   # fmt: skip
-    here, there = need(config, "fp32"), need(config, "fp32", main_memory=False)
-    assert (here.texts, here.vae, there.program) == (0, 0, 0)
+    here, there, mac = (need(config, "fp32", device=device) for device in ("cpu", "cuda", "mps"))
+    assert (mac.texts, mac.vae, there.program) == (0, 0, 0)
+    assert (here.texts, here.vae) == (0, 0)   # too small for a file
+    monkeypatch.setattr(memory, "WORTH_A_FILE", 0)
+    here = need(config, "fp32")
+    assert (here.texts, here.vae) == (there.texts, there.vae)
     assert abs(there.texts - sizes["text_encoder"]) < 4096
     assert abs(there.vae - sizes["vae"]) < 4096
-    both = need(replace(config, train_text_encoder=True), "fp32", main_memory=False)
+    both = need(replace(config, train_text_encoder=True), "fp32", device="cuda")
     assert (both.texts, both.vae) == (0, there.vae)
 
 
