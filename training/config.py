@@ -67,6 +67,8 @@ class TrainConfig(Settings):
     base_in_8_bits: bool = setting(False, "Keep the UNet's frozen weights in 8 bits: half their memory or less, "
                                    "a little slower and less exact.")
     gradient_checkpointing: bool = setting(False, "Use less memory, take about a third longer.")
+    compile: bool = setting(False, "Let torch compile parts of the base model first: minutes of waiting, which only a "
+                            "long run on a GPU can earn back.")
     seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
 
     validate_every: int = setting(50, "Steps between validations; 0 turns them off.", low=0)

@@ -20,7 +20,8 @@ class LeanConv2d(nn.Conv2d):
         """``[B, in, h, w]`` → ``[B, out, h', w']``."""
         learns = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         plain: Any = not isinstance(self.padding, str) and self.padding_mode == "zeros"
-        if learns or not plain or not (torch.is_grad_enabled() and input.requires_grad):
+        through = torch.is_grad_enabled() and input.requires_grad and not learns
+        if not through or not plain or torch.compiler.is_compiling():   # a compiler chooses itself what it keeps
             return super().forward(input)
         way: Any = (self.stride, self.padding, self.dilation, self.groups)
         return frozen_conv2d(input, self.weight, self.bias, *way)

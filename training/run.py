@@ -37,6 +37,7 @@ from .base_info import BaseError
 from .base_model import BaseModel, best_device, load
 from .break_for_make import half_recipe
 from .companions import captioned, draw_companions, role_of
+from .compiled import cannot_compile, compile_blocks
 from .compress import compress
 from .config import TrainConfig
 from .events import Event, Failed, Finished, Preparing, Stopped, Warned
@@ -136,6 +137,9 @@ def _train(
     if told:
         yield Warned(told)
     model = _load(config, folder, device)
+    if config.compile and (reason := cannot_compile(device)):
+        yield Warned(f"The base model can't be compiled here, so it runs as it is: {reason}")
+        config = replace(config, compile=False)
     yield Preparing("Encoding the pictures")
     subject = encode(model, report)
     if config.prior_batch:
@@ -171,6 +175,8 @@ def _training(
     recipe = _recipe(model, adapters, data, config, folder.path)
     looking = torch.Generator().manual_seed(config.seed)
     begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
+    if config.compile:
+        compile_blocks(model.unet, [spec.name for spec in targets])
     gpu = Graphs() if recordable(model.device, config, adapters, team) else None
     return Training(_shared(recipe, team), config, folder.path, accelerator_for(model), team, gpu)
 
