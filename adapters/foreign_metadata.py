@@ -1,8 +1,9 @@
-"""What other tools write beside the tensors: alpha, base family, trigger word, tags. Any of it may be missing."""
+"""What other tools write beside the tensors: alpha, family, trigger word, tags, sampler. Any may be missing."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,6 +12,9 @@ from typing import Any
 
 _FAMILIES = {"sdxl": "sdxl", "stable-diffusion-xl": "sdxl", "sd_v2": "sd2", "stable-diffusion-v2": "sd2",
              "sd_v1": "sd1", "stable-diffusion-v1": "sd1", "embedded": "embedded"}   # fmt: skip
+
+NO_NAMES = ("adapter_model", "pytorch_lora_weights")   # files that PEFT and diffusers call all alike
+_LCM = re.compile(r"(?<![a-z])lcm(?![a-z])")
 
 
 def family(metadata: Mapping[str, str]) -> str:
@@ -32,6 +36,17 @@ def tags(metadata: Mapping[str, str], most: int = 30) -> tuple[tuple[str, int], 
         for folder in json.loads(metadata.get("ss_tag_frequency", "{}")).values():
             counts.update({str(tag).strip(): int(count) for tag, count in folder.items()})
     return tuple(counts.most_common(most))
+
+
+def sampler(path: Path, metadata: Mapping[str, str]) -> str:
+    """The sampler an adapter was made for: ``lcm`` where its name or title says so, else empty.
+
+    LCM-LoRAs (arXiv 2311.05556) have no mark of their own, but hardly one hides it: ``lcm-lora-sdv1-5``,
+    ``LCM_LoRA_Weights_SD15``.
+    """
+    name = path.absolute().parent.name if path.stem in NO_NAMES else path.stem
+    titles = (metadata.get(key, "") for key in ("ss_output_name", "modelspec.title", "modelspec.tags"))
+    return "lcm" if any(_LCM.search(text.lower()) for text in (name, *titles)) else ""
 
 
 def alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:

@@ -122,6 +122,7 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("--count", type=int, metavar="N", help="number of pictures (default: 1)")
     draw.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     draw.add_argument("--guidance", type=float, metavar="G", help="how strictly the prompt is followed")
+    draw.add_argument("--sampler", choices=("auto", "ddim", "dpm++", "unipc", "euler", "lcm"), help="way to draw")
     draw.add_argument("--size", type=_size, metavar="WxH", help="width and height in pixels (default: the base's own)")
     draw.add_argument("--base", type=lasting_base, metavar="PATH_OR_ID",
                       help="base model, or the name of a compressed one (default: the first adapter's, else embedded)")

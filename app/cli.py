@@ -137,7 +137,11 @@ def _draw(arguments: Namespace) -> int:
     from .drawing import draw_here
 
     drawn: list[dict[str, Any]] = []
-    for path, seed in draw_here(home, arguments):
+    for news in draw_here(home, arguments):
+        if isinstance(news, str):
+            print(f"atelier: {news}", file=sys.stderr)
+            continue
+        path, seed = news
         drawn.append({"path": str(path), "seed": seed})
         if not arguments.json:
             print(path, flush=True)

@@ -17,8 +17,10 @@ from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
 from atelier.training.config import EMBEDDED
 from atelier.training.gate_training import gates_for
+from atelier.training.kept import Kept
 from atelier.training.sample import DrawRequest, draw
 
+from .easel import settled
 from .home import Home, write_whole, writing
 from .library import find_adapter
 from .mixes import Share, fused_recipe
@@ -28,14 +30,18 @@ from .pictures import encode_picture, make_recipe, picture_id, save_picture
 BATCH = 4   # pictures drawn at once: more at a time needs more memory and is hardly faster
 
 
-def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int]]:
+def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | str]:
     """Draw what was asked for; yields each picture's file and seed as soon as it is written.
+
+    Before: a sentence, if there is something to know about the way it is drawn.
 
     Raises:
         HomeError, SettingError, BaseError, FileError, MountError: what was typed can't be used.
     """
-    request = _request(arguments)
     parts = [(find_adapter(home, name), strength) for name, strength in arguments.adapters]
+    request, said = settled(_request(arguments), parts)
+    if said:
+        yield said
     base = find_base(home, arguments.base or "") or next((card.base for card, _ in parts if card.base), EMBEDDED)
     if arguments.out:
         with writing(arguments.out):
@@ -52,7 +58,8 @@ def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int]]:
 
 
 def _request(arguments: Namespace) -> DrawRequest:
-    names = ("prompt", "negative", "unwanted", "unwanted_strength", "seed", "count", "steps", "guidance")
+    names = ("prompt", "negative", "unwanted", "unwanted_strength", "seed", "count", "steps", "guidance",
+             "sampler")   # fmt: skip
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     width, height = arguments.size or (0, 0)
     return DrawRequest.from_dict({**given, "width": width, "height": height})
@@ -63,13 +70,14 @@ def _images(model: BaseModel, request: DrawRequest, mix: Mix | Fusion) -> Iterat
         replace(request, seed=request.seed + first, count=min(BATCH, request.count - first))
         for first in range(0, request.count, BATCH)
     ]
+    kept = Kept()
     with tqdm(total=len(batches) * request.steps, unit="step", leave=False, disable=None) as bar:
 
         def on_step(_done: int, _of: int) -> None:
             bar.update()
 
         for batch in batches:
-            yield from draw(model, batch, mix, on_step)
+            yield from draw(model, batch, mix, on_step, kept=kept)
 
 
 def _save(home: Home, out: Path | None, image: Image.Image, recipe: dict[str, object]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from atelier.training.config import EMBEDDED
 from atelier.training.dreambooth import fill
 from atelier.training.identify import identify
 from atelier.training.sample import DrawRequest
+from atelier.training.samplers import AUTO
 
-from .engine import Engine
+from .drawing_phrases import made_for_few_steps
+from .engine import Emerging, Engine
 from .home import Home, HomeError
 from .library import AdapterCard, find_adapter
 from .models import check_family
@@ -31,8 +33,12 @@ class Wish:
     strengths: tuple[tuple[str, float], ...] = ()   # adapter name, strength
 
 
-def paint(home: Home, engine: Engine, wish: Wish) -> Iterator[tuple[int, int] | list[GalleryPicture]]:
-    """Draw a wish: yields (step, of) on the way, and at the end the pictures, kept in the gallery.
+def paint(
+    home: Home, engine: Engine, wish: Wish
+) -> Iterator[str | tuple[int, int] | Emerging | list[GalleryPicture]]:
+    """Draw a wish: yields at the end the pictures, kept in the gallery.
+
+    Before: a sentence, if there is something to know about the way it is drawn; (step, of) and what emerges.
 
     Raises:
         HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
@@ -41,13 +47,24 @@ def paint(home: Home, engine: Engine, wish: Wish) -> Iterator[tuple[int, int] | 
     parts = [(find_adapter(home, name), strength) for name, strength in wish.strengths]
     check_family(info, [card for card, _ in parts])
     files = [(card.path, strength) for card, strength in parts]
-    for news in engine.drawing(wish.base, files, wish.request):
-        if isinstance(news, tuple):
+    request, said = settled(wish.request, parts)
+    if said:
+        yield said
+    for news in engine.drawing(wish.base, files, request):
+        if not isinstance(news, list):
             yield news
             continue
-        recipes = [make_recipe(wish.request, i, wish.base, info.family, parts) for i in range(len(news))]
+        recipes = [make_recipe(request, i, wish.base, info.family, parts) for i in range(len(news))]
         paths = [save_picture(home, image, recipe) for image, recipe in zip(news, recipes, strict=True)]
         yield [find_picture(home, path.stem) for path in paths]
+
+
+def settled(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]]) -> tuple[DrawRequest, str]:
+    """The request with its sampler decided, and a sentence where an adapter has decided it."""
+    fast = next((card for card, strength in parts if strength and card.sampler), None)
+    decided = request.settled(fast.sampler if fast else "")
+    taken = fast and request.sampler == AUTO
+    return decided, made_for_few_steps(fast.name, decided.steps, decided.guidance) if fast and taken else ""
 
 
 def remembered(home: Home, picture_id: str) -> tuple[Wish, list[str]]:
@@ -65,10 +82,11 @@ def remembered(home: Home, picture_id: str) -> tuple[Wish, list[str]]:
 
 def _wish(home: Home, recipe: Mapping[str, Any]) -> tuple[Wish, list[str]]:
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
-    later = [name for name in ("unwanted", "unwanted_strength") if name in recipe]   # only where they count
+    later = [name for name in ("unwanted", "unwanted_strength", "sampler") if name in recipe]   # only where they count
     parts = [(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
     here = [part for part in parts if _card(home, part[0])]
-    request = DrawRequest.from_dict({name: recipe[name] for name in (*names, *later)})
+    # Before recipes named a sampler there was one.
+    request = DrawRequest.from_dict({"sampler": "ddim", **{name: recipe[name] for name in (*names, *later)}})
     wish = Wish(request=request, base=str(recipe["base"]), strengths=tuple(here))
     return wish, [name for name, _ in parts if (name, _) not in here]
 

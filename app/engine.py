@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -17,13 +17,13 @@ from atelier.adapters.combine import as_one, combined, is_one_file
 from atelier.adapters.files import load_adapter
 from atelier.adapters.gate import Record
 from atelier.adapters.interference import Interference, interference
-from atelier.adapters.merge import Merges
 from atelier.adapters.mix import Mix
 from atelier.training.base_model import BaseModel, load
 from atelier.training.fidelity import Fidelity, compare, unet_error
 from atelier.training.gate_training import gates_for
 from atelier.training.heap import keep_freed_memory
 from atelier.training.identify import identify
+from atelier.training.kept import Kept
 from atelier.training.sample import DrawRequest, draw
 from atelier.training.trigger_words import loudness
 
@@ -40,6 +40,16 @@ class AbandonedError(Exception):
     """Nobody waits for this drawing any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Emerging:
+    """Small pictures of what is being drawn, as far as it has come."""
+
+    pictures: list[Image.Image]
+
+
+News = tuple[int, int] | Emerging | list[Image.Image]   # (step, of), a look, the pictures
+
+
 class Engine:
     """Draws. Safe to call from several threads: they take turns."""
 
@@ -47,7 +57,7 @@ class Engine:
         keep_freed_memory()   # now, before there are threads that draw
         self._turn = threading.Lock()
         self._base: tuple[str, BaseModel] | None = None
-        self._merges = Merges()   # of the loaded base: a slider that moves does not merge the others again
+        self._kept = Kept()   # of the loaded base: a slider that moves does not merge the others again
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._cells: OrderedDict[Hashable, Image.Image] = OrderedDict()
         self._loud: dict[str, float] = {}   # words, to the loaded base
@@ -67,8 +77,9 @@ class Engine:
         parts: Sequence[Part],
         request: DrawRequest,
         on_step: Callable[[int, int], None] | None = None,
+        on_glimpse: Callable[[list[Image.Image]], None] | None = None,
     ) -> list[Image.Image]:
-        """Draw with adapters at their strengths; ``on_step(done, of)`` is called after every step.
+        """Draw with adapters at their strengths; ``on_step(done, of)`` and ``on_glimpse(small pictures)`` on the way.
 
         Raises:
             BaseError, FileError, MountError, SettingError: as loading, mounting and drawing do.
@@ -76,7 +87,7 @@ class Engine:
         with self._turn:
             model = self._model(base)
             mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts if strength))
-            return draw(model, request, mix, on_step, merges=self._merges)
+            return draw(model, request, mix, on_step, on_glimpse=on_glimpse, kept=self._kept)
 
     def fuse(
         self, base: str, shares: Sequence[tuple[Path, Share]], method: str, request: DrawRequest,
@@ -92,7 +103,7 @@ class Engine:
             parts = [share.part(self._adapter(path)) for path, share in shares]
             gates = gates_for(model) if method == "gated" else None
             how = combined(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
-            return draw(model, request, how)
+            return draw(model, request, how, kept=self._kept)
 
     def meeting(self, base: str, shares: Sequence[tuple[Path, Share]]) -> Interference:
         """How the adapters get in one another's way.
@@ -174,7 +185,8 @@ class Engine:
                 model = self._model(base)
                 content, style = (self._adapter(path) for path in parts)
                 mixed = blended(model.models(), content, style, method, list(new.values())).to(model.device)
-                drawn = draw(model, replace(request, count=len(new)), Mix(((mixed, 1.0),)), alike=True)
+                one_each = replace(request, count=len(new))
+                drawn = draw(model, one_each, Mix(((mixed, 1.0),)), alike=True, kept=self._kept)
                 self._cells.update(zip(new, drawn, strict=True))
             for key in keys:
                 self._cells.move_to_end(key)
@@ -185,12 +197,12 @@ class Engine:
 
     def drawing(
         self, base: str, parts: Sequence[Part], request: DrawRequest
-    ) -> Iterator[tuple[int, int] | list[Image.Image]]:
-        """Draw in another thread: yields (step, of) on the way and the pictures at the end.
+    ) -> Iterator[News]:
+        """Draw in another thread: yields (step, of) and what emerges on the way, and the pictures at the end.
 
         Closing the iterator abandons the drawing at its next step.
         """
-        told: SimpleQueue[tuple[int, int] | list[Image.Image] | BaseException] = SimpleQueue()
+        told: SimpleQueue[News | BaseException] = SimpleQueue()
         abandoned = threading.Event()
 
         def on_step(done: int, of: int) -> None:
@@ -200,7 +212,7 @@ class Engine:
 
         def work() -> None:
             try:
-                told.put(self.draw(base, parts, request, on_step))
+                told.put(self.draw(base, parts, request, on_step, lambda small: told.put(Emerging(small))))
             except BaseException as error:
                 told.put(error)
 
@@ -219,7 +231,7 @@ class Engine:
     def _model(self, base: str) -> BaseModel:
         if self._base is None or self._base[0] != base:
             # Let go of the old one first: two may not fit into memory.
-            self._base, self._merges, self._loud = None, Merges(), {}
+            self._base, self._kept, self._loud = None, Kept(), {}
             self._base = (base, load(base))
         return self._base[1]
 

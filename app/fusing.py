@@ -17,6 +17,7 @@ from atelier.adapters.settings import SettingError
 from atelier.training.identify import identify
 from atelier.training.sample import DrawRequest
 
+from .easel import settled
 from .engine import Engine
 from .finding import Proposal, proposals
 from .home import Home, new_name, writing
@@ -43,8 +44,12 @@ def draw_mix(
     Raises:
         HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
     """
-    request = DrawRequest(prompt=mix.prompt, seed=mix.seed, steps=steps)
-    return engine.fuse(mix.base, _files(home, mix), mix.method, request, record)[0]
+    return engine.fuse(mix.base, _files(home, mix), mix.method, _request(home, mix, steps), record)[0]
+
+
+def _request(home: Home, mix: SavedMix, steps: int) -> DrawRequest:
+    cards = [(find_adapter(home, share.name), share.strength) for share in mix.shares]
+    return settled(DrawRequest(prompt=mix.prompt, seed=mix.seed, steps=steps), cards)[0]
 
 
 def keep_picture(home: Home, engine: Engine, mix: SavedMix) -> GalleryPicture:
@@ -53,7 +58,7 @@ def keep_picture(home: Home, engine: Engine, mix: SavedMix) -> GalleryPicture:
     info = identify(mix.base)
     check_family(info, [card for card, _ in cards])
     image = draw_mix(home, engine, mix, KEPT_STEPS)
-    request = DrawRequest(prompt=mix.prompt, seed=mix.seed, steps=KEPT_STEPS)
+    request = _request(home, mix, KEPT_STEPS)
     recipe = make_recipe(request, 0, mix.base, info.family, cards) | fused_recipe(mix.method, mix.shares)
     return find_picture(home, save_picture(home, image, recipe).stem)
 

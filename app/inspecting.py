@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.contents import Contents, look
+from atelier.adapters.foreign_metadata import sampler
 from atelier.adapters.header import read_entries
 from atelier.adapters.readers import verdicts
 
@@ -38,6 +39,7 @@ def _foreign(path: Path, contents: Contents) -> dict[str, Any]:
         "ranks": ", ".join(map(str, contents.ranks[:10])),
         "trigger": contents.trigger,
         "tags": ", ".join(f"{tag} ({count})" for tag, count in contents.tags[:10]),
+        "made for sampler": sampler(path, contents.metadata),
         "bytes": path.stat().st_size,
         "loads in": {tool: f"{verdict.answer}{f': {verdict.reason}' if verdict.reason else ''}"
                      for tool, verdict in rules.items()},

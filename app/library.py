@@ -40,6 +40,7 @@ class AdapterCard:
     pictures: int      # how many it learned from
     algorithms: str = ""   # of a file from another tool: LoRA, LoKr …
     source: str = ""       # hash of the tensors it came with
+    sampler: str = ""      # that it was made for: lcm, or none in particular
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,7 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | Unreadable:
         pictures=int(pictures[:9]) if pictures.isdecimal() else 0,
         algorithms=text.get("atelier.algorithms", ""),
         source=text.get("atelier.source", ""),
+        sampler=text.get("atelier.sampler", ""),
     )
 
 

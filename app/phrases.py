@@ -188,11 +188,6 @@ def missing(names: list[str]) -> str:
     return f"Not in your library any more: {', '.join(names)}. The picture would come out different."
 
 
-def drawing(done: int, of: int) -> str:
-    """While it draws."""
-    return f"Step {done} of {of}" if done else "Getting ready"
-
-
 def processor(count: int) -> str:
     """A machine without a graphics card."""
     return f"processor, {count} cores"

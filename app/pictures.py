@@ -22,6 +22,8 @@ from .library import AdapterCard, adapter_hash, move_to_trash, trash_folder, tra
 
 SCHEMA = 1
 THUMBNAIL_SIDE = 256   # pixels
+# Our samplers in A1111's words.
+_SAMPLERS = {"ddim": "DDIM", "dpm++": "DPM++ 2M", "unipc": "UniPC", "euler": "Euler", "lcm": "LCM"}
 _ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{6}")
 # What Pillow raises for damaged and for absurdly large files.
 _DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -53,7 +55,8 @@ def make_recipe(
     return {
         "prompt": request.prompt, "negative": request.negative, **(unwanted if request.unwanted else {}),
         "seed": request.seed + index,
-        "steps": request.steps, "guidance": request.guidance, "base": base, "family": family,
+        "steps": request.steps, "guidance": request.guidance, "sampler": request.settled().sampler,
+        "base": base, "family": family,
         "adapters": [
             {"name": card.name, "sha256": adapter_hash(card), "kind": card.kind, "strength": strength}
             for card, strength in adapters
@@ -204,7 +207,8 @@ def _parameters(recipe: Mapping[str, Any]) -> str:
     loras = "".join(f" <lora:{part['name']}:{part['strength']:g}>" for part in recipe["adapters"])
     hashes = ", ".join(f"{part['name']}: {part['sha256'][:12]}" for part in recipe["adapters"])
     words = {
-        "Steps": recipe["steps"], "Sampler": "DDIM", "CFG scale": f"{recipe['guidance']:g}", "Seed": recipe["seed"],
+        "Steps": recipe["steps"], "Sampler": _SAMPLERS[recipe.get("sampler", "ddim")],
+        "CFG scale": f"{recipe['guidance']:g}", "Seed": recipe["seed"],
         "Size": f"{recipe['width']}x{recipe['height']}", "Model": Path(recipe["base"]).name,
         "Lora hashes": f'"{hashes}"' if hashes else "", "Version": f"Atelier {recipe['version']}",
     }   # fmt: skip

@@ -13,6 +13,7 @@ from atelier.adapters.base import AdapterSet
 from atelier.adapters.contents import Contents
 from atelier.adapters.export import ExportReport, export_mix
 from atelier.adapters.files import data_hash, load_adapter, read_metadata, read_own, save_adapter
+from atelier.adapters.foreign_metadata import NO_NAMES, sampler
 from atelier.adapters.fuse import EXACT, Limits, WeightOf, fused
 from atelier.adapters.header import FileError
 from atelier.adapters.imports import read_foreign, untrained
@@ -29,7 +30,6 @@ from .home import MAX_NAME, Home, HomeError, new_name, writing
 from .library import SUFFIX, AdapterCard, find_adapter, list_adapters
 
 Part = tuple[AdapterCard, float]   # with its strength
-_NO_NAMES = ("adapter_model", "pytorch_lora_weights")   # PEFT's and diffusers' own
 KEPT_METADATA = 200_000            # characters of a foreign file's own entries that come along
 
 
@@ -59,7 +59,7 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
         adapters, notes, metadata = load_adapter(path), (), read_own(path)
     else:
         adapters, contents = read_foreign(path)
-        notes, metadata = _notes(adapters, contents), _metadata(contents)
+        notes, metadata = _notes(adapters, contents), _metadata(contents, path)
     source = data_hash(path)
     if before := (known_sources(home) if known is None else known).get(source):
         raise HomeError(f"{path.name} is in your library already: {before}.")
@@ -80,7 +80,7 @@ def _is_own(path: Path) -> bool:
 
 def _name_from(path: Path) -> str:
     """A name that can be used, from whatever the file is called; from its folder where all such files are called so."""
-    stem = path.absolute().parent.name if path.stem in _NO_NAMES else path.stem
+    stem = path.absolute().parent.name if path.stem in NO_NAMES else path.stem
     plain = "".join(c if c in " -_" or unicodedata.category(c)[0] in "LMN" else "-" for c in stem)
     return re.sub(r"-+", "-", plain).strip(" -_")[:MAX_NAME] or "imported"
 
@@ -91,12 +91,13 @@ def _notes(adapters: AdapterSet, contents: Contents) -> tuple[str, ...]:
     return (*contents.notes, *([said] if empty else []))
 
 
-def _metadata(contents: Contents) -> dict[str, str]:
+def _metadata(contents: Contents, path: Path) -> dict[str, str]:
     theirs = {key: value for key, value in contents.metadata.items() if key.startswith(("ss_", "modelspec."))}
     if sum(map(len, theirs.values())) > KEPT_METADATA:
         theirs = {key: value for key, value in theirs.items() if len(value) < 1000}
     own = {"atelier.family": contents.family, "atelier.trigger": contents.trigger,
-           "atelier.algorithms": ", ".join(contents.algorithms), "atelier.created": _now()}   # fmt: skip
+           "atelier.algorithms": ", ".join(contents.algorithms), "atelier.created": _now(),
+           "atelier.sampler": sampler(path, contents.metadata)}   # fmt: skip
     return {**theirs, **own}
 
 

@@ -132,6 +132,7 @@ LIVE = "Draw again while a slider moves"
 MORE = "Size, steps and more"
 SHELF = "Adapters"
 EASEL_EMPTY = "Your pictures appear here."
+EMERGING = "What it is becoming"
 
 # --- Mix Lab
 MIX_TITLE = "Mix Lab"
@@ -194,7 +195,7 @@ GO_STUDIO = "Draw the first one"
 SHOW_MORE = "Show more"
 AGAIN = "Use these settings again"
 COPY_RECIPE = "Copy recipe"
-ADAPTERS, NEGATIVE, STEPS, GUIDANCE = "Adapters", "Must not show", "Steps", "Guidance"
+ADAPTERS, NEGATIVE, STEPS, GUIDANCE, SAMPLER = "Adapters", "Must not show", "Steps", "Guidance", "Sampler"
 THE_PICTURE = "The picture"
 
 # --- Settings

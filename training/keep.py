@@ -22,6 +22,7 @@ from .loop import Training
 from .runs import RunFolder
 
 THUMBNAIL_SIDE = 256
+COVER_STEPS = 20   # it is drawn once, and seen for as long as the adapter is there
 
 
 def keep(
@@ -51,7 +52,7 @@ def write_kept(
         known["basis"] = basis(result)   # halves with the same one fit together
     metadata = {f"atelier.{name}": text for name, text in {**known, **own}.items()}
     if config.preview_every:   # a training picture would do without drawing, but it may be private
-        cover = draw_preview(model, config, result, preview_prompts(model, config)[0])
+        cover = draw_preview(model, config, result, preview_prompts(model, config)[0], COVER_STEPS)
         metadata["modelspec.thumbnail"] = thumbnail(cover)
     path = free_path(adapters, config.name)
     save_adapter(path, result, metadata)

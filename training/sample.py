@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from atelier.adapters.fusion import Fusion, fusing
-from atelier.adapters.merge import Merges
 from atelier.adapters.mix import Mix
 from atelier.adapters.mount import mounted
 from atelier.adapters.settings import SettingError, Settings, setting
@@ -20,9 +20,11 @@ from atelier.adapters.text import without_directions
 
 from .base_model import BaseModel
 from .heap import give_back
-from .latents import encode_text, tokenize
+from .kept import Kept, read
+from .samplers import AUTO, DEFAULT, LCM_GUIDANCE, LCM_STEPS, SAMPLERS, new_sampler, sampling, watch
 
 GUIDANCE = 3.0
+GLIMPSE_EVERY = 0.2   # seconds: oftener than this nobody sees more, and the drawing would wait for the looking
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,19 @@ class DrawRequest(Settings):
     guidance: float = setting(GUIDANCE, "How strictly the prompt is followed; 1 turns guidance off.", low=1, high=30)
     width: int = setting(0, "Width in pixels; 0 means what the base model was made for.", low=0, high=4096)
     height: int = setting(0, "Height in pixels; 0 means what the base model was made for.", low=0, high=4096)
+    sampler: str = setting(AUTO, f"The way from noise to picture; auto is {DEFAULT}, or what an adapter was made for.",
+                           choices=(AUTO, *SAMPLERS))
+
+    def settled(self, made_for: str = "") -> DrawRequest:
+        """The same with ``auto`` decided; ``made_for`` is the sampler that an adapter of the Mix was made for, if any.
+
+        With ``lcm``, steps and guidance come down to what such adapters can do.
+        """
+        if self.sampler != AUTO:
+            return self
+        if made_for != "lcm":
+            return replace(self, sampler=DEFAULT)
+        return replace(self, sampler="lcm", steps=min(self.steps, LCM_STEPS), guidance=min(self.guidance, LCM_GUIDANCE))
 
 
 def draw(
@@ -48,29 +63,34 @@ def draw(
     mix: Mix | Fusion = Mix(),
     on_step: Callable[[int, int], None] | None = None,
     *,
+    on_glimpse: Callable[[list[Image.Image]], None] | None = None,
     alike: bool = False,
-    merges: Merges | None = None,
+    kept: Kept | None = None,
 ) -> list[Image.Image]:
     """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths, or as a fusion says.
 
-    ``on_step(done, of)`` is called after every denoising step. ``merges``: what earlier drawings with this model have
-    merged, so that this one merges only what has changed. ``alike``: all from the one seed, for a mix that treats
-    the pictures of a batch differently.
+    ``on_step(done, of)`` is called after every denoising step, and before it, a few times a second, ``on_glimpse`` with
+    small pictures of what emerges. ``kept``: what earlier drawings with this model have left, so that this one does
+    only what is new. ``alike``: all from the one seed, for a mix that treats the pictures of a batch differently.
 
     Raises:
         SettingError: a size the model can't draw.
         MountError: an adapter of another base model.
     """
+    request, kept = request.settled(), kept or Kept()
     width, height = _size(model, request)
+    sampler = new_sampler(model.scheduler, request.sampler)
+    if on_glimpse:
+        watch(sampler, _glimpses(model, kept, on_glimpse))
 
     def report(_pipeline: object, step: int, _timestep: object, values: dict[str, object]) -> dict[str, object]:
         if on_step:
             on_step(step + 1, request.steps)
         return values
 
-    with torch.inference_mode(), _attached(model, mix, merges or Merges()):
+    with torch.inference_mode(), _attached(model, mix, kept), sampling(model.pipeline, sampler):
         result = model.pipeline(
-            **_prompt(model, request, each=alike),
+            **_prompt(model, request, mix, kept, each=alike),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             width=width,
@@ -84,25 +104,36 @@ def draw(
     return pictures
 
 
-def _attached(model: BaseModel, mix: Mix | Fusion, merges: Merges) -> AbstractContextManager[None]:
+def _attached(model: BaseModel, mix: Mix | Fusion, kept: Kept) -> AbstractContextManager[None]:
     """Merging costs nothing per step, where it can be done."""
     if isinstance(mix, Fusion):
         return fusing(model.models(), mix)
-    attach = merges.merged if model.mergeable and not mix.live() else mounted
+    attach = kept.merges.merged if model.mergeable and not mix.live() else mounted
     return attach(model.models(), mix)
 
 
-def _prompt(model: BaseModel, request: DrawRequest, *, each: bool) -> dict[str, Any]:
+def _glimpses(model: BaseModel, kept: Kept, tell: Callable[[list[Image.Image]], None]) -> Callable[[Tensor], None]:
+    """Show what the sampler takes the latents to be, at the first step and then a few times a second."""
+    glimpse, last = kept.glimpse(model), -GLIMPSE_EVERY
+
+    def see(latents: Tensor) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= GLIMPSE_EVERY:
+            last = now
+            tell(glimpse.pictures(latents))
+
+    return see
+
+
+def _prompt(model: BaseModel, request: DrawRequest, mix: Mix | Fusion, kept: Kept, *, each: bool) -> dict[str, Any]:
     """What the pipeline reads as the prompts: their features, so that the text encoders need not stay.
 
-    ``each``: read once for every picture, for adapters that make each picture's text another.
+    ``each``: read once for every picture, where adapters make each picture's text another.
     """
-    copies = request.count if each else 1
-    with model.present(*model.encoders):
-        prompt, negative, unwanted = (
-            encode_text(model, tokenize(model, [text] * copies))
-            for text in (request.prompt, request.negative, request.unwanted)
-        )
+    texts = (request.prompt, request.negative, request.unwanted)
+    changed = _adapts_text(mix)
+    copies = request.count if each and changed else 1
+    prompt, negative, unwanted = read(model, texts, copies) if changed else kept.read(model, texts)
     words = model.readers[0][0](request.unwanted, add_special_tokens=False).input_ids
     features = prompt.features
     if words and request.unwanted_strength:
@@ -115,6 +146,12 @@ def _prompt(model: BaseModel, request: DrawRequest, *, each: bool) -> dict[str, 
     return {name: tensor.repeat_interleave(request.count // copies, 0) for name, tensor in found.items()}
 
 
+def _adapts_text(mix: Mix | Fusion) -> bool:
+    """Whether prompts read otherwise than by the bare text encoders."""
+    active = mix.active() if isinstance(mix, Mix) else ((part.adapters, part.strength) for part in mix.parts)
+    return any(strength and adapters.components() != {"unet"} for adapters, strength in active)
+
+
 def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
     """Latents ``[B, C, h, w]`` → pictures. The pipeline would hand them to the VAE in the UNet's dtype, not its own."""
     with model.present(model.vae):
@@ -123,7 +160,10 @@ def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
 
 
 def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: int) -> Tensor:
-    """Draw one picture a prompt with the bare base model and leave them as latents ``[B, C, h, w]`` on the CPU."""
+    """Draw one picture a prompt with the bare base model and leave them as latents ``[B, C, h, w]`` on the CPU.
+
+    By DDIM, whatever is the default elsewhere: what was drawn earlier for prior preservation stays of use.
+    """
     with model.present(*model.encoders), torch.inference_mode():
         latents = model.pipeline(
             prompt=list(prompts),

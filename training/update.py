@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from atelier.adapters.gradients import correct
@@ -18,14 +18,14 @@ from .recipe import Losses, Recipe
 from .team import Team
 
 
-def wait_for(losses: Sequence[Losses], parameters: Sequence[Tensor], team: Team) -> tuple[float, float, float]:
+def wait_for(losses: Sequence[Losses], parameters: Sequence[nn.Parameter], team: Team) -> tuple[float, float, float]:
     """Mean losses of some microsteps and the norm of the gradients: the one place where a step waits for the device.
 
     The gradients of a team are added up on the way.
     """
     waiting = [_norm(parameters).to(losses[0].subject), *(part for one in losses for part in (one.subject, one.prior))]
     norm, *values = torch.stack(waiting).tolist()
-    subject, prior = team.whole([sum(values[i::2]) / len(losses) for i in range(2)], list(parameters))
+    subject, prior = team.whole([sum(values[i::2]) / len(losses) for i in range(2)], parameters)
     return subject, prior, norm if team.count == 1 else _norm(parameters).item()
 
 

@@ -73,6 +73,7 @@ def _detail(picture: GalleryPicture) -> dict[str, Any]:
     facts = {
         words.ADAPTERS: adapters, words.NEGATIVE: recipe.get("negative", ""), words.SEED: recipe.get("seed", ""),
         words.STEPS: recipe.get("steps", ""), words.GUIDANCE: recipe.get("guidance", ""),
+        words.SAMPLER: recipe.get("sampler", ""),
         words.SIZE: f"{recipe.get('width', '?')} × {recipe.get('height', '?')}", words.BASE: recipe.get("base", ""),
         words.MADE: phrases.moment(picture.created.astimezone()),
     }   # fmt: skip

@@ -15,6 +15,7 @@ from atelier.training.sample import DrawRequest
 
 from .. import phrases, words
 from ..address import address
+from ..easel import settled
 from ..engine import Engine
 from ..frame import POLL, heading, mix_tabs, plainly
 from ..home import Home, new_name
@@ -142,7 +143,8 @@ def _grid(home: Home, engine: Engine, choice: Choice, prompt: str, seed: float |
         return {"cells": []}
     cards = [find_adapter(home, name) for name in (choice.content, choice.style)]
     cells = cells_at(*choice.at)
-    request = DrawRequest(prompt=prompt, seed=int(seed or 0), count=len(cells), steps=DRAW_STEPS)
+    asked = DrawRequest(prompt=prompt, seed=int(seed or 0), count=len(cells), steps=DRAW_STEPS)
+    request, _ = settled(asked, list(zip(cards, choice.at, strict=True)))
     paths = (cards[0].path, cards[1].path)
     pictures = engine.blend(cards[0].base or EMBEDDED, paths, choice.method, cells, request)
     shown = zip(pictures, cells, strict=True)

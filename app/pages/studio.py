@@ -8,14 +8,16 @@ from dataclasses import fields
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from atelier.training.config import EMBEDDED
+from atelier.training.keep import thumbnail
 from atelier.training.sample import DrawRequest
 
-from .. import phrases, words
+from .. import drawing_phrases, phrases, words
 from ..address import file_address
 from ..easel import Wish, paint, remembered, suggestion
-from ..engine import Engine
+from ..engine import Emerging, Engine
 from ..forms import controls
 from ..frame import POLL, heading, plainly
 from ..home import Home, HomeError
@@ -119,16 +121,22 @@ def _paint(
     with plainly():
         if not asked["keep_seed"]:
             asked = {**asked, "seed": _any_seed()}
-        wish = _wish(asked)
+        wish, said = _wish(asked), ""
         yield [_busy(0, 0), skip, asked["seed"], skip]
         try:
             for news in paint(home, engine, wish):
-                if isinstance(news, tuple):
-                    yield [_busy(*news), skip, skip, skip]
-                    continue
-                for id in before:
-                    find_picture(home, id).path.unlink(missing_ok=True)
-                yield [_resting(), _results(news), skip, [picture.id for picture in news] if passing else []]
+                match news:
+                    case str():
+                        said = news
+                    case tuple():
+                        yield [_busy(*news), skip, skip, skip]
+                    case Emerging(small):
+                        # What a slider moves stays in sight until the next ones are there.
+                        yield [skip, skip if passing else _emerging(small, wish.request), skip, skip]
+                    case list():
+                        for id in before:
+                            find_picture(home, id).path.unlink(missing_ok=True)
+                        yield [_said(said), _results(news), skip, [picture.id for picture in news] if passing else []]
         except (ValueError, OSError):
             yield [_resting(), skip, skip, skip]
             raise
@@ -216,11 +224,21 @@ def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:
     recipes = [(picture, read_recipe(picture.path) or {}) for picture in pictures]
     shown = [{"id": picture.id, "src": file_address(picture.path), "seed": recipe.get("seed", ""),
               "prompt": recipe.get("prompt", "")} for picture, recipe in recipes]   # fmt: skip
+    return _hung(shown)
+
+
+def _emerging(small: Sequence[Image.Image], request: DrawRequest) -> dict[str, Any]:
+    """Where the pictures will be, what they are becoming."""
+    return _hung([{"id": "", "src": thumbnail(picture), "seed": request.seed + i, "prompt": words.EMERGING}
+                  for i, picture in enumerate(small)])   # fmt: skip
+
+
+def _hung(shown: list[dict[str, Any]]) -> dict[str, Any]:
     return {"pictures": shown, "columns": 1 if len(shown) <= 1 else 2 if len(shown) <= 4 else 3}
 
 
 def _busy(done: int, of: int) -> dict[str, Any]:
-    return {"busy": "true", "percent": 100 * done // of if of else 0, "say": phrases.drawing(done, of)}
+    return {"busy": "true", "percent": 100 * done // of if of else 0, "say": drawing_phrases.drawing(done, of)}
 
 
 def _resting() -> dict[str, Any]:

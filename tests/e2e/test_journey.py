@@ -245,8 +245,8 @@ def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
 
 def test_the_slider_moves_by_keyboard_and_the_picture_changes(page: Page) -> None:
     visit(page, "/studio?adapter=foxy")
-    page.locator("#results img").first.wait_for(timeout=PATIENT)   # the first pictures come by themselves
-    expect(page.locator("#results img")).to_have_count(4)
+    # The first pictures come by themselves; while they emerge there is nothing to download.
+    expect(page.locator("#results a[download]")).to_have_count(4, timeout=PATIENT)
     before, strong = first_picture(page), pixels(page)
     slider = page.locator("#strength-0 input[type=range]")
     expect(page.locator("#strength-0 label")).to_have_text("foxy")
@@ -260,10 +260,18 @@ def test_the_slider_moves_by_keyboard_and_the_picture_changes(page: Page) -> Non
     page.wait_for_timeout(1500)
     assert pixels(page) != strong
     page.locator("#keep-seed input").check()
+    page.get_by_text("Size, steps and more").click()
+    page.locator("#set-sampler input").click()
+    page.get_by_role("option", name="unipc").click()
+    page.evaluate("""() => { window.looks = []; const wall = document.querySelector('#results');
+        new MutationObserver(() => { const look = wall.querySelector('img[alt="What it is becoming"]');
+            if (look) window.looks.push(look.src.slice(0, 15)); }).observe(wall, {subtree: true, childList: true,
+            attributes: true}); }""")
     fill(page, "prompt", "an emoji of a fox ${window.probe=4}")
     page.keyboard.press("Control+Enter")
     # Not just any new picture: a drawing that the slider asked for may still have been under way.
     page.locator("#results img[alt*='window.probe=4']").first.wait_for(timeout=PATIENT)
+    assert set(page.evaluate("window.looks")) == {"data:image/jpeg"}   # it was seen to emerge
 
 
 def test_the_gallery_shows_it_and_gives_the_settings_back(page: Page) -> None:
@@ -271,6 +279,7 @@ def test_the_gallery_shows_it_and_gives_the_settings_back(page: Page) -> None:
     page.locator("#wall button").first.click()
     expect(page.locator("#picture .prompt")).to_have_text("an emoji of a fox ${window.probe=4}")
     expect(page.locator("#picture .facts")).to_contain_text("foxy 0")
+    expect(page.locator("#picture .facts")).to_contain_text("unipc")
     count = page.locator("#wall button").count()
     page.locator("#picture").get_by_role("button", name="Delete").click()
     expect(page.locator("#wall button")).to_have_count(count - 1)

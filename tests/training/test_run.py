@@ -47,6 +47,7 @@ from atelier.training.events import (
 from atelier.training.images import PictureError
 from atelier.training.loop import Training
 from atelier.training.runs import RunFolder, status
+from atelier.training.signals import quit_signals
 
 Start = Callable[..., RunFolder]
 
