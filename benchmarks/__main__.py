@@ -83,8 +83,10 @@ def main() -> None:
         return
     options = {"quick": given.quick, "side": given.side or (64 if given.quick else 256), "rank": 16,
                "repeats": given.repeats or (2 if given.quick else 5), "steps": 6 if given.quick else 300}   # fmt: skip
-    result: dict[str, Any] = {"machine": describe_machine(), "options": options, "benchmarks": {}}
     path = given.json or (None if given.quick else RESULTS)
+    machine = describe_machine()
+    known = _known(path, machine) if path else {}
+    result: dict[str, Any] = {"machine": machine, "options": options, "benchmarks": known}
     for name in given.only:
         result["benchmarks"][name] = figures = BENCHMARKS[name](options)
         print("\n".join([f"## {name}", *table(figures)]), flush=True)
@@ -92,6 +94,14 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(summary(result["benchmarks"]))
+
+
+def _known(path: Path, machine: Mapping[str, str]) -> dict[str, Any]:
+    """What was measured before on this machine on the same day: runs of some benchmarks add to it."""
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return before["benchmarks"] if before["machine"] == machine else {}
 
 
 def summary(figures: Mapping[str, Mapping[str, Any]]) -> str:
@@ -105,11 +115,12 @@ def summary(figures: Mapping[str, Mapping[str, Any]]) -> str:
 
 def table(contenders: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line of Markdown for each contender."""
-    lines = ["| | CPU s | wall s | ready s | peak GB | ratio | quartiles |", "|---|---|---|---|---|---|---|"]
+    lines = ["| | CPU s | wall s | ready s | peak GB | ratio | quartiles | repeats |", f"|{'---|' * 8}"]
     for who, one in contenders.items():
         low, high = one["ratio_quartiles"]
         lines.append(f"| {who} | {one['cpu_seconds']} | {one['wall_seconds']} | {one['ready_seconds']} | "
-                     f"{one['peak_bytes'] / 1e9:.2f} | {one['ratio']:.3f} | {low:.3f} – {high:.3f} |")
+                     f"{one['peak_bytes'] / 1e9:.2f} | {one['ratio']:.3f} | {low:.3f} – {high:.3f} | "
+                     f"{one['repeats']} |")
     return lines
 
 
@@ -117,9 +128,9 @@ TEXT = """# Speed
 
 Written by `python -m benchmarks --render` from `benchmarks/results/speed.json`. {machine}. Stable Diffusion 1.5's shape
 with random weights{quick}, pictures of {side} pixels, rank {rank}, float32, one thread a process. Contenders take
-turns; CPU and wall seconds are medians of {repeats} repeats{own}, a ratio is that of the row to the first row, repeat
-by repeat. *Ready* is the time until the first repeat could begin. `diffusers recipe` is written by us to the recipe of
-diffusers' DreamBooth LoRA script; kohya's trainer is stood in for by LyCORIS' modules in a plain loop.
+turns; CPU and wall seconds are medians, a ratio is that of the row to the first row, repeat by repeat. *Ready* is the
+time until the first repeat could begin. `diffusers recipe` is written by us to the recipe of diffusers' DreamBooth
+LoRA script; kohya's trainer is stood in for by LyCORIS' modules in a plain loop.
 
 {sections}
 """
@@ -127,14 +138,13 @@ diffusers' DreamBooth LoRA script; kohya's trainer is stood in for by LyCORIS' m
 
 def rendered(result: Mapping[str, Any]) -> str:
     """The document."""
-    sections = [f"## {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}\n\n" + "\n".join(table(figures))
-                for name, figures in result["benchmarks"].items()]   # fmt: skip
+    found = result["benchmarks"]
+    sections = [f"## {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}\n\n" + "\n".join(table(found[name]))
+                for name in BENCHMARKS if name in found]   # fmt: skip
     options = result["options"]
-    own = ", ".join(f"{name}: {count}" for name, count in options.get("own_repeats", {}).items())   # put in by hand
     return TEXT.format(
-        own=f" ({own})" if own else "",
         machine=in_words(result["machine"]), quick=" and few channels" if options["quick"] else "",
-        sections="\n\n".join(sections), side=options["side"], rank=options["rank"], repeats=options["repeats"],
+        sections="\n\n".join(sections), side=options["side"], rank=options["rank"],
     )   # fmt: skip
 
 

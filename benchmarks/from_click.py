@@ -26,7 +26,7 @@ def from_click_to_file(options: dict[str, Any]) -> dict[str, Any]:
     Both take turns. The ratio is of seconds by the clock, and what is not steps counts as getting ready.
     """
     config = TrainConfig(
-        name="fox", subject="fox", trigger="zq", pictures=str(ROOT / "assets" / "examples" / "fox"), batch=8,
+        name="fox", subject="fox", trigger="wr", pictures=str(ROOT / "assets" / "examples" / "fox"), batch=8,
         steps=options["steps"], adapter={"rank": 8}, prior_count=0, prior_weight=0.0, validate_every=0,
         preview_every=0, checkpoint_every=0,
     )   # fmt: skip
@@ -67,4 +67,4 @@ def _figures(times: list[dict[str, float]], first: list[float]) -> dict[str, Any
             "wall_seconds": round(median(one["wall"] for one in times), 1),
             "ready_seconds": round(median(one["ready"] for one in times), 1),
             "peak_bytes": max(one["peak"] for one in times), "ratio": round(median(ratios), 3),
-            "ratio_quartiles": [round(low, 3), round(high, 3)]}   # fmt: skip
+            "ratio_quartiles": [round(low, 3), round(high, 3)], "repeats": len(times)}   # fmt: skip

@@ -105,4 +105,5 @@ def _figures(process: Process, first: Sequence[float]) -> dict[str, Any]:
         "cpu_seconds": round(median(own), 4), "wall_seconds": round(median(process.seconds("wall")[1:]), 4),
         "ready_seconds": round(process.ready["seconds"], 2), "peak_bytes": process.times[-1]["peak"],
         "ratio": round(median(ratios), 3), "ratio_quartiles": [round(low, 3), round(high, 3)],
+        "repeats": len(own),
     }   # fmt: skip
