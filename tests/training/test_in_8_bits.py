@@ -10,10 +10,10 @@ from torch import Tensor
 
 from atelier.adapters.files import load_adapter
 from atelier.adapters.frozen8 import Frozen8, freeze8
+from atelier.adapters.merge import Merges
 from atelier.adapters.mix import Mix
 from atelier.adapters.settings import SettingError
 from atelier.training import run as run_module
-from atelier.training import sample
 from atelier.training.base_model import BaseModel, load
 from atelier.training.config import EMBEDDED, TrainConfig
 from atelier.training.events import Finished, Previewed
@@ -55,7 +55,7 @@ def test_loading_in_8_bits_leaves_all_but_the_unet_whole(base: Path, model: Base
 def test_a_run_learns_and_draws_on_it(
     base: Path, model: BaseModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sample.Merges, "merged", lambda *_: pytest.fail("was merged"))
+    monkeypatch.setattr(Merges, "merged", lambda *_: pytest.fail("was merged"))
     config = TrainConfig(
         name="rex", subject="fox", pictures=str(pictures), base=str(base), steps=4, batch=2, prior_count=0, lr=0.05,
         warmup=0, validate_every=4, preview_every=4, checkpoint_every=0, precision="fp32", adapter={"rank": 2},
