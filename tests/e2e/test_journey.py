@@ -222,12 +222,16 @@ def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
     expect(page.locator("#word")).to_contain_text("“foxy” means something to the base model already.", timeout=60_000)
     page.locator("#word button").click()
     expect(page.locator("#word")).to_contain_text("In a prompt, “cf” calls it.", timeout=60_000)
-    assert value(page, "set-trigger") == "cf"
+    kept(page, home, changes={"trigger": "cf"})
     page.locator("#word").get_by_role("button", name="Call it by its name").click()
     expect(page.locator("#word")).to_contain_text("“foxy” means something", timeout=60_000)
     kept(page, home, changes={})
+    page.locator("#word button").click()
+    expect(page.locator("#word")).to_contain_text("In a prompt, “cf” calls it.", timeout=60_000)
+    page.screenshot(path=SHOTS / "create-word.png", full_page=True)
     page.click("#teach")
     page.wait_for_url("**/jobs?run=*")
+    assert RunFolder(next((home / "runs").iterdir())).config().trigger == "cf"
     # What was typed is shown as it is, and does nothing.
     expect(page.locator("#run header .hint")).to_contain_text(PROBE, timeout=PATIENT)
     page.wait_for_function(f"{STEP} > 3", timeout=PATIENT)
