@@ -68,16 +68,15 @@ class OnDisk:
         return part in self._files
 
     def take(self, part: nn.Module) -> None:
-        """Let a part wait there.
-
-        Raises:
-            OSError: the disk is full.
-        """
+        """Let a part wait there; where the disk has no room for it, it stays in memory."""
         tensors = [*part.parameters(), *part.buffers()]
         if sum(tensor.nbytes for tensor in tensors) < WORTH_A_FILE:
             return
         if part not in self._files:
-            self._files[part] = _mapped(tensors, self._folder)
+            try:
+                self._files[part] = _mapped(tensors, self._folder)
+            except OSError:
+                return
             give_back()
         if hasattr(mmap, "MADV_DONTNEED"):   # Windows lets go by itself, when memory is short
             self._files[part].madvise(mmap.MADV_DONTNEED)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -141,6 +143,19 @@ def test_on_the_disk_a_part_that_was_changed_stays_changed(large: nn.Sequential,
     weight = large.get_parameter("2.weight").fill_(3)
     rest.take(large)
     assert bool(weight.eq(3).all())
+
+
+def test_without_room_on_the_disk_a_part_stays(large: nn.Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rest_module.tempfile, "TemporaryFile", lambda **_: Full())
+    rest, x = OnDisk(tmp_path), torch.randn(3, 1024)
+    answer = large(x)
+    rest.take(large)
+    assert not rest.holds(large)
+    assert torch.equal(large(x), answer)
 
 
 def test_a_small_part_is_not_worth_a_file(tmp_path: Path):
