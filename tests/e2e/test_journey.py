@@ -303,7 +303,7 @@ def test_the_export_comes_as_a_file_another_tool_reads(page: Page, tmp_path: Pat
     expect(page.locator("#cards .card")).to_have_count(0)
     fill(page, "search", "FOX")
     page.locator("#cards .card").click()
-    expect(page.locator("#adapter code")).to_have_text("foxy")
+    expect(page.locator("#adapter code")).to_have_text("cf")   # the word it was given
     page.locator("#export > button").click()
     with page.expect_download() as download:
         page.click("#export-now")
