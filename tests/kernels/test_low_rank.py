@@ -29,16 +29,21 @@ def woven(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tens
     return product if bias is None else product + bias
 
 
+def same(ours: Tensor, theirs: Tensor, leaves: tuple[Tensor, ...]) -> None:
+    """The same values, and the same gradients for an uneven sum of them."""
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    weights = torch.linspace(-1, 2, ours.numel(), dtype=torch.float64).view_as(theirs)
+    gradients = [torch.autograd.grad((y * weights).sum(), leaves) for y in (ours, theirs)]
+    assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 3, 2)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_value_and_gradients_are_those_of_the_woven_weight(shape: tuple[int, ...], biased: bool):
     x, weight, bias, up, down = parts(torch.float64, *shape)
     ours = low_rank_linear(x, weight, bias if biased else None, up, down)
     theirs = woven(x, weight, bias if biased else None, up, down)
-    assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    weights = torch.linspace(-1, 2, ours.numel(), dtype=torch.float64).view_as(ours)
-    gradients = [torch.autograd.grad((y * weights).sum(), (x, up, down)) for y in (ours, theirs)]
-    assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+    same(ours, theirs, (x, up, down))
 
 
 def test_numerical_gradients():
@@ -112,10 +117,7 @@ def test_a_pointwise_convolution_has_the_woven_weight(biased: bool, layout: torc
     x, weight, bias, up, down = picture_parts()
     x = x.detach().to(memory_format=layout).requires_grad_()
     ours, theirs = (layer(x, weight, bias if biased else None, up, down) for layer in (low_rank_pointwise, convolved))
-    assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    weights = torch.linspace(-1, 2, ours.numel(), dtype=torch.float64).view_as(theirs)
-    gradients = [torch.autograd.grad((y * weights).sum(), (x, up, down)) for y in (ours, theirs)]
-    assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+    same(ours, theirs, (x, up, down))
 
 
 def test_a_pointwise_input_without_gradient_gets_none():
