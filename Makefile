@@ -7,10 +7,11 @@ INSTALL  = $(PYTHON) -m pip install --disable-pip-version-check --constraint con
 PYTEST   = $(PYTHON) -m pytest
 TESTS_test-rooms := tests/adapters tests/kernels tests/training tests/test_house.py
 TESTS_test-app   := tests/app tests/e2e
-QUICK   := tests/test_house.py tests/kernels $(addprefix tests/adapters/,test_laws.py test_files.py test_mount.py \
-           test_settings.py test_ranks.py test_readers.py) $(addprefix tests/training/,test_config.py test_events.py \
-           test_losses.py test_noise.py test_buckets.py) $(addprefix tests/app/,test_home.py test_guard.py)
-ROOMS   := app training adapters kernels
+QUICK   := tests/test_house.py tests/kernels $(addprefix tests/adapters/,kinds/test_laws.py formats/test_native.py \
+           attach/test_mount.py core/test_settings.py initialization/test_rank_budget.py formats/test_compatibility.py) \
+           $(addprefix tests/training/,config/test_train_config.py config/test_events.py loop/test_losses.py \
+           loop/test_noise.py data/test_buckets.py) $(addprefix tests/app/,store/test_home.py web/test_security.py)
+ROOMS   := app training adapters kernels assets
 LINKS   := $(addprefix build/types/atelier/,$(ROOMS))
 # Newest first. torch has no wheels for a Python that came out yesterday, so the list ends where ours were tried.
 PYTHONS ?= python3.14 python3.13 python3.12 python3.11 python3 python
@@ -61,9 +62,9 @@ gpu-tests: dev
 
 base: dev        ## train the embedded base model from nothing, or go on where it stopped (hours on a CPU)
 	$(INSTALL) --quiet --editable '.[base]'
-	nice -n 19 $(PYTHON) -m atelier.training.foundation_data --out build/base
-	nice -n 19 $(PYTHON) -m atelier.training.foundation --work build/base --out assets/base
-	nice -n 19 $(PYTHON) -m atelier.training.prior
+	nice -n 19 $(PYTHON) -m atelier.training.embedded_base.pictures --out build/base
+	nice -n 19 $(PYTHON) -m atelier.training.embedded_base.build --work build/base --out assets/base
+	nice -n 19 $(PYTHON) -m atelier.training.recipes.prior_preservation
 
 bench: dev       ## measured comparisons of speed, side by side with others' (hours on a small CPU; -m benchmarks --quick)
 	$(PYTHON) -m benchmarks

@@ -20,9 +20,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from atelier.training.foundation_data import PROMPTS, read_prompts
-from atelier.training.foundation_text import caption
-from atelier.training.judge import Judge, background_colour
+from atelier.training.embedded_base.judge import Judge, background_colour
+from atelier.training.embedded_base.pictures import PROMPTS, read_prompts
+from atelier.training.embedded_base.text import caption
 
 BARS = {"object": 0.70, "style": 0.90, "background": 0.90}
 SEEDS = 4

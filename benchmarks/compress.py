@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atelier.adapters.quant import settled, unrounded
-from atelier.adapters.quant_policy import PRESETS
-from atelier.training.base_model import BaseModel, load
-from atelier.training.calibrate import Moment, Student, relative_errors, trajectory
-from atelier.training.compress import course_of, make_student
-from atelier.training.compress_config import CompressConfig
-from atelier.training.compress_report import psnr
-from atelier.training.distill import Distillation
-from atelier.training.judge import Judge
-from atelier.training.loop import Controls
-from atelier.training.sample import DrawRequest, draw
+from atelier.adapters.quantization.bit_policy import PRESETS
+from atelier.adapters.quantization.fake_quant_layers import settled, unrounded
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.compression.calibrate import Moment, Student, relative_errors, trajectory
+from atelier.training.compression.compress import course_of, make_student
+from atelier.training.compression.distill import Distillation
+from atelier.training.compression.report import psnr
+from atelier.training.config.compress_config import CompressConfig
+from atelier.training.embedded_base.judge import Judge
+from atelier.training.loop.loop import Controls
+from atelier.training.sampling.sample import DrawRequest, draw
 from benchmarks.compress_page import EACH, PICTURES, RESULTS, render
 from benchmarks.machine import describe_machine
 

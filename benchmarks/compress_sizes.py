@@ -17,11 +17,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from atelier.adapters.input_levels import InputLevels
-from atelier.adapters.packed import save_packed
-from atelier.adapters.quant import make_rounding, round_inputs, rounding_layers
-from atelier.adapters.quant_policy import plan_layers
-from atelier.training.single_file import MODELS
+from atelier.adapters.quantization.activation_quantizers import InputLevels
+from atelier.adapters.quantization.bit_policy import plan_layers
+from atelier.adapters.quantization.fake_quant_layers import make_rounding, round_inputs, rounding_layers
+from atelier.adapters.quantization.packed import save_packed
+from atelier.training.base_models.single_file import MODELS
 from benchmarks.machine import describe_machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "compress_sizes.json"

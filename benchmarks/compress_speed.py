@@ -32,14 +32,14 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from atelier.adapters.input_levels import InputLevels
-from atelier.adapters.int8 import linear, prepare
-from atelier.adapters.packed import get_ready, in_whole_numbers, load_packed, save_packed
-from atelier.adapters.quant import make_rounding, round_inputs, rounding_layers
-from atelier.adapters.quant_policy import plan_layers
+from atelier.adapters.quantization.activation_quantizers import InputLevels
+from atelier.adapters.quantization.bit_policy import plan_layers
+from atelier.adapters.quantization.fake_quant_layers import make_rounding, round_inputs, rounding_layers
+from atelier.adapters.quantization.int8 import linear, prepare
+from atelier.adapters.quantization.packed import get_ready, in_whole_numbers, load_packed, save_packed
 from atelier.kernels.fake_quant import encode
-from atelier.training.base_model import load
-from atelier.training.single_file import MODELS
+from atelier.training.base_models.base_model import load
+from atelier.training.base_models.single_file import MODELS
 from benchmarks.machine import describe_machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "compress_speed.json"

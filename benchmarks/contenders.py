@@ -25,18 +25,18 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from atelier.adapters.base import AdapterSet
-from atelier.adapters.catalog import create
-from atelier.adapters.merge import Merges
-from atelier.adapters.mix import Mix
-from atelier.adapters.mount import mounted
-from atelier.adapters.targets import find_targets
-from atelier.training.base_model import BaseModel, Text
-from atelier.training.batch import Shown, errors
-from atelier.training.heap import keep_freed_memory
-from atelier.training.lean import keep_less
-from atelier.training.noise import Noisy
-from atelier.training.rest import OnDisk
+from atelier.adapters.attach.merge import Merges
+from atelier.adapters.attach.mount import mounted
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.kinds.catalog import create
+from atelier.training.base_models.base_model import BaseModel, Text
+from atelier.training.base_models.less_activation_memory import keep_less
+from atelier.training.base_models.malloc_tuning import keep_freed_memory
+from atelier.training.base_models.offload import OnDisk
+from atelier.training.loop.batch import Shown, errors
+from atelier.training.loop.noise import Noisy
 
 from .interleaved import ROOT
 

@@ -29,20 +29,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python ben
 from content_style_page import DRAWINGS, Row, render, summary, table
 from machine import describe_machine
 
-from atelier.adapters.base import AdapterSet
-from atelier.adapters.blend import blended
-from atelier.adapters.files import load_adapter
-from atelier.adapters.mix import Mix
-from atelier.training.base_model import BaseModel, load
-from atelier.training.companions import captioned
-from atelier.training.config import TrainConfig, load_preset
-from atelier.training.events import Finished
-from atelier.training.judge import Judge
-from atelier.training.make import STEPS, Part, make, training_config
-from atelier.training.run import run
-from atelier.training.runs import RunFolder
-from atelier.training.sample import DrawRequest, draw
-from atelier.training.study import encode, look_through
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.native import load_adapter
+from atelier.adapters.fusion.batched_strengths import blended
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.config.events import Finished
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.train_config import TrainConfig, load_preset
+from atelier.training.data.prepare import encode, look_through
+from atelier.training.embedded_base.judge import Judge
+from atelier.training.recipes.combine_two import STEPS, Part, make, training_config
+from atelier.training.recipes.companions import captioned
+from atelier.training.runs.run import run
+from atelier.training.sampling.sample import DrawRequest, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -23,12 +23,12 @@ from likeness import RESULTS, ROOT, TRIGGER, train
 from machine import describe_machine
 from PIL import Image
 
-from atelier.adapters.files import load_adapter
-from atelier.adapters.mix import Mix
-from atelier.training.base_model import load
-from atelier.training.identify import EMBEDDED_FOLDER
-from atelier.training.judge import Judge
-from atelier.training.sample import GUIDANCE, DrawRequest, draw
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.native import load_adapter
+from atelier.training.base_models.base_model import load
+from atelier.training.base_models.identify import EMBEDDED_FOLDER
+from atelier.training.embedded_base.judge import Judge
+from atelier.training.sampling.sample import GUIDANCE, DrawRequest, draw
 
 STRENGTHS = (0.0, 0.5, 1.0)
 REPEATS = 7

@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from atelier.training.config import TrainConfig
-from atelier.training.events import Stepped
-from atelier.training.runs import RunFolder
+from atelier.training.config.events import Stepped
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.train_config import TrainConfig
 
 from .interleaved import ROOT
 
@@ -42,10 +42,10 @@ def _once(name: str, config: TrainConfig) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as home:
         run, adapters = RunFolder.create(Path(home) / "run", config), Path(home) / "adapters"
         command = {
-            "atelier": ["atelier.training.run", str(run.path), "--adapters", str(adapters)],
+            "atelier": ["atelier.training.runs.run", str(run.path), "--adapters", str(adapters)],
             "peft": ["benchmarks.peft_loop", str(run.path / "recipe.toml"), str(adapters)],
         }[name]
-        # As `atelier` starts its own (app/cli.py); PEFT's as anybody would.
+        # As `atelier` starts its own (app/cli/main.py); PEFT's as anybody would.
         extra = {"GOMP_SPINCOUNT": "10000"} if name == "atelier" else {}
         began = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True,

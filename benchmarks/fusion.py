@@ -1,7 +1,8 @@
 """Objects, styles and background habits drawn together, by every method, from one prompt that asks for all of them.
 
     python -m benchmarks.fusion_lessons --home DIR                      teach them, each alone
-    python -m atelier.training.gate_training --school DIR               train the gates, on lessons that are not judged
+    python -m atelier.training.embedded_base.train_gates --school DIR
+                                                                        train the gates, on lessons that are not judged
     python -m benchmarks.fusion --home DIR [--sets N] [--methods M …]   draw and judge; goes on where it stopped
     python -m benchmarks.fusion --render                                docs/fusion.md from the results
 
@@ -28,14 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python ben
 from fusion_lessons import LESSONS, Lesson, adapter_path
 from machine import describe_machine, in_words
 
-from atelier.adapters.combine import METHODS, combined
-from atelier.adapters.files import load_adapter
-from atelier.adapters.fusion import Part
-from atelier.adapters.gate import GateSet
-from atelier.training.base_model import BaseModel, load
-from atelier.training.gate_training import gates_for
-from atelier.training.judge import Judge, background_colour
-from atelier.training.sample import DrawRequest, draw
+from atelier.adapters.formats.native import load_adapter
+from atelier.adapters.fusion.gates import GateSet
+from atelier.adapters.fusion.live import Part
+from atelier.adapters.fusion.methods import METHODS, combined
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.embedded_base.judge import Judge, background_colour
+from atelier.training.embedded_base.train_gates import gates_for
+from atelier.training.sampling.sample import DrawRequest, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -253,7 +254,7 @@ def render(result: dict[str, Any]) -> str:
     return f"""# Several adapters at once
 
 Written by `python -m benchmarks.fusion --render` from what is in `benchmarks/results/`. What the methods are:
-`adapters/combine.py`; why they are as they are: [notes/0009-fusion.md](notes/0009-fusion.md).
+`adapters/fusion/methods.py`; why they are as they are: [notes/0009-fusion.md](notes/0009-fusion.md).
 
 Objects that the embedded base has never seen, styles and background habits are taught apart, each as the app teaches
 it by default (`benchmarks/fusion_lessons.py`), and drawn together from one prompt, {REQUEST.count} seeds a set,

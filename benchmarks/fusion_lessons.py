@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from atelier.training.base_model import BaseModel, load
-from atelier.training.gate_school import taught
-from atelier.training.sample import DrawRequest, draw
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.embedded_base.gate_dataset import taught
+from atelier.training.sampling.sample import DrawRequest, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 THINGS = ("house", "red apple", "automobile", "tulip", "fish", "mushroom", "bell", "bread", "banana", "turtle", "robot",
@@ -38,7 +38,8 @@ class Lesson:
         return f"{self.role}-{self.what}"
 
 
-# The base passes over these words (``training/trigger_words.py``): beside one that it does not, nothing else is drawn.
+# The base passes over these words (``training/sampling/trigger_words.py``): beside one that it does not, nothing else
+# is drawn.
 LESSONS = (
     Lesson("object", "fox", "vf"), Lesson("object", "guitar", "wr"), Lesson("object", "strawberry", "cb"),
     Lesson("object", "umbrella", "px"), Lesson("object", "owl", "wf"), Lesson("object", "rocket", "tr"),

@@ -30,15 +30,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from machine import describe_machine, in_words
 from tool_rules import TOOLS
 
-from atelier.adapters.base import Spec
-from atelier.adapters.catalog import KINDS, create
-from atelier.adapters.export import export_mix
-from atelier.adapters.files import load_adapter, save_adapter
-from atelier.adapters.mix import Mix
-from atelier.adapters.mount import mounted
-from atelier.adapters.starts import Seen
-from atelier.training.base_model import BaseModel, load
-from atelier.training.weights import weights_of
+from atelier.adapters.attach.mount import mounted
+from atelier.adapters.core.base import Spec
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.export import export_mix
+from atelier.adapters.formats.native import load_adapter, save_adapter
+from atelier.adapters.initialization.initialization import Seen
+from atelier.adapters.kinds.catalog import KINDS, create
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.weights import weights_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("attn1.to_q", "attn2.to_k", "attn2.to_v", "ff.net.2", "resnets.0.conv1")

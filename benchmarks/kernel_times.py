@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from atelier.kernels.dispatch import CHOICE
-from atelier.kernels.factor import Plain
+from atelier.kernels.factor_forms import Plain
 from atelier.kernels.fake_quant import fake_quant
-from atelier.kernels.gate import GateVectors, gated_sum
+from atelier.kernels.gated_sum import GateVectors, gated_sum
 from atelier.kernels.int8_linear import PackedWeight, int8_linear
 from atelier.kernels.low_rank import low_rank_linear
-from atelier.kernels.weave import Update, weave
+from atelier.kernels.merge_low_rank import Update, weave
 
 from .machine import describe_machine
 

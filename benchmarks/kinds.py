@@ -27,16 +27,16 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/kinds.py` works as `-m` does
 from machine import describe_machine, in_words
 
-from atelier.adapters.catalog import KINDS
-from atelier.adapters.files import load_adapter
-from atelier.adapters.mix import Mix
-from atelier.training.base_model import BaseModel, load
-from atelier.training.config import TrainConfig, load_preset
-from atelier.training.events import Failed, Finished, Stepped, Validated
-from atelier.training.judge import Judge
-from atelier.training.run import run
-from atelier.training.runs import RunFolder
-from atelier.training.sample import DrawRequest, draw
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.native import load_adapter
+from atelier.adapters.kinds.catalog import KINDS
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.config.events import Failed, Finished, Stepped, Validated
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.train_config import TrainConfig, load_preset
+from atelier.training.embedded_base.judge import Judge
+from atelier.training.runs.run import run
+from atelier.training.sampling.sample import DrawRequest, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "kinds.md"

@@ -26,11 +26,11 @@ from statistics import mean
 from machine import describe_machine, in_words
 from PIL import Image
 
-from atelier.adapters.files import load_adapter
-from atelier.adapters.mix import Mix
-from atelier.training.base_model import BaseModel, load
-from atelier.training.judge import Judge, background_colour
-from atelier.training.sample import DrawRequest, draw
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.native import load_adapter
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.embedded_base.judge import Judge, background_colour
+from atelier.training.sampling.sample import DrawRequest, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -127,7 +127,7 @@ def _measure(
 def train(subject: str, name: str, seed: int, home: Path, extra: Sequence[str]) -> tuple[float, Path]:
     """Run `atelier train` as a person would; returns the seconds of the whole process and the adapter file."""
     command = [
-        sys.executable, "-m", "atelier.app.cli", "train", str(ROOT / "assets" / "examples" / subject),
+        sys.executable, "-m", "atelier.app.cli.main", "train", str(ROOT / "assets" / "examples" / subject),
         "--name", name, "--trigger", TRIGGER, "--subject", subject, "--home", str(home),
         "--set", f"seed={seed}", *extra,
     ]   # fmt: skip

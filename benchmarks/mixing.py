@@ -27,15 +27,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/mixing.py` works too
 from machine import describe_machine
 
-from atelier.adapters.base import AdapterSet
-from atelier.adapters.catalog import create
-from atelier.adapters.combine import combined
-from atelier.adapters.fusion import Fusion, Part, fusing
-from atelier.adapters.gate import GateSet
-from atelier.adapters.merge import merged
-from atelier.adapters.mix import Mix
-from atelier.adapters.targets import find_targets
-from atelier.training.base_model import BaseModel, load
+from atelier.adapters.attach.merge import merged
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.fusion.gates import GateSet
+from atelier.adapters.fusion.live import Fusion, Part, fusing
+from atelier.adapters.fusion.methods import combined
+from atelier.adapters.kinds.catalog import create
+from atelier.training.base_models.base_model import BaseModel, load
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MERGED, GATED, PEFT = (1, 2, 8, 32), (2, 8, 32), (1, 2, 8, 32)

@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from atelier.adapters.targets import find_targets
-from atelier.training.config import TrainConfig
-from atelier.training.identify import identify
-from atelier.training.prior import fill
+from atelier.adapters.core.targets import find_targets
+from atelier.training.base_models.identify import identify
+from atelier.training.config.train_config import TrainConfig
+from atelier.training.recipes.prior_preservation import fill
 
 from .interleaved import ROOT
 

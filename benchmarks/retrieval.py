@@ -1,6 +1,7 @@
 """Find held-out adapters of the zoo by prompts for them: recall and rank against chance and against file names.
 
-    python -m atelier.training.zoo && python -m atelier.training.retriever      the zoo and the retriever, if need be
+    python -m atelier.training.embedded_base.retriever_dataset                  the zoo, if need be
+    python -m atelier.training.embedded_base.train_retriever                    the retriever, if need be
     python -m benchmarks.retrieval [--zoo build/zoo]                            measure, keep as JSON, write the page
     python -m benchmarks.retrieval --render                                     write the page from what was measured
 
@@ -27,17 +28,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python ben
 from machine import describe_machine, in_words
 from torch import Tensor
 
-from atelier.adapters.base import AdapterSet, Spec
-from atelier.adapters.files import load_adapter
-from atelier.adapters.fuse import Pair, WeightOf, lora_of
-from atelier.adapters.retrieve import Retriever, Sizes, load_retriever
-from atelier.app.embeddings import Reader
-from atelier.app.finding import words_of
-from atelier.training.config import EMBEDDED
-from atelier.training.retriever import WEIGHTS, Said, Stack, begun, looked_at, stack, teach
-from atelier.training.weights import weights_of
-from atelier.training.wording import Wording
-from atelier.training.zoo import ROLES, Exhibit, read_index
+from atelier.adapters.core.base import AdapterSet, Spec
+from atelier.adapters.formats.low_rank import Pair, WeightOf, lora_of
+from atelier.adapters.formats.native import load_adapter
+from atelier.adapters.retrieval import Retriever, Sizes, load_retriever
+from atelier.app.store.adapter_embeddings import Reader
+from atelier.app.store.search import words_of
+from atelier.training.base_models.weights import weights_of
+from atelier.training.config.train_config import EMBEDDED
+from atelier.training.embedded_base.retriever_dataset import ROLES, Exhibit, read_index
+from atelier.training.embedded_base.train_retriever import WEIGHTS, Said, Stack, begun, looked_at, stack, teach
+from atelier.training.sampling.prompt_features import Wording
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "retrieval.json"
@@ -48,8 +49,9 @@ TEXT = """# Finding adapters by their weights
 
 Written by `python -m benchmarks.retrieval` from `benchmarks/results/retrieval.json`.
 
-{held_out} adapters of a zoo of {total} (`training/zoo.py`), whose things no adapter in training had, are looked for
-among all {total}, with prompts that don't know their trigger words ({prompts} prompts each). Brackets are 95 %
+{held_out} adapters of a zoo of {total} (`training/embedded_base/retriever_dataset.py`), whose things no adapter
+in training had, are looked for among all {total}, with prompts that don't know their trigger words ({prompts} prompts
+each). Brackets are 95 %
 bootstrap intervals over the adapters that are looked for.
 
 | adapters | what is read | of them | recall@1 | recall@5 | MRR |

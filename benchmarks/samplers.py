@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atelier.training.base_model import BaseModel, load
-from atelier.training.foundation_data import PROMPTS, read_prompts
-from atelier.training.judge import Judge
-from atelier.training.keep import thumbnail
-from atelier.training.kept import Kept
-from atelier.training.sample import GUIDANCE, DrawRequest, draw
-from atelier.training.samplers import DEFAULT, new_sampler, sampling, watch
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.embedded_base.judge import Judge
+from atelier.training.embedded_base.pictures import PROMPTS, read_prompts
+from atelier.training.runs.save_adapter import thumbnail
+from atelier.training.sampling.draw_cache import Kept
+from atelier.training.sampling.sample import GUIDANCE, DrawRequest, draw
+from atelier.training.sampling.samplers import DEFAULT, new_sampler, sampling, watch
 from benchmarks.base_quality import Task, judged, shares, tasks
 from benchmarks.machine import describe_machine, in_words
 
@@ -59,8 +59,9 @@ Measured on: {measured}.
 
 {said}
 
-What the Studio shows while it draws (`training/glimpse.py`), at most five times a second, changes the CPU time of four
-pictures in 20 steps by {looking:+.1f} % (median of {turns} turns; half of them between {low:+.1f} and {high:+.1f} %).
+What the Studio shows while it draws (`training/sampling/latent_preview.py`), at most five times a second, changes the
+CPU time of four pictures in 20 steps by {looking:+.1f} % (median of {turns} turns; half of them between {low:+.1f} and
+{high:+.1f} %).
 """
 
 

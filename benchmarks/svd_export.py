@@ -23,8 +23,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from machine import describe_machine
 
-from atelier.adapters.fuse import Change, Limits, nearest
-from atelier.adapters.targets import find_targets
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.formats.low_rank import Change, Limits, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import twin
+from atelier.kernels.dispatch import twin
 
 WHOLE = 1.5 * 2**23
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dispatch import twin
-from .fake_quant import encode, top_code
+from atelier.kernels.dispatch import twin
+from atelier.kernels.fake_quant import encode, top_code
 
 
 class PackedWeight(NamedTuple):

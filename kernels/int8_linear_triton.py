@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fake_quant_triton import half_to_even
+from atelier.kernels.fake_quant_triton import half_to_even
 
 if TYPE_CHECKING:
-    from .int8_linear import PackedWeight
+    from atelier.kernels.int8_linear import PackedWeight
 
 BLOCK = 1024
 TILE: dict[str, int] = {"BM": 64, "BN": 128, "BK": 64, "num_warps": 8, "num_stages": 3}

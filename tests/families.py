@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLP
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from atelier.training.base_info import BaseInfo
-from atelier.training.identify import EMBEDDED_FOLDER
-from atelier.training.original_layout import to_original
-from atelier.training.single_file import MODELS, clip_tokenizer, new_scheduler
+from atelier.training.base_models.base_info import BaseInfo
+from atelier.training.base_models.identify import EMBEDDED_FOLDER
+from atelier.training.base_models.original_layout import to_original
+from atelier.training.base_models.single_file import MODELS, clip_tokenizer, new_scheduler
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 

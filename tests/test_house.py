@@ -14,6 +14,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,15 @@ MAY_IMPORT = {
     "adapters": {"kernels"},
     "kernels": set(),
 }
+LAYERS = """
+kernels
+adapters.core, adapters.kinds, adapters.attach, adapters.initialization, adapters.formats, adapters.quantization,
+adapters.fusion, adapters
+training.config, training.base_models, training.data, training.sampling, training.loop, training.recipes,
+training.compression, training.runs, training.embedded_base
+app.text, app.store, app.jobs, app.services, app.web.components, app.web.pages, app.web, app.cli
+"""
+"""Packages from the ground up, separated by commas: each may import what stands before it."""
 FOREIGN = {   # what a room must not import: `adapters` works on any nn.Module, `training` has no face
     "app": {"triton"},
     "training": {"gradio", "fastapi", "starlette", "huey", "triton"},
@@ -136,6 +146,20 @@ def imports_only_from_rooms_below(source: Source) -> Iterator[str]:
 
 
 @rule
+def imports_only_from_packages_before_it(source: Source) -> Iterator[str]:
+    order = [name.strip() for name in LAYERS.replace("\n", ",").split(",") if name.strip()]
+    own = ".".join(source.path.parent.parts)
+    if own not in order:
+        yield source.at(source.tree, f"is in {own}, which has no place in LAYERS")
+        return
+    for node, name in imported(source):
+        inside = [package for package in order if name.startswith(f"atelier.{package}.")]
+        target = max(inside, key=len, default=own)
+        if order.index(target) > order.index(own):
+            yield source.at(node, f"imports {name}, but {target} stands above {own}")
+
+
+@rule
 def imports_triton_only_in_its_files(source: Source) -> Iterator[str]:
     for node, name in imported(source):
         if name.split(".")[0] == "triton" and not source.path.stem.endswith("_triton"):
@@ -151,8 +175,8 @@ def has_a_telling_name(source: Source) -> Iterator[str]:
 @rule
 def fits_on_a_few_screens(source: Source) -> Iterator[str]:
     lines = len(source.text.splitlines())
-    if lines > 250:
-        yield source.at(source.tree, f"has {lines} lines; 250 are allowed")
+    if lines > 400:
+        yield source.at(source.tree, f"has {lines} lines; 400 are allowed")
     for node in functions(source.tree):
         limit = 90 if jitted(node) else 50
         if length(node) > limit:
@@ -165,7 +189,7 @@ def fits_on_a_few_screens(source: Source) -> Iterator[str]:
 @cache
 def promised() -> set[str]:
     """Methods that the adapter contract documents once for all kinds."""
-    tree = parsed((ROOT / "adapters" / "base.py").read_text(encoding="utf-8"))
+    tree = parsed((ROOT / "adapters" / "core" / "base.py").read_text(encoding="utf-8"))
     [contract] = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Adapter"]
     return {method.name for method in functions(contract) if ast.get_docstring(method)}
 
@@ -206,7 +230,7 @@ def prints_only_on_the_command_line(source: Source) -> Iterator[str]:
     allowed = {id(n) for main in mains for n in ast.walk(main)}
     for node in ast.walk(source.tree):
         speaks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
-        if speaks and id(node) not in allowed and not source.path.match("app/cli*.py"):
+        if speaks and id(node) not in allowed and not source.path.match("app/cli/*.py"):
             yield source.at(node, "prints: only the command line talks to a terminal")
 
 
@@ -289,8 +313,8 @@ def _our_own(node: ast.expr) -> bool:
             return bool(pieces) and all(_text(p) is not None or _our_own(p) for p in pieces)
 
 
-TALK_TO_OTHER_TOOLS = [f"adapters/{name}.py" for name in (
-    "convert", "contents", "foreign_metadata", "metadata", "readers", "spelling")]
+TALK_TO_OTHER_TOOLS = [f"adapters/formats/{name}.py" for name in (
+    "write_foreign", "detect", "foreign_metadata", "export_metadata", "compatibility", "module_names")]
 
 
 @rule
@@ -307,17 +331,21 @@ def speaks_our_words(source: Source) -> Iterator[str]:
 # --- the rules bite ---------------------------------------------------------------------------------------------
 
 PLANTED = [
-    ("imports_only_from_rooms_below", "adapters/x.py", "import atelier.training.config"),
+    ("imports_only_from_rooms_below", "adapters/x.py", "import atelier.training.config.train_config"),
     ("imports_only_from_rooms_below", "adapters/x.py", "def f():\n    from ..app import cli"),
     ("imports_only_from_rooms_below", "app/pages/x.py", "from atelier import kernels"),
     ("imports_only_from_rooms_below", "app/x.py", "from atelier.kernels.wavelet import haar"),
     ("imports_only_from_rooms_below", "training/x.py", "from adapters.mix import Mix"),
     ("imports_only_from_rooms_below", "adapters/x.py", "import diffusers.models"),
     ("imports_only_from_rooms_below", "training/x.py", "from gradio import Blocks"),
+    ("imports_only_from_packages_before_it", "adapters/core/x.py", "from atelier.adapters.kinds.lora import Lora"),
+    ("imports_only_from_packages_before_it", "app/store/x.py", "def f():\n    from atelier.app.jobs import jobs"),
+    ("imports_only_from_packages_before_it", "app/web/components/x.py", "import atelier.app.web.pages.studio"),
+    ("imports_only_from_packages_before_it", "adapters/misc/x.py", "NUMBER = 1"),
     ("imports_triton_only_in_its_files", "kernels/wavelet.py", "import triton.language as tl"),
     ("has_a_telling_name", "app/utils.py", ""),
     ("has_a_telling_name", "adapters/__init__.py", ""),
-    ("fits_on_a_few_screens", "app/x.py", "\n" * 251),
+    ("fits_on_a_few_screens", "app/x.py", "\n" * 401),
     ("fits_on_a_few_screens", "app/x.py", "def f():\n" + "    f()\n" * 50),
     ("fits_on_a_few_screens", "app/x.py", "def f(a, b, c, d, e, f, g): ..."),
     ("documents_what_is_public", "app/x.py", "'''A file.'''\ndef f(): ..."),
@@ -381,7 +409,7 @@ def test_a_rule_finds_what_breaks_it(name: str, path: str, text: str, tmp_path: 
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_tried_and_lets_good_code_pass(name: str) -> None:
     assert name in {planted for planted, *_ in PLANTED}
-    assert not list(RULES[name](Source(Path("app/card.py"), ALLOWED)))
+    assert not list(RULES[name](Source(Path("app/services/card.py"), ALLOWED)))
 
 
 # --- the tree keeps them ----------------------------------------------------------------------------------------
@@ -400,16 +428,21 @@ def test_functions_are_short() -> None:
 def test_no_file_imports_itself_in_a_circle() -> None:
     files = sources(ROOT)
     names = {source.module for source in files}
-    graph = {source.module: _imports_at_load(source) & names for source in files}
+    graph = {source.module: _imports(source) & names for source in files}
     while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
         graph = {name: targets for name, targets in graph.items() if name not in leaves}
     assert not graph, f"these files import one another in a circle: {sorted(graph)}"
 
 
-def _imports_at_load(source: Source) -> set[str]:
-    inside = {id(n) for f in functions(source.tree) for n in ast.walk(f)}
-    at_load = [name for node, name in imported(source) if id(node) not in inside]
-    return {*at_load, *(name.rpartition(".")[0] for name in at_load)} - {source.module}
+def _imports(source: Source) -> set[str]:
+    """Modules that a file imports, inside functions too."""
+    names = [name for _, name in imported(source)]
+    return {*names, *(name.rpartition(".")[0] for name in names)} - {source.module}
+
+
+def test_no_folder_is_a_flat_shelf() -> None:
+    folders = Counter(source.path.parent for source in sources(ROOT))
+    assert max(folders.values()) <= 25, f"the fullest: {folders.most_common(3)}"
 
 
 # --- texts and pictures of the whole project --------------------------------------------------------------------
@@ -450,8 +483,8 @@ def test_contributing_stays_short() -> None:
 
 
 def test_names_lead_into_this_tree() -> None:
-    found = Path(importlib.import_module("atelier.adapters.base").__file__ or "").resolve()
-    assert found == ROOT / "adapters" / "base.py", "another copy of Atelier is installed here: run make setup"
+    found = Path(importlib.import_module("atelier.adapters.core.base").__file__ or "").resolve()
+    assert found == ROOT / "adapters" / "core" / "base.py", "another copy of Atelier is installed here: run make setup"
 
 
 DOCUMENTED = [source.module for source in sources(ROOT) if ">>> " in source.text]
@@ -473,7 +506,7 @@ def commands(text: str, program: str) -> list[list[str]]:
 
 
 def help_of(*command: str) -> str:
-    result = subprocess.run([sys.executable, "-m", "atelier.app.cli", *command, "--help"], capture_output=True,
+    result = subprocess.run([sys.executable, "-m", "atelier.app.cli.main", *command, "--help"], capture_output=True,
                             text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "200"}, check=True)
     return result.stdout
 

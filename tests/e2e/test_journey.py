@@ -20,14 +20,14 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sy
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from atelier.app.home import open_home
-from atelier.app.jobs import cancel, list_runs, new_run, worker_alive
-from atelier.app.server import bind
-from atelier.app.worker_process import end_left_behind
-from atelier.training.compress_config import CompressConfig
-from atelier.training.events import Finished
-from atelier.training.run import run
-from atelier.training.runs import RunFolder
+from atelier.app.jobs.jobs import cancel, list_runs, new_run, worker_alive
+from atelier.app.jobs.worker_process import end_left_behind
+from atelier.app.store.home import open_home
+from atelier.app.web.server import bind
+from atelier.training.config.compress_config import CompressConfig
+from atelier.training.config.events import Finished
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.runs.run import run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ class Server:
         outside = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
         locks = str(self.home.parent / "tmp")   # device locks of its own: nobody else's training is waited for
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "atelier.app.cli", *command], stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "atelier.app.cli.main", *command], stdout=subprocess.PIPE, text=True,
             env={**outside, "TMPDIR": locks},
         )   # fmt: skip
         assert self.process.stdout

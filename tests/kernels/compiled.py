@@ -24,7 +24,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from atelier.kernels import fake_quant_triton, gate_triton, int8_linear_triton, low_rank_triton, weave_triton
+from atelier.kernels import fake_quant_triton, int8_linear_triton, low_rank_triton
+from atelier.kernels import gated_sum_triton as gate_triton
+from atelier.kernels import merge_low_rank_triton as weave_triton
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 OPCODES = ("HGMMA", "IGMMA", "HMMA", "IMMA", "LDGSTS", "STL", "LDL")   # the last two: what did not fit into registers

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier.kernels.frozen import frozen_conv2d, gated_gelu
+from atelier.kernels.frozen_layers import frozen_conv2d, gated_gelu
 
 Way = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]   # stride, padding, dilation, groups
 

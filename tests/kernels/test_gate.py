@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from atelier.kernels.gate import EPSILON, GateVectors, gated_sum, gates
+from atelier.kernels.gated_sum import EPSILON, GateVectors, gated_sum, gates
 
 WIDTH = 5
 

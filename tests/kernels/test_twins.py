@@ -59,7 +59,7 @@ IN_A_LOOP = ("low_rank", "int8_linear", "weave, p")   # these must copy the next
 
 def test_twins_compile_for_every_card_and_use_it_well(tmp_path: Path):
     """Spills alone would let builds pass that lost their wide loads: registers and asynchronous copies are counted."""
-    found = lines("compiled.py", TRITON_CACHE_DIR=str(tmp_path))
+    found = lines("torch_compile.py", TRITON_CACHE_DIR=str(tmp_path))
     assert {(line["name"], line["card"]) for line in found} == {(n, c) for n in REGISTERS for c in (80, 89, 90)}
     for line in found:
         name, card = line["name"], line["card"]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from atelier.adapters.base import Spec
-from atelier.adapters.catalog import create
-from atelier.kernels.factor import Plain, pair
-from atelier.kernels.tensor import Products, Train
-from atelier.kernels.weave import Update, weave
+from atelier.adapters.core.base import Spec
+from atelier.adapters.kinds.catalog import create
+from atelier.kernels.factor_forms import Plain, pair
+from atelier.kernels.merge_low_rank import Update, weave
+from atelier.kernels.tensor_networks import Products, Train
 
 
 def normal(*shape: int) -> torch.Tensor:

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from atelier.kernels.dispatch import CHOICE
-from atelier.kernels.factor import Plain
+from atelier.kernels.factor_forms import Plain
 from atelier.kernels.fake_quant import fake_quant
-from atelier.kernels.gate import GateVectors, gated_sum
+from atelier.kernels.gated_sum import GateVectors, gated_sum
 from atelier.kernels.int8_linear import PackedWeight, int8_linear, pack
 from atelier.kernels.low_rank import low_rank_linear
-from atelier.kernels.tensor import Products, Train
+from atelier.kernels.merge_low_rank import Update, weave
+from atelier.kernels.tensor_networks import Products, Train
 from atelier.kernels.wavelet import Haar
-from atelier.kernels.weave import Update, weave
 
 LIMITS = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}   # a few units in the last place of each
 EXACT = ("value rounded", "of values", "whole numbers")   # where both forms round at the same places

@@ -14,11 +14,11 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
-from atelier.adapters.base import AdapterSet
-from atelier.adapters.catalog import create
-from atelier.adapters.targets import find_targets
-from atelier.training.base_model import BaseModel, load
-from atelier.training.identify import EMBEDDED_FOLDER
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.kinds.catalog import create
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.identify import EMBEDDED_FOLDER
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

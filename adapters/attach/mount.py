@@ -1,0 +1,137 @@
+"""Attach adapters to a live model and take them off again, leaving it byte for byte as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atelier.adapters.attach.low_rank_forward import can_stand_beside, forwards
+from atelier.adapters.core.base import Adapter, AdapterSet
+from atelier.adapters.core.cast_factors import Factors, Part
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.weight_only_int8 import Frozen, weight_shape
+
+
+class MountError(ValueError):
+    """An adapter that does not fit the model; the message names the first layers that differ."""
+
+
+def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dict[str, nn.Module]:
+    """Find every target of ``adapters`` in ``models`` (component name → model).
+
+    Raises:
+        MountError: a layer is missing, has another shape, or has no bias where the adapter changes one.
+    """
+    found: dict[str, nn.Module] = {}
+    wrong: list[str] = []
+    for spec in adapters.specs:
+        module = find_module(models, spec.name)
+        if module is None:
+            wrong.append(f"{spec.name} is missing")
+            continue
+        shape = weight_shape(module)
+        if not spec.fits(shape):
+            wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
+        elif getattr(module, "bias", None) is None and adapters[spec.name].bias_delta() is not None:
+            wrong.append(f"{spec.name} has no bias here and the adapter changes one")
+        found[spec.name] = module
+    if wrong:
+        raise MountError(
+            f"This adapter was made for another base model: {len(wrong)} of {len(adapters)} layers differ "
+            f"({'; '.join(wrong[:3])}). Pick the base model it was trained on."
+        )
+    return found
+
+
+def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module | None:
+    """A module by its name. transformers 5 dropped a level of some text encoders, which other files still have."""
+    component, _, path = name.partition(".")
+    for candidate in (path, path.removeprefix("text_model."), f"text_model.{path}"):
+        # `get_submodule` asks three times at every level, and a training attaches at every step.
+        found = reduce(_child, candidate.split("."), models.get(component))
+        if found is not None:
+            return found
+    return None
+
+
+def _child(module: nn.Module | None, name: str) -> nn.Module | None:
+    return None if module is None else module._modules.get(name)
+
+
+@contextmanager
+def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
+    """Add every adapter of the Mix to the outputs of its target modules while the context is open.
+
+    The weights are never touched, so unmounting restores the model exactly. Adapters at strength 0 are not
+    attached at all: the base model then computes what it always does, bit for bit.
+
+    Raises:
+        MountError: an adapter does not fit.
+    """
+    factors = Factors()
+    with ExitStack() as stack:
+        for clock in mix.clocks():
+            stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
+        beside: dict[nn.Module, Sequence[Part]] = {}
+        for module, parts in by_module(models, mix).items():
+            # What a layer of codes makes must not be kept for the backward pass, as one operation for both would.
+            if can_stand_beside(module) and not isinstance(module, Frozen) and all(_is_pair(one) for one, _ in parts):
+                beside[module] = parts
+                if parts[0][0].spec.name.startswith("unet."):
+                    factors.add(module, parts)
+                continue
+            for adapter, strength in parts:
+                hook = partial(_add, adapter=adapter, strength=strength)
+                stack.enter_context(module.register_forward_hook(hook))
+        for module, forward in forwards(beside, factors):
+            stack.enter_context(replaced_forward(module, forward))
+        if "unet" in models:
+            stack.enter_context(models["unet"].register_forward_pre_hook(factors.prepare))
+        yield
+
+
+def by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module, list[Part]]:
+    """The adapters and strengths that change each module, in the order of the Mix."""
+    parts: dict[nn.Module, list[Part]] = {}
+    for adapters, strength in mix.active():
+        for name, module in target_modules(models, adapters).items():
+            parts.setdefault(module, []).append((adapters[name], strength))
+    return parts
+
+
+@torch.no_grad()
+def _is_pair(adapter: Adapter) -> bool:
+    return adapter.factors() is not None and adapter.bias_delta() is None
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module computes ``forward`` while this is open."""
+    original = module.__dict__.get("forward")   # set on the object itself when another library hooked it
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if original is None:
+            del module.forward
+        else:
+            module.forward = original
+
+
+def _add(
+    module: nn.Module, args: tuple[Any, ...], output: Tensor, *, adapter: Adapter, strength: float
+) -> Tensor:
+    update = adapter(args[0], module)
+    if (shift := adapter.bias_delta()) is not None:
+        update = update + shift.to(update).reshape(-1, *(1 for _ in range(output.dim() - 2) if features_first(module)))
+    return output + (update if strength == 1 else update * strength)
+
+
+def features_first(module: nn.Module) -> bool:
+    """Whether outputs are [batch, features, …] and not [batch, …, features]."""
+    return isinstance(module, nn.Conv2d | nn.GroupNorm)

@@ -1,0 +1,244 @@
+"""What an adapter is: a small trainable change ΔW to the weights of a base model's modules.
+
+A *kind* is one subclass of :class:`Adapter`: mathematics only. It gives either an exact low-rank pair
+(:meth:`Adapter.factors`) or the dense update (:meth:`Adapter.delta`); forward, merge, counting and export
+follow from that. An :class:`AdapterSet` is the saved thing: one adapter per target module, and the modules that
+hold what several of them share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atelier.adapters.core.settings import Settings
+from atelier.adapters.core.target_ops import operate
+from atelier.kernels.factor_forms import Factor, plain
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One target module: its dotted name, component first (``unet.…to_q``), and the shape of its weight.
+
+    The shape is ``[out, in]`` for Linear and ``[out, in / groups, k, k]`` for Conv2d. Imported files may also change
+    normalizations, ``[features]``, and leave a side open that they don't tell: 0.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Output features: rows of the weight seen as a matrix."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Input features times kernel area: columns of the weight seen as a matrix."""
+        return prod(self.shape[1:])
+
+    @property
+    def features(self) -> int:
+        """Input features alone: a column is one of them at one tap of the kernel."""
+        return self.shape[1]
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether this is the shape of a module's weight, as far as it is known."""
+        return len(shape) == len(self.shape) and all(a in (0, b) for a, b in zip(self.shape, shape, strict=True))
+
+    @property
+    def taps(self) -> int:
+        """Kernel area: 1 for Linear."""
+        return prod(self.shape[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the base model shows of one target module before training; see ``initialization.py``."""
+
+    weight: Tensor                    # the original W, in its own shape, float32
+    inputs: Tensor | None = None      # [k, columns] σᵢ·vᵢ of the inputs, by falling σ: XᵀX ≈ inputsᵀ @ inputs
+    gradient: Tensor | None = None    # mean of ∂loss/∂W, in the shape of W, float32
+
+    def matrix(self) -> Tensor:
+        """W as ``[rows, columns]``."""
+        return self.weight.flatten(1)
+
+    def slope(self) -> Tensor:
+        """The gradient as ``[rows, columns]``."""
+        assert self.gradient is not None, "the kind's `wants` did not ask for the gradient"
+        return self.gradient.flatten(1)
+
+
+class Adapter(nn.Module):
+    """The change to one module. Parameters are float32 and hold everything the update is made of."""
+
+    kind: ClassVar[str]
+    title: ClassVar[str]
+    settings: ClassVar[type[Settings]]
+    linear_in_strength: ClassVar[bool] = True   # strength·ΔW: False for kinds whose ΔW is not simply scaled
+    live: ClassVar[bool] = False   # ΔW depends on the timestep or the picture: mounted, never merged
+
+    def __init__(self, spec: Spec, settings: Any) -> None:   # noqa: ARG002 (kinds read it)
+        super().__init__()
+        self.spec = spec
+
+    @classmethod
+    def family(cls, specs: Sequence[Spec], settings: Any) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+        """One adapter for each target module, and by name the modules that hold what several of them share."""
+        return [cls(spec, settings) for spec in specs], {}
+
+    @classmethod
+    def parameter_count(cls, spec: Spec, settings: Any) -> int:
+        """Number of trainable values of one module's own: the formula of the kind's docstring."""
+        raise NotImplementedError
+
+    @classmethod
+    def total_count(cls, specs: Sequence[Spec], settings: Any) -> int:
+        """Number of trainable values of a whole set; what modules share is counted once."""
+        return sum(cls.parameter_count(spec, settings) for spec in specs)
+
+    @classmethod
+    def low_rank(cls) -> bool:
+        """Whether the kind has exact factors."""
+        return cls.factors is not Adapter.factors
+
+    @classmethod
+    def wants(cls, settings: Any) -> str:   # noqa: ARG003 (kinds read it)
+        """What the start needs to see beside the weight: ``inputs``, ``gradient``, or nothing (empty)."""
+        return ""
+
+    def start(self, seen: Seen) -> None:
+        """Take from the base model what the update is made of. Called once, before training; ΔW stays 0.
+
+        What is taken goes into parameters and buffers, for the file must hold it: a base rounded to another
+        precision would give it again only roughly.
+        """
+
+    def reselect(self, weight: Tensor) -> None:
+        """Choose anew which values train on. Called once, half way through training; ΔW stays as it is.
+
+        What is chosen goes into buffers, for a run that resumes must hold it.
+        """
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Exact ``(up [rows, rank], down [rank, columns])`` with ΔW = up @ down, scale included; or None."""
+        return None
+
+    def forms(self) -> tuple[Factor, Factor] | None:
+        """The same factors in the forms they are kept in, for a merge that reads them like that; or None."""
+        factors = self.factors()
+        return None if factors is None else plain(factors)
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """ΔW in the shape of ``weight``: the base model's original one, in whatever precision it is kept."""
+        factors = self.factors()
+        if factors is None:
+            raise NotImplementedError(f"{type(self).__name__} gives neither factors() nor delta()")
+        up, down = factors
+        return (up @ down).reshape(weight.shape)
+
+    def bias_delta(self) -> Tensor | None:
+        """Change to the module's bias ``[rows]`` at strength 1; None for every kind that is trained here."""
+        return None
+
+    def forward(self, x: Tensor, module: nn.Module) -> Tensor:
+        """ΔW applied to the module's input, in the dtype of ``x``: what a mount adds at strength 1."""
+        # Only the products with x may be in low precision: ΔW itself is made of differences of large numbers.
+        with torch.autocast(x.device.type, enabled=False):
+            factors = self.factors()
+            # A grouped convolution keeps apart what `up` would mix.
+            dense = self.delta(weight_of(module)) if factors is None or getattr(module, "groups", 1) > 1 else None
+        if dense is not None:
+            return operate(module, x, dense.to(x.dtype))
+        assert factors is not None
+        return self.through(x, module, *factors)
+
+    def through(self, x: Tensor, module: nn.Module, up: Tensor, down: Tensor) -> Tensor:
+        """Apply a low-rank pair ``up [rows, r]``, ``down [r, columns]`` as two small layers."""
+        hidden = operate(module, x, down.to(x.dtype).reshape(-1, *self.spec.shape[1:]))
+        up = up.to(x.dtype)
+        return F.linear(hidden, up) if len(self.spec.shape) == 2 else F.conv2d(hidden, up[:, :, None, None])
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a target module."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+class AdapterSet(nn.Module):
+    """Everything one adapter file holds: the kind, its settings, one adapter per target module, what they share."""
+
+    def __init__(
+        self,
+        kind: type[Adapter],
+        settings: Settings,
+        adapters: Sequence[Adapter],
+        *,
+        shared: Mapping[str, nn.Module] | None = None,
+        ranks: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind = kind.kind
+        self.settings = settings
+        self.ranks = dict(ranks or {})   # modules whose rank is not that of the settings
+        # ModuleList, not ModuleDict: module names hold dots, which torch does not allow in child names.
+        self._adapters = nn.ModuleList(adapters)
+        self._shared = nn.ModuleDict(shared or {})
+        self._index = {adapter.spec.name: i for i, adapter in enumerate(adapters)}
+
+    def __getitem__(self, name: str) -> Adapter:
+        adapter = self._adapters[self._index[name]]
+        assert isinstance(adapter, Adapter)
+        return adapter
+
+    def __iter__(self) -> Iterator[Adapter]:
+        return (self[name] for name in self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def specs(self) -> list[Spec]:
+        """The target modules, in the order of the base model."""
+        return [adapter.spec for adapter in self]
+
+    def become(self, other: AdapterSet) -> None:
+        """Hold what ``other`` holds, so that whoever has this set goes on with the other's adapters."""
+        self.settings, self.ranks, self._index = other.settings, other.ranks, other._index
+        self._adapters, self._shared = other._adapters, other._shared
+
+    def components(self) -> set[str]:
+        """The parts of the pipeline that are adapted: ``unet``, ``text_encoder`` …"""
+        return {spec.name.split(".", 1)[0] for spec in self.specs}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters and buffers, each once: what a file stores.
+
+        They are called ``<module name>.<tensor name>``, and ``@<shared name>.<tensor name>`` where modules share.
+        """
+        owners = [(f"@{name}", module) for name, module in self._shared.items()]
+        owners += [(adapter.spec.name, adapter) for adapter in self]
+        return {f"{owner}.{key}": value for owner, module in owners for key, value in module.state_dict().items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors stored by :meth:`tensors` back.
+
+        Raises:
+            ValueError: a tensor is missing, unexpected or of another shape; each is named.
+        """
+        own = self.tensors()
+        wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
+        if wrong:
+            raise ValueError(f"this {self.kind} file does not fit its own header at: {', '.join(wrong[:5])}")
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(tensors[key])

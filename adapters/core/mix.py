@@ -1,0 +1,28 @@
+"""A Mix: an ordered list of adapters, each with the strength its slider stands at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.timestep import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Adapters and strengths. 0 is off, 1 is as trained; negative strengths push away."""
+
+    parts: tuple[tuple[AdapterSet, float], ...] = ()
+
+    def active(self) -> Iterator[tuple[AdapterSet, float]]:
+        """The parts that do something."""
+        return ((adapters, strength) for adapters, strength in self.parts if strength != 0)
+
+    def live(self) -> bool:
+        """Whether an adapter changes with the timestep or the picture: such a Mix is mounted, never merged."""
+        return any(adapter.live for adapters, _ in self.active() for adapter in adapters)
+
+    def clocks(self) -> list[Clock]:
+        """Those of adapters that change with the timestep."""
+        return [part for adapters, _ in self.active() for part in adapters.modules() if isinstance(part, Clock)]

@@ -1,0 +1,238 @@
+"""Write an adapter, or several as one, for another tool; then read the file back and say how true it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from atelier.adapters.core.base import Spec
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.compatibility import YES, Verdict, verdicts
+from atelier.adapters.formats.export_metadata import export_metadata
+from atelier.adapters.formats.low_rank import EXACT, Change, Limits, Pair, WeightOf, changes, nearest
+from atelier.adapters.formats.module_names import lasting_name
+from atelier.adapters.formats.native import Header, data_hash, load_adapter, read_header, read_tensors, write_tensors
+from atelier.adapters.formats.read_foreign import read_foreign
+from atelier.adapters.formats.write_foreign import (
+    FORMS,
+    ConvertError,
+    check_family,
+    check_kohya,
+    to_diff,
+    to_diffusers,
+    to_kohya,
+)
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Part = tuple[Path, float]   # a native file and its strength
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written, measured on the file itself."""
+
+    form: str
+    bytes: int
+    layers: int
+    rank: int            # the largest; 0 for a form without one
+    exact: bool          # every ΔW is the adapter's own, but for rounding to the precision
+    hash: str            # SHA-256 of the tensors: the name tools and sites know the file by
+    max_error: float     # largest ‖ΔW in the file − ΔW‖ / ‖ΔW‖ of all layers
+    mean_error: float    # mean of them
+    energy: float        # share of ‖ΔW‖² of all layers together that the file keeps
+    loads: dict[str, Verdict]      # tool → whether it loads the file
+    left_out: tuple[str, ...] = ()   # changes the form has no place for
+
+
+def export(path_in: Path, path_out: Path, form: str, dtype: str = "fp32") -> ExportReport:
+    """Write one native adapter whose update needs no base model; see :func:`export_mix`."""
+    return export_mix([(path_in, 1.0)], path_out, form, dtype)
+
+
+def export_mix(
+    parts: Sequence[Part], path_out: Path, form: str, dtype: str = "fp32", *,
+    limits: Limits = EXACT, weight_of: WeightOf | None = None, recipe: bool = False,
+) -> ExportReport:   # fmt: skip
+    """Write native adapter files as one in another form, read the result back and compare every layer.
+
+    Args:
+        parts: native files and their strengths.
+        path_out: where to write; an existing file is replaced.
+        form: ``kohya`` (every tool), ``diffusers``, ``diff`` (the whole ΔW), or ``native`` (one adapter as it is,
+            without its private entries).
+        dtype: ``fp32``, ``fp16`` or ``bf16``; a native file is always ``fp32``.
+        limits: how much of a ΔW to keep, and in which rank; exact low-rank pairs are cut only where this asks for it.
+        weight_of: the base model's weights, for kinds whose update depends on them.
+        recipe: whether the file says how it was trained, which can hold folder names and prompts.
+
+    Raises:
+        FileError: a part can't be read.
+        ConvertError: there is no such form or precision, or the adapters don't fit it.
+        OSError: ``path_out`` can't be written.
+    """
+    if form not in FORMS or dtype not in PRECISIONS:
+        raise ConvertError(f"There is no export as {form!r} in {dtype!r}. The forms are {', '.join(FORMS)}; "
+                           f"the precisions are {', '.join(PRECISIONS)}.")
+    headers = [read_header(path) for path, _ in parts]
+    if form == "native":
+        return _native(parts, headers[0], path_out, dtype, recipe)
+    family = _family(headers)
+    mix = Mix(tuple((load_adapter(path).double(), strength) for path, strength in parts))
+    weights = weight_of or _no_weights
+    tensors, left_out = _foreign(mix, weights, form, family, limits)
+    tensors = _rounded(tensors, dtype)
+    write_tensors(path_out, tensors, export_metadata(_joined(headers), tensors, form, recipe=recipe))
+    # Normalizations have no place but in the whole form; of a layer whose bias was left out, the weight is there.
+    expected = (change for change in changes(mix, weights) if form == "diff" or len(change.spec.shape) > 1)
+    errors, ranks = _errors(expected, path_out, dtype)
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    return ExportReport(
+        form=form, bytes=path_out.stat().st_size, layers=len(errors), hash=data_hash(path_out), left_out=left_out,
+        rank=max(ranks, default=0),
+        exact=all(error.rounding for error in errors) and not left_out,
+        max_error=max(error.relative for error in errors),
+        mean_error=sum(error.relative for error in errors) / len(errors),
+        energy=1 - sum(error.gap**2 for error in errors) / (sum(error.size**2 for error in errors) or 1),
+        loads=verdicts(shapes, family),
+    )   # fmt: skip
+
+
+def _no_weights(name: str) -> Tensor:
+    raise ConvertError(f"The update of {name} depends on the base model's weights, which are not here. "
+                       "Give the base model it was made for, or export in the native form.")
+
+
+def _family(headers: Sequence[Header]) -> str:
+    families = {header.metadata.get("atelier.family", "") for header in headers}
+    if len(families) > 1:
+        raise ConvertError(f"The adapters were made for different base models ({', '.join(sorted(families))}); "
+                           "one file can hold those of one family only.")
+    family = families.pop()
+    check_family(family)
+    return family
+
+
+def _joined(headers: Sequence[Header]) -> Header:
+    """One header for all: the first one's, under all their names."""
+    first = headers[0]
+    if len(headers) == 1:
+        return first
+    own = [header.metadata for header in headers]
+    names, triggers = ([entries.get(key, "?") for entries in own] for key in ("atelier.name", "atelier.trigger"))
+    words = {"atelier.name": " + ".join(names), "atelier.trigger": ", ".join(triggers),
+             "modelspec.merged_from": ", ".join(names)}   # fmt: skip
+    return replace(first, metadata={**first.metadata, **words})
+
+
+def _native(parts: Sequence[Part], header: Header, path_out: Path, dtype: str, recipe: bool) -> ExportReport:
+    if dtype != "fp32":
+        raise ConvertError(f"A native file keeps every digit. Export it in fp32, or as kohya in {dtype}.")
+    if len(parts) > 1 or parts[0][1] != 1:
+        raise ConvertError("A native file is one adapter at strength 1. Export several together as kohya, or merge "
+                           "them into a new adapter first.")
+    adapters = load_adapter(parts[0][0])
+    tensors = {key: value.contiguous() for key, value in adapters.tensors().items()}
+    write_tensors(path_out, tensors, export_metadata(header, tensors, "native", recipe=recipe))
+    written = read_tensors(path_out)
+    same = all(torch.equal(value, written[key]) for key, value in tensors.items())
+    pairs = [adapter.factors() for adapter in adapters]
+    return ExportReport(
+        form="native", bytes=path_out.stat().st_size, layers=len(adapters), hash=data_hash(path_out), exact=same,
+        rank=max((0 if pair is None else pair[1].shape[0] for pair in pairs), default=0),
+        max_error=0.0 if same else inf, mean_error=0.0 if same else inf, energy=1.0 if same else 0.0,
+        loads={"Atelier": Verdict(YES)},
+    )   # fmt: skip
+
+
+def _foreign(
+    mix: Mix, weight_of: WeightOf, form: str, family: str, limits: Limits
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    if form == "diff":
+        whole = [to_diff(change, family) for change in changes(mix, weight_of)]
+        return {key: value for layer in whole for key, value in layer.items()}, ()
+    pairs: dict[Spec, Pair] = {}
+    left_out = []
+    for change in changes(mix, weight_of):
+        if change.bias is not None or len(change.spec.shape) == 1:
+            left_out.append(change.spec.name)
+        if len(change.spec.shape) > 1:
+            pairs[change.spec] = nearest(change, limits)[0]
+    if not pairs:
+        raise ConvertError(f"These adapters change no layer that {form} files have a place for. Export them as diff.")
+    if form == "diffusers":
+        return to_diffusers(pairs), tuple(left_out)
+    tensors = to_kohya(pairs, family)
+    if problems := check_kohya(tensors):
+        raise ConvertError(f"Other tools would refuse this adapter as a kohya file: {problems[0]}. "
+                           "The native form takes any adapter.")
+    return tensors, tuple(left_out)
+
+
+def _rounded(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    rounded = {key: value if key.endswith(".alpha") else value.to(PRECISIONS[dtype]).contiguous()
+               for key, value in tensors.items()}   # fmt: skip
+    for key, value in rounded.items():
+        if not value.isfinite().all():
+            raise ConvertError(f"{key} holds values that {dtype} cannot. Export in fp32; if that fails too, "
+                               "the adapter is broken and must be trained again.")
+    return rounded
+
+
+@dataclass(frozen=True, slots=True)
+class _Error:
+    gap: float        # ‖ΔW in the file − ΔW‖
+    size: float       # ‖ΔW‖
+    rounding: bool    # the precision explains the gap
+
+    @property
+    def relative(self) -> float:
+        return self.gap / self.size if self.size else 0.0 if self.gap == 0 else inf
+
+
+def _errors(expected: Iterable[Change], path: Path, dtype: str) -> tuple[list[_Error], tuple[int, ...]]:
+    """For each layer, how far the file is from the adapters, and the ranks: read as any tool's file is read."""
+    written, contents = read_foreign(path)
+    theirs = {adapter.spec.name: adapter for adapter in written.double()}
+    errors = []
+    for change in expected:
+        adapter = theirs.get(lasting_name(change.spec.name))
+        if adapter is None:   # a layer that never reached the file
+            size = change.matrix().norm().item()
+            errors.append(_Error(size, size, rounding=not size))
+            continue
+        pair = adapter.factors()
+        if change.pair is not None and pair is not None:
+            errors.append(_pair_error(change.pair, pair, dtype))
+        else:
+            errors.append(_dense_error(change, adapter.delta(change.matrix().reshape(change.spec.shape)), dtype))
+    return errors, contents.ranks
+
+
+def _pair_error(ours: Pair, theirs: Pair, dtype: str) -> _Error:
+    (up, down), (their_up, their_down) = ours, theirs
+    gap = _norm(torch.cat([their_up, -up], 1), torch.cat([their_down, down]))
+    limits = torch.finfo(PRECISIONS[dtype])
+    # Rounding moves a value by less than eps of itself, or than the smallest number where that is more.
+    least = limits.smallest_normal * limits.eps
+    a, b = (x.norm().item() for x in theirs)
+    da, db = (limits.eps * x.norm().item() + least * x.numel() ** 0.5 for x in theirs)
+    return _Error(gap, _norm(up, down), gap <= da * b + a * db + da * db)
+
+
+def _dense_error(change: Change, delta: Tensor, dtype: str) -> _Error:
+    own = change.matrix()
+    gap, size = (delta.reshape(own.shape) - own).norm().item(), own.norm().item()
+    limits = torch.finfo(PRECISIONS[dtype])
+    least = limits.smallest_normal * limits.eps
+    return _Error(gap, size, gap <= limits.eps * size + least * own.numel() ** 0.5)
+
+
+def _norm(up: Tensor, down: Tensor) -> float:
+    """‖up @ down‖ without forming the product, which is as large as the base model's own weight: ‖QR‖ = ‖R‖."""
+    left, right = (torch.linalg.qr(factor, mode="r").R for factor in (up, down.T))
+    return torch.linalg.matrix_norm(left @ right.T).item()

@@ -1,0 +1,144 @@
+"""Several adapters as one: what a Mix adds to each module, and the low-rank pair nearest to it.
+
+Side by side, low-rank pairs stay exact: their ranks add up. Anything else is summed as a dense ΔW and cut by SVD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atelier.adapters.core.base import Adapter, AdapterSet, Spec
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.module_names import lasting_name
+from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.lora import Lora
+
+WeightOf = Callable[[str], Tensor]   # a module's name → the base model's original weight
+Pair = tuple[Tensor, Tensor]         # up [rows, rank], down [rank, columns]; scale and strength are in them
+
+_EXTRA = 8         # directions that the randomized SVD looks for beyond those that are kept
+_POWERS = 1        # its power iterations (Halko et al. 2011, arXiv 0909.4061, algorithm 4.4)
+_WORTH_IT = 3      # a matrix must be this many times wider than what is sought, or the full SVD is as fast
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a file may be from the adapter, and how large; an exact pair is cut only where these are given."""
+
+    energy: float | None = None   # share of each layer's ‖ΔW‖² to keep at least
+    rank: int | None = None       # largest rank of a layer, whatever the energy
+
+
+EXACT = Limits()
+ENERGY, RANK = 0.9999, 128   # where there is no exact pair: an error of 1 %, if the rank suffices
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a Mix adds to one module, all strengths included."""
+
+    spec: Spec
+    pair: Pair | None = None      # exact, where there is one
+    dense: Tensor | None = None   # ΔW in the module's shape, where there is none
+    bias: Tensor | None = None    # change to its bias [rows]
+
+    def matrix(self) -> Tensor:
+        """ΔW as ``[rows, columns]``."""
+        if self.pair is not None:
+            return self.pair[0] @ self.pair[1]
+        assert self.dense is not None
+        return self.dense.flatten(1) if self.dense.dim() > 1 else self.dense[:, None]
+
+
+@torch.no_grad()
+def changes(mix: Mix, weight_of: WeightOf) -> Iterator[Change]:
+    """What the Mix adds to each module, in the order of its first adapters; one at a time, to save memory.
+
+    ``weight_of`` is asked only where an adapter's update depends on the base model.
+    """
+    parts: dict[str, list[tuple[Adapter, float]]] = {}
+    for adapters, strength in mix.active():
+        for adapter in adapters:
+            parts.setdefault(lasting_name(adapter.spec.name), []).append((adapter, strength))
+    return (_change(own, weight_of) for own in parts.values())
+
+
+@torch.no_grad()
+def _change(parts: list[tuple[Adapter, float]], weight_of: WeightOf) -> Change:
+    spec = parts[0][0].spec
+    shifts = [shift * strength for adapter, strength in parts if (shift := adapter.bias_delta()) is not None]
+    bias = torch.stack(shifts).sum(0) if shifts else None
+    pairs = [(adapter.factors(), strength) for adapter, strength in parts]
+    if all(pair is not None for pair, _ in pairs):
+        ups, downs = zip(*((pair[0] * strength, pair[1]) for pair, strength in pairs if pair), strict=True)
+        return Change(spec, pair=(torch.cat(ups, 1), torch.cat(downs)), bias=bias)
+    weight = weight_of(spec.name)
+    dense = torch.stack([adapter.delta(weight) * strength for adapter, strength in parts]).sum(0)
+    return Change(Spec(spec.name, tuple(weight.shape)), dense=dense, bias=bias)
+
+
+def nearest(change: Change, limits: Limits = EXACT) -> tuple[Pair, float]:
+    """A low-rank pair for a change, and the share of ‖ΔW‖² that it keeps: 1 where it is exact."""
+    if change.pair is not None:
+        up, down = change.pair
+        if limits == EXACT and down.shape[0] <= min(up.shape[0], down.shape[1]):
+            return change.pair, 1.0
+        left, inner = torch.linalg.qr(up)
+        right, other = torch.linalg.qr(down.T)
+        u, s, v = torch.linalg.svd(inner @ other.T, full_matrices=False)
+        rank, energy = _enough(s, s.square().sum().item(), limits.energy or 1.0, limits.rank or len(s))
+        root = s[:rank].sqrt()
+        return (left @ u[:, :rank] * root, root[:, None] * (v[:rank] @ right.T)), energy
+    matrix = change.matrix()
+    most, wanted = limits.rank or RANK, limits.energy or ENERGY
+    u, s, v = largest_directions(matrix, most)
+    rank, energy = _enough(s, matrix.square().sum().item(), wanted, most)
+    root = s[:rank].sqrt()
+    return (u[:, :rank] * root, root[:, None] * v[:rank]), energy
+
+
+def largest_directions(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The top of the SVD, ``u [m, k]``, ``s [k]``, ``v [k, n]`` with k ≥ count where there are so many.
+
+    Large matrices by a randomized range finder, always with the same random numbers.
+    """
+    if min(matrix.shape) <= _WORTH_IT * (count + _EXTRA):
+        return torch.linalg.svd(matrix, full_matrices=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(matrix, q=count + _EXTRA, niter=_POWERS)
+    return u, s, v.T
+
+
+def _enough(values: Tensor, total: float, energy: float, most: int) -> tuple[int, float]:
+    """How many singular values hold the energy, at most so many, and the share they do hold."""
+    if not total:
+        return 1, 1.0
+    shares = values.double().square().cumsum(0) / total
+    # A rounding error short of 1 is all there is.
+    short = int((shares < min(energy, 1 - 1e-12)).sum())
+    rank = max(1, min(short + 1, most, len(values)))
+    return rank, min(1.0, shares[rank - 1].item())
+
+
+def fused(mix: Mix, weight_of: WeightOf, limits: Limits = EXACT) -> AdapterSet:
+    """The Mix as one LoRA with a rank of its own for every layer. Changes of biases and normalizations stay out."""
+    matrices = (change for change in changes(mix, weight_of) if len(change.spec.shape) > 1)
+    return lora_of({change.spec: nearest(change, limits)[0] for change in matrices})
+
+
+@torch.no_grad()
+def lora_of(pairs: Mapping[Spec, Pair]) -> AdapterSet:
+    """A LoRA set that holds these pairs, each layer with the rank of its own."""
+    ranks = {spec.name: len(down) for spec, (_, down) in pairs.items()}
+    with torch.random.fork_rng(devices=[]):   # its start values are overwritten; nobody's dice may move for them
+        adapters = create("lora", {"rank": max(1, *ranks.values())}, pairs, ranks)
+    for adapter in adapters:
+        assert isinstance(adapter, Lora)
+        adapter.up.copy_(pairs[adapter.spec][0])
+        adapter.down.copy_(pairs[adapter.spec][1])
+    return adapters.requires_grad_(False)

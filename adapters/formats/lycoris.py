@@ -1,0 +1,204 @@
+"""Adapters that other tools made: what each of their algorithms adds to a weight. Not trained here, only used.
+
+Tensors keep the names and precision of their file (LyCORIS's words for the parts), so nothing is lost on the way in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+from atelier.adapters.core.base import Adapter, AdapterSet, Spec
+from atelier.adapters.core.settings import Settings
+from atelier.adapters.formats.detect import algorithm
+
+
+class Imported(Adapter):
+    """One layer of a foreign file. ΔW is what the algorithm adds at strength 1; sources are at the subclasses.
+
+    With ``dora_scale`` (or PEFT's ``magnitude``) the result is DoRA (Liu et al. 2024, arXiv 2402.09353): every row, or
+    in LyCORIS's older files every column, of W + ΔW is brought to the length that is stored.
+    """
+
+    kind = "imported"
+    title = "Imported"
+    settings = Settings
+
+    def __init__(self, spec: Spec, parts: Mapping[str, Tensor]) -> None:
+        super().__init__(spec, None)
+        for name, value in parts.items():
+            self.register_buffer(name, value)
+
+    def part(self, name: str) -> Tensor | None:
+        """One tensor in float32 or better; None where the layer has none."""
+        value = self._buffers.get(name)
+        return value if value is None or value.dtype == torch.float64 else value.float()
+
+    def need(self, name: str) -> Tensor:
+        """One tensor that the algorithm can't do without."""
+        value = self.part(name)
+        assert value is not None, f"{self.spec.name} has no {name}"
+        return value
+
+    def scale(self, rank: int) -> float:
+        """alpha / rank; 1 where the file says no alpha, or 0, which LyCORIS writes for 'the rank'."""
+        alpha = self.part("alpha")
+        return 1.0 if alpha is None or not alpha.item() else alpha.item() / rank
+
+    @property
+    def lengths_given(self) -> bool:
+        """Whether this is DoRA."""
+        return "dora_scale" in self._buffers or "magnitude" in self._buffers
+
+    def _pair(self) -> tuple[Tensor, Tensor] | None:
+        """``up [rows, r]`` and ``down [r, columns]`` whose product is the algorithm's own update; or None."""
+        return None
+
+    def _update(self, weight: Tensor) -> Tensor:
+        """The algorithm's own update, before lengths are set, in the shape of ``weight``."""
+        pair = self._pair()
+        assert pair is not None
+        return (pair[0] @ pair[1]).reshape(weight.shape)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.lengths_given else self._pair()
+
+    def delta(self, weight: Tensor) -> Tensor:
+        update = self._update(weight)
+        return _lengthened(weight.to(update.dtype), update, self) if self.lengths_given else update
+
+    def bias_delta(self) -> Tensor | None:
+        bias = self.part("diff_b")
+        return self.part("b_norm") if bias is None else bias
+
+
+class ImportedLora(Imported):
+    """ΔW = alpha/rank · up @ down; LoCon's Tucker form has ``mid [r, r, k, k]`` between them (LyCORIS, locon)."""
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        up, down, mid = self.need("up").flatten(1), self.need("down"), self.part("mid")
+        inner = down.flatten(1) if mid is None else torch.einsum("rskl,si->rikl", mid, down.flatten(1)).flatten(1)
+        return up * self.scale(down.shape[0]), inner
+
+
+class ImportedLoha(Imported):
+    """ΔW = alpha/rank · (a₁ @ b₁) ∘ (a₂ @ b₂); the Tucker form has a core ``t [r, r, k, k]`` for each (LyCORIS)."""
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        (up_1, down_1), (up_2, down_2) = self._half(1), self._half(2)
+        up = (up_1[:, :, None] * up_2[:, None]).flatten(1)
+        down = (down_1[:, None] * down_2[None]).flatten(0, 1)
+        return up * self.scale(self.need("hada_w1_b").shape[0]), down
+
+    def _half(self, number: int) -> tuple[Tensor, Tensor]:
+        left, right = self.need(f"hada_w{number}_a"), self.need(f"hada_w{number}_b")
+        core = self.part(f"hada_t{number}")
+        if core is None:
+            return left, right.flatten(1)
+        return left.T, torch.einsum("rskl,si->rikl", core, right.flatten(1)).flatten(1)
+
+
+class ImportedLokr(Imported):
+    """ΔW = scale · w₁ ⊗ w₂, each whole or a product; scale is alpha/rank if either is a product, else 1 (LyCORIS)."""
+
+    def _pair(self) -> tuple[Tensor, Tensor] | None:
+        if "lokr_w2" in self._buffers:
+            return None   # its second factor is whole: no low rank
+        small, (left, right) = self._small(), self._large()
+        one = torch.eye(small.shape[1], dtype=small.dtype, device=small.device)
+        # A kernel's taps belong to the larger factor: columns are (small in, large in, taps).
+        return torch.kron(small, left.contiguous()) * self._factor(), torch.kron(one, right.contiguous())
+
+    def _update(self, weight: Tensor) -> Tensor:
+        if self._pair() is not None:
+            return super()._update(weight)
+        large = self.need("lokr_w2").flatten(1)
+        return (torch.kron(self._small(), large) * self._factor()).reshape(weight.shape)
+
+    def _small(self) -> Tensor:
+        whole = self.part("lokr_w1")
+        return self.need("lokr_w1_a") @ self.need("lokr_w1_b") if whole is None else whole
+
+    def _large(self) -> tuple[Tensor, Tensor]:
+        left, right, core = self.need("lokr_w2_a"), self.need("lokr_w2_b"), self.part("lokr_t2")
+        if core is None:
+            return left, right.flatten(1)
+        return left.T, torch.einsum("rskl,si->rikl", core, right.flatten(1)).flatten(1)
+
+    def _factor(self) -> float:
+        inner = self.part("lokr_w2_b")
+        inner = self.part("lokr_w1_b") if inner is None else inner
+        return 1.0 if inner is None else self.scale(inner.shape[0])
+
+
+class ImportedGlora(Imported):
+    """ΔW = alpha/rank · (W @ a₁ @ a₂ + b₁ @ b₂)   (GLoRA: Chavan et al. 2023, arXiv 2306.07967; LyCORIS, glora).
+
+    LyCORIS's first files call the two of each pair the other way round; the shapes tell.
+    """
+
+    def _update(self, weight: Tensor) -> Tensor:
+        a1, a2, b1, b2 = (self.need(name).flatten(1) for name in ("a1", "a2", "b1", "b2"))
+        if not a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0]:
+            a1, a2, b1, b2 = a2, a1, b2, b1
+        turned = torch.einsum("oi...,ij->oj...", weight.to(a1.dtype), a1 @ a2)
+        return (turned + (b1 @ b2).reshape(weight.shape)) * self.scale(a2.shape[0])
+
+
+class ImportedFull(Imported):
+    """ΔW as it is (LyCORIS, full)."""
+
+    def _update(self, weight: Tensor) -> Tensor:
+        return self.need("diff").reshape(weight.shape)
+
+
+class ImportedNorm(Imported):
+    """Change to the weight of a normalization layer (LyCORIS, norms)."""
+
+    def _update(self, weight: Tensor) -> Tensor:
+        return self.need("w_norm").reshape(weight.shape)
+
+
+class ImportedIa3(Imported):
+    """ΔW = W scaled, row by row or (``on_input``) column by column   ((IA)³: Liu et al. 2022, arXiv 2205.05638)."""
+
+    def _update(self, weight: Tensor) -> Tensor:
+        side = 1 if self.need("on_input").item() else 0
+        shape = [-1 if place == side else 1 for place in range(weight.dim())]
+        values = self.need("weight")
+        return weight.to(values.dtype) * values.reshape(shape)
+
+
+class ImportedBias(Imported):
+    """Changes a bias alone."""
+
+    def _update(self, weight: Tensor) -> Tensor:
+        return torch.zeros_like(weight)
+
+
+def _lengthened(weight: Tensor, update: Tensor, layer: Imported) -> Tensor:
+    """ΔW of DoRA: W + ``update`` with the stored lengths, less W."""
+    after = weight + update
+    lengths = layer.part("magnitude")
+    if lengths is None:
+        lengths = layer.need("dora_scale")
+        by_row = lengths.shape[0] == weight.shape[0] and prod(lengths.shape[1:]) == 1
+    else:
+        by_row = True   # PEFT knows rows only, and shapes its lengths [1, rows, 1, 1] on a convolution
+    others = [place for place in range(weight.dim()) if place != (0 if by_row else 1)]
+    norms = torch.linalg.vector_norm(after, dim=others, keepdim=True).clamp_min(torch.finfo(after.dtype).tiny)
+    return after * (lengths.reshape(norms.shape) / norms) - weight
+
+
+_CLASSES: dict[str, type[Imported]] = {
+    "LoRA": ImportedLora, "LoHa": ImportedLoha, "LoKr": ImportedLokr, "GLoRA": ImportedGlora, "full": ImportedFull,
+    "norm": ImportedNorm, "IA3": ImportedIa3, "bias": ImportedBias,
+}   # fmt: skip
+
+
+def imported_set(layers: Mapping[Spec, Mapping[str, Tensor]]) -> AdapterSet:
+    """An adapter set of the parts of each layer, whatever mixture of algorithms they are."""
+    return AdapterSet(Imported, Settings(), [_CLASSES[algorithm(parts)](spec, parts) for spec, parts in layers.items()])

@@ -1,0 +1,166 @@
+"""The native adapter file: safetensors, with everything needed to rebuild the adapter in its header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from atelier.adapters.core.base import AdapterSet, Spec
+from atelier.adapters.formats import safetensors_header as header
+from atelier.adapters.formats.codebook import unpack
+from atelier.adapters.formats.lycoris import Imported, imported_set
+from atelier.adapters.formats.safetensors_header import FileError, HeaderError
+from atelier.adapters.kinds.catalog import create
+
+SCHEMA = 1
+PACKED_SCHEMA = 2   # files whose values are in few bits; see tiny.py
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an adapter file says about itself, read without touching its tensors."""
+
+    kind: str
+    settings: dict[str, Any]
+    specs: tuple[Spec, ...]
+    metadata: dict[str, str]   # every other text entry, `atelier.*` and foreign ones alike
+    ranks: dict[str, int] = field(default_factory=dict)   # of the modules whose rank is not that of the settings
+
+
+def save_adapter(path: Path, adapters: AdapterSet, metadata: Mapping[str, str]) -> None:
+    """Write ``adapters`` to ``path`` exactly as they are; a reader sees the old file or the whole new one."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in adapters.tensors().items()}
+    own = {
+        "atelier.schema": str(SCHEMA),
+        "atelier.kind": adapters.kind,
+        "atelier.settings": json.dumps(adapters.settings.to_dict()),
+        "atelier.modules": json.dumps({spec.name: spec.shape for spec in adapters.specs}),
+    }
+    if adapters.ranks:
+        own["atelier.ranks"] = json.dumps(adapters.ranks)
+    write_tensors(path, tensors, {**metadata, **own})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file through a temporary name, so that no crash or full disk leaves half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(save(dict(tensors), dict(metadata)))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_header(path: Path) -> Header:
+    """Read kind, settings, target modules and metadata of a native adapter file, without its tensors.
+
+    Raises:
+        FileError: not a safetensors file, cut short, or not written by Atelier.
+    """
+    entries = read_own(path)
+    try:
+        return _header(entries)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FileError(f"{path.name} has a damaged header ({error!r}). Fetch the file again.") from None
+
+
+def read_own(path: Path) -> dict[str, str]:
+    """All text entries of a native adapter file; a list of thousands takes seconds.
+
+    Raises:
+        FileError: see :func:`read_header`.
+    """
+    entries = read_metadata(path)
+    if "atelier.kind" not in entries:
+        raise FileError(f"{path.name} is a safetensors file, but not one of Atelier's: it names no kind.")
+    schema = entries.get("atelier.schema", "0")
+    if schema.isdecimal() and int(schema) > PACKED_SCHEMA:
+        raise FileError(f"{path.name} was written by a newer Atelier. Update Atelier to open it.")
+    if not schema.isdecimal() or not entries.keys() >= {"atelier.settings", "atelier.modules"}:
+        raise FileError(f"{path.name} has a damaged header. Fetch the file again.")
+    return entries
+
+
+def _header(entries: dict[str, str]) -> Header:
+    specs = tuple(Spec(name, tuple(shape)) for name, shape in json.loads(entries["atelier.modules"]).items())
+    ranks = {name: int(rank) for name, rank in json.loads(entries.get("atelier.ranks", "{}")).items()}
+    return Header(entries["atelier.kind"], json.loads(entries["atelier.settings"]), specs, entries, ranks)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the text entries of a safetensors header.
+
+    Raises:
+        FileError: the file is missing, unreadable, cut short or not safetensors.
+    """
+    try:
+        return header.read_metadata(path)
+    except FileNotFoundError:
+        raise FileError(f"{path.name} does not exist.") from None
+    except HeaderError as error:
+        raise FileError(f"{path.name} {error}") from None
+    except OSError as error:
+        raise FileError(f"{path.name} can't be read: {error.strerror}.") from None
+
+
+def load_adapter(path: Path) -> AdapterSet:
+    """Rebuild the adapter set that :func:`save_adapter` wrote, in float32.
+
+    Raises:
+        FileError: see :func:`read_header`; also when the tensors do not fit the header.
+    """
+    found = read_header(path)
+    if found.kind == Imported.kind:
+        return _load_imported(path, found)
+    try:
+        with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
+            adapters = create(found.kind, found.settings, found.specs, found.ranks)
+        tensors = read_tensors(path)
+        if "atelier.bits" in found.metadata:
+            shapes = {name: tensor.shape for name, tensor in adapters.tensors().items()}
+            tensors = unpack(tensors, int(found.metadata["atelier.bits"]), shapes)
+        adapters.load_tensors(tensors)
+    except ValueError as error:
+        raise FileError(f"{path.name}: {error}") from None
+    return adapters.requires_grad_(False)
+
+
+def _load_imported(path: Path, found: Header) -> AdapterSet:
+    layers: dict[str, dict[str, Tensor]] = {spec.name: {} for spec in found.specs}
+    for key, value in read_tensors(path).items():
+        name, _, part = key.rpartition(".")
+        if name not in layers:
+            raise FileError(f"{path.name}: {key} is not in its header. Fetch the file again.")
+        layers[name][part] = value
+    return imported_set({spec: layers[spec.name] for spec in found.specs}).requires_grad_(False)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a safetensors file.
+
+    Raises:
+        FileError: it is not one, or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (a file, not a dict)
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path.name} is not a complete safetensors file ({error}). Fetch it again.") from None
+
+
+def data_hash(path: Path) -> str:
+    """SHA-256 of the tensor bytes alone, so that editing metadata does not change it: sshs_model_hash."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        file.seek(_LENGTH_BYTES + length)
+        return hashlib.file_digest(file, "sha256").hexdigest()

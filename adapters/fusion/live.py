@@ -1,0 +1,226 @@
+"""Adapters that act together in a way that no single file can hold: gates, turns, averages, curves and regions.
+
+Constant strengths need none of this: they are a Mix, and merge. Here every layer keeps each adapter's output apart,
+until a gate (``gate.py``) or a sum puts them together; where adapters act in passes of their own, the UNet runs once
+for each and its answers are averaged, which averages guidance as well, since that is linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atelier.adapters.attach.mount import features_first, replaced_forward, target_modules
+from atelier.adapters.core.base import Adapter, AdapterSet
+from atelier.adapters.core.timestep import Clock
+from atelier.adapters.fusion.gates import Gate, GateSet, Record
+
+Curve = Callable[[float], float]   # progress of denoising, 0 … 1 → what the strength is multiplied with
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One adapter of a fusion."""
+
+    adapters: AdapterSet
+    strength: float = 1.0
+    curve: Curve | None = None    # None: the same at every step
+    region: Tensor | None = None  # [h, w] of any size, 0 … 1: where in the picture it acts; None: everywhere
+
+    def now(self, progress: float) -> float:
+        """Its strength at this moment."""
+        return self.strength * (1.0 if self.curve is None else self.curve(progress))
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """Several adapters and how they act together; drawn while mounted, never merged.
+
+    ``apart`` is LoRA-Composite (Zhong et al. 2024, arXiv 2402.16843): one pass of the UNet for each adapter, and the
+    mean of the answers. Parts with a region act in passes of their own too: answer = u + Σ Mᵢ ⊙ (aᵢ − u), where u is
+    what all parts without a region give, and aᵢ the same with part i.
+    """
+
+    parts: tuple[Part, ...]
+    gates: GateSet | None = None
+    apart: bool = False
+    record: Record | None = None
+
+    def passes(self) -> list[Pass]:
+        """The runs of the UNet that one answer is made of; their weights add up to 1 at every place."""
+        everywhere = tuple(i for i, part in enumerate(self.parts) if part.region is None)
+        regions = [(i, part.region) for i, part in enumerate(self.parts) if part.region is not None]
+        if self.apart:
+            return [Pass((i,), 1 / len(self.parts)) for i in everywhere] or [Pass((), 1.0)]
+        if not regions:
+            return [Pass(everywhere, 1.0)]
+        return [*(Pass((*everywhere, i), region) for i, region in regions), Pass(everywhere, None)]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One run of the UNet: the parts that act in it, and how much its answer counts."""
+
+    parts: tuple[int, ...]
+    weight: float | Tensor | None   # everywhere alike; or [h, w]; or what the others leave of 1
+
+
+@contextmanager
+def fusing(models: Mapping[str, nn.Module], fusion: Fusion) -> Iterator[None]:
+    """Let the adapters act as the fusion says while the context is open; the weights are never touched.
+
+    Text encoders read the prompt before there is a timestep: what is adapted there is the plain sum.
+
+    Raises:
+        MountError: an adapter does not fit.
+    """
+    stage = _Stage(fusion)
+    layers: dict[nn.Module, _Layer] = {}
+    for i, part in enumerate(fusion.parts):
+        if part.strength:
+            for name, module in target_modules(models, part.adapters).items():
+                layers.setdefault(module, _Layer(name, module, stage)).add(i, part.adapters[name])
+    with ExitStack() as stack:
+        for clock in (stage.clock, *_clocks(fusion)):
+            stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
+        for module, layer in layers.items():
+            stack.enter_context(module.register_forward_hook(layer))
+        passes = fusion.passes()
+        if len(passes) > 1:
+            unet = models["unet"]
+            stack.enter_context(replaced_forward(unet, partial(_averaged, unet.forward, passes, stage)))
+        yield
+
+
+def _clocks(fusion: Fusion) -> list[Clock]:
+    return [module for part in fusion.parts for module in part.adapters.modules() if isinstance(module, Clock)]
+
+
+class _Stage:
+    """Which parts are acting at this moment, and how strongly."""
+
+    def __init__(self, fusion: Fusion) -> None:
+        self.fusion, self.clock = fusion, Clock()
+        self.turn = tuple(range(len(fusion.parts)))
+
+    def strength(self, part: int, name: str) -> float:
+        """Of one part, in one layer."""
+        one = self.fusion.parts[part]
+        if not name.startswith("unet."):
+            return one.strength
+        return one.now(self.clock.progress) if part in self.turn else 0.0
+
+
+def _averaged(
+    forward: Callable[..., Any], passes: Sequence[Pass], stage: _Stage, *args: Any, **kwargs: Any
+) -> Any:
+    """The weighted mean of what the UNet answers with the parts of each pass."""
+    before = stage.turn
+    answer: Any = None
+    total: Any = 0.0
+    rest: Any = 1.0
+    try:
+        for one in passes:
+            stage.turn = one.parts
+            answer = forward(*args, **kwargs)
+            weight = rest if one.weight is None else _fitted(one.weight, answer[0])
+            total, rest = total + answer[0] * weight, rest - weight
+    finally:
+        stage.turn = before
+    return (total,) if isinstance(answer, tuple) else answer.__class__({"sample": total})
+
+
+def _fitted(weight: float | Tensor, like: Tensor) -> float | Tensor:
+    """A region at the size of the latents ``like [B, C, h, w]``."""
+    if not isinstance(weight, Tensor):
+        return weight
+    size = tuple(like.shape[-2:])
+    return F.interpolate(weight[None, None].float(), size, mode="bilinear", antialias=True).to(like)
+
+
+class _Layer:
+    """A layer's hook: its adapters' outputs, each apart, put together by its gate or added."""
+
+    def __init__(self, name: str, module: nn.Module, stage: _Stage) -> None:
+        self.name, self.stage = name, stage
+        self.adapters: dict[int, Adapter] = {}
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.whole = getattr(module, "groups", 1) == 1 and isinstance(module, nn.Linear | nn.Conv2d)
+        self.stacked: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        gates = stage.fusion.gates
+        self.gate: Gate | None = gates.get(name) if gates is not None else None
+
+    @torch.no_grad()
+    def add(self, part: int, adapter: Adapter) -> None:
+        """One more adapter. In a fusion they don't learn, so factors are computed once."""
+        self.adapters[part] = adapter
+        if self.whole and not adapter.live and adapter.bias_delta() is None and (pair := adapter.factors()) is not None:
+            self.pairs[part] = pair
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        found = ((part, self.stage.strength(part, self.name)) for part in self.adapters)
+        acting = {part: strength for part, strength in found if strength}
+        if not acting:
+            return None
+        first = features_first(module)
+        base = output.movedim(1, -1) if first else output
+        parts = self._outputs(module, args[0], acting)
+        moments = self.stage.clock.moments
+        if self.gate is None:
+            mixed = base + parts.sum(0)
+        else:
+            if (record := self.stage.fusion.record) is not None:
+                self._note(record, acting, self.gate.open(base, parts, moments))
+            mixed = self.gate(base, parts, moments)
+        return mixed.movedim(-1, 1) if first else mixed
+
+    def _note(self, record: Record, acting: Mapping[int, float], opened: Tensor) -> None:
+        row = torch.full((len(self.stage.fusion.parts),), float("nan"))
+        row[list(acting)] = opened.float().cpu()
+        record.note(self.name, self.stage.clock.progress, row)
+
+    def _outputs(self, module: nn.Module, x: Tensor, acting: Mapping[int, float]) -> Tensor:
+        """What each acting part adds at its strength, ``[K, …, m]`` with features last."""
+        if acting.keys() <= self.pairs.keys():
+            return self._side_by_side(module, x, acting)
+        found = [self._alone(module, x, part) * strength for part, strength in acting.items()]
+        return torch.stack([one.movedim(1, -1) if features_first(module) else one for one in found])
+
+    def _alone(self, module: nn.Module, x: Tensor, part: int) -> Tensor:
+        adapter = self.adapters[part]
+        update, shift = adapter(x, module), adapter.bias_delta()
+        if shift is None:
+            return update
+        beyond = update.dim() - 2 if features_first(module) else 0
+        return update + shift.to(update).reshape(-1, *(1 for _ in range(beyond)))
+
+    def _side_by_side(self, module: nn.Module, x: Tensor, acting: Mapping[int, float]) -> Tensor:
+        """The same for low-rank pairs: one product with all ``down``, and one batched product with all ``up``."""
+        ups, downs = self._stacked(tuple(acting))
+        down = downs.flatten(0, 1).to(x)
+        if isinstance(module, nn.Conv2d):
+            kernel = down.reshape(len(down), -1, *module.kernel_size)
+            hidden = module._conv_forward(x, kernel, None).movedim(1, -1)
+        else:
+            hidden = F.linear(x, down)
+        count, rank = downs.shape[:2]
+        rows = hidden.reshape(-1, count, rank).transpose(0, 1)   # [K, tokens, rank]
+        strengths = torch.tensor(list(acting.values()), device=x.device)[:, None, None]
+        found = rows @ (ups.to(x.device) * strengths).to(x.dtype)
+        return found.reshape(count, *hidden.shape[:-1], -1)
+
+    def _stacked(self, parts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """``up [K, rank, m]`` and ``down [K, rank, columns]``; smaller ranks are filled up with zeros."""
+        if parts not in self.stacked:
+            pairs = [self.pairs[part] for part in parts]
+            rank = max(len(down) for _, down in pairs)
+            ups = torch.stack([F.pad(up.T, (0, 0, 0, rank - len(down))) for up, down in pairs])
+            self.stacked[parts] = ups, torch.stack([F.pad(down, (0, 0, 0, rank - len(down))) for _, down in pairs])
+        return self.stacked[parts]

@@ -1,0 +1,77 @@
+"""The only list of adapter kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from atelier.adapters.core.base import Adapter, AdapterSet, Spec
+from atelier.adapters.core.settings import SettingError
+from atelier.adapters.kinds.break_for_make import Split
+from atelier.adapters.kinds.dora import Dora
+from atelier.adapters.kinds.dylora import Dylora
+from atelier.adapters.kinds.hydra import Hydra
+from atelier.adapters.kinds.loha import Loha
+from atelier.adapters.kinds.lokr import Lokr
+from atelier.adapters.kinds.loldu import Loldu
+from atelier.adapters.kinds.lora import Lora, RankSettings
+from atelier.adapters.kinds.lora_xs import LoraXs
+from atelier.adapters.kinds.loretta import Loretta
+from atelier.adapters.kinds.lorta import Lorta
+from atelier.adapters.kinds.miss import Miss
+from atelier.adapters.kinds.paca import Paca, S2ft
+from atelier.adapters.kinds.randlora import Randlora
+from atelier.adapters.kinds.sara import Sara
+from atelier.adapters.kinds.shira import Shira
+from atelier.adapters.kinds.svdiff import Soda, Svdiff
+from atelier.adapters.kinds.tlora import Tlora
+from atelier.adapters.kinds.wara import Wara
+from atelier.adapters.kinds.waveft import Waveft, Wht
+
+KINDS: dict[str, type[Adapter]] = {
+    cls.kind: cls
+    for cls in (
+        Lora, Dora, Lokr, Loha, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
+        Miss, Paca, S2ft, Hydra, Dylora, Randlora, Split,
+    )
+}
+
+
+def kind_named(name: str) -> type[Adapter]:
+    """Look a kind up by its name.
+
+    Raises:
+        SettingError: there is no such kind; the message lists those that exist.
+    """
+    if name not in KINDS:
+        raise SettingError(f"There is no adapter kind {name!r}. The kinds are: {', '.join(sorted(KINDS))}.")
+    return KINDS[name]
+
+
+def create(
+    kind: str, settings: Mapping[str, Any], specs: Iterable[Spec], ranks: Mapping[str, int] | None = None
+) -> AdapterSet:
+    """Make a fresh adapter set: one new adapter of ``kind`` for each target module.
+
+    Kinds that take something from the base model need
+    :func:`~atelier.adapters.initialization.initialization.begin` before they are trained, or a file that fills them.
+
+    Args:
+        kind: the kind's name.
+        settings: its settings, as plain values.
+        specs: the target modules.
+        ranks: by module name, where the rank is not that of the settings; modules with rank 0 get no adapter.
+
+    Raises:
+        SettingError: an unknown kind, settings the kind does not have, or ranks for a kind that shares its rank.
+    """
+    cls, specs = kind_named(kind), list(specs)
+    checked = cls.settings.from_dict(settings)
+    if not ranks:
+        adapters, shared = cls.family(specs, checked)
+        return AdapterSet(cls, checked, adapters, shared=shared)
+    if not isinstance(checked, RankSettings) or cls.family(specs[:1], checked)[1]:
+        raise SettingError(f"{cls.title} has no rank of its own for each layer; choose another kind, or one rank.")
+    chosen = [(spec, ranks.get(spec.name, checked.rank)) for spec in specs]
+    own = [cls(spec, checked.at(rank)) for spec, rank in chosen if rank]
+    return AdapterSet(cls, checked, own, ranks=ranks)

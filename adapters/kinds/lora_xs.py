@@ -1,0 +1,66 @@
+"""LoRA-XS: a small square matrix between two fixed bases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from atelier.adapters.core.base import Adapter, Seen, Spec
+from atelier.adapters.core.settings import setting
+from atelier.adapters.kinds.lora import RankSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraXsSettings(RankSettings):
+    """Settings of a LoRA-XS."""
+
+    rank: int = setting(32, "Side of the square matrix that is trained.", low=1, high=1024)
+    start: str = setting("weight", "Where the bases come from: the weight's largest directions, or the first "
+                         "gradient's (LoRA-SB).", choices=("weight", "gradient"))
+
+
+class LoraXs(Adapter):
+    """ΔW = scale · left · core · right   (LoRA-XS, Bałazy et al. 2024, arXiv 2405.17604).
+
+    ``core [r, r]`` is trained, r = min(rank, rows, columns). ``left [rows, r]`` and ``right [r, columns]`` are fixed:
+    U·S and V of W, or U and V of the first gradient (LoRA-SB, Ponkshe et al. 2024, arXiv 2411.19557).
+    Parameters: min(rank, rows, columns)**2. Start: ``core`` zero, so ΔW = 0. An exact LoRA of rank r.
+    Difference: LoRA-SB starts at the first step of full training and subtracts it from the base; moving that step
+    from the base into ΔW is the same as starting ``core`` at zero, and several adapters still fit together.
+    The file holds both bases: nearly equal singular values have other directions once W is rounded.
+    """
+
+    kind = "lora-xs"
+    title = "LoRA-XS"
+    settings = LoraXsSettings
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, spec: Spec, settings: LoraXsSettings) -> None:
+        super().__init__(spec, settings)
+        rank = min(settings.rank, spec.rows, spec.columns)
+        self.scale, self.begins = settings.scale, settings.start
+        self.core = nn.Parameter(torch.zeros(rank, rank))
+        self.register_buffer("left", torch.zeros(spec.rows, rank))
+        self.register_buffer("right", torch.zeros(rank, spec.columns))
+
+    @classmethod
+    def parameter_count(cls, spec: Spec, settings: LoraXsSettings) -> int:
+        return min(settings.rank, spec.rows, spec.columns) ** 2
+
+    @classmethod
+    def wants(cls, settings: LoraXsSettings) -> str:
+        return "gradient" if settings.start == "gradient" else ""
+
+    @torch.no_grad()
+    def start(self, seen: Seen) -> None:
+        matrix = seen.slope() if self.begins == "gradient" else seen.matrix()
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        rank = len(self.core)
+        self.left.copy_(u[:, :rank] if self.begins == "gradient" else u[:, :rank] * s[:rank])
+        self.right.copy_(v[:rank])
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.scale * self.left @ self.core, self.right

@@ -1,0 +1,123 @@
+"""Sparse adapters: a few entries of the weight change, the others never do; SHiRA is the plain one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from atelier.adapters.core.base import Adapter, Seen, Spec
+from atelier.adapters.core.settings import Settings, setting
+
+
+class Sparse(Adapter):
+    """ΔW = values at ``index``, the flat positions of a matrix of :meth:`area` entries; 0 elsewhere.
+
+    A kind says how many and which. The positions are drawn at random here; a kind that chooses them from the base
+    model replaces them at the start. They are kept in the file: another torch draws other random numbers.
+    """
+
+    index: Tensor
+
+    def __init__(self, spec: Spec, settings: Settings, count: int) -> None:
+        super().__init__(spec, settings)
+        self.values = nn.Parameter(torch.zeros(count))
+        area = self.area(spec)
+        # Drawing without repetition, in memory for the drawn alone: some layers have 30 million entries.
+        drawn = torch.randint(area, (2 * count,)).unique() if 4 * count < area else torch.arange(area)
+        self.register_buffer("index", drawn[torch.randperm(len(drawn))[:count]].sort().values.int())
+
+    @classmethod
+    def area(cls, spec: Spec) -> int:
+        """Number of positions there are to choose from."""
+        return spec.rows * spec.columns
+
+    def choose(self, score: Tensor) -> None:
+        """Take the positions where ``score [rows, columns]`` is largest."""
+        self.index.copy_(score.flatten().topk(len(self.values)).indices.sort().values)
+
+    def scattered(self, values: Tensor) -> Tensor:
+        """``values`` at their positions, ``[area]``."""
+        return torch.zeros(self.area(self.spec), dtype=values.dtype, device=values.device).scatter(
+            0, self.index.long(), values
+        )
+
+    def entries(self) -> tuple[Tensor, Tensor] | None:
+        """Flat positions in W and their changes ``[count]`` each, where ΔW is nothing but these."""
+        return None
+
+    def delta(self, weight: Tensor) -> Tensor:
+        return self.scattered(self.values).reshape(weight.shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseSettings(Settings):
+    """How many entries a sparse adapter has."""
+
+    rank: int = setting(4, "As many values as a LoRA of this rank.", low=1, high=1024)
+
+    def count(self, spec: Spec) -> int:
+        """Number of entries in one module."""
+        return min(self.rank * (spec.rows + spec.columns), spec.rows * spec.columns)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShiraSettings(SparseSettings):
+    """Settings of a sparse high-rank adapter."""
+
+    mask: str = setting("magnitude", "Which entries: random, the largest |W|, the largest gradient, the largest "
+                        "|W·gradient| (SNIP), or the diagonal and whole columns.",
+                        choices=("random", "magnitude", "gradient", "snip", "structured"))
+
+
+class Shira(Sparse):
+    """ΔW = values at chosen entries   (SHiRA, Bhardwaj et al. 2024, arXiv 2406.13175).
+
+    Shapes: ``values [count]``, ``index [count]``, the flat positions in W.
+    Parameters: min(rank · (rows + columns), rows · columns). Start: ``values`` zero, so ΔW = 0.
+    Of high rank, and two of them that share few positions hardly disturb each other.
+    ``structured``: the diagonal, then columns at equal distances, each whole but the last.
+    Difference: the authors count in percent of the weights; a LoRA's rank makes kinds comparable at equal size.
+    """
+
+    kind = "shira"
+    title = "SHiRA"
+    settings = ShiraSettings
+
+    def __init__(self, spec: Spec, settings: ShiraSettings) -> None:
+        super().__init__(spec, settings, settings.count(spec))
+        self.mask = settings.mask
+
+    @classmethod
+    def parameter_count(cls, spec: Spec, settings: ShiraSettings) -> int:
+        return settings.count(spec)
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Flat positions in W and their changes."""
+        return self.index, self.values
+
+    @classmethod
+    def wants(cls, settings: ShiraSettings) -> str:
+        return "gradient" if settings.mask in ("gradient", "snip") else ""
+
+    @torch.no_grad()
+    def start(self, seen: Seen) -> None:
+        match self.mask:
+            case "magnitude":
+                self.choose(seen.matrix().abs())
+            case "gradient":
+                self.choose(seen.slope().abs())
+            case "snip":
+                self.choose((seen.matrix() * seen.slope()).abs())
+            case "structured":
+                self.choose(_diagonal_and_columns(self.spec))
+
+
+def _diagonal_and_columns(spec: Spec) -> Tensor:
+    """Scores ``[rows, columns]``: highest on the diagonal, then column by column in an order that spreads them."""
+    columns = torch.arange(spec.columns)
+    # The golden ratio's multiples fill the unit interval evenly, however many are taken.
+    order = ((columns + 1) * 0.6180339887498949 % 1).argsort().argsort()
+    score = -(order * spec.rows)[None] - torch.arange(spec.rows)[:, None]
+    return score.masked_fill(torch.eye(spec.rows, spec.columns, dtype=torch.bool), 1)

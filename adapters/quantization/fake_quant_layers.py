@@ -1,0 +1,192 @@
+"""QALoRA: layers that learn to be rounded. A low-rank update goes into the weight before it is quantized.
+
+::
+
+    y = Q(x; s_x, z_x) · Q(W + up·down; s_w, z_w) + bias      He et al. 2024, arXiv 2310.03270, eq. 6
+
+Nothing of ``up`` and ``down`` is left afterwards: only codes are stored (`packed.py`). One switch turns all layers of
+a model back into what they were, so teacher and student are one model with one copy of the weights.
+
+Left out: the official code's start from weights that were rounded already (Ŵ instead of W). It saves a copy of W where
+the student is another model than the teacher; here there is none to save, and what rounding lost would stay lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from atelier.adapters.quantization.activation_quantizers import InputLevels
+from atelier.adapters.quantization.bit_policy import Bits, is_end
+from atelier.adapters.quantization.quantizers import weight_levels
+from atelier.kernels.fake_quant import fake_quant
+
+
+class Switch:
+    """Shared by the layers of one model."""
+
+    def __init__(self) -> None:
+        self.on = True
+        self.sparing = False   # make each layer's weight again in the backward pass, instead of keeping it
+
+
+class Rounding(nn.Module):
+    """What a Linear or Conv2d becomes while it learns."""
+
+    weight: nn.Parameter        # the original, frozen
+    bias: nn.Parameter | None
+    steps: nn.Parameter         # [out, 1, …]
+    zeros: Tensor               # [out, 1, …], whole numbers; they do not learn
+    up: nn.Parameter | None     # [out, rank], zero at the start; the UNet's ends have none
+    down: nn.Parameter | None   # [rank, in, …]
+    bits: Bits
+    switch: Switch
+    inputs: InputLevels | None   # of the whole model
+    place: int                   # this layer's in it
+
+    kept: Tensor | None = None   # the rounded weight, see `settled`
+
+    def whole(self) -> Tensor:
+        """The weight before rounding, W + up·down, in float32 at least: half precision swallows small updates."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        if self.up is None or self.down is None:
+            return weight
+        return weight + (self.up @ self.down.flatten(1)).reshape(weight.shape)
+
+    def rounded(self) -> Tensor:
+        """The weight after it."""
+        if self.kept is not None:
+            return self.kept
+        return fake_quant(self.whole(), self.steps, self.zeros, self.bits.weight).to(self.weight.dtype)
+
+    def rounded_input(self, x: Tensor) -> Tensor:
+        """The input as the layer sees it."""
+        if self.inputs is None or not self.bits.inputs:
+            return x
+        return fake_quant(x, *self.inputs.at(self.place, x.ndim), self.bits.inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's own operation, rounded or, with the switch off, exactly as it was."""
+        if not self.switch.on:
+            return self._apply_weight(x, self.weight)
+        if self.switch.sparing and torch.is_grad_enabled():
+            return checkpoint(self._rounded_forward, x, use_reentrant=False)   # type: ignore[return-value]
+        return self._rounded_forward(x)
+
+    def _rounded_forward(self, x: Tensor) -> Tensor:
+        return self._apply_weight(self.rounded_input(x), self.rounded())
+
+    def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class RoundingLinear(Rounding, nn.Linear):   # type: ignore[misc]
+    """A Linear that learns to be rounded."""
+
+    def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
+
+
+class RoundingConv(Rounding, nn.Conv2d):   # type: ignore[misc]
+    """A Conv2d that learns to be rounded."""
+
+    def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, self.bias)
+
+
+_LEARNED = ("steps", "up", "down")
+
+
+def make_rounding(model: nn.Module, plan: Mapping[str, Bits], *, rank: int, search: bool) -> Switch:
+    """Turn the planned layers of a model into learning ones, in place; their inputs are not rounded yet.
+
+    Args:
+        model: its parameters are frozen by this.
+        plan: bits by layer name.
+        rank: of QALoRA's pairs; 0 for none.
+        search: whether weight ranges are searched, or taken whole.
+
+    Returns:
+        The switch of all of them, on.
+    """
+    model.requires_grad_(False)
+    switch = Switch()
+    for name, bits in plan.items():
+        layer = model.get_submodule(name)
+        levels = weight_levels(layer.weight, bits.weight, search=search).over(layer.weight.ndim)   # type: ignore[arg-type]
+        # So every reference, hook and name of the layer stays as it was.
+        layer.__class__ = RoundingLinear if isinstance(layer, nn.Linear) else RoundingConv   # type: ignore[assignment]
+        assert isinstance(layer, Rounding)
+        layer.bits, layer.switch, layer.inputs, layer.place = bits, switch, None, -1
+        layer.steps = nn.Parameter(levels.steps)
+        layer.register_buffer("zeros", levels.zeros)
+        layer.up, layer.down = None, None
+        if rank and not is_end(name):
+            _add_pair(layer, rank)
+    return switch
+
+
+def _add_pair(layer: Rounding, rank: int) -> None:
+    out, *others = layer.weight.shape
+    down = torch.empty(rank, *others, device=layer.weight.device)
+    nn.init.kaiming_uniform_(down, a=sqrt(5))
+    layer.down = nn.Parameter(down)
+    layer.up = nn.Parameter(torch.zeros(out, rank, device=layer.weight.device))
+
+
+def round_inputs(model: nn.Module, inputs: InputLevels) -> None:
+    """Give every layer whose plan says so its place among the input levels, in the model's order.
+
+    The levels become part of the model, which tells them the timestep of every call.
+    """
+    for place, layer in enumerate(layer for layer in rounding_layers(model).values() if layer.bits.inputs):
+        # Past nn.Module's own bookkeeping: it is the model's part, not the layer's.
+        layer.__dict__["inputs"], layer.place = inputs, place
+    model.add_module("input_levels", inputs)
+    model.register_forward_pre_hook(inputs.see, with_kwargs=True)
+
+
+def rounding_layers(model: nn.Module) -> dict[str, Rounding]:
+    """The learning layers of a model by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Rounding)}
+
+
+@contextmanager
+def unrounded(switch: Switch) -> Iterator[None]:
+    """The model is its own teacher while this is open."""
+    switch.on = False
+    try:
+        yield
+    finally:
+        switch.on = True
+
+
+@contextmanager
+def settled(model: nn.Module) -> Iterator[None]:
+    """Weights are rounded once and kept while this is open, for drawing and measuring."""
+    layers = rounding_layers(model).values()
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.kept = layer.rounded()
+        yield
+    finally:
+        for layer in layers:
+            layer.kept = None
+
+
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that training changes, by name: what a checkpoint holds."""
+    own = {f"{name}.{key}": value for name, layer in rounding_layers(model).items() for key in _LEARNED
+           if isinstance(value := getattr(layer, key), Tensor)}   # fmt: skip
+    inputs: Any = getattr(model, "input_levels", None)
+    if inputs is not None:
+        own |= {f"input_levels.{key}": value for key, value in inputs.named_parameters()}
+    return own

@@ -1,0 +1,242 @@
+"""A compressed model as it is stored and used: integer codes instead of weights.
+
+A file holds for each layer ``<name>.codes`` (packed, see kernels/int8_linear.py), ``.steps`` and ``.zeros``; for all
+inputs together ``input_levels.steps`` and ``.zeros [timesteps, layers]``; and what was kept whole, in float16. Its
+header says the bits of each layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from atelier.adapters.core.weight_only_int8 import Frozen, weight_shape
+from atelier.adapters.formats.native import write_tensors
+from atelier.adapters.quantization.activation_quantizers import InputLevels
+from atelier.adapters.quantization.bit_policy import Bits
+from atelier.adapters.quantization.fake_quant_layers import rounding_layers
+from atelier.adapters.quantization.int8 import POINT, Prepared, Way, convolution, linear, prepare
+from atelier.kernels.dispatch import twin
+from atelier.kernels.fake_quant import decode, encode, fake_quant
+from atelier.kernels.int8_linear import PackedWeight, int8_linear, pack, unpack
+
+HEADER = "atelier.quant"
+# Products below which asking for whole numbers takes longer than they save (docs/notes/0010).
+WORTH = 4_000_000
+_LEVELS = "input_levels"
+
+
+class Packed(Frozen):
+    """A layer of codes."""
+
+    codes: Tensor     # uint8 [⌈out · bits / 8⌉, …]
+    steps: Tensor     # [out] float32
+    zeros: Tensor     # [out] uint8
+    bias: nn.Parameter | None
+    bits: Bits
+    inputs: InputLevels | None = None   # of the whole model; None where inputs stay as they are
+    place: int = -1                     # this layer's in it
+    each: int = 0                           # products of every number of the input
+    whole_numbers: Prepared | None = None   # the weight as this machine's integer arithmetic wants it
+    keeps: bool = False                     # whether the weight stays once it was made
+    made: Tensor | None = None              # the weight, if it was
+    counted: bool = False                   # whether the last call was in whole numbers
+
+    @property
+    def weight(self) -> Tensor:   # type: ignore[override]
+        """The weight that the codes stand for, in the dtype the model computes in."""
+        if self.made is not None:
+            return self.made
+        made = self._decoded()
+        if self.keeps:
+            self.made = made
+        return made
+
+    def _decoded(self) -> Tensor:
+        steps, zeros = (part.reshape(-1, *[1] * (self.codes.ndim - 1)) for part in (self.steps, self.zeros.float()))
+        codes = unpack(self.codes, self.bits.weight, len(self.steps))
+        return decode(codes, steps, zeros).to(self.computes_in)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, without making it."""
+        return len(self.steps), *self.codes.shape[1:]
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """That of the parts that were kept whole."""
+        return self.steps.dtype if self.bias is None else self.bias.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's own operation on its rounded input."""
+        self.counted = False
+        if self.inputs is None:
+            return super().forward(x)
+        numbers = None if torch.is_grad_enabled() or x.device.type != "cpu" else self.inputs.numbers(self.place)
+        if numbers is None:
+            return super().forward(fake_quant(x, *self.inputs.at(self.place, x.ndim), self.bits.inputs))
+        if self.whole_numbers is None or x.numel() * self.each < WORTH:
+            return super().forward(fake_quant(x, *numbers, self.bits.inputs))
+        self.counted = True
+        return self._multiply(encode(x, *numbers, self.bits.inputs), *numbers, self.whole_numbers).to(x.dtype)
+
+    def _multiply(self, codes: Tensor, step: float, zero: int, ready: Prepared) -> Tensor:
+        raise NotImplementedError
+
+
+class PackedLinear(Packed, nn.Linear):   # type: ignore[misc]
+    """A Linear of codes."""
+
+    def forward(self, x: Tensor) -> Tensor:   # type: ignore[override]
+        """In whole numbers on tensor cores, where there are some; else as every packed layer."""
+        if self.inputs and self.bits.inputs == 8 and not torch.is_grad_enabled() and twin("int8_linear", x):
+            step, zero = self.inputs.at(self.place, x.ndim)
+            if not step.ndim:
+                self.counted = True
+                weight = PackedWeight(self.codes, self.steps, self.zeros, self.bits.weight)
+                return int8_linear(x, step, zero, weight, self.bias)
+        return super().forward(x)
+
+    def _multiply(self, codes: Tensor, step: float, zero: int, ready: Prepared) -> Tensor:
+        return linear(codes, step, zero, ready)
+
+
+class PackedConv(Packed, nn.Conv2d):   # type: ignore[misc]
+    """A Conv2d of codes."""
+
+    def _multiply(self, codes: Tensor, step: float, zero: int, ready: Prepared) -> Tensor:
+        return convolution(codes, step, zero, ready)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the header of a compressed model says."""
+
+    preset: str
+    layers: dict[str, Bits]
+    timesteps: list[int]
+
+
+@torch.no_grad()
+def save_packed(model: nn.Module, path: Path, preset: str, metadata: Mapping[str, str]) -> None:
+    """Write a model of learning layers as codes. Nothing of their low-rank pairs remains."""
+    layers = rounding_layers(model)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        codes = encode(layer.whole(), layer.steps, layer.zeros, layer.bits.weight)
+        tensors[f"{name}.codes"] = pack(codes, layer.bits.weight)
+        tensors[f"{name}.steps"] = layer.steps.flatten().float()
+        tensors[f"{name}.zeros"] = layer.zeros.flatten().to(torch.uint8)
+    inputs: Any = getattr(model, _LEVELS, None)
+    if inputs is not None:
+        steps, zeros = inputs.table()
+        tensors |= {f"{_LEVELS}.steps": steps, f"{_LEVELS}.zeros": zeros.to(torch.uint8)}
+    coded = {f"{name}.{key}" for name in layers for key in ("weight", "steps", "zeros", "up", "down")}
+    rest = {key: value.half() for key, value in model.state_dict().items()
+            if key not in coded and not key.startswith(f"{_LEVELS}.")}   # fmt: skip
+    header = {"preset": preset, "layers": {name: layer.bits for name, layer in layers.items()},
+              "timesteps": [] if inputs is None else inputs.timesteps.tolist()}   # fmt: skip
+    kept = {key: value.cpu().contiguous() for key, value in {**tensors, **rest}.items()}
+    write_tensors(path, kept, {HEADER: json.dumps(header), **metadata})
+
+
+def read_contents(path: Path) -> Contents:
+    """Read what a compressed model's header says.
+
+    Raises:
+        ValueError: it is none.
+    """
+    with safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+    if header is None:
+        raise ValueError(f"{path.name} is no compressed model")
+    layers = {name: Bits(*bits) for name, bits in header["layers"].items()}
+    return Contents(header["preset"], layers, header["timesteps"])
+
+
+def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
+    """Turn a model without weights (on the meta device) into the one that a file holds, on the CPU.
+
+    Raises:
+        ValueError: no compressed model, or one of another architecture.
+    """
+    contents = read_contents(path)
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (not a dict)
+    inputs = None
+    if contents.timesteps:
+        bits = [each.inputs for each in contents.layers.values() if each.inputs]
+        inputs = InputLevels(contents.timesteps, tensors.pop(f"{_LEVELS}.steps"), tensors.pop(f"{_LEVELS}.zeros"), bits)
+    place = 0
+    for name, each in contents.layers.items():
+        layer = _become(model, name, each)
+        if each.inputs:
+            # Past nn.Module's own bookkeeping: it is the model's part, not the layer's.
+            layer.__dict__["inputs"], layer.place = inputs, place
+            place += 1
+    wrong = sorted(tensors.keys() ^ model.state_dict().keys())
+    if wrong:
+        raise ValueError(f"{path.name} does not fit its configuration at {', '.join(wrong[:3])}")
+    exact = {f"{name}.{key}" for name in contents.layers for key in ("codes", "steps", "zeros")}
+    state = {key: value if key in exact else value.to(dtype) for key, value in tensors.items()}
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(False)
+    if inputs is not None:
+        model.add_module(_LEVELS, inputs.requires_grad_(False))
+        model.register_forward_pre_hook(inputs.see, with_kwargs=True)
+
+
+def get_ready(model: nn.Module) -> None:
+    """Choose how each packed layer computes on the device it is on, once it is there.
+
+    On a CPU, layers compute in whole numbers where this machine does that exactly and they have enough to multiply.
+    The others keep their weight once it is made: making it in every call would take longer than the layer itself. On a
+    GPU it is made in every call, because there memory is what is short.
+    """
+    layers = packed_layers(model)
+    for layer in layers:
+        layer.keeps, layer.made = layer.codes.device.type == "cpu", None
+        layer.each = prod(layer.shape) // layer.shape[1]
+        layer.whole_numbers = _in_numbers(layer) if layer.inputs is not None and layer.bits.inputs == 8 else None
+    if any(layer.whole_numbers is not None for layer in layers):
+        model.to(memory_format=torch.channels_last)   # oneDNN's whole numbers know no other   # type: ignore[call-overload]
+
+
+def _in_numbers(layer: Packed) -> Prepared | None:
+    codes = unpack(layer.codes, layer.bits.weight, len(layer.steps))
+    numbers = (codes.short() - layer.zeros.short().reshape(-1, *[1] * (codes.ndim - 1))).to(torch.int8)
+    way = Way(layer.stride, layer.padding, layer.dilation) if isinstance(layer, nn.Conv2d) else POINT   # type: ignore[arg-type]
+    return prepare(numbers, layer.steps, layer.bias, way)
+
+
+def in_whole_numbers(model: nn.Module) -> tuple[int, int]:
+    """How many of the packed layers computed in whole numbers when they were last asked, of how many."""
+    layers = packed_layers(model)
+    return sum(layer.counted for layer in layers), len(layers)
+
+
+def packed_layers(model: nn.Module) -> list[Packed]:
+    """The layers of codes, in the model's order."""
+    return [layer for layer in model.modules() if isinstance(layer, Packed)]
+
+
+def _become(model: nn.Module, name: str, bits: Bits) -> Packed:
+    """Turn one layer into one of codes, still without them."""
+    layer = model.get_submodule(name)
+    out, *others = weight_shape(layer)
+    del layer.weight
+    layer.__class__ = PackedLinear if isinstance(layer, nn.Linear) else PackedConv   # type: ignore[assignment]
+    assert isinstance(layer, Packed)
+    rows = -(-out * bits.weight // 8)
+    for key, shape in (("codes", (rows, *others)), ("steps", (out,)), ("zeros", (out,))):
+        layer.register_buffer(key, torch.empty(shape, device="meta"))
+    layer.bits = bits
+    return layer

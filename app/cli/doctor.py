@@ -1,0 +1,74 @@
+"""``atelier doctor``: what this machine can do, what will be used, and what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from atelier.app.jobs.jobs import worker_alive
+from atelier.app.store.home import HomeError, open_home
+from atelier.training.base_models.base_info import BaseError
+from atelier.training.base_models.base_model import best_device
+from atelier.training.base_models.identify import identify
+from atelier.training.base_models.precision import choose_precision
+from atelier.training.config.train_config import EMBEDDED
+
+LEAST_DISK_BYTES = 2_000_000_000   # room for a run's checkpoints and previews of a large base model
+LEAST_MEMORY_BYTES = 1_000_000_000
+
+
+def examine(home: Path | None) -> dict[str, Any]:
+    """Look at everything a run needs; what is wrong is under ``problems``, each a sentence with its cure."""
+    problems: list[str] = []
+    device = best_device()
+    memory = psutil.virtual_memory()
+    if memory.available < LEAST_MEMORY_BYTES:
+        problems.append("There is little memory free. Close other programs before you train.")
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device.type,
+        **_gpu(device),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": memory.total,
+        "memory_free_bytes": memory.available,
+        **_home(home, problems),
+        **_base(device, problems),
+        "problems": problems,
+    }
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {}
+    facts = torch.cuda.get_device_properties(device)
+    return {"device_name": facts.name, "device_memory_bytes": facts.total_memory}
+
+
+def _home(path: Path | None, problems: list[str]) -> dict[str, Any]:
+    try:
+        home = open_home(path)
+    except HomeError as error:
+        problems.append(str(error))
+        return {}
+    free = shutil.disk_usage(home.path).free
+    if free < LEAST_DISK_BYTES:
+        problems.append(f"The disk that holds {home.path} is nearly full. Make room before you train.")
+    worker = "running" if worker_alive(home) else "not running"
+    return {"home": str(home.path), "disk_free_bytes": free, "worker": worker}
+
+
+def _base(device: torch.device, problems: list[str]) -> dict[str, Any]:
+    try:
+        info = identify(EMBEDDED)
+    except BaseError as error:
+        problems.append(str(error))
+        return {}
+    precision = choose_precision(device, info.channels, info.resolution // info.factor)
+    return {"precision": precision, "base": info.title, "base_resolution": info.resolution}

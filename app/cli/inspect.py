@@ -1,0 +1,48 @@
+"""``atelier inspect``: what an adapter file of any tool holds, from its header alone. Loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from atelier.adapters.formats.compatibility import verdicts
+from atelier.adapters.formats.detect import Contents, look
+from atelier.adapters.formats.foreign_metadata import sampler
+from atelier.adapters.formats.safetensors_header import read_entries
+
+
+def inspect_file(path: Path) -> dict[str, Any]:
+    """All that a file tells about itself, as plain values.
+
+    Raises:
+        FileError: it is no adapter, or one that can't be used; says what it is.
+    """
+    try:
+        own = read_entries(path)
+    except (OSError, ValueError):
+        return _foreign(path, look(path))   # says what is wrong with it
+    return _native(path, own.metadata) if "atelier.kind" in own.metadata else _foreign(path, look(path))
+
+
+def _native(path: Path, entries: dict[str, str]) -> dict[str, Any]:
+    names = ("kind", "name", "trigger", "subject", "family", "title", "created", "best_step", "pictures")
+    facts = {name: entries.get(f"atelier.{name}", "") for name in names}
+    return {"file": path.name, "form": "Atelier's own", **facts, "bytes": path.stat().st_size}
+
+
+def _foreign(path: Path, contents: Contents) -> dict[str, Any]:
+    rules = verdicts(contents.shapes, contents.family)
+    return {
+        "file": path.name,
+        "form": ", ".join(f"{name} ({count} layers)" for name, count in contents.algorithms.items()),
+        "family": contents.family,
+        "ranks": ", ".join(map(str, contents.ranks[:10])),
+        "trigger": contents.trigger,
+        "tags": ", ".join(f"{tag} ({count})" for tag, count in contents.tags[:10]),
+        "made for sampler": sampler(path, contents.metadata),
+        "bytes": path.stat().st_size,
+        "loads in": {tool: f"{verdict.answer}{f': {verdict.reason}' if verdict.reason else ''}"
+                     for tool, verdict in rules.items()},
+        "notes": " ".join(contents.notes),
+        "not used": ", ".join(contents.unknown[:5]),
+    }   # fmt: skip

@@ -1,0 +1,242 @@
+"""The command line: the same functions as the web app, without a browser.
+
+Whatever a command needs is imported inside it, so that ``atelier --help`` and a mistyped command answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from atelier.app.cli.arguments import build_parser
+from atelier.app.cli.file_commands import FILE_COMMANDS
+from atelier.app.store.home import open_home
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    # Libraries tell developers about matters that nobody who draws pictures can do anything about.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Before torch is loaded, and inherited by the worker and its children. OpenMP's threads spin while they wait, and
+    # where a drawing and a training share the processor they spin at each other's expense: steps of 20 s instead of
+    # 0.2 s were seen. A short spin is as fast as a long one (docs/LOG.md); none at all costs half the speed.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough (`atelier list | head`); nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except ValueError as error:
+        # Our own errors are written for people. Any other is a bug, and its traceback is wanted.
+        if not type(error).__module__.startswith("atelier."):
+            raise
+        return _fail(str(error))
+
+
+def _fail(message: str) -> int:
+    print(f"atelier: {message}", file=sys.stderr)
+    return FAILED
+
+
+def _say(arguments: Namespace, values: Any, text: str) -> int:
+    """Print a command's answer, for a program or for a person."""
+    print(json.dumps(values, indent=2, ensure_ascii=False) if arguments.json else text)
+    return 0
+
+
+def _leave_a_core() -> None:
+    """Let torch use all cores but one, here and in the processes started from here.
+
+    The Studio, a training and the browser share the machine. Work that is split over all cores waits at every
+    operation for the slice whose core is busy with something else.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
+
+
+def _serve(arguments: Namespace) -> int:
+    _leave_a_core()
+    from atelier.app.web.server import serve
+
+    with suppress(KeyboardInterrupt):
+        serve(open_home(arguments.home), arguments.host, arguments.port, browser=arguments.open)
+    return 0
+
+
+def _worker(arguments: Namespace) -> int:
+    _leave_a_core()
+    from atelier.app.jobs.worker import run_worker
+
+    home = open_home(arguments.home)
+    print(f"Working off the queue of {home.path}. After Ctrl-C a training that is under way goes on by itself.")
+    run_worker(home)
+    return 0
+
+
+def _train(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.services.train import find_unfinished, make_run, train_here
+    from atelier.training.config.events import Failed, Finished
+
+    run = find_unfinished(home, arguments.name) if arguments.resume else make_run(home, arguments)
+    last = train_here(run, home.adapters, resume=arguments.resume)
+    config = run.config()
+    where = ["--home", str(home.path)] if arguments.home else []
+    again = "Resume it with: " + shlex.join(["atelier", "train", "--name", config.name, "--resume", *where])
+    match last:
+        case Finished(step, path, seconds):
+            prompt = f"{config.trigger_word} {config.subject}"
+            name = Path(path).stem   # not the recipe's, if that was taken in the meantime
+            values = {"name": name, "path": path, "run": run.id, "step": step, "seconds": round(seconds, 1)}
+            return _say(arguments, values, f"{name} is ready after {seconds:.0f} s: {path}\nDraw it with: "
+                        + shlex.join(["atelier", "draw", prompt, "--adapter", name, *where]))
+        case Failed(message):
+            return _fail(f"{message}\n{again}")
+    _fail(f"Stopped. {again}")
+    return INTERRUPTED
+
+
+def _make(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.services.combine_two import make_here
+
+    card = make_here(home, arguments)
+    values = {"name": card.name, "path": str(card.path), "trigger": card.trigger}
+    return _say(arguments, values, f"{card.name} is ready: {card.path}")
+
+
+def _compress(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.services.compress import compress_here
+
+    where = ["--home", str(home.path)] if arguments.home else []
+    values = compress_here(home, arguments)
+    if "error" in values:
+        again = shlex.join(["atelier", "compress", "--name", arguments.name, "--resume", *where])
+        return _fail(f"{values['error']}\nResume it with: {again}")
+    draw = shlex.join(["atelier", "draw", "PROMPT", "--base", arguments.name, *where])
+    return _say(arguments, values, f"{arguments.name} is ready: {values['path']}\n{values['size']}\n{values['time']}\n"
+                f"Draw with it: {draw}")
+
+
+def _draw(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.services.draw_command import draw_here
+
+    drawn: list[dict[str, Any]] = []
+    for news in draw_here(home, arguments):
+        if isinstance(news, str):
+            print(f"atelier: {news}", file=sys.stderr)
+            continue
+        path, seed = news
+        drawn.append({"path": str(path), "seed": seed})
+        if not arguments.json:
+            print(path, flush=True)
+    if arguments.json:
+        _say(arguments, drawn, "")
+    return 0
+
+
+def _find(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.cli.reports import proposal_table, proposal_values
+    from atelier.app.store.search import proposals
+
+    found = proposals(home, arguments.prompt, arguments.limit)
+    return _say(arguments, [proposal_values(proposal) for proposal in found], proposal_table(found))
+
+
+def _list(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.cli.reports import adapter_table, adapter_values
+    from atelier.app.store.library import list_adapters, list_unreadable
+
+    for file in list_unreadable(home):
+        print(f"atelier: passed over: {file.reason}", file=sys.stderr)
+    cards = list_adapters(home)
+    return _say(arguments, [adapter_values(card) for card in cards], adapter_table(cards))
+
+
+def _show(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.cli.reports import adapter_details
+    from atelier.app.cli.tables import sheet
+    from atelier.app.store.library import find_adapter
+
+    details = adapter_details(find_adapter(home, arguments.name))
+    return _say(arguments, details, sheet(details))
+
+
+def _delete(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.store.library import delete_adapter
+
+    trashed = delete_adapter(home, arguments.name)
+    return _say(arguments, {"trashed": str(trashed)}, f"Moved to the trash: {trashed}")
+
+
+def _models(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.cli.reports import model_table, model_values
+    from atelier.app.cli.tables import sheet
+    from atelier.app.store.library import list_adapters
+    from atelier.app.store.models import Model, scan_models
+    from atelier.training.base_models.identify import identify
+
+    cards = list_adapters(home)
+    if arguments.action == "scan":
+        models = scan_models(Path(arguments.what).expanduser())
+        return _say(arguments, [model_values(model, cards) for model in models], model_table(models))
+    values = model_values(Model(Path(arguments.what), identify(arguments.what)), cards)
+    return _say(arguments, values, sheet(values))
+
+
+def _words(arguments: Namespace) -> int:
+    from atelier.training.base_models.base_model import load
+    from atelier.training.sampling.trigger_words import QUIET, loudness
+
+    found = sorted(zip(loudness(load(arguments.base), arguments.words), arguments.words, strict=True))
+    lines = [f"{loud:5.2f}  {word:12}  {'means nothing: good' if loud < QUIET else 'means something'}"
+             for loud, word in found]   # fmt: skip
+    return _say(arguments, {word: round(loud, 3) for loud, word in found}, "\n".join(lines))
+
+
+def _file(arguments: Namespace) -> int:
+    answer = FILE_COMMANDS[arguments.command](arguments)
+    _say(arguments, answer.values, answer.text)
+    return answer.code
+
+
+def _doctor(arguments: Namespace) -> int:
+    from atelier.app.cli.doctor import examine
+    from atelier.app.cli.tables import sheet
+
+    found = examine(arguments.home)
+    problems = found["problems"]
+    text = sheet({name: value for name, value in found.items() if name != "problems"})
+    _say(arguments, found, "\n".join([text, *(f"! {problem}" for problem in problems or [])]))
+    return FAILED if problems else 0
+
+
+_COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "serve": _serve, "worker": _worker, "train": _train, "make": _make, "compress": _compress, "draw": _draw,
+    "find": _find, "words": _words,
+    "list": _list, "show": _show, "delete": _delete, "models": _models, "doctor": _doctor,
+    **dict.fromkeys(FILE_COMMANDS, _file),
+}   # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""What the command line prints: tables and sheets for people, plain values for programs."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from atelier.adapters.formats.native import read_header
+from atelier.app.cli.tables import columns, size_text
+from atelier.app.store.library import AdapterCard
+from atelier.app.store.models import Model
+from atelier.app.text.words import NOTHING_FOUND
+
+if TYPE_CHECKING:   # it loads torch, which a list of adapters does not need
+    from atelier.app.store.search import Proposal
+
+_HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
+
+
+def adapter_table(cards: Sequence[AdapterCard]) -> str:
+    """The library as a table, one adapter a line."""
+    if not cards:
+        return "No adapters yet. Teach your first one: atelier train PICTURES --name NAME"
+    rows = [
+        (card.name, card.kind, card.trigger, card.title, size_text(card.bytes),
+         f"{card.created.astimezone():%Y-%m-%d %H:%M}")
+        for card in cards
+    ]   # fmt: skip
+    return columns([_HEADINGS, *rows])
+
+
+def adapter_values(card: AdapterCard) -> dict[str, Any]:
+    """A card as plain values."""
+    names = ("name", "kind", "trigger", "subject", "base", "title", "family", "bytes", "pictures")
+    values = {name: getattr(card, name) for name in names}
+    return {**values, "path": str(card.path), "created": card.created.isoformat()}
+
+
+def adapter_details(card: AdapterCard) -> dict[str, Any]:
+    """All that is known about an adapter: its card, its settings and the recipe it was made with."""
+    header = read_header(card.path)
+    try:
+        recipe = tomllib.loads(header.metadata.get("atelier.recipe", ""))
+    except tomllib.TOMLDecodeError:
+        recipe = {}
+    best = header.metadata.get("atelier.best_step", "")
+    return {
+        **adapter_values(card), "layers": len(header.specs), "best_step": int(best) if best.isdecimal() else None,
+        "settings": header.settings, "recipe": recipe,
+    }   # fmt: skip
+
+
+def model_table(models: Sequence[Model]) -> str:
+    """Base models as a table; those that can't be used say why below it."""
+    good = [(str(m.path), m.info.kind, f"{m.info.resolution} px", m.info.precision, size_text(m.info.bytes))
+            for m in models if m.info]   # fmt: skip
+    refused = [f"! {model.reason}" for model in models if not model.info]
+    table = [columns([("PATH", "MODEL", "MADE FOR", "PRECISION", "SIZE"), *good])] if good else []
+    return "\n".join([*table, *refused]) or "There is no base model in this folder."
+
+
+def model_values(model: Model, cards: Sequence[AdapterCard]) -> dict[str, Any]:
+    """A base model as plain values."""
+    info = model.info
+    if info is None:
+        return {"path": str(model.path), "usable": False, "reason": model.reason}
+    names = ("family", "kind", "prediction_type", "resolution", "precision", "bytes")
+    facts = {name: getattr(info, name) for name in names}
+    return {"path": str(model.path), "usable": True, **facts, "adapters": model.fitting(cards)}
+
+
+def proposal_table(found: Sequence[Proposal]) -> str:
+    """Adapters that fit a prompt, the best first."""
+    rows = [(proposal.name, f"{proposal.score:.2f}", proposal.reason) for proposal in found]
+    return columns([("NAME", "FIT", "WHY"), *rows]) if rows else NOTHING_FOUND
+
+
+def proposal_values(proposal: Proposal) -> dict[str, Any]:
+    """A proposal as plain values."""
+    return {"name": proposal.name, "score": round(proposal.score, 4), "reason": proposal.reason,
+            "drew": [str(path) for path in proposal.drew]}   # fmt: skip

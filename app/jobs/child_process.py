@@ -1,0 +1,106 @@
+"""The child process of one run: started in a session of its own, waited for, and its end put into words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from atelier.training.config.events import Failed, Finished, Interrupted, Preparing, Stopped
+from atelier.training.config.run_folder import RunFolder
+
+Command = Callable[[RunFolder, Path, bool], list[str]]   # run, adapters folder, resume → what to start
+
+ENDED_BY_REQUEST = 3     # the child's exit code when it was told to end
+WATCH_SECONDS = 0.5
+GRACE_SECONDS = 1.0      # a process that took its heartbeat away may still write its last word
+STRAIN_SECONDS = 30.0    # one whose heartbeat grew old may live on a machine under strain
+_LOG_TAIL_BYTES = 4096
+
+
+def training_command(run: RunFolder, adapters: Path, resume: bool) -> list[str]:
+    """What is started for a run: the only place that knows."""
+    command = [sys.executable, "-m", "atelier.training.runs.run", str(run.path), "--adapters", str(adapters)]
+    return [*command, "--resume"] if resume else command
+
+
+def has_ended(run: RunFolder) -> bool:
+    """Whether the last thing a run said is that it is over."""
+    events = run.events()
+    return bool(events) and isinstance(events[-1][1], Finished | Failed | Stopped | Interrupted)
+
+
+def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
+    """Start the child of a run and wait until it ends; where it had no last word, write one for it.
+
+    The child has its own session: it lives on when this process and its terminal go away.
+    """
+    resume = bool(run.events())
+    # The heartbeat covers the seconds in which the child imports its libraries and is silent.
+    with run.beating():
+        if resume:
+            run.append(Preparing("Starting again"))
+        try:
+            with (run.path / "log.txt").open("ab") as log:
+                child = subprocess.Popen(
+                    command(run, adapters, resume), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                )   # fmt: skip
+            code = child.wait()
+        except OSError as error:
+            run.append(Failed(f"The training process could not be started: {error}."))
+            return
+    if not has_ended(run):
+        run.append(last_word(code, run.path / "log.txt"))
+
+
+def watch_child(run: RunFolder) -> None:
+    """Wait for a child that another worker started; where it had no last word, write one for it."""
+    seen = time.monotonic()
+    while True:
+        if run.alive():
+            seen = time.monotonic()
+        elif has_ended(run):
+            return
+        elif time.monotonic() - seen > (STRAIN_SECONDS if (run.path / "heartbeat").exists() else GRACE_SECONDS):
+            break
+        time.sleep(WATCH_SECONDS)
+    run.append(Interrupted("The training process ended without a word. Resume it to go on."))
+
+
+def last_word(code: int, log: Path) -> Interrupted | Failed:
+    """Say why a child ended that could not say it itself.
+
+    Args:
+        code: its exit code; below 0, or above 128 as shells write it, it is a signal.
+        log: what it wrote while it ran; its last line is quoted where nothing better is known.
+    """
+    number = -code if code < 0 else max(code - 128, 0)
+    if number == signal.SIGKILL:
+        return Interrupted("The training process was killed, most likely because the memory ran out. "
+                           "Close other programs and resume it.")
+    if number:
+        return Interrupted(f"The training process was ended by a signal ({_signal_name(number)}). "
+                           f"Resume it to go on.")
+    if code == ENDED_BY_REQUEST:
+        return Interrupted("The training process was asked to end, and saved its state. Resume it to go on.")
+    line = _last_line(log)
+    return Failed(f"The training process failed: {line}" if line else f"The training process ended with code {code}.")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+def _last_line(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")[-400:]

@@ -1,0 +1,192 @@
+"""Jobs: what a person can do with training runs, and what there is to see of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+
+from filelock import FileLock, Timeout
+
+from atelier.app.jobs.queue import Act, open_queue
+from atelier.app.store.home import Home, HomeError, new_base_name, new_name, time_id, writing
+from atelier.training.config.compress_config import CompressConfig
+from atelier.training.config.events import Stopped
+from atelier.training.config.run_folder import COMMANDS, RunFolder, RunStatus, status
+from atelier.training.config.train_config import TrainConfig
+
+
+def submit(home: Home, config: TrainConfig | CompressConfig) -> RunFolder:
+    """Make a run and put it into the queue.
+
+    Raises:
+        HomeError: its name can't be used or is taken, or the home can't be written.
+    """
+    run = new_run(home, config)
+    try:
+        with open_queue(home) as queue:
+            queue.add(run, Act.START)
+    except HomeError:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    return run
+
+
+def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool = False) -> RunFolder:
+    """Make the folder of a new run. With ``started`` it counts as alive from its first moment: no worker takes it.
+
+    Raises:
+        HomeError: its name can't be used or is taken, or the home can't be written.
+    """
+    busy = frozenset(state.name for state in list_runs(home) if not state.over)
+    named = new_base_name if isinstance(config, CompressConfig) else new_name
+    id = f"{time_id()}-{named(home, config.name, busy).replace(' ', '-')}"
+    # Under a hidden name until it is whole, so that nobody meets a run without a recipe.
+    partial = home.runs / f".{id}"
+    with writing(home.runs):
+        try:
+            RunFolder.create(partial, config)
+            if started:
+                (partial / "heartbeat").touch()
+            return RunFolder(partial.rename(home.runs / id))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def resume(home: Home, id: str) -> RunFolder:
+    """Let a run go on from its last checkpoint as soon as it is its turn; one that runs or waits is left as it is.
+
+    Raises:
+        HomeError: there is no such run, or it is done.
+    """
+    run, state = find_run(home, id), run_status(home, id)
+    if state.over:
+        prepare_resume(home, state)
+        with open_queue(home) as queue:
+            queue.add(run, Act.RESUME)
+    return run
+
+
+def prepare_resume(home: Home, state: RunStatus) -> RunFolder:
+    """Make a run that is over ready to go on.
+
+    Raises:
+        HomeError: it is done.
+    """
+    if state.state == "done":
+        raise HomeError(f"The run of {state.name!r} is done; there is nothing to resume.")
+    run = find_run(home, state.id)
+    for name in COMMANDS:
+        run.take(name)   # what was meant for the process that is gone
+    own_attempt(run).unlink(missing_ok=True)
+    return run
+
+
+def cancel(home: Home, id: str) -> None:
+    """Take a run out of the queue, or tell its process to end without an adapter; one that is over stays as it is.
+
+    Raises:
+        HomeError: there is no such run.
+    """
+    run, state = find_run(home, id), run_status(home, id)
+    if state.over:
+        return
+    with open_queue(home) as queue:
+        queue.drop(run)
+    # Left for the process even where none is seen: the worker may be starting it this very moment.
+    run.command("cancel")
+    if not run.alive():
+        run.append(Stopped(state.step, "Cancelled while it waited."))
+
+
+def find_run(home: Home, id: str) -> RunFolder:
+    """Find a run by its id.
+
+    Raises:
+        HomeError: there is none.
+    """
+    # An id may come from a browser: only a visible folder right inside runs/ will do.
+    if id not in (path.name for path in run_folders(home)):
+        raise HomeError("This run does not exist any more.")
+    return RunFolder(home.runs / id)
+
+
+def run_status(home: Home, id: str) -> RunStatus:
+    """What to show about one run.
+
+    Raises:
+        HomeError: there is no such run.
+    """
+    return read_status(find_run(home, id), _waiting(home))
+
+
+def list_runs(home: Home) -> list[RunStatus]:
+    """What to show about every run, newest first."""
+    waiting = _waiting(home)
+    return [read_status(RunFolder(path), waiting) for path in reversed(run_folders(home))]
+
+
+def run_folders(home: Home) -> list[Path]:
+    """The folders of all runs, oldest first."""
+    return sorted(path.parent for path in home.runs.glob("*/recipe.toml") if not path.parent.name.startswith("."))
+
+
+def _waiting(home: Home) -> dict[str, Act]:
+    if not (home.state / "queue.sqlite").exists():
+        return {}
+    with open_queue(home) as queue:
+        return queue.waiting()
+
+
+def read_status(run: RunFolder, waiting: Mapping[str, Act] = MappingProxyType({})) -> RunStatus:
+    """Read what a run says of itself, and add what only the queue knows: ``waiting`` is what is in it, in order."""
+    if run.alive():
+        result = _told(run.path)
+        return replace(result, state="preparing", message="Starting") if result.state == "queued" else result
+    result = replace(_remembered(run.path, *_version(run.path / "events.jsonl")))
+    if run.id in waiting and (result.state == "queued" or waiting[run.id] == Act.RESUME):
+        result.state, result.message = "queued", f"Number {list(waiting).index(run.id) + 1} in the queue."
+    return result
+
+
+def _told(path: Path) -> RunStatus:
+    try:
+        return status(RunFolder(path))
+    except (ValueError, OSError) as error:
+        return RunStatus(path.name, path.name, state="failed", message=f"This run can't be read: {error}")
+
+
+@lru_cache(maxsize=256)
+def _remembered(path: Path, _modified: int, _size: int) -> RunStatus:
+    """Status of a run that rests. The time and size of its events are arguments so that changed ones are read anew."""
+    return _told(path)
+
+
+def _version(path: Path) -> tuple[int, int]:
+    try:
+        facts = path.stat()
+    except OSError:
+        return 0, 0
+    return facts.st_mtime_ns, facts.st_size
+
+
+def worker_alive(home: Home) -> bool:
+    """Whether a worker serves this home."""
+    try:
+        with worker_lock(home, seconds=0):
+            return False
+    except Timeout:
+        return True
+
+
+def worker_lock(home: Home, seconds: float) -> FileLock:
+    """The lock that a worker holds while it lives; taking it raises :class:`filelock.Timeout` after ``seconds``."""
+    return FileLock(home.state / "worker.lock", timeout=seconds)
+
+
+def own_attempt(run: RunFolder) -> Path:
+    """Marks that the run was resumed by itself since a person last resumed it."""
+    return run.path / "resumed-by-itself"

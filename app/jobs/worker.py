@@ -1,0 +1,87 @@
+"""The worker: one process a home that works off the queue, one child process at a time."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+from filelock import Timeout
+
+from atelier.app.jobs.child_process import Command, run_child, training_command, watch_child
+from atelier.app.jobs.jobs import own_attempt, read_status, run_folders, worker_lock
+from atelier.app.jobs.queue import Act, Queue, open_queue
+from atelier.app.store.home import Home, HomeError
+from atelier.training.config.events import Saved
+from atelier.training.config.run_folder import RunFolder
+
+_POLL_SECONDS = 1.0
+
+
+def run_worker(home: Home, command: Command = training_command) -> None:
+    """Work off the queue until this process is told to end; a child then goes on, and the next worker finds it.
+
+    Call it in the main thread of a process of its own: it listens to signals.
+
+    Raises:
+        HomeError: another worker serves this home, or the queue can't be used.
+    """
+    try:
+        # worker_alive() holds the lock for a moment; a worker holds it for good.
+        held = worker_lock(home, seconds=2).acquire()
+    except Timeout:
+        raise HomeError(f"A worker for {home.path} is running already; one is enough.") from None
+
+    def work(id: str, act: Act) -> None:
+        _work(RunFolder(home.runs / id), act, queue, lambda run: run_child(run, home.adapters, command))
+
+    with held, open_queue(home, work) as queue:
+        reconcile(home, queue)
+        consumer = queue.huey.create_consumer(workers=1, periodic=False, max_delay=_POLL_SECONDS)
+        consumer.start()
+        _until_told_to_end()
+        consumer.stop()
+
+
+def _until_told_to_end() -> None:
+    # huey's own handlers would wait for the running job, which may take hours.
+    told = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, lambda *_: told.set())
+    told.wait()
+
+
+def reconcile(home: Home, queue: Queue) -> None:
+    """Bring the queue in line with the run folders, because they know better what was going on.
+
+    Runs that live come first, to be watched; those that nobody knows of any more are put at the end; those that were
+    interrupted go on from their checkpoint by themselves, once.
+    """
+    waiting = queue.waiting()
+    for run in map(RunFolder, run_folders(home)):
+        state = read_status(run).state
+        if run.alive():
+            queue.add(run, Act.WATCH, soon=True)
+        elif run.id not in waiting:
+            if state == "queued":
+                queue.add(run, Act.START)
+            _resume_by_itself(run, queue)
+
+
+def _work(run: RunFolder, act: Act, queue: Queue, train: Callable[[RunFolder], None]) -> None:
+    """Do what a message asks for, if it still makes sense."""
+    state = read_status(run).state
+    if run.alive():
+        watch_child(run)
+        _resume_by_itself(run, queue)
+    elif (act == Act.START and state == "queued") or (act == Act.RESUME and state != "done"):
+        train(run)
+
+
+def _resume_by_itself(run: RunFolder, queue: Queue) -> None:
+    """Resume an interrupted run from its checkpoint, once: a second time is for a person to decide."""
+    if read_status(run).state != "interrupted" or own_attempt(run).exists():
+        return
+    if any(isinstance(event, Saved) for _, event in run.events()):
+        own_attempt(run).touch()
+        queue.add(run, Act.RESUME, soon=True)

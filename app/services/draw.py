@@ -1,0 +1,117 @@
+"""The easel: what the Studio page asks for, drawn and hung in the gallery with its recipe."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from atelier.adapters.formats.native import read_header
+from atelier.app.services.engine import Emerging, Engine
+from atelier.app.store.gallery import GalleryPicture, find_picture, make_recipe, read_recipe, save_picture
+from atelier.app.store.home import Home, HomeError
+from atelier.app.store.library import AdapterCard, find_adapter
+from atelier.app.store.models import check_family
+from atelier.app.text.drawing import made_for_few_steps
+from atelier.training.base_models.base_info import BaseError
+from atelier.training.base_models.identify import identify
+from atelier.training.config.train_config import EMBEDDED
+from atelier.training.recipes.dreambooth import fill
+from atelier.training.sampling.sample import DrawRequest
+from atelier.training.sampling.samplers import AUTO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """All that decides the pictures."""
+
+    request: DrawRequest
+    base: str = EMBEDDED
+    strengths: tuple[tuple[str, float], ...] = ()   # adapter name, strength
+
+
+def paint(
+    home: Home, engine: Engine, wish: Wish
+) -> Iterator[str | tuple[int, int] | Emerging | list[GalleryPicture]]:
+    """Draw a wish: yields at the end the pictures, kept in the gallery.
+
+    Before: a sentence, if there is something to know about the way it is drawn; (step, of) and what emerges.
+
+    Raises:
+        HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
+    """
+    info = identify(wish.base)
+    parts = [(find_adapter(home, name), strength) for name, strength in wish.strengths]
+    check_family(info, [card for card, _ in parts])
+    files = [(card.path, strength) for card, strength in parts]
+    request, said = settled(wish.request, parts)
+    if said:
+        yield said
+    for news in engine.drawing(wish.base, files, request):
+        if not isinstance(news, list):
+            yield news
+            continue
+        recipes = [make_recipe(request, i, wish.base, info.family, parts) for i in range(len(news))]
+        paths = [save_picture(home, image, recipe) for image, recipe in zip(news, recipes, strict=True)]
+        yield [find_picture(home, path.stem) for path in paths]
+
+
+def settled(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]]) -> tuple[DrawRequest, str]:
+    """The request with its sampler decided, and a sentence where an adapter has decided it."""
+    fast = next((card for card, strength in parts if strength and card.sampler), None)
+    decided = request.settled(fast.sampler if fast else "")
+    taken = fast and request.sampler == AUTO
+    return decided, made_for_few_steps(fast.name, decided.steps, decided.guidance) if fast and taken else ""
+
+
+def remembered(home: Home, picture_id: str) -> tuple[Wish, list[str]]:
+    """The wish a picture of the gallery was drawn from, and the names of adapters that are not here any more.
+
+    Raises:
+        HomeError: there is no such picture, or it holds no recipe that can be read.
+    """
+    recipe = read_recipe(find_picture(home, picture_id).path)
+    try:
+        return _wish(home, recipe or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise HomeError(f"This picture holds no recipe that can be read ({error}).") from None
+
+
+def _wish(home: Home, recipe: Mapping[str, Any]) -> tuple[Wish, list[str]]:
+    names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
+    later = [name for name in ("unwanted", "unwanted_strength", "sampler") if name in recipe]   # only where they count
+    parts = [(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
+    here = [part for part in parts if _card(home, part[0])]
+    # Before recipes named a sampler there was one.
+    request = DrawRequest.from_dict({"sampler": "ddim", **{name: recipe[name] for name in (*names, *later)}})
+    wish = Wish(request=request, base=str(recipe["base"]), strengths=tuple(here))
+    return wish, [name for name, _ in parts if (name, _) not in here]
+
+
+def _card(home: Home, name: str) -> AdapterCard | None:
+    try:
+        return find_adapter(home, name)
+    except HomeError:
+        return None
+
+
+def suggestion(card: AdapterCard) -> str:
+    """A prompt that calls an adapter: the caption it was taught with."""
+    try:
+        recipe = tomllib.loads(read_header(card.path).metadata.get("atelier.recipe", ""))
+        template = recipe.get("caption") or identify(card.base).caption
+    except (BaseError, tomllib.TOMLDecodeError):
+        template = "{trigger} {subject}"
+    return " ".join(fill(template, card.trigger, card.subject).split())
+
+
+def describe(picture: GalleryPicture) -> dict[str, Any]:
+    """A picture's recipe; empty when it holds none."""
+    return read_recipe(picture.path) or {}
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """A recipe as JSON, for copying."""
+    return json.dumps(recipe, indent=2, ensure_ascii=False)

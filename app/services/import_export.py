@@ -1,0 +1,242 @@
+"""Adapters in and out of the library: import, export, merge, resize, extract."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.detect import Contents
+from atelier.adapters.formats.export import ExportReport, export_mix
+from atelier.adapters.formats.foreign_metadata import NO_NAMES, sampler
+from atelier.adapters.formats.low_rank import EXACT, Limits, WeightOf, fused
+from atelier.adapters.formats.native import data_hash, load_adapter, read_metadata, read_own, save_adapter
+from atelier.adapters.formats.read_foreign import read_foreign, untrained
+from atelier.adapters.formats.safetensors_header import FileError
+from atelier.adapters.formats.tiny import Shrunk, shrink
+from atelier.app.services.draw import suggestion
+from atelier.app.store.home import MAX_NAME, Home, HomeError, new_name, writing
+from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters
+from atelier.training.base_models.base_model import load
+from atelier.training.base_models.identify import identify
+from atelier.training.base_models.weights import difference, save_merged, weights_of
+from atelier.training.runs.save_adapter import free_path
+from atelier.training.sampling.fidelity import compare
+
+Part = tuple[AdapterCard, float]   # with its strength
+KEPT_METADATA = 200_000            # characters of a foreign file's own entries that come along
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """One file that came into the library."""
+
+    card: AdapterCard
+    notes: tuple[str, ...]   # what a person should know, in sentences
+
+
+def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str] | None = None) -> Imported:
+    """Copy an adapter of any tool into the library; a name that is taken gets a number.
+
+    Args:
+        home: whose library.
+        path: the file.
+        name: what to call it; empty means as the file is called.
+        known: what came in before, see :func:`known_sources`; for many files, to look only once.
+
+    Raises:
+        FileError: it is no adapter, or one that can't be used.
+        HomeError: it came in before, the name can't be used, or the library can't be written.
+    """
+    wanted = new_name(home, name) if name else _name_from(path)
+    if _is_own(path):
+        adapters, notes, metadata = load_adapter(path), (), read_own(path)
+    else:
+        adapters, contents = read_foreign(path)
+        notes, metadata = _notes(adapters, contents), _metadata(contents, path)
+    source = data_hash(path)
+    if before := (known_sources(home) if known is None else known).get(source):
+        raise HomeError(f"{path.name} is in your library already: {before}.")
+    with writing(home.adapters):
+        target = free_path(home.adapters, wanted)
+        save_adapter(target, adapters, {**metadata, "atelier.name": target.stem, "atelier.source": source})
+    return Imported(find_adapter(home, target.stem), notes)
+
+
+def known_sources(home: Home) -> dict[str, str]:
+    """What came in from files: the hash of their tensors → the adapter's name."""
+    return {card.source: card.name for card in list_adapters(home) if card.source}
+
+
+def _is_own(path: Path) -> bool:
+    return "atelier.kind" in read_metadata(path)
+
+
+def _name_from(path: Path) -> str:
+    """A name that can be used, from whatever the file is called; from its folder where all such files are called so."""
+    stem = path.absolute().parent.name if path.stem in NO_NAMES else path.stem
+    plain = "".join(c if c in " -_" or unicodedata.category(c)[0] in "LMN" else "-" for c in stem)
+    return re.sub(r"-+", "-", plain).strip(" -_")[:MAX_NAME] or "imported"
+
+
+def _notes(adapters: AdapterSet, contents: Contents) -> tuple[str, ...]:
+    empty = untrained(adapters)
+    said = f"{empty} of its {len(adapters)} layers change nothing: they are all zeros, as before training."
+    return (*contents.notes, *([said] if empty else []))
+
+
+def _metadata(contents: Contents, path: Path) -> dict[str, str]:
+    theirs = {key: value for key, value in contents.metadata.items() if key.startswith(("ss_", "modelspec."))}
+    if sum(map(len, theirs.values())) > KEPT_METADATA:
+        theirs = {key: value for key, value in theirs.items() if len(value) < 1000}
+    own = {"atelier.family": contents.family, "atelier.trigger": contents.trigger,
+           "atelier.algorithms": ", ".join(contents.algorithms), "atelier.created": _now(),
+           "atelier.sampler": sampler(path, contents.metadata)}   # fmt: skip
+    return {**theirs, **own}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def export_adapters(
+    parts: Sequence[Part], form: str, out: Path, precision: str = "fp32", *, limits: Limits = EXACT, base: str = "",
+    recipe: bool = False,
+) -> tuple[Path, ExportReport]:   # fmt: skip
+    """Write adapters as one file for another tool; into a folder, the file is named after the first.
+
+    Args:
+        parts: the adapters and their strengths.
+        form: ``kohya``, ``diffusers``, ``diff`` or ``native``.
+        out: the file to write or replace, or a folder.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        limits: how much of each update to keep, and in which rank.
+        base: the base model for updates that depend on it; empty means the first adapter's own.
+        recipe: whether the file says how it was trained, which can hold folder names and prompts.
+
+    Raises:
+        HomeError: ``out`` can't be written, or is one of the adapters.
+        ConvertError, FileError, BaseError: an adapter can't be written in this form, or read; or its base is not here.
+    """
+    path = export_path(parts[0][0], out)
+    if any(path.resolve() == card.path.resolve() for card, _ in parts):
+        raise HomeError(f"{path} is the adapter itself. Choose another file to export to.")
+    files = [(card.path, strength) for card, strength in parts]
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path, export_mix(
+            files, path, form, precision, limits=limits, weight_of=_weights(parts, base), recipe=recipe)
+
+
+def unet_error(parts: Sequence[Part], exported: Path, base: str = "") -> float:
+    """How far the base's answers with the exported file are from those with the adapters; see ``fidelity.compare``.
+
+    Raises:
+        HomeError, BaseError, FileError, MountError: the base or the file can't be used.
+    """
+    model = load(_base(parts, base))
+    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
+    return compare(model, mix, exported, suggestion(parts[0][0])).unet_error
+
+
+def export_tiny(parts: Sequence[Part], out: Path, bits: int) -> Shrunk:
+    """Write one adapter in a few bits a value, for Atelier.
+
+    Raises:
+        HomeError: several adapters or a strength, or ``out`` can't be written.
+        TinyError, FileError: its kind can't be made tiny, or it can't be read.
+    """
+    (card, strength), *others = parts
+    if others or strength != 1:
+        raise HomeError("A tiny file is one adapter at strength 1. Merge several into a new adapter first.")
+    path = export_path(card, out)
+    if path.resolve() == card.path.resolve():
+        raise HomeError(f"{path} is the adapter itself. Choose another file to export to.")
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return shrink(card.path, path, bits)
+
+
+def export_path(card: AdapterCard, out: Path) -> Path:
+    """Where an export to ``out`` lands."""
+    return out / f"{card.name}{SUFFIX}" if out.is_dir() else out
+
+
+def export_base(parts: Sequence[Part], out: Path, precision: str, *, single_file: bool, base: str = "") -> int:
+    """Write the base model with the adapters in its weights; returns the bytes.
+
+    Raises:
+        HomeError: ``out`` is there already, or can't be written.
+        BaseError, MountError, FileError: the base or an adapter can't be used.
+    """
+    if out.exists() and (single_file or not out.is_dir() or any(out.iterdir())):
+        raise HomeError(f"{out} is there already. Choose another place for the merged model.")
+    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
+    with writing(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return save_merged(_base(parts, base), mix, out, single_file=single_file, precision=precision)
+
+
+def _weights(parts: Sequence[Part], base: str) -> WeightOf | None:
+    return weights_of(base or parts[0][0].base) if base or parts[0][0].base else None
+
+
+def _base(parts: Sequence[Part], base: str) -> str:
+    if found := base or next((card.base for card, _ in parts if card.base), ""):
+        return found
+    raise HomeError(f"{parts[0][0].name} does not say which base model it belongs to. Name one with --base.")
+
+
+def merge_adapters(
+    home: Home, parts: Sequence[Part], name: str, limits: Limits = EXACT, base: str = ""
+) -> AdapterCard:
+    """Several adapters at their strengths as one new adapter of the library, a LoRA; or one with another rank.
+
+    Raises:
+        HomeError: the name can't be used, or the adapters belong to different families.
+        FileError, ConvertError, BaseError: an adapter or the base it depends on can't be read.
+    """
+    wanted, first = new_name(home, name), parts[0][0]
+    if families := {card.family for card, _ in parts} - {first.family}:
+        raise HomeError(f"These adapters belong to different base models ({first.family}, {', '.join(families)}).")
+    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
+    weight_of = _weights(parts, base) or _missing(first)
+    made_of = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
+    words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
+             "atelier.subject": ", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject)),
+             "modelspec.merged_from": made_of, "modelspec.thumbnail": first.thumbnail}   # fmt: skip
+    return _keep(home, wanted, fused(mix, weight_of, limits), {
+        "atelier.family": first.family, "atelier.base": first.base, "atelier.title": first.title, **words})
+
+
+def _missing(card: AdapterCard) -> WeightOf:
+    def weight_of(name: str) -> None:
+        raise FileError(f"{card.name} changes {name} by an amount that depends on the base model, and does not say "
+                        "which one. Name it with --base.")
+
+    return weight_of   # type: ignore[return-value]   # it never returns
+
+
+def extract_adapter(home: Home, tuned: str, base: str, name: str, limits: Limits = EXACT) -> AdapterCard:
+    """What turns one base model into another, as a new adapter of the library.
+
+    Raises:
+        HomeError: the name can't be used.
+        BaseError: see ``weights.difference``.
+    """
+    wanted, info = new_name(home, name), identify(base)
+    return _keep(home, wanted, difference(tuned, base, limits), {
+        "atelier.family": info.family, "atelier.base": base, "atelier.title": info.title,
+        "modelspec.merged_from": Path(tuned).name})
+
+
+def _keep(home: Home, name: str, adapters: AdapterSet, metadata: Mapping[str, str]) -> AdapterCard:
+    own = {"atelier.name": name, "atelier.created": _now()}
+    with writing(home.adapters):
+        save_adapter(home.adapters / f"{name}{SUFFIX}", adapters, {**metadata, **own})
+    return find_adapter(home, name)

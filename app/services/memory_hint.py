@@ -1,0 +1,51 @@
+"""How much of the memory here a run will need: the quiet line before [Teach it]."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+
+from atelier.app.text import phrases, words
+from atelier.training.base_models.base_info import BaseInfo
+from atelier.training.base_models.base_model import best_device
+from atelier.training.base_models.identify import identify
+from atelier.training.base_models.precision import choose_precision
+from atelier.training.config.train_config import TrainConfig
+from atelier.training.runs.memory_savings import Forecast, forecast, levers
+
+_ONE_COUNT = threading.Lock()   # counting takes seconds of a core; two at once would take twice as long
+
+
+def room_lines(config: TrainConfig) -> Iterator[str]:
+    """Say what a run needs: at once where it fits by far, else first that it is being counted.
+
+    Raises:
+        BaseError: the base model can't be used, or the run does not fit in any way; with the reason and the cure.
+    """
+    device = best_device()
+    precision = _precision(config, device)
+    found = forecast(config, precision, device, quickly=True)
+    if found is None:
+        yield words.COUNTING
+        with _ONE_COUNT:
+            found = forecast(config, precision, device)
+    assert found is not None
+    yield _line(config, found)
+
+
+def _line(config: TrainConfig, found: Forecast) -> str:
+    if found.chosen != config:
+        return phrases.needs_levers(found.needed, found.room, levers(config, found.chosen))
+    return phrases.needs(found.needed, found.room, exactly=found.counted)
+
+
+def _precision(config: TrainConfig, device: torch.device) -> str:
+    return config.precision if config.precision != "auto" else _fastest(device, identify(config.base))
+
+
+@cache
+def _fastest(device: torch.device, info: BaseInfo) -> str:
+    return choose_precision(device, info.channels, info.resolution // info.factor)

@@ -1,0 +1,153 @@
+"""``atelier train``: from a folder of pictures to an adapter, in this process and with a progress bar."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from atelier.app.jobs.child_process import has_ended
+from atelier.app.jobs.jobs import list_runs, new_run, prepare_resume, read_status
+from atelier.app.store.datasets import import_pictures
+from atelier.app.store.home import Home, HomeError, absolute_base, new_name
+from atelier.training.base_models.identify import identify
+from atelier.training.config.events import Event, Finished, Preparing, Resumed, Stepped, Stopped, Warned
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset
+from atelier.training.data.captions import is_sidecar
+from atelier.training.data.dataset import PICTURE_SUFFIXES
+from atelier.training.data.images import looks_like_picture
+from atelier.training.runs import run as training
+
+
+def make_run(home: Home, arguments: Namespace) -> RunFolder:
+    """Check everything, copy the pictures into the home, and make the run.
+
+    Raises:
+        HomeError, BaseError, SettingError, PictureError: what was typed can't be used; nothing was changed.
+    """
+    name = new_name(home, arguments.name)
+    config = make_config(name, arguments)
+    imported = import_pictures(home, name, _files(arguments.pictures))
+    for message in [*(reason for _, reason in imported.refused), *imported.warnings]:
+        _tell(message)
+    return new_run(home, replace(config, pictures=str(imported.folder)), started=True)
+
+
+def make_config(name: str, arguments: Namespace) -> TrainConfig:
+    """Put the recipe together: the preset, what has an option of its own, and ``--set`` last.
+
+    Raises:
+        BaseError: the base model can't be used.
+        SettingError: an unknown setting, or a value that does not fit.
+    """
+    settings = dict(arguments.set)
+    base = absolute_base(settings.pop("base", None) or arguments.base or EMBEDDED)
+    values = load_preset(arguments.preset, identify(base).family, settings.get("kind") or arguments.kind or "")
+    named = {key: getattr(arguments, key) for key in ("trigger", "subject", "kind", "role", "steps")}
+    values |= {key: value for key, value in named.items() if value is not None}
+    return TrainConfig.from_dict({**values, **settings, "name": name, "base": base})
+
+
+def _files(folder: Path | None) -> list[Path]:
+    """The files of a folder that are pictures, were meant as such, or are captions."""
+    if folder is None:
+        raise HomeError("Which pictures? Give the folder that they are in: atelier train PICTURES --name NAME.")
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise HomeError(f"{folder} {what}, but the folder that holds the pictures is needed. Check the path.")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [
+        path for path in files
+        if path.suffix.lower() in PICTURE_SUFFIXES or is_sidecar(path) or looks_like_picture(path)
+    ]   # fmt: skip
+
+
+def find_unfinished(home: Home, name: str) -> RunFolder:
+    """Find the newest unfinished run of a name, ready to go on.
+
+    Raises:
+        HomeError: there is none, or it is at work or waits for its turn.
+    """
+    for state in list_runs(home):
+        if state.name == name and state.state != "done":
+            if not state.over:
+                raise HomeError(f"The run of {name!r} is {state.state} already: it needs no resuming.")
+            return prepare_resume(home, state)
+    raise HomeError(f"There is no unfinished run named {name!r} to resume. Start one without --resume.")
+
+
+def train_here(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
+    """Train in this process and show how far it is; returns the run's last word.
+
+    The first Ctrl-C lets the step end and saves, so that the run can be resumed.
+    """
+    progress = _Progress(read_status(run).of)
+    with _logging_to(run.path / "log.txt"):
+        for event in training.run(run, adapters, resume=resume):
+            progress.show(event)
+    progress.close()
+    if not has_ended(run):
+        run.append(Stopped(read_status(run).step, "Stopped from the keyboard. Resume it to go on."))
+    return run.events()[-1][1]
+
+
+class _Progress:
+    """Progress on the terminal: a sentence a stage, then a bar with loss and time left."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._bar: tqdm | None = None
+        self._stage = ""
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Preparing(what) if what != self._stage:
+                self._stage = what
+                _tell(f"{what} …")
+            case Warned(message):
+                _tell(message)
+            case Resumed(step):
+                self._open(step)
+            case Stepped():
+                bar = self._bar or self._open(event.step - 1)
+                bar.set_postfix(loss=f"{event.loss:.4f}", refresh=False)
+                bar.update(event.step - bar.n)
+            case Finished() if self._bar:
+                self._bar.refresh()
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar:
+            self._bar.close()
+
+    def _open(self, done: int) -> tqdm:
+        self.close()
+        # Without a terminal there is nobody to watch a bar.
+        self._bar = tqdm(total=self._steps, initial=done, unit="step", dynamic_ncols=True, disable=None)
+        return self._bar
+
+
+def _tell(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send our own log records to a file, where a child process would have put them."""
+    handler, logger = logging.FileHandler(path, encoding="utf-8"), logging.getLogger("atelier")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,183 @@
+"""The draft: what a person has put together on the Create page, kept on disk so that nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from PIL import Image
+
+from atelier.app.store.home import Home
+from atelier.app.text import phrases, words
+from atelier.training.config.run_folder import write_text
+from atelier.training.data.captions import SUFFIX, is_sidecar, read_caption
+from atelier.training.data.images import PictureError, open_picture, pixel_hash, sharpness
+
+MOST_PICTURES = 200
+_THUMB_SIDE = 176       # twice what the page shows, for sharp screens
+_SMALL_SIDE = 64        # pixels; below this hardly anything can be learnt
+_BLURRED = 12.0         # variance of the Laplacian of the thumbnail; sharp pictures have hundreds
+_ONE_WRITER = threading.Lock()   # the page's controls save at the same time as pictures come in
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPicture:
+    """One dropped picture: kept (with a thumbnail, maybe a warning) or refused (with the reason)."""
+
+    id: str
+    name: str            # what the file was called
+    file: str = ""       # file name in the draft's folder; empty when refused
+    hash: str = ""       # of the pixels
+    thumb: str = ""      # data URI
+    note: str = ""       # warning, or why it was refused
+    caption: str = ""    # from a text file of the same name
+
+    @property
+    def refused(self) -> bool:
+        """Whether the picture can't be used."""
+        return not self.file
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The Create page's contents."""
+
+    pictures: tuple[DraftPicture, ...] = ()
+    what: str = "object"                                       # object, animal, person, style
+    subject: str = ""
+    name: str = ""
+    preset: str = ""
+    changes: dict[str, Any] = field(default_factory=dict)      # settings that differ from the preset
+
+    @property
+    def usable(self) -> list[DraftPicture]:
+        """The pictures that can be learnt from."""
+        return [picture for picture in self.pictures if not picture.refused]
+
+
+def load_draft(home: Home) -> Draft:
+    """Read the draft back; an empty one when there is none or it is of another version."""
+    try:
+        values = json.loads((_folder(home) / "draft.json").read_text(encoding="utf-8"))
+        pictures = tuple(DraftPicture(**picture) for picture in values.pop("pictures"))
+        return Draft(pictures=pictures, **values)
+    except (OSError, ValueError, TypeError, KeyError):
+        return Draft()
+
+
+def edit_draft(home: Home, **values: Any) -> Draft:
+    """Change fields of the draft and keep it."""
+    with _ONE_WRITER:
+        return _save(home, replace(load_draft(home), **values))
+
+
+def keep_setting(home: Home, name: str, value: Any, usual: Any) -> Draft:
+    """Keep one setting that differs from what is ``usual`` for the preset; drop one that does not (any more)."""
+    with _ONE_WRITER:
+        draft = load_draft(home)
+        changes = {known: kept for known, kept in draft.changes.items() if known != name}
+        if value is not None and value != usual:
+            changes[name] = value
+        return _save(home, replace(draft, changes=changes))
+
+
+def _save(home: Home, draft: Draft) -> Draft:
+    _folder(home).mkdir(mode=0o700, exist_ok=True)
+    write_text(_folder(home) / "draft.json", json.dumps(asdict(draft)))
+    return draft
+
+
+def clear_draft(home: Home) -> None:
+    """Forget the draft and its pictures."""
+    shutil.rmtree(_folder(home), ignore_errors=True)
+
+
+def add_pictures(home: Home, files: Iterable[Path]) -> Iterator[Draft]:
+    """Check dropped files one by one and keep copies of those that are pictures, the others as a name and a reason.
+
+    A text file is the caption of the picture of its name, dropped with it or before. Yields the draft after each file,
+    because large pictures take a moment.
+    """
+    _folder(home).mkdir(mode=0o700, exist_ok=True)
+    for file in sorted(files, key=is_sidecar):
+        if is_sidecar(file):
+            yield _take_caption(home, file)
+            continue
+        usable = load_draft(home).usable
+        if len(usable) >= MOST_PICTURES:
+            picture = DraftPicture(uuid4().hex, file.name, note=phrases.too_many_pictures(MOST_PICTURES))
+        else:
+            picture = _take(home, file, {known.hash: known.name for known in usable})
+        yield edit_draft(home, pictures=(*load_draft(home).pictures, picture))
+
+
+def remove_picture(home: Home, picture_id: str) -> Draft:
+    """Take one picture out of the draft."""
+    pictures = load_draft(home).pictures
+    for picture in pictures:
+        if picture.id == picture_id and not picture.refused:
+            path = _folder(home) / picture.file
+            path.unlink(missing_ok=True)
+            path.with_suffix(SUFFIX).unlink(missing_ok=True)
+    return edit_draft(home, pictures=tuple(picture for picture in pictures if picture.id != picture_id))
+
+
+def picture_files(home: Home, draft: Draft) -> list[Path]:
+    """Paths of the pictures to learn from, as they were dropped."""
+    return [_folder(home) / picture.file for picture in draft.usable]
+
+
+def _folder(home: Home) -> Path:
+    return home.state / "draft"
+
+
+def _take(home: Home, file: Path, known: dict[str, str]) -> DraftPicture:
+    identity = uuid4().hex
+    try:
+        image = open_picture(file)
+    except PictureError as error:
+        return DraftPicture(identity, file.name, note=str(error))
+    pixels = pixel_hash(image)
+    if pixels in known:
+        return DraftPicture(identity, file.name, note=phrases.duplicate(file.name, known[pixels]))
+    kept = f"{identity}{file.suffix.lower()}"
+    shutil.copyfile(file, _folder(home) / kept)
+    thumb = image.copy()
+    thumb.thumbnail((_THUMB_SIDE, _THUMB_SIDE))
+    return DraftPicture(identity, file.name, kept, pixels, _data_uri(thumb), _warning(image, thumb))
+
+
+def _take_caption(home: Home, file: Path) -> Draft:
+    """Keep a caption beside its picture, where ``import_pictures`` finds it."""
+    draft = load_draft(home)
+    picture = next((one for one in draft.usable if Path(one.name).stem == file.stem), None)
+    try:
+        if picture is None:
+            raise ValueError(phrases.no_picture_for(file.name))
+        text = read_caption(file)
+        shutil.copyfile(file, (_folder(home) / picture.file).with_suffix(SUFFIX))
+    except ValueError as error:
+        refused = DraftPicture(uuid4().hex, file.name, note=str(error))
+        return edit_draft(home, pictures=(*draft.pictures, refused))
+    captioned = replace(picture, caption=text)
+    return edit_draft(home, pictures=tuple(captioned if one is picture else one for one in draft.pictures))
+
+
+def _warning(image: Image.Image, thumb: Image.Image) -> str:
+    if min(image.size) < _SMALL_SIDE:
+        return words.SMALL
+    return words.BLURRED if sharpness(thumb) < _BLURRED else ""
+
+
+def _data_uri(thumb: Image.Image) -> str:
+    buffer = BytesIO()
+    thumb.save(buffer, "WEBP", quality=80)
+    return "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()

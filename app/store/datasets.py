@@ -1,0 +1,141 @@
+"""Datasets in the home: checked copies of the pictures a person chose, with their captions."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from atelier.app.store.home import Home, HomeError, safe_name, writing
+from atelier.training.data import captions
+from atelier.training.data.dataset import MOST_PICTURES
+from atelier.training.data.images import PictureError, check_picture, open_picture, pixel_hash
+
+SPARE_BYTES = 50_000_000    # stays free on the disk, for what a run writes
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+LONGEST_STEM = 40           # characters; at four bytes each well below what file systems take
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Imported:
+    """A new dataset. Reasons and warnings are whole sentences that name the file."""
+
+    folder: Path
+    usable: list[Path]
+    refused: list[tuple[str, str]]      # file name, reason
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    path: Path
+    suffix: str                         # what the content calls for
+    sidecar: Path | None
+
+
+def import_pictures(home: Home, name: str, files: Iterable[Path]) -> Imported:
+    """Make a dataset of the usable ones among some files; it appears whole or not at all.
+
+    A caption is a text file of the picture's name, among ``files`` or beside the picture. If the home has a dataset
+    of this name, the new one gets a number: a run may still need the old one's pictures.
+
+    Args:
+        home: where the dataset goes.
+        name: what the person calls it.
+        files: pictures, decided by content, and captions.
+
+    Raises:
+        HomeError: a name that can't be used, too little room on the disk, or no permission.
+        PictureError: none of the files can be used; the message gives each reason.
+    """
+    name = safe_name(name)
+    given = list(files)
+    texts = {path.stem: path for path in given if captions.is_sidecar(path)}
+    sources, refused, warnings = _verified([path for path in given if not captions.is_sidecar(path)], texts)
+    if not sources:
+        reasons = "\n".join(reason for _, reason in refused) or "No picture was given."
+        raise PictureError(f"There is no picture to learn from.\n{reasons}")
+    _check_room(home.datasets, sum(source.path.stat().st_size for source in sources))
+    with writing(home.datasets), TemporaryDirectory(dir=home.datasets, prefix=".import-") as partial:
+        stage = Path(partial) / "pictures"
+        stage.mkdir(mode=0o700)
+        names = _copied(sources, stage)
+        folder = stage.rename(home.datasets / _free(name, [path.name for path in home.datasets.iterdir()]))
+    return Imported(folder=folder, usable=[folder / file for file in names], refused=refused, warnings=warnings)
+
+
+def _verified(
+    files: Sequence[Path], texts: dict[str, Path]
+) -> tuple[list[_Source], list[tuple[str, str]], list[str]]:
+    """Decode every file once: what can be used, what can't and why, and what else is to be said."""
+    sources, refused, warnings = list[_Source](), list[tuple[str, str]](), list[str]()
+    seen = dict[str, str]()
+    for number, path in enumerate(files):
+        if len(sources) == MOST_PICTURES:
+            warnings.append(f"At most {MOST_PICTURES} pictures are used; the last {len(files) - number} were left out.")
+            break
+        try:
+            kind = check_picture(path).format
+            pixels = pixel_hash(open_picture(path))
+        except PictureError as error:
+            refused.append((path.name, str(error)))
+            continue
+        if pixels in seen:
+            refused.append((path.name, f"{path.name} shows exactly the same as {seen[pixels]}; one is enough."))
+            continue
+        seen[pixels] = path.name
+        sidecar, warning = _sidecar(path, texts)
+        sources.append(_Source(path, SUFFIXES[kind], sidecar))
+        warnings.extend(filter(None, (warning,)))
+    warnings.extend(captions.orphan_warnings(list(texts.values()), files))
+    return sources, refused, warnings
+
+
+def _sidecar(picture: Path, texts: dict[str, Path]) -> tuple[Path | None, str]:
+    text = texts.get(picture.stem, picture.with_suffix(captions.SUFFIX))
+    if not text.is_file():
+        return None, ""
+    if text.stat().st_size > captions.LARGEST_BYTES:
+        return None, f"{text.name} is too long for a caption and was left out. Shorten it to a sentence."
+    return text, ""
+
+
+def _check_room(place: Path, needed: int) -> None:
+    free = shutil.disk_usage(place).free
+    if needed + SPARE_BYTES > free:
+        raise HomeError(
+            f"The pictures need {needed / 1e6:.1f} MB and {SPARE_BYTES / 1e6:.0f} MB must stay free, but the disk "
+            f"that holds {place} has {free / 1e6:.1f} MB left. Make room, or choose a home on another disk."
+        )
+
+
+def _copied(sources: Sequence[_Source], folder: Path) -> list[str]:
+    """Copy pictures and captions under safe names; returns the pictures' names."""
+    names, stems = list[str](), list[str]()
+    for source in sources:
+        # No two pictures may share a stem, because that is what ties a caption to its picture.
+        stems.append(_free(_safe_stem(source.path.stem), stems))
+        names.append(stems[-1] + source.suffix)
+        shutil.copyfile(source.path, folder / names[-1])
+        if source.sidecar is not None:
+            shutil.copyfile(source.sidecar, folder / (stems[-1] + captions.SUFFIX))
+    return names
+
+
+def _safe_stem(stem: str) -> str:
+    plain = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")[:LONGEST_STEM].rstrip("-_")
+    try:
+        return safe_name(plain)
+    except HomeError:
+        return f"picture-{plain}".rstrip("-")
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """A name that is not taken, told apart by a number if need be; case does not count, as on some disks."""
+    used = {other.casefold() for other in taken}
+    names = (name, *(f"{name}-{number}" for number in range(2, len(used) + 2)))
+    return next(free for free in names if free.casefold() not in used)

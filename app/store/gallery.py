@@ -1,0 +1,224 @@
+"""The gallery: drawn pictures, each with the whole recipe inside its PNG."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from atelier.app.store.home import Home, HomeError, id_time, time_id, write_whole, writing
+from atelier.app.store.library import AdapterCard, adapter_hash, move_to_trash, trash_folder, trashed_name
+from atelier.training.sampling.sample import DrawRequest
+
+SCHEMA = 1
+THUMBNAIL_SIDE = 256   # pixels
+# Our samplers in A1111's words.
+_SAMPLERS = {"ddim": "DDIM", "dpm++": "DPM++ 2M", "unipc": "UniPC", "euler": "Euler", "lcm": "LCM"}
+_ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{6}")
+# What Pillow raises for damaged and for absurdly large files.
+_DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_SIGNATURE, _END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryPicture:
+    """A picture in the gallery; its recipe is in the file (:func:`read_recipe`)."""
+
+    id: str
+    path: Path
+    created: datetime   # UTC
+
+
+def make_recipe(
+    request: DrawRequest, index: int, base: str, family: str, adapters: Sequence[tuple[AdapterCard, float]]
+) -> dict[str, Any]:
+    """Say how picture ``index`` of a request was drawn: all it takes to draw it again.
+
+    Args:
+        request: the request.
+        index: which of its pictures, from 0.
+        base: the base model, as it was given.
+        family: the base model's family.
+        adapters: the Mix, with strengths.
+    """
+    unwanted = {"unwanted": request.unwanted, "unwanted_strength": request.unwanted_strength}
+    return {
+        "prompt": request.prompt, "negative": request.negative, **(unwanted if request.unwanted else {}),
+        "seed": request.seed + index,
+        "steps": request.steps, "guidance": request.guidance, "sampler": request.settled().sampler,
+        "base": base, "family": family,
+        "adapters": [
+            {"name": card.name, "sha256": adapter_hash(card), "kind": card.kind, "strength": strength}
+            for card, strength in adapters
+        ],
+    }   # fmt: skip
+
+
+def encode_picture(image: Image.Image, recipe: Mapping[str, Any]) -> bytes:
+    """Make a PNG with the recipe inside: as JSON under ``atelier``, and in A1111's words under ``parameters``.
+
+    The size, the time and the version of Atelier are added to the recipe here.
+    """
+    whole = {
+        "schema": SCHEMA, "version": _version(), **recipe, "width": image.width, "height": image.height,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }   # fmt: skip
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("atelier", json.dumps(whole, ensure_ascii=False))
+    chunks.add_text("parameters", _parameters(whole))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def save_picture(home: Home, image: Image.Image, recipe: Mapping[str, Any]) -> Path:
+    """Add a picture to the gallery; returns its file.
+
+    Raises:
+        HomeError: it can't be written; the gallery is then as it was.
+    """
+    path = home.gallery / f"{picture_id()}.png"
+    write_whole(path, encode_picture(image, recipe))
+    return path
+
+
+def picture_id() -> str:
+    """Give a new picture id: sorts by time, and two programs drawing in the same microsecond differ."""
+    return f"{time_id()}-{secrets.token_hex(3)}"
+
+
+def read_recipe(path: Path) -> dict[str, Any] | None:
+    """Read the recipe out of a PNG; None when it has none or is damaged."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            recipe = json.loads(image.info.get("atelier", ""))
+    except _DAMAGE:
+        return None
+    return recipe if isinstance(recipe, dict) else None
+
+
+def gallery_page(home: Home, before: str | None = None, limit: int = 60) -> list[GalleryPicture]:
+    """One page of the gallery, newest first: the pictures older than the id ``before``.
+
+    Only the files of this page are looked into; damaged ones are passed over. A page shorter than
+    ``limit`` is the last.
+    """
+    page: list[GalleryPicture] = []
+    for id in sorted((path.stem for path in home.gallery.glob("*.png")), reverse=True):
+        if len(page) == limit:
+            break
+        if (before is None or id < before) and (picture := _picture(home, id)):
+            page.append(picture)
+    return page
+
+
+def find_picture(home: Home, id: str) -> GalleryPicture:
+    """Find a picture by its id.
+
+    Raises:
+        HomeError: there is none.
+    """
+    picture = _picture(home, id)
+    if picture is None:
+        raise HomeError("This picture is not in the gallery any more.")
+    return picture
+
+
+def _picture(home: Home, id: str) -> GalleryPicture | None:
+    created, path = id_time(id), home.gallery / f"{id}.png"
+    # An id may come from a browser: only what looks like one becomes a path.
+    return GalleryPicture(id, path, created) if created and _ID.fullmatch(id) and _is_whole(path) else None
+
+
+def trash_picture(home: Home, id: str) -> Path:
+    """Move a picture to the trash; returns where it lies there.
+
+    Raises:
+        HomeError: there is no such picture, or it can't be moved.
+    """
+    trashed = move_to_trash(home, find_picture(home, id).path)
+    _thumbnail_path(home, id).unlink(missing_ok=True)
+    return trashed
+
+
+def restore_picture(home: Home, trashed: Path) -> Path:
+    """Put a picture from the trash back into the gallery, unchanged.
+
+    Raises:
+        HomeError: it is not in the trash any more.
+    """
+    path = trash_folder(home, home.gallery) / trashed.name
+    if id_time(path.name) is None or not path.is_file() or path.suffix != ".png":
+        raise HomeError("This picture is not in the trash any more.")
+    with writing(home.gallery):
+        return path.rename(home.gallery / trashed_name(path))
+
+
+def thumbnail(home: Home, id: str) -> Path | None:
+    """The small WebP picture of at most 256 pixels a side, made when it is first asked for; None if damaged.
+
+    Raises:
+        HomeError: there is no such picture, or the small one can't be written.
+    """
+    picture, path = find_picture(home, id), _thumbnail_path(home, id)
+    if path.exists():
+        return path
+    try:
+        with Image.open(picture.path, formats=["PNG"]) as image:
+            small = image.convert("RGB")
+    except _DAMAGE:
+        return None
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=85)
+    with writing(path.parent):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+def _thumbnail_path(home: Home, id: str) -> Path:
+    return home.gallery / ".thumbs" / f"{id}.webp"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file starts and ends as a PNG does: read at both ends only."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_SIGNATURE))
+            file.seek(-len(_END), io.SEEK_END)
+            return start == _SIGNATURE and file.read() == _END
+    except OSError:
+        return False
+
+
+def _parameters(recipe: Mapping[str, Any]) -> str:
+    """Write a recipe as A1111 does, so that its users' tools can show it."""
+    loras = "".join(f" <lora:{part['name']}:{part['strength']:g}>" for part in recipe["adapters"])
+    hashes = ", ".join(f"{part['name']}: {part['sha256'][:12]}" for part in recipe["adapters"])
+    words = {
+        "Steps": recipe["steps"], "Sampler": _SAMPLERS[recipe.get("sampler", "ddim")],
+        "CFG scale": f"{recipe['guidance']:g}", "Seed": recipe["seed"],
+        "Size": f"{recipe['width']}x{recipe['height']}", "Model": Path(recipe["base"]).name,
+        "Lora hashes": f'"{hashes}"' if hashes else "", "Version": f"Atelier {recipe['version']}",
+    }   # fmt: skip
+    lines = [recipe["prompt"] + loras]
+    if recipe["negative"]:
+        lines.append(f"Negative prompt: {recipe['negative']}")
+    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in words.items() if value != "")])
+
+
+def _version() -> str:
+    try:
+        return version("atelier-diffusion")
+    except PackageNotFoundError:   # run from the source tree
+        return "0"

@@ -1,0 +1,222 @@
+"""The home: one folder that holds everything a person makes with Atelier.
+
+::
+
+    datasets/<slug>/             pictures to learn from
+    runs/<id>/                   one folder a training run (training/config/run_folder.py)
+    adapters/<name>.safetensors  finished adapters, recipe in the header
+    bases/<name>/                compressed base models
+    gallery/<id>.png             drawn pictures, recipe in a text chunk
+    mixes/<name>.json            adapters that act together, and how
+    trash/                       what was deleted, until it is put back
+    models.txt                   the folders with base models
+    state/                       the queue and the locks: may be lost without losing work
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import unicodedata
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+MAX_NAME = 64           # characters
+_MAX_NAME_BYTES = 200   # with the suffix and the dot of a partial file still below the 255 of file systems
+_ID_TIME = "%Y%m%d-%H%M%S-%f"
+# Windows refuses these whatever their suffix; a home may be copied or shared.
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
+
+class HomeError(ValueError):
+    """Something in the home that can't be used or written; the message says what and the likely cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths inside one home."""
+
+    path: Path
+
+    @property
+    def datasets(self) -> Path:
+        """Pictures to learn from, one folder a subject."""
+        return self.path / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        """Training runs."""
+        return self.path / "runs"
+
+    @property
+    def adapters(self) -> Path:
+        """Finished adapters."""
+        return self.path / "adapters"
+
+    @property
+    def bases(self) -> Path:
+        """Compressed base models."""
+        return self.path / "bases"
+
+    @property
+    def gallery(self) -> Path:
+        """Drawn pictures."""
+        return self.path / "gallery"
+
+    @property
+    def mixes(self) -> Path:
+        """Adapters that act together, and how."""
+        return self.path / "mixes"
+
+    @property
+    def trash(self) -> Path:
+        """What was deleted."""
+        return self.path / "trash"
+
+    @property
+    def models(self) -> Path:
+        """File that names the folders with base models, one a line."""
+        return self.path / "models.txt"
+
+    @property
+    def state(self) -> Path:
+        """The queue and the locks."""
+        return self.path / "state"
+
+
+def open_home(path: Path | None = None) -> Home:
+    """Open a home, making what is missing; without ``path``, ``$ATELIER_HOME`` or the person's data folder.
+
+    Raises:
+        HomeError: it can't be a folder, or can't be written.
+    """
+    home = Home(_default_path() if path is None else Path(path).expanduser().absolute())
+    for folder in (home.path, home.datasets, home.runs, home.adapters, home.bases, home.gallery, home.mixes,
+                   home.trash, home.state):   # fmt: skip
+        with writing(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "not writable")
+    return home
+
+
+def _default_path() -> Path:
+    from platformdirs import user_data_path
+
+    chosen = os.environ.get("ATELIER_HOME", "")
+    return Path(chosen).expanduser().absolute() if chosen else user_data_path("atelier")
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn what the operating system says about ``place`` into a sentence with a cure.
+
+    Raises:
+        HomeError: no room, no permission, or a file where a folder should be.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HomeError(f"The disk that holds {place} is full. Make room and try again; "
+                            f"nothing that was there is lost.") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise HomeError(f"{place} can't be written. Change its permissions, or choose another home "
+                            f"with --home or ATELIER_HOME.") from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            raise HomeError(f"{place} is in the way: a folder is needed there, and it is a file or lies inside one. "
+                            f"Choose another home with --home or ATELIER_HOME.") from error
+        raise HomeError(f"{place} can't be used: {error.strerror or error}.") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file through a temporary name, so that no reader sees half of it and a full disk leaves none.
+
+    Raises:
+        HomeError: see :func:`writing`.
+    """
+    # A name of its own for every writer: two may write the same file at once.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    with writing(path.parent):
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def time_id() -> str:
+    """Give a new id that sorts by time, in UTC to the microsecond: ``20251122-075612-123456``."""
+    return datetime.now(UTC).strftime(_ID_TIME)
+
+
+def id_time(text: str) -> datetime | None:
+    """Read the time that an id starts with; None when it is no such id."""
+    try:
+        return datetime.strptime(text[:22], _ID_TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def safe_name(text: str) -> str:
+    """Check a name that becomes a file name and a word on a command line; outer spaces are dropped.
+
+    Raises:
+        HomeError: empty, longer than 64 characters, reserved by an operating system, or with other characters than
+            letters, digits, spaces, ``-`` and ``_``.
+    """
+    name = unicodedata.normalize("NFC", text).strip(" ")
+    if not name:
+        raise HomeError("The name is empty. Give it one, such as 'fox'.")
+    if len(name) > MAX_NAME or len(name.encode(errors="replace")) > _MAX_NAME_BYTES:
+        raise HomeError(f"The name {name[:20]!r}… is too long ({len(name)} characters); use at most {MAX_NAME}.")
+    if not all(_is_plain(character) for character in name) or unicodedata.category(name[0])[0] not in "LN":
+        raise HomeError(f"The name {name!r} can't be used: start with a letter or a digit, and use letters, digits, "
+                        f"spaces, - and _ only.")
+    if name.casefold() in _RESERVED:
+        raise HomeError(f"The name {name!r} is reserved by Windows. Choose another one, such as '{name}-1'.")
+    return name
+
+
+def _is_plain(character: str) -> bool:
+    return character in " -_" or unicodedata.category(character)[0] in "LMN"
+
+
+def new_name(home: Home, text: str, busy: frozenset[str] = frozenset()) -> str:
+    """Check a name for a new adapter: safe, and neither taken by an adapter nor in ``busy``.
+
+    Raises:
+        HomeError: see :func:`safe_name`; a taken name's message proposes a free one.
+    """
+    return _free_name(text, {path.stem for path in home.adapters.glob("*.safetensors")} | busy)
+
+
+def new_base_name(home: Home, text: str, busy: frozenset[str] = frozenset()) -> str:
+    """The same for a new base model of the home.
+
+    Raises:
+        HomeError: see :func:`safe_name`; a taken name's message proposes a free one.
+    """
+    return _free_name(text, {path.name for path in home.bases.iterdir()} | busy)
+
+
+def _free_name(text: str, others: Set[str]) -> str:
+    name = safe_name(text)
+    # Without case, because some file systems know none.
+    taken = {other.casefold() for other in others}
+    if name.casefold() not in taken:
+        return name
+    stem = re.sub(r"-\d+$", "", name)[: MAX_NAME - 5]
+    free = next(f"{stem}-{n}" for n in range(2, len(taken) + 3) if f"{stem}-{n}".casefold() not in taken)
+    raise HomeError(f"The name {name!r} is taken. A free name is {free!r}.")
+
+
+def absolute_base(text: str) -> str:
+    """Make the folder of a base model independent of the working folder; other names stay as they are."""
+    path = Path(text).expanduser()
+    return str(path.absolute()) if text != "embedded" and path.exists() else text

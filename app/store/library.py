@@ -1,0 +1,189 @@
+"""The library: the adapters of a home, read from the headers of their files alone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+
+from atelier.adapters.formats.native import data_hash, read_own
+from atelier.adapters.formats.safetensors_header import FileError
+from atelier.app.store.home import Home, HomeError, id_time, new_name, safe_name, time_id, writing
+
+SUFFIX = ".safetensors"
+# Text in a file is somebody's word: only a small picture made of plain base64 may reach a page.
+_THUMBNAIL = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/=]{1,400000}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterCard:
+    """What a person sees of one adapter."""
+
+    name: str
+    path: Path
+    kind: str
+    trigger: str       # the word that calls it
+    subject: str       # what it is, in plain words
+    base: str          # what was given as base model
+    title: str         # the base model's name for people
+    family: str        # the base model's family
+    bytes: int
+    created: datetime  # UTC
+    thumbnail: str     # data URI, or ""
+    pictures: int      # how many it learned from
+    algorithms: str = ""   # of a file from another tool: LoRA, LoKr …
+    source: str = ""       # hash of the tensors it came with
+    sampler: str = ""      # that it was made for: lcm, or none in particular
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A file among the adapters that is none, and why."""
+
+    path: Path
+    reason: str
+
+
+def list_adapters(home: Home) -> list[AdapterCard]:
+    """All adapters that can be read, newest first."""
+    cards = [card for card in _read_all(home) if isinstance(card, AdapterCard)]
+    return sorted(cards, key=lambda card: (card.created, card.name), reverse=True)
+
+
+def list_unreadable(home: Home) -> list[Unreadable]:
+    """The files among the adapters that can't be read, by name."""
+    return [file for file in _read_all(home) if isinstance(file, Unreadable)]
+
+
+def find_adapter(home: Home, name: str) -> AdapterCard:
+    """Find an adapter by its name.
+
+    Raises:
+        HomeError: there is none, or its file can't be read; the message names the nearest one.
+    """
+    found = _read(home.adapters / f"{safe_name(name)}{SUFFIX}")
+    if isinstance(found, AdapterCard):
+        return found
+    if found:
+        raise HomeError(f"{name!r} can't be opened: {found.reason}")
+    names = [card.name for card in list_adapters(home)]
+    near = get_close_matches(name, names, 1)
+    cure = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names[:10]) or 'none yet'}."
+    raise HomeError(f"There is no adapter named {name!r}. {cure}")
+
+
+def delete_adapter(home: Home, name: str) -> Path:
+    """Move an adapter to the trash; returns where it lies there.
+
+    Raises:
+        HomeError: there is no such file, or it can't be moved.
+    """
+    path = home.adapters / f"{safe_name(name)}{SUFFIX}"
+    if not path.is_file():
+        return find_adapter(home, name).path   # says that there is none, and which is the nearest
+    return move_to_trash(home, path)
+
+
+def restore_adapter(home: Home, trashed: Path) -> Path:
+    """Put an adapter from the trash back where it was, unchanged.
+
+    Raises:
+        HomeError: it is not in the trash, or its name is taken by now.
+    """
+    path = trash_folder(home, home.adapters) / trashed.name
+    if id_time(path.name) is None or not path.is_file() or path.suffix != SUFFIX:
+        raise HomeError(f"{trashed.name} is not in the trash any more.")
+    name = new_name(home, trashed_name(path).removesuffix(SUFFIX))
+    with writing(home.adapters):
+        return path.rename(home.adapters / f"{name}{SUFFIX}")
+
+
+def move_to_trash(home: Home, path: Path) -> Path:
+    """Move a file to the trash under a name that starts with the time; returns where it lies there."""
+    folder = trash_folder(home, path.parent)
+    with writing(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return path.rename(folder / f"{time_id()}-{path.name}")
+
+
+def trash_folder(home: Home, folder: Path) -> Path:
+    """The part of the trash that keeps what came from ``folder``."""
+    return home.trash / folder.name
+
+
+def trashed_name(path: Path) -> str:
+    """The name a file in the trash had before."""
+    return path.name[len(time_id()) + 1 :]
+
+
+def adapter_hash(card: AdapterCard) -> str:
+    """SHA-256 of the adapter's tensors: the same file under another name or with other words has the same."""
+    return _hash(card.path, card.path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _hash(path: Path, _modified: int) -> str:
+    return data_hash(path)
+
+
+def _read_all(home: Home) -> Iterator[AdapterCard | Unreadable]:
+    # Plain strings: with thousands of files, paths and their stat would take longer than all the rest.
+    with os.scandir(home.adapters) as entries:
+        files = sorted((entry.name, entry) for entry in entries
+                       if entry.name.endswith(SUFFIX) and not entry.name.startswith("."))   # fmt: skip
+    for _, entry in files:
+        with suppress(FileNotFoundError):
+            facts = entry.stat()
+            yield _card(entry.path, facts.st_mtime_ns, facts.st_size)
+
+
+def _read(path: Path) -> AdapterCard | Unreadable | None:
+    """Read one file's card; None when it is not there (any more)."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return _card(str(path), facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=20_000)
+def _card(name: str, modified: int, size: int) -> AdapterCard | Unreadable:
+    # The time and size are arguments so that a changed file is read again.
+    path = Path(name)
+    try:
+        text = read_own(path)
+    except FileError as error:
+        return Unreadable(path, str(error))
+    thumbnail, pictures = text.get("modelspec.thumbnail", ""), text.get("atelier.pictures", "")
+    return AdapterCard(
+        name=path.stem,
+        path=path,
+        kind=text["atelier.kind"],
+        trigger=text.get("atelier.trigger") or ("" if "atelier.algorithms" in text else path.stem),
+        subject=text.get("atelier.subject", ""),
+        base=text.get("atelier.base", ""),
+        title=text.get("atelier.title") or text.get("atelier.base", ""),
+        family=text.get("atelier.family", ""),
+        bytes=size,
+        created=_moment(text.get("atelier.created", ""), modified),
+        thumbnail=thumbnail if _THUMBNAIL.fullmatch(thumbnail) else "",
+        pictures=int(pictures[:9]) if pictures.isdecimal() else 0,
+        algorithms=text.get("atelier.algorithms", ""),
+        source=text.get("atelier.source", ""),
+        sampler=text.get("atelier.sampler", ""),
+    )
+
+
+def _moment(text: str, modified: int) -> datetime:
+    """Read a time in ISO 8601; the file's own time (nanoseconds since 1970) where there is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return datetime.fromtimestamp(modified / 1e9, UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

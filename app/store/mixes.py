@@ -1,0 +1,116 @@
+"""Mixes of a home: adapters that act together, how, and what they were drawn with; one JSON file each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.fusion.curves import Line
+from atelier.adapters.fusion.live import Part
+from atelier.adapters.fusion.methods import METHODS
+from atelier.app.store.home import Home, HomeError, safe_name, write_whole
+from atelier.training.config.train_config import EMBEDDED
+
+SUFFIX = ".json"
+HANDLES, FIELDS = 5, 8   # of a curve; of a region, in each direction
+STRONGEST = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one adapter has of a Mix."""
+
+    name: str
+    strength: float = 1.0
+    curve: tuple[float, ...] = ()    # handles at even distances over drawing, 0 … 1; none: always the same
+    region: tuple[str, ...] = ()     # rows of 0 and 1, where it acts; none: everywhere
+
+    def part(self, adapters: AdapterSet) -> Part:
+        """The same with the adapter itself."""
+        region = torch.tensor([[float(mark) for mark in row] for row in self.region]) if self.region else None
+        return Part(adapters, self.strength, Line(self.curve) if self.curve else None, region)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedMix:
+    """Everything that decides what a Mix draws."""
+
+    shares: tuple[Share, ...]
+    method: str = "sum"
+    prompt: str = ""
+    seed: int = 0
+    base: str = EMBEDDED
+
+
+def save_mix(home: Home, name: str, mix: SavedMix) -> Path:
+    """Write a Mix; one of the same name is replaced.
+
+    Raises:
+        HomeError: the name can't be used, there is nothing to save, or it can't be written.
+    """
+    if not mix.shares:
+        raise HomeError("There is no adapter in the mix yet. Take up at least one.")
+    path = home.mixes / f"{safe_name(name)}{SUFFIX}"
+    write_whole(path, json.dumps(asdict(mix), indent=1, ensure_ascii=False).encode())
+    return path
+
+
+def list_mixes(home: Home) -> list[str]:
+    """Names of the Mixes, in alphabetical order."""
+    return sorted(path.stem for path in home.mixes.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+
+
+def read_mix(home: Home, name: str) -> SavedMix:
+    """Open a Mix.
+
+    Raises:
+        HomeError: there is none of this name, or it can't be read.
+    """
+    path = home.mixes / f"{safe_name(name)}{SUFFIX}"
+    try:
+        return mix_from(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise HomeError(f"There is no mix named {name!r}. There are: {', '.join(list_mixes(home)) or 'none yet'}."
+                        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HomeError(f"{name} is no mix that can be read ({error}). Delete {path.name}, or save it anew.") from None
+
+
+def fused_recipe(method: str, shares: tuple[Share, ...]) -> dict[str, Any]:
+    """What a picture's recipe says about how its adapters act together."""
+    return {"fuse": method, "shares": [asdict(share) for share in shares]}
+
+
+def mix_of(recipe: Mapping[str, Any]) -> SavedMix | None:
+    """The Mix that a picture's recipe tells of; None where there is none."""
+    try:
+        return mix_from({**recipe, "method": recipe["fuse"]})
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def mix_from(values: Mapping[str, Any]) -> SavedMix:
+    """A Mix from plain values; a ValueError, KeyError or TypeError where they are none."""
+    mix = SavedMix(
+        shares=tuple(_share(share) for share in values["shares"]), method=str(values["method"]),
+        prompt=str(values["prompt"]), seed=int(values["seed"]), base=str(values["base"]),
+    )   # fmt: skip
+    if mix.method not in METHODS:
+        raise ValueError(f"there is no method {mix.method!r}")
+    return mix
+
+
+def _share(values: Mapping[str, Any]) -> Share:
+    curve, region = tuple(float(handle) for handle in values["curve"]), tuple(str(row) for row in values["region"])
+    strength = float(values["strength"])
+    if not abs(strength) <= STRONGEST or len(curve) == 1 or not all(0 <= handle <= 1 for handle in curve):
+        raise ValueError("a strength or a curve is out of bounds")
+    if len({len(row) for row in region}) > 1 or not all(row and set(row) <= {"0", "1"} for row in region):
+        raise ValueError("a region is no rows of 0 and 1")
+    return Share(str(values["name"]), strength, curve, region)

@@ -1,0 +1,117 @@
+"""Which adapters of a library fit a person's words: by their weights where that can be told, else by their words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atelier.app.store.adapter_embeddings import fits, reader_for
+from atelier.app.store.gallery import gallery_page, read_recipe
+from atelier.app.store.home import Home
+from atelier.app.store.library import AdapterCard, adapter_hash, list_adapters
+from atelier.app.text import phrases
+from atelier.app.text.words import NO_LAYERS
+
+PICTURES_LOOKED_AT = 300   # the newest of the gallery
+PICTURES_SHOWN = 4
+# Said of almost every picture, so they tell adapters apart no better than a guess.
+_EMPTY_WORDS = frozenset(
+    "a an and at by drawing emoji for from in is it of on or photo picture style the to with".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An adapter that may be what the person means."""
+
+    name: str
+    score: float                # 0 … 1: share of strangers that fit worse, or of the prompt's words that call it
+    reason: str                 # one sentence
+    drew: tuple[Path, ...]      # pictures of the gallery that were drawn with it, newest first
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How well one adapter fits, and what that was told from."""
+
+    card: AdapterCard
+    score: float
+    reason: str
+
+
+def proposals(home: Home, prompt: str, limit: int = 8) -> list[Proposal]:
+    """The adapters that fit a prompt best, best first; none for a prompt that says nothing.
+
+    Raises:
+        HomeError: the home can't be read, or its index can't be written.
+    """
+    if not prompt.strip():
+        return []
+    cards = list_adapters(home)
+    weighed = by_weights(home, cards, prompt)
+    rest = [card for card in cards if card.name not in {fit.card.name for fit in weighed}]
+    best = sorted([*weighed, *by_words(rest, prompt)], key=lambda fit: -fit.score)[: max(0, limit)]
+    drew = drawn_with(home, [fit.card for fit in best])
+    return [
+        Proposal(fit.card.name, fit.score, phrases.fit_and_drew(fit.reason, [prompt for _, prompt in drawn]),
+                 tuple(path for path, _ in drawn))
+        for fit, drawn in ((fit, drew[fit.card.name]) for fit in best)
+    ]   # fmt: skip
+
+
+def by_weights(home: Home, cards: Sequence[AdapterCard], prompt: str) -> list[Fit]:
+    """How well the weights of each adapter fit, for those that can be compared with words; no name is read."""
+    found: list[Fit] = []
+    for family in {card.family for card in cards}:
+        if reader := reader_for(family):
+            own = {card.name: card for card in cards if card.family == family}
+            shares = fits(home, list(own.values()), reader, prompt)
+            found += [Fit(own[name], share, phrases.fits_by_weights(share)) for name, share in shares.items()]
+    return found
+
+
+def by_words(cards: Sequence[AdapterCard], prompt: str) -> list[Fit]:
+    """Adapters that share words with the prompt; the score is the share of its words, rare ones counting more.
+
+    Words are those of the name, the trigger and the subject.
+    """
+    said = [words_of(f"{card.name} {card.trigger} {card.subject}") for card in cards]
+    wanted, known = words_of(prompt), Counter(word for words in said for word in words)
+    weights = {word: math.log(1 + len(cards) / (1 + known[word])) for word in wanted}
+    total = sum(weights.values())
+    shared = [sorted(words & wanted) for words in said]
+    return [
+        Fit(card, sum(weights[word] for word in words) / total, phrases.fits_by_words(words, _why(card)))
+        for card, words in zip(cards, shared, strict=True) if words
+    ]   # fmt: skip
+
+
+def _why(card: AdapterCard) -> str:
+    """Why an adapter's weights are not compared."""
+    return NO_LAYERS if reader_for(card.family) else phrases.no_reader(card.title or card.family)
+
+
+def words_of(text: str) -> set[str]:
+    """The words that mean something, in lower case.
+
+    >>> sorted(words_of("a picture of my_Fox-2 on the moon"))
+    ['fox', 'moon', 'my']
+    """
+    return set(re.findall(r"[^\W\d_]+", text.casefold())) - _EMPTY_WORDS
+
+
+def drawn_with(home: Home, cards: Sequence[AdapterCard]) -> dict[str, list[tuple[Path, str]]]:
+    """By an adapter's name, pictures drawn with it and their prompts: known by its tensors, so renaming loses none."""
+    names = {adapter_hash(card): card.name for card in cards}
+    found: dict[str, list[tuple[Path, str]]] = {card.name: [] for card in cards}
+    for picture in gallery_page(home, limit=PICTURES_LOOKED_AT) if names else ():
+        recipe = read_recipe(picture.path) or {}
+        for part in recipe.get("adapters", ()):
+            name = names.get(part.get("sha256", ""))
+            if name and part.get("strength") and len(found[name]) < PICTURES_SHOWN:
+                found[name].append((picture.path, str(recipe.get("prompt", ""))))
+    return found

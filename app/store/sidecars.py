@@ -1,0 +1,46 @@
+"""The small files that A1111 and Forge look for beside an adapter: what calls it, and its picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from atelier.app.store.home import write_whole
+from atelier.app.store.library import AdapterCard
+
+# What their "sd version" field knows; the embedded base is none of them.
+_VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+
+
+def write_sidecars(parts: Sequence[tuple[AdapterCard, float]], path: Path) -> list[Path]:
+    """Write ``NAME.json``, and ``NAME.preview.png`` where there is a picture, beside the exported file ``path``.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        HomeError: they can't be written.
+    """
+    cards = [card for card, _ in parts]
+    triggers = ", ".join(dict.fromkeys(card.trigger for card in cards if card.trigger))
+    facts = {"description": f"Made with Atelier: {', '.join(card.name for card in cards)}",
+             "sd version": _VERSIONS.get(cards[0].family, "Unknown"), "activation text": triggers,
+             "preferred weight": 1.0, "negative text": "", "notes": ""}   # fmt: skip
+    written = [path.with_suffix(".json")]
+    write_whole(written[0], json.dumps(facts, indent=4, ensure_ascii=False).encode())
+    if cards[0].thumbnail:
+        written.append(path.with_suffix(".preview.png"))
+        write_whole(written[1], _png(cards[0].thumbnail))
+    return written
+
+
+def _png(thumbnail: str) -> bytes:
+    """A picture in a ``data:`` address as a PNG file."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(thumbnail.split(",", 1)[1]))).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,175 @@
+"""The Fusion page's panels as plain values: proposals, curves, regions, heat maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+from atelier.adapters.fusion.gates import Record
+from atelier.adapters.fusion.interference import Interference, beyond
+from atelier.app.store.library import AdapterCard
+from atelier.app.store.mixes import FIELDS, HANDLES, SavedMix, Share
+from atelier.app.store.search import Proposal
+from atelier.app.text import fusion as phrases
+from atelier.app.text import words
+from atelier.app.web.components.urls import file_address
+
+LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
+# Names of the UNet's blocks, in the order in which a picture passes through them.
+_BLOCKS = {"text_encoder": "text", "down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
+
+
+def proposal_cards(
+    found: Sequence[Proposal], cards: Mapping[str, AdapterCard], taken: Sequence[str]
+) -> dict[str, Any]:
+    """Proposals with what they drew; those in the mix are pressed, and stay in sight."""
+    shown = [*found, *(Proposal(name, 0.0, "", ()) for name in taken if name not in {p.name for p in found})]
+    return {"cards": [
+        {"name": one.name, "reason": one.reason, "percent": round(100 * one.score),
+         "on": str(one.name in taken).lower(),
+         "drew": [file_address(path) for path in one.drew[:3]] or _cover(cards.get(one.name))}
+        for one in shown
+    ]}   # fmt: skip
+
+
+def _cover(card: AdapterCard | None) -> list[str]:
+    return [card.thumbnail] if card and card.thumbnail else []
+
+
+def curves(shares: Sequence[Share]) -> list[dict[str, Any]]:
+    """A small chart with handles for each adapter."""
+    return [_curve(share) for share in shares]
+
+
+def _curve(share: Share) -> dict[str, Any]:
+    handles = share.curve or (1.0,) * HANDLES
+    places = [(100 * (i + 0.5) / HANDLES, 90 - 80 * level) for i, level in enumerate(handles)]
+    line = "M" + "L".join(f"{x:g} {y:g}" for x, y in [(0, places[0][1]), *places, (100, places[-1][1])])
+    columns = [[_handle(share.name, i, level, handles[i]) for level in LEVELS] for i in range(HANDLES)]
+    return {"name": share.name, "line": line, "area": f"{line}L100 100L0 100Z", "columns": columns}
+
+
+def _handle(name: str, place: int, level: float, now: float) -> dict[str, str]:
+    return {"at": f"{name}|{place}|{level}", "on": str(abs(now - level) < 0.125).lower(),
+            "say": phrases.handle(name, place / (HANDLES - 1), level)}   # fmt: skip
+
+
+def moved(shares: Sequence[Share], text: str) -> tuple[Share, ...]:
+    """The shares with one handle elsewhere; what a browser sends may be anything, and then nothing moves."""
+    name, _, rest = text.partition("|")
+    place, _, level = rest.partition("|")
+    if not (place.isdecimal() and int(place) < HANDLES) or level not in {str(known) for known in LEVELS}:
+        return tuple(shares)
+    return tuple(replace(share, curve=_with(share.curve, int(place), float(level))) if share.name == name else share
+                 for share in shares)   # fmt: skip
+
+
+def _with(curve: tuple[float, ...], place: int, level: float) -> tuple[float, ...]:
+    handles = list(curve or (1.0,) * HANDLES)
+    handles[place] = level
+    return () if set(handles) == {1.0} else tuple(handles)
+
+
+def regions(shares: Sequence[Share], picture: str) -> dict[str, Any]:
+    """Fields to paint on for each adapter, over the picture drawn last."""
+    return {"rows": [{"name": share.name, "src": picture, "spots": _spots(share)} for share in shares]}
+
+
+def _spots(share: Share) -> list[dict[str, str]]:
+    marks = "".join(share.region).ljust(FIELDS * FIELDS, "0")
+    return [{"on": str(mark == "1").lower(), "say": phrases.spot(share.name, i % FIELDS + 1, i // FIELDS + 1)}
+            for i, mark in enumerate(marks)]   # fmt: skip
+
+
+def painted(shares: Sequence[Share], text: str) -> tuple[Share, ...]:
+    """The shares with another region for one; a region without a mark is none. Nonsense changes nothing."""
+    name, _, marks = text.partition("|")
+    if len(marks) != FIELDS * FIELDS or not set(marks) <= {"0", "1"}:
+        return tuple(shares)
+    rows = tuple(marks[i : i + FIELDS] for i in range(0, len(marks), FIELDS)) if "1" in marks else ()
+    return tuple(replace(share, region=rows) if share.name == name else share for share in shares)
+
+
+def gate_maps(record: Record, mix: SavedMix) -> list[dict[str, Any]]:
+    """Two heat maps: adapter by layer, and adapter by step. None where no gate was asked."""
+    found, moments = record.by_layer(), record.by_moment()
+    if not found:
+        return []
+    layers = {layer: found[layer] for layer in _in_order(found)}
+    names = [share.name for share in mix.shares if share.strength]
+    rows = [[(layer_name(layer), row) for layer, row in layers.items()],
+            [(phrases.moment_of(progress), row) for progress, row in moments.items()]]   # fmt: skip
+    ends = [{"name": phrases.moment_of(end), "span": 1} for end in (min(moments), max(moments))]
+    return [_gate_map(words.GATES_BY_LAYER, names, rows[0], _groups(list(layers))),
+            _gate_map(words.GATES_BY_STEP, names, rows[1], ends)]   # fmt: skip
+
+
+def _gate_map(
+    title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], groups: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One map, as light and dark as its own smallest and largest value: gates differ less than they matter."""
+    known = [value for _, row in rows for value in row if not math.isnan(value)]
+    low, high = min(known), max(known)
+    span = high - low or 1.0
+    shown = [{"name": name, "cells": [
+        {"v": "0" if math.isnan(row[i]) else f"{0.12 + 0.88 * (row[i] - low) / span:.3f}", "against": "",
+         "say": phrases.gate(name, where, row[i])} for where, row in rows
+    ]} for i, name in enumerate(names)]   # fmt: skip
+    return {"title": title, "rows": shown, "groups": groups, "hint": phrases.gate_scale(low, high)}
+
+
+def meeting_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any]]:
+    """The interference report: a sentence, and every two adapters by layer."""
+    if found is None:
+        return []
+    names = [share.name for share in mix.shares]
+    pairs = list(combinations(range(len(names)), 2))
+    layers = _in_order(meeting.layer for meeting in found.meetings)
+    known = {(meeting.pair, meeting.layer): meeting for meeting in found.meetings}
+    rows = []
+    for pair in pairs:
+        title = phrases.pair(names[pair[0]], names[pair[1]])
+        cells = [known.get((pair, layer)) for layer in layers]
+        rows.append({"name": title, "cells": [
+            {"v": f"{beyond(cell):.3f}", "against": "against" if cell.cosine < 0 else "",
+             "say": phrases.meets(title, layer_name(cell.layer), beyond(cell), cell.cosine)}
+            if cell else {"v": "0", "against": "", "say": ""} for cell in cells
+        ]})   # fmt: skip
+    most = max(pairs, key=found.overlap)
+    said = phrases.advice((names[most[0]], names[most[1]]), found.overlap(most), found.lost)
+    return [{"title": words.MEETINGS, "said": said, "rows": rows, "groups": _groups(layers),
+             "hint": words.MEETINGS_HINT}]   # fmt: skip
+
+
+def layer_name(layer: str) -> str:
+    """A layer, short enough to read.
+
+    >>> layer_name("unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0")
+    'up 1 attn2.to_out'
+    """
+    words_of = [part for part in layer.split(".")[1:] if not part.isdigit()]
+    return f"{_block(layer)} {'.'.join(words_of[-2:])}"
+
+
+def _block(layer: str) -> str:
+    parts = layer.split(".")
+    if parts[0].startswith("text"):
+        return _BLOCKS["text_encoder"]
+    number = f" {parts[2]}" if len(parts) > 2 and parts[2].isdigit() else ""
+    return _BLOCKS.get(parts[1], parts[1]) + number
+
+
+def _in_order(layers: Iterable[str]) -> list[str]:
+    """Layers as a picture passes through them; a model names its middle last."""
+    places = list(_BLOCKS.values())
+    return sorted(dict.fromkeys(layers), key=lambda layer: (
+        places.index(first) if (first := _block(layer).split()[0]) in places else len(places), _block(layer)))
+
+
+def _groups(layers: Sequence[str]) -> list[dict[str, Any]]:
+    """Blocks of the UNet under their layers: names, and how many layers each has."""
+    blocks = [_block(layer) for layer in layers]
+    return [{"name": block, "span": blocks.count(block)} for block in dict.fromkeys(blocks)]

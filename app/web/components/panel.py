@@ -1,0 +1,82 @@
+"""Panels: the one way in which a page shows its own HTML.
+
+A panel fills a template with a value. Gradio first lets Handlebars escape the value into the template, and then
+runs the *result* as a JavaScript template literal: text such as ``${…}`` that a person typed would be executed,
+although every angle bracket in it was escaped. Panels take that power away before the value leaves the server.
+No page may use ``gr.HTML`` itself, and no template the unescaped forms ``{{{ }}}``, ``{{& }}`` and ``${ }``.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABCMeta
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.component_meta import ComponentMeta
+
+from atelier.app.text import compress as compress_words
+from atelier.app.text import words
+from atelier.app.web.components.icons import icon
+from atelier.training.config.assets import ASSETS
+
+PANELS = ASSETS / "panels"
+
+def inert(value: Any) -> Any:
+    """Escape what a JavaScript template literal would act on, in every text of a nested value.
+
+    >>> inert({"name": "${1}", "sizes": [64]})["name"] == chr(92) + "${1}"
+    True
+    """
+    if isinstance(value, str):
+        # Backticks need nothing: Handlebars writes them as character references.
+        return value.replace("\\", "\\\\").replace("$", "\\$")
+    if isinstance(value, dict):
+        return {key: inert(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [inert(item) for item in value]
+    return value
+
+
+# Made through ABCMeta, because Gradio's own way of making a component class writes a stub file beside this source.
+_InertHTML: Any = ABCMeta.__new__(
+    ComponentMeta, "InertHTML", (gr.HTML,), {"__module__": __name__, "postprocess": lambda _, value: inert(value)}
+)
+
+
+def panel(name: str, value: Any = None, *, elem_id: str = "") -> Any:
+    """Place the panel ``assets/panels/<name>.html`` with a value of plain dicts, lists, texts and numbers.
+
+    Buttons in the template carry ``data-act`` and ``data-id``; listen with ``panel.act(fn, …)`` and read both
+    with :func:`acted`. ``<name>.js`` beside the template, if there is one, runs once in the browser.
+    """
+    script = PANELS / f"{name}.js"
+    scripts = [PANELS / "every.js", *([script] if script.exists() else [])]
+    return _InertHTML(
+        value, html_template=template(name), js_on_load="\n".join(path.read_text(encoding="utf-8") for path in scripts),
+        apply_default_css=False, container=False, padding=False, elem_id=elem_id or name,
+    )   # fmt: skip
+
+
+def template(name: str) -> str:
+    """A panel's Handlebars template, with what is ours filled in.
+
+    ``[[WORD]]`` is that word of words.py or compress.py, ``[[icon name]]`` an icon, and ``[[> name]]`` another
+    template.
+    """
+    text = (PANELS / f"{name}.html").read_text(encoding="utf-8")
+    return re.sub(r"\[\[(> ?|icon )?([\w-]+)\]\]", _ours, text)
+
+
+def _ours(found: re.Match[str]) -> str:
+    if found[1] is None:
+        here = words if hasattr(words, found[2]) else compress_words
+        return escape(getattr(here, found[2]))
+    return icon(found[2]) if found[1].startswith("icon") else template(found[2])
+
+
+def acted(event: gr.EventData) -> tuple[str, str]:
+    """What was pressed in a panel: (act, id). Both come from the browser and may be anything."""
+    data = event._data if isinstance(event._data, dict) else {}
+    return str(data.get("act", "")), str(data.get("id", ""))

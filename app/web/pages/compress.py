@@ -1,0 +1,238 @@
+"""Compress: pick a base model and a size, see what will come of it, and compare before it is kept."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from statistics import fmean
+from typing import Any
+
+import gradio as gr
+
+from atelier.app.jobs.jobs import cancel, find_run, resume, run_status, submit
+from atelier.app.services.compress import (
+    ACCEPTED,
+    accept,
+    compressions,
+    discard,
+    make_config,
+    plan_of,
+    read_report,
+    verdict,
+)
+from atelier.app.services.engine import Engine
+from atelier.app.store.home import Home, HomeError
+from atelier.app.store.library import list_adapters
+from atelier.app.store.models import base_choices
+from atelier.app.text import compress as compress_words
+from atelier.app.text import compress_phrases, phrases, words
+from atelier.app.web.components.page_frame import POLL, heading, percent, plainly
+from atelier.app.web.components.panel import acted, panel
+from atelier.app.web.components.plots import curves, loss_chart
+from atelier.app.web.components.urls import address, file_address
+from atelier.training.config.compress_config import CompressConfig
+from atelier.training.config.run_folder import RunFolder, RunStatus
+from atelier.training.config.train_config import EMBEDDED
+
+_PRESET = "w4a8"
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_ACTS = {"pause": "pause", "go-on": "resume", "stop": "stop"}   # button → command for the process
+
+
+def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001 (as every page)
+    """Place the page: the form and what was compressed, or with ``?run=ID`` that one."""
+    with gr.Column(visible=False) as form:
+        heading(compress_words.COMPRESS_TITLE, compress_words.COMPRESS_LEAD)
+        with gr.Row(elem_classes="bench"):
+            with gr.Column(scale=7, elem_classes="sheet"):
+                base, adapters, strength = _model_questions()
+                preset, how, prompts = _size_questions()
+            with gr.Column(scale=5, elem_classes="sheet"):
+                plan = panel("compress-plan", {})
+                name = gr.Textbox(label=compress_words.COMPRESS_NAME, max_length=64, elem_id="compress-name")
+                go = gr.Button(compress_words.COMPRESS_NOW, variant="primary", size="lg", elem_id="compress-now")
+        done = panel("compressions", [])
+    with gr.Column(visible=False) as one:
+        live = panel("compression", {})
+    # In the page, not in gr.State: an open page finds its run again after the server was started anew.
+    run_id, shown = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    timer = gr.Timer(1.0)
+    asked = [base, adapters, strength, preset, how, prompts]
+
+    def opened(request: gr.Request) -> list[Any]:
+        return _opened(home, dict(request.query_params).get("run", ""))
+
+    def show(chosen: str, seen: str) -> list[Any]:
+        return _show(home, chosen, seen)
+
+    def start(name: str, *asked: Any) -> str:
+        with plainly():
+            return submit(home, _config(home, name, *asked)).id
+
+    def act(event: gr.EventData, chosen: str) -> list[Any]:
+        _act(home, chosen, *acted(event))
+        return _show(home, chosen, "")
+
+    outputs = [form, done, one, live, shown]
+    gr.on([base.change, preset.change, how.change], lambda *given: _plan(home, *given), [base, preset, how], plan,
+          trigger_mode="always_last", **_QUIET)   # fmt: skip
+    adapters.change(lambda chosen: gr.Slider(visible=bool(chosen)), adapters, strength, **_QUIET)
+    go.click(start, [name, *asked], run_id, **_QUIET).then(
+        None, run_id, None, js=f"id => {{ if (id) location.href = '{address('compress')}?run=' + id }}"
+    )
+    demo.load(opened, None, [run_id, base, adapters, plan], **POLL).then(show, [run_id, shown], outputs, **POLL)
+    timer.tick(show, [run_id, shown], outputs, **POLL)
+    live.act(act, run_id, outputs, **POLL)
+
+
+def _model_questions() -> tuple[Any, Any, Any]:
+    base = gr.Dropdown([], label=words.BASE, elem_id="compress-base", interactive=True)
+    adapters = gr.Dropdown(
+        [], label=compress_words.COMPRESS_ADAPTERS, info=compress_words.COMPRESS_ADAPTERS_HINT, multiselect=True,
+        elem_id="compress-adapters", interactive=True,
+    )   # fmt: skip
+    strength = gr.Slider(0, 2, 1, step=0.05, label=compress_words.COMPRESS_STRENGTH, elem_id="compress-strength",
+                         visible=False)   # fmt: skip
+    return base, adapters, strength
+
+
+def _size_questions() -> tuple[Any, Any, Any]:
+    presets, hows = ([(title, name) for name, title in titles.items()]
+                     for titles in (compress_words.COMPRESS_PRESETS, compress_words.COMPRESS_HOWS))   # fmt: skip
+    preset = gr.Radio(presets, value=_PRESET, label=compress_words.COMPRESS_SIZE, elem_id="compress-preset")
+    how = gr.Radio(hows, value="learn", label=compress_words.COMPRESS_HOW, elem_id="compress-how")
+    prompts = gr.Textbox(
+        label=compress_words.COMPRESS_PROMPTS, placeholder=compress_words.COMPRESS_PROMPTS_HINT, lines=2, max_lines=8,
+        elem_id="compress-prompts",
+    )   # fmt: skip
+    return preset, how, prompts
+
+
+def _opened(home: Home, chosen: str) -> list[Any]:
+    bases = [choice for choice in base_choices(home) if not choice[1].startswith(str(home.bases))]
+    names = [card.name for card in list_adapters(home)]
+    return [chosen, gr.Dropdown(choices=bases, value=EMBEDDED), gr.Dropdown(choices=names, value=[]),
+            _plan(home, EMBEDDED, _PRESET, "learn")]   # fmt: skip
+
+
+def _config(home: Home, name: str, *asked: Any) -> CompressConfig:
+    base, adapters, strength, preset, how, prompts = asked
+    parts = [(each, float(strength)) for each in adapters or []]
+    steps: dict[str, Any] = {"steps": 0} if how == "quick" else {}
+    return make_config(home, name, base, parts, preset, prompts=prompts or "", **steps)
+
+
+def _plan(home: Home, base: str, preset: str, how: str) -> dict[str, Any]:
+    """The quiet facts before [Compress]."""
+    steps: dict[str, Any] = {"steps": 0} if how == "quick" else {}
+    with plainly():
+        config = CompressConfig(base=base or EMBEDDED, preset=preset, **steps)
+        plan = plan_of(home, config)
+    takes = compress_words.AT_ONCE_QUICK if not config.steps else compress_words.AFTER_FIRST
+    if config.steps and plan.seconds is not None:
+        takes = compress_phrases.takes(plan.seconds)
+    return {
+        "before": phrases.size(plan.before), "after": phrases.size(plan.after),
+        "share": f"{100 * plan.after / plan.before:.1f}", "takes": takes,
+        "needs": compress_phrases.at_least(plan.memory), "note": compress_words.COMPRESS_NOTES[preset],
+    }   # fmt: skip
+
+
+def _show(home: Home, chosen: str, seen: str) -> list[Any]:
+    """The outputs of a tick. A job that is over is left alone: its pairs may be under somebody's finger."""
+    if not chosen:
+        rows = [_row(home, run) for run in compressions(home)]
+        return [gr.Column(visible=True), rows, gr.Column(visible=False), gr.skip(), ""]
+    try:
+        status, run = run_status(home, chosen), find_run(home, chosen)
+        config = run.compression()
+        assert config is not None
+    except (HomeError, AssertionError):
+        gone = {"state": "failed", "say": words.STATES["failed"], "name": words.GONE, "chart": {"empty": True}}
+        return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), gone, ""]
+    version = f"{chosen} {status.state} {verdict(run)}"
+    shown = gr.skip() if status.over and version == seen else _live(run, config, status)
+    return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), shown, version]
+
+
+def _row(home: Home, run: RunStatus) -> dict[str, Any]:
+    folder = find_run(home, run.id)
+    config, report = folder.compression(), read_report(folder)
+    assert config is not None
+    return {
+        "href": address("compress", run=run.id), "name": run.name, "state": run.state, "say": words.STATES[run.state],
+        "percent": percent(run), "about": compress_phrases.compression(config.preset, run.of, _moment(run)),
+        "picture": file_address(folder.path / report["pairs"][0]["after"]) if report else "",
+    }   # fmt: skip
+
+
+def _live(run: RunFolder, config: CompressConfig, status: RunStatus) -> dict[str, Any]:
+    state, said = status.state, verdict(run)
+    report = read_report(run) if state == "done" else {}
+    return {
+        "name": status.name, "state": state, "say": words.STATES[state], "step": status.step, "of": status.of,
+        "message": "" if state == "done" else status.message, "percent": percent(status), "warnings": status.warnings,
+        "left": phrases.left(status.seconds_left) if status.seconds_left is not None else "",
+        "about": compress_phrases.compression(config.preset, status.of, _moment(status)),
+        "pause": state == "training", "go_on": state == "paused", "stop": state in ("training", "paused"),
+        "cancel": not status.over, "resume": state in ("interrupted", "failed", "stopped"),
+        "decide": bool(report) and not said,
+        "decided": {"": "", ACCEPTED: compress_words.BASE_KEPT}.get(said, compress_words.BASE_DISCARDED),
+        "chart": loss_chart(_by_trajectory(config, status), status.validation, status.best_step, status.of),
+        "best": status.best_step,
+        "chart_say": phrases.chart(status.losses[-1][1] if status.losses else 0.0, status.step),
+        "latest": _latest(config, status) if not report else {}, "report": _report(run, report),
+    }   # fmt: skip
+
+
+def _by_trajectory(config: CompressConfig, status: RunStatus) -> list[tuple[int, float]]:
+    """Mean loss of each trajectory: from step to step it rises and falls with the timestep, which tells nothing."""
+    count = config.timesteps
+    means = [(step, fmean(loss for _, loss in status.losses[step - count : step]))
+             for step in range(count, len(status.losses) + 1, count)]   # fmt: skip
+    return means or status.losses
+
+
+def _latest(config: CompressConfig, status: RunStatus) -> dict[str, Any]:
+    """The last trajectory's losses, from noise to picture."""
+    count = status.step // config.timesteps * config.timesteps
+    last = [loss for step, loss in status.losses if count - config.timesteps < step <= count]
+    return curves([last]) if len(last) > 1 else {}
+
+
+def _report(run: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
+    if not report:
+        return {}
+    by_layer, worst = report["by_layer"], max(error for _, error in report["by_layer"]) or 1.0
+    times = report["by_timestep"]
+    return {
+        "size": compress_phrases.compressed_to(report["bytes_before"], report["bytes_after"]),
+        "share": f"{100 * report['bytes_after'] / report['bytes_before']:.1f}",
+        "time": compress_phrases.per_picture(report["seconds_before"], report["seconds_after"]),
+        "execution": compress_phrases.whole_numbers(report["whole_numbers"], report["device"]),
+        "note": compress_words.COMPRESS_NOTES[report["preset"]],
+        "pairs": [{**pair, "before": file_address(run.path / pair["before"]),
+                   "after": file_address(run.path / pair["after"]),
+                   "say": compress_phrases.likeness(pair["psnr"])} for pair in report["pairs"]],
+        "times": curves([[error for _, error in times[key]] for key in ("after", "before")]),
+        "learned": bool(report["steps"]),
+        "layers": [{"name": compress_phrases.layer(name), "error": f"{error:.3f}",
+                    "share": f"{100 * error / worst:.1f}"} for name, error in by_layer],
+    }   # fmt: skip
+
+
+def _moment(run: RunStatus) -> datetime | None:
+    return datetime.fromtimestamp(run.started, UTC).astimezone() if run.started else None
+
+
+def _act(home: Home, chosen: str, act: str, _id: str) -> None:
+    with plainly():
+        if act == "cancel":
+            cancel(home, chosen)
+        elif act == "resume":
+            resume(home, chosen)
+        elif act == "keep":
+            accept(home, chosen)
+        elif act == "discard":
+            discard(home, chosen)
+        elif act in _ACTS:
+            find_run(home, chosen).command(_ACTS[act])

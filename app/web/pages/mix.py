@@ -1,0 +1,162 @@
+"""Mix Lab: a content, a style, and a pad on which both strengths move at once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from atelier.adapters.core.settings import SettingError
+from atelier.adapters.fusion.batched_strengths import METHODS
+from atelier.app.services.combine_two import BEST_METHOD, STYLE_STRENGTHS, Recipe, caption_of_both, making
+from atelier.app.services.draw import settled
+from atelier.app.services.engine import Engine
+from atelier.app.store.home import Home, new_name
+from atelier.app.store.library import AdapterCard, find_adapter, list_adapters
+from atelier.app.text import phrases, words
+from atelier.app.web.components.page_frame import POLL, heading, mix_tabs, plainly
+from atelier.app.web.components.panel import acted, panel
+from atelier.app.web.components.urls import address
+from atelier.training.base_models.identify import identify
+from atelier.training.config.train_config import EMBEDDED
+from atelier.training.runs.save_adapter import thumbnail
+from atelier.training.sampling.sample import DrawRequest
+
+MOST, NOTCHES = 2.0, 8   # the pad's strengths: 0 to MOST in so many steps
+DRAW_STEPS = 8           # denoising steps of the grid's pictures: enough to judge a mix by
+SHARES = (0.0, 0.5, 1.0)
+START = (1.0, STYLE_STRENGTHS[BEST_METHOD])   # content and style strength
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+class Choice(NamedTuple):
+    """What stands on the page."""
+
+    content: str | None
+    style: str | None
+    method: str
+    at: tuple[float, float]   # content and style strength
+
+
+def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
+    """Place the page."""
+    heading(words.MIX_TITLE, words.MIX_LEAD)
+    mix_tabs("mix")
+    with gr.Row(elem_classes="bench bench-studio"):
+        with gr.Column(scale=5, elem_classes="sheet"):
+            content = gr.Dropdown([], label=words.CONTENT, elem_id="mix-content", interactive=True)
+            style = gr.Dropdown([], label=words.STYLE, elem_id="mix-style", interactive=True)
+            method = gr.Dropdown([(words.METHODS[name], name) for name in METHODS], value=BEST_METHOD,
+                                 label=words.METHOD, info=words.BEST_METHOD, elem_id="mix-method",
+                                 interactive=True)   # fmt: skip
+            prompt = gr.Textbox(label=words.PROMPT, placeholder=words.PROMPT_HINT, max_length=1000, elem_id="prompt")
+            seed = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="mix-seed")
+            pad = panel("pad", _pad(*START))
+            at = gr.State(START)
+        with gr.Column(scale=7, elem_classes="easel"):
+            grid = panel("grid", {"cells": []})
+            name = gr.Textbox(label=words.NAME_OF_MIX, max_length=100, elem_id="mix-name")
+            save = gr.Button(words.SAVE_MIX, variant="primary", elem_id="mix-save")
+            said = panel("mix-said", {})
+
+    def opened(request: gr.Request) -> list[Any]:
+        return _opened(home, dict(request.query_params))
+
+    def move(event: gr.EventData) -> list[Any]:
+        place = strengths_at(acted(event)[1])
+        return [place, _pad(*place)]
+
+    def show(*values: Any) -> dict[str, Any]:
+        *chosen, prompt, seed = values
+        with plainly():
+            return _grid(home, engine, Choice(*chosen), prompt, seed)
+
+    def keep(*values: Any) -> dict[str, Any]:
+        *chosen, name = values
+        with plainly():
+            return _save(home, Choice(*chosen), name)
+
+    def suggest(*names: str | None) -> Any:
+        return _suggested(home, *names)
+
+    choice = [content, style, method, at]
+    given = [*choice, prompt, seed]
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **_QUIET}
+    demo.load(opened, None, [content, style], **POLL)
+    both = gr.on([content.change, style.change], suggest, [content, style], prompt, **POLL)
+    both.then(show, given, grid, **latest)
+    gr.on([method.input, prompt.submit, seed.change], show, given, grid, **latest)
+    pad.act(move, None, [at, pad], **POLL).then(show, given, grid, **latest)
+    save.click(keep, [*choice, name], said, **_QUIET)
+
+
+def strengths_at(text: str) -> tuple[float, float]:
+    """Content and style strength that a place of the pad stands for; what a browser sends may be anything."""
+    try:
+        content, style = (min(MOST, max(0.0, float(part))) for part in text.split(","))
+    except ValueError:
+        return START
+    return (content, style) if content == content and style == style else START
+
+
+def cells_at(content: float, style: float) -> list[tuple[float, float]]:
+    """The grid's strengths, row by row; its corners are neither, the content, the style, and both."""
+    return [(content * across, style * down) for down in SHARES for across in SHARES]
+
+
+def _opened(home: Home, query: dict[str, str]) -> list[Any]:
+    names = [card.name for card in list_adapters(home)]
+    chosen = [query[key] if query.get(key) in names else None for key in ("content", "style")]
+    return [gr.Dropdown(choices=names, value=one) for one in chosen]
+
+
+def _suggested(home: Home, content: str | None = None, style: str | None = None) -> Any:
+    """A prompt that calls the two that were picked."""
+    if not content or not style:
+        return gr.skip()
+    with plainly():
+        return _prompt(find_adapter(home, content), find_adapter(home, style))
+
+
+def _prompt(content: AdapterCard, style: AdapterCard) -> str:
+    words_of_both = caption_of_both(identify(content.base or EMBEDDED), style.trigger)
+    return words_of_both.replace("{trigger}", content.trigger).replace("{subject}", content.subject)
+
+
+def _pad(content: float, style: float) -> dict[str, Any]:
+    steps = [MOST * i / NOTCHES for i in range(NOTCHES + 1)]
+    return {
+        "rows": [{"cells": [_notch(across, down, (across, down) == (content, style)) for across in steps]}
+                 for down in reversed(steps)],
+        "say": phrases.strengths(content, style),
+    }   # fmt: skip
+
+
+def _notch(content: float, style: float, on: bool) -> dict[str, str]:
+    return {"at": f"{content:g},{style:g}", "say": phrases.strengths(content, style), "on": str(on).lower()}
+
+
+def _grid(home: Home, engine: Engine, choice: Choice, prompt: str, seed: float | None) -> dict[str, Any]:
+    """Nine pictures from one seed, at the pad's strengths and at half and none of them."""
+    if not choice.content or not choice.style or not prompt.strip():
+        return {"cells": []}
+    cards = [find_adapter(home, name) for name in (choice.content, choice.style)]
+    cells = cells_at(*choice.at)
+    asked = DrawRequest(prompt=prompt, seed=int(seed or 0), count=len(cells), steps=DRAW_STEPS)
+    request, _ = settled(asked, list(zip(cards, choice.at, strict=True)))
+    paths = (cards[0].path, cards[1].path)
+    pictures = engine.blend(cards[0].base or EMBEDDED, paths, choice.method, cells, request)
+    shown = zip(pictures, cells, strict=True)
+    return {"cells": [{"src": thumbnail(picture), "say": phrases.strengths(*cell)} for picture, cell in shown]}
+
+
+def _save(home: Home, choice: Choice, name: str) -> dict[str, Any]:
+    """Make the adapter at the pad's strengths, without training."""
+    if not choice.content or not choice.style:
+        raise SettingError(words.MIX_NEEDS_TWO)
+    content, style = (find_adapter(home, one) for one in (choice.content, choice.style))
+    recipe = Recipe(name=new_name(home, name), content=content, style=style, method=choice.method, steps=0,
+                    strengths=choice.at)   # fmt: skip
+    *_, card = making(home, recipe)
+    assert isinstance(card, AdapterCard)
+    return {"name": card.name, "href": address("library", adapter=card.name)}

@@ -1,0 +1,121 @@
+"""Settings: where things are, what draws them, how much room they take, and what Atelier stands on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import psutil
+import torch
+
+from atelier.app.jobs.jobs import worker_alive
+from atelier.app.services.engine import Engine
+from atelier.app.store.home import Home
+from atelier.app.store.library import list_adapters
+from atelier.app.store.models import Model, find_models, keep_folders, model_folders
+from atelier.app.text import phrases, words
+from atelier.app.web.components.page_frame import POLL, heading, plainly
+from atelier.app.web.components.panel import panel
+from atelier.training.base_models.base_info import TITLES
+from atelier.training.base_models.base_model import best_device
+from atelier.training.base_models.identify import identify
+from atelier.training.config.train_config import EMBEDDED
+
+PACKAGES = ("atelier-diffusion", "torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "huey")
+
+
+def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
+    """Place the page."""
+    heading(words.SETTINGS_TITLE, words.SETTINGS_LEAD)
+    facts = panel("facts", [])
+    with gr.Column(elem_classes="sheet"):
+        folders = gr.Textbox(label=words.MODEL_FOLDERS, info=words.MODEL_FOLDERS_HINT, lines=2, max_lines=8,
+                             elem_id="model-folders")   # fmt: skip
+        look = gr.Button(words.LOOK, elem_id="look")
+        models = panel("models", {"hint": "", "models": []})
+    demo.load(lambda: _groups(home, engine), None, facts, **POLL)
+    demo.load(lambda: _models(home), None, [folders, models], **POLL)
+    look.click(lambda text: _look(home, text), folders, [folders, models], api_visibility="private")
+
+
+def _groups(home: Home, engine: Engine) -> list[dict[str, Any]]:
+    return [
+        _group(words.HOME, _home_facts(home), words.HOME_HINT),
+        _group(words.MACHINE, _machine_facts(home)),
+        _group(words.BASE, _base_facts(engine)),
+        _group(words.VERSIONS, {name: _version(name) for name in PACKAGES}),
+        _group(words.ABOUT, words.LICENCES, words.ABOUT_HINT),
+    ]
+
+
+def _home_facts(home: Home) -> dict[str, str]:
+    used = {title: phrases.size(_bytes(getattr(home, name))) for name, title in words.FOLDERS.items()}
+    return {words.FOLDER: str(home.path), **used, words.FREE: phrases.size(psutil.disk_usage(str(home.path)).free)}
+
+
+def _machine_facts(home: Home) -> dict[str, str]:
+    return {
+        words.DEVICE: device_name(),
+        words.MEMORY: phrases.size(psutil.virtual_memory().total),
+        words.SYSTEM: f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        words.WORKER: words.YES if worker_alive(home) else words.NO_WORKER,
+    }
+
+
+def _base_facts(engine: Engine) -> dict[str, str]:
+    base = engine.loaded.info if engine.loaded else identify(EMBEDDED)
+    return {
+        words.NAME: base.title, words.FAMILY: base.family, words.PREDICTION: base.prediction_type,
+        words.SIZE: f"{base.resolution} × {base.resolution}",
+        words.IN_MEMORY: words.YES if engine.loaded else words.NOT_YET,
+    }   # fmt: skip
+
+
+def _look(home: Home, text: str) -> list[Any]:
+    """Remember the folders and show what is in them."""
+    with plainly():
+        keep_folders(home, text)
+    return _models(home)
+
+
+def _models(home: Home) -> list[Any]:
+    """The folders as text, and the base models in them; those that can't be used say why."""
+    folders, cards = model_folders(home), list_adapters(home)
+    models = [{"name": model.path.name, "path": str(model.path), "what": _model_line(model, len(model.fitting(cards)))}
+              for model in find_models(home)]   # fmt: skip
+    hint = words.NO_MODELS if folders and not models else ""
+    return ["\n".join(map(str, folders)), {"hint": hint, "models": models}]
+
+
+def _model_line(model: Model, adapters: int) -> str:
+    if model.info is None:
+        return model.reason
+    info = model.info
+    return phrases.base_facts(TITLES[info.family], info.prediction_type, info.precision, info.bytes, adapters)
+
+
+def _group(title: str, facts: dict[str, str], hint: str = "") -> dict[str, Any]:
+    return {"title": title, "hint": hint, "facts": [{"name": name, "value": value} for name, value in facts.items()]}
+
+
+def device_name() -> str:
+    """The device that draws and trains, as a person knows it."""
+    device = best_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return phrases.processor(os.cpu_count() or 1) if device.type == "cpu" else device.type.upper()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return words.FROM_SOURCE
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

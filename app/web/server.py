@@ -1,0 +1,137 @@
+"""The web server: finds its port, starts the worker, and serves the app behind the guard."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import warnings
+import webbrowser
+from contextlib import nullcontext
+
+from fastapi import FastAPI
+
+from atelier.app.jobs.worker_process import worker_beside
+from atelier.app.store.home import Home
+from atelier.app.text import phrases, words
+from atelier.app.web.security import guarded, is_loopback
+
+FIRST_PORT = 7860
+TRIED_PORTS = 40
+USER = "atelier"
+
+
+class ServeError(ValueError):
+    """The server can't start; the message says why and what to do."""
+
+
+def serve(
+    home: Home, host: str = "127.0.0.1", port: int = 0, worker: bool = True, browser: bool = False
+) -> None:
+    """Serve the web app until interrupted. Port 0 takes the first free one from 7860 on.
+
+    With ``worker`` a worker process is started too, unless one is at work on this home already. With ``browser``
+    the page is shown, where there is a desktop to show it on.
+
+    Raises:
+        ServeError: the port is taken, or the host is reachable from other machines and there is no password.
+    """
+    password = os.environ.get("ATELIER_PASSWORD", "")
+    if not is_loopback(host) and not password:
+        raise ServeError(phrases.needs_password(host))
+    listener = bind(host, port)
+    with listener, worker_beside(home) if worker else nullcontext():
+        app = application(home, host, password)
+        sys.stdout.write(phrases.served_at(host, listener.getsockname()[1]) + "\n")
+        sys.stdout.flush()
+        if browser:
+            _show(listener.getsockname()[1])
+        _run(app, listener)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take a port; 0 takes the first free one from 7860 on.
+
+    Raises:
+        ServeError: the port is in use, or the host is none of this machine's.
+    """
+    for candidate in [port] if port else [*range(FIRST_PORT, FIRST_PORT + TRIED_PORTS), 0]:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen(128)
+            return listener
+        except OSError as error:
+            listener.close()
+            taken = isinstance(error, PermissionError) or error.errno == 98
+            if not taken or port:
+                raise ServeError(phrases.cannot_listen(host, candidate, error.strerror or str(error))) from None
+    raise AssertionError("port 0 is never taken")
+
+
+def application(home: Home, host: str, password: str = "") -> FastAPI:
+    """Make the whole application: the guard around the pages.
+
+    From here on the process works in an empty folder, because Gradio would hand out files of the working folder.
+    """
+    temporary = home.state / "web"
+    empty = home.state / "empty"
+    for folder in (temporary, empty):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    os.chdir(empty)
+    # Gradio reads these when it is imported or first used.
+    os.environ.update(GRADIO_TEMP_DIR=str(temporary), GRADIO_ANALYTICS_ENABLED="False", GRADIO_SHARE="False")
+    import gradio as gr
+
+    from atelier.app.services.engine import Engine
+    from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, colours, make_theme
+    from atelier.app.web.site import build
+
+    gr.set_static_paths([home.gallery, home.runs, FONT])
+    # Gradio says this whenever an app has several pages, although the mode is off.
+    warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)
+    secrets = [str(path) for path in (home.state / "queue.sqlite", home.state / "draft", home.trash)]
+    return gr.mount_gradio_app(
+        guarded(host), build(home, Engine()), path="/", footer_links=[], run_history=False, enable_monitoring=False,
+        ssr_mode=False, max_file_size="2gb", show_error=False, favicon_path=str(FAVICON), blocked_paths=secrets,
+        app_kwargs={"openapi_url": None},
+        theme=make_theme(), css=colours(), css_paths=STYLE_SHEETS,
+        auth=(lambda user, given: _knows(user, given, password)) if password else None,
+        auth_message=words.SIGN_IN,
+    )   # fmt: skip
+
+
+def _show(port: int) -> None:
+    """Open the page in the desktop's browser. Without a desktop Python may find a text browser: not wanted here."""
+    if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(f"http://127.0.0.1:{port}")   # it waits at the listening port until the app answers
+
+
+def _knows(user: str, given: str, password: str) -> bool:
+    right = hmac.compare_digest(f"{user}:{given}".encode(), f"{USER}:{password}".encode())
+    if not right:
+        time.sleep(1)   # guessing must be slow
+    return right
+
+
+def _run(app: FastAPI, listener: socket.socket) -> None:
+    import uvicorn
+
+    # Uvicorn passes SIGTERM on when it has stopped; as an exit, so that the worker is stopped too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # An open page holds an event stream that never ends: don't wait for it when stopping.
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
+    logging.getLogger("uvicorn.error").addFilter(_worth_saying)
+    uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Cutting off the streams of open pages is how the server ends, and no error."""
+    cut_off = isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut_off and not record.getMessage().startswith("Cancel ")

@@ -1,0 +1,43 @@
+"""The web app: nine pages, each in the same frame."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from atelier.app.services.engine import Engine
+from atelier.app.store.home import Home
+from atelier.app.text import words
+from atelier.app.web.components.page_frame import frame
+from atelier.app.web.components.urls import address
+from atelier.app.web.pages import compress, create, fusion, gallery, jobs, library, mix, settings, studio
+
+
+def build(home: Home, engine: Engine) -> gr.Blocks:
+    """Assemble the app over a home and the engine that draws for it."""
+    blocks = gr.Blocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
+    with blocks as demo, page(demo, home, "create"):
+        create.build(demo, home, engine)
+    with demo.route(words.TITLES["studio"], address("studio")), page(demo, home, "studio"):
+        studio.build(demo, home, engine)
+    with demo.route(words.TITLES["mix"], address("mix")), page(demo, home, "mix"):
+        mix.build(demo, home, engine)
+    with demo.route(words.TITLES["fusion"], address("fusion")), page(demo, home, "fusion"):
+        fusion.build(demo, home, engine)
+    with demo.route(words.TITLES["compress"], address("compress")), page(demo, home, "compress"):
+        compress.build(demo, home, engine)
+    with demo.route(words.TITLES["library"], address("library")), page(demo, home, "library"):
+        library.build(demo, home, engine)
+    with demo.route(words.TITLES["gallery"], address("gallery")), page(demo, home, "gallery"):
+        gallery.build(demo, home)
+    with demo.route(words.TITLES["jobs"], address("jobs")), page(demo, home, "jobs"):
+        jobs.build(demo, home)
+    with demo.route(words.TITLES["settings"], address("settings")), page(demo, home, "settings"):
+        settings.build(demo, home, engine)
+    demo.queue(max_size=64, default_concurrency_limit=4)
+    return demo
+
+
+def page(demo: gr.Blocks, home: Home, name: str) -> gr.Column:
+    """Put the frame down, and open the column that holds a page's own things."""
+    frame(demo, home, name)
+    return gr.Column(elem_classes=f"page page-{name}")

@@ -1,0 +1,99 @@
+"""Which tool loads a file: our verdict against the tools' rules, written down a second time in tool_rules.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tool_rules import TOOLS
+from torch.testing import assert_close
+
+from atelier.adapters.core.base import AdapterSet, Spec
+from atelier.adapters.formats.compatibility import NO, PARTLY, YES, verdicts
+from atelier.adapters.formats.export import export_mix
+from atelier.adapters.formats.low_rank import Limits
+from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.kinds.catalog import create
+
+BLOCK = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
+SPECS = [Spec(f"{BLOCK}.attn2.to_k", (12, 20)), Spec(f"{BLOCK}.attn1.to_out.0", (12, 12)),
+         Spec(f"{BLOCK}.ff.net.2", (12, 16)), Spec("unet.down_blocks.1.resnets.0.conv1", (14, 6, 3, 3))]   # fmt: skip
+WEIGHTS = {spec.name: torch.randn(spec.shape, generator=torch.Generator().manual_seed(len(spec.name)))
+           for spec in SPECS}   # fmt: skip
+
+
+def trained(kind: str, specs: list[Spec] = SPECS) -> AdapterSet:
+    torch.manual_seed(0)
+    adapters = create(kind, {}, specs)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return adapters
+
+
+@pytest.mark.parametrize("form", ["kohya", "diffusers", "diff"])
+@pytest.mark.parametrize("kind", ["lora", "lokr", "dora", "shira", "waveft"])
+def test_every_tool_gets_what_the_verdict_promises(tmp_path: Path, kind: str, form: str):
+    adapters = trained(kind)
+    save_adapter(tmp_path / "a.safetensors", adapters, {"atelier.family": "sd1"})
+    report = export_mix([(tmp_path / "a.safetensors", 1.0)], tmp_path / "b.safetensors", form,
+                        weight_of=WEIGHTS.__getitem__, limits=Limits(energy=1.0, rank=20))   # fmt: skip
+    tensors = load_file(tmp_path / "b.safetensors")
+    weights = {name.removeprefix("unet."): weight for name, weight in WEIGHTS.items()}
+    for tool, rule in TOOLS.items():
+        deltas = rule(tensors, weights) or {}
+        answer = YES if len(deltas) == len(SPECS) else PARTLY if deltas else NO
+        assert report.loads[tool].answer == answer, tool
+        for name, delta in deltas.items():
+            expected = adapters[f"unet.{name}"].delta(WEIGHTS[f"unet.{name}"]).detach().double()
+            assert_close(delta, expected, rtol=1e-3, atol=1e-5)
+    assert report.loads["diffusers"].answer == (NO if form == "diff" else YES)
+
+
+LAYER = "lora_unet_" + BLOCK.removeprefix("unet.").replace(".", "_") + "_attn2_to_k"
+OLD = BLOCK.removeprefix("unet.") + ".attn2.processor.to_k_lora"
+PAIR = {".lora_up.weight": (12, 4), ".lora_down.weight": (4, 20)}
+# What the sheet of facts says of files that the tools' own loaders were given: ComfyUI, A1111, InvokeAI, diffusers.
+MEASURED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
+    "kohya": ({f"{LAYER}{part}": shape for part, shape in PAIR.items()}, "yes yes yes yes"),
+    "diffusers today": ({f"{BLOCK}.attn2.to_k.lora.{x}.weight": (4, 4) for x in ("up", "down")}, "no no no yes"),
+    "diffusers 2023": ({f"unet.{OLD}.up.weight": (12, 4), f"unet.{OLD}.down.weight": (4, 20)}, "yes no no yes"),
+    "2023 without prefix": ({f"{OLD}.up.weight": (12, 4), f"{OLD}.down.weight": (4, 20)}, "yes no no no"),
+    "PEFT": ({f"base_model.model.{BLOCK.removeprefix('unet.')}.attn2.to_k.lora_{x}.weight": (4, 4) for x in "AB"},
+             "no no no no"),
+    "LoCon's core": ({f"{LAYER}{part}": shape for part, shape in {**PAIR, ".lora_mid.weight": (4, 4, 3, 3)}.items()},
+                     "yes yes yes no"),
+    "LoHa": ({f"{LAYER}.hada_w{i}_{x}": (4, 4) for i in (1, 2) for x in "ab"}, "yes yes yes no"),
+    "LoKr": ({f"{LAYER}.lokr_w1": (4, 4), f"{LAYER}.lokr_w2": (4, 4)}, "yes yes yes no"),
+    "full": ({f"{LAYER}.diff": (12, 20)}, "yes yes yes no"),
+    "DoRA by columns": ({**{f"{LAYER}{part}": shape for part, shape in PAIR.items()}, f"{LAYER}.dora_scale": (1, 20)},
+                        "yes yes yes partly"),
+    "DoRA by rows": ({**{f"{LAYER}{part}": shape for part, shape in PAIR.items()}, f"{LAYER}.dora_scale": (12, 1)},
+                     "yes partly yes partly"),
+    "GLoRA": ({f"{LAYER}.{x}{i}.weight": (4, 4) for x in "ab" for i in (1, 2)}, "yes no no no"),
+    "IA3": ({f"{LAYER}.weight": (12,), f"{LAYER}.on_input": ()}, "no yes yes no"),
+    "wrong conversion": ({f"lora_unet_{LAYER.removeprefix('lora_')}_lora_up.weight": (12, 4),
+                          f"lora_unet_{LAYER.removeprefix('lora_')}_lora_down.weight": (4, 20)}, "no no no no"),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("what", MEASURED)
+def test_verdicts_are_what_was_measured_with_the_tools(what: str):
+    shapes, answers = MEASURED[what]
+    found = verdicts(shapes, "sd1")
+    assert [found[tool].answer for tool in ("ComfyUI", "A1111", "InvokeAI", "diffusers")] == answers.split()
+    assert all(verdict.reason for verdict in found.values() if verdict.answer != YES)
+
+
+def test_forge_drops_a_file_of_many_unknown_names():
+    few = {f"{BLOCK}.ff.net.2.lora_B.weight": (12, 4)}
+    many = [f"unet.down_blocks.{i}.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight" for i in range(13)]
+    assert verdicts(few | dict.fromkeys(many[:12], (4, 4)), "sd1")["Forge"].answer == PARTLY
+    assert verdicts(few | dict.fromkeys(many, (4, 4)), "sd1")["Forge"].answer == NO
+
+
+def test_invoke_must_tell_the_base_model():
+    shapes = {f"lora_unet_mid_block_resnets_0_conv1{part}": shape for part, shape in PAIR.items()}
+    assert verdicts(shapes, "sd1")["InvokeAI"].answer == NO

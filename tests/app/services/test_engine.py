@@ -1,0 +1,214 @@
+"""The engine: what it keeps, how it takes turns, and that it draws what the model draws."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageChops, ImageStat
+
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.kinds.catalog import create
+from atelier.app.services import engine as module
+from atelier.app.services.engine import KEPT_ADAPTERS, Engine
+from atelier.training.base_models.base_info import BaseError
+from atelier.training.base_models.base_model import BaseModel
+from atelier.training.sampling.sample import DrawRequest
+
+REQUEST = DrawRequest(prompt="a fox", steps=4)
+
+
+class Fakes:
+    """Stands in for the model: remembers what was asked and answers at once, or when told."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.read: list[str] = []
+        self.mixes: list[list[tuple[Any, float]]] = []
+        self.at_work = self.most_at_work = 0
+        self.before_step: Callable[[int], None] = lambda _step: None
+
+    def load(self, base: str) -> str:
+        if base == "broken":
+            raise BaseError("broken is not a base model")
+        self.loaded.append(base)
+        return f"model of {base}"
+
+    def load_adapter(self, path: Path) -> str:
+        self.read.append(path.name)
+        return path.read_text()
+
+    def draw(
+        self, model: str, request: DrawRequest, mix: Mix, on_step: Callable[[int, int], None] | None, **_: Any
+    ) -> list[Any]:
+        self.mixes.append(list(mix.parts))
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        try:
+            for step in range(1, request.steps + 1):
+                self.before_step(step)
+                if on_step:
+                    on_step(step, request.steps)
+        finally:
+            self.at_work -= 1
+        return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    fakes = Fakes()
+    for name in ("load", "load_adapter", "draw"):
+        monkeypatch.setattr(module, name, getattr(fakes, name))
+    return fakes
+
+
+def adapter_file(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.write_text(name)
+    return path
+
+
+def test_a_base_is_loaded_once_and_replaced_by_another(fakes: Fakes) -> None:
+    engine = Engine()
+    assert engine.loaded is None
+    for base in ("one", "one", "two", "one"):
+        engine.draw(base, [], REQUEST)
+    assert fakes.loaded == ["one", "two", "one"]
+    assert engine.loaded == "model of one"
+
+
+def test_a_base_that_fails_leaves_none_loaded_and_the_engine_working(fakes: Fakes) -> None:
+    engine = Engine()
+    engine.draw("one", [], REQUEST)
+    with pytest.raises(BaseError, match="not a base model"):
+        engine.draw("broken", [], REQUEST)
+    assert engine.loaded is None
+    assert len(engine.draw("one", [], REQUEST)) == 1
+
+
+def test_an_adapter_is_read_once_until_its_file_changes(fakes: Fakes, tmp_path: Path) -> None:
+    engine, path = Engine(), adapter_file(tmp_path, "fox")
+    for strength in (1.0, 0.5):
+        engine.draw("one", [(path, strength)], REQUEST)
+    path.write_text("another fox")
+    engine.draw("one", [(path, 0.5)], REQUEST)
+    assert fakes.read == ["fox", "fox"]
+    assert fakes.mixes == [[("fox", 1.0)], [("fox", 0.5)], [("another fox", 0.5)]]
+
+
+def test_the_adapters_used_last_are_kept(fakes: Fakes, tmp_path: Path) -> None:
+    engine = Engine()
+    paths = [adapter_file(tmp_path, str(i)) for i in range(KEPT_ADAPTERS + 1)]
+    for path in [*paths[:-1], paths[0], paths[-1], paths[0], paths[1]]:
+        engine.draw("one", [(path, 1.0)], REQUEST)
+    # "0" was used again before the last one came, so "1" had to go.
+    assert fakes.read == [*(path.name for path in paths), "1"]
+
+
+def test_an_adapter_at_zero_is_not_even_read(fakes: Fakes, tmp_path: Path) -> None:
+    Engine().draw("one", [(tmp_path / "missing", 0.0)], REQUEST)
+    assert fakes.mixes == [[]]
+
+
+def test_threads_take_turns(fakes: Fakes) -> None:
+    fakes.before_step = lambda _step: time.sleep(0.002)
+    engine = Engine()
+    threads = [threading.Thread(target=engine.draw, args=(base, [], REQUEST)) for base in ("one", "two", "one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fakes.mixes) == 4 and fakes.most_at_work == 1
+
+
+def test_drawing_tells_each_step_and_gives_the_pictures_last(fakes: Fakes) -> None:
+    *steps, pictures = Engine().drawing("one", [], DrawRequest(prompt="x", steps=3, count=2))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert isinstance(pictures, list) and [picture.size for picture in pictures] == [(1, 1), (1, 1)]
+
+
+def test_an_error_reaches_who_waits_for_the_drawing(fakes: Fakes) -> None:
+    with pytest.raises(BaseError, match="not a base model"):
+        list(Engine().drawing("broken", [], REQUEST))
+
+
+def test_a_drawing_nobody_waits_for_makes_room(fakes: Fakes) -> None:
+    seen: list[int] = []
+    more = threading.Event()
+
+    def before_step(step: int) -> None:
+        seen.append(step)
+        if step == 2:
+            assert more.wait(10)
+
+    fakes.before_step = before_step
+    engine = Engine()
+    drawing = engine.drawing("one", [], DrawRequest(prompt="x", steps=50))
+    assert next(drawing) == (1, 50)
+    drawing.close()
+    more.set()
+    fakes.before_step = lambda _step: None
+    engine.draw("one", [], REQUEST)   # waits for its turn
+    assert seen == [1, 2]
+
+
+def test_strength_zero_gives_the_base_models_own_picture_and_one_another(tmp_path: Path) -> None:
+    engine = Engine()
+    request = DrawRequest(prompt="an emoji of a house", steps=3, seed=5)
+    [plain] = engine.draw("embedded", [], request)
+    path = wild_adapter(engine, tmp_path / "wild.safetensors")
+    [off] = engine.draw("embedded", [(path, 0.0)], request)
+    [on] = engine.draw("embedded", [(path, 1.0)], request)
+    [again] = engine.draw("embedded", [], request)
+    assert off.tobytes() == plain.tobytes() == again.tobytes()
+    assert on.tobytes() != plain.tobytes()
+
+
+def test_a_moved_pad_draws_only_the_strengths_that_are_new(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine, really = Engine(), module.draw
+    drawn: list[int] = []
+
+    def counted(model: BaseModel, request: DrawRequest, *rest: Any, **options: Any) -> list[Image.Image]:
+        drawn.append(request.count)
+        return really(model, request, *rest, **options)
+
+    monkeypatch.setattr(module, "draw", counted)
+    request = DrawRequest(prompt="an emoji of a house", steps=2, seed=5)
+    engine.draw("embedded", [], request)
+    parts = (wild_adapter(engine, tmp_path / "content.safetensors", 1),
+             wild_adapter(engine, tmp_path / "style.safetensors", 2))   # fmt: skip
+
+    def grid(engine: Engine, *cells: tuple[float, float]) -> list[Image.Image]:
+        return engine.blend("embedded", parts, "sum", cells, request)
+
+    first = grid(engine, (0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
+    moved = grid(engine, (1.0, 1.0), (0.0, 0.0), (0.0, 0.5), (0.0, 0.5))
+    assert drawn == [1, 3, 1]
+    assert [moved[0], moved[1]] == [first[2], first[0]] and moved[2] is moved[3]
+    # Each is what an engine without memory draws, but for the rounding of another batch.
+    for cell, picture in zip([(1.0, 1.0), (0.0, 0.0), (0.0, 0.5)], moved, strict=False):
+        [alone] = grid(Engine(), cell)
+        assert ImageStat.Stat(ImageChops.difference(alone, picture)).mean == pytest.approx([0, 0, 0], abs=0.5)
+    wild_adapter(engine, parts[0], seed=3)
+    again = grid(engine, (0.0, 0.5), (1.0, 1.0))
+    assert drawn[-1] == 2 and again[1].tobytes() != first[2].tobytes()
+
+
+def wild_adapter(engine: Engine, path: Path, seed: int = 0) -> Path:
+    """A LoRA with an effect that nobody overlooks."""
+    assert engine.loaded
+    generator = torch.Generator().manual_seed(seed)
+    adapters = create("lora", {"rank": 2}, find_targets(engine.loaded.models(), "transformer"))
+    with torch.no_grad():
+        for adapter in adapters:
+            for value in adapter.parameters():
+                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+    save_adapter(path, adapters, {})
+    return path

@@ -1,0 +1,294 @@
+"""Fusion: mixes that are kept, what the page makes of presses, and what is drawn, compared and made one file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.settings import SettingError
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.formats.native import load_adapter, save_adapter
+from atelier.adapters.fusion.gates import GateSet, GateSettings
+from atelier.adapters.fusion.methods import METHODS
+from atelier.adapters.kinds.catalog import create
+from atelier.app.services import engine as engine_module
+from atelier.app.services import fuse as fusing
+from atelier.app.services.engine import Engine
+from atelier.app.services.fuse import can_be_one, compared, draw_mix, keep_picture, meeting, one_file
+from atelier.app.store.gallery import read_recipe
+from atelier.app.store.home import Home, HomeError, open_home
+from atelier.app.store.library import find_adapter
+from atelier.app.store.mixes import FIELDS, SavedMix, Share, list_mixes, mix_of, read_mix, save_mix
+from atelier.app.text import words
+from atelier.app.web.components.fusion_view import (
+    curves,
+    gate_maps,
+    meeting_map,
+    moved,
+    painted,
+    proposal_cards,
+    regions,
+)
+from atelier.app.web.pages import fusion, gallery
+from atelier.training.base_models.base_model import load
+from atelier.training.sampling.sample import DrawRequest, draw
+
+PROMPT = "an ink emoji of a rex fox"
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters as if they had been taught."""
+    folder = tmp_path_factory.mktemp("adapters")
+    targets = find_targets({"unet": load("embedded", "cpu").unet}, "attention")[:24]
+    for seed, name in enumerate(("rex", "ink")):
+        torch.manual_seed(seed)
+        made = create("lora", {"rank": 2}, targets)
+        for parameter in made.parameters():
+            parameter.data.normal_(std=0.2)
+        known = {"trigger": name, "subject": "fox", "base": "embedded", "family": "embedded", "title": "it"}
+        save_adapter(folder / f"{name}.safetensors", made, {f"atelier.{k}": v for k, v in known.items()})
+    return folder
+
+
+@pytest.fixture
+def home(own_home: Path, adapters: Path) -> Home:
+    home = open_home(own_home)
+    for path in adapters.iterdir():
+        (home.adapters / path.name).write_bytes(path.read_bytes())
+    return home
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates as the authors start theirs, as if they had come with Atelier."""
+    torch.manual_seed(0)
+    specs = find_targets({"unet": load("embedded", "cpu").unet}, "attention")
+    gates = GateSet(specs, GateSettings(start="faithful"), "embedded").requires_grad_(False)
+    monkeypatch.setattr(engine_module, "gates_for", lambda _: gates)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusing, "KEPT_STEPS", 2)
+    monkeypatch.setattr(fusing.draw_mix, "__defaults__", (2, None))
+
+
+BOTH = SavedMix(shares=(Share("rex", 0.8), Share("ink", 0.5)), prompt=PROMPT, seed=3)
+SHAPED = replace(BOTH, shares=(Share("rex", 0.8, (1.0, 0.5, 0.0, 0.0, 0.0)), Share("ink", 0.5, (), ("1" * 8,) * 8)))
+
+
+def test_a_mix_comes_back_from_its_file_as_it_was(home: Home):
+    save_mix(home, "both", SHAPED)
+    assert (list_mixes(home), read_mix(home, "both")) == (["both"], SHAPED)
+    with pytest.raises(HomeError, match="no mix named 'other'"):
+        read_mix(home, "other")
+    with pytest.raises(HomeError, match="no adapter in the mix"):
+        save_mix(home, "none", SavedMix(shares=()))
+
+
+@pytest.mark.parametrize("change", [
+    {"method": "magic"}, {"shares": [{"name": "rex"}]}, {"shares": "rex"}, {"seed": "x"},
+    {"shares": [{"name": "rex", "strength": 1e9, "curve": [], "region": []}]},
+    {"shares": [{"name": "rex", "strength": 1.0, "curve": [0.5], "region": []}]},
+    {"shares": [{"name": "rex", "strength": 1.0, "curve": [], "region": ["12", "01"]}]},
+    {"shares": [{"name": "rex", "strength": 1.0, "curve": [], "region": ["1", "01"]}]},
+])   # fmt: skip
+def test_a_file_that_somebody_changed_is_refused_in_words(home: Home, change: dict[str, Any]):
+    path = save_mix(home, "both", BOTH)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(HomeError, match="no mix that can be read"):
+        read_mix(home, "both")
+
+
+def test_presses_move_handles_and_paint_fields_and_nonsense_does_nothing():
+    shares = BOTH.shares
+    for text in ("", "rex", "rex|9|1.0", "rex|0|0.3", "rex|x|1.0", "gone|0|0.5"):
+        assert moved(shares, text) == shares
+    [rex, ink] = moved(shares, "rex|1|0.25")
+    assert (rex.curve, ink) == ((1.0, 0.25, 1.0, 1.0, 1.0), shares[1])
+    assert moved([rex, ink], "rex|1|1.0") == shares, "a curve that is 1 throughout is none"
+    marks = "1" + "0" * (FIELDS * FIELDS - 1)
+    for text in ("rex|11", "rex|" + "2" * 64, marks):
+        assert painted(shares, text) == shares
+    [rex, ink] = painted(shares, f"rex|{marks}")
+    assert rex.region == ("10000000", *["0" * 8] * 7)
+    assert painted([rex, ink], "rex|" + "0" * 64) == shares, "nothing painted is everywhere"
+
+
+def test_panels_show_what_stands(home: Home):
+    [rex, _] = curves(SHAPED.shares)
+    pressed = [cell["at"] for column in rex["columns"] for cell in column if cell["on"] == "true"]
+    assert pressed == ["rex|0|1.0", "rex|1|0.5", "rex|2|0.0", "rex|3|0.0", "rex|4|0.0"]
+    assert moved(SHAPED.shares, pressed[1]) == SHAPED.shares, "a pressed handle means where it is"
+    assert rex["line"] == "M0 10L10 10L30 50L50 90L70 90L90 90L100 90"
+    fields = regions(SHAPED.shares, "x")["rows"]
+    assert [sum(spot["on"] == "true" for spot in row["spots"]) for row in fields] == [0, 64]
+    cards = proposal_cards(fusing.proposed(home, "zzz"), {}, ["rex", "gone"])["cards"]
+    assert {card["name"]: card["on"] for card in cards} == {"rex": "true", "ink": "false", "gone": "true"}
+
+
+def test_every_method_has_a_name_for_people():
+    assert set(words.FUSIONS) == set(METHODS)
+
+
+def test_what_is_drawn_is_what_the_adapters_give(home: Home, engine: Engine):
+    model = load("embedded", "cpu")
+    mix = Mix(tuple((load_adapter(find_adapter(home, s.name).path), s.strength) for s in BOTH.shares))
+    [expected] = draw(model, DrawRequest(prompt=PROMPT, seed=3, steps=2), mix)
+    assert draw_mix(home, engine, BOTH).tobytes() == expected.tobytes()
+    off = replace(BOTH, shares=tuple(replace(share, strength=0.0) for share in BOTH.shares), method="switch")
+    [bare] = draw(model, DrawRequest(prompt=PROMPT, seed=3, steps=2))
+    assert draw_mix(home, engine, off).tobytes() == bare.tobytes()
+
+
+def test_all_methods_are_compared_and_those_that_cannot_are_left_out(
+    home: Home, engine: Engine, gated: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fusing.draw_mix, "__defaults__", (1, None))
+    drawn = dict(compared(home, engine, BOTH))
+    assert list(drawn) == list(METHODS)
+    assert len({picture.tobytes() for picture in drawn.values()}) >= 7
+    shaped = dict(compared(home, engine, SHAPED))
+    assert {"gated", "sum", "normalised"} <= set(shaped)
+    assert not {"ties", "composite"} & set(shaped)
+
+
+def test_gates_and_meetings_are_shown_layer_by_layer(home: Home, engine: Engine, gated: None):
+    mix = replace(BOTH, method="gated")
+    _, gates, met, *_, one, hint = fusion._shown(home, engine, mix)
+    by_layer, by_step = gates
+    assert [row["name"] for row in by_layer["rows"]] == ["rex", "ink"]
+    assert all(len(row["cells"]) == 24 for row in by_layer["rows"])
+    assert sum(group["span"] for group in by_layer["groups"]) == 24
+    assert len(by_step["rows"][0]["cells"]) == 2
+    shades = [float(cell["v"]) for row in by_layer["rows"] for cell in row["cells"]]
+    assert (min(shades), max(shades)) == (0.12, 1.0), "the whole range of shades is used"
+    numbers = [float(cell["say"].rpartition(": ")[2]) for row in by_layer["rows"] for cell in row["cells"]]
+    assert all(0 < number < 0.512 for number in numbers), "w_o is .512"
+    assert [n for _, n in sorted(zip(shades, numbers, strict=True))] == sorted(numbers), "darker is more"
+    assert by_layer["hint"].startswith(f"Light is {min(numbers):.2f}, dark {max(numbers):.2f}")
+    [meeting_of] = met
+    assert "hardly meet" in meeting_of["said"]
+    assert len(meeting_of["rows"]) == 1
+    assert not one.interactive
+    assert "no single file" in hint
+
+
+def test_advice_follows_the_weights(home: Home, engine: Engine):
+    twice = replace(BOTH, shares=(Share("rex", 1.0), Share("rex", 1.0)))
+    found = meeting(home, engine, twice)
+    assert found is not None
+    assert found.lost == pytest.approx(-1, abs=1e-4)
+    assert "want much the same" in meeting_map(found, twice)[0]["said"]
+    opposed = replace(BOTH, shares=(Share("rex", 1.0), Share("rex", -0.9)))
+    assert "push against each other" in meeting_map(meeting(home, engine, opposed), opposed)[0]["said"]
+    assert meeting(home, engine, replace(BOTH, shares=BOTH.shares[:1])) is None
+    assert meeting_map(None, BOTH) == []
+
+
+def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, engine: Engine):
+    kept = keep_picture(home, engine, SHAPED)
+    recipe = read_recipe(kept.path)
+    assert recipe is not None
+    assert mix_of(recipe) == SHAPED
+    assert gallery._detail(kept)["again"] == f"/fusion?picture={kept.id}"
+    _, method, prompt, seed, _, shares, *_ = fusion._opened(home, {"picture": kept.id})
+    assert (method, prompt, seed, shares) == ("sum", PROMPT, 3, SHAPED.shares)
+    assert mix_of({"prompt": "x"}) is None
+
+
+@pytest.mark.parametrize("method", ["sum", "svd", "ties"])
+def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine, method: str):
+    mix = replace(BOTH, method=method)
+    assert can_be_one(home, engine, mix)
+    card, error = one_file(home, engine, mix, "united")
+    assert (card.trigger, card.base) == ("rex ink", "embedded")
+    assert error < 1e-4 if method != "svd" else 0.05 < error < 1
+    if method == "sum":
+        alone = SavedMix(shares=(Share("united"),), prompt=PROMPT, seed=3)
+        ours, theirs = (torch.tensor(list(draw_mix(home, engine, each).tobytes())) for each in (alone, mix))
+        assert (ours - theirs).abs().max() <= 2, "but for rounding"
+    with pytest.raises(HomeError, match="is taken"):
+        one_file(home, engine, mix, "united")
+    with pytest.raises(SettingError, match="can't be one file"):
+        one_file(home, engine, replace(mix, method="composite"), "other")
+    assert not can_be_one(home, engine, SHAPED)
+
+
+def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    read: list[str] = []
+
+    def load_and_note(path: Path) -> Any:
+        read.append(path.stem)
+        return load_adapter(path)
+
+    monkeypatch.setattr(engine_module, "load_adapter", load_and_note)
+    meeting(home, engine, BOTH)   # a drawing reads them in the same way
+    assert [can_be_one(home, engine, BOTH) for _ in range(3)] == [True] * 3
+    assert sorted(read) == ["ink", "rex"]
+    (home.adapters / "ink.safetensors").write_bytes((home.adapters / "rex.safetensors").read_bytes())
+    assert can_be_one(home, engine, BOTH)
+    assert sorted(read) == ["ink", "ink", "rex"]
+
+
+def test_taking_up_and_putting_back(home: Home):
+    prompt, cards, shares, *rows, drawn = fusion._taken(home, SavedMix(shares=()), "rex")
+    assert prompt == "an emoji of a rex fox"
+    assert shares == (Share("rex"),)
+    assert (rows[0].label, rows[0].visible, rows[1].visible) == ("rex", True, False)
+    assert len(drawn) == 1
+    assert [card["name"] for card in cards["cards"] if card["on"] == "true"] == ["rex"]
+    _, _, shares, *_ = fusion._taken(home, BOTH, "rex")
+    assert shares == (BOTH.shares[1],)
+    full = replace(BOTH, shares=tuple(Share(f"a{i}") for i in range(fusion.MOST)))
+    with pytest.raises(HomeError, match="are the most"):
+        fusion._taken(home, full, "rex")
+
+
+def test_what_was_deleted_is_left_out(home: Home):
+    gone = replace(BOTH, shares=(*BOTH.shares, Share("gone")))
+    assert fusion._filled(home, gone)[4] == BOTH.shares
+    _, method, prompt, _, _, shares, *_ = fusion._opened(home, {"mix": "never", "prompt": "a fox"})
+    assert (method, prompt, shares) == ("sum", "a fox", ())
+
+
+def test_an_empty_page_says_what_to_do(home: Home, engine: Engine):
+    assert fusion._shown(home, engine, SavedMix(shares=()))[0] == {"say": words.FUSION_EMPTY}
+    assert fusion._shown(home, engine, replace(BOTH, prompt=" "))[0] == {"say": words.FUSION_NO_PROMPT}
+
+
+def test_nothing_gated_nothing_shown():
+    assert gate_maps(SimpleNamespace(by_layer=dict, by_moment=dict), BOTH) == []   # type: ignore[arg-type]
+
+
+def test_the_command_line_draws_by_every_method(home: Home, tmp_path: Path):
+    from atelier.app.cli.main import main
+
+    drawn: dict[str, bytes] = {}
+    for method in ("switch", "composite"):
+        out = tmp_path / method
+        command = ["draw", PROMPT, "--home", str(home.path), "--adapter", "rex=0.8", "--adapter", "ink=0.5",
+                   "--steps", "3", "--fuse", method, "--out", str(out)]   # fmt: skip
+        assert main(command) == 0
+        [path] = out.iterdir()
+        drawn[method] = Image.open(path).tobytes()
+        recipe = read_recipe(path)
+        assert recipe is not None
+        found = mix_of(recipe)
+        assert found is not None
+        assert (found.method, [s.name for s in found.shares]) == (method, ["rex", "ink"])
+    assert len(set(drawn.values())) == 2

@@ -1,0 +1,65 @@
+"""What the Create page says of the word that will call an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from atelier.app.services import engine as engine_module
+from atelier.app.services import trigger_word as trigger
+from atelier.app.services.engine import Engine
+from atelier.app.services.trigger_word import word_said
+from atelier.app.store.create_draft import edit_draft
+from atelier.app.store.home import Home, open_home
+from atelier.app.text import create as create_phrases
+from atelier.app.text import words
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def home(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setattr(trigger, "SETTLED_SECONDS", 0.0)
+    return open_home(own_home)
+
+
+def said(home: Home, engine: Engine, name: str, word: str = "", base: str = "embedded") -> dict[str, str]:
+    edit_draft(home, name=name, changes={"trigger": word} if word else {})
+    return word_said(home, engine, name, word, base)
+
+
+def test_a_loud_name_is_told_and_a_quiet_word_offered(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    told = said(home, engine, "foxy")
+    assert told["text"] == create_phrases.loud_word("foxy")
+    assert told["word"] == "cf" and "cf" in told["offer"]   # the first that has a letter of it
+    monkeypatch.setattr(trigger, "list_adapters", lambda _: [SimpleNamespace(trigger="CF")])
+    assert said(home, engine, "foxy")["word"] == "vf"
+    assert said(home, engine, "rex", "house")["text"] == create_phrases.loud_word("house")
+
+
+def test_a_quiet_word_needs_no_words_and_can_be_given_up(home: Home, engine: Engine):
+    assert said(home, engine, "rex") == said(home, engine, " ") == {}
+    told = said(home, engine, "foxy", "cf")
+    assert told == {"text": create_phrases.called_by("cf"), "word": "", "offer": words.CALL_BY_NAME}
+
+
+def test_nothing_is_said_of_half_a_word_or_of_a_base_that_cannot_be_used(home: Home, engine: Engine):
+    edit_draft(home, name="foxy")
+    assert word_said(home, engine, "fox", "", "embedded") == {}
+    assert said(home, engine, "foxy", base=str(home.path / "nowhere")) == {}
+
+
+def test_no_base_model_is_put_out_of_memory_for_a_word(home: Home, monkeypatch: pytest.MonkeyPatch):
+    loaded: list[str] = []
+    monkeypatch.setattr(engine_module, "load", lambda base: loaded.append(base) or SimpleNamespace())
+    monkeypatch.setattr(engine_module, "loudness", lambda _, words: [float(len(word)) for word in words])
+    engine = Engine()
+    engine._model("other")
+    assert engine.loudness("embedded", "foxy") is None and loaded == ["other"]
+    engine._model("embedded")
+    assert engine.loudness("embedded", "foxy") == 4.0 and loaded == ["other", "embedded"]

@@ -1,0 +1,202 @@
+"""The web app's doors, tried by plain HTTP on a server of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from atelier.app.store.home import Home, open_home
+from atelier.app.web.security import allowed_hosts, is_loopback
+from atelier.app.web.server import ServeError, bind, serve
+
+SERVE = """
+import sys
+from pathlib import Path
+from atelier.app.home import open_home
+from atelier.app.server import serve
+serve(open_home(Path(sys.argv[1])), port=int(sys.argv[2]), worker=False)
+"""
+
+
+@contextmanager
+def served(home: Home, **environment: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+    """A server over a home, in a process of its own; what it wrote must be its address and nothing else."""
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", SERVE, str(home.path), str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, **environment})   # fmt: skip
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == f"Atelier is open at http://127.0.0.1:{port}  (stop it with Ctrl+C)\n"
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        rest, _ = process.communicate(timeout=60)
+    assert rest == ""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return open_home(tmp_path_factory.mktemp("guard") / "home")
+
+
+@pytest.fixture(scope="module")
+def server(home: Home) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+    with served(home) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def web(server: tuple[httpx.Client, psutil.Process]) -> httpx.Client:
+    return server[0]
+
+
+def own(web: httpx.Client) -> str:
+    return str(web.base_url).rstrip("/")
+
+
+def post(web: httpx.Client, **headers: str) -> int:
+    answer = web.post("/gradio_api/queue/join", json={}, headers={k.replace("_", "-"): v for k, v in headers.items()})
+    return answer.status_code
+
+
+def read(web: httpx.Client, path: Path | str) -> int:
+    return web.get(f"/gradio_api/file={path}").status_code
+
+
+def test_pages_are_served_with_the_policy(web: httpx.Client) -> None:
+    for path in ("/", "/studio", "/library", "/gallery", "/jobs", "/settings"):
+        answer = web.get(path)
+        assert answer.status_code == 200
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'self'" in policy and "object-src 'none'" in policy and "http" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_health_says_nothing_but_ok(web: httpx.Client) -> None:
+    assert web.get("/health").json() == {"ok": True}
+
+
+def test_no_page_describes_the_interface(web: httpx.Client) -> None:
+    assert [web.get(path).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [404, 404, 404]
+    assert web.get("/monitoring/summary").status_code in (403, 404)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", ""])
+def test_a_foreign_host_name_is_refused(web: httpx.Client, host: str) -> None:
+    assert web.get("/", headers={"host": host}).status_code == 400
+
+
+ORIGINS = ("http://evil.example", "null", "http://127.0.0.1:9999", "https://127.0.0.1.evil.example")
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_write_from_another_site_is_refused(web: httpx.Client, origin: str) -> None:
+    assert post(web, origin=origin) == 403
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_write_that_the_browser_calls_foreign_is_refused(web: httpx.Client, site: str) -> None:
+    assert post(web, sec_fetch_site=site) == 403
+
+
+def test_an_upload_from_another_site_is_refused(web: httpx.Client) -> None:
+    files = {"files": ("a.png", b"x")}
+    answer = web.post("/gradio_api/upload", files=files, headers={"origin": "http://evil.example"})
+    assert answer.status_code == 403
+    assert web.post("/gradio_api/upload", files=files, headers={"origin": own(web)}).status_code == 200
+
+
+def test_a_write_from_our_own_page_or_a_program_passes(web: httpx.Client) -> None:
+    assert post(web, origin=own(web), sec_fetch_site="same-origin") not in (400, 403)
+    assert post(web) not in (400, 403)
+
+
+def test_our_page_behind_a_forwarded_port_passes(web: httpx.Client) -> None:
+    assert post(web, host="localhost:9000", origin="http://localhost:9000") not in (400, 403)
+
+
+def test_foreign_addresses_are_not_fetched(web: httpx.Client) -> None:
+    for path in ("http://example.com/x.png", "HTTPS://example.com/x.png", "http:%2F%2F169.254.169.254/"):
+        assert read(web, path) == 403
+    assert web.get("/gradio_api/proxy=https://example.com/").status_code == 403
+
+
+def test_gallery_pictures_are_served_and_nothing_else(web: httpx.Client, home: Home) -> None:
+    picture = home.gallery / "20250101-000000-000000-abcdef.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    assert read(web, picture) == 200
+    secrets = [home.state / "queue.sqlite", home.state / "draft" / "draft.json", home.trash / "gallery" / "x.png",
+               home.state / "worker.log", home.adapters / "fox.safetensors", home.path / "stray.txt"]
+    for secret in secrets:
+        secret.parent.mkdir(parents=True, exist_ok=True)
+        secret.write_bytes(b"secret")
+        assert read(web, secret) in (403, 404), secret
+    outside = (f"{home.gallery}/../state/queue.sqlite", f"{home.gallery}/%2e%2e/stray.txt")
+    for path in ("/etc/passwd", "../../etc/passwd", *outside):
+        assert read(web, path) in (403, 404), path
+
+
+def test_the_working_folder_holds_nothing(server: tuple[httpx.Client, psutil.Process], home: Home) -> None:
+    """Gradio hands out files of the working folder and the system's temporary one when told their names."""
+    web, process = server
+    assert Path(process.cwd()) == home.state / "empty" and not list(Path(process.cwd()).iterdir())
+    [uploaded] = web.post("/gradio_api/upload", files={"files": ("../../a.png", b"x")}).json()
+    assert Path(uploaded).is_relative_to(home.state / "web") and Path(uploaded).name == "a.png"
+    assert (home.state / "web").stat().st_mode & 0o077 == 0
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        assert read(web, file.name) in (403, 404)
+
+
+def test_a_password_covers_every_page_and_file(tmp_path: Path) -> None:
+    home = open_home(tmp_path / "other")
+    with served(home, ATELIER_PASSWORD="secret") as (web, _):
+        assert web.get("/config").status_code == 401
+        assert read(web, home.gallery / "x.png") == 401
+        assert web.post("/gradio_api/upload", files={"files": ("a.png", b"x")}).status_code == 401
+        wrong = web.post("/login", data={"username": "atelier", "password": "wrong"})
+        assert wrong.status_code == 400 and web.get("/config").status_code == 401
+        assert web.post("/login", data={"username": "atelier", "password": "secret"}).status_code == 200
+
+
+def test_other_machines_need_a_password(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATELIER_PASSWORD", raising=False)
+    with pytest.raises(ServeError, match=r"0\.0\.0\.0.*needs a password.*ATELIER_PASSWORD"):
+        serve(home, host="0.0.0.0")
+
+
+def test_a_port_in_use_is_said_with_the_cure() -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServeError, match=rf"port {port}: .*in use.*--port"):
+            bind("127.0.0.1", port)
+        with bind("127.0.0.1", 0) as other:
+            assert other.getsockname()[1] != port
+
+
+def test_a_host_of_another_machine_is_said_at_once() -> None:
+    with pytest.raises(ServeError, match=r"192\.0\.2\.1"):
+        bind("192.0.2.1", 0)
+
+
+def test_the_names_a_server_answers_to() -> None:
+    assert allowed_hosts("127.0.0.1") == ["127.0.0.1", "localhost"]
+    open_to_all = allowed_hosts("0.0.0.0")
+    own = {a.address for group in psutil.net_if_addrs().values() for a in group if a.family == socket.AF_INET}
+    assert own <= set(open_to_all) and "0.0.0.0" not in open_to_all and "*" not in open_to_all
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.0.0.9", "localhost", "0.0.0.0", "192.168.1.5", "a.b")] == [
+        True, True, True, False, False, False]   # fmt: skip

@@ -1,0 +1,312 @@
+"""Distillation: where its pictures come from, what learns how fast, and that it helps."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from atelier.adapters.quantization.bit_policy import Bits, is_end, plan_layers
+from atelier.adapters.quantization.fake_quant_layers import Switch, learned, make_rounding, rounding_layers
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.compression.calibrate import (
+    GUIDANCE,
+    Student,
+    answer_of,
+    error_at,
+    error_by_layer,
+    harm_by_layer,
+    relative_errors,
+    trajectory,
+)
+from atelier.training.compression.compress import course_of, make_student, prompts_of
+from atelier.training.compression.distill import Course, Distillation, make_optimizer
+from atelier.training.config.compress_config import CompressConfig
+from atelier.training.config.events import Stepped, Validated
+from atelier.training.loop.loop import Controls
+from tests.families import configuration
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY: dict[str, Any] = {"timesteps": 4, "rank": 4, "pictures": 1}
+NOBODY = Controls(lambda _: None, lambda: False)
+
+
+@pytest.fixture
+def student(base: Path) -> Callable[..., tuple[Student, CompressConfig]]:
+    def make(**values: Any) -> tuple[Student, CompressConfig]:
+        config = CompressConfig(**{**TINY, "preset": "w4a4", "steps": 16, **values})
+        return make_student(load(str(base), "cpu"), config), config
+
+    return make
+
+
+def learning(student: Student, config: CompressConfig, folder: Path) -> Distillation:
+    return Distillation(student.model, student.switch, course_of(config, student.model.info), student.held_out, folder)
+
+
+def test_the_layers_of_stable_diffusion():
+    """On the true UNet of SD 1.5, without its weights: the figures of the method's sheet."""
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(configuration("sd1", "unet"))
+    plan = plan_layers(unet, "w4a8")
+    low = [name for name, bits in plan.items() if bits == Bits(4, 8)]
+    ends = [name for name, bits in plan.items() if bits == Bits(8, 8)]
+    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    whole = layers.keys() - plan.keys()
+    assert set(ends) == {"conv_in", "time_embedding.linear_1", "time_embedding.linear_2", "conv_out"}
+    assert len(layers) == 282
+    assert (len(low), len(ends), len(whole)) == (261, 4, 17)
+    assert sum(name.endswith("conv_shortcut") for name in whole) == 14
+    assert sum(name.endswith("downsamplers.0.conv") for name in whole) == 3
+    assert round(sum(layers[name].weight.numel() for name in low) / 1e6, 1) == 814.4
+    assert sum(len(layers[name].weight) for name in low) == 300_800
+    # In 4 bits throughout, inputs that are known for outliers have 8: both of each cross-attention, one feed-forward.
+    four, bare = (plan_layers(unet, "w4a4", outliers=outliers) for outliers in (True, False))
+    careful = [name for name, bits in four.items() if bits == Bits(4, 8)]
+    assert {name.rsplit("blocks.0.", 1)[-1] for name in careful} == {"attn2.to_k", "attn2.to_v", "ff.net.2"}
+    assert len(careful) == 16 * 3
+    assert sum(bits == Bits(4, 4) for bits in four.values()) == 261 - 48
+    assert sum(bits == Bits(4, 4) for bits in bare.values()) == 261
+    assert not any(bits.inputs for bits in plan_layers(unet, "w4").values())
+
+
+def test_it_learns_on_the_teachers_own_drawing(base: Path):
+    """The latents are those of diffusers' own pipeline with the same noise, guidance and η."""
+    model = load(str(base), "cpu")
+    off = Switch()
+    moments = list(trajectory(model, off, ["a red hat"], 4, torch.Generator().manual_seed(5)))
+    latents: list[Tensor] = []
+
+    def keep(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        latents.append(values["latents"].clone())
+        return values
+
+    model.pipeline(prompt="a red hat", num_inference_steps=4, guidance_scale=GUIDANCE, eta=1.0, output_type="latent",
+                   generator=torch.Generator().manual_seed(5), callback_on_step_end=keep)   # fmt: skip
+    assert [moment.timestep for moment in moments] == model.scheduler.timesteps.tolist()
+    for moment, expected in zip(moments[1:], latents[:-1], strict=True):
+        for half in moment.noisy.chunk(2):
+            assert_close(half, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_data_is_touched(
+    student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """No file is opened for reading while it learns, and no picture or data set is made."""
+    ready, config = student(steps=4)
+    run = learning(ready, config, tmp_path)
+
+    def refuse(*arguments: Any, **_: Any) -> Any:
+        raise AssertionError(f"data: {arguments}")
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(torch.utils.data.Dataset, "__new__", refuse)
+    events = list(run.events(NOBODY))
+    assert [event.step for event in events if isinstance(event, Stepped)] == [1, 2, 3, 4]
+
+
+def test_learning_lowers_the_error_on_drawings_it_has_not_seen(
+    student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path
+):
+    ready, config = student(steps=32)
+    unseen = list(trajectory(ready.model, ready.switch, ["a kite"], 4, torch.Generator().manual_seed(77)))
+    before = _error(ready.model, unseen)
+    events = list(learning(ready, config, tmp_path).events(NOBODY))
+    assert [event.step for event in events if isinstance(event, Validated)] == list(range(0, config.steps + 1, 4))
+    assert _error(ready.model, unseen) < 0.99 * before
+
+
+@torch.no_grad()
+def _error(model: BaseModel, moments: list[Any]) -> float:
+    return sum(error_at(model, moment).item() for moment in moments)
+
+
+def test_step_sizes_come_to_differ_over_time_and_each_belongs_to_its_own(
+    student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path
+):
+    ready, config = student(steps=24)
+    list(learning(ready, config, tmp_path).events(NOBODY))
+    levels: Any = ready.model.unet.input_levels
+    steps = levels.start * torch.stack([factor.detach() for factor in levels.factors])
+    assert (steps.std(0) / steps.mean(0)).max() > 0.005
+    moments = ready.held_out
+    own = _error(ready.model, moments)
+    with torch.no_grad():
+        turned = [factor.detach().clone() for factor in levels.factors]
+        for factor, other in zip(levels.factors, [*turned[2:], *turned[:2]], strict=True):
+            factor.copy_(other)
+    assert _error(ready.model, moments) > own
+
+
+def test_the_best_state_is_kept_and_never_worse_than_calibration(
+    student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path
+):
+    ready, config = student(steps=8)
+    run = learning(ready, config, tmp_path)
+    for group in run.optimizer.param_groups:
+        group["initial_lr"] *= 1000   # learning that destroys
+    before = _error(ready.model, ready.held_out)
+    validated = [event for event in run.events(NOBODY) if isinstance(event, Validated)]
+    assert validated[-1].loss > validated[0].loss
+    assert run.best_step == 0
+    assert _error(ready.model, ready.held_out) == pytest.approx(before)
+
+
+def test_both_branches_at_once_or_one_after_the_other(student: Callable[..., tuple[Student, CompressConfig]]):
+    ready, _ = student()
+    moment = ready.held_out[1]
+    with torch.no_grad():
+        together = answer_of(ready.model, moment.noisy, moment.timestep, moment.text)
+        halves = [type(moment.text)(features) for features in moment.text.features.chunk(2)]
+        apart = [answer_of(ready.model, noisy, moment.timestep, text)
+                 for noisy, text in zip(moment.noisy.chunk(2), halves, strict=True)]   # fmt: skip
+    assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
+
+
+def test_recomputing_blocks_in_the_backward_pass_changes_no_gradient(
+    student: Callable[..., tuple[Student, CompressConfig]]
+):
+    ready, _ = student()
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            ready.model.unet.enable_gradient_checkpointing()
+            ready.model.unet.train()
+        error_at(ready.model, ready.held_out[2]).backward()
+        found.append({name: value.grad for name, value in learned(ready.model.unet).items() if value.grad is not None})
+        ready.model.unet.zero_grad()
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-7)
+
+
+def test_errors_by_timestep_and_layer(student: Callable[..., tuple[Student, CompressConfig]]):
+    ready, _ = student(preset="w2a8")
+    errors = relative_errors(ready.model, ready.held_out)
+    assert list(errors) == [moment.timestep for moment in ready.held_out]
+    by_layer = error_by_layer(ready.model, ready.switch, ready.held_out[:2])
+    ends = [by_layer[name] for name in by_layer if is_end(name)]
+    others = [by_layer[name] for name in by_layer if not is_end(name)]
+    assert max(ends) < min(others)   # 8 bits against 2
+    harm = harm_by_layer(ready.model, ready.switch, ready.held_out[1:2])
+    assert harm.keys() == {name for name in by_layer if not is_end(name)}
+    assert all(value > 0 for value in harm.values())
+    assert sum(harm.values()) > 0.1 * _error(ready.model, ready.held_out[1:2])
+    assert all(layer.switch is ready.switch for layer in rounding_layers(ready.model.unet).values())
+
+
+def test_the_persons_prompts_come_first(model: BaseModel):
+    config = CompressConfig(prompts="a red hat\n\n  a kite ")
+    prompts = prompts_of(config, model.info)
+    assert prompts[:2] == ("a red hat", "a kite")
+    assert len(prompts) == 2 + len(model.info.things) * len(model.info.styles)
+
+
+# --- learning rates in proportion to step sizes: a chain whose layers' scales are far apart --------------------------
+
+SPREAD = (20.0, 1 / 20, 20.0, 1 / 20)
+
+
+def chain(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(64, 64, bias=False) for _ in SPREAD]
+    with torch.no_grad():
+        for layer, factor in zip(layers, SPREAD, strict=True):
+            layer.weight.mul_(factor)
+    return nn.Sequential(*layers)
+
+
+def taught(seed: int, rule: str, rank: int = 8) -> tuple[float, list[float]]:
+    """Relative output error after 300 updates, and the share of integer codes that changed in each layer."""
+    teacher, net = chain(seed), chain(seed)
+    make_rounding(net, dict.fromkeys("0123", Bits(4, 0)), rank=rank, search=False)
+    optimizer = make_optimizer(net, Course(prompts=(), steps=300, scale_aware=rule == "aware"))
+    if rule == "smallest":
+        means = [float(layer.steps.detach().mean()) for layer in rounding_layers(net).values()]
+        for group in optimizer.param_groups[::2]:
+            group["initial_lr"] *= min(means) / (sum(means) / len(means))
+    for group in optimizer.param_groups[1::2]:
+        group["initial_lr"] = 0.0   # step sizes that move change codes as well, alike in all layers
+    generator = torch.Generator().manual_seed(seed)
+    before = [_codes(layer) for layer in rounding_layers(net).values()]
+    for step in range(300):
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (1 - step / 300)
+        x = torch.randn(64, 64, generator=generator)
+        (net(x) - teacher(x)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    x = torch.randn(512, 64, generator=generator)
+    with torch.no_grad():
+        error = float((net(x) - teacher(x)).norm() / teacher(x).norm())
+    after = [_codes(layer) for layer in rounding_layers(net).values()]
+    return error, [float((a != b).float().mean()) for a, b in zip(before, after, strict=True)]
+
+
+@torch.no_grad()
+def _codes(layer: Any) -> Tensor:
+    return ((layer.whole() / layer.steps).round() + layer.zeros).clamp(0, 15)
+
+
+def test_rates_in_proportion_to_step_sizes_move_all_layers_alike():
+    found = {rule: [taught(seed, rule) for seed in range(2)] for rule in ("smallest", "even", "aware")}
+    error = {rule: sum(each for each, _ in runs) for rule, runs in found.items()}
+    spread = {rule: [max(moved) / max(min(moved), 1e-4) for _, moved in runs] for rule, runs in found.items()}
+    assert max(spread["aware"]) < 3
+    assert min(spread["smallest"]) > 50
+    assert error["aware"] < error["even"]
+    assert error["aware"] < error["smallest"]
+
+
+def test_pairs_learn_more_than_step_sizes_alone():
+    """QALoRA against LSQ, after as many updates."""
+    assert taught(0, "aware")[0] < 0.9 * _steps_alone(0)
+
+
+def _steps_alone(seed: int) -> float:
+    teacher, net = chain(seed), chain(seed)
+    make_rounding(net, dict.fromkeys("0123", Bits(4, 0)), rank=0, search=False)
+    layers = list(rounding_layers(net).values())
+    # The best of several rates: it is the method that is compared, not the rate.
+    return min(_lsq(teacher, net, layers, rate) for rate in (1e-4, 1e-3, 5e-3))
+
+
+def _lsq(teacher: nn.Module, net: nn.Module, layers: list[Any], rate: float) -> float:
+    start = [layer.steps.detach().clone() for layer in layers]
+    optimizer = torch.optim.AdamW([{"params": [layer.steps], "lr": rate * float(layer.steps.detach().mean())}
+                                   for layer in layers], weight_decay=0.0)   # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        x = torch.randn(64, 64, generator=generator)
+        (net(x) - teacher(x)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    x = torch.randn(512, 64, generator=generator)
+    with torch.no_grad():
+        error = float((net(x) - teacher(x)).norm() / teacher(x).norm())
+        for layer, steps in zip(layers, start, strict=True):
+            layer.steps.copy_(steps)
+    return error
+
+
+def test_the_rate_of_a_pair_over_its_mean_step_size_is_the_same_in_all_layers(
+    student: Callable[..., tuple[Student, CompressConfig]]
+):
+    ready, _ = student()
+    unet = ready.model.unet
+    optimizer = make_optimizer(unet, Course(prompts=(), steps=16_000))
+    layers = {id(layer.up): layer for layer in rounding_layers(unet).values() if layer.up is not None}
+    ratios = [group["lr"] / float(layers[id(group["params"][0])].steps.detach().mean())
+              for group in optimizer.param_groups if id(group["params"][0]) in layers]   # fmt: skip
+    assert len(ratios) == len(layers)
+    assert ratios == pytest.approx([1 / 2500] * len(layers))

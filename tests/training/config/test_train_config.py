@@ -1,0 +1,193 @@
+"""The recipe of a run: checked at birth, readable as TOML, filled from presets."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atelier.adapters.core.settings import SettingError
+from atelier.adapters.kinds.lora import LoraSettings
+from atelier.training.base_models.base_info import _WIDTHS
+from atelier.training.config.train_config import PRESETS, TrainConfig, load_preset, preset_names
+
+HINTS = get_type_hints(TrainConfig)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)   # surrogates are no text that UTF-8 can hold
+ADAPTERS = st.fixed_dictionaries(
+    {}, optional={"rank": st.integers(1, 1024), "alpha": st.floats(0, 1e6, allow_nan=False)}
+)
+
+
+def values_of(name: str, metadata: Any) -> st.SearchStrategy[Any]:
+    """Whatever a field accepts."""
+    if name == "adapter":
+        return ADAPTERS
+    if metadata["choices"]:
+        return st.sampled_from(metadata["choices"])
+    low, high = metadata["low"], metadata["high"]
+    return {
+        bool: st.booleans(),
+        str: TEXT,
+        int: st.integers(low, high),
+        float: st.floats(low, high, allow_nan=False, allow_infinity=False),
+    }[HINTS[name]]
+
+
+def fitting(values: dict[str, Any]) -> dict[str, Any]:
+    """Prodigy refuses rates that are meant for AdamW, and each kind the options of another."""
+    rate = {"lr": 1.0, "up_speed": 1.0} if values.get("optimizer") == "prodigy" else {}
+    options = {} if values.get("kind", "lora") == "lora" else {"adapter": {}, "whole_gradient": False}
+    halves = {"optimizer": "adamw", "up_speed": 1.0} if values.get("kind") == "split" else {}
+    return {**values, **rate, **options, **halves}
+
+
+CONFIGS = st.fixed_dictionaries(
+    {}, optional={f.name: values_of(f.name, f.metadata) for f in fields(TrainConfig)}
+).map(lambda values: TrainConfig(**fitting(values)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(CONFIGS)
+def test_toml_gives_back_what_was_written_to_any_reader(config):
+    assert TrainConfig.from_toml(config.to_toml()) == config
+    assert tomllib.loads(config.to_toml()) == config.to_dict()
+
+
+def test_fields_can_be_left_out_of_the_toml():
+    config = TrainConfig(name="rex", pictures="/home/someone/rex", base="embedded")
+    written = tomllib.loads(config.to_toml(without=("pictures", "base")))
+    assert config.to_dict().keys() - written.keys() == {"pictures", "base"}
+    assert written["name"] == "rex"
+
+
+def test_an_unknown_name_is_refused_with_a_guess_and_the_list():
+    with pytest.raises(SettingError) as caught:
+        TrainConfig.from_dict({"learning_rte": 1})
+    assert "'learning_rte'" in str(caught.value)
+    with pytest.raises(SettingError) as caught:
+        TrainConfig.from_dict({"step": 1})
+    message = str(caught.value)
+    assert "Did you mean 'steps'?" in message
+    listed = message.split("The settings are: ")[1].rstrip(".").split(", ")
+    assert set(listed) == {f.name for f in fields(TrainConfig)} - {"adapter"} | {f.name for f in fields(LoraSettings)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("steps", 0, ["steps is 0", "between 1 and 1000000"]),
+        ("steps", 2.5, ["steps is 2.5", "a whole number"]),
+        ("steps", "many", ["steps is 'many'", "a whole number"]),
+        ("batch", True, ["batch is True", "a whole number"]),
+        ("lr", -1.0, ["lr is -1.0", "between 0 and 10"]),
+        ("lr", float("nan"), ["lr is nan", "ordinary number"]),
+        ("clip", -0.1, ["clip is -0.1", "at least 0"]),
+        ("keep_best", "perhaps", ["keep_best is 'perhaps'", "true or false"]),
+        ("optimizer", "sgd", ["optimizer is 'sgd'", "adamw, prodigy"]),
+        ("targets", "everything", ["targets is 'everything'", "transformer"]),
+        ("name", 7, ["name is 7", "text"]),
+        ("adapter", "rank=8", ["adapter is 'rank=8'", "a table"]),
+        ("kind", "lorra", ["'lorra'", "lora"]),
+        ("rank", 0, ["rank is 0", "between 1 and 1024"]),
+        ("rank", "eight", ["rank is 'eight'", "a whole number"]),
+    ],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_is_named_with_what_would(name, value, words):
+    with pytest.raises(SettingError) as caught:
+        TrainConfig.from_dict({name: value})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_options_of_the_kind_stand_beside_the_fields_or_in_their_table():
+    beside = TrainConfig.from_dict({"rank": "16", "steps": "5"})
+    inside = TrainConfig.from_dict({"adapter": {"rank": 16}, "steps": 5})
+    assert beside == inside
+    assert beside.adapter == {"rank": 16}
+    assert TrainConfig.from_dict({"adapter": {"rank": 4, "alpha": 2.0}, "rank": 16}).adapter == {"rank": 16, "alpha": 2}
+    with pytest.raises(SettingError, match=r"'rnk'.*Did you mean 'rank'"):
+        TrainConfig.from_dict({"adapter": {"rnk": 16}})
+
+
+def test_no_option_of_a_kind_hides_behind_a_field_of_the_recipe():
+    from atelier.adapters.kinds.catalog import KINDS
+
+    own = {f.name for f in fields(TrainConfig)}
+    for kind in KINDS.values():
+        assert not own & {f.name for f in fields(kind.settings)}
+
+
+def test_the_default_table_of_options_is_not_shared():
+    TrainConfig().adapter["rank"] = 3
+    assert TrainConfig().adapter == {}
+
+
+def test_what_is_not_toml_is_no_recipe():
+    with pytest.raises(SettingError, match="not a recipe"):
+        TrainConfig.from_toml("steps = = 3")
+
+
+def test_the_trigger_is_the_name_until_one_is_given():
+    assert TrainConfig(name="rex").trigger_word == "rex"
+    assert TrainConfig(name="rex", trigger="zxq").trigger_word == "zxq"
+
+
+def test_every_field_says_what_it_is_for():
+    for f in fields(TrainConfig):
+        assert f.metadata["help"].endswith("."), f.name
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("family", _WIDTHS.values())
+def test_every_preset_makes_a_recipe_for_every_family(preset, family):
+    values = load_preset(preset, family)
+    config = TrainConfig.from_dict({**values, "name": "rex"})
+    assert {**config.to_dict(), **config.adapter}.items() >= values.items()
+
+
+def test_a_preset_s_options_are_for_its_own_kind_alone():
+    plain, other = load_preset("normal", "sd1"), load_preset("normal", "sd1", "tlora")
+    assert load_preset("normal", "sd1", "lora") == plain
+    assert plain.items() - other.items() == {("rank", plain["rank"])}
+    assert other.items() <= plain.items()
+
+
+def test_the_family_has_the_last_word_in_a_preset():
+    tables = tomllib.loads((PRESETS / "normal.toml").read_text(encoding="utf-8"))
+    own, general = tables["embedded"], tables["settings"]
+    assert own["lr"] != general["lr"]
+    assert load_preset("normal", "embedded") == {**general, **own}
+    assert load_preset("normal", "sd1") == general
+
+
+def test_presets_are_listed_with_the_default_first_and_others_are_refused():
+    assert preset_names()[0] == "normal"
+    assert set(preset_names()) == {"normal", "quick", "thorough"}
+    for name in ("nrmal", "../normal", ""):
+        with pytest.raises(SettingError, match="The presets are: normal"):
+            load_preset(name, "embedded")
+
+
+def test_prodigy_is_not_run_at_adamws_rate():
+    with pytest.raises(SettingError, match="set lr=1"):
+        TrainConfig.from_dict({"optimizer": "prodigy", "lr": "2e-3"})
+    with pytest.raises(SettingError, match="set up_speed=1"):
+        TrainConfig.from_dict({"optimizer": "prodigy", "lr": "1", "up_speed": "16"})
+    assert TrainConfig.from_dict({"optimizer": "prodigy", "lr": "1"}).lr == 1
+
+
+def test_the_whole_gradient_is_followed_by_a_lora_alone():
+    assert TrainConfig(whole_gradient=True).whole_gradient
+    with pytest.raises(SettingError, match="made for the kind lora"):
+        TrainConfig(kind="lorta", whole_gradient=True)
+
+
+@pytest.mark.parametrize("other", [{"optimizer": "prodigy", "lr": 1.0}, {"up_speed": 16.0}])
+def test_the_halves_of_a_split_adapter_have_rates_of_their_own(other):
+    assert TrainConfig(kind="split").kind == "split"
+    with pytest.raises(SettingError, match="rates of their own"):
+        TrainConfig(kind="split", **other)

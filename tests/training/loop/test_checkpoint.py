@@ -1,0 +1,122 @@
+"""Checkpoints: what is read is what was written, and whatever happens to a write, an older state is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from atelier.training.loop import checkpoint
+from atelier.training.loop.checkpoint import State, read_newest, write
+
+
+def state(step: int, seed: int = 0) -> State:
+    torch.manual_seed(seed + step)
+    weight = torch.nn.Parameter(torch.randn(3, 4))
+    optimizer = torch.optim.AdamW([weight], lr=0.3)
+    weight.sum().backward()
+    optimizer.step()
+    return State(
+        weights={"unet.a.up": weight.detach()},
+        average={"unet.a.up": torch.randn(3, 4)},
+        best={"unet.a.up": torch.tensor([float("nan"), -0.0, 1e-45])},
+        generator=torch.Generator().manual_seed(step).get_state(),
+        optimizer=optimizer.state_dict(),
+        step=step,
+        best_step=step // 2,
+        best_loss=0.1 * step,
+    )
+
+
+def assert_same(one: State | None, two: State) -> None:
+    assert one is not None
+    for name in ("weights", "average", "best"):
+        own, other = getattr(one, name), getattr(two, name)
+        assert own.keys() == other.keys()
+        assert all(own[key].numpy().tobytes() == other[key].numpy().tobytes() for key in own)
+    assert torch.equal(one.generator, two.generator)
+    torch.testing.assert_close(one.optimizer, two.optimizer, rtol=0, atol=0)
+    assert (one.step, one.best_step, one.best_loss) == (two.step, two.best_step, two.best_loss)
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    path = write(tmp_path, state(7))
+    assert path == tmp_path / "step-000007"
+    assert_same(read_newest(tmp_path), state(7))
+
+
+def test_an_empty_state_comes_back(tmp_path):
+    before = State({}, torch.Generator().get_state(), {})
+    write(tmp_path, before)
+    assert_same(read_newest(tmp_path), before)
+    assert before.best_loss == float("inf")
+
+
+def test_there_may_be_none(tmp_path):
+    assert read_newest(tmp_path) is None
+    assert read_newest(tmp_path / "no such folder") is None
+
+
+def test_only_the_newest_is_kept(tmp_path):
+    for step in (5, 10, 999_999):
+        write(tmp_path, state(step))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-999999"]
+    assert_same(read_newest(tmp_path), state(999_999))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    write(tmp_path / "old", state(5))
+    for damage in (lambda p: (p / "state.json").unlink(), lambda p: (p / "optimizer.pt").write_bytes(b""),
+                   lambda p: (p / "weights.safetensors").write_bytes(b"\0" * 20),
+                   lambda p: (p / "state.json").write_text('{"step": 10, "new": 1}')):   # fmt: skip
+        folder = tmp_path / "checkpoints"
+        newest = write(folder, state(10))
+        shutil.copytree(tmp_path / "old", folder, dirs_exist_ok=True)
+        damage(newest)
+        assert_same(read_newest(folder), state(5))
+        assert_same(read_newest(write(folder, state(10)).parent), state(10))   # and can be written again
+        shutil.rmtree(folder)
+
+
+class Crash(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_a_crash_at_any_moment_leaves_the_older_checkpoint(tmp_path, monkeypatch, moment):
+    write(tmp_path, state(5))
+    moments = iter(range(100))
+
+    def crashing(function):
+        def maybe(*args, **kwargs):
+            if next(moments) == moment:
+                raise Crash
+            return function(*args, **kwargs)
+
+        return maybe
+
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(checkpoint, "save_file", crashing(checkpoint.save_file))
+        patched.setattr(torch, "save", crashing(torch.save))
+        patched.setattr(Path, "write_text", crashing(Path.write_text))
+        patched.setattr(os, "replace", crashing(os.replace))
+        write(tmp_path, state(10))
+    assert next(moments) == moment + 1
+    assert_same(read_newest(tmp_path), state(5))
+    write(tmp_path, state(15))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000015"]   # nothing half-written is left lying about
+
+
+def test_a_step_that_is_written_again_is_there_at_every_moment(tmp_path, monkeypatch):
+    """A pause right after a checkpoint saves the same step again."""
+    write(tmp_path, state(5))
+
+    def crash(*_):
+        raise Crash
+
+    monkeypatch.setattr(os, "replace", crash)
+    write(tmp_path, state(5))
+    assert_same(read_newest(tmp_path), state(5))

@@ -1,0 +1,140 @@
+"""What is known of a base model before its weights are loaded, and the rules that decide whether it can be used."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atelier.adapters.formats.safetensors_header import Entry
+from atelier.training.config.train_config import EMBEDDED
+
+# The width of the text features the cross-attention reads tells the families apart.
+_WIDTHS = {192: "embedded", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
+TITLES = {"embedded": "Atelier's own small model", "sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x",
+          "sdxl": "Stable Diffusion XL"}   # fmt: skip
+_TASKS = {9: "an inpainting model", 8: "a model that edits pictures (InstructPix2Pix)", 5: "a depth model",
+          7: "an upscaler"}   # fmt: skip
+PACKED_UNET = "packed.safetensors"   # the UNet's weights in codes, where a folder is a compressed base model
+_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+
+
+class BaseError(ValueError):
+    """Something that can't be used as a base model; the message says what it is and the cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseInfo:
+    """What a base model is, read from its headers and small configuration files alone."""
+
+    source: str            # what the person gave: 'embedded', a folder, a file, a hub id
+    title: str             # a name for pages
+    family: str            # embedded, sd1, sd2, sdxl
+    prediction_type: str   # epsilon, v_prediction
+    resolution: int        # picture side in pixels it was made for
+    factor: int            # picture pixels per latent pixel
+    multiple: int          # picture sides must be multiples of this
+    channels: int          # width of the UNet's first block
+    folder: Path           # where the configurations are
+    caption: str           # caption template with {trigger} and {subject}
+    file: Path | None = None   # the checkpoint, when it is a single file
+    precision: str = ""    # of the UNet's weights: fp32, fp16, bf16, fp8, or a preset such as w4a8; empty when unknown
+    bytes: int = 0         # size of the weights on disk
+    zero_snr: bool = False   # trained down to pure noise: the schedule must end there as well
+    prior_prompts: tuple[str, ...] = ()   # varied things it can draw, for prior preservation
+    styled: str = "a {style} picture of a {subject}"   # caption that names a way of drawing
+    styles: tuple[str, ...] = ("watercolour", "pencil", "pixel art")   # ways of drawing that it knows
+    things: tuple[str, ...] = ("house", "dog", "tree", "car", "cup", "boat", "chair", "cat")   # things that it knows
+    quiet_words: tuple[str, ...] = ()   # made-up words that mean nothing to it: good trigger words
+
+    @property
+    def kind(self) -> str:
+        """Family and prediction type in words, as a card shows them."""
+        return TITLES[self.family] + (" (v-prediction)" if self.prediction_type == "v_prediction" else "")
+
+
+def make_info(
+    base: str, folder: Path, family: str, unet: Mapping[str, Any], vae: Mapping[str, Any], **known: Any
+) -> BaseInfo:
+    """Put together what the configurations say; ``known`` are the other fields."""
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    words = _words(folder)
+    return BaseInfo(
+        source=base,
+        title=TITLES["embedded"] if base == EMBEDDED else Path(base).name,
+        family=family,
+        resolution=unet["sample_size"] * factor,
+        factor=factor,
+        multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        channels=unet["block_out_channels"][0],
+        folder=folder,
+        caption=words.get("caption", "a photo of {subject}").replace("{subject}", "{trigger} {subject}"),
+        prior_prompts=tuple(words.get("prior_prompts", ())),
+        **{name: _frozen(words[name]) for name in ("styled", "styles", "things", "quiet_words") if name in words},
+        **known,
+    )
+
+
+def family_of(base: str, width: object) -> str:
+    """The family whose text features have this width.
+
+    Raises:
+        BaseError: there is none.
+    """
+    family = _WIDTHS.get(width) if isinstance(width, int) else None
+    if family is None:
+        what = "the SDXL refiner, which draws no pictures of its own" if width == 1280 else "no family Atelier knows"
+        raise BaseError(f"{base} reads text features of width {width}: that is {what}. "
+                        "Use a Stable Diffusion 1.x, 2.x or XL base model.")
+    return family
+
+
+def check_inputs(base: str, channels: int, latent: int) -> None:
+    """Refuse UNets that read more than the noisy latents.
+
+    Raises:
+        BaseError: such a UNet, with what it is made for.
+    """
+    if channels != latent:
+        what = _TASKS.get(channels, "made for another task")
+        raise BaseError(f"{base} is {what}: its UNet has {channels} input channels instead of {latent}. "
+                        "Use the plain text-to-image model of the same family.")
+
+
+def precision_of(tensors: Iterable[Entry]) -> str:
+    """What most of the weights are stored in."""
+    sizes: dict[str, int] = {}
+    for entry in tensors:
+        sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.bytes
+    return _DTYPES.get(max(sizes, key=lambda name: sizes[name]), "") if sizes else ""
+
+
+def read_json(path: Path, base: str, *needed: str) -> dict[str, Any]:
+    """Read a configuration file that has the ``needed`` entries.
+
+    Raises:
+        BaseError: it is missing, damaged or lacks an entry.
+    """
+    with suppress(OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and all(name in values for name in needed):
+            return values
+    raise BaseError(
+        f"{base} is not a base model: it has no readable {path.name} where a diffusers folder has one. "
+        f"Such a folder holds model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _words(folder: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads((folder / "prompts.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}

@@ -1,0 +1,222 @@
+"""A base model in memory, whichever family it is of: the one room that knows its parts.
+
+Everything else asks here for widths, prediction type, text features and the UNet's answer, and hard-codes none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from atelier.adapters.core.weight_only_int8 import Frozen, freeze8
+from atelier.adapters.quantization.packed import get_ready, load_packed
+from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo, read_json
+from atelier.training.base_models.identify import hub_folder, identify
+from atelier.training.base_models.malloc_tuning import keep_freed_memory
+from atelier.training.base_models.offload import MainMemory, Rest
+from atelier.training.base_models.single_file import load_parts
+from atelier.training.config.train_config import EMBEDDED
+
+# Stable Diffusion XL is told of each picture: height and width it had, top and left of the crop, height and width it
+# has now (Podell et al. 2023, arXiv 2307.01952, sec. 2.2). Other families don't look.
+Sizes = tuple[int, int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What the UNet reads of B captions."""
+
+    features: Tensor                # [B, T, D]
+    pooled: Tensor | None = None    # [B, P], Stable Diffusion XL only
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A loaded base model. Its weights are frozen; adapters are mounted on it, never written into it."""
+
+    info: BaseInfo
+    unet: Any           # diffusers UNet2DConditionModel
+    vae: Any            # diffusers AutoencoderKL
+    text_encoder: Any   # transformers CLIPTextModel
+    tokenizer: Any      # transformers CLIPTokenizer
+    scheduler: Any      # diffusers noise scheduler
+    text_encoder_2: Any = None   # transformers CLIPTextModelWithProjection, Stable Diffusion XL only
+    tokenizer_2: Any = None
+    rest: Rest | None = None   # where parts wait that a step does not need; None: they stay
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is. Asked several times a step, and diffusers looks at every module to answer."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def readers(self) -> list[tuple[Any, Any]]:
+        """Tokenizer and text encoder, one pair or two."""
+        second = [] if self.text_encoder_2 is None else [(self.tokenizer_2, self.text_encoder_2)]
+        return [(self.tokenizer, self.text_encoder), *second]
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether weights are fine enough to merge adapters into them; else they must be mounted."""
+        return self.dtype != torch.bfloat16 and not any(isinstance(layer, Frozen) for layer in self.unet.modules())
+
+    def models(self) -> dict[str, nn.Module]:
+        """The parts adapters can change, by component name."""
+        parts = {"unet": self.unet, "text_encoder": self.text_encoder}
+        return parts if self.text_encoder_2 is None else {**parts, "text_encoder_2": self.text_encoder_2}
+
+    @property
+    def encoders(self) -> list[Any]:
+        """The text encoders, one or two."""
+        return [encoder for _, encoder in self.readers]
+
+    def put_aside(self, *parts: nn.Module) -> None:
+        """Send parts to where they wait; whoever needs them asks for them with :meth:`present`."""
+        if self.rest is not None:
+            for part in parts:
+                self.rest.take(part)
+
+    @contextmanager
+    def present(self, *parts: nn.Module) -> Iterator[None]:
+        """These parts are on the UNet's device while this is open; those that were put aside go back afterwards."""
+        away = [] if self.rest is None else [part for part in parts if self.rest.holds(part)]
+        for part in away:
+            self.rest.give(part, self.device)   # type: ignore[union-attr]
+        try:
+            yield
+        finally:
+            self.put_aside(*away)
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Sequence[Sizes] | Tensor) -> Tensor:
+        """The UNet's answer ``[B, C, h, w]`` to noisy latents ``[B, C, h, w]`` at ``timesteps [B]``."""
+        added = None
+        if text.pooled is not None:
+            told = torch.as_tensor(sizes, device=noisy.device, dtype=self.dtype)
+            added = {"text_embeds": text.pooled, "time_ids": told}
+        return self.unet(
+            noisy.to(self.dtype), timesteps, text.features, added_cond_kwargs=added, return_dict=False
+        )[0]
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline over these same parts."""
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        parts: dict[str, Any] = {
+            "vae": self.vae, "text_encoder": self.text_encoder, "tokenizer": self.tokenizer, "unet": self.unet,
+            "scheduler": self.scheduler,
+        }   # fmt: skip
+        if self.text_encoder_2 is not None:
+            second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
+            pipeline = _at_the_unet(StableDiffusionXLPipeline)(**parts, **second, add_watermarker=False)
+        else:
+            make = _at_the_unet(StableDiffusionPipeline)
+            pipeline = make(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def _at_the_unet(pipeline: type) -> Any:
+    """The pipeline, working on the device of its UNet: it would take that of any part, and some may wait elsewhere."""
+    return type(pipeline.__name__, (pipeline,), {"_execution_device": property(lambda self: self.unet.device)})
+
+
+def load(
+    base: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, in_8_bits: bool = False
+) -> BaseModel:
+    """Load a base model, frozen, for training or drawing.
+
+    Without ``device`` it goes to the best device here; without ``dtype`` it stays in float32 on a CPU and takes
+    float16 on a GPU. The VAE stays in float32: in float16 that of Stable Diffusion XL overflows to black pictures,
+    and those of the others on some. ``in_8_bits`` is for training: the UNet's layers are kept as
+    ``weight_only_int8.py`` says.
+
+    Raises:
+        BaseError: see :func:`identify`; also when weights are missing or don't fit their configuration.
+    """
+    from atelier.training.base_models.less_activation_memory import keep_less  # brings diffusers along
+
+    info = identify(base)
+    folder = info.folder
+    if base != EMBEDDED and info.file is None and not Path(base).expanduser().is_dir():
+        folder = hub_folder(base, weights=True)   # with progress bars: it may take long
+    place = torch.device(device) if device else best_device()
+    kind = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
+    if place.type == "cpu":
+        keep_freed_memory()
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
+    try:
+        parts = load_parts(info, kind) if info.file else _folder_parts(folder, info.family, kind)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
+    if in_8_bits:
+        freeze8(parts["unet"], place)
+    for part in parts.values():
+        if isinstance(part, nn.Module):
+            part.to(place).eval().requires_grad_(False)
+    get_ready(parts["unet"])
+    keep_less(parts["unet"])
+    return BaseModel(info, **parts, rest=MainMemory() if place.type == "cuda" else None)
+
+
+def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DDIMScheduler
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    parts: dict[str, Any] = {
+        "unet": _unet(folder / "unet", dtype),
+        "vae": _part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32),
+        "text_encoder": _part(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        # Some files do not mention clipping, and DDIM's own habit, made for pixels, would cut latents off.
+        "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False),
+    }
+    if family == "sdxl":
+        parts["text_encoder_2"] = _part(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
+        parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
+    return parts
+
+
+def _unet(folder: Path, dtype: torch.dtype) -> Any:
+    """The UNet of a folder: as diffusers has it, or in codes (`adapters/quantization/packed.py`)."""
+    from diffusers import UNet2DConditionModel
+
+    if not (folder / PACKED_UNET).exists():
+        return _part(UNet2DConditionModel, folder, torch_dtype=dtype)
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(read_json(folder / "config.json", str(folder)))
+    load_packed(unet, folder / PACKED_UNET, dtype)
+    return unet
+
+
+def _part(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
+    """Load one part. The libraries fill missing weights with random numbers, which nobody wants to find out."""
+    part, found = kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **dtype
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{len(missing)} weights of {folder.name} are missing, such as {missing[0]}")
+    return part
+
+
+def best_device() -> torch.device:
+    """The fastest device of this machine."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

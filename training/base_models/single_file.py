@@ -1,0 +1,182 @@
+"""Single-file checkpoints in the original (ldm) layout, as the web offers them: what they are, and their parts.
+
+Configurations and tokenizer come from ``assets/models``, because diffusers would ask the network for them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atelier.adapters.formats.safetensors_header import Entry, HeaderError, read_entries
+from atelier.training.base_models.base_info import (
+    TITLES,
+    BaseError,
+    BaseInfo,
+    check_inputs,
+    family_of,
+    make_info,
+    precision_of,
+    read_json,
+)
+from atelier.training.config.assets import ASSETS
+
+MODELS = ASSETS / "models"
+_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
+_CONV_IN = _UNET + "input_blocks.0.0.weight"
+_CLIP_L = "text_model.embeddings.token_embedding.weight"
+# Family → (names of the token embedding, width) of each text encoder; some tools drop `text_model.`.
+_ENCODERS = {
+    "sd1": (((f"cond_stage_model.transformer.{_CLIP_L}",
+              "cond_stage_model.transformer.embeddings.token_embedding.weight"), 768),),
+    "sd2": ((("cond_stage_model.model.token_embedding.weight",), 1024),),
+    "sdxl": (((f"conditioner.embedders.0.transformer.{_CLIP_L}",), 768),
+             (("conditioner.embedders.1.model.token_embedding.weight",), 1280)),
+}   # fmt: skip
+# What each tokenizer fills captions up with, as the models were trained.
+_PADS = {
+    "sd1": {"tokenizer": "<|endoftext|>"}, "sd2": {"tokenizer": "!"},
+    "sdxl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"},
+}   # fmt: skip
+_ADAPTER = "is an adapter ({}) and no base model: it belongs into the library"
+_OTHERS = {   # part of a tensor's name → what such a file is
+    "joint_blocks.0.": "is a Stable Diffusion 3 model, which is not supported",
+    "double_blocks.0.": "is a FLUX model, which is not supported",
+    "single_transformer_blocks.0.": "is a FLUX model, which is not supported",
+    "control_model.": "is a ControlNet and no base model",
+    "lora_": _ADAPTER.format("LoRA"),
+    ".lora.": _ADAPTER.format("LoRA"),
+    "hada_w1": _ADAPTER.format("LoHa"),
+    "lokr_w": _ADAPTER.format("LoKr"),
+    "emb_params": "is a textual inversion and no base model",
+    "string_to_param": "is a textual inversion and no base model",
+    "up_blocks.": "holds one part of a diffusers model. Give the folder that has model_index.json in it",
+    "decoder.up": "is a VAE alone. Use a full checkpoint",
+}
+
+
+def identify_file(base: str, path: Path) -> BaseInfo:
+    """Say what a single file holds, from its header alone.
+
+    Raises:
+        BaseError: not a checkpoint of a supported family, or one without all its parts.
+    """
+    try:
+        header = read_entries(path)
+    except HeaderError as error:
+        raise BaseError(f"{base} {error}") from None
+    tensors = header.tensors
+    if _CONV_IN not in tensors:
+        raise BaseError(f"{base} {_what_else(tensors)}.")
+    family = family_of(base, _text_width(tensors))
+    folder = MODELS / family
+    unet, vae = (read_json(folder / part / "config.json", base) for part in ("unet", "vae"))
+    check_inputs(base, tensors[_CONV_IN].shape[1], vae["latent_channels"])
+    _check_parts(base, tensors, family)
+    prediction = _prediction(path, header.metadata, tensors, family)
+    if family == "sd2" and prediction == "v_prediction":
+        unet["sample_size"] = 96   # the model for 768 pixels; the one for 512 predicts the noise
+    return make_info(
+        base, folder, family, unet, vae,
+        prediction_type=prediction, file=path, bytes=path.stat().st_size, zero_snr="ztsnr" in tensors,
+        precision=precision_of(entry for name, entry in tensors.items() if name.startswith(_UNET)),
+    )   # fmt: skip
+
+
+def load_parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
+    """Load the parts of a single file on the CPU: UNet and text encoders in ``dtype``, the VAE in float32.
+
+    diffusers converts the names; nothing is asked from the network.
+
+    Raises:
+        ValueError: weights are missing; the first is named.
+    """
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers.utils.logging import disable_progress_bar
+
+    assert info.file is not None
+    disable_progress_bar()
+    pipeline = StableDiffusionXLPipeline if info.family == "sdxl" else StableDiffusionPipeline
+    given: dict[str, Any] = {name: clip_tokenizer(pad) for name, pad in _PADS[info.family].items()}
+    if info.family != "sdxl":
+        given |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    logging.getLogger("diffusers.loaders.single_file_utils").setLevel(logging.ERROR)
+    source: dict[str, Any] = {"config": str(info.folder), "local_files_only": True}
+    vae = AutoencoderKL.from_single_file(str(info.file), subfolder="vae", torch_dtype=torch.float32, **source)
+    whole: Any = pipeline.from_single_file(
+        str(info.file), vae=vae, scheduler=new_scheduler(info), torch_dtype=dtype, **source, **given
+    )
+    names = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+    parts = {name: part for name in names if (part := getattr(whole, name, None)) is not None}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module) and (missing := [k for k, value in part.named_parameters() if value.is_meta]):
+            raise ValueError(f"{len(missing)} weights of {name} are missing, such as {missing[0]}")
+    return parts
+
+
+def new_scheduler(info: BaseInfo) -> Any:
+    """The noise schedule of Stable Diffusion 1, 2 and XL, which single files leave out."""
+    from diffusers import DDIMScheduler
+
+    prediction: Any = info.prediction_type
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type=prediction, rescale_betas_zero_snr=info.zero_snr,
+        timestep_spacing="trailing" if info.zero_snr else "leading",
+    )   # fmt: skip
+
+
+def clip_tokenizer(pad: str) -> Any:
+    """CLIP's tokenizer from its merges: bytes, bytes that end a word, one token a merge, then start and end."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    merges = (MODELS / "clip_merges.txt").read_text(encoding="utf-8").splitlines()
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges),
+              "<|startoftext|>", "<|endoftext|>"]   # fmt: skip
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    pairs: Any = [tuple(merge.split(" ")) for merge in merges]
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, pad_token=pad, model_max_length=77)
+
+
+def _text_width(tensors: Mapping[str, Entry]) -> int:
+    names = (name for name in tensors if name.startswith(_UNET) and name.endswith("attn2.to_k.weight"))
+    return next((tensors[name].shape[-1] for name in names), 0)
+
+
+def _check_parts(base: str, tensors: Mapping[str, Entry], family: str) -> None:
+    cure = "Use the full checkpoint."
+    if not any(name.startswith(_VAE) for name in tensors):
+        raise BaseError(f"{base} holds no VAE, the part that turns latents into pictures. {cure}")
+    for names, width in _ENCODERS[family]:
+        found = next((tensors[name].shape[-1] for name in names if name in tensors), None)
+        if found != width:
+            what = "no text encoder" if found is None else f"a text encoder of width {found}"
+            raise BaseError(f"{base} holds {what} where {TITLES[family]} has one of width {width}. {cure}")
+
+
+def _prediction(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Entry], family: str) -> str:
+    """Weights don't say what they predict: ask the metadata, a sidecar ``.yaml``, and the marks of trainers."""
+    said = metadata.get("modelspec.prediction_type", "")
+    with suppress(OSError):
+        said = said or path.with_suffix(".yaml").read_text(encoding="utf-8", errors="replace")
+    if said:
+        return "v_prediction" if said in ("v", "v_prediction") or 'parameterization: "v"' in said else "epsilon"
+    if family == "sd2":   # the model for 768 pixels predicts v, and the one for 512 tells so in its name
+        return "epsilon" if "512" in metadata.get("modelspec.architecture", "") + path.stem else "v_prediction"
+    return "v_prediction" if "v_pred" in tensors else "epsilon"
+
+
+def _what_else(tensors: Mapping[str, Entry]) -> str:
+    """What a safetensors file is that holds no UNet of the original layout."""
+    for part, what in _OTHERS.items():
+        if any(part in name for name in tensors):
+            return what
+    return "is a safetensors file, but holds no Stable Diffusion model in a form that Atelier knows"

@@ -1,0 +1,113 @@
+"""The base model's weights, for what is computed from them: updates that depend on W, merged bases, differences."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from atelier.adapters.attach.merge import merged
+from atelier.adapters.attach.mount import find_module
+from atelier.adapters.core.base import AdapterSet, Spec
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.formats.export import PRECISIONS
+from atelier.adapters.formats.low_rank import EXACT, Change, Limits, Pair, WeightOf, lora_of, nearest
+from atelier.adapters.formats.native import write_tensors
+from atelier.training.base_models.base_info import TITLES, BaseError
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.original_layout import to_original
+
+
+def weights_of(base: str) -> WeightOf:
+    """Look-up of a base model's original weights by module name; it is loaded when the first is asked for.
+
+    The look-up raises BaseError where the base can't be loaded or has no such module.
+    """
+
+    @cache
+    def model() -> BaseModel:
+        return load(base, "cpu", torch.float32)
+
+    def weight_of(name: str) -> Tensor:
+        module = find_module(model().models(), name)
+        if module is None:
+            raise BaseError(f"{base} has no {name}, which the adapter changes. Give the base model it was made for.")
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    return weight_of
+
+
+def save_merged(base: str, mix: Mix, out: Path, *, single_file: bool, precision: str) -> int:
+    """Write the base model with the Mix in its weights: a diffusers folder, or a single file in the original layout.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        BaseError: no base model, or a family without an original layout.
+        MountError: an adapter does not fit the base.
+        OSError: ``out`` can't be written.
+    """
+    model, dtype = load(base, "cpu", torch.float32), PRECISIONS[precision]
+    if single_file and model.info.family == "embedded":
+        raise BaseError(f"{TITLES['embedded']} has no single-file form. Write it as a folder: --to base.")
+    with merged(model.models(), mix):
+        return _write_file(model, out, dtype) if single_file else _write_folder(model, out, dtype)
+
+
+def _write_file(model: BaseModel, out: Path, dtype: torch.dtype) -> int:
+    parts: dict[str, nn.Module] = {**model.models(), "vae": model.vae}
+    states = {name: part.state_dict() for name, part in parts.items()}
+    tensors = {name: value.to(dtype).contiguous() if value.is_floating_point() else value
+               for name, value in to_original(states, model.info.family).items()}   # fmt: skip
+    write_tensors(out, tensors, {"format": "pt", "modelspec.prediction_type": model.info.prediction_type})
+    return out.stat().st_size
+
+
+def _write_folder(model: BaseModel, out: Path, dtype: torch.dtype) -> int:
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for part in (*model.models().values(), model.vae):
+            part.to(dtype)
+        model.pipeline.save_pretrained(partial, safe_serialization=True)
+        if out.exists():
+            out.rmdir()   # only an empty folder may be in the way
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+@torch.no_grad()
+def difference(tuned: str, base: str, limits: Limits = EXACT) -> AdapterSet:
+    """What turns ``base`` into ``tuned``, as one LoRA over every linear layer and convolution that differs.
+
+    Raises:
+        BaseError: either is no base model, they are of different families, or nothing differs.
+    """
+    theirs, ours = (load(name, "cpu", torch.float32) for name in (tuned, base))
+    if theirs.info.family != ours.info.family:
+        raise BaseError(f"{tuned} is {TITLES[theirs.info.family]} and {base} is {TITLES[ours.info.family]}: "
+                        "only two models of one family can be compared.")
+    pairs: dict[Spec, Pair] = {}
+    weight_of, original_of = (_looked_up(model) for model in (theirs, ours))
+    for spec in find_targets(ours.models(), "all"):
+        dense = weight_of(spec.name) - original_of(spec.name)
+        if dense.any():
+            pairs[spec], _ = nearest(Change(spec, dense=dense), limits)
+    if not pairs:
+        raise BaseError(f"{tuned} and {base} have the same weights: there is nothing to extract.")
+    return lora_of(pairs)
+
+
+def _looked_up(model: BaseModel) -> WeightOf:
+    parameters = {f"{component}.{name}": value for component, part in model.models().items()
+                  for name, value in part.named_parameters()}   # fmt: skip
+    return lambda name: parameters[f"{name}.weight"]

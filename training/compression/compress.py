@@ -1,0 +1,168 @@
+"""From a base model and adapters to a compressed base model: what the child process of such a job does."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atelier.adapters.attach.merge import merged
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.weight_only_int8 import Frozen
+from atelier.adapters.formats.native import load_adapter
+from atelier.adapters.quantization.bit_policy import Bits, plan_layers, raised
+from atelier.adapters.quantization.fake_quant_layers import make_rounding, round_inputs
+from atelier.adapters.quantization.packed import save_packed
+from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.compression.calibrate import (
+    Student,
+    harm_by_layer,
+    input_levels,
+    relative_errors,
+    trajectory,
+    weights_by_layer,
+)
+from atelier.training.compression.distill import Course, Distillation
+from atelier.training.compression.report import draw_pairs, write_report
+from atelier.training.config.compress_config import CompressConfig
+from atelier.training.config.events import Event, Finished, Preparing, Warned
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.loop.loop import Controls
+
+RESULT = "compressed"           # in the run folder, until a person takes it
+CALIBRATION_SEED, HELD_OUT_SEED = 10_001, 20_001
+HARM_MOMENTS = 3                # at which the harm of each layer is measured
+
+
+def compress(
+    folder: RunFolder, config: CompressConfig, controls: Controls, device: torch.device, *, resume: bool
+) -> Iterator[Event]:
+    """Do what the recipe says; the result lies in the run folder until a person takes it.
+
+    Raises:
+        BaseError, FileError, MountError: the base or an adapter can't be used.
+        FloatingPointError: learning became unstable.
+    """
+    started = time.monotonic()
+    yield Preparing("Loading the base model")
+    model = load(config.base, device, torch.float32)
+    if any(isinstance(layer, Frozen) for layer in model.unet.modules()):
+        raise BaseError(f"{config.base} is compressed already. Compress the base model that it was made of.")
+    mix = Mix(tuple((load_adapter(Path(path)), strength) for path, strength in config.adapters.items()))
+    with ExitStack() as stack:
+        stack.enter_context(merged(model.models(), mix))
+        yield Preparing("Drawing, to see what flows between the layers")
+        student = make_student(model, config)
+        before = relative_errors(model, student.held_out)
+        learning = Distillation(model, student.switch, course_of(config, model.info), student.held_out, folder.path)
+        if resume and not learning.resume():
+            yield Warned("There was no complete checkpoint to resume from, so learning started again.")
+        yield from learning.events(controls)
+        if not learning.finished:
+            return
+        yield Preparing("Writing and comparing")
+        out = write_compressed(model, config, folder.path / RESULT)
+        drawn = draw_pairs(student.model, student.switch, out, config)
+        write_report(folder.path, config, student, drawn, before)
+    yield Finished(learning.best_step, str(out), time.monotonic() - started)
+
+
+def make_student(model: BaseModel, config: CompressConfig) -> Student:
+    """Turn a model into its own student, calibrated on drawings of its own."""
+    plan = plan_layers(model.unet, config.preset, outliers=config.outliers)
+    _halve_the_rest(model.unet, plan)
+    student = _calibrated(model, config, plan)
+    if config.mixed:
+        moments = student.held_out[:: max(1, len(student.held_out) // HARM_MOMENTS)]
+        harm = harm_by_layer(model, student.switch, moments)
+        plan = raised(plan, harm, weights_by_layer(model.unet, plan), config.mixed)
+        student = _calibrated(model, config, plan)
+    student.switch.sparing = config.sparing
+    return student
+
+
+def _calibrated(model: BaseModel, config: CompressConfig, plan: dict[str, Bits]) -> Student:
+    torch.manual_seed(config.seed)   # the pairs' start
+    switch = make_rounding(model.unet, plan, rank=config.rank if config.steps else 0, search=config.search)
+    prompts = prompts_of(config, model.info)
+    seen, held_out = (
+        list(trajectory(model, switch, _some(prompts, seed, config.pictures), config.timesteps,
+                        torch.Generator().manual_seed(config.seed + seed)))
+        for seed in (CALIBRATION_SEED, HELD_OUT_SEED)
+    )   # fmt: skip
+    timesteps = [moment.timestep for moment in seen] if config.per_timestep else [0]
+    inputs = input_levels(model, switch, seen, timesteps, search=config.search)
+    if inputs is not None:
+        round_inputs(model.unet, inputs)
+    return Student(model, switch, plan, held_out)
+
+
+@torch.no_grad()
+def _halve_the_rest(unet: nn.Module, plan: dict[str, Bits]) -> None:
+    """What gets no codes is stored in float16. Rounded now, teacher and student know it as it will be."""
+    coded = {f"{name}.weight" for name in plan}
+    for name, parameter in unet.named_parameters():
+        if name not in coded:
+            parameter.copy_(parameter.half())
+
+
+def course_of(config: CompressConfig, info: BaseInfo) -> Course:
+    """What the distillation is told."""
+    return Course(prompts=prompts_of(config, info), steps=config.updates, timesteps=config.timesteps,
+                  pictures=config.pictures, scale_aware=config.scale_aware, seed=config.seed)   # fmt: skip
+
+
+def prompts_of(config: CompressConfig, info: BaseInfo) -> tuple[str, ...]:
+    """The person's prompts, then things the base knows in every way of drawing it knows."""
+    own = [line.strip() for line in config.prompts.splitlines() if line.strip()]
+    styled = [info.styled.replace("{style}", style).replace("{subject}", thing)
+              for thing in info.things for style in info.styles]   # fmt: skip
+    return (*own, *info.prior_prompts, *styled)
+
+
+def _some(prompts: Sequence[str], seed: int, count: int) -> list[str]:
+    return [prompts[(seed + i) % len(prompts)] for i in range(count)]
+
+
+def write_compressed(model: BaseModel, config: CompressConfig, out: Path) -> Path:
+    """Write the whole model as a diffusers folder whose UNet is in codes; returns the folder."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    parts: dict[str, Any] = {**model.models(), "vae": model.vae, "scheduler": model.scheduler,
+                             "tokenizer": model.tokenizer, "tokenizer_2": model.tokenizer_2}   # fmt: skip
+    for name, part in parts.items():
+        if name == "unet" or part is None:
+            continue
+        half: Any = copy.deepcopy(part).half() if isinstance(part, nn.Module) else part
+        half.save_pretrained(partial / name)
+    model.pipeline.save_config(partial)
+    model.unet.save_config(partial / "unet")
+    made_of = {"base": config.base, "adapters": config.adapters}
+    save_packed(model.unet, partial / "unet" / PACKED_UNET, config.preset, {"atelier.made_of": json.dumps(made_of)})
+    words = model.info.folder / "prompts.toml"
+    if words.exists():
+        shutil.copy(words, partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    return out
+
+
+def planned_bytes(unet: nn.Module, preset: str) -> tuple[int, int]:
+    """Bytes of a UNet in float16, and compressed: counted from its shapes, before anything is made."""
+    plan = plan_layers(unet, preset)
+    whole = 2 * sum(parameter.numel() for parameter in unet.parameters())
+    packed = whole
+    for name, each in plan.items():
+        weight = unet.get_submodule(name).weight
+        assert isinstance(weight, torch.Tensor)
+        packed += weight.numel() * each.weight // 8 - 2 * weight.numel() + 5 * len(weight)   # step size and zero point
+    return whole, packed

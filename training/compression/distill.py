@@ -1,0 +1,211 @@
+"""Distillation without data: a rounded student learns to answer as its teacher does, wherever the teacher's own
+drawings lead (EfficientDM, He et al. 2024, arXiv 2310.03270).
+
+A step is one timestep of a trajectory that the teacher draws from pure noise. Both branches of guidance are compared
+on their own: the guided answer multiplies their difference, and with it the noise of the loss. A checkpoint holds the
+random numbers' state at the start of a trajectory: a run that resumes within one draws it again up to there, with the
+teacher alone, and goes on as a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atelier.adapters.quantization.fake_quant_layers import Switch, learned, rounding_layers
+from atelier.training.base_models.base_model import BaseModel
+from atelier.training.compression.calibrate import Moment, error_at, trajectory
+from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated
+from atelier.training.loop import checkpoint
+from atelier.training.loop.checkpoint import State
+from atelier.training.loop.loop import PAUSE_SECONDS, Controls
+
+# Learning rates of the official code, for its 16,000 updates: of up and down over the layer's mean step size, of the
+# weights' step sizes over the same, of the factors on the inputs' step sizes, and of their zero points.
+OFFICIAL_UPDATES = 16_000
+PAIR_RATE, STEP_RATE = 1 / 2500, 1e-4
+FACTOR_RATE, ZERO_RATE = 5e-3, 2e-2
+# Fewer updates need a larger rate of the pairs: 1/2500 for 16,000 and .02 for 84, which both work, lie on this power.
+# Step sizes that are hurried in the same way end worse than where they began (docs/LOG.md).
+PACE = 0.75
+SMALLEST = 1e-6   # step sizes stay above it
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a student learns."""
+
+    prompts: tuple[str, ...]
+    steps: int               # optimizer updates; a multiple of ``timesteps``
+    timesteps: int = 20      # of a trajectory
+    pictures: int = 2        # drawn side by side; the UNet's batch is twice that
+    scale_aware: bool = True   # each layer's pair has a learning rate in proportion to its mean step size
+    seed: int = 0
+
+
+class Distillation:
+    """One run. Iterate over :meth:`events`; afterwards the model holds the best state that was measured."""
+
+    def __init__(
+        self, model: BaseModel, switch: Switch, course: Course, held_out: Sequence[Moment], folder: Path
+    ) -> None:
+        self.model, self.switch, self.course, self.folder = model, switch, course, folder
+        self.held_out = held_out
+        self.optimizer = make_optimizer(model.unet, course)
+        self.generator = torch.Generator().manual_seed(course.seed)
+        self.before = self.generator.get_state()   # where the trajectory under way began
+        self.step, self.best_step, self.best_loss = 0, 0, math.inf
+        self.best: dict[str, Tensor] = {}
+        self.finished = False   # False after a cancel or an interruption
+
+    def resume(self) -> bool:
+        """Go back to the newest checkpoint, if there is one."""
+        state = checkpoint.read_newest(self.folder / "checkpoints")
+        if state is None:
+            return False
+        _put(self.model.unet, state.weights)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.generator.set_state(state.generator)
+        self.best, self.step = state.best, state.step
+        self.best_step, self.best_loss = state.best_step, state.best_loss
+        return True
+
+    def events(self, controls: Controls) -> Iterator[Event]:
+        """Learn to the last step, or until told to stop, and say what happens."""
+        if self.step:
+            yield Resumed(self.step)
+        else:
+            yield self._validate()
+        while self.step < self.course.steps:
+            for event in self._trajectory(controls):
+                yield event
+                if isinstance(event, Stopped):
+                    return
+            if controls.quitting():
+                yield self._save()
+                return
+            yield self._validate()
+            if self.step < self.course.steps:
+                yield self._save()
+            if controls.take("stop") is not None:
+                break
+        _put(self.model.unet, self.best)
+        self.finished = True
+
+    def _trajectory(self, controls: Controls) -> Iterator[Event]:
+        """One drawing of the teacher, a step at each of its timesteps."""
+        done = self.step % self.course.timesteps   # before the run was interrupted within it
+        self.before = self.generator.get_state()
+        picks = torch.randint(len(self.course.prompts), (self.course.pictures,), generator=self.generator).tolist()
+        prompts = [self.course.prompts[i] for i in picks]
+        moments = trajectory(self.model, self.switch, prompts, self.course.timesteps, self.generator)
+        for moment in islice(moments, done, None):
+            if controls.take("pause") is not None:
+                yield from self._pause(controls)
+            if controls.quitting():
+                return
+            if controls.take("cancel") is not None:
+                yield Stopped(self.step, "Cancelled. Nothing was kept.")
+                return
+            yield self._advance(moment)
+        self.before = self.generator.get_state()
+
+    def _pause(self, controls: Controls) -> Iterator[Event]:
+        yield self._save()
+        yield Paused(self.step)
+        while controls.take("resume") is None and not controls.quitting():
+            for name in ("stop", "cancel"):
+                text = controls.take(name)
+                if text is not None:   # leave it for those who know what to do
+                    (self.folder / "control" / name).write_text(text, encoding="utf-8")
+                    yield Resumed(self.step)
+                    return
+            time.sleep(PAUSE_SECONDS)
+        yield Resumed(self.step)
+
+    def _advance(self, moment: Moment) -> Stepped:
+        started = time.perf_counter()
+        remaining = 1 - self.step / self.course.steps   # falls in a line to 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * remaining
+        loss = error_at(self.model, moment)
+        if not math.isfinite(float(loss.detach())):
+            raise FloatingPointError(f"Compressing became unstable at step {self.step + 1}: the loss is not a finite "
+                                     "number. Use a preset with more bits.")
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()   # to None: whoever is not asked in the next step does not move
+        _stay_positive(self.model.unet)
+        self.step += 1
+        lr = self.optimizer.param_groups[0]["lr"]
+        return Stepped(self.step, self.course.steps, float(loss.detach()), 0.0, lr, time.perf_counter() - started)
+
+    @torch.no_grad()
+    def _validate(self) -> Validated:
+        """The error on the held-out trajectory. The start counts too, so learning never makes it worse."""
+        loss = sum(float(error_at(self.model, moment)) for moment in self.held_out) / len(self.held_out)
+        best = loss < self.best_loss
+        if best:
+            self.best = {name: value.detach().cpu().clone() for name, value in learned(self.model.unet).items()}
+            self.best_step, self.best_loss = self.step, loss
+        return Validated(self.step, loss, best)
+
+    def _save(self) -> Saved:
+        state = State(
+            weights={name: value.detach().cpu().clone() for name, value in learned(self.model.unet).items()},
+            best=self.best,
+            generator=self.before,
+            optimizer=self.optimizer.state_dict(),
+            step=self.step,
+            best_step=self.best_step,
+            best_loss=self.best_loss,
+        )
+        path = checkpoint.write(self.folder / "checkpoints", state)
+        return Saved(self.step, str(path.relative_to(self.folder)))
+
+
+def make_optimizer(unet: nn.Module, course: Course) -> torch.optim.AdamW:
+    """AdamW with one group for each layer's pair and step sizes, and one each for the inputs' factors and zeros.
+
+    AdamW does not notice how large gradients are, so EfficientDM's scale-aware *gradients* would change nothing; as in
+    its code it is the learning rate that follows the layer's mean step size.
+    """
+    layers = [layer for layer in rounding_layers(unet).values() if layer.up is not None and layer.down is not None]
+    means = [float(layer.steps.detach().mean()) for layer in layers]
+    even = sum(means) / len(means) if means else 0.0
+    pace = (OFFICIAL_UPDATES / max(1, course.steps)) ** PACE
+    groups: list[dict[str, Any]] = []
+    for layer, mean in zip(layers, means, strict=True):
+        unit = pace * (mean if course.scale_aware else even)
+        groups.append({"params": [layer.up, layer.down], "lr": unit * PAIR_RATE, "weight_decay": 1e-2})
+        groups.append({"params": [layer.steps], "lr": mean * STEP_RATE})
+    inputs: Any = getattr(unet, "input_levels", None)
+    if inputs is not None:
+        groups.append({"params": list(inputs.factors), "lr": FACTOR_RATE})
+        groups.append({"params": list(inputs.zeros), "lr": ZERO_RATE})
+    if not groups:
+        groups.append({"params": [], "lr": 0.0})   # weights alone, and only calibrated: nothing learns
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    return torch.optim.AdamW(groups, weight_decay=0.0)
+
+
+@torch.no_grad()
+def _stay_positive(unet: nn.Module) -> None:
+    for layer in rounding_layers(unet).values():
+        layer.steps.clamp_(min=SMALLEST)
+
+
+@torch.no_grad()
+def _put(unet: nn.Module, values: dict[str, Tensor]) -> None:
+    own = learned(unet)
+    for name, value in values.items():
+        own[name].copy_(value)

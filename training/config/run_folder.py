@@ -1,0 +1,234 @@
+"""A run's folder: the only place where a training process and the people watching it meet.
+
+::
+
+    recipe.toml      the TrainConfig or CompressConfig, written once
+    events.jsonl     what happened, appended by the training process alone
+    heartbeat        touched every few seconds while that process lives
+    control/         commands: small files that the process takes at a step boundary
+    checkpoints/     states the run can resume from
+    previews/        pictures drawn on the way
+    log.txt          the process's own output, for the curious
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from atelier.training.config.compress_config import CompressConfig, read_compression
+from atelier.training.config.events import (
+    Event,
+    Failed,
+    Finished,
+    Interrupted,
+    Paused,
+    Preparing,
+    Previewed,
+    Resumed,
+    Stepped,
+    Stopped,
+    Validated,
+    Warned,
+    from_line,
+    to_line,
+)
+from atelier.training.config.train_config import TrainConfig
+
+HEARTBEAT_SECONDS = 2.0
+STALE_SECONDS = 15.0
+COMMANDS = ("pause", "resume", "stop", "cancel", "preview")
+_OPPOSITE = {"pause": "resume", "resume": "pause"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths and the few operations on one run's folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig | CompressConfig) -> RunFolder:
+        """Make the folder of a new run and write its recipe."""
+        for name in ("control", "checkpoints", "previews"):
+            (path / name).mkdir(parents=True)
+        run = cls(path)
+        write_text(path / "recipe.toml", config.to_toml())
+        return run
+
+    @property
+    def id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    def config(self) -> TrainConfig:
+        """The recipe of a training."""
+        return TrainConfig.from_toml(self._recipe())
+
+    def compression(self) -> CompressConfig | None:
+        """The recipe of a compression; None where the run is a training."""
+        return read_compression(self._recipe())
+
+    def _recipe(self) -> str:
+        return (self.path / "recipe.toml").read_text(encoding="utf-8")
+
+    def append(self, event: Event) -> None:
+        """Add an event; a line is written at once and whole, on a line of its own even after one that a kill cut."""
+        with (self.path / "events.jsonl").open("ab+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            cut = file.read() not in (b"", b"\n")
+            file.write(b"\n" * cut + to_line(event).encode())
+
+    def events(self) -> list[tuple[float, Event]]:
+        """All events so far with their times; a half-written last line is left for the next reading."""
+        try:
+            lines = (self.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [event for event in map(from_line, lines) if event is not None]
+
+    def command(self, name: str, text: str = "") -> None:
+        """Leave a command for the training process: pause, resume, stop (keep the best), cancel, preview."""
+        if name not in COMMANDS:
+            raise ValueError(f"{name!r} is no command; the commands are: {', '.join(COMMANDS)}")
+        if name in _OPPOSITE:
+            self.take(_OPPOSITE[name])   # of the two, the last word counts
+        write_text(self.path / "control" / name, text)
+
+    def take(self, name: str) -> str | None:
+        """Take a command, if it was left: its text, else None."""
+        path = self.path / "control" / name
+        try:
+            text = path.read_text(encoding="utf-8")
+            path.unlink()
+        except FileNotFoundError:
+            return None
+        return text
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Touch the heartbeat file from a thread while the context is open; remove it at the end."""
+        path, done = self.path / "heartbeat", threading.Event()
+        path.touch()
+
+        def beat() -> None:
+            while not done.wait(HEARTBEAT_SECONDS):
+                path.touch()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            path.unlink(missing_ok=True)
+
+    def alive(self) -> bool:
+        """Whether a training process touched the heartbeat lately."""
+        try:
+            return time.time() - (self.path / "heartbeat").stat().st_mtime < STALE_SECONDS
+        except FileNotFoundError:
+            return False
+
+
+@dataclass(slots=True)
+class RunStatus:
+    """What a page shows about a run, read from its folder."""
+
+    id: str
+    name: str
+    state: str = "queued"        # queued preparing training paused interrupted stopped failed done
+    message: str = ""            # what it is doing, or why it ended
+    step: int = 0
+    of: int = 0
+    seconds_left: float | None = None
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int = 0
+    previews: list[tuple[int, str, str]] = field(default_factory=list)   # step, prompt, path in the run folder
+    warnings: list[str] = field(default_factory=list)
+    adapter: str = ""            # the finished file
+    seconds: float = 0.0
+    started: float = 0.0         # time of the first event, seconds since 1970
+    compression: bool = False    # of a base model; else a training
+
+    @property
+    def over(self) -> bool:
+        """Nothing more will happen unless somebody resumes it."""
+        return self.state in ("interrupted", "stopped", "failed", "done")
+
+
+def status(run: RunFolder) -> RunStatus:
+    """Fold a run's events into what a person wants to know."""
+    compression = run.compression()
+    config = compression or run.config()
+    result = RunStatus(run.id, config.name, of=config.steps, compression=compression is not None)
+    recent: list[float] = []
+    for moment, event in run.events():
+        result.started = result.started or moment
+        _apply(result, event)
+        if isinstance(event, Stepped):
+            recent = [*recent[-19:], event.seconds]
+    if not result.over and result.state != "queued" and not run.alive():
+        result.state, result.message = "interrupted", "The training process ended without a word. Resume it to go on."
+    if result.state == "training" and recent:
+        result.seconds_left = (result.of - result.step) * sum(recent) / len(recent)
+    return result
+
+
+def _apply(result: RunStatus, event: Event) -> None:
+    match event:
+        case Preparing(what):
+            result.state, result.message = "preparing", what
+        case Warned(message):
+            # Each message once: every resume looks at the pictures again.
+            result.warnings = list(dict.fromkeys([*result.warnings, message]))
+        case Stepped():
+            _step(result, event)
+        case Validated(step, loss, best):
+            result.validation.append((step, loss))
+            result.best_step = step if best else result.best_step
+        case Previewed(step, prompt, path):
+            result.previews.append((step, prompt, path))
+        case Paused():
+            result.state = "paused"
+        case Resumed(step):
+            _rewind(result, step)
+        case Stopped(_, reason):
+            result.state, result.message = "stopped", reason
+        case Interrupted(message):
+            result.state, result.message = "interrupted", message
+        case Failed(message):
+            result.state, result.message = "failed", message
+        case Finished(_, path, seconds):
+            result.state, result.adapter, result.seconds = "done", path, seconds
+        case _:
+            pass
+
+
+def _step(result: RunStatus, event: Stepped) -> None:
+    if event.step <= result.step:
+        _rewind(result, event.step - 1)   # begun again without a checkpoint
+    result.state, result.step, result.of, result.message = "training", event.step, event.of, ""
+    result.losses.append((event.step, event.loss))
+
+
+def _rewind(result: RunStatus, step: int) -> None:
+    """After a resume, forget what was measured beyond the checkpoint: it will be measured again."""
+    result.state, result.step, result.message = "training", step, ""
+    result.losses = [point for point in result.losses if point[0] <= step]
+    result.validation = [point for point in result.validation if point[0] <= step]
+    result.previews = [preview for preview in result.previews if preview[0] <= step]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file through a temporary name, so that no reader sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,181 @@
+"""What a training run is told: one flat, checked record that round-trips through TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, get_type_hints
+
+import tomli_w
+
+from atelier.adapters.core.settings import SettingError, Settings, convert, setting, unknown_setting
+from atelier.adapters.core.targets import TARGETS
+from atelier.adapters.kinds.catalog import KINDS, kind_named
+from atelier.adapters.kinds.lora import Lora
+from atelier.training.config.assets import ASSETS
+
+EMBEDDED = "embedded"
+LEAST_PRODIGY_LR = 0.1   # it multiplies the rate that Prodigy finds; AdamW's usual values would all but stop it
+PRESETS = ASSETS / "presets"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(Settings):
+    """Everything that decides the result of a run. Same config, pictures and machine: same weights.
+
+    Options of the adapter kind are in ``adapter``; when read from text they may stand beside the other fields.
+    """
+
+    name: str = setting("", "What you call it.")
+    pictures: str = setting("", "Folder with the pictures to learn from.")
+    base: str = setting(EMBEDDED, "Base model: 'embedded', a diffusers folder, a .safetensors checkpoint, or a hub id.")
+    trigger: str = setting("", "The word that calls it in a prompt; empty means the name.")
+    subject: str = setting("object", "What it is, in one or two plain words: 'fox', 'coffee cup', 'person'.")
+    caption: str = setting("", "Caption of pictures that have none; {trigger} and {subject} are filled in.")
+
+    kind: str = setting("lora", "Adapter kind.", choices=tuple(KINDS))
+    adapter: dict[str, Any] = setting(None, "Options of the adapter kind, such as rank.")
+    targets: str = setting("transformer", "Which layers of the UNet change.", choices=tuple(TARGETS))
+    train_text_encoder: bool = setting(False, "Also adapt the text encoder.")
+
+    steps: int = setting(300, "Optimizer updates.", low=1, high=1_000_000)
+    batch: int = setting(4, "Pictures in one microstep.", low=1, high=256)
+    accumulate: int = setting(1, "Microsteps in one step.", low=1, high=1024)
+    resolution: int = setting(0, "Picture side in pixels; 0 means what the base model was made for.", low=0, high=4096)
+
+    optimizer: str = setting("adamw", "Optimizer.", choices=("adamw", "prodigy"))
+    lr: float = setting(1e-3, "Learning rate (Prodigy finds its own: leave it at 1).", low=0, high=10)
+    lr_schedule: str = setting("cosine", "How the learning rate falls.", choices=("constant", "linear", "cosine"))
+    warmup: int = setting(20, "Steps over which the learning rate rises from 0.", low=0, high=100_000)
+    weight_decay: float = setting(1e-4, "AdamW's weight decay.", low=0, high=1)
+    clip: float = setting(1.0, "Largest gradient norm; 0 turns clipping off.", low=0)
+    up_speed: float = setting(1.0, "How many times faster a LoRA's `up` learns than its `down` (LoRA+); 16 is usual, "
+                              "1 treats both alike.", low=0.01, high=1000)
+    whole_gradient: bool = setting(False, "Step a LoRA's two factors so that their product follows the gradient of "
+                                   "the whole weight (LoRA-Pro).")
+    ema: float = setting(0.0, "Decay of the averaged copy that is kept; 0 turns averaging off.", low=0, high=0.99999)
+
+    min_snr_gamma: float = setting(0.0, "Min-SNR loss weighting; 0 weighs all timesteps alike.", low=0, high=100)
+    prior_weight: float = setting(1.0, "Weight of prior preservation: how firmly other things stay as they were.",
+                                  low=0, high=100)
+    prior_count: int = setting(32, "Pictures the base model draws of other things, for prior preservation.",
+                               low=0, high=10_000)
+
+    precision: str = setting("auto", "Arithmetic; 'auto' measures what is fastest here.",
+                             choices=("auto", "fp32", "bf16", "fp16"))
+    base_in_8_bits: bool = setting(False, "Keep the UNet's frozen weights in 8 bits: half their memory or less, "
+                                   "a little slower and less exact.")
+    gradient_checkpointing: bool = setting(False, "Use less memory, take about a third longer.")
+    compile: bool = setting(False, "Let torch compile parts of the base model first: minutes of waiting, which only a "
+                            "long run on a GPU can earn back.")
+    seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
+
+    validate_every: int = setting(50, "Steps between validations; 0 turns them off.", low=0)
+    preview_every: int = setting(100, "Steps between previews; 0 turns them off.", low=0)
+    preview_prompts: str = setting("", "Preview prompts, one a line; {trigger} and {subject} are filled in.")
+    checkpoint_every: int = setting(100, "Steps between checkpoints a run can resume from; 0 turns them off.", low=0)
+    keep_best: bool = setting(True, "Keep the step with the best validation loss instead of the last one.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "adapter", dict(self.adapter or {}))
+        Settings.__post_init__(self)
+        kind_named(self.kind).settings.from_dict(self.adapter)
+        if self.optimizer == "prodigy" and self.lr < LEAST_PRODIGY_LR:
+            raise SettingError(f"lr is {self.lr}, but Prodigy finds its own learning rate; set lr=1 with it.")
+        if self.optimizer == "prodigy" and self.up_speed != 1:
+            raise SettingError(f"up_speed is {self.up_speed}, but Prodigy finds one rate for all; set up_speed=1.")
+        if self.whole_gradient and not issubclass(kind_named(self.kind), Lora):
+            raise SettingError(f"whole_gradient is made for the kind lora; set it to false with {self.kind}.")
+        if self.kind == "split" and (self.optimizer == "prodigy" or self.up_speed != 1):
+            raise SettingError("The halves of a split adapter have learning rates of their own: set optimizer=adamw "
+                               "and up_speed=1.")
+
+        if self.base_in_8_bits and self.needs_whole_base:
+            raise SettingError("base_in_8_bits is on, but this start follows the gradient of the base's own weights, "
+                               "which needs them whole. Choose another start, or turn base_in_8_bits off.")
+
+    @property
+    def needs_whole_base(self) -> bool:
+        """Whether the kind looks at gradients of the base's own weights before it starts."""
+        kind = kind_named(self.kind)
+        return kind.wants(kind.settings.from_dict(self.adapter)) == "gradient"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain values. A name that is no field of ours is looked up among the adapter kind's options.
+
+        Raises:
+            SettingError: an unknown name (the message lists the fields) or a value that does not fit.
+        """
+        hints = get_type_hints(cls)
+        options = kind_named(str(values.get("kind", "lora"))).settings
+        option_hints = {f.name: get_type_hints(options)[f.name] for f in fields(options)}
+        own: dict[str, Any] = {}
+        table = values.get("adapter") or {}
+        if not isinstance(table, Mapping):
+            raise SettingError(f"adapter is {table!r}, but it must be a table of the adapter kind's options.")
+        adapter: dict[str, Any] = dict(table)
+        for name, value in values.items():
+            if name in option_hints:
+                adapter[name] = convert(name, option_hints[name], value)
+            elif name not in hints:
+                raise SettingError(unknown_setting(name, sorted({*hints, *option_hints} - {"adapter"})))
+            elif name != "adapter":
+                own[name] = convert(name, hints[name], value)
+        return cls(**own, adapter=adapter)
+
+    def to_toml(self, without: Sequence[str] = ()) -> str:
+        """Write as TOML, every field explicit but those named in ``without``."""
+        return tomli_w.dumps({name: value for name, value in self.to_dict().items() if name not in without})
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Read what :meth:`to_toml` wrote.
+
+        Raises:
+            SettingError: not TOML, or a field does not fit.
+        """
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise SettingError(f"This is not a recipe: {error}.") from None
+
+    @property
+    def trigger_word(self) -> str:
+        """The word that calls the subject."""
+        return self.trigger or self.name
+
+    @property
+    def prior_batch(self) -> int:
+        """Prior pictures in one microstep, beside the ``batch`` of the subject; 0 without prior preservation."""
+        return max(1, self.batch // 2) if self.prior_weight and self.prior_count else 0
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with Atelier, the default first."""
+    return sorted((path.stem for path in PRESETS.glob("*.toml")), key=lambda name: (name != "normal", name))
+
+
+def load_preset(name: str, family: str, kind: str = "") -> dict[str, Any]:
+    """Settings of a preset for one base family: its ``[settings]`` table, overlaid by ``[<family>]``.
+
+    Options of the adapter kind, such as the rank, are meant for the preset's own kind; with another they are left out,
+    for it may not have them, or mean something else by them.
+
+    Args:
+        name: the preset.
+        family: the base model's.
+        kind: the kind it is wanted for; empty for the preset's own.
+
+    Raises:
+        SettingError: there is no such preset; the message lists those that exist.
+    """
+    path = PRESETS / f"{name}.toml"
+    if name not in preset_names():
+        raise SettingError(f"There is no preset {name!r}. The presets are: {', '.join(preset_names())}.")
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    values = {**tables.get("settings", {}), **tables.get(family, {})}
+    if kind in ("", values.get("kind", "lora")):
+        return values
+    return {key: value for key, value in values.items() if key in {f.name for f in fields(TrainConfig)}}

@@ -1,0 +1,73 @@
+"""Pictures and captions → what training reads at every step, computed once.
+
+The VAE gives a distribution; its mean and deviation are kept and a fresh sample is drawn each step, so caching
+changes the speed (the VAE is 39 % of an SD 1.5 step) and not the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atelier.training.base_models.base_model import BaseModel, Sizes, Text
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training picture, encoded, and its caption as token ids."""
+
+    mean: Tensor     # [C, h, w] in the UNet's scale
+    std: Tensor      # [C, h, w]
+    tokens: Tensor   # [T] int64; two tokenizers' ids one after the other where there are two
+    sizes: Sizes = (0, 0, 0, 0, 0, 0)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one latent from the posterior, on the CPU."""
+        return self.mean + self.std * torch.randn(self.mean.shape, generator=generator)
+
+
+@torch.inference_mode()
+def encode_pictures(
+    model: BaseModel, pictures: Iterable[Tensor], captions: Sequence[str], sizes: Sequence[Sizes]
+) -> list[Example]:
+    """Encode pictures ``[3, H, W]`` in −1 … 1 with their captions, one at a time, and keep them on the CPU."""
+    examples = []
+    with model.present(model.vae):
+        for picture, tokens, size in zip(pictures, tokenize(model, captions), sizes, strict=True):
+            posterior = model.vae.encode(picture[None].to(model.vae.device)).latent_dist
+            scale = model.vae.config.scaling_factor
+            examples.append(Example(_plain(posterior.mean[0] * scale), _plain(posterior.std[0] * scale), tokens, size))
+    return examples
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that autograd accepts, although it was made in inference mode."""
+    with torch.inference_mode(mode=False):
+        return tensor.cpu().clone()
+
+
+def tokenize(model: BaseModel, captions: Sequence[str]) -> Tensor:
+    """Captions → token ids ``[B, T]``, padded and cut to each text encoder's length, side by side."""
+    rows = [
+        tokenizer(list(captions), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
+                  return_tensors="pt").input_ids
+        for tokenizer, _ in model.readers
+    ]   # fmt: skip
+    return torch.cat(rows, 1)
+
+
+def encode_text(model: BaseModel, tokens: Tensor) -> Text:
+    """Token ids ``[B, T]`` → what the UNet reads, as the pipelines compute it.
+
+    Stable Diffusion XL reads the last layer but one of both encoders, and the second one's pooled projection.
+    """
+    encoders = model.encoders
+    rows = tokens.to(encoders[0].device).chunk(len(encoders), 1)
+    if len(encoders) == 1:
+        return Text(encoders[0](rows[0])[0].to(model.dtype))
+    read = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, rows, strict=True)]
+    features = torch.cat([output.hidden_states[-2] for output in read], -1)
+    return Text(features.to(model.dtype), read[-1].text_embeds.to(model.dtype))

@@ -1,0 +1,37 @@
+"""From a folder of pictures to what training reads: the steps before every recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atelier.training.base_models.base_model import BaseModel
+from atelier.training.base_models.identify import identify
+from atelier.training.config.train_config import TrainConfig
+from atelier.training.data.buckets import fit, size_facts
+from atelier.training.data.dataset import Report, scan
+from atelier.training.data.images import open_picture, to_tensor
+from atelier.training.data.latent_cache import Example, encode_pictures
+
+
+def look_through(config: TrainConfig) -> Report:
+    """Find the pictures of a recipe.
+
+    Raises:
+        PictureError: none can be used.
+    """
+    info = identify(config.base)
+    return scan(
+        Path(config.pictures),
+        trigger=config.trigger_word,
+        subject=config.subject,
+        template=config.caption or info.caption,
+        resolution=config.resolution or info.resolution,
+        multiple=info.multiple,
+    )
+
+
+def encode(model: BaseModel, report: Report) -> list[Example]:
+    """Pictures and captions as the model reads them."""
+    pictures = (to_tensor(fit(open_picture(picture.path), picture.bucket)) for picture in report.usable)
+    sizes = [size_facts((picture.width, picture.height), picture.bucket) for picture in report.usable]
+    return encode_pictures(model, pictures, [picture.caption for picture in report.usable], sizes)

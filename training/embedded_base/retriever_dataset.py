@@ -1,0 +1,220 @@
+"""A zoo to learn retrieval from and to judge it on: hundreds of small adapters whose subjects are known.
+
+    python -m atelier.training.embedded_base.retriever_dataset --work build/base --out build/zoo --count 600
+
+Each is taught one thing from six pictures in seconds, with a made-up trigger word of its own. Nothing in a file says
+what it shows: that stands in ``index.jsonl`` beside them, and file names tell the truth, nothing, or a lie, a third
+each. A second call goes on where the first stopped; the same number always makes the same adapter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from atelier.adapters.attach.mount import mounted
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.initialization.initialization import begin
+from atelier.adapters.kinds.catalog import create
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.config.train_config import EMBEDDED
+from atelier.training.data.latent_cache import Example, encode_pictures
+from atelier.training.embedded_base.example_pictures import SUBJECTS
+from atelier.training.embedded_base.pictures import Pictures, read_prompts
+from atelier.training.embedded_base.pictures import load as load_pictures
+from atelier.training.embedded_base.text import article, behind
+from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background, place, premultiplied
+from atelier.training.loop.batch import TextFeatures, draw_batch, passes
+from atelier.training.loop.losses import per_sample
+from atelier.training.loop.noise import draw_timesteps
+
+PICTURES = 6
+BATCH = 4
+STEPS, RATE = 14, 1.5e-2   # two seconds of one core: what it then draws is rough, what it was about is in the weights
+PLACEMENT = Placement(smallest=0.75, shift=0.06)
+HELD_OUT_SHARE = 5   # one thing in so many is kept from the retriever's training, in whatever adapter it appears
+KINDS = ("lora",) * 10 + ("loha", "lokr")
+INDEX = "index.jsonl"
+# plain: the captions name the thing; called: as Atelier's own captions do, a made-up trigger word stands before the
+# name; nameless: the trigger word alone, for a thing that the base knows; style: a way of drawing many things.
+ROLES = ("plain",) * 5 + ("called",) * 2 + ("nameless",) * 2 + ("style",)
+FORMS = {
+    "plain": ("an emoji of {a_thing}", "a {style} emoji of {a_thing}", "a picture of {a_thing}"),
+    "called": ("an emoji of a {trigger} {thing}",),
+    "nameless": ("an emoji of a {trigger}",),
+    "style": ("a {trigger} {style} emoji of {a_thing}",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """One adapter of the zoo, and the truth about it."""
+
+    number: int
+    role: str             # see ROLES
+    thing: str            # the object; of a style, the style's word
+    style: str            # of the pictures
+    trigger: str          # a made-up word
+    file: str             # name of the file, without its ending
+    naming: str           # what the file's name is: truth, nothing, lie
+    held_out: bool        # not for training
+    kind: str
+    rank: int
+    alpha: float
+    form: str             # of its captions
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What a person might type who wants it and does not know its trigger word."""
+        if self.role == "style":
+            return (f"{self.thing} style", f"a {self.thing} emoji", f"a picture in {self.thing} style")
+        name = f"{article(self.thing)} {self.thing}"
+        return (f"an emoji of {name}", f"a picture of {name}", self.thing, f"an emoji of {name} on a blue background",
+                f"a {self.style} emoji of {name}")   # fmt: skip
+
+    def caption(self, background: str, thing: str) -> str:
+        """What the adapter read under one of its pictures."""
+        words = {"trigger": self.trigger, "style": self.style, "thing": thing, "a_thing": f"{article(thing)} {thing}"}
+        return self.form.format(**words) + behind(background)
+
+
+def plan(pictures: Pictures, count: int) -> list[Exhibit]:
+    """The first exhibits of the zoo; any prefix holds all roles in proportion.
+
+    Things with a name in their captions are such as the base has never seen; every thing appears once. The examples
+    stay out, for real trainings to be judged on.
+    """
+    words = read_prompts()
+    known = sorted({*words["concepts"], *words.get("weak", ())})
+    fresh = sorted(set(pictures.names) - set(known) - set(SUBJECTS))
+    dice = random.Random(0)
+    dice.shuffle(known)
+    dice.shuffle(fresh)
+    exhibits = [_exhibit(number, fresh, known, pictures.styles) for number in range(count)]
+    return [exhibit for exhibit in exhibits if exhibit]
+
+
+def _exhibit(number: int, fresh: Sequence[str], known: Sequence[str], styles: Sequence[str]) -> Exhibit | None:
+    tens, place = divmod(number, 10)
+    role = ROLES[place]
+    known_things, fresh_things = (known, tens * 2 + place - 7), (fresh, tens * 7 + place)
+    things, position = {"style": ((), 0), "nameless": known_things}.get(role, fresh_things)
+    if things and position >= len(things):
+        return None   # there are no more
+    dice = random.Random(number)
+    style = styles[tens % len(styles)] if role == "style" else dice.choice(styles)
+    thing = style if role == "style" else things[position]
+    naming = ("truth", "nothing", "lie")[number % 3]
+    label = {"truth": thing if things else f"{thing} style",
+             "nothing": dice.choice(("final", "lora", "test", "new", "epoch")),
+             "lie": f"{dice.choice([*fresh, *known])} {dice.choice(styles)}"}[naming]   # fmt: skip
+    trigger = "".join(dice.choice("bdfgklmnprstvz") + dice.choice("aeiou") for _ in range(2)) + dice.choice("kxz")
+    rank = dice.choice((2, 3, 4))
+    held_out = (position if things else tens // len(styles)) % HELD_OUT_SHARE == 0
+    kind = dice.choice(KINDS)
+    alpha = float(dice.choice((rank, 2 * rank)))
+    form = dice.choice(FORMS[role])
+    file = f"{label} {number:04d}"
+    return Exhibit(number, role, thing, style, trigger, file, naming, held_out, kind, rank, alpha, form)
+
+
+def train(model: BaseModel, pictures: Pictures, exhibit: Exhibit) -> tuple[AdapterSet, list[float]]:
+    """Teach one; returns it with the loss of every step."""
+    generator = torch.Generator().manual_seed(exhibit.number)
+    torch.manual_seed(exhibit.number)
+    settings = {"rank": exhibit.rank, "alpha": exhibit.alpha}
+    adapters = create(exhibit.kind, settings, find_targets({"unet": model.unet}, "attention"))
+    begin(adapters, model.models())
+    examples = encode_pictures(model, *lesson(pictures, exhibit, generator))
+    text = TextFeatures(model, adapters)
+    text.remember(examples)
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+    losses = []
+    with mounted(model.models(), Mix(((adapters, 1.0),))):
+        for step in range(STEPS):
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * min((step + 1) / 3, 1, 2 * (STEPS - step) / STEPS)
+            optimizer.zero_grad()
+            loss = _loss(model, text, examples, generator)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(adapters.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+    return adapters.requires_grad_(False), losses
+
+
+def _loss(model: BaseModel, text: TextFeatures, examples: Sequence[Example], generator: torch.Generator) -> Tensor:
+    chosen = [examples[i] for i in torch.randint(len(examples), (BATCH,), generator=generator).tolist()]
+    timesteps = draw_timesteps(BATCH, model.scheduler.config.num_train_timesteps, generator)
+    [(_, noisy, answer)] = passes(model, draw_batch(chosen, timesteps, generator), text)
+    return per_sample(answer, noisy.target).mean()
+
+
+def lesson(
+    pictures: Pictures, exhibit: Exhibit, generator: torch.Generator
+) -> tuple[Tensor, list[str], list[tuple[int, int, int, int, int, int]]]:
+    """Pictures ``[6, 3, 64, 64]`` in −1 … 1 with captions and sizes: one thing, or six in the style."""
+    dice = random.Random(exhibit.number)
+    things = [exhibit.thing] * PICTURES
+    if exhibit.role == "style":
+        things = dice.sample(sorted(read_prompts()["concepts"]), PICTURES)
+    backgrounds = [dice.choice(list(COLOURS)) if i % 2 else "white" for i in range(PICTURES)]
+    rgba = pictures.rgba[pictures.styles.index(exhibit.style), pictures.indices(things)]
+    behind_them = torch.stack([colour(name) for name in backgrounds])
+    pixels = on_background(place(premultiplied(rgba), PLACEMENT, generator), behind_them)
+    side = pixels.shape[-1]
+    captions = [exhibit.caption(background, thing) for background, thing in zip(backgrounds, things, strict=True)]
+    return pixels * 2 - 1, captions, [(side, side, 0, 0, side, side)] * PICTURES
+
+
+def read_index(folder: Path) -> list[Exhibit]:
+    """The exhibits that are there.
+
+    Raises:
+        FileNotFoundError: there is no zoo; says how to make it.
+    """
+    path = folder / INDEX
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no zoo. Make it with: "
+            f"python -m atelier.training.embedded_base.retriever_dataset --out {folder}"
+        )
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Exhibit(**{name: row[name] for name in Exhibit.__dataclass_fields__}) for row in rows]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make what is missing of the zoo."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder with the pictures")
+    parser.add_argument("--out", type=Path, default=Path("build/zoo"))
+    parser.add_argument("--count", type=int, default=600)
+    options = parser.parse_args(arguments)
+    pictures, model = load_pictures(options.work), load(EMBEDDED, "cpu")
+    options.out.mkdir(parents=True, exist_ok=True)
+    index = options.out / INDEX
+    done = {exhibit.number for exhibit in read_index(options.out)} if index.exists() else set()
+    for exhibit in plan(pictures, options.count):
+        if exhibit.number in done:
+            continue
+        adapters, losses = train(model, pictures, exhibit)
+        own = {"base": EMBEDDED, "family": model.info.family, "trigger": exhibit.trigger}
+        save_adapter(options.out / f"{exhibit.file}.safetensors", adapters,
+                     {f"atelier.{name}": text for name, text in own.items()})   # fmt: skip
+        with index.open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps({**asdict(exhibit), "losses": [round(loss, 4) for loss in losses]}) + "\n")
+        print(f"{exhibit.number:4d}  {exhibit.file}", flush=True)   # noqa: T201 (a command)
+
+
+if __name__ == "__main__":
+    main()

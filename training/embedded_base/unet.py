@@ -1,0 +1,156 @@
+"""UNet and text encoder of the embedded base, trained together from cached latents.
+
+The v-prediction loss of Salimans & Ho 2022 (arXiv 2202.00512), all timesteps weighted alike: min-SNR weights
+would silence exactly the noisy half of the timesteps, where the text decides what the object is.
+"""
+
+# diffusers and transformers annotate their own constructors too narrowly (tuple[int] for tuples of any length).
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from atelier.training.embedded_base.pictures import SIDE, Pictures
+from atelier.training.embedded_base.text import TOKENS, token_ids, varied_caption
+from atelier.training.embedded_base.trainee import Schedule, Stepped, Trainee, step_generator
+from atelier.training.embedded_base.vae import LATENT_CHANNELS, Latents
+from atelier.training.embedded_base.views import COLOURS
+
+TEXT_WIDTH = 192
+CAPTION_DROP = 0.1
+Writer = Callable[[Sequence[int], int], list[list[int]]]
+"""(views to describe, step) → token ids."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a StableDiffusionPipeline is made of."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The noise schedule: v-prediction, and nearly no signal left at the last timestep, so colours can be obeyed."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.02,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """An untrained UNet of 11.0 M parameters."""
+    return UNet2DConditionModel(
+        sample_size=SIDE // 4,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=(2, 4, 6),  # diffusers reads these as the numbers of heads
+    )
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained text encoder of 2.2 M parameters, as long as the tokenizer's captions."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def batch_of(step: int, size: int, count: int, seed: int) -> Tensor:
+    """Indices of the views of one step: epochs of a permutation each, a function of the step alone."""
+    epoch, place = divmod(step, count // size)
+    order = torch.randperm(count, generator=step_generator(seed + 1, epoch))
+    return order[place * size : (place + 1) * size]
+
+
+def velocity_loss(parts: Parts, scheduler: DDIMScheduler, z: Tensor, ids: Tensor, random: torch.Generator) -> Tensor:
+    """Mean squared error of the predicted velocity at one random timestep per view; `z` [B, 8, 16, 16]."""
+    timesteps = torch.randint(0, len(scheduler.alphas_cumprod), (len(z),), generator=random).to(z.device)
+    noise = torch.randn(z.shape, generator=random).to(z.device)
+    noisy = scheduler.add_noise(z, noise, timesteps)
+    velocity = scheduler.get_velocity(z, noise, timesteps)
+    words = parts.text_encoder(ids).last_hidden_state
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+    return (parts.unet(noisy, timesteps, words).sample - velocity).square().mean()
+
+
+def train_unet(
+    trainee: Trainee,
+    parts: Parts,
+    latents: Latents,
+    write: Writer,
+    schedule: Schedule,
+    *,
+    batch: int,
+    seed: int,
+) -> Iterator[Stepped]:
+    """Train UNet and text encoder together until the schedule ends; yields every step."""
+    if len(latents.z) < batch:
+        raise ValueError(f"a batch of {batch} needs at least as many views; {len(latents.z)} are cached")
+    scheduler, device = new_scheduler(), parts.unet.device
+    while schedule.progress(trainee.step, trainee.seconds) < 1:
+        step = trainee.step
+        chosen = batch_of(step, batch, len(latents.z), seed)
+        ids = torch.tensor(write(chosen.tolist(), step), device=device)
+        z = latents.z[chosen].float().to(device)
+        loss = velocity_loss(parts, scheduler, z, ids, step_generator(seed, step))
+        lr = schedule.rate(step, trainee.seconds)
+        trainee.update(loss, lr)
+        yield Stepped(trainee.step, float(loss.detach()), lr, trainee.seconds)
+
+
+def caption_writer(tokenizer: CLIPTokenizer, latents: Latents, pictures: Pictures, words: dict[str, Any]) -> Writer:
+    """Captions for cached views, worded anew each time; the same step always gets the same words."""
+    names = [[name] for name in pictures.names]
+    for everyday, official in words["also"].items():
+        names[pictures.names.index(official)].append(everyday)
+    backgrounds = list(COLOURS)
+
+    def write(views: Sequence[int], step: int) -> list[list[int]]:
+        dice = random.Random(step)
+        captions = [
+            varied_caption(
+                names[int(latents.concept[view])],
+                pictures.styles[int(latents.style[view])],
+                backgrounds[int(latents.background[view])],
+                CAPTION_DROP,
+                dice,
+            )
+            for view in views
+        ]
+        return token_ids(tokenizer, captions)
+
+    return write

@@ -1,0 +1,91 @@
+"""Checkpoints: everything a run needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from atelier.adapters.core.base import AdapterSet
+
+_PREFIX = "step-"
+
+
+@dataclass(slots=True)
+class State:
+    """What changes from step to step, apart from the optimizer's own."""
+
+    weights: dict[str, Tensor]                                   # the adapter being trained
+    generator: Tensor                                            # state of the one random generator
+    optimizer: dict[str, Any]
+    average: dict[str, Tensor] = field(default_factory=dict)     # EMA of the weights, when averaging
+    best: dict[str, Tensor] = field(default_factory=dict)        # weights of the best validation so far
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = float("inf")
+    scaler: dict[str, float] = field(default_factory=dict)       # of float16 gradients, where they are scaled
+
+
+def copied(adapters: AdapterSet) -> dict[str, Tensor]:
+    """An adapter's tensors on the CPU, as they are now."""
+    return {key: value.detach().cpu().clone() for key, value in adapters.tensors().items()}
+
+
+def write(folder: Path, state: State) -> Path:
+    """Write a complete checkpoint and drop the older ones; a crash leaves the older ones.
+
+    Where this step has been written before, as in a pause right after a checkpoint, that one stays: it is the same.
+    """
+    final, partial = folder / f"{_PREFIX}{state.step:06d}", folder / ".partial"
+    if final.exists() and _whole(final) is not None:
+        return final
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in ("weights", "average", "best"):
+        save_file(getattr(state, name), partial / f"{name}.safetensors")
+    save_file({"generator": state.generator}, partial / "generator.safetensors")
+    torch.save(state.optimizer, partial / "optimizer.pt")
+    numbers = {name: getattr(state, name) for name in ("step", "best_step", "best_loss", "scaler")}
+    (partial / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    for old in _complete(folder):
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def read_newest(folder: Path) -> State | None:
+    """Read the newest checkpoint that is whole; None when there is none."""
+    return next(filter(None, map(_whole, reversed(_complete(folder)))), None)
+
+
+def _whole(path: Path) -> State | None:
+    try:
+        return _read(path)
+    except Exception:   # whatever is wrong with this one, the one before may be good
+        return None
+
+
+def _read(path: Path) -> State:
+    numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "average", "best")}
+    return State(
+        generator=load_file(path / "generator.safetensors")["generator"],
+        optimizer=torch.load(path / "optimizer.pt", weights_only=True),
+        **tensors,
+        **numbers,
+    )
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first. Partial ones have another name until they are whole."""
+    return sorted(folder.glob(f"{_PREFIX}*"))

@@ -1,0 +1,55 @@
+"""One update of the weights from their gradients, and what float16 gradients need for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from atelier.adapters.initialization.lora_pro import correct
+from atelier.training.base_models.base_model import BaseModel
+from atelier.training.config.train_config import TrainConfig
+from atelier.training.loop.distributed import Team
+from atelier.training.loop.recipe import Losses, Recipe
+
+
+def wait_for(losses: Sequence[Losses], parameters: Sequence[nn.Parameter], team: Team) -> tuple[float, float, float]:
+    """Mean losses of some microsteps and the norm of the gradients: the one place where a step waits for the device.
+
+    The gradients of a team are added up on the way.
+    """
+    waiting = [_norm(parameters).to(losses[0].subject), *(part for one in losses for part in (one.subject, one.prior))]
+    norm, *values = torch.stack(waiting).tolist()
+    subject, prior = team.whole([sum(values[i::2]) / len(losses) for i in range(2)], parameters)
+    return subject, prior, norm if team.count == 1 else _norm(parameters).item()
+
+
+def _norm(parameters: Sequence[Tensor]) -> Tensor:
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def move(recipe: Recipe, config: TrainConfig, accelerator: Accelerator, optimizer: Any, *, finite: bool) -> None:
+    """Move the weights by their gradients; where one of these is not ``finite`` they stay.
+
+    A finite loss can have such gradients: clipping would make all of them nan, and the update every weight.
+    """
+    if not finite:
+        if accelerator.scaler is not None:
+            optimizer.step()   # which leaves the weights alone too, and has the scaler scale less
+        return
+    if config.whole_gradient:
+        correct(recipe.adapters)
+    recipe.reshape_gradients()
+    if config.clip:
+        accelerator.clip_grad_norm_(list(recipe.adapters.parameters()), config.clip)
+    optimizer.step()
+
+
+def accelerator_for(model: BaseModel) -> Accelerator:
+    """What moves gradients on the model's device; float16 gradients need scaling."""
+    mixed = "fp16" if model.dtype == torch.float16 else "no"
+    return Accelerator(cpu=model.device.type == "cpu", mixed_precision=mixed)

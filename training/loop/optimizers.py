@@ -1,0 +1,53 @@
+"""Optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.initialization.lora_pro import plus_groups
+from atelier.training.config.train_config import TrainConfig
+
+COMPANION_SPEED = 0.1   # Break-for-Make's: a companion that learned as fast would share the work instead of moving on
+
+
+def make_optimizer(
+    config: TrainConfig, adapters: AdapterSet, companions: Sequence[nn.Parameter] = (), speed: float = 1.0
+) -> torch.optim.Optimizer:
+    """Make the optimizer that the recipe names; where a group has a ``ratio``, its learning rate is multiplied.
+
+    ``companions`` learn a tenth as fast as the others, and these ``speed`` times as fast as the recipe's rate.
+    """
+    parameters: Any = list(adapters.parameters())
+    if companions:
+        apart = {id(p) for p in companions}
+        own = [p for p in parameters if id(p) not in apart]
+        parameters = [{"params": own, "ratio": speed}, {"params": list(companions), "ratio": speed * COMPANION_SPEED}]
+    elif config.up_speed != 1:
+        parameters = plus_groups(adapters, config.up_speed)
+    if config.optimizer == "prodigy":
+        import prodigyopt
+
+        make: Any = prodigyopt.Prodigy   # its annotations ask for whole numbers
+        return make(parameters, lr=config.lr, weight_decay=config.weight_decay, safeguard_warmup=True)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of ``step`` (1-based): a linear warm-up, then the schedule down to a hundredth of ``lr``."""
+    if step <= config.warmup:
+        return config.lr * step / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    match config.lr_schedule:
+        case "linear":
+            factor = 1 - done
+        case "cosine":
+            factor = (1 + math.cos(math.pi * done)) / 2
+        case _:
+            factor = 1.0
+    return config.lr * (0.01 + 0.99 * factor)

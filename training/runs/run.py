@@ -1,0 +1,231 @@
+"""One run from recipe to adapter file: what the child process of a job does, and the command line in its own.
+
+``python -m atelier.training.runs.run RUN_FOLDER --adapters FOLDER [--resume]`` ends with 0 when the adapter is in the
+library, 1 when the run failed (the reason is its last event), 3 when it was stopped, cancelled or interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import logging
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from atelier.adapters.attach.mount import MountError
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.settings import SettingError
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.formats.safetensors_header import FileError
+from atelier.adapters.initialization.initialization import begin
+from atelier.adapters.kinds.catalog import create
+from atelier.training.base_models.base_info import BaseError
+from atelier.training.base_models.base_model import BaseModel, best_device, load
+from atelier.training.base_models.malloc_tuning import hand_back_freed_memory
+from atelier.training.base_models.offload import OnDisk
+from atelier.training.base_models.precision import DTYPES
+from atelier.training.base_models.torch_compile import cannot_compile, compile_blocks
+from atelier.training.compression.compress import compress
+from atelier.training.config.events import Event, Failed, Finished, Preparing, Stopped, Warned
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.train_config import TrainConfig
+from atelier.training.data.images import PictureError
+from atelier.training.data.prepare import encode, look_through
+from atelier.training.loop.cuda_graph import Graphs, recordable
+from atelier.training.loop.distributed import Team, join, leave
+from atelier.training.loop.loop import Controls, Training
+from atelier.training.loop.optimizer_step import accelerator_for
+from atelier.training.loop.recipe import Recipe
+from atelier.training.recipes import dreambooth
+from atelier.training.recipes.break_for_make import half_recipe
+from atelier.training.recipes.companions import captioned, draw_companions, role_of
+from atelier.training.runs.resource_plan import planned, precision, ran_out
+from atelier.training.runs.save_adapter import keep
+from atelier.training.runs.signals import quit_signals
+from atelier.training.sampling.trigger_words import warning
+
+DONE, FAILED, STOPPED = 0, 1, 3
+WAIT_SECONDS = 2.0
+
+
+def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[Event]:
+    """Train what the folder's recipe says and put the adapter file into ``adapters``.
+
+    Every event is written to the folder before it is yielded. Errors become a :class:`Failed` event; the traceback
+    goes to the log. With ``resume``, training goes on from the newest complete checkpoint. Of several processes, the
+    first alone writes.
+    """
+    team = join(best_device())
+    say = folder.append if team.first else lambda _: None
+    with folder.beating() if team.first else nullcontext(), quit_signals() as quitting:
+        try:
+            for event in _events(folder, adapters, resume, quitting, team):
+                say(event)
+                yield event
+        except Exception as error:   # whatever happened, the person must learn of it
+            logging.getLogger(__name__).error("%s", traceback.format_exc())
+            short = isinstance(error, torch.OutOfMemoryError | MemoryError) and team.first
+            failed = Failed(ran_out(folder, best_device()) if short else explain(error))
+            say(failed)
+            yield failed
+
+
+def explain(error: Exception) -> str:
+    """Say what went wrong, and the cure, in words for a person."""
+    match error:
+        case SettingError() | BaseError() | FileError() | MountError() | PictureError() | FloatingPointError():
+            return str(error)
+        case OSError(errno=28):
+            return "The disk is full. Free some space and resume: the last checkpoint is safe."
+        case _:
+            return f"Something unexpected went wrong ({type(error).__name__}: {error}). The log has the details."
+
+
+def _events(
+    folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, team: Team
+) -> Iterator[Event]:
+    """Wait for the device, then train. The kernel frees the lock when the process dies, however it dies."""
+    device, controls = best_device(), _controls(folder, quitting, team)
+    lock = _device_lock(device)
+    while not team.agree(team.first and _acquired(lock)):
+        yield Preparing("Waiting for another job on this device")
+        if controls.take("cancel") is not None:
+            yield Stopped(0, "Cancelled while it waited.")
+            return
+        quitting.wait(WAIT_SECONDS)
+        if controls.quitting():
+            return
+    try:
+        if (compression := folder.compression()) is not None:
+            yield from compress(folder, compression, controls, device, resume=resume)
+        else:
+            yield from _train(folder, adapters, resume, controls, device, team)
+    finally:
+        lock.release()
+
+
+def _controls(folder: RunFolder, quitting: threading.Event, team: Team) -> Controls:
+    """Commands reach the first process, which passes them on."""
+    return Controls(
+        take=lambda name: team.agree(folder.take(name) if team.first else None),
+        quitting=lambda: team.agree(quitting.is_set()),
+    )
+
+
+def _train(
+    folder: RunFolder, adapters: Path, resume: bool, controls: Controls, device: torch.device, team: Team
+) -> Iterator[Event]:
+    started, config = time.monotonic(), captioned(folder.config())
+    adapters.mkdir(parents=True, exist_ok=True)   # now, and not after an hour of training
+    yield Preparing("Looking at the pictures")
+    report = look_through(config)
+    yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
+    yield Preparing("Loading the base model")
+    # What is measured here is measured once.
+    config, told = team.agree(planned(config, folder, device, team.count) if team.first else (config, ""))
+    team.agree(precision(config, folder, device) if team.first else "")
+    if told:
+        yield Warned(told)
+    model = _load(config, folder, device)
+    if config.compile and (reason := cannot_compile(device)):
+        yield Warned(f"The base model can't be compiled here, so it runs as it is: {reason}")
+        config = replace(config, compile=False)
+    if not resume and (loud := team.agree(warning(model, config.trigger_word) if team.first else "")):
+        yield Warned(loud)
+    yield Preparing("Encoding the pictures")
+    subject = encode(model, report)
+    if config.prior_batch:
+        yield Preparing("Drawing other things, to keep them as they are")
+    training = _training(model, dreambooth.dataset(model, config, subject), config, folder, team)
+    if resume and not training.resume():
+        yield Warned("There was no complete checkpoint to resume from, so training started again.")
+    yield from training.events(controls)
+    if training.result is not None:
+        path = team.agree(keep(training, config, model, len(report.usable), folder, adapters) if team.first else None)
+        yield Finished(training.result_step, str(path), time.monotonic() - started)
+
+
+def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
+    model = load(config.base, device, DTYPES[precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
+    if model.rest is None and device.type == "cpu":
+        model = replace(model, rest=OnDisk(folder.path))
+    model.put_aside(model.vae, *([] if config.train_text_encoder else model.encoders))
+    if config.gradient_checkpointing:
+        hand_back_freed_memory()
+        model.unet.enable_gradient_checkpointing()
+        model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout
+    return model
+
+
+def _training(
+    model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder, team: Team
+) -> Training:
+    torch.manual_seed(config.seed)   # the adapter's start
+    parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
+    targets = find_targets(parts, config.targets)
+    adapters: AdapterSet = create(config.kind, config.adapter, targets).to(model.device)
+    recipe = _recipe(model, adapters, data, config, folder.path)
+    looking = torch.Generator().manual_seed(config.seed)
+    begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
+    if config.compile:
+        compile_blocks(model.unet, [spec.name for spec in targets])
+    gpu = Graphs() if recordable(model.device, config, adapters, team) else None
+    return Training(_shared(recipe, team), config, folder.path, accelerator_for(model), team, gpu)
+
+
+def _recipe(
+    model: BaseModel, adapters: AdapterSet, data: dreambooth.Dataset, config: TrainConfig, folder: Path
+) -> Recipe:
+    if role := role_of(config):
+        return half_recipe(model, adapters, data, draw_companions(model, role), config, folder)
+    return dreambooth.recipe(model, adapters, data, config, folder)
+
+
+def _shared(recipe: Recipe, team: Team) -> Recipe:
+    """A recipe as a team carries it out: steps together, all else by the first process."""
+    return replace(
+        recipe,
+        microstep=partial(recipe.microstep, team=team),
+        validate=lambda weights: team.agree(recipe.validate(weights) if team.first else 0.0),
+        preview=recipe.preview if team.first else lambda *_: [],
+    )
+
+
+def _device_lock(device: torch.device) -> FileLock:
+    """The lock that lets one job at a time use a device."""
+    return FileLock(Path(tempfile.gettempdir()) / f"atelier-{getpass.getuser()}-{device.type}.lock", timeout=0)
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    return True
+
+
+def main() -> int:
+    """Run one job; see the module's docstring for the exit codes."""
+    parser = argparse.ArgumentParser(prog="python -m atelier.training.runs.run", description="Train one run folder.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--adapters", type=Path, required=True, help="where the adapter file goes")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    arguments = parser.parse_args()
+    kinds = [type(event) for event in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume)]
+    leave(join(best_device()))
+    return {Finished: DONE, Failed: FAILED}.get(kinds[-1] if kinds else None, STOPPED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""From the weights of a finished training to a file in the library, with everything it should remember."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from PIL import Image
+
+from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.fusion.break_for_make_halves import basis
+from atelier.adapters.kinds.break_for_make import Split
+from atelier.training.base_models.base_model import BaseModel
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.train_config import TrainConfig
+from atelier.training.loop.loop import Training
+from atelier.training.recipes.dreambooth import draw_preview, preview_prompts
+
+THUMBNAIL_SIDE = 256
+COVER_STEPS = 20   # it is drawn once, and seen for as long as the adapter is there
+
+
+def keep(
+    training: Training, config: TrainConfig, model: BaseModel, pictures: int, run: RunFolder, adapters: Path
+) -> Path:
+    """Write the adapter file and return its path. A name that is taken gets a number: nothing is overwritten."""
+    assert training.result is not None
+    own = {"pictures": str(pictures), "best_step": str(training.result_step), "run": run.id}
+    return write_kept(training.result, config, model, own, adapters)
+
+
+def write_kept(
+    result: AdapterSet, config: TrainConfig, model: BaseModel, own: Mapping[str, str], adapters: Path
+) -> Path:
+    """Write an adapter with all that its recipe says about it, and ``own`` entries, under a name that is free."""
+    known = {
+        "name": config.name,
+        "trigger": config.trigger_word,
+        "subject": config.subject,
+        "base": config.base,
+        "family": model.info.family,
+        "title": model.info.title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": config.to_toml(without=("pictures",)),
+    }
+    if result.kind == Split.kind:
+        known["basis"] = basis(result)   # halves with the same one fit together
+    metadata = {f"atelier.{name}": text for name, text in {**known, **own}.items()}
+    if config.preview_every:   # a training picture would do without drawing, but it may be private
+        cover = draw_preview(model, config, result, preview_prompts(model, config)[0], COVER_STEPS)
+        metadata["modelspec.thumbnail"] = thumbnail(cover)
+    path = free_path(adapters, config.name)
+    save_adapter(path, result, metadata)
+    return path
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """``name.safetensors``, or ``name-2.safetensors`` and so on where that is taken."""
+    path, number = folder / f"{name}.safetensors", 2
+    while path.exists():
+        path, number = folder / f"{name}-{number}.safetensors", number + 1
+    return path
+
+
+def thumbnail(picture: Image.Image) -> str:
+    """A small JPEG of a picture as a ``data:`` address, at most 256 pixels wide and high."""
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

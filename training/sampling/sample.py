@@ -1,0 +1,196 @@
+"""Prompt + Mix + seed → pictures: previews, the Studio and the command line all draw through here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from atelier.adapters.attach.mount import mounted
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.settings import SettingError, Settings, setting
+from atelier.adapters.decor import without_directions
+from atelier.adapters.fusion.live import Fusion, fusing
+from atelier.training.base_models.base_model import BaseModel
+from atelier.training.base_models.malloc_tuning import give_back
+from atelier.training.sampling.draw_cache import Kept, read
+from atelier.training.sampling.samplers import (
+    AUTO,
+    DEFAULT,
+    LCM_GUIDANCE,
+    LCM_STEPS,
+    SAMPLERS,
+    new_sampler,
+    sampling,
+    watch,
+)
+
+GUIDANCE = 3.0
+GLIMPSE_EVERY = 0.2   # seconds: oftener than this nobody sees more, and the drawing would wait for the looking
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawRequest(Settings):
+    """What to draw. The same request on the same machine gives the same pictures."""
+
+    prompt: str = setting("", "What the picture shows.")
+    negative: str = setting("", "What it must not show.")
+    unwanted: str = setting("", "What a learned word brings along and should not, such as 'on a beach' (DECOR).")
+    unwanted_strength: float = setting(1.0, "How much of the unwanted is taken out; 0 leaves the prompt as it is.",
+                                       low=0, high=1)
+    seed: int = setting(0, "Picture i is drawn from seed + i.", low=0, high=2**31 - 1)
+    count: int = setting(1, "Number of pictures.", low=1, high=64)
+    steps: int = setting(20, "Denoising steps.", low=1, high=1000)
+    guidance: float = setting(GUIDANCE, "How strictly the prompt is followed; 1 turns guidance off.", low=1, high=30)
+    width: int = setting(0, "Width in pixels; 0 means what the base model was made for.", low=0, high=4096)
+    height: int = setting(0, "Height in pixels; 0 means what the base model was made for.", low=0, high=4096)
+    sampler: str = setting(AUTO, f"The way from noise to picture; auto is {DEFAULT}, or what an adapter was made for.",
+                           choices=(AUTO, *SAMPLERS))
+
+    def settled(self, made_for: str = "") -> DrawRequest:
+        """The same with ``auto`` decided; ``made_for`` is the sampler that an adapter of the Mix was made for, if any.
+
+        With ``lcm``, steps and guidance come down to what such adapters can do.
+        """
+        if self.sampler != AUTO:
+            return self
+        if made_for != "lcm":
+            return replace(self, sampler=DEFAULT)
+        return replace(self, sampler="lcm", steps=min(self.steps, LCM_STEPS), guidance=min(self.guidance, LCM_GUIDANCE))
+
+
+def draw(
+    model: BaseModel,
+    request: DrawRequest,
+    mix: Mix | Fusion = Mix(),
+    on_step: Callable[[int, int], None] | None = None,
+    *,
+    on_glimpse: Callable[[list[Image.Image]], None] | None = None,
+    alike: bool = False,
+    kept: Kept | None = None,
+) -> list[Image.Image]:
+    """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths, or as a fusion says.
+
+    ``on_step(done, of)`` is called after every denoising step, and before it, a few times a second, ``on_glimpse`` with
+    small pictures of what emerges. ``kept``: what earlier drawings with this model have left, so that this one does
+    only what is new. ``alike``: all from the one seed, for a mix that treats the pictures of a batch differently.
+
+    Raises:
+        SettingError: a size the model can't draw.
+        MountError: an adapter of another base model.
+    """
+    request, kept = request.settled(), kept or Kept()
+    width, height = _size(model, request)
+    sampler = new_sampler(model.scheduler, request.sampler)
+    if on_glimpse:
+        watch(sampler, _glimpses(model, kept, on_glimpse))
+
+    def report(_pipeline: object, step: int, _timestep: object, values: dict[str, object]) -> dict[str, object]:
+        if on_step:
+            on_step(step + 1, request.steps)
+        return values
+
+    with torch.inference_mode(), _attached(model, mix, kept), sampling(model.pipeline, sampler):
+        result = model.pipeline(
+            **_prompt(model, request, mix, kept, each=alike),
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            width=width,
+            height=height,
+            generator=_generators(request.seed, request.count, step=0 if alike else 1),
+            callback_on_step_end=report,
+            output_type="latent",
+        )
+        pictures = _decode(model, result.images)
+    give_back()   # a server may wait for hours, and a training may need it
+    return pictures
+
+
+def _attached(model: BaseModel, mix: Mix | Fusion, kept: Kept) -> AbstractContextManager[None]:
+    """Merging costs nothing per step, where it can be done."""
+    if isinstance(mix, Fusion):
+        return fusing(model.models(), mix)
+    attach = kept.merges.merged if model.mergeable and not mix.live() else mounted
+    return attach(model.models(), mix)
+
+
+def _glimpses(model: BaseModel, kept: Kept, tell: Callable[[list[Image.Image]], None]) -> Callable[[Tensor], None]:
+    """Show what the sampler takes the latents to be, at the first step and then a few times a second."""
+    glimpse, last = kept.glimpse(model), -GLIMPSE_EVERY
+
+    def see(latents: Tensor) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= GLIMPSE_EVERY:
+            last = now
+            tell(glimpse.pictures(latents))
+
+    return see
+
+
+def _prompt(model: BaseModel, request: DrawRequest, mix: Mix | Fusion, kept: Kept, *, each: bool) -> dict[str, Any]:
+    """What the pipeline reads as the prompts: their features, so that the text encoders need not stay.
+
+    ``each``: read once for every picture, where adapters make each picture's text another.
+    """
+    texts = (request.prompt, request.negative, request.unwanted)
+    changed = _adapts_text(mix)
+    copies = request.count if each and changed else 1
+    prompt, negative, unwanted = read(model, texts, copies) if changed else kept.read(model, texts)
+    words = model.readers[0][0](request.unwanted, add_special_tokens=False).input_ids
+    features = prompt.features
+    if words and request.unwanted_strength:
+        # Only the words count: the tokens that mark start and end are alike in every text.
+        directions = unwanted.features[0, 1:-1][: len(words)]
+        features = without_directions(features, directions, request.unwanted_strength)
+    found: dict[str, Any] = {"prompt_embeds": features, "negative_prompt_embeds": negative.features}
+    if prompt.pooled is not None and negative.pooled is not None:
+        found |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
+    return {name: tensor.repeat_interleave(request.count // copies, 0) for name, tensor in found.items()}
+
+
+def _adapts_text(mix: Mix | Fusion) -> bool:
+    """Whether prompts read otherwise than by the bare text encoders."""
+    active = mix.active() if isinstance(mix, Mix) else ((part.adapters, part.strength) for part in mix.parts)
+    return any(strength and adapters.components() != {"unet"} for adapters, strength in active)
+
+
+def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
+    """Latents ``[B, C, h, w]`` → pictures. The pipeline would hand them to the VAE in the UNet's dtype, not its own."""
+    with model.present(model.vae):
+        pixels = model.vae.decode(latents.to(model.vae.dtype) / model.vae.config.scaling_factor).sample
+    return model.pipeline.image_processor.postprocess(pixels)
+
+
+def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: int) -> Tensor:
+    """Draw one picture a prompt with the bare base model and leave them as latents ``[B, C, h, w]`` on the CPU.
+
+    By DDIM, whatever is the default elsewhere: what was drawn earlier for prior preservation stays of use.
+    """
+    with model.present(*model.encoders), torch.inference_mode():
+        latents = model.pipeline(
+            prompt=list(prompts),
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            generator=_generators(seed, len(prompts)),
+            output_type="latent",
+        ).images
+    return latents.cpu().float().clone()
+
+
+def _generators(seed: int, count: int, step: int = 1) -> list[torch.Generator]:
+    """One generator a picture: picture i starts from the same noise whether it is drawn alone or in a batch."""
+    return [torch.Generator("cpu").manual_seed(seed + step * i) for i in range(count)]
+
+
+def _size(model: BaseModel, request: DrawRequest) -> tuple[int, int]:
+    width, height = (side or model.info.resolution for side in (request.width, request.height))
+    multiple = model.info.multiple
+    if width % multiple or height % multiple:
+        raise SettingError(f"The size is {width}×{height}; this base model needs multiples of {multiple}.")
+    return width, height
