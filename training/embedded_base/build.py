@@ -37,6 +37,7 @@ from atelier.training.embedded_base.unet import (
     new_text_encoder,
     new_unet,
     train_unet,
+    with_attention_everywhere,
 )
 from atelier.training.embedded_base.vae import (
     Latents,
@@ -73,7 +74,7 @@ def follow(events: Iterable[Stepped], trainee: Trainee, folder: Path, every: flo
 def autoencoder_stage(folder: Path, pictures: Pictures, words: dict[str, Any], options: argparse.Namespace) -> None:
     """Train the autoencoder on every object that is not held out, normalise its latents, write folder/vae."""
     learnt = pictures.indices([name for name in pictures.names if name not in set(words["held_out"])])
-    styles = len(words["styles"])
+    styles = len(options.styles)
     autoencoder = new_autoencoder().to(options.device, memory_format=torch.channels_last)
     trainee = Trainee({"vae": autoencoder}, decay=0.99, weight_decay=1e-4)
     if (folder / "checkpoint.pt").exists():
@@ -112,7 +113,8 @@ def untrained_parts(run: Path, pictures: Pictures, words: dict[str, Any], option
 def trained_parts(folder: Path) -> Parts:
     """The parts of a pipeline folder, in single precision."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
-    return Parts(pipeline.tokenizer, pipeline.text_encoder.float(), pipeline.vae.float(), pipeline.unet.float())
+    unet = with_attention_everywhere(pipeline.unet.float())
+    return Parts(pipeline.tokenizer, pipeline.text_encoder.float(), pipeline.vae.float(), unet)
 
 
 def latents_stage(
@@ -123,7 +125,7 @@ def latents_stage(
         concepts = pictures.indices([*words["concepts"], *words["weak"]])
         vae = parts.vae.to(options.device)
         torch.save(
-            astuple(cache_latents(vae, pictures, concepts, len(words["styles"]), options.views, options.seed)),
+            astuple(cache_latents(vae, pictures, concepts, len(options.styles), options.views, options.seed)),
             path,
         )
     return Latents(*torch.load(path, weights_only=True))
@@ -155,15 +157,18 @@ def export(parts: Parts, trainee: Trainee, out: Path) -> None:
 def build(options: argparse.Namespace) -> None:
     """All stages, each skipped when its result is there."""
     pictures, words = load(options.work), read_prompts()
+    options.styles = options.styles or words["styles"]
+    if list(pictures.styles[: len(options.styles)]) != options.styles:
+        raise ValueError(f"--styles must be the first of {', '.join(pictures.styles)}, in this order")
     run: Path = options.work / options.run
     run.mkdir(parents=True, exist_ok=True)
     parts = trained_parts(options.start) if options.start else untrained_parts(run, pictures, words, options)
     latents = latents_stage(run / "latents.pt", parts, pictures, words, options)
-    parts.unet.to(options.device, memory_format=torch.channels_last).train()
+    parts.unet.to(options.device).train()
     parts.text_encoder.to(options.device).train()
     if options.device == "cpu":
         parts.unet.set_attn_processor(AttnProcessor())  # a third faster than the fused one at this size
-    trainee = Trainee({"unet": parts.unet, "text_encoder": parts.text_encoder}, decay=0.998, weight_decay=0.01)
+    trainee = Trainee({"unet": parts.unet, "text_encoder": parts.text_encoder}, decay=options.decay, weight_decay=0.01)
     if (run / "checkpoint.pt").exists():
         trainee.restore(run / "checkpoint.pt")
     schedule = Schedule(lr=options.lr, steps=options.steps, seconds=options.seconds, hold=options.hold)
@@ -188,6 +193,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=9e-4)
     parser.add_argument("--hold", type=float, default=0.3, help="share of the run at full learning rate")
+    parser.add_argument("--styles", nargs="+", help="styles to learn (default: those of prompts.toml)")
+    parser.add_argument("--decay", type=float, default=0.9995, help="of the running average, a step")
     parser.add_argument("--every", type=float, default=240.0, help="seconds between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

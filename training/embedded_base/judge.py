@@ -146,7 +146,7 @@ def pixels_of(picture: Image.Image) -> Tensor:
 
 
 def background_colour(picture: Image.Image) -> str:
-    """The named colour (`foundation_views.COLOURS`) nearest to most pixels of the picture's border.
+    """The named colour (`views.COLOURS`) nearest to most pixels of the picture's border.
 
     The border is a frame of a 32nd of the side. A vote, not a mean: an object that touches the edge cannot
     turn a red background orange.

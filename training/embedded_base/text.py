@@ -75,6 +75,25 @@ def varied_caption(names: Sequence[str], style: str, background: str, drop: floa
     return form.format(style=style, an=article(name), name=name, behind=words)
 
 
+PAIR_FORMS: tuple[tuple[float, str], ...] = (
+    (0.42, "a {style} emoji of {left} and {right}{behind}"),
+    (0.14, "an emoji of {left} and {right}{behind}"),
+    (0.08, "{left} and {right}, {style} emoji{behind}"),
+    (0.18, "a {style} emoji of {left} left of {right}{behind}"),
+    (0.18, "a {style} emoji of {right} right of {left}{behind}"),
+)
+"""Caption forms of pictures of two things, with their shares. What is named first before "and" stands at the left."""
+
+
+def pair_caption(left: str, right: str, style: str, background: str, drop: float, dice: random.Random) -> str:
+    """One of the ways to say what two things are in the picture and where; empty in a share `drop`, for guidance."""
+    if dice.random() < drop:
+        return ""
+    form = dice.choices([form for _, form in PAIR_FORMS], [share for share, _ in PAIR_FORMS])[0]
+    left, right = (f"{article(name)} {name}" for name in (left, right))
+    return form.format(style=style, left=left, right=right, behind=behind(background))
+
+
 def train_tokenizer(pictures: Pictures, extra_words: Iterable[str]) -> CLIPTokenizer:
     """A byte-pair tokenizer in CLIP's format, from object names, their tags and the grammar's words."""
     corpus = [word for concept in pictures.concepts for word in (concept.name,) * 4 + concept.tags]

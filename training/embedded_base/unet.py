@@ -18,11 +18,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from atelier.training.embedded_base.pictures import SIDE, Pictures
-from atelier.training.embedded_base.text import TOKENS, token_ids, varied_caption
+from atelier.training.embedded_base.text import TOKENS, pair_caption, token_ids, varied_caption
 from atelier.training.embedded_base.trainee import Schedule, Stepped, Trainee, step_generator
 from atelier.training.embedded_base.vae import LATENT_CHANNELS, Latents
 from atelier.training.embedded_base.views import COLOURS
@@ -58,18 +58,35 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """An untrained UNet of 11.0 M parameters."""
+    """An untrained UNet of 11.3 M parameters, with cross-attention at every size: 16×16 decides what stands where."""
     return UNet2DConditionModel(
         sample_size=SIDE // 4,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(64, 128, 192),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=(2, 4, 6),  # diffusers reads these as the numbers of heads
     )
+
+
+def with_attention_everywhere(old: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A UNet as `new_unet` makes them that answers as `old` does, which had no cross-attention at 16×16.
+
+    What is new projects to zero, so it says nothing until it has learned. Raises ValueError for another shape.
+    """
+    unet = new_unet()
+    missing, unexpected = unet.load_state_dict(old.state_dict(), strict=False)
+    if unexpected:
+        raise ValueError(f"this UNet has layers that the embedded base has not: {', '.join(unexpected[:3])}")
+    for name in {key.split(".transformer_blocks")[0] for key in missing if ".transformer_blocks" in key}:
+        projection = unet.get_submodule(f"{name}.proj_out")
+        assert isinstance(projection, nn.Conv2d | nn.Linear) and projection.bias is not None
+        nn.init.zeros_(projection.weight)
+        nn.init.zeros_(projection.bias)
+    return unet
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -97,13 +114,14 @@ def batch_of(step: int, size: int, count: int, seed: int) -> Tensor:
 
 
 def velocity_loss(parts: Parts, scheduler: DDIMScheduler, z: Tensor, ids: Tensor, random: torch.Generator) -> Tensor:
-    """Mean squared error of the predicted velocity at one random timestep per view; `z` [B, 8, 16, 16]."""
-    timesteps = torch.randint(0, len(scheduler.alphas_cumprod), (len(z),), generator=random).to(z.device)
+    """Mean squared error of the predicted velocity, the timesteps spread evenly over the batch; `z` [B, 8, 16, 16]."""
+    steps, count = len(scheduler.alphas_cumprod), len(z)
+    places = (torch.arange(count) + torch.rand(count, generator=random)) / count
+    timesteps = (places * steps).long().clamp(max=steps - 1).to(z.device)
     noise = torch.randn(z.shape, generator=random).to(z.device)
     noisy = scheduler.add_noise(z, noise, timesteps)
     velocity = scheduler.get_velocity(z, noise, timesteps)
     words = parts.text_encoder(ids).last_hidden_state
-    noisy = noisy.contiguous(memory_format=torch.channels_last)
     return (parts.unet(noisy, timesteps, words).sample - velocity).square().mean()
 
 
@@ -139,18 +157,16 @@ def caption_writer(tokenizer: CLIPTokenizer, latents: Latents, pictures: Picture
         names[pictures.names.index(official)].append(everyday)
     backgrounds = list(COLOURS)
 
+    def describe(view: int, dice: random.Random) -> str:
+        style, background = pictures.styles[int(latents.style[view])], backgrounds[int(latents.background[view])]
+        things, right = names[int(latents.concept[view])], int(latents.right[view])
+        if right < 0:
+            return varied_caption(things, style, background, CAPTION_DROP, dice)
+        return pair_caption(dice.choice(things), dice.choice(names[right]), style, background, CAPTION_DROP, dice)
+
     def write(views: Sequence[int], step: int) -> list[list[int]]:
         dice = random.Random(step)
-        captions = [
-            varied_caption(
-                names[int(latents.concept[view])],
-                pictures.styles[int(latents.style[view])],
-                backgrounds[int(latents.background[view])],
-                CAPTION_DROP,
-                dice,
-            )
-            for view in views
-        ]
+        captions = [describe(view, dice) for view in views]
         return token_ids(tokenizer, captions)
 
     return write

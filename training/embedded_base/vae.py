@@ -26,6 +26,7 @@ from atelier.training.embedded_base.views import (
     colour,
     on_background,
     place,
+    place_pair,
     premultiplied,
     random_colours,
 )
@@ -37,16 +38,22 @@ LATENT_NOISE = 0.08
 COLOURED = 0.45
 """Share of cached views with a background that is not white."""
 PLACEMENT = Placement(smallest=0.75, shift=0.06)
+PAIR_EVERY = 4
+"""Of so many cached views one shows two things."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """Cached views: `z` [N, 8, 16, 16] half precision, already scaled; per view the style, object, background."""
+    """Cached views: `z` [N, 8, 16, 16] half precision, already scaled; per view the style, object, background.
+
+    `right` is the object at the right of a view that shows two, else -1.
+    """
 
     z: Tensor
     style: Tensor
     concept: Tensor
     background: Tensor
+    right: Tensor
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -162,7 +169,7 @@ def fix_deviation(autoencoder: AutoencoderKL) -> None:
 @torch.no_grad()
 def encode(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Pictures [B, 3, 64, 64] in 0 … 1 → scaled latents [B, 8, 16, 16], the posterior's mean."""
-    pixels = (pixels * 2 - 1).to(autoencoder.device, memory_format=torch.channels_last)
+    pixels = (pixels * 2 - 1).to(autoencoder.device)
     (posterior,) = autoencoder.encode(pixels, return_dict=False)
     return posterior.mean * autoencoder.config["scaling_factor"]
 
@@ -170,8 +177,8 @@ def encode(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
 def cache_latents(
     autoencoder: AutoencoderKL, pictures: Pictures, concepts: np.ndarray, styles: int, views: int, seed: int
 ) -> Latents:
-    """Encode `views` placements of every object in the first `styles` styles."""
-    autoencoder = autoencoder.eval().to(memory_format=torch.channels_last)
+    """Encode `views` views of every object in the first `styles` styles; in every fourth another stands beside it."""
+    autoencoder = autoencoder.eval()
     names = list(COLOURS)
     palette = torch.stack([colour(name) for name in names])
     parts: list[Latents] = []
@@ -179,7 +186,22 @@ def cache_latents(
         for view in range(views):
             random = step_generator(seed, style * views + view)
             chosen = random_colours(len(concepts), COLOURED, names, random)
-            pixels = place(premultiplied(pictures.rgba[style, concepts]), PLACEMENT, random)
+            things = premultiplied(pictures.rgba[style, concepts])
+            right = torch.full((len(concepts),), -1)
+            if view % PAIR_EVERY == PAIR_EVERY - 1:
+                other = partners(len(concepts), random)
+                right = torch.from_numpy(concepts)[other]
+                pixels = place_pair(things, things[other], random)
+            else:
+                pixels = place(things, PLACEMENT, random)
             z = encode(autoencoder, on_background(pixels, palette[chosen])).half().contiguous().cpu()
-            parts.append(Latents(z, torch.full_like(chosen, style), torch.from_numpy(concepts), chosen))
+            parts.append(Latents(z, torch.full_like(chosen, style), torch.from_numpy(concepts), chosen, right))
     return Latents(*(torch.cat([getattr(part, field) for part in parts]) for field in Latents.__slots__))
+
+
+def partners(count: int, random: torch.Generator) -> Tensor:
+    """For each of `count` objects another one, [count]: nothing stands beside itself."""
+    order = torch.randperm(count, generator=random)
+    partner = torch.empty(count, dtype=torch.long)
+    partner[order] = order.roll(1)
+    return partner

@@ -70,6 +70,29 @@ def place(pixels: Tensor, placement: Placement, random: torch.Generator) -> Tens
     return F.grid_sample(pixels, grid, align_corners=False)
 
 
+def place_pair(left: Tensor, right: Tensor, random: torch.Generator) -> Tensor:
+    """Two things in one picture, each about half as wide, the left one in front where they touch.
+
+    `left` and `right` are [B, 4, H, W], premultiplied; what comes back has their shape.
+    """
+    count = left.shape[0]
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=random)
+
+    def at(pixels: Tensor, side: int) -> Tensor:
+        scale = uniform(0.42, 0.54)
+        x, y = side * uniform(0.44, 0.54), uniform(-0.22, 0.22)  # of the centre, in units of half the picture
+        zero = torch.zeros(count)
+        rows = torch.stack([1 / scale, zero, -x / scale, zero, 1 / scale, -y / scale], dim=1)
+        grid = F.affine_grid(rows.view(count, 2, 3), list(pixels.shape), align_corners=False)
+        smooth = F.avg_pool2d(pixels, 3, 1, 1)  # or every second pixel alone would be seen
+        return F.grid_sample(smooth, grid, align_corners=False)
+
+    front, back = at(left, -1), at(right, 1)
+    return front + back * (1 - front[:, 3:])
+
+
 def on_background(pixels: Tensor, background: Tensor) -> Tensor:
     """Premultiplied [B, 4, H, W] over one colour each, [B, 3] → [B, 3, H, W] in 0 … 1."""
     return (pixels[:, :3] + background[:, :, None, None] * (1 - pixels[:, 3:])).clamp(0, 1)

@@ -25,15 +25,17 @@ from atelier.training.embedded_base.pictures import (
     plain_words,
     read_prompts,
 )
-from atelier.training.embedded_base.text import caption, token_ids, train_tokenizer, varied_caption
+from atelier.training.embedded_base.text import caption, pair_caption, token_ids, train_tokenizer, varied_caption
 from atelier.training.embedded_base.trainee import Schedule, Trainee, step_generator
 from atelier.training.embedded_base.unet import (
     Parts,
     batch_of,
     caption_writer,
     new_scheduler,
+    new_unet,
     train_unet,
     velocity_loss,
+    with_attention_everywhere,
 )  # fmt: skip
 from atelier.training.embedded_base.vae import (
     COLOURED,
@@ -51,6 +53,7 @@ from atelier.training.embedded_base.views import (
     colour,
     on_background,
     place,
+    place_pair,
     premultiplied,
     random_colours,
 )
@@ -110,7 +113,8 @@ def tiny_vae() -> AutoencoderKL:
 def tiny_latents() -> Latents:
     random_ = torch.Generator().manual_seed(0)
     index = torch.arange(12)
-    return Latents(torch.randn(12, 8, 16, 16, generator=random_).half(), index % 2, index % 3, index % 10)
+    return Latents(torch.randn(12, 8, 16, 16, generator=random_).half(), index % 2, index % 3, index % 10,
+                   torch.full_like(index, -1))
 
 
 def tiny_run(tokenizer: CLIPTokenizer, words: dict) -> tuple[Trainee, object]:
@@ -211,7 +215,7 @@ def test_the_loss_is_the_mean_square_of_the_velocity_error(tokenizer):
     parts.unet = Silent()
     loss = velocity_loss(parts, scheduler, z, ids, step_generator(0, 5))
     dice = step_generator(0, 5)
-    timesteps = torch.randint(0, 1000, (4,), generator=dice)
+    timesteps = ((torch.arange(4) + torch.rand(4, generator=dice)) * 250).long()   # one in each quarter
     noise = torch.randn(z.shape, generator=dice)
     betas = torch.linspace(0.00085**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
     signal = torch.cumprod(1 - betas, 0)[timesteps].view(4, 1, 1, 1)
@@ -352,6 +356,48 @@ def test_the_autoencoder_learns():
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
 
 
+def test_a_pair_stands_left_and_right_and_is_named_so(tokenizer):
+    red, blue = (torch.zeros(8, 4, 64, 64) for _ in range(2))
+    red[:, [0, 3]], blue[:, [2, 3]] = 1, 1
+    pixels = place_pair(red, blue, step_generator(0, 0))
+    assert pixels.shape == red.shape and pixels.max() <= 1
+    left, right = pixels[..., :32], pixels[..., 32:]
+    assert left[:, 0].sum() > 20 * right[:, 0].sum() and right[:, 2].sum() > 20 * left[:, 2].sum()
+    width = pixels[:, 0].amax(1).gt(0.5).sum(1)   # of the red thing, columns
+    assert ((width >= 26) & (width <= 36)).all()
+    dice = random.Random(0)
+    captions = {pair_caption("cup", "owl", "flat", "blue", 0.0, dice) for _ in range(200)}
+    assert captions == {
+        "a flat emoji of a cup and an owl on a blue background", "an emoji of a cup and an owl on a blue background",
+        "a cup and an owl, flat emoji on a blue background",
+        "a flat emoji of a cup left of an owl on a blue background",
+        "a flat emoji of an owl right of a cup on a blue background",
+    }   # fmt: skip
+    assert pair_caption("cup", "owl", "flat", "blue", 1.0, dice) == ""
+
+
+def test_every_fourth_cached_view_shows_two_different_things():
+    latents = cache_latents(tiny_vae(), tiny_pictures(), np.arange(3), styles=2, views=4, seed=0)
+    assert latents.z.shape == (24, 8, 16, 16)
+    right = latents.right.view(2, 4, 3)
+    assert (right[:, :3] == -1).all() and (right[:, 3] >= 0).all()
+    assert (right != latents.concept.view(2, 4, 3)).all()
+
+
+def test_attention_at_every_size_changes_no_answer_of_the_base_it_is_added_to():
+    old = UNet2DConditionModel.from_config(new_unet().config | {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}).eval()
+    new = with_attention_everywhere(old).eval()
+    noisy, words, steps = torch.randn(2, 8, 16, 16), torch.randn(2, 24, 192), torch.tensor([3, 900])
+    with torch.no_grad():
+        assert torch.equal(old(noisy, steps, words).sample, new(noisy, steps, words).sample)
+        new.up_blocks[-1].attentions[0].proj_out.weight.normal_()
+        assert not torch.equal(old(noisy, steps, words).sample, new(noisy, steps, words).sample)
+    again = with_attention_everywhere(new)
+    assert all(torch.equal(a, b) for a, b in zip(new.state_dict().values(), again.state_dict().values(), strict=True))
+
+
 def test_cached_latents_are_of_the_views_their_labels_name():
     vae, pictures = tiny_vae(), tiny_pictures()
     latents = cache_latents(vae, pictures, np.array([0, 2]), styles=2, views=3, seed=0)
@@ -422,7 +468,7 @@ def test_pictures_survive_the_disk_and_unknown_names_are_named(tmp_path):
     assert again.indices(["red hat", "cup"]).tolist() == [2, 0]
     with pytest.raises(ValueError, match="yeti"):
         again.indices(["cup", "yeti"])
-    with pytest.raises(FileNotFoundError, match="foundation_data --out"):
+    with pytest.raises(FileNotFoundError, match=r"embedded_base\.pictures --out"):
         foundation_data.load(tmp_path / "nothing")
 
 
