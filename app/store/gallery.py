@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from atelier.app.store.home import Home, HomeError, id_time, time_id, write_whole, writing
 from atelier.app.store.library import AdapterCard, adapter_hash, move_to_trash, trash_folder, trashed_name
+from atelier.training.config.assets import DISTRIBUTION
 from atelier.training.sampling.sample import DrawRequest
 
 SCHEMA = 1
@@ -219,6 +220,6 @@ def _parameters(recipe: Mapping[str, Any]) -> str:
 
 def _version() -> str:
     try:
-        return version("atelier-diffusion")
+        return version(DISTRIBUTION)
     except PackageNotFoundError:   # run from the source tree
         return "0"

@@ -1,4 +1,4 @@
-"""Where the files that come with Atelier are: base model, presets, examples, panels, the judge."""
+"""Where the files that come with Atelier are: base model, presets, examples, panels, the judge; and its own name."""
 
 from __future__ import annotations
 
@@ -6,3 +6,6 @@ from importlib.resources import files
 from pathlib import Path
 
 ASSETS = Path(str(files("atelier.assets")))
+
+DISTRIBUTION = "atelier-lora"
+"""What `pip` calls this project (``pyproject.toml``); programs import it as ``atelier``."""

@@ -23,9 +23,10 @@ from atelier.app.web.components.panel import panel
 from atelier.training.base_models.base_info import TITLES
 from atelier.training.base_models.base_model import best_device
 from atelier.training.base_models.identify import identify
+from atelier.training.config.assets import DISTRIBUTION
 from atelier.training.config.train_config import EMBEDDED
 
-PACKAGES = ("atelier-diffusion", "torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "huey")
+PACKAGES = (DISTRIBUTION, "torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "huey")
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
