@@ -5,14 +5,23 @@ PYTHON  := $(VENV)/bin/python
 STAMPS  := $(VENV)/stamps
 INSTALL  = $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 PYTEST   = $(PYTHON) -m pytest
-TESTS_test-rooms := tests/adapters tests/kernels tests/training tests/test_house.py
-TESTS_test-app   := tests/app tests/e2e
+TESTS_test-rooms := tests/adapters tests/kernels tests/training tests/test_house.py tests/test_distribution.py
+TESTS_test-app   := tests/app tests/e2e tests/test_makefile.py
 QUICK   := tests/test_house.py tests/kernels $(addprefix tests/adapters/,kinds/test_laws.py formats/test_native.py \
            attach/test_mount.py core/test_settings.py initialization/test_rank_budget.py formats/test_compatibility.py) \
            $(addprefix tests/training/,config/test_train_config.py config/test_events.py loop/test_losses.py \
            loop/test_noise.py data/test_buckets.py) $(addprefix tests/app/,store/test_home.py web/test_security.py)
 ROOMS   := app training adapters kernels assets
 LINKS   := $(addprefix build/types/atelier/,$(ROOMS))
+# TORCH=cpu is the build of torch without CUDA, from PyTorch's own index; TORCH=cuda is the ordinary one, on Linux
+# gigabytes larger. Without either, make takes the one it took before, and the first time the one that fits the machine.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DEVICES      = $(wildcard /dev/nvidia[0-9]* /proc/driver/nvidia/version)
+NVIDIA       = $(DEVICES)$(shell nvidia-smi -L 2>/dev/null)
+TORCH       ?= $(or $(shell cat $(STAMPS)/torch 2>/dev/null),$(if $(filter Linux,$(shell uname)),$(if $(NVIDIA),cuda,cpu),cuda))
+# Whether an index answers within five seconds. SIGALRM ends look-ups of names as well, which no timeout of Python does.
+ANSWERS      = $(PYTHON) -c 'import signal, sys, urllib.request; signal.alarm(5); \
+               sys.argv[1].startswith("http") and urllib.request.urlopen(sys.argv[1])'
 # Newest first. torch has no wheels for a Python that came out yesterday, so the list ends where ours were tried.
 PYTHONS ?= python3.14 python3.13 python3.12 python3.11 python3 python
 
@@ -25,8 +34,9 @@ help:            ## show this list
 
 setup: $(STAMPS)/runtime | $(LINKS)    ## make .venv with everything that runs Atelier
 
-studio: setup    ## set up, start Atelier and open it in the browser
-	$(VENV)/bin/atelier serve --open
+studio: setup    ## set up, start Atelier and open it in the browser (TORCH=cpu or TORCH=cuda chooses torch's build)
+	@echo 'Starting Atelier. Its address follows in a few seconds.'
+	@$(VENV)/bin/atelier serve --open
 
 test: dev chromium    ## set up and run every test but the slow ones
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-rooms test-app
@@ -73,10 +83,24 @@ bench: dev       ## measured comparisons of speed, side by side with others' (ho
 dev: $(STAMPS)/dev | $(LINKS)
 
 # An interrupted installation leaves no stamp, so the next `make` takes it up again.
-$(STAMPS)/runtime: pyproject.toml constraints.txt $(STAMPS)/place
-	@echo 'Installing Atelier into $(VENV). The first time this downloads torch and takes a few minutes.'
+$(STAMPS)/runtime: pyproject.toml constraints.txt $(STAMPS)/place $(STAMPS)/torch
+	@echo 'Installing Atelier and the libraries it needs into $(VENV). The first time this takes a few minutes.'
 	$(INSTALL) --editable .
 	@touch $@
+
+# Only the CPU build has to be installed by itself. The ordinary one comes with the rest, once the other is out of its way.
+$(STAMPS)/torch: FORCE | $(PYTHON)
+	@mkdir -p $(STAMPS); if echo '$(TORCH)' | cmp -s - $@; then exit 0; fi; \
+	case '$(TORCH)' in \
+	cpu)  echo 'Installing torch without CUDA, about 200 MB, from $(TORCH_INDEX)'; \
+	      echo 'For an NVIDIA card: make studio TORCH=cuda'; \
+	      if { $(ANSWERS) '$(TORCH_INDEX)/torch/'; } 2>/dev/null && \
+	        $(INSTALL) --force-reinstall --no-deps --index-url '$(TORCH_INDEX)' torch; then echo cpu > $@; exit 0; fi; \
+	      echo 'The CPU build could not be installed from there. Installing the ordinary torch instead,'; \
+	      echo 'which on Linux is gigabytes larger. To try again: make studio TORCH=cpu' ;; \
+	cuda) $(PYTHON) -m pip uninstall --quiet --yes torch ;; \
+	*)    echo 'TORCH is cpu or cuda, not $(TORCH).' >&2; exit 2 ;; \
+	esac; echo cuda > $@
 
 $(STAMPS)/dev: $(STAMPS)/runtime
 	@echo 'Installing what the tests need.'

@@ -24,6 +24,8 @@ FAILED, INTERRUPTED = 1, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    if sys.platform == "win32":   # jobs need sessions and signals of POSIX
+        return _fail("Atelier runs on Linux and macOS. On Windows install it inside WSL; the README says how.")
     arguments = build_parser().parse_args(argv)
     # Libraries tell developers about matters that nobody who draws pictures can do anything about.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

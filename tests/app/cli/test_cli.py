@@ -122,6 +122,11 @@ def test_wrong_usage_ends_with_two_and_says_what_is_right(capsys, line, words):
     assert words in misused(capsys, *line.split())
 
 
+def test_windows_is_sent_to_its_linux(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "install it inside WSL" in refused(capsys, "list")
+
+
 def test_a_recipe_is_the_preset_then_the_options_then_what_was_set():
     def config(line: str) -> TrainConfig:
         return make_config("rex", build_parser().parse_args(["train", "p", "--name", "rex", *line.split()]))
