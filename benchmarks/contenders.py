@@ -31,10 +31,10 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.kinds.catalog import create
-from atelier.training.base_models.base_model import BaseModel, Text
-from atelier.training.base_models.less_activation_memory import keep_less
+from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
+from atelier.training.base_models.less_activation_memory import save_less_for_backward
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
-from atelier.training.base_models.offload import OnDisk
+from atelier.training.base_models.offload import DiskOffload
 from atelier.training.loop.batch import Shown, errors
 from atelier.training.loop.noise import Noisy
 
@@ -150,20 +150,20 @@ def atelier(options: Options) -> Contender:
     keep_freed_memory()
     unet, lesson, scheduler = _unet(options), _lesson(options), DDPMScheduler(beta_schedule="scaled_linear")
     vae, reader = _vae(options), _reader(options)
-    keep_less(unet)
+    save_less_for_backward(unet)
     nothing: Any = None
-    rest = OnDisk(Path(tempfile.gettempdir()))
-    model = BaseModel(nothing, unet, vae, reader, nothing, scheduler, rest=rest)
-    model.put_aside(vae, reader)
-    with model.present(vae):
+    rest = DiskOffload(Path(tempfile.gettempdir()))
+    model = BaseModel(nothing, unet, vae, reader, nothing, scheduler, offload_to=rest)
+    model.offload(vae, reader)
+    with model.on_device(vae):
         latents = _encoded(vae, lesson.pixels)
-    with model.present(reader):
+    with model.on_device(reader):
         words = _read(reader, lesson.tokens)
     adapters = _adapters(unet, options["rank"])
     _start([(adapter.up, adapter.down) for adapter in adapters])   # type: ignore[arg-type]
     noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
     seen = Noisy(noisy, lesson.timesteps, lesson.noise)
-    shown = Shown((0,), seen, Text(words), torch.zeros(1, 6), torch.ones(1))
+    shown = Shown((0,), seen, PromptEmbeddings(words), torch.zeros(1, 6), torch.ones(1))
 
     def loss() -> Tensor:
         # Attached for every step, as the loop does: that is part of its price.

@@ -37,7 +37,7 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Finished
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig, load_preset
-from atelier.training.data.prepare import encode, look_through
+from atelier.training.data.prepare import encode, scan_pictures
 from atelier.training.embedded_base.judge import Judge
 from atelier.training.recipes.combine_two import STEPS, Part, make, training_config
 from atelier.training.recipes.companions import captioned
@@ -168,7 +168,7 @@ def taught(model: BaseModel, role: str, kind: str, name: str, options: argparse.
         last = list(run(RunFolder.create(home / "runs" / config.name, config), path.parent))[-1]
         assert isinstance(last, Finished), last
         print(f"taught {config.name} in {last.seconds:.0f} s", flush=True)
-    return Part(load_adapter(path), encode(model, look_through(config)))
+    return Part(load_adapter(path), encode(model, scan_pictures(config)))
 
 
 def mix(model: BaseModel, way: Way, content: Part, style: Part) -> Mix:

@@ -38,7 +38,7 @@ from atelier.training.base_models.weights import weights_of
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.retriever_dataset import ROLES, Exhibit, read_index
 from atelier.training.embedded_base.train_retriever import WEIGHTS, Said, Stack, begun, looked_at, stack, teach
-from atelier.training.sampling.prompt_features import Wording
+from atelier.training.sampling.prompt_features import PromptEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "retrieval.json"
@@ -89,10 +89,10 @@ def main() -> None:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Everything that is published."""
-    exhibits, weight_of, wording = read_index(folder), weights_of(EMBEDDED), Wording.load()
+    exhibits, weight_of, prompt_encoder = read_index(folder), weights_of(EMBEDDED), PromptEncoder.load()
     sets = [load_adapter(folder / f"{exhibit.file}.safetensors") for exhibit in exhibits]
     retriever, known = load_retriever(WEIGHTS)
-    reader = Reader(retriever, wording, known["text_encoder"])
+    reader = Reader(retriever, prompt_encoder, known["text_encoder"])
     rows = embedded(retriever, sets, weight_of)
     return {
         "machine": describe_machine(), "total": len(exhibits),
@@ -110,7 +110,7 @@ def embedded(retriever: Retriever, sets: Sequence[AdapterSet], weight_of: Weight
 
 def scores_of(exhibits: Sequence[Exhibit], rows: Tensor, reader: Reader) -> Tensor:
     """``[prompts, N, N]``: of each adapter's p-th prompt with every adapter; who has fewer says the first again."""
-    said = Said.read(reader.wording, exhibits)
+    said = Said.read(reader.prompt_encoder, exhibits)
     words = [reader.retriever.encode_words(said.features[:, p].double(), said.said[:, p])
              for p in range(said.said.shape[1])]   # fmt: skip
     return torch.stack([word.float() @ rows.T for word in words])
@@ -161,9 +161,10 @@ def _controls(
     exhibits: Sequence[Exhibit], sets: Sequence[AdapterSet], rows: Tensor, reader: Reader, weight_of: WeightOf
 ) -> list[dict[str, Any]]:
     """What is left without one part or the other, on adapters with a name in their captions."""
-    wording, layers, sizes = reader.wording, looked_at(), reader.retriever.sizes
+    prompt_encoder, layers, sizes = reader.prompt_encoder, looked_at(), reader.retriever.sizes
     taught = [i for i, exhibit in enumerate(exhibits) if not exhibit.held_out]
-    zoo, said = stack([sets[i] for i in taught], layers, weight_of), Said.read(wording, [exhibits[i] for i in taught])
+    zoo = stack([sets[i] for i in taught], layers, weight_of)
+    said = Said.read(prompt_encoder, [exhibits[i] for i in taught])
     scores = scores_of(exhibits, rows, reader)
     view = deepcopy(reader.retriever)
     view.share.fill_(0.0)
@@ -175,7 +176,7 @@ def _controls(
         other = other.double().requires_grad_(False)
         if other is not view:
             other.share.fill_(1.0)
-        result[title] = scores_of(exhibits, embedded(other, sets, weight_of), Reader(other, wording, ""))
+        result[title] = scores_of(exhibits, embedded(other, sets, weight_of), Reader(other, prompt_encoder, ""))
     return [{"control": title, **found(values, exhibits, ("plain", "called"))} for title, values in result.items()]
 
 

@@ -29,7 +29,7 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.embedded_base.judge import Judge
 from atelier.training.embedded_base.pictures import PROMPTS, read_prompts
 from atelier.training.runs.save_adapter import thumbnail
-from atelier.training.sampling.draw_cache import Kept
+from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.sample import GUIDANCE, DrawRequest, draw
 from atelier.training.sampling.samplers import DEFAULT, new_sampler, sampling, watch
 from benchmarks.base_quality import Task, judged, shares, tasks
@@ -128,7 +128,7 @@ def judgement(model: BaseModel, judge: Judge, asked: Sequence[Task], latents: Te
 
 def looking() -> dict[str, Any]:
     """What share of CPU time glimpses add: of all turns, and the middle half of them."""
-    model, kept = load("embedded", "cpu"), Kept()
+    model, cache = load("embedded", "cpu"), DrawCache()
     request = DrawRequest(prompt="an emoji of a red car", count=4)
 
     def show(small: list[Image.Image]) -> None:
@@ -137,11 +137,11 @@ def looking() -> dict[str, Any]:
 
     def seconds(**way: Any) -> float:
         started = time.process_time()
-        draw(model, request, kept=kept, **way)
+        draw(model, request, cache=cache, **way)
         return time.process_time() - started
 
-    seconds(on_glimpse=show)   # finds the map
-    shares = sorted(seconds(on_glimpse=show) / seconds() - 1 for _ in range(TURNS))
+    seconds(on_latent_preview=show)   # finds the map
+    shares = sorted(seconds(on_latent_preview=show) / seconds() - 1 for _ in range(TURNS))
     low, middle, high = (round(shares[TURNS * quarter // 4], 4) for quarter in (1, 2, 3))
     return {"share": middle, "low": low, "high": high, "turns": TURNS}
 

@@ -207,12 +207,12 @@ def _models(arguments: Namespace) -> int:
 
 def _words(arguments: Namespace) -> int:
     from atelier.training.base_models.base_model import load
-    from atelier.training.sampling.trigger_words import QUIET, loudness
+    from atelier.training.sampling.trigger_words import MAX_EFFECT, word_effects
 
-    found = sorted(zip(loudness(load(arguments.base), arguments.words), arguments.words, strict=True))
-    lines = [f"{loud:5.2f}  {word:12}  {'means nothing: good' if loud < QUIET else 'means something'}"
-             for loud, word in found]   # fmt: skip
-    return _say(arguments, {word: round(loud, 3) for loud, word in found}, "\n".join(lines))
+    found = sorted(zip(word_effects(load(arguments.base), arguments.words), arguments.words, strict=True))
+    lines = [f"{effect:5.2f}  {word:12}  {'means nothing: good' if effect < MAX_EFFECT else 'means something'}"
+             for effect, word in found]   # fmt: skip
+    return _say(arguments, {word: round(effect, 3) for effect, word in found}, "\n".join(lines))
 
 
 def _file(arguments: Namespace) -> int:

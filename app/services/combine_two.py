@@ -22,7 +22,7 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Stepped
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
 from atelier.training.data.latent_cache import Example
-from atelier.training.data.prepare import encode, look_through
+from atelier.training.data.prepare import encode, scan_pictures
 from atelier.training.recipes.combine_two import STEPS, Part, make, training_config
 from atelier.training.recipes.companions import captioned
 from atelier.training.runs.save_adapter import write_kept
@@ -84,7 +84,7 @@ def making(home: Home, recipe: Recipe) -> Iterator[Stepped | AdapterCard]:
                         f"{recipe.style.title}. Only adapters of one base model can be mixed.")
     lessons = [_lesson(home, card, recipe) for card in (recipe.content, recipe.style)] if recipe.steps else []
     model = load(recipe.content.base or EMBEDDED)
-    taught = [encode(model, look_through(lesson)) for lesson in lessons] or [[], []]
+    taught = [encode(model, scan_pictures(lesson)) for lesson in lessons] or [[], []]
     config = None
     if recipe.steps:
         first = lessons[0]
@@ -139,4 +139,4 @@ def _keep(home: Home, recipe: Recipe, model: BaseModel, made: AdapterSet) -> Pat
 
 def caption_of_both(info: BaseInfo, style: str) -> str:
     """Caption template that calls a content in a style: ``{trigger}`` and ``{subject}`` are the content's."""
-    return info.styled.replace("{style}", style).replace("{subject}", "{trigger} {subject}")
+    return info.style_caption(style, "{trigger} {subject}")

@@ -23,7 +23,7 @@ from atelier.app.store.models import check_family, find_base
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.train_gates import gates_for
-from atelier.training.sampling.draw_cache import Kept
+from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.sample import DrawRequest, draw
 
 BATCH = 4   # pictures drawn at once: more at a time needs more memory and is hardly faster
@@ -69,14 +69,14 @@ def _images(model: BaseModel, request: DrawRequest, mix: Mix | Fusion) -> Iterat
         replace(request, seed=request.seed + first, count=min(BATCH, request.count - first))
         for first in range(0, request.count, BATCH)
     ]
-    kept = Kept()
+    cache = DrawCache()
     with tqdm(total=len(batches) * request.steps, unit="step", leave=False, disable=None) as bar:
 
         def on_step(_done: int, _of: int) -> None:
             bar.update()
 
         for batch in batches:
-            yield from draw(model, batch, mix, on_step, kept=kept)
+            yield from draw(model, batch, mix, on_step, cache=cache)
 
 
 def _save(home: Home, out: Path | None, image: Image.Image, recipe: dict[str, object]) -> Path:

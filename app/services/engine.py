@@ -23,10 +23,10 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.embedded_base.train_gates import gates_for
-from atelier.training.sampling.draw_cache import Kept
+from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.fidelity import Fidelity, compare, unet_error
 from atelier.training.sampling.sample import DrawRequest, draw
-from atelier.training.sampling.trigger_words import loudness
+from atelier.training.sampling.trigger_words import word_effects
 
 KEPT_ADAPTERS = 8
 KEPT_CELLS = 81   # pictures of the Mix Lab's pad: nine grids
@@ -56,10 +56,10 @@ class Engine:
         keep_freed_memory()   # now, before there are threads that draw
         self._turn = threading.Lock()
         self._base: tuple[str, BaseModel] | None = None
-        self._kept = Kept()   # of the loaded base: a slider that moves does not merge the others again
+        self._cache = DrawCache()   # of the loaded base: a slider that moves does not merge the others again
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._cells: OrderedDict[Hashable, Image.Image] = OrderedDict()
-        self._loud: dict[str, float] = {}   # words, to the loaded base
+        self._word_effects: dict[str, float] = {}   # words, to the loaded base
 
     @property
     def loaded(self) -> BaseModel | None:
@@ -76,9 +76,9 @@ class Engine:
         parts: Sequence[Part],
         request: DrawRequest,
         on_step: Callable[[int, int], None] | None = None,
-        on_glimpse: Callable[[list[Image.Image]], None] | None = None,
+        on_latent_preview: Callable[[list[Image.Image]], None] | None = None,
     ) -> list[Image.Image]:
-        """Draw with adapters at their strengths; ``on_step(done, of)`` and ``on_glimpse(small pictures)`` on the way.
+        """Draw with adapters at their strengths; ``on_step(done, of)`` and ``on_latent_preview(pictures)`` on the way.
 
         Raises:
             BaseError, FileError, MountError, SettingError: as loading, mounting and drawing do.
@@ -86,7 +86,7 @@ class Engine:
         with self._turn:
             model = self._model(base)
             mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts if strength))
-            return draw(model, request, mix, on_step, on_glimpse=on_glimpse, kept=self._kept)
+            return draw(model, request, mix, on_step, on_latent_preview=on_latent_preview, cache=self._cache)
 
     def fuse(
         self, base: str, shares: Sequence[tuple[Path, Share]], method: str, request: DrawRequest,
@@ -102,7 +102,7 @@ class Engine:
             parts = [share.part(self._adapter(path)) for path, share in shares]
             gates = gates_for(model) if method == "gated" else None
             how = combined(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
-            return draw(model, request, how, kept=self._kept)
+            return draw(model, request, how, cache=self._cache)
 
     def meeting(self, base: str, shares: Sequence[tuple[Path, Share]]) -> Interference:
         """How the adapters get in one another's way.
@@ -139,20 +139,20 @@ class Engine:
             assert isinstance(whole, Mix)
             return one, unet_error(model, whole, Mix(((one, 1.0),)), prompt)
 
-    def loudness(self, base: str, word: str) -> float | None:
+    def word_effects(self, base: str, word: str) -> float | None:
         """How much a word means to a base model already.
 
-        None where another one is in memory, because it would have to go, or where no quiet word is known to compare.
+        None where another one is in memory, because it would have to go, or where no neutral word is known.
 
         Raises:
             BaseError: as loading does.
         """
         with self._turn:
-            if (self.loaded and not self.holds(base)) or not identify(base).quiet_words:
+            if (self.loaded and not self.holds(base)) or not identify(base).neutral_words:
                 return None
-            if word not in self._loud:
-                [self._loud[word]] = loudness(self._model(base), [word])
-            return self._loud[word]
+            if word not in self._word_effects:
+                [self._word_effects[word]] = word_effects(self._model(base), [word])
+            return self._word_effects[word]
 
     def compare(self, base: str, parts: Sequence[Part], exported: Path, prompt: str) -> Fidelity:
         """How a file made of adapters at their strengths differs from them on the base model.
@@ -185,7 +185,7 @@ class Engine:
                 content, style = (self._adapter(path) for path in parts)
                 mixed = blended(model.models(), content, style, method, list(new.values())).to(model.device)
                 one_each = replace(request, count=len(new))
-                drawn = draw(model, one_each, Mix(((mixed, 1.0),)), alike=True, kept=self._kept)
+                drawn = draw(model, one_each, Mix(((mixed, 1.0),)), alike=True, cache=self._cache)
                 self._cells.update(zip(new, drawn, strict=True))
             for key in keys:
                 self._cells.move_to_end(key)
@@ -230,7 +230,7 @@ class Engine:
     def _model(self, base: str) -> BaseModel:
         if self._base is None or self._base[0] != base:
             # Let go of the old one first: two may not fit into memory.
-            self._base, self._kept, self._loud = None, Kept(), {}
+            self._base, self._cache, self._word_effects = None, DrawCache(), {}
             self._base = (base, load(base))
         return self._base[1]
 

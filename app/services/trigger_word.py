@@ -12,7 +12,7 @@ from atelier.app.text import create as create_phrases
 from atelier.app.text import words
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
-from atelier.training.sampling.trigger_words import QUIET, quiet_word
+from atelier.training.sampling.trigger_words import MAX_EFFECT, neutral_word
 
 SETTLED_SECONDS = 0.6   # a word that is still being typed is not measured
 
@@ -20,7 +20,7 @@ SETTLED_SECONDS = 0.6   # a word that is still being typed is not measured
 def word_said(home: Home, engine: Engine, name: str, trigger: str, base: str) -> dict[str, str]:
     """What the page says of the word that would call the adapter, and the word it offers; nothing where all is well.
 
-    Nothing is said either where it would take long to find out, or where nobody knows what loud is: the run says it.
+    Nothing is said either where it would take long to find out, or where no limit was measured: the run says it.
     """
     word = (trigger or name or "").strip()
     if not word:
@@ -30,12 +30,12 @@ def word_said(home: Home, engine: Engine, name: str, trigger: str, base: str) ->
     if (name, trigger) != (draft.name, draft.changes.get("trigger", "")):
         return {}   # more was typed meanwhile, and that is looked at next
     try:
-        loud = engine.loudness(base or EMBEDDED, word)
+        effect = engine.word_effects(base or EMBEDDED, word)
     except ValueError:
         return {}   # a base model that can't be used: the page says so elsewhere
-    if loud is not None and loud >= QUIET:
+    if effect is not None and effect >= MAX_EFFECT:
         taken = {card.trigger.lower() for card in list_adapters(home)}
-        quiet = quiet_word(identify(base or EMBEDDED), name or word, taken)
-        offer = create_phrases.call_it(quiet) if quiet else ""
-        return {"text": create_phrases.loud_word(word), "word": quiet, "offer": offer}
+        neutral = neutral_word(identify(base or EMBEDDED), name or word, taken)
+        offer = create_phrases.call_it(neutral) if neutral else ""
+        return {"text": create_phrases.word_with_meaning(word), "word": neutral, "offer": offer}
     return {"text": create_phrases.called_by(word), "word": "", "offer": words.CALL_BY_NAME} if trigger else {}

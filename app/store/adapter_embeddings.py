@@ -24,7 +24,7 @@ from atelier.app.store.library import AdapterCard
 from atelier.training.base_models.weights import weights_of
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.train_retriever import WEIGHTS, text_encoder_hash
-from atelier.training.sampling.prompt_features import Wording
+from atelier.training.sampling.prompt_features import PromptEncoder
 
 INDEX = "embeddings.safetensors"
 
@@ -34,12 +34,12 @@ class Reader:
     """What compares words with weights: a trained retriever, and the text encoder it was taught with."""
 
     retriever: Retriever
-    wording: Wording
+    prompt_encoder: PromptEncoder
     version: str   # hash of the retriever: embeddings of another one say nothing
 
     def read(self, prompt: str) -> Tensor:
         """Embedding ``[E]`` of a prompt."""
-        features, said = self.wording([prompt])
+        features, said = self.prompt_encoder([prompt])
         return self.retriever.encode_words(features.double(), said)[0].float()
 
     def fits(self, scores: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _reader(path: Path) -> Reader | None:
     retriever, known = load_retriever(path)
     if known.get("text_encoder") != text_encoder_hash():
         return None
-    return Reader(retriever, Wording.load(), data_hash(path))
+    return Reader(retriever, PromptEncoder.load(), data_hash(path))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 
-def loud_word(word: str) -> str:
+def word_with_meaning(word: str) -> str:
     """Why a word is not the best to call an adapter by.
 
-    >>> loud_word("fox")
+    >>> word_with_meaning("fox")
     '“fox” means something to the base model already. That is fine alone; in a mix it pushes other things aside.'
     """
     return f"“{word}” means something to the base model already. That is fine alone; in a mix it pushes other things " \

@@ -20,6 +20,8 @@ TITLES = {"embedded": "Atelier's own small model", "sd1": "Stable Diffusion 1.x"
 _TASKS = {9: "an inpainting model", 8: "a model that edits pictures (InstructPix2Pix)", 5: "a depth model",
           7: "an upscaler"}   # fmt: skip
 PACKED_UNET = "packed.safetensors"   # the UNet's weights in codes, where a folder is a compressed base model
+_PROMPT_FIELDS = ("style_template", "styles", "things", "neutral_words")   # of prompts.toml, beside the caption
+_FORMER_FIELDS = {"styled": "style_template", "quiet_words": "neutral_words"}   # in folders written by older versions
 _DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
@@ -46,15 +48,19 @@ class BaseInfo:
     bytes: int = 0         # size of the weights on disk
     zero_snr: bool = False   # trained down to pure noise: the schedule must end there as well
     prior_prompts: tuple[str, ...] = ()   # varied things it can draw, for prior preservation
-    styled: str = "a {style} picture of a {subject}"   # caption that names a way of drawing
-    styles: tuple[str, ...] = ("watercolour", "pencil", "pixel art")   # ways of drawing that it knows
+    style_template: str = "a {style} picture of a {subject}"   # caption template that names a style
+    styles: tuple[str, ...] = ("watercolour", "pencil", "pixel art")   # styles that it knows
     things: tuple[str, ...] = ("house", "dog", "tree", "car", "cup", "boat", "chair", "cat")   # things that it knows
-    quiet_words: tuple[str, ...] = ()   # made-up words that mean nothing to it: good trigger words
+    neutral_words: tuple[str, ...] = ()   # made-up words that mean nothing to it: good trigger words
 
     @property
     def kind(self) -> str:
         """Family and prediction type in words, as a card shows them."""
         return TITLES[self.family] + (" (v-prediction)" if self.prediction_type == "v_prediction" else "")
+
+    def style_caption(self, style: str, subject: str) -> str:
+        """The caption of a subject drawn in a style."""
+        return self.style_template.replace("{style}", style).replace("{subject}", subject)
 
 
 def make_info(
@@ -62,7 +68,7 @@ def make_info(
 ) -> BaseInfo:
     """Put together what the configurations say; ``known`` are the other fields."""
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    words = _words(folder)
+    words = _read_prompts(folder)
     return BaseInfo(
         source=base,
         title=TITLES["embedded"] if base == EMBEDDED else Path(base).name,
@@ -74,7 +80,7 @@ def make_info(
         folder=folder,
         caption=words.get("caption", "a photo of {subject}").replace("{subject}", "{trigger} {subject}"),
         prior_prompts=tuple(words.get("prior_prompts", ())),
-        **{name: _frozen(words[name]) for name in ("styled", "styles", "things", "quiet_words") if name in words},
+        **{name: _frozen(words[name]) for name in _PROMPT_FIELDS if name in words},
         **known,
     )
 
@@ -133,8 +139,10 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _words(folder: Path) -> dict[str, Any]:
+def _read_prompts(folder: Path) -> dict[str, Any]:
+    """The table of ``prompts.toml``, where the folder has one."""
     try:
-        return tomllib.loads((folder / "prompts.toml").read_text(encoding="utf-8"))
+        values = tomllib.loads((folder / "prompts.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    return {_FORMER_FIELDS.get(name, name): value for name, value in values.items()}

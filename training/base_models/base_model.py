@@ -22,17 +22,17 @@ from atelier.adapters.quantization.packed import get_ready, load_packed
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo, read_json
 from atelier.training.base_models.identify import hub_folder, identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
-from atelier.training.base_models.offload import MainMemory, Rest
+from atelier.training.base_models.offload import CpuOffload, Offload
 from atelier.training.base_models.single_file import load_parts
 from atelier.training.config.train_config import EMBEDDED
 
 # Stable Diffusion XL is told of each picture: height and width it had, top and left of the crop, height and width it
 # has now (Podell et al. 2023, arXiv 2307.01952, sec. 2.2). Other families don't look.
-Sizes = tuple[int, int, int, int, int, int]
+MicroConditioning = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class PromptEmbeddings:
     """What the UNet reads of B captions."""
 
     features: Tensor                # [B, T, D]
@@ -51,7 +51,7 @@ class BaseModel:
     scheduler: Any      # diffusers noise scheduler
     text_encoder_2: Any = None   # transformers CLIPTextModelWithProjection, Stable Diffusion XL only
     tokenizer_2: Any = None
-    rest: Rest | None = None   # where parts wait that a step does not need; None: they stay
+    offload_to: Offload | None = None   # where parts wait that a step does not need; None: they stay
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +64,7 @@ class BaseModel:
         return next(self.unet.parameters()).dtype
 
     @property
-    def readers(self) -> list[tuple[Any, Any]]:
+    def tokenizers_and_encoders(self) -> list[tuple[Any, Any]]:
         """Tokenizer and text encoder, one pair or two."""
         second = [] if self.text_encoder_2 is None else [(self.tokenizer_2, self.text_encoder_2)]
         return [(self.tokenizer, self.text_encoder), *second]
@@ -80,28 +80,30 @@ class BaseModel:
         return parts if self.text_encoder_2 is None else {**parts, "text_encoder_2": self.text_encoder_2}
 
     @property
-    def encoders(self) -> list[Any]:
+    def text_encoders(self) -> list[Any]:
         """The text encoders, one or two."""
-        return [encoder for _, encoder in self.readers]
+        return [encoder for _, encoder in self.tokenizers_and_encoders]
 
-    def put_aside(self, *parts: nn.Module) -> None:
-        """Send parts to where they wait; whoever needs them asks for them with :meth:`present`."""
-        if self.rest is not None:
+    def offload(self, *parts: nn.Module) -> None:
+        """Send parts to where they wait; whoever needs them asks for them with :meth:`on_device`."""
+        if self.offload_to is not None:
             for part in parts:
-                self.rest.take(part)
+                self.offload_to.offload(part)
 
     @contextmanager
-    def present(self, *parts: nn.Module) -> Iterator[None]:
+    def on_device(self, *parts: nn.Module) -> Iterator[None]:
         """These parts are on the UNet's device while this is open; those that were put aside go back afterwards."""
-        away = [] if self.rest is None else [part for part in parts if self.rest.holds(part)]
+        away = [] if self.offload_to is None else [part for part in parts if self.offload_to.holds(part)]
         for part in away:
-            self.rest.give(part, self.device)   # type: ignore[union-attr]
+            self.offload_to.onload(part, self.device)   # type: ignore[union-attr]
         try:
             yield
         finally:
-            self.put_aside(*away)
+            self.offload(*away)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, text: Text, sizes: Sequence[Sizes] | Tensor) -> Tensor:
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, text: PromptEmbeddings, sizes: Sequence[MicroConditioning] | Tensor
+    ) -> Tensor:
         """The UNet's answer ``[B, C, h, w]`` to noisy latents ``[B, C, h, w]`` at ``timesteps [B]``."""
         added = None
         if text.pooled is not None:
@@ -148,7 +150,7 @@ def load(
     Raises:
         BaseError: see :func:`identify`; also when weights are missing or don't fit their configuration.
     """
-    from atelier.training.base_models.less_activation_memory import keep_less  # brings diffusers along
+    from atelier.training.base_models.less_activation_memory import save_less_for_backward  # brings diffusers along
 
     info = identify(base)
     folder = info.folder
@@ -169,8 +171,8 @@ def load(
         if isinstance(part, nn.Module):
             part.to(place).eval().requires_grad_(False)
     get_ready(parts["unet"])
-    keep_less(parts["unet"])
-    return BaseModel(info, **parts, rest=MainMemory() if place.type == "cuda" else None)
+    save_less_for_backward(parts["unet"])
+    return BaseModel(info, **parts, offload_to=CpuOffload() if place.type == "cuda" else None)
 
 
 def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from atelier.kernels.frozen_layers import frozen_conv2d, gated_gelu
 
-LARGE = 100_000_000   # values of a UNet; a smaller one saves little and takes 3 % longer (docs/LOG.md)
+MIN_PARAMETERS = 100_000_000   # values of a UNet; a smaller one saves little and takes 3 % longer (docs/LOG.md)
 
 
-class LeanConv2d(nn.Conv2d):
+class FrozenConv2d(nn.Conv2d):
     """A convolution that keeps nothing of its input, as long as neither weight nor bias gets a gradient."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class LeanConv2d(nn.Conv2d):
         return frozen_conv2d(input, self.weight, self.bias, *way)
 
 
-class LeanGEGLU(GEGLU):
+class FrozenGEGLU(GEGLU):
     """The gate of a transformer's feed-forward part."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -35,12 +35,12 @@ class LeanGEGLU(GEGLU):
         return gated_gelu(self.proj(hidden_states))
 
 
-def keep_less(unet: nn.Module) -> None:
+def save_less_for_backward(unet: nn.Module) -> None:
     """From now on, if it is large; layers of other classes, such as those in codes, stay as they are."""
-    if sum(parameter.numel() for parameter in unet.parameters()) < LARGE:
+    if sum(parameter.numel() for parameter in unet.parameters()) < MIN_PARAMETERS:
         return
     for layer in unet.modules():
         if type(layer) is nn.Conv2d:
-            layer.__class__ = LeanConv2d   # so every reference, hook and name of the layer stays as it was
+            layer.__class__ = FrozenConv2d   # so every reference, hook and name of the layer stays as it was
         elif type(layer) is GEGLU:
-            layer.__class__ = LeanGEGLU
+            layer.__class__ = FrozenGEGLU

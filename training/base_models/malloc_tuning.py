@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(_ARENA_MAX, 1)   # the other threads' heaps end at 64 MB
 
 
-def hand_back_freed_memory() -> None:
+def return_freed_memory() -> None:
     """From now on, hand back every block of a megabyte: slower, for runs that are short of memory.
 
     What is kept has holes: 1.13 GB instead of .83 GB for a batch of 96 with checkpointing, embedded base (measured).
@@ -33,7 +33,7 @@ def hand_back_freed_memory() -> None:
         libc.mallopt(_TRIM_THRESHOLD, 2**26)
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Hand back what is free now: other processes may need it while this one waits."""
     if libc := _glibc():
         libc.malloc_trim(0)

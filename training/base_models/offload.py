@@ -11,29 +11,29 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from atelier.training.base_models.malloc_tuning import give_back
+from atelier.training.base_models.malloc_tuning import trim_memory
 
 ALIGNED = 64   # bytes: where a tensor may begin in a file
-WORTH_A_FILE = 50_000_000   # bytes of a part
+MIN_OFFLOAD_BYTES = 50_000_000   # bytes of a part
 
 
-class Rest(Protocol):
+class Offload(Protocol):
     """A place for parts that wait."""
 
     def holds(self, part: nn.Module) -> bool:
         """Whether a part waits there."""
         ...
 
-    def take(self, part: nn.Module) -> None:
+    def offload(self, part: nn.Module) -> None:
         """Let a part wait there."""
         ...
 
-    def give(self, part: nn.Module, device: torch.device) -> None:
+    def onload(self, part: nn.Module, device: torch.device) -> None:
         """Have it back on a device, ready to work."""
         ...
 
 
-class MainMemory:
+class CpuOffload:
     """For parts whose place is a GPU."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -43,16 +43,16 @@ class MainMemory:
         """Whether a part waits there."""
         return part.device.type == self._device.type   # type: ignore[union-attr]
 
-    def take(self, part: nn.Module) -> None:
+    def offload(self, part: nn.Module) -> None:
         """Let a part wait there."""
         _move(part, self._device)
 
-    def give(self, part: nn.Module, device: torch.device) -> None:
+    def onload(self, part: nn.Module, device: torch.device) -> None:
         """Have it back on a device, ready to work."""
         _move(part, device)
 
 
-class OnDisk:
+class DiskOffload:
     """For parts whose place is the main memory: a nameless file for each, read by the kernel as it is looked at.
 
     Written once. A part is always ready to work: what it looks at comes into memory, and goes again when it rests.
@@ -67,21 +67,21 @@ class OnDisk:
         """Whether a part waits there."""
         return part in self._files
 
-    def take(self, part: nn.Module) -> None:
+    def offload(self, part: nn.Module) -> None:
         """Let a part wait there; where the disk has no room for it, it stays in memory."""
         tensors = [*part.parameters(), *part.buffers()]
-        if sum(tensor.nbytes for tensor in tensors) < WORTH_A_FILE:
+        if sum(tensor.nbytes for tensor in tensors) < MIN_OFFLOAD_BYTES:
             return
         if part not in self._files:
             try:
                 self._files[part] = _mapped(tensors, self._folder)
             except OSError:
                 return
-            give_back()
+            trim_memory()
         if hasattr(mmap, "MADV_DONTNEED"):   # Windows lets go by itself, when memory is short
             self._files[part].madvise(mmap.MADV_DONTNEED)
 
-    def give(self, part: nn.Module, device: torch.device) -> None:
+    def onload(self, part: nn.Module, device: torch.device) -> None:
         """Nothing to do."""
 
 

@@ -15,7 +15,7 @@ from atelier.adapters.quantization.activation_quantizers import InputLevels
 from atelier.adapters.quantization.bit_policy import Bits, is_end
 from atelier.adapters.quantization.fake_quant_layers import Switch, rounding_layers, unrounded
 from atelier.adapters.quantization.quantizers import input_level
-from atelier.training.base_models.base_model import BaseModel, Text
+from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.data.latent_cache import encode_text, tokenize
 
 GUIDANCE = 3.0    # as the Studio draws; it steers the trajectory and has no part in the loss
@@ -28,7 +28,7 @@ class Moment:
 
     timestep: int
     noisy: Tensor     # [2N, C, h, w]
-    text: Text        # of 2N captions, the wordless first
+    text: PromptEmbeddings        # of 2N captions, the wordless first
     answer: Tensor    # [2N, C, h, w], the teacher's
 
 
@@ -54,7 +54,7 @@ def trajectory(
     side = model.info.resolution // model.info.factor
     shape = (len(prompts), model.unet.config.in_channels, side, side)
     x = torch.randn(shape, generator=generator).to(model.device) * model.scheduler.init_noise_sigma
-    with model.present(*model.encoders):
+    with model.on_device(*model.text_encoders):
         text = encode_text(model, tokenize(model, [""] * len(prompts) + list(prompts)))
     for t in model.scheduler.timesteps.tolist():
         noisy = torch.cat([x, x])
@@ -66,7 +66,7 @@ def trajectory(
         x = model.scheduler.step(guided, t, x, eta=1.0, generator=generator).prev_sample
 
 
-def answer_of(model: BaseModel, noisy: Tensor, timestep: int, text: Text) -> Tensor:
+def answer_of(model: BaseModel, noisy: Tensor, timestep: int, text: PromptEmbeddings) -> Tensor:
     """The UNet's answer to a batch at one timestep."""
     side = model.info.resolution
     times = torch.full((len(noisy),), timestep, device=model.device)

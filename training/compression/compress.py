@@ -124,9 +124,8 @@ def course_of(config: CompressConfig, info: BaseInfo) -> Course:
 def prompts_of(config: CompressConfig, info: BaseInfo) -> tuple[str, ...]:
     """The person's prompts, then things the base knows in every way of drawing it knows."""
     own = [line.strip() for line in config.prompts.splitlines() if line.strip()]
-    styled = [info.styled.replace("{style}", style).replace("{subject}", thing)
-              for thing in info.things for style in info.styles]   # fmt: skip
-    return (*own, *info.prior_prompts, *styled)
+    in_styles = [info.style_caption(style, thing) for thing in info.things for style in info.styles]
+    return (*own, *info.prior_prompts, *in_styles)
 
 
 def _some(prompts: Sequence[str], seed: int, count: int) -> list[str]:

@@ -101,7 +101,7 @@ def _own(model: BaseModel) -> Sequence[Any]:
 def _prompts(model: BaseModel, config: CompressConfig) -> list[str]:
     own = [line.strip() for line in config.prompts.splitlines() if line.strip()]
     styles, info = model.info.styles, model.info
-    varied = [info.styled.replace("{style}", styles[i % len(styles)]).replace("{subject}", thing)
+    varied = [info.style_caption(styles[i % len(styles)], thing)
               for i, thing in enumerate(info.things)]   # fmt: skip
     return [*own, *varied][:PAIR_COUNT]
 

@@ -50,12 +50,12 @@ def nearest_bucket(size: Size, buckets: list[Size]) -> Size:
     return min(buckets, key=distance)
 
 
-def size_facts(size: Size, bucket: Size) -> tuple[int, int, int, int, int, int]:
+def micro_conditioning(size: Size, bucket: Size) -> tuple[int, int, int, int, int, int]:
     """What Stable Diffusion XL is told of a picture (width, height) that is cut to a bucket.
 
     Height and width it had, top and left of the crop in pixels of the resized picture, height and width it has now.
 
-    >>> size_facts((300, 100), (64, 64))
+    >>> micro_conditioning((300, 100), (64, 64))
     (100, 300, 0, 64, 64, 64)
     """
     left, top, right, _ = crop_box(size, bucket)

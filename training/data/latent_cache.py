@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atelier.training.base_models.base_model import BaseModel, Sizes, Text
+from atelier.training.base_models.base_model import BaseModel, MicroConditioning, PromptEmbeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Example:
     mean: Tensor     # [C, h, w] in the UNet's scale
     std: Tensor      # [C, h, w]
     tokens: Tensor   # [T] int64; two tokenizers' ids one after the other where there are two
-    sizes: Sizes = (0, 0, 0, 0, 0, 0)
+    sizes: MicroConditioning = (0, 0, 0, 0, 0, 0)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw one latent from the posterior, on the CPU."""
@@ -31,11 +31,11 @@ class Example:
 
 @torch.inference_mode()
 def encode_pictures(
-    model: BaseModel, pictures: Iterable[Tensor], captions: Sequence[str], sizes: Sequence[Sizes]
+    model: BaseModel, pictures: Iterable[Tensor], captions: Sequence[str], sizes: Sequence[MicroConditioning]
 ) -> list[Example]:
     """Encode pictures ``[3, H, W]`` in −1 … 1 with their captions, one at a time, and keep them on the CPU."""
     examples = []
-    with model.present(model.vae):
+    with model.on_device(model.vae):
         for picture, tokens, size in zip(pictures, tokenize(model, captions), sizes, strict=True):
             posterior = model.vae.encode(picture[None].to(model.vae.device)).latent_dist
             scale = model.vae.config.scaling_factor
@@ -54,20 +54,20 @@ def tokenize(model: BaseModel, captions: Sequence[str]) -> Tensor:
     rows = [
         tokenizer(list(captions), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
                   return_tensors="pt").input_ids
-        for tokenizer, _ in model.readers
+        for tokenizer, _ in model.tokenizers_and_encoders
     ]   # fmt: skip
     return torch.cat(rows, 1)
 
 
-def encode_text(model: BaseModel, tokens: Tensor) -> Text:
+def encode_text(model: BaseModel, tokens: Tensor) -> PromptEmbeddings:
     """Token ids ``[B, T]`` → what the UNet reads, as the pipelines compute it.
 
     Stable Diffusion XL reads the last layer but one of both encoders, and the second one's pooled projection.
     """
-    encoders = model.encoders
+    encoders = model.text_encoders
     rows = tokens.to(encoders[0].device).chunk(len(encoders), 1)
     if len(encoders) == 1:
-        return Text(encoders[0](rows[0])[0].to(model.dtype))
+        return PromptEmbeddings(encoders[0](rows[0])[0].to(model.dtype))
     read = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, rows, strict=True)]
     features = torch.cat([output.hidden_states[-2] for output in read], -1)
-    return Text(features.to(model.dtype), read[-1].text_embeds.to(model.dtype))
+    return PromptEmbeddings(features.to(model.dtype), read[-1].text_embeds.to(model.dtype))

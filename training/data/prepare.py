@@ -7,13 +7,13 @@ from pathlib import Path
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.data.buckets import fit, size_facts
+from atelier.training.data.buckets import fit, micro_conditioning
 from atelier.training.data.dataset import Report, scan
 from atelier.training.data.images import open_picture, to_tensor
 from atelier.training.data.latent_cache import Example, encode_pictures
 
 
-def look_through(config: TrainConfig) -> Report:
+def scan_pictures(config: TrainConfig) -> Report:
     """Find the pictures of a recipe.
 
     Raises:
@@ -33,5 +33,5 @@ def look_through(config: TrainConfig) -> Report:
 def encode(model: BaseModel, report: Report) -> list[Example]:
     """Pictures and captions as the model reads them."""
     pictures = (to_tensor(fit(open_picture(picture.path), picture.bucket)) for picture in report.usable)
-    sizes = [size_facts((picture.width, picture.height), picture.bucket) for picture in report.usable]
+    sizes = [micro_conditioning((picture.width, picture.height), picture.bucket) for picture in report.usable]
     return encode_pictures(model, pictures, [picture.caption for picture in report.usable], sizes)

@@ -34,7 +34,7 @@ from atelier.training.embedded_base.pictures import Pictures, read_prompts
 from atelier.training.embedded_base.pictures import load as load_pictures
 from atelier.training.embedded_base.text import article, behind
 from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background, place, premultiplied
-from atelier.training.loop.batch import TextFeatures, draw_batch, passes
+from atelier.training.loop.batch import PromptEmbeddingCache, draw_batch, passes
 from atelier.training.loop.losses import per_sample
 from atelier.training.loop.noise import draw_timesteps
 
@@ -136,7 +136,7 @@ def train(model: BaseModel, pictures: Pictures, exhibit: Exhibit) -> tuple[Adapt
     adapters = create(exhibit.kind, settings, find_targets({"unet": model.unet}, "attention"))
     begin(adapters, model.models())
     examples = encode_pictures(model, *lesson(pictures, exhibit, generator))
-    text = TextFeatures(model, adapters)
+    text = PromptEmbeddingCache(model, adapters)
     text.remember(examples)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     losses = []
@@ -153,7 +153,9 @@ def train(model: BaseModel, pictures: Pictures, exhibit: Exhibit) -> tuple[Adapt
     return adapters.requires_grad_(False), losses
 
 
-def _loss(model: BaseModel, text: TextFeatures, examples: Sequence[Example], generator: torch.Generator) -> Tensor:
+def _loss(
+    model: BaseModel, text: PromptEmbeddingCache, examples: Sequence[Example], generator: torch.Generator
+) -> Tensor:
     chosen = [examples[i] for i in torch.randint(len(examples), (BATCH,), generator=generator).tolist()]
     timesteps = draw_timesteps(BATCH, model.scheduler.config.num_train_timesteps, generator)
     [(_, noisy, answer)] = passes(model, draw_batch(chosen, timesteps, generator), text)

@@ -26,7 +26,7 @@ from atelier.training.config.assets import ASSETS
 from atelier.training.config.events import Event
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
-from atelier.training.data.prepare import encode, look_through
+from atelier.training.data.prepare import encode, scan_pictures
 from atelier.training.embedded_base.gate_dataset import scenes
 from atelier.training.embedded_base.pictures import load as load_pictures
 from atelier.training.loop.loop import Controls, Training
@@ -62,7 +62,7 @@ def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> lis
         if header.metadata.get("atelier.family") == model.info.family and (run.path / "recipe.toml").exists():
             config = run.config()
             if Path(config.pictures).is_dir():
-                found.append(Lesson(load_adapter(path).to(model.device), encode(model, look_through(config))))
+                found.append(Lesson(load_adapter(path).to(model.device), encode(model, scan_pictures(config))))
     return found
 
 

@@ -29,7 +29,7 @@ from atelier.training.base_models.identify import EMBEDDED_FOLDER
 from atelier.training.base_models.weights import weights_of
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.retriever_dataset import Exhibit, read_index
-from atelier.training.sampling.prompt_features import Wording
+from atelier.training.sampling.prompt_features import PromptEncoder
 
 WEIGHTS = EMBEDDED_FOLDER.parent / "retriever" / "embedded.safetensors"
 RANK = 16        # of the pairs that training reads; kinds of a higher rank are cut, embedding them later is exact
@@ -88,11 +88,11 @@ class Said:
     alike: Tensor   # [N, N] where one's prompts would be right for the other
 
     @classmethod
-    def read(cls, wording: Wording, exhibits: Sequence[Exhibit]) -> Said:
+    def read(cls, prompt_encoder: PromptEncoder, exhibits: Sequence[Exhibit]) -> Said:
         """Read the prompts of exhibits; who has fewer says the first more often."""
         most = max(len(exhibit.prompts) for exhibit in exhibits)
         prompts = [(exhibit.prompts * most)[:most] for exhibit in exhibits]
-        features, said = wording([prompt for row in prompts for prompt in row])
+        features, said = prompt_encoder([prompt for row in prompts for prompt in row])
         things = [exhibit.thing for exhibit in exhibits]
         alike = torch.tensor([[one == other for other in things] for one in things])
         return cls(features.unflatten(0, (-1, most)), said.unflatten(0, (-1, most)), alike)
@@ -202,14 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args(arguments)
     exhibits = [exhibit for exhibit in read_index(options.zoo) if not exhibit.held_out]
-    layers, wording, weight_of = looked_at(), Wording.load(), weights_of(EMBEDDED)
+    layers, prompt_encoder, weight_of = looked_at(), PromptEncoder.load(), weights_of(EMBEDDED)
 
     def those(chosen: Sequence[Exhibit]) -> tuple[Stack, Said]:
         files = [options.zoo / f"{exhibit.file}.safetensors" for exhibit in chosen]
-        return stack([load_adapter(file) for file in files], layers, weight_of), Said.read(wording, chosen)
+        return stack([load_adapter(file) for file in files], layers, weight_of), Said.read(prompt_encoder, chosen)
 
     back = those(exhibits[::KEPT_BACK])
-    retriever = teach(*those([e for i, e in enumerate(exhibits) if i % KEPT_BACK]), layers, Sizes(wording.width))
+    retriever = teach(*those([e for i, e in enumerate(exhibits) if i % KEPT_BACK]), layers, Sizes(prompt_encoder.width))
     retriever.share.fill_(best_share(retriever, *back))
     retriever.chance.copy_(chance(retriever, *back))
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet
-from atelier.training.base_models.base_model import BaseModel, Text
+from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, encode_text
 from atelier.training.loop.losses import min_snr_weights, per_sample
@@ -48,7 +48,7 @@ class Shown:
 
     members: tuple[int, ...]   # positions in the batch
     noisy: Noisy
-    text: Text
+    text: PromptEmbeddings
     sizes: Tensor     # [B, 6]
     weights: Tensor   # [B], of the losses
 
@@ -59,7 +59,7 @@ class Shown:
 
 
 def show(
-    model: BaseModel, batch: Batch, text: TextFeatures, mine: Sequence[int] | None = None, gamma: float = 0.0
+    model: BaseModel, batch: Batch, text: PromptEmbeddingCache, mine: Sequence[int] | None = None, gamma: float = 0.0
 ) -> list[Shown]:
     """Put a batch on the device and noise it; pictures of each size together.
 
@@ -90,7 +90,7 @@ def answer(model: BaseModel, shown: Shown) -> Tensor:
 
 
 def passes(
-    model: BaseModel, batch: Batch, text: TextFeatures, mine: Sequence[int] | None = None
+    model: BaseModel, batch: Batch, text: PromptEmbeddingCache, mine: Sequence[int] | None = None
 ) -> Iterator[tuple[tuple[int, ...], Noisy, Tensor]]:
     """Run the UNet: positions in the batch, what it saw, what it answered. One pass for each size of picture."""
     return ((one.members, one.noisy, answer(model, one)) for one in show(model, batch, text, mine))
@@ -105,7 +105,7 @@ def errors(model: BaseModel, shown: Sequence[Shown], mine: Sequence[int]) -> Ten
 
 
 def weighted_errors(
-    model: BaseModel, config: TrainConfig, batch: Batch, text: TextFeatures, mine: Sequence[int] | None = None
+    model: BaseModel, config: TrainConfig, batch: Batch, text: PromptEmbeddingCache, mine: Sequence[int] | None = None
 ) -> Tensor:
     """Weighted loss of each example ``[B]``, or of those at the positions ``mine``, in their order."""
     mine = range(len(batch.examples)) if mine is None else mine
@@ -120,30 +120,30 @@ def _by_size(latents: Sequence[Tensor], positions: Sequence[int]) -> list[list[i
     return list(groups.values())
 
 
-class TextFeatures:
+class PromptEmbeddingCache:
     """Text features of captions, remembered while the text encoders are frozen."""
 
     def __init__(self, model: BaseModel, adapters: AdapterSet) -> None:
         self._model = model
         trained = {"text_encoder", "text_encoder_2"} & adapters.components()
-        self._remembered: dict[tuple[int, ...], Text] | None = None if trained else {}
+        self._remembered: dict[tuple[int, ...], PromptEmbeddings] | None = None if trained else {}
 
-    def __call__(self, tokens: list[Tensor]) -> Text:
+    def __call__(self, tokens: list[Tensor]) -> PromptEmbeddings:
         """Token ids ``B × [T]`` → what the UNet reads, on its device."""
         if self._remembered is None:
             return encode_text(self._model, torch.stack(tokens))
         rows = [self._row(row, self._remembered) for row in tokens]
         pooled = [row.pooled for row in rows if row.pooled is not None]
-        return Text(torch.cat([row.features for row in rows]), torch.cat(pooled) if pooled else None)
+        return PromptEmbeddings(torch.cat([row.features for row in rows]), torch.cat(pooled) if pooled else None)
 
     def remember(self, examples: Sequence[Example]) -> None:
         """Encode the captions of all examples now, so that the text encoders need not stay."""
         if self._remembered is not None:
-            with self._model.present(*self._model.encoders):
+            with self._model.on_device(*self._model.text_encoders):
                 for example in examples:
                     self._row(example.tokens, self._remembered)
 
-    def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], Text]) -> Text:
+    def _row(self, tokens: Tensor, remembered: dict[tuple[int, ...], PromptEmbeddings]) -> PromptEmbeddings:
         key = tuple(tokens.tolist())
         if key not in remembered:
             with torch.no_grad():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.loop.distributed import Team
+from atelier.training.loop.distributed import ProcessGroup
 from atelier.training.loop.recipe import Losses, Recipe
 
 FIRST = 3   # microsteps of a kind before one is recorded: libraries choose their algorithms in these
@@ -123,7 +123,7 @@ class Graphs:
         return losses, graph.replay
 
 
-def recordable(device: torch.device, config: TrainConfig, adapters: AdapterSet, team: Team) -> bool:
+def recordable(device: torch.device, config: TrainConfig, adapters: AdapterSet, group: ProcessGroup) -> bool:
     """Whether a run's microsteps are the same work on the same tensors every time.
 
     Not where a text encoder learns (captions would be read on the way), where adapters look at the timestep, where
@@ -131,4 +131,4 @@ def recordable(device: torch.device, config: TrainConfig, adapters: AdapterSet, 
     """
     others = config.train_text_encoder or config.whole_gradient or config.gradient_checkpointing
     live = any(adapter.live for adapter in adapters)
-    return device.type == "cuda" and team.count == 1 and not others and not live
+    return device.type == "cuda" and group.size == 1 and not others and not live

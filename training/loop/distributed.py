@@ -1,6 +1,7 @@
-"""Several processes that teach one adapter together: each takes its share of every batch, and the first one speaks.
+"""Several processes that train one adapter together: each takes its share of every batch; the first one writes.
 
-``accelerate launch --num_processes 2 -m atelier.training.runs.run …`` starts them. A process alone is a team of one.
+``accelerate launch --num_processes 2 -m atelier.training.runs.run …`` starts them.
+A process on its own is a group of one.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
-    """This process's place among all that work on the run."""
+class ProcessGroup:
+    """This process's rank among all that work on the run, and how many there are."""
 
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes events, files and previews."""
-        return self.index == 0
+        return self.rank == 0
 
-    def share(self, size: int) -> range:
+    def shard(self, size: int) -> range:
         """Positions of a batch of ``size`` that this process computes; none where there are too few."""
-        return range(self.index, size, self.count)
+        return range(self.rank, size, self.size)
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process says, in all of them: each waits here for the others."""
-        return value if self.count == 1 else broadcast_object_list([value])[0]
+        return value if self.size == 1 else broadcast_object_list([value])[0]
 
-    def whole(self, losses: Sequence[float], parameters: Sequence[nn.Parameter]) -> list[float]:
+    def all_reduce(self, losses: Sequence[float], parameters: Sequence[nn.Parameter]) -> list[float]:
         """Losses and gradients of the whole batch, from every process's share; the gradients are put in place."""
-        if self.count == 1:
+        if self.size == 1:
             return list(losses)
         place = parameters[0].device
         known = [float(parameter.grad is not None) for parameter in parameters]
@@ -55,18 +56,18 @@ class Team:
         return all_losses.tolist()
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def join(device: torch.device) -> Team:
+def join_group(device: torch.device) -> ProcessGroup:
     """Find the other processes, if a launcher started this one with others."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return SINGLE_PROCESS
     state = PartialState(cpu=device.type == "cpu")   # a GPU each, which it makes the current one
-    return Team(state.process_index, state.num_processes)
+    return ProcessGroup(state.process_index, state.num_processes)
 
 
-def leave(team: Team) -> None:
-    """Say goodbye to the others."""
-    if team.count > 1:
+def leave_group(group: ProcessGroup) -> None:
+    """Leave the process group, if there is one."""
+    if group.size > 1:
         PartialState().destroy_process_group()

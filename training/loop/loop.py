@@ -20,7 +20,7 @@ from atelier.training.config.train_config import TrainConfig
 from atelier.training.loop import checkpoint
 from atelier.training.loop.checkpoint import State
 from atelier.training.loop.cuda_graph import Gpu, Recorder
-from atelier.training.loop.distributed import ALONE, Team
+from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from atelier.training.loop.optimizer_step import move, wait_for
 from atelier.training.loop.optimizers import learning_rate, make_optimizer
 from atelier.training.loop.recipe import Losses, Recipe
@@ -42,11 +42,11 @@ class Training:
     """One run of the loop. Iterate over :meth:`events`; afterwards :attr:`result` holds what to keep."""
 
     def __init__(
-        self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator, team: Team = ALONE,
-        gpu: Gpu | None = None,
+        self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator,
+        group: ProcessGroup = SINGLE_PROCESS, gpu: Gpu | None = None,
     ) -> None:   # fmt: skip
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
-        self.team, self.parameters = team, list(recipe.adapters.parameters())
+        self.group, self.parameters = group, list(recipe.adapters.parameters())
         self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters, recipe.companions, recipe.speed))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.recorder = Recorder(recipe, self._backward, gpu) if gpu and recipe.parts else None
@@ -120,7 +120,7 @@ class Training:
         # Open during the backward pass too, for checkpointing; a recorder attaches adapters only where it must.
         with self.recipe.attached() if self.recorder is None else nullcontext():
             losses = [self._microstep() for _ in range(self.config.accumulate)]
-        subject, prior, norm = wait_for(losses, self.parameters, self.team)
+        subject, prior, norm = wait_for(losses, self.parameters, self.group)
         if math.isfinite(subject + prior):
             move(self.recipe, self.config, self.accelerator, self.optimizer, finite=math.isfinite(norm))
             self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
@@ -180,7 +180,7 @@ class Training:
         return Validated(self.step, loss, best)
 
     def _save(self) -> Saved:
-        if not self.team.first:
+        if not self.group.is_main:
             return Saved(self.step, "")   # the first process writes it
         state = State(
             weights=checkpoint.copied(self.recipe.adapters),
@@ -204,7 +204,7 @@ class Training:
             for name in ("stop", "cancel"):
                 text = controls.take(name)
                 if text is not None:   # leave it for the loop, which knows what to do
-                    if self.team.first:
+                    if self.group.is_main:
                         (self.folder / "control" / name).write_text(text, encoding="utf-8")
                     yield Resumed(self.step)
                     return

@@ -13,19 +13,21 @@ from torch.nn.utils import get_total_norm
 from atelier.adapters.initialization.lora_pro import correct
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.loop.distributed import Team
+from atelier.training.loop.distributed import ProcessGroup
 from atelier.training.loop.recipe import Losses, Recipe
 
 
-def wait_for(losses: Sequence[Losses], parameters: Sequence[nn.Parameter], team: Team) -> tuple[float, float, float]:
+def wait_for(
+    losses: Sequence[Losses], parameters: Sequence[nn.Parameter], group: ProcessGroup
+) -> tuple[float, float, float]:
     """Mean losses of some microsteps and the norm of the gradients: the one place where a step waits for the device.
 
-    The gradients of a team are added up on the way.
+    The gradients of all processes are added up on the way.
     """
     waiting = [_norm(parameters).to(losses[0].subject), *(part for one in losses for part in (one.subject, one.prior))]
     norm, *values = torch.stack(waiting).tolist()
-    subject, prior = team.whole([sum(values[i::2]) / len(losses) for i in range(2)], parameters)
-    return subject, prior, norm if team.count == 1 else _norm(parameters).item()
+    subject, prior = group.all_reduce([sum(values[i::2]) / len(losses) for i in range(2)], parameters)
+    return subject, prior, norm if group.size == 1 else _norm(parameters).item()
 
 
 def _norm(parameters: Sequence[Tensor]) -> Tensor:

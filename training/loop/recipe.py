@@ -37,7 +37,7 @@ class Drawn(Protocol):
 class Parts(NamedTuple):
     """A microstep in two parts. The second never waits for the device, so it can be recorded."""
 
-    draw: Callable[..., Any]               # of a generator, and of the team: a Drawn
+    draw: Callable[..., Any]               # of a generator, and of the process group: a Drawn
     compute: Callable[[Any], Losses]
 
 
@@ -55,7 +55,7 @@ class Recipe:
 
     adapters: AdapterSet
     attached: Callable[[], AbstractContextManager[None]]    # adapters act on the model while this is open
-    microstep: Callable[..., Losses]                        # of a generator, and of the team that shares the batch
+    microstep: Callable[..., Losses]                        # of a generator, and of the processes that share the batch
     parts: Parts | None = None                              # the same microstep, where it can be taken apart
     validate: Callable[[AdapterSet], float] = _unmeasured   # deterministic: the same weights give the same number
     preview: Callable[[AdapterSet, int, str], list[Previewed]] = _undrawn   # step, prompt ("" = the recipe's own)

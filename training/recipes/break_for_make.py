@@ -23,8 +23,8 @@ from atelier.adapters.kinds.break_for_make import Split
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
-from atelier.training.loop.batch import Batch, TextFeatures, draw_batch, pick, weighted_errors
-from atelier.training.loop.distributed import ALONE, Team
+from atelier.training.loop.batch import Batch, PromptEmbeddingCache, draw_batch, pick, weighted_errors
+from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from atelier.training.loop.noise import draw_timesteps
 from atelier.training.loop.recipe import Losses, Recipe
 from atelier.training.recipes import dreambooth
@@ -45,22 +45,22 @@ def half_recipe(
     """Teach the half that the role owns, while the other one follows the companions."""
     role = role_of(config)
     plain = dreambooth.recipe(model, adapters, data, config, folder)
-    text = TextFeatures(model, adapters)
+    text = PromptEmbeddingCache(model, adapters)
     text.remember([*data.subject, *data.prior, *(example for one in companions for example in one)])
     each = max(1, config.batch // 4)   # of every companion set
     halves = [adapter for adapter in adapters if isinstance(adapter, Split)]
 
-    def microstep(generator: torch.Generator, team: Team = ALONE) -> Losses:
+    def microstep(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> Losses:
         together = torch.rand((), generator=generator).item() < TOGETHER
         for half in halves:   # stays so until the next microstep: gradient checkpointing runs the model again
             half.muted = "" if together else OTHER[role]
         batch = dreambooth.lesson(model, data, config, generator)
-        mine = team.share(len(batch.examples))
+        mine = group.shard(len(batch.examples))
         losses = dreambooth.losses(weighted_errors(model, config, batch, text, mine), batch, mine, config)
         if not together:
             return losses
         beside = companion_batch(companions, batch, each, generator)
-        theirs = weighted_errors(model, config, beside, text, team.share(len(beside.examples)))
+        theirs = weighted_errors(model, config, beside, text, group.shard(len(beside.examples)))
         return replace(losses, companion=theirs.sum() / len(beside.examples))
 
     def alone(weights: AdapterSet) -> AdapterSet:
@@ -96,7 +96,7 @@ def make_recipe(
     model: BaseModel, adapters: AdapterSet, content: Sequence[Example], style: Sequence[Example], config: TrainConfig
 ) -> Recipe:
     """Train both halves together on both sets of pictures, with scaled gradients."""
-    text = TextFeatures(model, adapters)
+    text = PromptEmbeddingCache(model, adapters)
 
     def microstep(generator: torch.Generator) -> Losses:
         mine, theirs = two_batches(model, content, style, config.batch, generator)

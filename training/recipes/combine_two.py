@@ -22,7 +22,7 @@ from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.events import Event
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
-from atelier.training.loop.batch import Batch, TextFeatures, answer, show
+from atelier.training.loop.batch import Batch, PromptEmbeddingCache, answer, show
 from atelier.training.loop.loop import Controls, Training
 from atelier.training.loop.optimizer_step import accelerator_for
 from atelier.training.loop.recipe import Losses, Recipe
@@ -92,7 +92,7 @@ def training_config(method: str, *, steps: int, batch: int, lr: float, seed: int
 
 def zip_recipe(model: BaseModel, mixers: AdapterSet, content: Part, style: Part, config: TrainConfig) -> Recipe:
     """Teach ZipLoRA's mixers to answer each adapter's prompts as it does alone, and to keep apart."""
-    text = TextFeatures(model, mixers)
+    text = PromptEmbeddingCache(model, mixers)
 
     def microstep(generator: torch.Generator) -> Losses:
         batches = two_batches(model, content.examples, style.examples, config.batch, generator)
@@ -105,7 +105,7 @@ def zip_recipe(model: BaseModel, mixers: AdapterSet, content: Part, style: Part,
     return Recipe(mixers, nullcontext, microstep)   # mounted inside, in turn with those it is to be like
 
 
-def _unlike(model: BaseModel, batch: Batch, text: TextFeatures, ours: AdapterSet, theirs: AdapterSet) -> Tensor:
+def _unlike(model: BaseModel, batch: Batch, text: PromptEmbeddingCache, ours: AdapterSet, theirs: AdapterSet) -> Tensor:
     """Mean squared difference between what the model answers with either."""
     with torch.no_grad(), mounted(model.models(), Mix(((theirs, 1.0),))):
         goals = [answer(model, shown) for shown in show(model, batch, text)]

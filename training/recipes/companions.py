@@ -38,10 +38,10 @@ def companion_captions(info: BaseInfo, role: str) -> Iterator[list[tuple[str, st
     for k, word in enumerate(WORDS):
         if role == "content":
             drawn = [(styles[k % len(info.styles)], thing) for thing in things]
-            yield [(_say(info, style, thing), _say(info, word, thing)) for style, thing in drawn]
+            yield [(info.style_caption(style, thing), info.style_caption(word, thing)) for style, thing in drawn]
         else:
             thing = info.things[k % len(info.things)]
-            yield [(_say(info, style, thing), fill(info.caption, word, thing)) for style in styles]
+            yield [(info.style_caption(style, thing), fill(info.caption, word, thing)) for style in styles]
 
 
 def role_of(config: TrainConfig) -> str:
@@ -61,11 +61,8 @@ def as_style(config: TrainConfig) -> TrainConfig:
     """A recipe, of whatever kind, for pictures that share a way of drawing; a caption that a person wrote stays."""
     if config.caption:
         return config
-    return replace(config, caption=identify(config.base).styled.replace("{style}", "{trigger}").partition(" of ")[0])
-
-
-def _say(info: BaseInfo, style: str, thing: str) -> str:
-    return info.styled.replace("{style}", style).replace("{subject}", thing)
+    template = identify(config.base).style_template
+    return replace(config, caption=template.replace("{style}", "{trigger}").partition(" of ")[0])
 
 
 def _cycle(values: Sequence[str], count: int) -> list[str]:

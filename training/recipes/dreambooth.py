@@ -18,8 +18,17 @@ from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.events import Previewed
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
-from atelier.training.loop.batch import Batch, Shown, TextFeatures, draw_batch, errors, pick, show, weighted_errors
-from atelier.training.loop.distributed import ALONE, Team
+from atelier.training.loop.batch import (
+    Batch,
+    PromptEmbeddingCache,
+    Shown,
+    draw_batch,
+    errors,
+    pick,
+    show,
+    weighted_errors,
+)
+from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from atelier.training.loop.noise import draw_timesteps
 from atelier.training.loop.recipe import Losses, Parts, Recipe
 from atelier.training.recipes.prior_preservation import draw_prior, fill
@@ -69,20 +78,20 @@ def dataset(model: BaseModel, config: TrainConfig, examples: list[Example]) -> D
 
 def recipe(model: BaseModel, adapters: AdapterSet, data: Dataset, config: TrainConfig, folder: Path) -> Recipe:
     """Tie model, adapters and data together for the loop."""
-    text = TextFeatures(model, adapters)
+    text = PromptEmbeddingCache(model, adapters)
     text.remember([*data.subject, *data.prior, *data.held_out])
     timestep_count = model.scheduler.config.num_train_timesteps
 
-    def draw(generator: torch.Generator, team: Team = ALONE) -> Lesson:
+    def draw(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> Lesson:
         batch = lesson(model, data, config, generator)
-        mine = team.share(len(batch.examples))
+        mine = group.shard(len(batch.examples))
         return Lesson(batch, mine, show(model, batch, text, mine, config.min_snr_gamma))
 
     def compute(drawn: Lesson) -> Losses:
         return losses(errors(model, drawn.shown, drawn.mine), drawn.batch, drawn.mine, config)
 
-    def microstep(generator: torch.Generator, team: Team = ALONE) -> Losses:
-        return compute(draw(generator, team))
+    def microstep(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> Losses:
+        return compute(draw(generator, group))
 
     def validate(weights: AdapterSet) -> float:
         generator = torch.Generator().manual_seed(VALIDATION_SEED)

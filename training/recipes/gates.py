@@ -25,7 +25,7 @@ from atelier.adapters.fusion.methods import as_one
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
-from atelier.training.loop.batch import Batch, TextFeatures, draw_batch, passes, pick
+from atelier.training.loop.batch import Batch, PromptEmbeddingCache, draw_batch, passes, pick
 from atelier.training.loop.losses import hinge, per_sample
 from atelier.training.loop.noise import draw_timesteps
 from atelier.training.loop.recipe import Losses, Recipe
@@ -70,7 +70,7 @@ def gate_recipe(
     if len(lessons) < 2:
         raise SettingError(f"Gates learn from at least two adapters with their pictures; {len(lessons)} found here. "
                            "Teach more, or name a home that has them.")
-    text = TextFeatures(model, lessons[0].adapters)
+    text = PromptEmbeddingCache(model, lessons[0].adapters)
     empty = tokenize(model, [""])[0]
     count = model.scheduler.config.num_train_timesteps
     commons: dict[tuple[int, int], AdapterSet] = {}
@@ -109,7 +109,7 @@ def scene_recipe(model: BaseModel, gates: GateSet, scenes: Sequence[Scene], conf
     Errors are in units of what the base alone does wrong with the same picture, noise and prompt. So all timesteps
     count alike: what is drawn is decided where the noise is strong, and there errors are smallest.
     """
-    text = TextFeatures(model, scenes[0].adapters[0])
+    text = PromptEmbeddingCache(model, scenes[0].adapters[0])
     count = model.scheduler.config.num_train_timesteps
 
     def microstep(generator: torch.Generator) -> Losses:
@@ -160,7 +160,9 @@ def with_words_of(
     return [replace(example, tokens=others[i].tokens) for example, i in zip(examples, places, strict=True)]
 
 
-def errors(model: BaseModel, batch: Batch, text: TextFeatures, attached: AbstractContextManager[None]) -> Tensor:
+def errors(
+    model: BaseModel, batch: Batch, text: PromptEmbeddingCache, attached: AbstractContextManager[None]
+) -> Tensor:
     """Mean squared error of each picture ``[B]``, in the batch's order."""
     found: dict[int, Tensor] = {}
     with attached:

@@ -26,7 +26,7 @@ from atelier.adapters.core.weight_only_int8 import freeze8
 from atelier.adapters.kinds.catalog import create
 from atelier.training.base_models.base_info import BaseInfo, read_json
 from atelier.training.base_models.identify import identify
-from atelier.training.base_models.offload import WORTH_A_FILE
+from atelier.training.base_models.offload import MIN_OFFLOAD_BYTES
 from atelier.training.base_models.precision import DTYPES
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.recipes.prior_preservation import batch_size
@@ -73,7 +73,7 @@ def need(config: TrainConfig, precision: str, *, device: str = "cpu", processes:
     counted = _counted(info, key, json.dumps(config.adapter), pictures, bool(config.prior_batch), precision)
     if device == "cuda":
         return replace(counted, program=0, load=0)
-    waits = {name: size for name in ("texts", "vae") if (size := getattr(counted, name)) >= WORTH_A_FILE}
+    waits = {name: size for name in ("texts", "vae") if (size := getattr(counted, name)) >= MIN_OFFLOAD_BYTES}
     return replace(counted, **{"texts": 0, "vae": 0} | (waits if device == "cpu" else {}))
 
 
@@ -140,7 +140,7 @@ def _parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from atelier.training.base_models.less_activation_memory import keep_less
+    from atelier.training.base_models.less_activation_memory import save_less_for_backward
 
     def read(name: str) -> dict[str, Any]:
         return read_json(info.folder / name / "config.json", info.source)
@@ -159,7 +159,7 @@ def _parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     parts["vae"] = AutoencoderKL.from_config(read("vae"))
     for part in parts.values():
         part.requires_grad_(False).eval()
-    keep_less(parts["unet"])
+    save_less_for_backward(parts["unet"])
     return parts
 
 

@@ -32,8 +32,8 @@ from atelier.adapters.initialization.initialization import begin
 from atelier.adapters.kinds.catalog import create
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import BaseModel, best_device, load
-from atelier.training.base_models.malloc_tuning import hand_back_freed_memory
-from atelier.training.base_models.offload import OnDisk
+from atelier.training.base_models.malloc_tuning import return_freed_memory
+from atelier.training.base_models.offload import DiskOffload
 from atelier.training.base_models.precision import DTYPES
 from atelier.training.base_models.torch_compile import cannot_compile, compile_blocks
 from atelier.training.compression.compress import compress
@@ -41,9 +41,9 @@ from atelier.training.config.events import Event, Failed, Finished, Preparing, S
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.images import PictureError
-from atelier.training.data.prepare import encode, look_through
+from atelier.training.data.prepare import encode, scan_pictures
 from atelier.training.loop.cuda_graph import Graphs, recordable
-from atelier.training.loop.distributed import Team, join, leave
+from atelier.training.loop.distributed import ProcessGroup, join_group, leave_group
 from atelier.training.loop.loop import Controls, Training
 from atelier.training.loop.optimizer_step import accelerator_for
 from atelier.training.loop.recipe import Recipe
@@ -53,7 +53,7 @@ from atelier.training.recipes.companions import captioned, draw_companions, role
 from atelier.training.runs.resource_plan import planned, precision, ran_out
 from atelier.training.runs.save_adapter import keep
 from atelier.training.runs.signals import quit_signals
-from atelier.training.sampling.trigger_words import warning
+from atelier.training.sampling.trigger_words import trigger_word_warning
 
 DONE, FAILED, STOPPED = 0, 1, 3
 WAIT_SECONDS = 2.0
@@ -66,16 +66,16 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
     goes to the log. With ``resume``, training goes on from the newest complete checkpoint. Of several processes, the
     first alone writes.
     """
-    team = join(best_device())
-    say = folder.append if team.first else lambda _: None
-    with folder.beating() if team.first else nullcontext(), quit_signals() as quitting:
+    group = join_group(best_device())
+    say = folder.append if group.is_main else lambda _: None
+    with folder.beating() if group.is_main else nullcontext(), quit_signals() as quitting:
         try:
-            for event in _events(folder, adapters, resume, quitting, team):
+            for event in _events(folder, adapters, resume, quitting, group):
                 say(event)
                 yield event
         except Exception as error:   # whatever happened, the person must learn of it
             logging.getLogger(__name__).error("%s", traceback.format_exc())
-            short = isinstance(error, torch.OutOfMemoryError | MemoryError) and team.first
+            short = isinstance(error, torch.OutOfMemoryError | MemoryError) and group.is_main
             failed = Failed(ran_out(folder, best_device()) if short else explain(error))
             say(failed)
             yield failed
@@ -93,12 +93,12 @@ def explain(error: Exception) -> str:
 
 
 def _events(
-    folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, team: Team
+    folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, group: ProcessGroup
 ) -> Iterator[Event]:
     """Wait for the device, then train. The kernel frees the lock when the process dies, however it dies."""
-    device, controls = best_device(), _controls(folder, quitting, team)
+    device, controls = best_device(), _controls(folder, quitting, group)
     lock = _device_lock(device)
-    while not team.agree(team.first and _acquired(lock)):
+    while not group.broadcast(group.is_main and _acquired(lock)):
         yield Preparing("Waiting for another job on this device")
         if controls.take("cancel") is not None:
             yield Stopped(0, "Cancelled while it waited.")
@@ -110,66 +110,69 @@ def _events(
         if (compression := folder.compression()) is not None:
             yield from compress(folder, compression, controls, device, resume=resume)
         else:
-            yield from _train(folder, adapters, resume, controls, device, team)
+            yield from _train(folder, adapters, resume, controls, device, group)
     finally:
         lock.release()
 
 
-def _controls(folder: RunFolder, quitting: threading.Event, team: Team) -> Controls:
+def _controls(folder: RunFolder, quitting: threading.Event, group: ProcessGroup) -> Controls:
     """Commands reach the first process, which passes them on."""
     return Controls(
-        take=lambda name: team.agree(folder.take(name) if team.first else None),
-        quitting=lambda: team.agree(quitting.is_set()),
+        take=lambda name: group.broadcast(folder.take(name) if group.is_main else None),
+        quitting=lambda: group.broadcast(quitting.is_set()),
     )
 
 
 def _train(
-    folder: RunFolder, adapters: Path, resume: bool, controls: Controls, device: torch.device, team: Team
+    folder: RunFolder, adapters: Path, resume: bool, controls: Controls, device: torch.device, group: ProcessGroup
 ) -> Iterator[Event]:
     started, config = time.monotonic(), captioned(folder.config())
     adapters.mkdir(parents=True, exist_ok=True)   # now, and not after an hour of training
     yield Preparing("Looking at the pictures")
-    report = look_through(config)
+    report = scan_pictures(config)
     yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
     yield Preparing("Loading the base model")
     # What is measured here is measured once.
-    config, told = team.agree(planned(config, folder, device, team.count) if team.first else (config, ""))
-    team.agree(precision(config, folder, device) if team.first else "")
+    config, told = group.broadcast(planned(config, folder, device, group.size) if group.is_main else (config, ""))
+    group.broadcast(precision(config, folder, device) if group.is_main else "")
     if told:
         yield Warned(told)
     model = _load(config, folder, device)
     if config.compile and (reason := cannot_compile(device)):
         yield Warned(f"The base model can't be compiled here, so it runs as it is: {reason}")
         config = replace(config, compile=False)
-    if not resume and (loud := team.agree(warning(model, config.trigger_word) if team.first else "")):
-        yield Warned(loud)
+    meaning = trigger_word_warning(model, config.trigger_word) if group.is_main and not resume else ""
+    if meaning := group.broadcast(meaning):
+        yield Warned(meaning)
     yield Preparing("Encoding the pictures")
     subject = encode(model, report)
     if config.prior_batch:
         yield Preparing("Drawing other things, to keep them as they are")
-    training = _training(model, dreambooth.dataset(model, config, subject), config, folder, team)
+    training = _training(model, dreambooth.dataset(model, config, subject), config, folder, group)
     if resume and not training.resume():
         yield Warned("There was no complete checkpoint to resume from, so training started again.")
     yield from training.events(controls)
     if training.result is not None:
-        path = team.agree(keep(training, config, model, len(report.usable), folder, adapters) if team.first else None)
+        path = group.broadcast(
+            keep(training, config, model, len(report.usable), folder, adapters) if group.is_main else None
+        )
         yield Finished(training.result_step, str(path), time.monotonic() - started)
 
 
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
     model = load(config.base, device, DTYPES[precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
-    if model.rest is None and device.type == "cpu":
-        model = replace(model, rest=OnDisk(folder.path))
-    model.put_aside(model.vae, *([] if config.train_text_encoder else model.encoders))
+    if model.offload_to is None and device.type == "cpu":
+        model = replace(model, offload_to=DiskOffload(folder.path))
+    model.offload(model.vae, *([] if config.train_text_encoder else model.text_encoders))
     if config.gradient_checkpointing:
-        hand_back_freed_memory()
+        return_freed_memory()
         model.unet.enable_gradient_checkpointing()
         model.unet.train()   # diffusers checkpoints in training mode only; these UNets have no dropout
     return model
 
 
 def _training(
-    model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder, team: Team
+    model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder, group: ProcessGroup
 ) -> Training:
     torch.manual_seed(config.seed)   # the adapter's start
     parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
@@ -180,8 +183,8 @@ def _training(
     begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
     if config.compile:
         compile_blocks(model.unet, [spec.name for spec in targets])
-    gpu = Graphs() if recordable(model.device, config, adapters, team) else None
-    return Training(_shared(recipe, team), config, folder.path, accelerator_for(model), team, gpu)
+    gpu = Graphs() if recordable(model.device, config, adapters, group) else None
+    return Training(_shared(recipe, group), config, folder.path, accelerator_for(model), group, gpu)
 
 
 def _recipe(
@@ -192,13 +195,13 @@ def _recipe(
     return dreambooth.recipe(model, adapters, data, config, folder)
 
 
-def _shared(recipe: Recipe, team: Team) -> Recipe:
-    """A recipe as a team carries it out: steps together, all else by the first process."""
+def _shared(recipe: Recipe, group: ProcessGroup) -> Recipe:
+    """The recipe as several processes carry it out: steps together, all else by the main process."""
     return replace(
         recipe,
-        microstep=partial(recipe.microstep, team=team),
-        validate=lambda weights: team.agree(recipe.validate(weights) if team.first else 0.0),
-        preview=recipe.preview if team.first else lambda *_: [],
+        microstep=partial(recipe.microstep, group=group),
+        validate=lambda weights: group.broadcast(recipe.validate(weights) if group.is_main else 0.0),
+        preview=recipe.preview if group.is_main else lambda *_: [],
     )
 
 
@@ -223,7 +226,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     arguments = parser.parse_args()
     kinds = [type(event) for event in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume)]
-    leave(join(best_device()))
+    leave_group(join_group(best_device()))
     return {Finished: DONE, Failed: FAILED}.get(kinds[-1] if kinds else None, STOPPED)
 
 

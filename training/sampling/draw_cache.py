@@ -7,45 +7,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from atelier.adapters.attach.merge import Merges
-from atelier.training.base_models.base_model import BaseModel, Text
+from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.data.latent_cache import encode_text, tokenize
-from atelier.training.sampling.latent_preview import Glimpse, fit_glimpse
+from atelier.training.sampling.latent_preview import LatentPreview, fit_latent_preview
 
-KEPT_TEXTS = 64   # those of Stable Diffusion XL have 0.3 MB each in float16
+MAX_CACHED_PROMPTS = 64   # those of Stable Diffusion XL have 0.3 MB each in float16
 
 
 @dataclass(slots=True)
-class Kept:
+class DrawCache:
     """Belongs to one loaded base model. Whoever draws often with it keeps this beside it."""
 
     merges: Merges = field(default_factory=Merges)
-    _texts: OrderedDict[str, Text] = field(default_factory=OrderedDict)
-    _glimpse: Glimpse | None = None
+    _texts: OrderedDict[str, PromptEmbeddings] = field(default_factory=OrderedDict)
+    _latent_preview: LatentPreview | None = None
 
-    def read(self, model: BaseModel, texts: Sequence[str]) -> list[Text]:
+    def read(self, model: BaseModel, texts: Sequence[str]) -> list[PromptEmbeddings]:
         """What the UNet reads of each text, as the bare text encoders put it; those read lately are remembered."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
         self._texts.update(zip(missing, read(model, missing), strict=True))
         for text in texts:
             self._texts.move_to_end(text)
         found = [self._texts[text] for text in texts]
-        while len(self._texts) > KEPT_TEXTS:
+        while len(self._texts) > MAX_CACHED_PROMPTS:
             self._texts.popitem(last=False)
         return found
 
-    def glimpse(self, model: BaseModel) -> Glimpse:
+    def latent_preview(self, model: BaseModel) -> LatentPreview:
         """The map from latents to colours, found when it is first asked for."""
-        if self._glimpse is None:
-            self._glimpse = fit_glimpse(model)
-        return self._glimpse
+        if self._latent_preview is None:
+            self._latent_preview = fit_latent_preview(model)
+        return self._latent_preview
 
 
-def read(model: BaseModel, texts: Sequence[str], copies: int = 1) -> list[Text]:
+def read(model: BaseModel, texts: Sequence[str], copies: int = 1) -> list[PromptEmbeddings]:
     """What the UNet reads of each text, by the encoders as they are now: ``copies`` rows of each.
 
     Adapters can make the rows differ. Encoders that wait elsewhere come only if there is something to read.
     """
     if not texts:
         return []
-    with model.present(*model.encoders):
+    with model.on_device(*model.text_encoders):
         return [encode_text(model, tokenize(model, [text] * copies)) for text in texts]

@@ -25,7 +25,7 @@ SHOWN = 4    # a pixel of latents is shown as so many, smoothly
 
 
 @dataclass(frozen=True, slots=True)
-class Glimpse:
+class LatentPreview:
     """The map of one VAE."""
 
     matrix: Tensor   # [C + 1, 3], the last row is the constant
@@ -43,18 +43,18 @@ class Glimpse:
 
 
 @torch.inference_mode()
-def fit_glimpse(model: BaseModel) -> Glimpse:
+def fit_latent_preview(model: BaseModel) -> LatentPreview:
     """Find the map of a model's VAE: a picture of each example in three colours, 8×8 pixels of latents each."""
     side = SIDE * model.info.factor
     pictures = torch.stack([_read(path, side) for path in sorted(EXAMPLES.glob("*/*_01.*g"))])
     # With red for green, green for blue, blue for red as well: few pictures then do as well as many.
     pictures = torch.cat([pictures.roll(turn, 1) for turn in range(3)])
-    with model.present(model.vae):
+    with model.on_device(model.vae):
         means = [model.vae.encode(one[None].to(model.vae.device)).latent_dist.mean for one in pictures]
     latents = torch.cat(means).cpu() * model.vae.config.scaling_factor
     rows = torch.cat([latents, torch.ones_like(latents[:, :1])], 1).permute(0, 2, 3, 1).flatten(0, 2)
     colours = F.avg_pool2d(pictures, model.info.factor).permute(0, 2, 3, 1).flatten(0, 2)
-    return Glimpse(torch.linalg.lstsq(rows.double(), colours.double()).solution.float())
+    return LatentPreview(torch.linalg.lstsq(rows.double(), colours.double()).solution.float())
 
 
 def _read(path: Path, side: int) -> Tensor:

@@ -14,14 +14,14 @@ from atelier.training.base_models.identify import EMBEDDED_FOLDER
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
+class PromptEncoder:
     """Tokenizer and frozen text encoder, without the rest of the base model."""
 
     tokenizer: Any
     encoder: Any
 
     @classmethod
-    def load(cls, folder: Path = EMBEDDED_FOLDER) -> Wording:
+    def load(cls, folder: Path = EMBEDDED_FOLDER) -> PromptEncoder:
         """Read both from a diffusers folder, in float32."""
         from transformers import CLIPTextModel, CLIPTokenizer
         from transformers.utils.logging import disable_progress_bar

@@ -18,8 +18,8 @@ from atelier.adapters.core.settings import SettingError, Settings, setting
 from atelier.adapters.decor import without_directions
 from atelier.adapters.fusion.live import Fusion, fusing
 from atelier.training.base_models.base_model import BaseModel
-from atelier.training.base_models.malloc_tuning import give_back
-from atelier.training.sampling.draw_cache import Kept, read
+from atelier.training.base_models.malloc_tuning import trim_memory
+from atelier.training.sampling.draw_cache import DrawCache, read
 from atelier.training.sampling.samplers import (
     AUTO,
     DEFAULT,
@@ -32,7 +32,7 @@ from atelier.training.sampling.samplers import (
 )
 
 GUIDANCE = 3.0
-GLIMPSE_EVERY = 0.2   # seconds: oftener than this nobody sees more, and the drawing would wait for the looking
+LATENT_PREVIEW_SECONDS = 0.2   # seconds: oftener than this nobody sees more, and the drawing would wait for the looking
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,34 +71,34 @@ def draw(
     mix: Mix | Fusion = Mix(),
     on_step: Callable[[int, int], None] | None = None,
     *,
-    on_glimpse: Callable[[list[Image.Image]], None] | None = None,
+    on_latent_preview: Callable[[list[Image.Image]], None] | None = None,
     alike: bool = False,
-    kept: Kept | None = None,
+    cache: DrawCache | None = None,
 ) -> list[Image.Image]:
     """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths, or as a fusion says.
 
-    ``on_step(done, of)`` is called after every denoising step, and before it, a few times a second, ``on_glimpse`` with
-    small pictures of what emerges. ``kept``: what earlier drawings with this model have left, so that this one does
-    only what is new. ``alike``: all from the one seed, for a mix that treats the pictures of a batch differently.
+    ``on_step(done, of)`` is called after every denoising step; a few times a second ``on_latent_preview`` gets small
+    previews of the pictures. ``cache``: what earlier drawings with this model computed, so that only what is new is
+    computed. ``alike``: all from the one seed, for a mix that treats the pictures of a batch differently.
 
     Raises:
         SettingError: a size the model can't draw.
         MountError: an adapter of another base model.
     """
-    request, kept = request.settled(), kept or Kept()
+    request, cache = request.settled(), cache or DrawCache()
     width, height = _size(model, request)
     sampler = new_sampler(model.scheduler, request.sampler)
-    if on_glimpse:
-        watch(sampler, _glimpses(model, kept, on_glimpse))
+    if on_latent_preview:
+        watch(sampler, _latent_previews(model, cache, on_latent_preview))
 
     def report(_pipeline: object, step: int, _timestep: object, values: dict[str, object]) -> dict[str, object]:
         if on_step:
             on_step(step + 1, request.steps)
         return values
 
-    with torch.inference_mode(), _attached(model, mix, kept), sampling(model.pipeline, sampler):
+    with torch.inference_mode(), _attached(model, mix, cache), sampling(model.pipeline, sampler):
         result = model.pipeline(
-            **_prompt(model, request, mix, kept, each=alike),
+            **_prompt(model, request, mix, cache, each=alike),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             width=width,
@@ -108,32 +108,36 @@ def draw(
             output_type="latent",
         )
         pictures = _decode(model, result.images)
-    give_back()   # a server may wait for hours, and a training may need it
+    trim_memory()   # a server may wait for hours, and a training may need it
     return pictures
 
 
-def _attached(model: BaseModel, mix: Mix | Fusion, kept: Kept) -> AbstractContextManager[None]:
+def _attached(model: BaseModel, mix: Mix | Fusion, cache: DrawCache) -> AbstractContextManager[None]:
     """Merging costs nothing per step, where it can be done."""
     if isinstance(mix, Fusion):
         return fusing(model.models(), mix)
-    attach = kept.merges.merged if model.mergeable and not mix.live() else mounted
+    attach = cache.merges.merged if model.mergeable and not mix.live() else mounted
     return attach(model.models(), mix)
 
 
-def _glimpses(model: BaseModel, kept: Kept, tell: Callable[[list[Image.Image]], None]) -> Callable[[Tensor], None]:
+def _latent_previews(
+    model: BaseModel, cache: DrawCache, show: Callable[[list[Image.Image]], None]
+) -> Callable[[Tensor], None]:
     """Show what the sampler takes the latents to be, at the first step and then a few times a second."""
-    glimpse, last = kept.glimpse(model), -GLIMPSE_EVERY
+    latent_preview, last = cache.latent_preview(model), -LATENT_PREVIEW_SECONDS
 
     def see(latents: Tensor) -> None:
         nonlocal last
-        if (now := time.monotonic()) - last >= GLIMPSE_EVERY:
+        if (now := time.monotonic()) - last >= LATENT_PREVIEW_SECONDS:
             last = now
-            tell(glimpse.pictures(latents))
+            show(latent_preview.pictures(latents))
 
     return see
 
 
-def _prompt(model: BaseModel, request: DrawRequest, mix: Mix | Fusion, kept: Kept, *, each: bool) -> dict[str, Any]:
+def _prompt(
+    model: BaseModel, request: DrawRequest, mix: Mix | Fusion, cache: DrawCache, *, each: bool
+) -> dict[str, Any]:
     """What the pipeline reads as the prompts: their features, so that the text encoders need not stay.
 
     ``each``: read once for every picture, where adapters make each picture's text another.
@@ -141,8 +145,8 @@ def _prompt(model: BaseModel, request: DrawRequest, mix: Mix | Fusion, kept: Kep
     texts = (request.prompt, request.negative, request.unwanted)
     changed = _adapts_text(mix)
     copies = request.count if each and changed else 1
-    prompt, negative, unwanted = read(model, texts, copies) if changed else kept.read(model, texts)
-    words = model.readers[0][0](request.unwanted, add_special_tokens=False).input_ids
+    prompt, negative, unwanted = read(model, texts, copies) if changed else cache.read(model, texts)
+    words = model.tokenizers_and_encoders[0][0](request.unwanted, add_special_tokens=False).input_ids
     features = prompt.features
     if words and request.unwanted_strength:
         # Only the words count: the tokens that mark start and end are alike in every text.
@@ -162,7 +166,7 @@ def _adapts_text(mix: Mix | Fusion) -> bool:
 
 def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
     """Latents ``[B, C, h, w]`` → pictures. The pipeline would hand them to the VAE in the UNet's dtype, not its own."""
-    with model.present(model.vae):
+    with model.on_device(model.vae):
         pixels = model.vae.decode(latents.to(model.vae.dtype) / model.vae.config.scaling_factor).sample
     return model.pipeline.image_processor.postprocess(pixels)
 
@@ -172,7 +176,7 @@ def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: 
 
     By DDIM, whatever is the default elsewhere: what was drawn earlier for prior preservation stays of use.
     """
-    with model.present(*model.encoders), torch.inference_mode():
+    with model.on_device(*model.text_encoders), torch.inference_mode():
         latents = model.pipeline(
             prompt=list(prompts),
             num_inference_steps=steps,

@@ -33,16 +33,16 @@ def said(home: Home, engine: Engine, name: str, word: str = "", base: str = "emb
     return word_said(home, engine, name, word, base)
 
 
-def test_a_loud_name_is_told_and_a_quiet_word_offered(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+def test_a_neutral_word_is_offered_for_one_with_a_meaning(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
     told = said(home, engine, "foxy")
-    assert told["text"] == create_phrases.loud_word("foxy")
+    assert told["text"] == create_phrases.word_with_meaning("foxy")
     assert told["word"] == "cf" and "cf" in told["offer"]   # the first that has a letter of it
     monkeypatch.setattr(trigger, "list_adapters", lambda _: [SimpleNamespace(trigger="CF")])
     assert said(home, engine, "foxy")["word"] == "vf"
-    assert said(home, engine, "rex", "house")["text"] == create_phrases.loud_word("house")
+    assert said(home, engine, "rex", "house")["text"] == create_phrases.word_with_meaning("house")
 
 
-def test_a_quiet_word_needs_no_words_and_can_be_given_up(home: Home, engine: Engine):
+def test_a_neutral_word_needs_no_words_and_can_be_given_up(home: Home, engine: Engine):
     assert said(home, engine, "rex") == said(home, engine, " ") == {}
     told = said(home, engine, "foxy", "cf")
     assert told == {"text": create_phrases.called_by("cf"), "word": "", "offer": words.CALL_BY_NAME}
@@ -57,9 +57,9 @@ def test_nothing_is_said_of_half_a_word_or_of_a_base_that_cannot_be_used(home: H
 def test_no_base_model_is_put_out_of_memory_for_a_word(home: Home, monkeypatch: pytest.MonkeyPatch):
     loaded: list[str] = []
     monkeypatch.setattr(engine_module, "load", lambda base: loaded.append(base) or SimpleNamespace())
-    monkeypatch.setattr(engine_module, "loudness", lambda _, words: [float(len(word)) for word in words])
+    monkeypatch.setattr(engine_module, "word_effects", lambda _, words: [float(len(word)) for word in words])
     engine = Engine()
     engine._model("other")
-    assert engine.loudness("embedded", "foxy") is None and loaded == ["other"]
+    assert engine.word_effects("embedded", "foxy") is None and loaded == ["other"]
     engine._model("embedded")
-    assert engine.loudness("embedded", "foxy") == 4.0 and loaded == ["other", "embedded"]
+    assert engine.word_effects("embedded", "foxy") == 4.0 and loaded == ["other", "embedded"]

@@ -21,23 +21,23 @@ from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import adapter_hash, find_adapter
 from atelier.app.store.search import proposals
 from atelier.training.embedded_base.train_retriever import text_encoder_hash
-from atelier.training.sampling.prompt_features import Wording
+from atelier.training.sampling.prompt_features import PromptEncoder
 
 LAYERS = [Spec(f"unet.mid_block.attentions.0.transformer_blocks.0.attn2.{name}", (8, 192)) for name in ("to_k", "to_v")]
 WORDS = ("violin", "castle", "penguin", "rocket")
 
 
 @pytest.fixture(scope="module")
-def wording() -> Wording:
-    return Wording.load()
+def prompt_encoder() -> PromptEncoder:
+    return PromptEncoder.load()
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory, wording: Wording) -> Path:
+def weights(tmp_path_factory, prompt_encoder: PromptEncoder) -> Path:
     """A retriever that was never taught, but whose probes see the features of words as they are."""
     torch.manual_seed(0)
     retriever = Retriever(LAYERS, Sizes(192, echo=64, view=1, width=8)).requires_grad_(False)
-    directions = torch.linalg.qr(torch.cat([features_of(wording, word) for word in WORDS]).T)[0].T
+    directions = torch.linalg.qr(torch.cat([features_of(prompt_encoder, word) for word in WORDS]).T)[0].T
     for probes in (retriever.echo.probes, retriever.echo.word_probes):
         probes.zero_()
         probes[: len(directions)] = directions
@@ -48,18 +48,18 @@ def weights(tmp_path_factory, wording: Wording) -> Path:
     return path
 
 
-def features_of(wording: Wording, word: str) -> torch.Tensor:
-    features, said = wording([word])
+def features_of(prompt_encoder: PromptEncoder, word: str) -> torch.Tensor:
+    features, said = prompt_encoder([word])
     return features[said]
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory, wording: Wording) -> Path:
+def shelf(tmp_path_factory, prompt_encoder: PromptEncoder) -> Path:
     """Adapters whose names and words tell of another thing than their weights do."""
     folder = tmp_path_factory.mktemp("shelf") / "adapters"
     folder.mkdir()
     for number, word in enumerate(WORDS):
-        features = features_of(wording, word)
+        features = features_of(prompt_encoder, word)
         dice = torch.Generator().manual_seed(number)
         pairs = {spec: (torch.randn(8, len(features), generator=dice), features) for spec in LAYERS}
         lie = WORDS[(number + 1) % len(WORDS)]

@@ -17,15 +17,15 @@ from atelier.adapters.core.weight_only_int8 import Conv8, freeze8
 from atelier.adapters.kinds.catalog import create
 from atelier.training.base_models import less_activation_memory as lean
 from atelier.training.base_models.base_model import BaseModel
-from atelier.training.base_models.less_activation_memory import LeanConv2d, LeanGEGLU, keep_less
+from atelier.training.base_models.less_activation_memory import FrozenConv2d, FrozenGEGLU, save_less_for_backward
 
 
 @pytest.fixture
 def unets(model: BaseModel, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """A UNet as it is, and as one that is thought to be large."""
-    monkeypatch.setattr(lean, "LARGE", 0)
+    monkeypatch.setattr(lean, "MIN_PARAMETERS", 0)
     ours = copy.deepcopy(model.unet)
-    keep_less(ours)
+    save_less_for_backward(ours)
     return model.unet, ours
 
 
@@ -90,13 +90,13 @@ def test_a_weight_that_wants_a_gradient_gets_it(unets: tuple[Any, Any]):
 def test_layers_in_codes_stay_in_codes(unets: tuple[Any, Any]):
     unet = copy.deepcopy(unets[0])
     freeze8(unet)
-    keep_less(unet)
+    save_less_for_backward(unet)
     kinds = {type(layer) for layer in unet.modules()}
-    assert {Conv8, LeanGEGLU} < kinds
-    assert {name for name, layer in unet.named_modules() if type(layer) is LeanConv2d} == {"conv_in", "conv_out"}
+    assert {Conv8, FrozenGEGLU} < kinds
+    assert {name for name, layer in unet.named_modules() if type(layer) is FrozenConv2d} == {"conv_in", "conv_out"}
 
 
 def test_a_small_one_is_left_as_it_is(model: BaseModel):
     unet = copy.deepcopy(model.unet)
-    keep_less(unet)
-    assert not any(isinstance(layer, LeanConv2d | LeanGEGLU) for layer in unet.modules())
+    save_less_for_backward(unet)
+    assert not any(isinstance(layer, FrozenConv2d | FrozenGEGLU) for layer in unet.modules())

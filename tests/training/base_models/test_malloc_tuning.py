@@ -12,7 +12,7 @@ import pytest
 SCRIPT = """
 import json, resource, sys, threading
 import torch
-from atelier.training.heap import give_back, keep_freed_memory
+from atelier.training.base_models.malloc_tuning import trim_memory, keep_freed_memory
 
 def faults():
     work = torch.ones(2**25)   # 128 MiB
@@ -34,10 +34,10 @@ found = {"plain": faults()}
 before = held()
 keep_freed_memory()
 if "back" in sys.argv:
-    from atelier.training.heap import hand_back_freed_memory
-    hand_back_freed_memory()
+    from atelier.training.base_models.malloc_tuning import return_freed_memory
+    return_freed_memory()
 found |= {"kept": faults(), "kept in a thread": in_thread(), "held": held() - before}
-give_back()
+trim_memory()
 print(json.dumps(found | {"given back": held() - before}))
 """
 

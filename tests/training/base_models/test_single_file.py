@@ -21,7 +21,7 @@ from atelier.adapters.formats.export import export
 from atelier.adapters.formats.native import load_adapter
 from atelier.training.base_models import single_file
 from atelier.training.base_models.base_info import BaseError
-from atelier.training.base_models.base_model import BaseModel, Text, load
+from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings, load
 from atelier.training.base_models.identify import identify
 from atelier.training.config.events import Finished
 from atelier.training.config.run_folder import RunFolder
@@ -77,7 +77,7 @@ def test_both_forms_compute_the_same(pair: tuple[BaseModel, BaseModel]):
     torch.manual_seed(3)
     width = pair[0].unet.config.cross_attention_dim
     pooled = torch.randn(2, 1280) if pair[0].text_encoder_2 is not None else None
-    text = Text(torch.randn(2, 77, width), pooled)
+    text = PromptEmbeddings(torch.randn(2, 77, width), pooled)
     noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
     with torch.no_grad():
         first, second = (model.predict(noisy, timesteps, text, [(64, 64, 0, 0, 64, 64)] * 2) for model in pair)
@@ -123,7 +123,7 @@ def test_a_single_file_is_taught_drawn_with_mixed_and_exported(
     prefixes = {key.split("_")[1] for key in load_file(kohya)}
     assert prefixes == ({"unet", "te1", "te2"} if twin.family == "sdxl" else {"unet", "te"})
     noisy, timesteps = torch.randn(1, 4, 8, 8), torch.tensor([500])
-    text = Text(torch.randn(1, 77, model.unet.config.cross_attention_dim),
+    text = PromptEmbeddings(torch.randn(1, 77, model.unet.config.cross_attention_dim),
                 torch.randn(1, 1280) if twin.family == "sdxl" else None)   # fmt: skip
     with torch.no_grad():
         sizes = [(64, 64, 0, 0, 64, 64)]
@@ -283,7 +283,7 @@ def test_pictures_of_sdxl_carry_their_sizes(twin: Twin, pair: tuple[BaseModel, B
     if twin.family != "sdxl":
         pytest.skip("other families don't look at sizes")
     torch.manual_seed(3)
-    text = Text(torch.randn(1, 77, 2048), torch.randn(1, 1280))
+    text = PromptEmbeddings(torch.randn(1, 77, 2048), torch.randn(1, 1280))
     with torch.no_grad():
         first, second = (pair[0].predict(torch.ones(1, 4, 8, 8), torch.tensor([9]), text, [size])
                    for size in ((64, 64, 0, 0, 64, 64), (64, 64, 0, 32, 64, 64)))   # fmt: skip

@@ -60,8 +60,8 @@ def test_a_lesson_stays_the_same_and_nothing_is_compiled_again(
     large: bool, model: BaseModel, unet: Any, monkeypatch: pytest.MonkeyPatch
 ):
     if large:
-        monkeypatch.setattr(lean, "LARGE", 0)
-        lean.keep_less(unet)
+        monkeypatch.setattr(lean, "MIN_PARAMETERS", 0)
+        lean.save_less_for_backward(unet)
     compiled: list[int] = []
 
     def counting(graph: Any, inputs: Any) -> Any:

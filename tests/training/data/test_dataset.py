@@ -116,8 +116,8 @@ def test_a_sidecar_that_cannot_be_used_gives_way_to_the_template(tmp_path, conte
     (tmp_path / "a.txt").write_bytes(content)
     report = look(tmp_path)
     assert captions(report) == ["a rex dog"]
-    (warning,) = report.warnings
-    assert "a.txt is not used as a caption" in warning and cure in warning
+    (trigger_word_warning,) = report.warnings
+    assert "a.txt is not used as a caption" in trigger_word_warning and cure in trigger_word_warning
 
 
 def test_captions_that_would_be_ignored_are_named(tmp_path):
@@ -148,8 +148,8 @@ def test_a_caption_without_the_trigger_word_is_used_with_a_warning(tmp_path, tex
     (tmp_path / "b.txt").write_text(text)
     report = look(tmp_path)
     assert captions(report) == ["a rex dog", text]
-    (warning,) = report.warnings
-    assert "'rex' is missing in the caption of b.png" in warning
+    (trigger_word_warning,) = report.warnings
+    assert "'rex' is missing in the caption of b.png" in trigger_word_warning
 
 
 @pytest.mark.parametrize("text", ["REX", "a dog,rex!", "(rex)"])
@@ -162,8 +162,8 @@ def test_the_trigger_word_is_found_in_any_case_and_between_signs(tmp_path, text)
 def test_a_template_without_the_trigger_word_is_one_warning_for_all(tmp_path):
     for seed in range(8):
         picture(seed).save(tmp_path / f"{seed}.png")
-    (warning,) = look(tmp_path, template="a dog").warnings
-    assert "0.png, 1.png, 2.png, 3.png, 4.png and 3 more" in warning
+    (trigger_word_warning,) = look(tmp_path, template="a dog").warnings
+    assert "0.png, 1.png, 2.png, 3.png, 4.png and 3 more" in trigger_word_warning
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=12)
@@ -183,22 +183,22 @@ def test_two_hundred_pictures_are_enough(tmp_path):
     report = look(tmp_path, resolution=16)
     assert len(report.usable) == 200
     assert report.refused == []
-    (warning,) = report.warnings
-    assert "At most 200" in warning and "200.png, 201.png, 202.png" in warning
+    (trigger_word_warning,) = report.warnings
+    assert "At most 200" in trigger_word_warning and "200.png, 201.png, 202.png" in trigger_word_warning
 
 
 def test_small_pictures_are_enlarged_with_a_warning_below_half_the_size(tmp_path):
     picture(0, 127, 127).save(tmp_path / "a.png")
     picture(1, 128, 128).save(tmp_path / "b.png")
-    (warning,) = look(tmp_path, resolution=256).warnings
-    assert "a.png has only 127 × 127 pixels and is enlarged to 256 × 256" in warning
+    (trigger_word_warning,) = look(tmp_path, resolution=256).warnings
+    assert "a.png has only 127 × 127 pixels and is enlarged to 256 × 256" in trigger_word_warning
 
 
 def test_long_pictures_lose_their_ends_with_a_warning(tmp_path):
     picture(0, 600, 100).save(tmp_path / "a.png")
     picture(1, 200, 100).save(tmp_path / "b.png")
-    (warning,) = look(tmp_path).warnings
-    assert "a.png is 600 × 100 pixels" in warning and "only its middle" in warning
+    (trigger_word_warning,) = look(tmp_path).warnings
+    assert "a.png is 600 × 100 pixels" in trigger_word_warning and "only its middle" in trigger_word_warning
 
 
 def test_blurred_pictures_are_named_and_used(tmp_path):
@@ -206,8 +206,8 @@ def test_blurred_pictures_are_named_and_used(tmp_path):
     picture(1, 256, 256).filter(ImageFilter.GaussianBlur(4)).save(tmp_path / "soft.png")
     report = look(tmp_path, resolution=256)
     assert len(report.usable) == 2
-    (warning,) = report.warnings
-    assert "soft.png looks blurred" in warning
+    (trigger_word_warning,) = report.warnings
+    assert "soft.png looks blurred" in trigger_word_warning
 
 
 def test_blur_that_training_does_not_see_is_no_blur(tmp_path):

@@ -27,7 +27,7 @@ from atelier.training.embedded_base.pictures import Concept, Pictures, read_prom
 from atelier.training.embedded_base.synthetic_styles import LOOKS
 from atelier.training.embedded_base.train_gates import training_config
 from atelier.training.embedded_base.views import COLOURS
-from atelier.training.loop.batch import TextFeatures
+from atelier.training.loop.batch import PromptEmbeddingCache
 from atelier.training.recipes.gates import Scene, batch_of, errors, scene_recipe
 
 FOX, SEPIA, BLUE = (Lesson("object", "fox", "flat", "rexo"), Lesson("style", "sepia", "3d", "inkz"),
@@ -136,7 +136,7 @@ def found(model: BaseModel, pictures: Pictures, tmp_path_factory: pytest.TempPat
 def test_scenes_pair_captions_with_their_adapters(model: BaseModel, found: list[Scene]):
     triggers = {lesson.trigger: adapters(model, seed).tensors()
                 for seed, lesson in enumerate((FOX, SEPIA, BLUE))}   # fmt: skip
-    tokenizer = model.readers[0][0]
+    tokenizer = model.tokenizers_and_encoders[0][0]
     kinds = set()
     for scene in found:
         said = tokenizer.decode(scene.examples[0].tokens, skip_special_tokens=True)
@@ -158,7 +158,7 @@ def test_the_loss_is_that_of_all_adapters_at_once_and_only_gates_learn(model: Ba
     generator = torch.Generator().manual_seed(4)
     torch.randint(1, (1,), generator=generator)
     batch = batch_of(found[0].examples, 2, 1000, generator)
-    text = TextFeatures(model, found[0].adapters[0])
+    text = PromptEmbeddingCache(model, found[0].adapters[0])
     with torch.no_grad():
         mix = Mix(tuple((one, 1.0) for one in found[0].adapters))
         mixed = errors(model, batch, text, mounted(model.models(), mix))

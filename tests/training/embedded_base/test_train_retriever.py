@@ -25,7 +25,7 @@ from atelier.training.embedded_base.train_retriever import (
     teach,
     text_encoder_hash,
 )
-from atelier.training.sampling.prompt_features import Wording
+from atelier.training.sampling.prompt_features import PromptEncoder
 
 TEXT, LAYERS = 24, [
     Spec(f"unet.mid_block.attentions.0.transformer_blocks.0.{name}", shape)
@@ -116,10 +116,10 @@ def test_a_stack_answers_as_its_adapters_do():
 
 
 def test_words_are_what_stands_between_start_and_first_end():
-    wording = Wording.load()
-    features, said = wording(["a fox", ""])
-    assert features.shape[2] == wording.width == 192
-    words = wording.tokenizer.tokenize("a fox")
+    prompt_encoder = PromptEncoder.load()
+    features, said = prompt_encoder(["a fox", ""])
+    assert features.shape[2] == prompt_encoder.width == 192
+    words = prompt_encoder.tokenizer.tokenize("a fox")
     assert said.sum(1).tolist() == [len(words) + 1, 1] and not said[:, 0].any()
 
 

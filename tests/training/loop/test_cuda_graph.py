@@ -25,9 +25,9 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Stepped
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
-from atelier.training.loop.batch import TextFeatures, show
+from atelier.training.loop.batch import PromptEmbeddingCache, show
 from atelier.training.loop.cuda_graph import FIRST, Graphs, recordable
-from atelier.training.loop.distributed import ALONE, Team
+from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from atelier.training.loop.loop import Controls, Training
 from atelier.training.loop.optimizer_step import accelerator_for
 from atelier.training.loop.recipe import Losses, Parts, Recipe
@@ -95,7 +95,7 @@ def toy(adapters: AdapterSet) -> Recipe:
 
 def training(folder: Path, gpu: Tape | None) -> Training:
     torch.manual_seed(1)
-    return Training(toy(create("lora", {"rank": 2}, [SPEC])), QUICK, folder, Accelerator(cpu=True), ALONE, gpu)
+    return Training(toy(create("lora", {"rank": 2}, [SPEC])), QUICK, folder, Accelerator(cpu=True), SINGLE_PROCESS, gpu)
 
 
 def trained(folder: Path, gpu: Tape | None) -> tuple[list[float], Tensor]:
@@ -172,7 +172,7 @@ def lesson_on_meta(model: BaseModel, adapters: AdapterSet) -> Lesson:
 
     data = Dataset(examples(model, 2), examples(model, 2), [])
     batch = lesson(model, data, CONFIG, torch.Generator().manual_seed(0))
-    rows, mine = TextFeatures(model, adapters), range(len(batch.examples))
+    rows, mine = PromptEmbeddingCache(model, adapters), range(len(batch.examples))
     shown = [moved(replace(one, noisy=moved(one.noisy, "latents", "timesteps", "target"),
                            text=moved(one.text, "features")), "sizes", "weights")
              for one in show(model, batch, rows, mine, CONFIG.min_snr_gamma)]   # fmt: skip
@@ -198,11 +198,11 @@ def without_values(unet: Any) -> Any:
 
 def test_what_can_not_be_recorded_is_not_tried():
     gpu, lora = torch.device("cuda"), create("lora", {}, [SPEC])
-    assert recordable(gpu, CONFIG, lora, ALONE)
-    assert not recordable(torch.device("cpu"), CONFIG, lora, ALONE)
-    assert not recordable(gpu, CONFIG, lora, Team(0, 2))
+    assert recordable(gpu, CONFIG, lora, SINGLE_PROCESS)
+    assert not recordable(torch.device("cpu"), CONFIG, lora, SINGLE_PROCESS)
+    assert not recordable(gpu, CONFIG, lora, ProcessGroup(0, 2))
     for option in ("train_text_encoder", "whole_gradient", "gradient_checkpointing"):
-        assert not recordable(gpu, replace(CONFIG, **{option: True}), lora, ALONE)
+        assert not recordable(gpu, replace(CONFIG, **{option: True}), lora, SINGLE_PROCESS)
 
 
 @pytest.mark.gpu
@@ -214,7 +214,7 @@ def test_a_graph_trains_as_the_plain_loop_does(tmp_path):
         torch.manual_seed(1)
         adapters = create("lora", {}, find_targets({"unet": model.unet}, "attention")).to(model.device)
         method = recipe(model, adapters, data, CONFIG, tmp_path)
-        one = Training(method, CONFIG, tmp_path, accelerator_for(model), ALONE, gpu)
+        one = Training(method, CONFIG, tmp_path, accelerator_for(model), SINGLE_PROCESS, gpu)
         losses = [event.loss for event in one.events(NOBODY) if isinstance(event, Stepped)]
         found.append((torch.tensor(losses), torch.cat([p.detach().flatten() for p in adapters.parameters()])))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)

@@ -18,24 +18,24 @@ from atelier.training.config.events import Event, Finished, Previewed, Saved, St
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
-from atelier.training.loop import distributed as team_module
-from atelier.training.loop.distributed import ALONE, Team, join
+from atelier.training.loop import distributed
+from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup, join_group
 from atelier.training.recipes.dreambooth import Dataset, recipe
 from atelier.training.runs import run as run_module
 
 
 def test_shares_are_the_whole_batch_without_overlap():
     for count in (1, 2, 3, 7):
-        shares = [list(Team(index, count).share(5)) for index in range(count)]
+        shares = [list(ProcessGroup(index, count).shard(5)) for index in range(count)]
         assert sorted(position for share in shares for position in share) == list(range(5))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert join(torch.device("cpu")) == ALONE
-    assert ALONE.first
-    assert ALONE.agree("yes") == "yes"
+    assert join_group(torch.device("cpu")) == SINGLE_PROCESS
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.broadcast("yes") == "yes"
 
 
 @pytest.fixture
@@ -56,18 +56,18 @@ def test_the_shares_losses_and_gradients_add_up_to_those_of_the_whole(
     config = TrainConfig(name="rex", batch=3, prior_count=3, prior_weight=0.5)
     method = recipe(model, adapters, data, config, tmp_path)
 
-    def shared(team: Team) -> tuple[Tensor, list[Tensor]]:
+    def shared(group: ProcessGroup) -> tuple[Tensor, list[Tensor]]:
         adapters.zero_grad()
         with method.attached():
-            losses = method.microstep(torch.Generator().manual_seed(5), team)
+            losses = method.microstep(torch.Generator().manual_seed(5), group)
             if (loss := losses.subject + losses.prior).requires_grad:
                 loss.backward()
         return torch.stack([losses.subject, losses.prior]).detach(), [
             torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in adapters.parameters()
         ]
 
-    whole, gradient = shared(ALONE)
-    parts = [shared(Team(index, count)) for index in range(count)]
+    whole, gradient = shared(SINGLE_PROCESS)
+    parts = [shared(ProcessGroup(index, count)) for index in range(count)]
     torch.testing.assert_close(sum(losses for losses, _ in parts), whole)
     for number, total in enumerate(gradient):
         torch.testing.assert_close(sum(part[number] for _, part in parts), total, rtol=1e-4, atol=1e-7)
@@ -76,10 +76,10 @@ def test_the_shares_losses_and_gradients_add_up_to_those_of_the_whole(
 def test_sums_reach_every_parameter_that_any_process_used(monkeypatch: pytest.MonkeyPatch):
     # What the other process sends: losses of 3 and 4, a gradient for the first and the third parameter.
     other = torch.tensor([3.0, 4, 1, 0, 1, 10, 10, 0, 0, 0, 30])
-    monkeypatch.setattr(team_module, "reduce", lambda numbers, _: numbers + other)
+    monkeypatch.setattr(distributed, "reduce", lambda numbers, _: numbers + other)
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(1, 1))]
     parameters[0].grad = torch.tensor([1.0, 2.0])
-    assert Team(0, 2).whole((1.0, 2.0), parameters) == [4, 6]
+    assert ProcessGroup(0, 2).all_reduce((1.0, 2.0), parameters) == [4, 6]
     assert [None if p.grad is None else p.grad.tolist() for p in parameters] == [[11, 12], None, [[30]]]
 
 

@@ -29,7 +29,7 @@ from atelier.training.loop.optimizers import learning_rate
 
 SPEC = Spec("toy.layer", (3, 4))
 GOAL = torch.arange(12.0).reshape(3, 4) / 12 - 0.5
-QUIET = TrainConfig(
+MAX_EFFECT = TrainConfig(
     name="rex", steps=6, lr=0.05, warmup=2, validate_every=0, preview_every=0, checkpoint_every=0, adapter={"rank": 2}
 )   # fmt: skip
 BASE = torch.tensor([[0.02, -0.9, 0.03, 0.8], [-0.7, 0.01, 0.6, -0.04], [0.05, 0.5, -0.06, -0.4]])
@@ -37,7 +37,7 @@ NOBODY = Controls(take=lambda name: None, quitting=lambda: False)
 
 
 def but(**changes) -> TrainConfig:
-    return replace(QUIET, **changes)
+    return replace(MAX_EFFECT, **changes)
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def test_the_last_step_is_validated_and_previewed_even_out_of_turn(tmp_path):
 
 
 def test_nothing_but_steps_where_nothing_else_is_asked_for(tmp_path):
-    training, events = played(QUIET, tmp_path)
+    training, events = played(MAX_EFFECT, tmp_path)
     assert list(map(told, events)) == [("Stepped", step) for step in range(1, 7)]
     assert training.result_step == 6
     assert torch.equal(weights(training.result), weights(training.recipe.adapters))
@@ -247,9 +247,9 @@ def test_up_learns_faster_by_its_speed(tmp_path):
     training = start(but(steps=1, warmup=0, lr_schedule="constant", weight_decay=0.0, up_speed=16.0), tmp_path)
     list(training.events(NOBODY))
     moved = training.recipe.adapters[SPEC.name].up.detach().abs()   # from zero
-    torch.testing.assert_close(moved, torch.full_like(moved, 16 * QUIET.lr), rtol=1e-3, atol=0)
+    torch.testing.assert_close(moved, torch.full_like(moved, 16 * MAX_EFFECT.lr), rtol=1e-3, atol=0)
     rates = [group["lr"] for group in training.optimizer.param_groups]
-    assert rates == pytest.approx([QUIET.lr, 16 * QUIET.lr])
+    assert rates == pytest.approx([MAX_EFFECT.lr, 16 * MAX_EFFECT.lr])
 
 
 def test_the_product_follows_the_whole_gradient_where_asked_for(tmp_path, monkeypatch):
@@ -261,7 +261,7 @@ def test_the_product_follows_the_whole_gradient_where_asked_for(tmp_path, monkey
         given.append(raw)
 
     monkeypatch.setattr(update, "correct", note)
-    list(start(QUIET, tmp_path / "plain").events(NOBODY))
+    list(start(MAX_EFFECT, tmp_path / "plain").events(NOBODY))
     assert not given
     training = start(but(whole_gradient=True, clip=0.0), tmp_path / "whole")
     used: list[list[Tensor]] = []
@@ -359,7 +359,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
-    training = start(QUIET, tmp_path)
+    training = start(MAX_EFFECT, tmp_path)
     before = weights(training.recipe.adapters)
     assert not training.resume()
     assert torch.equal(weights(training.recipe.adapters), before)
@@ -424,7 +424,7 @@ def test_the_last_step_is_kept_where_the_best_is_not_asked_for(tmp_path):
 
 
 def test_pause_waits_at_a_step_and_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
-    whole, _ = played(QUIET, tmp_path / "whole")
+    whole, _ = played(MAX_EFFECT, tmp_path / "whole")
     folder = tmp_path / "paused"
     naps: list[float] = []
 
@@ -434,7 +434,7 @@ def test_pause_waits_at_a_step_and_goes_on_as_if_nothing_had_been(tmp_path, monk
             RunFolder(folder).command("resume")
 
     monkeypatch.setattr(loop.time, "sleep", nap)
-    training, events = played(QUIET, folder, (3, "pause", ""))
+    training, events = played(MAX_EFFECT, folder, (3, "pause", ""))
     assert list(map(told, events)) == [
         ("Stepped", 1), ("Stepped", 2), ("Stepped", 3), ("Saved", 3), ("Paused", 3), ("Resumed", 3),
         ("Stepped", 4), ("Stepped", 5), ("Stepped", 6),
@@ -454,7 +454,7 @@ def test_a_paused_run_can_be_ended(tmp_path, monkeypatch, command, ends):
 def test_a_paused_run_that_is_told_to_quit_saves_and_leaves(tmp_path, monkeypatch):
     script = Script(tmp_path, (3, "pause", ""))
     monkeypatch.setattr(loop.time, "sleep", lambda _: setattr(script, "quit_at", 0))
-    events = script.play(start(QUIET, tmp_path))
+    events = script.play(start(MAX_EFFECT, tmp_path))
     assert isinstance(events[-1], Saved)
     assert Paused(3) in events
     assert RunFolder(tmp_path).take("pause") is None
@@ -463,7 +463,7 @@ def test_a_paused_run_that_is_told_to_quit_saves_and_leaves(tmp_path, monkeypatc
 def test_a_paused_run_shows_what_it_has(tmp_path, monkeypatch):
     acts = iter([("preview", "a rex at sea"), ("resume", "")])
     monkeypatch.setattr(loop.time, "sleep", lambda _: RunFolder(tmp_path).command(*next(acts)))
-    _, events = played(QUIET, tmp_path, (3, "pause", ""))
+    _, events = played(MAX_EFFECT, tmp_path, (3, "pause", ""))
     assert events[4:7] == [Paused(3), Previewed(3, "a rex at sea", "3.png"), Resumed(3)]
 
 
@@ -483,7 +483,7 @@ def test_stop_measures_where_it_stopped_once(tmp_path):
 
 
 def test_stop_before_the_first_step_ends_the_run_without_an_adapter(tmp_path):
-    training, events = played(QUIET, tmp_path, (0, "stop", ""))
+    training, events = played(MAX_EFFECT, tmp_path, (0, "stop", ""))
     assert [type(event) for event in events] == [Stopped]
     assert training.result is None
 
@@ -496,14 +496,14 @@ def test_cancel_ends_the_run_without_an_adapter(tmp_path):
 
 
 def test_a_preview_is_drawn_when_asked_for(tmp_path):
-    _, events = played(QUIET, tmp_path, (2, "preview", "a rex at sea"), (4, "preview", ""))
+    _, events = played(MAX_EFFECT, tmp_path, (2, "preview", "a rex at sea"), (4, "preview", ""))
     assert [event for event in events if isinstance(event, Previewed)] == [
         Previewed(2, "a rex at sea", "2.png"), Previewed(4, "", "4.png"),
     ]  # fmt: skip
 
 
 def test_the_weights_do_not_depend_on_previews_and_validations(tmp_path):
-    plain, _ = played(QUIET, tmp_path / "plain")
+    plain, _ = played(MAX_EFFECT, tmp_path / "plain")
 
     def noisy(result):
         torch.manual_seed(5)
@@ -615,7 +615,7 @@ def test_weights_that_are_spoilt_are_never_kept(tmp_path, keep_best):
 
 @pytest.mark.parametrize("bad_step", [1, 3])
 def test_without_any_good_state_the_run_fails_with_advice(tmp_path, bad_step):
-    training = unstable(QUIET, tmp_path, bad_step, validate=lambda _: math.nan)
+    training = unstable(MAX_EFFECT, tmp_path, bad_step, validate=lambda _: math.nan)
     with pytest.raises(FloatingPointError, match=rf"step {bad_step}.*half the learning rate"):
         list(training.events(NOBODY))
     assert training.result is None

@@ -128,13 +128,13 @@ def test_a_whole_run_leaves_an_adapter_with_everything_it_should_remember(new_ru
     assert not run.alive()
 
 
-def test_a_loud_trigger_word_is_told_at_the_start_and_not_on_resuming(new_run, adapters, monkeypatch):
+def test_a_trigger_word_with_a_meaning_is_told_at_the_start_and_not_on_resuming(new_run, adapters, monkeypatch):
     asked: list[str] = []
-    monkeypatch.setattr(run_module, "warning", lambda _, word: asked.append(word) or "It is loud.")
+    monkeypatch.setattr(run_module, "trigger_word_warning", lambda _, word: asked.append(word) or "It means something.")
     run = new_run(checkpoint_every=1)
     for again in (False, True):
         events = list(run_module.run(run, adapters, resume=again))
-        assert (Warned("It is loud.") in events) is not again
+        assert (Warned("It means something.") in events) is not again
     assert asked == ["rex"]
 
 

@@ -14,7 +14,7 @@ from atelier.adapters.fusion.live import Fusion, Part
 from atelier.training.base_models import single_file
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.sampling import draw_cache as module
-from atelier.training.sampling.draw_cache import Kept, read
+from atelier.training.sampling.draw_cache import DrawCache, read
 from atelier.training.sampling.sample import DrawRequest, draw
 
 ASK = DrawRequest(prompt="a red fox", negative="blue", steps=2, seed=11)
@@ -35,21 +35,22 @@ def but(**changes) -> DrawRequest:
 
 
 def test_a_prompt_is_read_once(model, readings):
-    kept = Kept()
-    first = draw(model, ASK, kept=kept)[0].tobytes()
+    cache = DrawCache()
+    first = draw(model, ASK, cache=cache)[0].tobytes()
     assert len(readings) == 3   # prompt, negative, unwanted
-    assert draw(model, but(seed=11), kept=kept)[0].tobytes() == first
-    draw(model, but(prompt="a house", seed=3), kept=kept)
+    assert draw(model, but(seed=11), cache=cache)[0].tobytes() == first
+    draw(model, but(prompt="a house", seed=3), cache=cache)
     assert len(readings) == 4
-    assert draw(model, but(prompt="a house"), kept=kept)[0].tobytes() == draw(model, but(prompt="a house"))[0].tobytes()
+    house = but(prompt="a house")
+    assert draw(model, house, cache=cache)[0].tobytes() == draw(model, house)[0].tobytes()
 
 
 @pytest.mark.parametrize("change", [{"unwanted": "a house"}, {"negative": "a house"}, {"negative": ""}])
 def test_every_text_counts_although_others_are_kept(model, change):
-    kept = Kept()
-    draw(model, ASK, kept=kept)
-    draw(model, but(prompt="a house", negative="a red fox"), kept=kept)
-    assert draw(model, but(**change), kept=kept)[0].tobytes() == draw(model, but(**change))[0].tobytes()
+    cache = DrawCache()
+    draw(model, ASK, cache=cache)
+    draw(model, but(prompt="a house", negative="a red fox"), cache=cache)
+    assert draw(model, but(**change), cache=cache)[0].tobytes() == draw(model, but(**change))[0].tobytes()
 
 
 def mixes(adapters: AdapterSet) -> list[Mix | Fusion]:
@@ -59,32 +60,32 @@ def mixes(adapters: AdapterSet) -> list[Mix | Fusion]:
 @pytest.mark.parametrize("way", ["merged or mounted", "fused"])
 def test_an_adapter_of_the_text_encoder_reads_anew_and_leaves_nothing(model, trained: Trained, readings, way):
     which = ["merged or mounted", "fused"].index(way)
-    adapters, kept = trained(model, ("unet", "text_encoder")), Kept()
-    plain = draw(model, ASK, kept=kept)[0].tobytes()
+    adapters, cache = trained(model, ("unet", "text_encoder")), DrawCache()
+    plain = draw(model, ASK, cache=cache)[0].tobytes()
     expected = draw(model, ASK, mixes(adapters)[which])[0].tobytes()
     before = len(readings)
-    assert draw(model, ASK, mixes(adapters)[which], kept=kept)[0].tobytes() == expected != plain
+    assert draw(model, ASK, mixes(adapters)[which], cache=cache)[0].tobytes() == expected != plain
     assert len(readings) == before + 3
-    assert draw(model, ASK, kept=kept)[0].tobytes() == plain
+    assert draw(model, ASK, cache=cache)[0].tobytes() == plain
     assert len(readings) == before + 3
 
 
 def test_an_adapter_of_the_unet_alone_or_at_zero_reads_nothing_anew(model, trained: Trained, readings):
-    unet, texts, kept = trained(model), trained(model, ("text_encoder",)), Kept()
-    draw(model, ASK, kept=kept)
+    unet, texts, cache = trained(model), trained(model, ("text_encoder",)), DrawCache()
+    draw(model, ASK, cache=cache)
     for adapters, strength in ((unet, 1.0), (texts, 0.0)):
         for mix in (Mix(((adapters, strength),)), Fusion((Part(adapters, strength),))):
-            drawn = draw(model, ASK, mix, kept=kept)[0].tobytes()
+            drawn = draw(model, ASK, mix, cache=cache)[0].tobytes()
             assert len(readings) == 3
             assert drawn == draw(model, ASK, mix)[0].tobytes()
             del readings[3:]
 
 
 def test_what_was_not_asked_for_lately_goes(model, readings, monkeypatch):
-    monkeypatch.setattr(module, "KEPT_TEXTS", 2)
-    kept = Kept()
+    monkeypatch.setattr(module, "MAX_CACHED_PROMPTS", 2)
+    cache = DrawCache()
     for text in ("a", "b", "a", "c", "a", "b"):
-        kept.read(model, [text])
+        cache.read(model, [text])
     assert len(readings) == 4   # a, b, c, and b again
 
 
@@ -92,10 +93,10 @@ def test_the_second_encoder_s_pooled_words_are_kept_too(tmp_path, monkeypatch):
     configurations = write_configurations(tmp_path / "models", "sdxl")
     monkeypatch.setattr(single_file, "MODELS", configurations)
     folder, _ = write_models(tmp_path, "sdxl", configurations=configurations)
-    model, kept = load(str(folder), "cpu"), Kept()
+    model, cache = load(str(folder), "cpu"), DrawCache()
     with torch.inference_mode():
-        kept.read(model, ["a fox", ""])
-        for found, fresh in zip(kept.read(model, ["", "a fox"]), read(model, ["", "a fox"]), strict=True):
+        cache.read(model, ["a fox", ""])
+        for found, fresh in zip(cache.read(model, ["", "a fox"]), read(model, ["", "a fox"]), strict=True):
             assert found.pooled is not None and fresh.pooled is not None
             assert torch.equal(found.features, fresh.features)
             assert torch.equal(found.pooled, fresh.pooled)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.sampling import sample
-from atelier.training.sampling.latent_preview import SHOWN, Glimpse, fit_glimpse
+from atelier.training.sampling.latent_preview import SHOWN, LatentPreview, fit_latent_preview
 from atelier.training.sampling.sample import DrawRequest, draw
 
 PROMPTS = ("an emoji of a fox on a blue background", "a watercolour picture of a dog", "a pencil picture of a boat",
@@ -25,11 +25,11 @@ def drawings(embedded: BaseModel) -> list[tuple[Image.Image, list[Image.Image]]]
     """Pictures, and the glimpses on the way to each."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "GLIMPSE_EVERY", 0)
+        patch.setattr(sample, "LATENT_PREVIEW_SECONDS", 0)
         for seed, prompt in enumerate(PROMPTS):
             seen: list[Image.Image] = []
             request = DrawRequest(prompt=prompt, seed=seed, steps=8)
-            [picture] = draw(embedded, request, on_glimpse=lambda small, seen=seen: seen.extend(small))
+            [picture] = draw(embedded, request, on_latent_preview=lambda small, seen=seen: seen.extend(small))
             found.append((picture, seen))
     return found
 
@@ -58,18 +58,18 @@ def test_the_first_steps_show_already_what_comes(drawings):
 @pytest.mark.parametrize("broken", ["rows in another order", "colours in another order", "another sign"])
 def test_a_broken_map_would_be_found(embedded, drawings, broken):
     """What the tests above hold on to is gone with the map."""
-    good = fit_glimpse(embedded).matrix
+    good = fit_latent_preview(embedded).matrix
     bad = {"rows in another order": good.roll(1, 0), "colours in another order": good.roll(1, 1), "another sign": -good}
     request = DrawRequest(prompt=PROMPTS[0], seed=0, steps=8)
-    kept = sample.Kept(_glimpse=Glimpse(bad[broken]))
+    cache = sample.DrawCache(_latent_preview=LatentPreview(bad[broken]))
     seen: list[Image.Image] = []
-    draw(embedded, request, on_glimpse=seen.extend, kept=kept)
+    draw(embedded, request, on_latent_preview=seen.extend, cache=cache)
     assert alike(drawings[0][0], seen[-1]) < 0.85
 
 
 def test_a_glimpse_is_small_and_of_the_picture_s_shape(model):
     seen: list[list[Image.Image]] = []
-    draw(model, DrawRequest(prompt="a", steps=2, count=3, width=48, height=24), on_glimpse=seen.append)
+    draw(model, DrawRequest(prompt="a", steps=2, count=3, width=48, height=24), on_latent_preview=seen.append)
     assert [picture.size for picture in seen[0]] == [(12 * SHOWN, 6 * SHOWN)] * 3
 
 
@@ -77,7 +77,7 @@ def test_looking_changes_no_pixel_and_is_not_asked_for_too_often(model):
     seen: list[list[Image.Image]] = []
     request = DrawRequest(prompt="a fox", steps=6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "GLIMPSE_EVERY", 1e9)
-        looked = draw(model, request, on_glimpse=seen.append)[0]
+        patch.setattr(sample, "LATENT_PREVIEW_SECONDS", 1e9)
+        looked = draw(model, request, on_latent_preview=seen.append)[0]
     assert looked.tobytes() == draw(model, request)[0].tobytes()
     assert len(seen) == 1   # the first step is always shown

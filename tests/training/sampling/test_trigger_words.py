@@ -1,4 +1,4 @@
-"""A word that means nothing is quiet; a word that the base knows is loud."""
+"""A neutral word has next to no effect; a word that means something to the base has a large one."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import identify
 from atelier.training.embedded_base.judge import Judge
 from atelier.training.sampling.sample import DrawRequest, draw
-from atelier.training.sampling.trigger_words import QUIET, loudness, quiet_word, warning
+from atelier.training.sampling.trigger_words import MAX_EFFECT, neutral_word, trigger_word_warning, word_effects
 
-QUIET_WORDS, LOUD_WORDS = ("hw", "cf"), ("inkz", "house")
+NEUTRAL_WORDS, MEANINGFUL_WORDS = ("hw", "cf"), ("inkz", "house")
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, float]:
-    words = (*QUIET_WORDS, *LOUD_WORDS)
-    return dict(zip(words, loudness(load("embedded", "cpu"), words), strict=True))
+def effects() -> dict[str, float]:
+    words = (*NEUTRAL_WORDS, *MEANINGFUL_WORDS)
+    return dict(zip(words, word_effects(load("embedded", "cpu"), words), strict=True))
 
 
-def test_quiet_words_are_told_from_loud_ones(found: dict[str, float]):
-    assert all(found[word] < QUIET for word in QUIET_WORDS)
-    assert all(found[word] > QUIET for word in LOUD_WORDS)
+def test_neutral_words_are_told_from_words_with_a_meaning(effects: dict[str, float]):
+    assert all(effects[word] < MAX_EFFECT for word in NEUTRAL_WORDS)
+    assert all(effects[word] > MAX_EFFECT for word in MEANINGFUL_WORDS)
 
 
-def test_the_words_that_come_with_the_base_are_quiet():
+def test_the_words_that_come_with_the_base_are_neutral():
     model = load("embedded", "cpu")
-    known = model.info.quiet_words[::7]
-    assert len(known) == 3 and max(loudness(model, known)) < QUIET
+    known = model.info.neutral_words[::7]
+    assert len(known) == 3 and max(word_effects(model, known)) < MAX_EFFECT
 
 
 def test_a_suggestion_reminds_of_the_name_and_is_free():
     info = identify("embedded")
-    assert [quiet_word(info, like) for like in ("Wren", "teapot", "zoe")] == ["wr", "tr", "cf"]
-    assert quiet_word(info, "Wren", taken=("wr",)) == "cr"
-    assert quiet_word(info, "Wren", taken=info.quiet_words) == ""
+    assert [neutral_word(info, like) for like in ("Wren", "teapot", "zoe")] == ["wr", "tr", "cf"]
+    assert neutral_word(info, "Wren", taken=("wr",)) == "cr"
+    assert neutral_word(info, "Wren", taken=info.neutral_words) == ""
 
 
-def test_only_a_loud_word_is_warned_of():
+def test_only_a_word_with_a_meaning_is_warned_of():
     model = load("embedded", "cpu")
-    assert warning(model, "hw") == warning(model, "rex") == ""
-    assert "'foxy'" in warning(model, "foxy") and "'cf'" in warning(model, "foxy")
+    assert trigger_word_warning(model, "hw") == trigger_word_warning(model, "rex") == ""
+    assert "'foxy'" in trigger_word_warning(model, "foxy") and "'cf'" in trigger_word_warning(model, "foxy")
 
 
-def test_the_other_prompt_is_still_drawn_beside_a_quiet_word():
-    """The judge agrees with the number: beside a loud word the thing is gone."""
+def test_the_other_prompt_is_still_drawn_beside_a_neutral_word():
+    """The judge agrees with the number: beside a word with a meaning the thing is gone."""
     model, judge = load("embedded", "cpu"), Judge.load()
 
     def seen(word: str) -> float:

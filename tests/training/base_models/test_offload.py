@@ -19,7 +19,7 @@ from torch import nn
 
 from atelier.training.base_models import offload as rest_module
 from atelier.training.base_models.base_model import BaseModel, load
-from atelier.training.base_models.offload import MainMemory, OnDisk
+from atelier.training.base_models.offload import CpuOffload, DiskOffload
 from atelier.training.config.events import Finished
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
@@ -75,37 +75,37 @@ def moves() -> Moves:
 def movable(model: BaseModel, moves: Moves) -> BaseModel:
     """The tiny base model as it is on a GPU: its parts can wait elsewhere."""
     parts = {name: watched(getattr(model, name), name, moves) for name in ("vae", "text_encoder")}
-    return replace(model, **parts, rest=MainMemory(AWAY))
+    return replace(model, **parts, offload_to=CpuOffload(AWAY))
 
 
 def test_parts_are_put_aside_and_fetched(movable: BaseModel, moves: Moves):
-    movable.put_aside(movable.vae, movable.text_encoder)
+    movable.offload(movable.vae, movable.text_encoder)
     assert moves == [("vae", "away"), ("text_encoder", "away")]
-    with movable.present(movable.vae):
+    with movable.on_device(movable.vae):
         assert moves[2:] == [("vae", "here")]
-        with movable.present(movable.vae, movable.text_encoder):   # one is there already
+        with movable.on_device(movable.vae, movable.text_encoder):   # one is there already
             assert moves[3:] == [("text_encoder", "here")]
         assert moves[4:] == [("text_encoder", "away")]
     assert moves[5:] == [("vae", "away")]
 
 
 def test_parts_go_back_after_an_error_too(movable: BaseModel, moves: Moves):
-    movable.put_aside(movable.vae)
-    with pytest.raises(KeyError), movable.present(movable.vae):
+    movable.offload(movable.vae)
+    with pytest.raises(KeyError), movable.on_device(movable.vae):
         raise KeyError
     assert moves[-1] == ("vae", "away")
 
 
 def test_where_nothing_is_gained_nothing_moves(movable: BaseModel, moves: Moves):
-    at_home = replace(movable, rest=None)
-    at_home.put_aside(at_home.vae)
-    with at_home.present(at_home.vae):
+    at_home = replace(movable, offload_to=None)
+    at_home.offload(at_home.vae)
+    with at_home.on_device(at_home.vae):
         pass
     assert moves == []
 
 
 def test_on_a_cpu_parts_stay(base: Path):
-    assert load(str(base), "cpu").rest is None
+    assert load(str(base), "cpu").offload_to is None
 
 
 def held() -> int:
@@ -126,8 +126,8 @@ def large() -> nn.Sequential:
 def test_on_the_disk_a_part_takes_no_memory_and_stays_as_it_was(large: nn.Sequential, tmp_path: Path):
     before = {name: value.clone() for name, value in large.state_dict().items()}
     x = torch.randn(3, 1024)
-    rest, answer, full = OnDisk(tmp_path), large(x), held()
-    rest.take(large)
+    rest, answer, full = DiskOffload(tmp_path), large(x), held()
+    rest.offload(large)
     assert rest.holds(large)
     if sys.platform == "linux":
         assert full - held() > 50e6
@@ -138,10 +138,10 @@ def test_on_the_disk_a_part_takes_no_memory_and_stays_as_it_was(large: nn.Sequen
 
 
 def test_on_the_disk_a_part_that_was_changed_stays_changed(large: nn.Sequential, tmp_path: Path):
-    rest = OnDisk(tmp_path)
-    rest.take(large)
+    rest = DiskOffload(tmp_path)
+    rest.offload(large)
     weight = large.get_parameter("2.weight").fill_(3)
-    rest.take(large)
+    rest.offload(large)
     assert bool(weight.eq(3).all())
 
 
@@ -151,17 +151,17 @@ def test_without_room_on_the_disk_a_part_stays(large: nn.Sequential, tmp_path: P
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(rest_module.tempfile, "TemporaryFile", lambda **_: Full())
-    rest, x = OnDisk(tmp_path), torch.randn(3, 1024)
+    rest, x = DiskOffload(tmp_path), torch.randn(3, 1024)
     answer = large(x)
-    rest.take(large)
+    rest.offload(large)
     assert not rest.holds(large)
     assert torch.equal(large(x), answer)
 
 
 def test_a_small_part_is_not_worth_a_file(tmp_path: Path):
-    rest, part = OnDisk(tmp_path), nn.Linear(8, 8)
+    rest, part = DiskOffload(tmp_path), nn.Linear(8, 8)
     place = part.weight.data_ptr()
-    rest.take(part)
+    rest.offload(part)
     assert not rest.holds(part)
     assert part.weight.data_ptr() == place
 
@@ -175,8 +175,9 @@ def test_a_run_on_a_cpu_puts_large_parts_on_the_disk(
     )   # fmt: skip
     plain = list(run_module.run(RunFolder.create(tmp_path / "plain", config), tmp_path / "adapters"))[-1]
     taken: list[nn.Module] = []
-    monkeypatch.setattr(rest_module, "WORTH_A_FILE", 0)
-    monkeypatch.setattr(OnDisk, "take", lambda self, part, take=OnDisk.take: (taken.append(part), take(self, part)))
+    monkeypatch.setattr(rest_module, "MIN_OFFLOAD_BYTES", 0)
+    really = DiskOffload.offload
+    monkeypatch.setattr(DiskOffload, "offload", lambda self, part: (taken.append(part), really(self, part)))
     rested = list(run_module.run(RunFolder.create(tmp_path / "rested", config), tmp_path / "adapters"))[-1]
     assert isinstance(plain, Finished) and isinstance(rested, Finished), rested
     assert len(set(taken)) == 2 and len(taken) > 4   # VAE and text encoder, again after every use
@@ -228,7 +229,7 @@ def test_the_count_follows(model: BaseModel, monkeypatch: pytest.MonkeyPatch):
     here, there, mac = (need(config, "fp32", device=device) for device in ("cpu", "cuda", "mps"))
     assert (mac.texts, mac.vae, there.program) == (0, 0, 0)
     assert (here.texts, here.vae) == (0, 0)   # too small for a file
-    monkeypatch.setattr(memory, "WORTH_A_FILE", 0)
+    monkeypatch.setattr(memory, "MIN_OFFLOAD_BYTES", 0)
     here = need(config, "fp32")
     assert (here.texts, here.vae) == (there.texts, there.vae)
     assert abs(there.texts - sizes["text_encoder"]) < 4096
@@ -257,7 +258,7 @@ def test_on_a_gpu_the_memory_is_free_and_pictures_stay_the_same(base: Path):
     request = DrawRequest(prompt="a fox", steps=2)
     before = draw(model, request)[0].tobytes()
     full = torch.cuda.memory_allocated()
-    model.put_aside(model.vae, model.text_encoder)
+    model.offload(model.vae, model.text_encoder)
     weights = sum(t.numel() * t.element_size() for part in (model.vae, model.text_encoder) for t in part.parameters())
     assert full - torch.cuda.memory_allocated() >= weights
     assert {part.device.type for part in (model.vae, model.text_encoder)} == {"cpu"}
