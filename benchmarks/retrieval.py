@@ -32,8 +32,8 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.formats.low_rank import Pair, WeightOf, lora_of
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.retrieval import Retriever, Sizes, load_retriever
-from atelier.app.store.adapter_embeddings import Reader
-from atelier.app.store.search import words_of
+from atelier.app.store.adapter_embeddings import PromptReader
+from atelier.app.store.search import content_words
 from atelier.training.base_models.weights import weights_of
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.retriever_dataset import ROLES, Exhibit, read_index
@@ -92,7 +92,7 @@ def measure(folder: Path) -> dict[str, Any]:
     exhibits, weight_of, prompt_encoder = read_index(folder), weights_of(EMBEDDED), PromptEncoder.load()
     sets = [load_adapter(folder / f"{exhibit.file}.safetensors") for exhibit in exhibits]
     retriever, known = load_retriever(WEIGHTS)
-    reader = Reader(retriever, prompt_encoder, known["text_encoder"])
+    reader = PromptReader(retriever, prompt_encoder, known["text_encoder"])
     rows = embedded(retriever, sets, weight_of)
     return {
         "machine": describe_machine(), "total": len(exhibits),
@@ -108,7 +108,7 @@ def embedded(retriever: Retriever, sets: Sequence[AdapterSet], weight_of: Weight
     return torch.stack([retriever.embed(adapters, weight_of) for adapters in sets])
 
 
-def scores_of(exhibits: Sequence[Exhibit], rows: Tensor, reader: Reader) -> Tensor:
+def scores_of(exhibits: Sequence[Exhibit], rows: Tensor, reader: PromptReader) -> Tensor:
     """``[prompts, N, N]``: of each adapter's p-th prompt with every adapter; who has fewer says the first again."""
     said = Said.read(reader.prompt_encoder, exhibits)
     words = [reader.retriever.encode_words(said.features[:, p].double(), said.said[:, p])
@@ -119,8 +119,8 @@ def scores_of(exhibits: Sequence[Exhibit], rows: Tensor, reader: Reader) -> Tens
 def by_names(exhibits: Sequence[Exhibit]) -> Tensor:
     """The same from the words of file names: the share of the prompt's words that a name has."""
     most = max(len(exhibit.prompts) for exhibit in exhibits)
-    names = [words_of(exhibit.file) for exhibit in exhibits]
-    wanted = [[words_of((exhibit.prompts * most)[p]) for exhibit in exhibits] for p in range(most)]
+    names = [content_words(exhibit.file) for exhibit in exhibits]
+    wanted = [[content_words((exhibit.prompts * most)[p]) for exhibit in exhibits] for p in range(most)]
     return torch.tensor([[[len(name & words) / len(words) for name in names] for words in row] for row in wanted])
 
 
@@ -151,14 +151,14 @@ def _interval(values: Tensor) -> list[float]:
     return [values.mean().item(), *torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()]
 
 
-def _by_role(exhibits: Sequence[Exhibit], rows: Tensor, reader: Reader) -> list[dict[str, Any]]:
+def _by_role(exhibits: Sequence[Exhibit], rows: Tensor, reader: PromptReader) -> list[dict[str, Any]]:
     scores = {"weights": scores_of(exhibits, rows, reader), "file names": by_names(exhibits)}
     return [{"role": role, "read": read, **found(values, exhibits, (role,))}
             for role in dict.fromkeys(ROLES) for read, values in scores.items()]   # fmt: skip
 
 
 def _controls(
-    exhibits: Sequence[Exhibit], sets: Sequence[AdapterSet], rows: Tensor, reader: Reader, weight_of: WeightOf
+    exhibits: Sequence[Exhibit], sets: Sequence[AdapterSet], rows: Tensor, reader: PromptReader, weight_of: WeightOf
 ) -> list[dict[str, Any]]:
     """What is left without one part or the other, on adapters with a name in their captions."""
     prompt_encoder, layers, sizes = reader.prompt_encoder, looked_at(), reader.retriever.sizes
@@ -176,7 +176,7 @@ def _controls(
         other = other.double().requires_grad_(False)
         if other is not view:
             other.share.fill_(1.0)
-        result[title] = scores_of(exhibits, embedded(other, sets, weight_of), Reader(other, prompt_encoder, ""))
+        result[title] = scores_of(exhibits, embedded(other, sets, weight_of), PromptReader(other, prompt_encoder, ""))
     return [{"control": title, **found(values, exhibits, ("plain", "called"))} for title, values in result.items()]
 
 
@@ -214,7 +214,7 @@ def _rewritten(retriever: Retriever, adapters: AdapterSet, weight_of: WeightOf) 
             .norm().item() for name, way in ways.items()}   # fmt: skip
 
 
-def _timed(reader: Reader, width: int) -> dict[str, float]:
+def _timed(reader: PromptReader, width: int) -> dict[str, float]:
     """Milliseconds of a search over a large library, and of reading the prompt alone."""
     rows = torch.nn.functional.normalize(torch.randn(LIBRARY, width), dim=1)
     prompt = "an emoji of a violin on a blue background"

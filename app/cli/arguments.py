@@ -73,7 +73,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
                        help="base model: 'embedded', a diffusers folder, a .safetensors checkpoint or a hub id")
     train.add_argument("--steps", type=int, metavar="N", help="optimizer updates (default: the preset's)")
-    train.add_argument("--set", type=_pair, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+    train.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                        help="any other setting; a wrong key lists them all")
     train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this name")
 
@@ -95,7 +95,7 @@ def _add_make(make: argparse.ArgumentParser) -> None:
 def _add_compress(compress: argparse.ArgumentParser) -> None:
     compress.add_argument("--base", type=absolute_base, default="embedded", metavar="PATH_OR_ID",
                           help="base model to compress (default: embedded)")
-    compress.add_argument("--adapter", type=_part, action="append", default=[], metavar="NAME[=STRENGTH]",
+    compress.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
                           dest="adapters", help="an adapter that goes into its weights first; repeatable")
     compress.add_argument("--preset", default="w4a8", choices=("w8a8", "w4a8", "w4a4", "w2a8", "w8", "w4"),
                           help="bits of weights (w) and of what flows between layers (a); the default is w4a8")
@@ -104,15 +104,15 @@ def _add_compress(compress: argparse.ArgumentParser) -> None:
                           help="updates of learning to be rounded; 0 only calibrates (default: 400)")
     compress.add_argument("--prompt", action="append", default=[], metavar="TEXT", dest="prompts",
                           help="what you like to draw, for it to learn on besides its own list; repeatable")
-    compress.add_argument("--set", type=_pair, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+    compress.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                           help="any other setting; a wrong key lists them all")
     compress.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this name")
 
 
 def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("prompt", metavar="PROMPT")
-    draw.add_argument("--adapter", type=_part, action="append", default=[], metavar="NAME[=STRENGTH]", dest="adapters",
-                      help="an adapter and how strongly it acts (default: 1); repeatable")
+    draw.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
+                      dest="adapters", help="an adapter and how strongly it acts (default: 1); repeatable")
     draw.add_argument("--fuse", choices=("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd",
                                          "concat"),
                       help="how several adapters act together (default: sum); 'gated' lets each layer decide for every "
@@ -189,13 +189,13 @@ def _add_extract(extract: argparse.ArgumentParser) -> None:
 
 
 def _add_parts(command: argparse.ArgumentParser) -> None:
-    command.add_argument("adapters", type=_part, nargs="+", metavar="NAME[=STRENGTH]",
+    command.add_argument("adapters", type=_adapter_strength, nargs="+", metavar="NAME[=STRENGTH]",
                          help="an adapter and how strongly it acts (default: 1)")
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rank", type=int, metavar="R", help="largest rank of a layer")
-    command.add_argument("--energy", type=_share, metavar="E",
+    command.add_argument("--energy", type=_fraction, metavar="E",
                          help="share of each layer's change to keep, such as 0.99 (squared norm)")
     command.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
                          help="base model, where it is needed and the adapter does not say it")
@@ -213,14 +213,14 @@ def _port(text: str) -> int:
     return port
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _key_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} has no value; write KEY=VALUE, such as rank=16")
     return key, value
 
 
-def _part(text: str) -> tuple[str, float]:
+def _adapter_strength(text: str) -> tuple[str, float]:
     name, _, strength = text.partition("=")
     try:
         number = float(strength or 1)
@@ -231,7 +231,7 @@ def _part(text: str) -> tuple[str, float]:
     return name, number
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     share = float(text)
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no share; use a number above 0, and 1 at most")

@@ -19,8 +19,8 @@ from atelier.training.base_models.identify import identify
 from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.train_config import EMBEDDED
 
-LEAST_DISK_BYTES = 2_000_000_000   # room for a run's checkpoints and previews of a large base model
-LEAST_MEMORY_BYTES = 1_000_000_000
+MIN_DISK_BYTES = 2_000_000_000   # room for a run's checkpoints and previews of a large base model
+MIN_MEMORY_BYTES = 1_000_000_000
 
 
 def examine(home: Path | None) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def examine(home: Path | None) -> dict[str, Any]:
     problems: list[str] = []
     device = best_device()
     memory = psutil.virtual_memory()
-    if memory.available < LEAST_MEMORY_BYTES:
+    if memory.available < MIN_MEMORY_BYTES:
         problems.append("There is little memory free. Close other programs before you train.")
     return {
         "python": platform.python_version(),
@@ -58,7 +58,7 @@ def _home(path: Path | None, problems: list[str]) -> dict[str, Any]:
         problems.append(str(error))
         return {}
     free = shutil.disk_usage(home.path).free
-    if free < LEAST_DISK_BYTES:
+    if free < MIN_DISK_BYTES:
         problems.append(f"The disk that holds {home.path} is nearly full. Make room before you train.")
     worker = "running" if worker_alive(home) else "not running"
     return {"home": str(home.path), "disk_free_bytes": free, "worker": worker}

@@ -15,7 +15,7 @@ from atelier.app.cli.tables import columns, sheet
 from atelier.app.store.home import HomeError, open_home
 
 
-class Answer(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command has to say."""
 
     values: Any
@@ -23,18 +23,18 @@ class Answer(NamedTuple):
     code: int = 0
 
 
-def inspect(arguments: Namespace) -> Answer:
+def inspect(arguments: Namespace) -> CommandResult:
     """Say what a file holds. Nothing heavy is loaded: it answers at once."""
     from atelier.app.cli.inspect import inspect_file
 
     found = inspect_file(arguments.file)
-    return Answer(found, sheet(found))
+    return CommandResult(found, sheet(found))
 
 
-def import_(arguments: Namespace) -> Answer:
+def import_(arguments: Namespace) -> CommandResult:
     """Take one file, or every adapter file of a folder, into the library."""
     from atelier.adapters.formats.safetensors_header import FileError
-    from atelier.app.services.import_export import import_file, known_sources
+    from atelier.app.services.import_export import import_file, imported_sources
 
     home, place = open_home(arguments.home), arguments.file.expanduser()
     paths = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
@@ -42,7 +42,7 @@ def import_(arguments: Namespace) -> Answer:
         raise HomeError(f"{place} holds no .safetensors file. Give the folder your adapters are in.")
     if arguments.name and len(paths) > 1:
         raise HomeError("--name names one adapter, and this is a folder. Leave it away.")
-    known = known_sources(home)
+    known = imported_sources(home)
     rows: list[dict[str, Any]] = []
     for path in paths:
         try:
@@ -51,17 +51,17 @@ def import_(arguments: Namespace) -> Answer:
             rows.append({"file": str(path), "name": taken.card.name, "family": taken.card.family, "notes": taken.notes})
         except (FileError, HomeError) as error:
             rows.append({"file": str(path), "name": "", "reason": str(error)})
-    lines = [line for row in rows for line in _told(row)]
-    return Answer(rows, "\n".join(lines), int(any(not row["name"] for row in rows)))
+    lines = [line for row in rows for line in _import_lines(row)]
+    return CommandResult(rows, "\n".join(lines), int(any(not row["name"] for row in rows)))
 
 
-def _told(row: dict[str, Any]) -> list[str]:
+def _import_lines(row: dict[str, Any]) -> list[str]:
     if not row["name"]:
         return [f"! {row['reason']}"]
     return [f"{row['name']}  ({row['family']}, from {Path(row['file']).name})", *(f"  {note}" for note in row["notes"])]
 
 
-def export(arguments: Namespace) -> Answer:
+def export(arguments: Namespace) -> CommandResult:
     """Write adapters for another tool, or a base model with them in its weights."""
     from atelier.app.services.import_export import export_adapters, export_base, export_path, export_tiny, unet_error
     from atelier.app.store.library import find_adapter
@@ -74,11 +74,11 @@ def export(arguments: Namespace) -> Answer:
         single_file = arguments.form == "checkpoint"
         size = export_base(parts, arguments.out, arguments.precision, single_file=single_file, base=base)
         values = {"path": str(arguments.out), "form": arguments.form, "bytes": size}
-        return Answer(values, sheet(values))
+        return CommandResult(values, sheet(values))
     if arguments.form == "tiny":
         shrunk = export_tiny(parts, arguments.out, arguments.bits)
         values = {"path": str(export_path(parts[0][0], arguments.out)), "form": "tiny", **asdict(shrunk)}
-        return Answer(values, sheet(values))
+        return CommandResult(values, sheet(values))
     path, report = export_adapters(parts, arguments.form, arguments.out, arguments.precision,
                                    limits=_limits(arguments), base=base, recipe=arguments.recipe)   # fmt: skip
     values = {"path": str(path), **asdict(report)}
@@ -88,33 +88,33 @@ def export(arguments: Namespace) -> Answer:
         values["unet_error"] = unet_error(parts, path, base)
     facts = {name: value for name, value in values.items() if name != "loads"}
     table = columns([(tool, verdict.answer, verdict.reason) for tool, verdict in report.loads.items()])
-    return Answer(values, f"{sheet(facts)}\nloads in:\n" + "\n".join(f"  {line}" for line in table.splitlines()))
+    return CommandResult(values, f"{sheet(facts)}\nloads in:\n" + "\n".join(f"  {line}" for line in table.splitlines()))
 
 
-def merge(arguments: Namespace) -> Answer:
+def merge(arguments: Namespace) -> CommandResult:
     """Several adapters as one new LoRA of the library."""
     from atelier.app.services.import_export import merge_adapters
     from atelier.app.store.library import find_adapter
 
     home = open_home(arguments.home)
     parts = [(find_adapter(home, name), strength) for name, strength in arguments.adapters]
-    return _made(merge_adapters(home, parts, arguments.name, _limits(arguments), arguments.base or ""))
+    return _adapter_result(merge_adapters(home, parts, arguments.name, _limits(arguments), arguments.base or ""))
 
 
-def resize(arguments: Namespace) -> Answer:
+def resize(arguments: Namespace) -> CommandResult:
     """One adapter as a LoRA of another rank."""
     if arguments.rank is None and arguments.energy is None:
         raise HomeError("Say how small it should become: --rank R, --energy SHARE, or both.")
     return merge(Namespace(**vars(arguments), adapters=[(arguments.adapter, 1.0)]))
 
 
-def extract(arguments: Namespace) -> Answer:
+def extract(arguments: Namespace) -> CommandResult:
     """What turns one base model into another, as a LoRA."""
     from atelier.app.services.import_export import extract_adapter
 
     home = open_home(arguments.home)
     card = extract_adapter(home, arguments.tuned, arguments.base, arguments.name, _limits(arguments))
-    return _made(card)
+    return _adapter_result(card)
 
 
 def _limits(arguments: Namespace) -> Any:
@@ -123,13 +123,13 @@ def _limits(arguments: Namespace) -> Any:
     return Limits(arguments.energy, arguments.rank)
 
 
-def _made(card: Any) -> Answer:
+def _adapter_result(card: Any) -> CommandResult:
     from atelier.app.cli.reports import adapter_values
 
     values = adapter_values(card)
-    return Answer(values, sheet(values))
+    return CommandResult(values, sheet(values))
 
 
-FILE_COMMANDS: dict[str, Callable[[Namespace], Answer]] = {
+FILE_COMMANDS: dict[str, Callable[[Namespace], CommandResult]] = {
     "import": import_, "inspect": inspect, "export": export, "merge": merge, "resize": resize, "extract": extract,
 }   # fmt: skip

@@ -53,13 +53,13 @@ def _fail(message: str) -> int:
     return FAILED
 
 
-def _say(arguments: Namespace, values: Any, text: str) -> int:
+def _print_answer(arguments: Namespace, values: Any, text: str) -> int:
     """Print a command's answer, for a program or for a person."""
     print(json.dumps(values, indent=2, ensure_ascii=False) if arguments.json else text)
     return 0
 
 
-def _leave_a_core() -> None:
+def _reserve_one_core() -> None:
     """Let torch use all cores but one, here and in the processes started from here.
 
     The Studio, a training and the browser share the machine. Work that is split over all cores waits at every
@@ -69,7 +69,7 @@ def _leave_a_core() -> None:
 
 
 def _serve(arguments: Namespace) -> int:
-    _leave_a_core()
+    _reserve_one_core()
     from atelier.app.web.server import serve
 
     with suppress(KeyboardInterrupt):
@@ -78,7 +78,7 @@ def _serve(arguments: Namespace) -> int:
 
 
 def _worker(arguments: Namespace) -> int:
-    _leave_a_core()
+    _reserve_one_core()
     from atelier.app.jobs.worker import run_worker
 
     home = open_home(arguments.home)
@@ -89,11 +89,11 @@ def _worker(arguments: Namespace) -> int:
 
 def _train(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.services.train import find_unfinished, make_run, train_here
+    from atelier.app.services.train import find_unfinished, make_run, run_training
     from atelier.training.config.events import Failed, Finished
 
     run = find_unfinished(home, arguments.name) if arguments.resume else make_run(home, arguments)
-    last = train_here(run, home.adapters, resume=arguments.resume)
+    last = run_training(run, home.adapters, resume=arguments.resume)
     config = run.config()
     where = ["--home", str(home.path)] if arguments.home else []
     again = "Resume it with: " + shlex.join(["atelier", "train", "--name", config.name, "--resume", *where])
@@ -102,7 +102,7 @@ def _train(arguments: Namespace) -> int:
             prompt = f"{config.trigger_word} {config.subject}"
             name = Path(path).stem   # not the recipe's, if that was taken in the meantime
             values = {"name": name, "path": path, "run": run.id, "step": step, "seconds": round(seconds, 1)}
-            return _say(arguments, values, f"{name} is ready after {seconds:.0f} s: {path}\nDraw it with: "
+            return _print_answer(arguments, values, f"{name} is ready after {seconds:.0f} s: {path}\nDraw it with: "
                         + shlex.join(["atelier", "draw", prompt, "--adapter", name, *where]))
         case Failed(message):
             return _fail(f"{message}\n{again}")
@@ -112,25 +112,25 @@ def _train(arguments: Namespace) -> int:
 
 def _make(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.services.combine_two import make_here
+    from atelier.app.services.combine_two import run_combine
 
-    card = make_here(home, arguments)
+    card = run_combine(home, arguments)
     values = {"name": card.name, "path": str(card.path), "trigger": card.trigger}
-    return _say(arguments, values, f"{card.name} is ready: {card.path}")
+    return _print_answer(arguments, values, f"{card.name} is ready: {card.path}")
 
 
 def _compress(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.services.compress import compress_here
+    from atelier.app.services.compress import run_compress
 
     where = ["--home", str(home.path)] if arguments.home else []
-    values = compress_here(home, arguments)
+    values = run_compress(home, arguments)
     if "error" in values:
         again = shlex.join(["atelier", "compress", "--name", arguments.name, "--resume", *where])
         return _fail(f"{values['error']}\nResume it with: {again}")
     draw = shlex.join(["atelier", "draw", "PROMPT", "--base", arguments.name, *where])
-    return _say(arguments, values, f"{arguments.name} is ready: {values['path']}\n{values['size']}\n{values['time']}\n"
-                f"Draw with it: {draw}")
+    text = f"{arguments.name} is ready: {values['path']}\n{values['size']}\n{values['time']}\nDraw with it: {draw}"
+    return _print_answer(arguments, values, text)
 
 
 def _draw(arguments: Namespace) -> int:
@@ -147,17 +147,17 @@ def _draw(arguments: Namespace) -> int:
         if not arguments.json:
             print(path, flush=True)
     if arguments.json:
-        _say(arguments, drawn, "")
+        _print_answer(arguments, drawn, "")
     return 0
 
 
 def _find(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from atelier.app.cli.reports import proposal_table, proposal_values
-    from atelier.app.store.search import proposals
+    from atelier.app.store.search import propose_adapters
 
-    found = proposals(home, arguments.prompt, arguments.limit)
-    return _say(arguments, [proposal_values(proposal) for proposal in found], proposal_table(found))
+    found = propose_adapters(home, arguments.prompt, arguments.limit)
+    return _print_answer(arguments, [proposal_values(proposal) for proposal in found], proposal_table(found))
 
 
 def _list(arguments: Namespace) -> int:
@@ -168,7 +168,7 @@ def _list(arguments: Namespace) -> int:
     for file in list_unreadable(home):
         print(f"atelier: passed over: {file.reason}", file=sys.stderr)
     cards = list_adapters(home)
-    return _say(arguments, [adapter_values(card) for card in cards], adapter_table(cards))
+    return _print_answer(arguments, [adapter_values(card) for card in cards], adapter_table(cards))
 
 
 def _show(arguments: Namespace) -> int:
@@ -178,7 +178,7 @@ def _show(arguments: Namespace) -> int:
     from atelier.app.store.library import find_adapter
 
     details = adapter_details(find_adapter(home, arguments.name))
-    return _say(arguments, details, sheet(details))
+    return _print_answer(arguments, details, sheet(details))
 
 
 def _delete(arguments: Namespace) -> int:
@@ -186,7 +186,7 @@ def _delete(arguments: Namespace) -> int:
     from atelier.app.store.library import delete_adapter
 
     trashed = delete_adapter(home, arguments.name)
-    return _say(arguments, {"trashed": str(trashed)}, f"Moved to the trash: {trashed}")
+    return _print_answer(arguments, {"trashed": str(trashed)}, f"Moved to the trash: {trashed}")
 
 
 def _models(arguments: Namespace) -> int:
@@ -194,15 +194,15 @@ def _models(arguments: Namespace) -> int:
     from atelier.app.cli.reports import model_table, model_values
     from atelier.app.cli.tables import sheet
     from atelier.app.store.library import list_adapters
-    from atelier.app.store.models import Model, scan_models
+    from atelier.app.store.models import ModelEntry, scan_models
     from atelier.training.base_models.identify import identify
 
     cards = list_adapters(home)
     if arguments.action == "scan":
         models = scan_models(Path(arguments.what).expanduser())
-        return _say(arguments, [model_values(model, cards) for model in models], model_table(models))
-    values = model_values(Model(Path(arguments.what), identify(arguments.what)), cards)
-    return _say(arguments, values, sheet(values))
+        return _print_answer(arguments, [model_values(model, cards) for model in models], model_table(models))
+    values = model_values(ModelEntry(Path(arguments.what), identify(arguments.what)), cards)
+    return _print_answer(arguments, values, sheet(values))
 
 
 def _words(arguments: Namespace) -> int:
@@ -212,12 +212,12 @@ def _words(arguments: Namespace) -> int:
     found = sorted(zip(word_effects(load(arguments.base), arguments.words), arguments.words, strict=True))
     lines = [f"{effect:5.2f}  {word:12}  {'means nothing: good' if effect < MAX_EFFECT else 'means something'}"
              for effect, word in found]   # fmt: skip
-    return _say(arguments, {word: round(effect, 3) for effect, word in found}, "\n".join(lines))
+    return _print_answer(arguments, {word: round(effect, 3) for effect, word in found}, "\n".join(lines))
 
 
 def _file(arguments: Namespace) -> int:
     answer = FILE_COMMANDS[arguments.command](arguments)
-    _say(arguments, answer.values, answer.text)
+    _print_answer(arguments, answer.values, answer.text)
     return answer.code
 
 
@@ -228,7 +228,7 @@ def _doctor(arguments: Namespace) -> int:
     found = examine(arguments.home)
     problems = found["problems"]
     text = sheet({name: value for name, value in found.items() if name != "problems"})
-    _say(arguments, found, "\n".join([text, *(f"! {problem}" for problem in problems or [])]))
+    _print_answer(arguments, found, "\n".join([text, *(f"! {problem}" for problem in problems or [])]))
     return FAILED if problems else 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from atelier.adapters.formats.native import read_header
 from atelier.app.cli.tables import columns, size_text
 from atelier.app.store.library import AdapterCard
-from atelier.app.store.models import Model
+from atelier.app.store.models import ModelEntry
 from atelier.app.text.words import NOTHING_FOUND
 
 if TYPE_CHECKING:   # it loads torch, which a list of adapters does not need
@@ -51,7 +51,7 @@ def adapter_details(card: AdapterCard) -> dict[str, Any]:
     }   # fmt: skip
 
 
-def model_table(models: Sequence[Model]) -> str:
+def model_table(models: Sequence[ModelEntry]) -> str:
     """Base models as a table; those that can't be used say why below it."""
     good = [(str(m.path), m.info.kind, f"{m.info.resolution} px", m.info.precision, size_text(m.info.bytes))
             for m in models if m.info]   # fmt: skip
@@ -60,7 +60,7 @@ def model_table(models: Sequence[Model]) -> str:
     return "\n".join([*table, *refused]) or "There is no base model in this folder."
 
 
-def model_values(model: Model, cards: Sequence[AdapterCard]) -> dict[str, Any]:
+def model_values(model: ModelEntry, cards: Sequence[AdapterCard]) -> dict[str, Any]:
     """A base model as plain values."""
     info = model.info
     if info is None:

@@ -18,7 +18,7 @@ Command = Callable[[RunFolder, Path, bool], list[str]]   # run, adapters folder,
 ENDED_BY_REQUEST = 3     # the child's exit code when it was told to end
 WATCH_SECONDS = 0.5
 GRACE_SECONDS = 1.0      # a process that took its heartbeat away may still write its last word
-STRAIN_SECONDS = 30.0    # one whose heartbeat grew old may live on a machine under strain
+STALE_SECONDS = 30.0    # one whose heartbeat grew old may live on a machine under strain
 _LOG_TAIL_BYTES = 4096
 
 
@@ -28,7 +28,7 @@ def training_command(run: RunFolder, adapters: Path, resume: bool) -> list[str]:
     return [*command, "--resume"] if resume else command
 
 
-def has_ended(run: RunFolder) -> bool:
+def has_final_event(run: RunFolder) -> bool:
     """Whether the last thing a run said is that it is over."""
     events = run.events()
     return bool(events) and isinstance(events[-1][1], Finished | Failed | Stopped | Interrupted)
@@ -54,8 +54,8 @@ def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
         except OSError as error:
             run.append(Failed(f"The training process could not be started: {error}."))
             return
-    if not has_ended(run):
-        run.append(last_word(code, run.path / "log.txt"))
+    if not has_final_event(run):
+        run.append(exit_event(code, run.path / "log.txt"))
 
 
 def watch_child(run: RunFolder) -> None:
@@ -64,15 +64,15 @@ def watch_child(run: RunFolder) -> None:
     while True:
         if run.alive():
             seen = time.monotonic()
-        elif has_ended(run):
+        elif has_final_event(run):
             return
-        elif time.monotonic() - seen > (STRAIN_SECONDS if (run.path / "heartbeat").exists() else GRACE_SECONDS):
+        elif time.monotonic() - seen > (STALE_SECONDS if (run.path / "heartbeat").exists() else GRACE_SECONDS):
             break
         time.sleep(WATCH_SECONDS)
     run.append(Interrupted("The training process ended without a word. Resume it to go on."))
 
 
-def last_word(code: int, log: Path) -> Interrupted | Failed:
+def exit_event(code: int, log: Path) -> Interrupted | Failed:
     """Say why a child ended that could not say it itself.
 
     Args:

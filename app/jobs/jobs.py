@@ -11,8 +11,8 @@ from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 
-from atelier.app.jobs.queue import Act, open_queue
-from atelier.app.store.home import Home, HomeError, new_base_name, new_name, time_id, writing
+from atelier.app.jobs.queue import Action, open_queue
+from atelier.app.store.home import Home, HomeError, explain_write_errors, new_base_name, new_name, time_id
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Stopped
 from atelier.training.config.run_folder import COMMANDS, RunFolder, RunStatus, status
@@ -28,7 +28,7 @@ def submit(home: Home, config: TrainConfig | CompressConfig) -> RunFolder:
     run = new_run(home, config)
     try:
         with open_queue(home) as queue:
-            queue.add(run, Act.START)
+            queue.add(run, Action.START)
     except HomeError:
         shutil.rmtree(run.path, ignore_errors=True)
         raise
@@ -46,7 +46,7 @@ def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool =
     id = f"{time_id()}-{named(home, config.name, busy).replace(' ', '-')}"
     # Under a hidden name until it is whole, so that nobody meets a run without a recipe.
     partial = home.runs / f".{id}"
-    with writing(home.runs):
+    with explain_write_errors(home.runs):
         try:
             RunFolder.create(partial, config)
             if started:
@@ -66,7 +66,7 @@ def resume(home: Home, id: str) -> RunFolder:
     if state.over:
         prepare_resume(home, state)
         with open_queue(home) as queue:
-            queue.add(run, Act.RESUME)
+            queue.add(run, Action.RESUME)
     return run
 
 
@@ -81,7 +81,7 @@ def prepare_resume(home: Home, state: RunStatus) -> RunFolder:
     run = find_run(home, state.id)
     for name in COMMANDS:
         run.take(name)   # what was meant for the process that is gone
-    own_attempt(run).unlink(missing_ok=True)
+    auto_resume_marker(run).unlink(missing_ok=True)
     return run
 
 
@@ -120,12 +120,12 @@ def run_status(home: Home, id: str) -> RunStatus:
     Raises:
         HomeError: there is no such run.
     """
-    return read_status(find_run(home, id), _waiting(home))
+    return read_status(find_run(home, id), _queued_runs(home))
 
 
 def list_runs(home: Home) -> list[RunStatus]:
     """What to show about every run, newest first."""
-    waiting = _waiting(home)
+    waiting = _queued_runs(home)
     return [read_status(RunFolder(path), waiting) for path in reversed(run_folders(home))]
 
 
@@ -134,25 +134,25 @@ def run_folders(home: Home) -> list[Path]:
     return sorted(path.parent for path in home.runs.glob("*/recipe.toml") if not path.parent.name.startswith("."))
 
 
-def _waiting(home: Home) -> dict[str, Act]:
+def _queued_runs(home: Home) -> dict[str, Action]:
     if not (home.state / "queue.sqlite").exists():
         return {}
     with open_queue(home) as queue:
         return queue.waiting()
 
 
-def read_status(run: RunFolder, waiting: Mapping[str, Act] = MappingProxyType({})) -> RunStatus:
+def read_status(run: RunFolder, waiting: Mapping[str, Action] = MappingProxyType({})) -> RunStatus:
     """Read what a run says of itself, and add what only the queue knows: ``waiting`` is what is in it, in order."""
     if run.alive():
-        result = _told(run.path)
+        result = _read_status(run.path)
         return replace(result, state="preparing", message="Starting") if result.state == "queued" else result
-    result = replace(_remembered(run.path, *_version(run.path / "events.jsonl")))
-    if run.id in waiting and (result.state == "queued" or waiting[run.id] == Act.RESUME):
+    result = replace(_cached_status(run.path, *_version(run.path / "events.jsonl")))
+    if run.id in waiting and (result.state == "queued" or waiting[run.id] == Action.RESUME):
         result.state, result.message = "queued", f"Number {list(waiting).index(run.id) + 1} in the queue."
     return result
 
 
-def _told(path: Path) -> RunStatus:
+def _read_status(path: Path) -> RunStatus:
     try:
         return status(RunFolder(path))
     except (ValueError, OSError) as error:
@@ -160,9 +160,9 @@ def _told(path: Path) -> RunStatus:
 
 
 @lru_cache(maxsize=256)
-def _remembered(path: Path, _modified: int, _size: int) -> RunStatus:
+def _cached_status(path: Path, _modified: int, _size: int) -> RunStatus:
     """Status of a run that rests. The time and size of its events are arguments so that changed ones are read anew."""
-    return _told(path)
+    return _read_status(path)
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -187,6 +187,6 @@ def worker_lock(home: Home, seconds: float) -> FileLock:
     return FileLock(home.state / "worker.lock", timeout=seconds)
 
 
-def own_attempt(run: RunFolder) -> Path:
+def auto_resume_marker(run: RunFolder) -> Path:
     """Marks that the run was resumed by itself since a person last resumed it."""
     return run.path / "resumed-by-itself"

@@ -22,7 +22,7 @@ from atelier.app.store.home import Home, HomeError
 from atelier.training.config.run_folder import RunFolder
 
 
-class Act(StrEnum):
+class Action(StrEnum):
     """What a message asks for. A run that lives is only ever watched, whatever the message says."""
 
     START = "start"
@@ -30,10 +30,10 @@ class Act(StrEnum):
     WATCH = "watch"
 
 
-Work = Callable[[str, Act], None]   # run id, what to do
+Handler = Callable[[str, Action], None]   # run id, what to do
 
 
-class _PlainText(Serializer):
+class _JsonSerializer(Serializer):
     """Messages as JSON: huey's own pickles would let whoever can write the queue run code in the worker."""
 
     def _serialize(self, data: Any) -> bytes:
@@ -47,21 +47,21 @@ class _PlainText(Serializer):
 class Queue:
     """The queue of one home, open."""
 
-    def __init__(self, path: Path, work: Work) -> None:
-        self.huey = SqliteHuey("atelier", filename=str(path), serializer=_PlainText(), results=False)
+    def __init__(self, path: Path, work: Handler) -> None:
+        self.huey = SqliteHuey("atelier", filename=str(path), serializer=_JsonSerializer(), results=False)
 
         def train(run_id: str, act: str) -> None:
-            work(run_id, Act(act))
+            work(run_id, Action(act))
 
         self._train: Any = self.huey.task()(train)
 
-    def add(self, run: RunFolder, act: Act, *, soon: bool = False) -> None:
+    def add(self, run: RunFolder, act: Action, *, soon: bool = False) -> None:
         """Put a message at the end, or ``soon``: before those that were put at the end."""
         self.huey.enqueue(self._train.s(run.id, act, priority=int(soon)))
 
-    def waiting(self) -> dict[str, Act]:
+    def waiting(self) -> dict[str, Action]:
         """What is to be done with the runs that wait, by their ids, the next one first."""
-        return {task.args[0]: Act(task.args[1]) for task in self.huey.pending() if not self.huey.is_revoked(task)}
+        return {task.args[0]: Action(task.args[1]) for task in self.huey.pending() if not self.huey.is_revoked(task)}
 
     def drop(self, run: RunFolder) -> None:
         """Take back every message about a run."""
@@ -71,7 +71,7 @@ class Queue:
 
 
 @contextmanager
-def open_queue(home: Home, work: Work = lambda _id, _act: None) -> Iterator[Queue]:
+def open_queue(home: Home, work: Handler = lambda _id, _act: None) -> Iterator[Queue]:
     """Open the queue of a home; ``work`` does what its messages ask for, in the worker alone.
 
     Raises:

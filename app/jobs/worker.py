@@ -9,8 +9,8 @@ from collections.abc import Callable
 from filelock import Timeout
 
 from atelier.app.jobs.child_process import Command, run_child, training_command, watch_child
-from atelier.app.jobs.jobs import own_attempt, read_status, run_folders, worker_lock
-from atelier.app.jobs.queue import Act, Queue, open_queue
+from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders, worker_lock
+from atelier.app.jobs.queue import Action, Queue, open_queue
 from atelier.app.store.home import Home, HomeError
 from atelier.training.config.events import Saved
 from atelier.training.config.run_folder import RunFolder
@@ -32,18 +32,18 @@ def run_worker(home: Home, command: Command = training_command) -> None:
     except Timeout:
         raise HomeError(f"A worker for {home.path} is running already; one is enough.") from None
 
-    def work(id: str, act: Act) -> None:
-        _work(RunFolder(home.runs / id), act, queue, lambda run: run_child(run, home.adapters, command))
+    def work(id: str, act: Action) -> None:
+        _handle(RunFolder(home.runs / id), act, queue, lambda run: run_child(run, home.adapters, command))
 
     with held, open_queue(home, work) as queue:
         reconcile(home, queue)
         consumer = queue.huey.create_consumer(workers=1, periodic=False, max_delay=_POLL_SECONDS)
         consumer.start()
-        _until_told_to_end()
+        _wait_for_signal()
         consumer.stop()
 
 
-def _until_told_to_end() -> None:
+def _wait_for_signal() -> None:
     # huey's own handlers would wait for the running job, which may take hours.
     told = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -61,27 +61,27 @@ def reconcile(home: Home, queue: Queue) -> None:
     for run in map(RunFolder, run_folders(home)):
         state = read_status(run).state
         if run.alive():
-            queue.add(run, Act.WATCH, soon=True)
+            queue.add(run, Action.WATCH, soon=True)
         elif run.id not in waiting:
             if state == "queued":
-                queue.add(run, Act.START)
-            _resume_by_itself(run, queue)
+                queue.add(run, Action.START)
+            _auto_resume(run, queue)
 
 
-def _work(run: RunFolder, act: Act, queue: Queue, train: Callable[[RunFolder], None]) -> None:
+def _handle(run: RunFolder, act: Action, queue: Queue, train: Callable[[RunFolder], None]) -> None:
     """Do what a message asks for, if it still makes sense."""
     state = read_status(run).state
     if run.alive():
         watch_child(run)
-        _resume_by_itself(run, queue)
-    elif (act == Act.START and state == "queued") or (act == Act.RESUME and state != "done"):
+        _auto_resume(run, queue)
+    elif (act == Action.START and state == "queued") or (act == Action.RESUME and state != "done"):
         train(run)
 
 
-def _resume_by_itself(run: RunFolder, queue: Queue) -> None:
+def _auto_resume(run: RunFolder, queue: Queue) -> None:
     """Resume an interrupted run from its checkpoint, once: a second time is for a person to decide."""
-    if read_status(run).state != "interrupted" or own_attempt(run).exists():
+    if read_status(run).state != "interrupted" or auto_resume_marker(run).exists():
         return
     if any(isinstance(event, Saved) for _, event in run.events()):
-        own_attempt(run).touch()
-        queue.add(run, Act.RESUME, soon=True)
+        auto_resume_marker(run).touch()
+        queue.add(run, Action.RESUME, soon=True)

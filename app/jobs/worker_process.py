@@ -20,7 +20,7 @@ _SECONDS_TO_END = 30.0
 
 
 @contextmanager
-def worker_beside(home: Home) -> Iterator[None]:
+def worker_for_server(home: Home) -> Iterator[None]:
     """A worker while a server runs, unless one is at work on this home already.
 
     It has a session of its own, so that neither Ctrl+C at the server nor a crash of it touches the worker: what waits
@@ -33,15 +33,15 @@ def worker_beside(home: Home) -> Iterator[None]:
     finally:
         # Only the worker stops; a training that is under way runs in a process of its own and goes on.
         if own is None:
-            end_left_behind(home)
+            stop_orphaned_worker(home)
         else:
             own.terminate()
             own.wait()
 
 
-def end_left_behind(home: Home) -> None:
+def stop_orphaned_worker(home: Home) -> None:
     """End the worker that a server started, if that server is gone and the worker is not."""
-    worker, server = _recorded(home)
+    worker, server = _recorded_processes(home)
     if worker is None or server is not None:
         return
     with suppress(psutil.NoSuchProcess, Timeout):
@@ -57,19 +57,20 @@ def _start(home: Home) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     # A number alone names another process some day; with the time of its start it names this one.
     both = (psutil.Process(process.pid), psutil.Process())
-    write_text(_record(home), json.dumps([[one.pid, one.create_time()] for one in both]))
+    write_text(_record_file(home), json.dumps([[one.pid, one.create_time()] for one in both]))
     return process
 
 
-def _recorded(home: Home) -> list[psutil.Process | None]:
+def _recorded_processes(home: Home) -> list[psutil.Process | None]:
     """The worker that a server started last, and that server; None for one that has ended."""
     try:
-        return [_living(pid, started) for pid, started in json.loads(_record(home).read_text(encoding="utf-8"))]
+        processes = json.loads(_record_file(home).read_text(encoding="utf-8"))
+        return [_running_process(pid, started) for pid, started in processes]
     except (OSError, ValueError, TypeError):
         return [None, None]
 
 
-def _living(pid: int, started: float) -> psutil.Process | None:
+def _running_process(pid: int, started: float) -> psutil.Process | None:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE:
@@ -77,5 +78,5 @@ def _living(pid: int, started: float) -> psutil.Process | None:
     return None
 
 
-def _record(home: Home) -> Path:
+def _record_file(home: Home) -> Path:
     return home.state / "worker.json"

@@ -15,7 +15,7 @@ from atelier.adapters.formats.native import load_adapter, read_header
 from atelier.adapters.fusion.break_for_make_halves import strengthened
 from atelier.adapters.fusion.pairwise import as_lora
 from atelier.app.jobs.jobs import find_run
-from atelier.app.store.home import Home, HomeError, new_name, writing
+from atelier.app.store.home import Home, HomeError, explain_write_errors, new_name
 from atelier.app.store.library import AdapterCard, find_adapter
 from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.base_model import BaseModel, load
@@ -34,7 +34,7 @@ STYLE_STRENGTHS = {"sum": 0.75, "np": 0.75}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class CombineJob:
     """What a person asks for; checked, and nothing made yet."""
 
     name: str
@@ -45,7 +45,7 @@ class Recipe:
     strengths: tuple[float, float] = (1.0, 1.0)   # content, style
 
 
-def make_here(home: Home, arguments: Namespace) -> AdapterCard:
+def run_combine(home: Home, arguments: Namespace) -> AdapterCard:
     """Make what the command line asks for and show how far it is.
 
     Raises:
@@ -54,25 +54,25 @@ def make_here(home: Home, arguments: Namespace) -> AdapterCard:
     content, style = (find_adapter(home, name) for name in (arguments.content, arguments.style))
     method = arguments.method or BEST_METHOD
     usual = STEPS[method]
-    recipe = Recipe(
+    recipe = CombineJob(
         name=new_name(home, arguments.name), content=content, style=style, method=method,
         steps=(usual if arguments.steps is None else arguments.steps) if usual else 0,
-        strengths=(arguments.content_strength, usual_style(method, arguments.style_strength)),
+        strengths=(arguments.content_strength, default_style_strength(method, arguments.style_strength)),
     )   # fmt: skip
     with tqdm(total=recipe.steps, unit="step", leave=False, disable=None, file=sys.stderr) as bar:
-        for news in making(home, recipe):
+        for news in combine(home, recipe):
             if isinstance(news, AdapterCard):
                 return news
             bar.update()
     raise AssertionError("a making ends with a card")
 
 
-def usual_style(method: str, asked: float | None) -> float:
+def default_style_strength(method: str, asked: float | None) -> float:
     """How much of the style: what was asked for, else what kept the thing best in ``docs/content_style.md``."""
     return asked if asked is not None else STYLE_STRENGTHS.get(method, 1.0)
 
 
-def making(home: Home, recipe: Recipe) -> Iterator[Stepped | AdapterCard]:
+def combine(home: Home, recipe: CombineJob) -> Iterator[Stepped | AdapterCard]:
     """Make one adapter of two: yields each training step, and at last the new adapter's card.
 
     Raises:
@@ -82,7 +82,7 @@ def making(home: Home, recipe: Recipe) -> Iterator[Stepped | AdapterCard]:
     if recipe.content.family != recipe.style.family:
         raise HomeError(f"{recipe.content.name} was made for {recipe.content.title} and {recipe.style.name} for "
                         f"{recipe.style.title}. Only adapters of one base model can be mixed.")
-    lessons = [_lesson(home, card, recipe) for card in (recipe.content, recipe.style)] if recipe.steps else []
+    lessons = [_training_recipe(home, card, recipe) for card in (recipe.content, recipe.style)] if recipe.steps else []
     model = load(recipe.content.base or EMBEDDED)
     taught = [encode(model, scan_pictures(lesson)) for lesson in lessons] or [[], []]
     config = None
@@ -90,7 +90,7 @@ def making(home: Home, recipe: Recipe) -> Iterator[Stepped | AdapterCard]:
         first = lessons[0]
         config = training_config(recipe.method, steps=recipe.steps, batch=first.batch, lr=first.lr, seed=first.seed)
     made: AdapterSet | None = None
-    for news in make(model, *_parts(model, recipe, taught), recipe.method, config):
+    for news in make(model, *_loaded_pair(model, recipe, taught), recipe.method, config):
         if isinstance(news, Stepped):
             yield news
         elif isinstance(news, AdapterSet):
@@ -98,10 +98,10 @@ def making(home: Home, recipe: Recipe) -> Iterator[Stepped | AdapterCard]:
     assert made is not None
     if recipe.method == "break-for-make":
         made = strengthened(made, content=recipe.strengths[0], style=recipe.strengths[1])
-    yield find_adapter(home, _keep(home, recipe, model, made).stem)
+    yield find_adapter(home, _save(home, recipe, model, made).stem)
 
 
-def _parts(model: BaseModel, recipe: Recipe, taught: list[list[Example]]) -> tuple[Part, Part]:
+def _loaded_pair(model: BaseModel, recipe: CombineJob, taught: list[list[Example]]) -> tuple[Part, Part]:
     """Both adapters, each at its strength; Break-for-Make's halves get theirs in the end."""
     loaded = [load_adapter(card.path) for card in (recipe.content, recipe.style)]
     if recipe.method != "break-for-make" and recipe.strengths != (1, 1):
@@ -110,7 +110,7 @@ def _parts(model: BaseModel, recipe: Recipe, taught: list[list[Example]]) -> tup
     return content, style
 
 
-def _lesson(home: Home, card: AdapterCard, recipe: Recipe) -> TrainConfig:
+def _training_recipe(home: Home, card: AdapterCard, recipe: CombineJob) -> TrainConfig:
     """The recipe an adapter was taught with, which knows its pictures."""
     try:
         config = captioned(find_run(home, read_header(card.path).metadata.get("atelier.run", "")).config())
@@ -123,20 +123,20 @@ def _lesson(home: Home, card: AdapterCard, recipe: Recipe) -> TrainConfig:
     return config
 
 
-def _keep(home: Home, recipe: Recipe, model: BaseModel, made: AdapterSet) -> Path:
+def _save(home: Home, recipe: CombineJob, model: BaseModel, made: AdapterSet) -> Path:
     """Write the file. Its caption calls both: that is the prompt the Studio proposes."""
     config = TrainConfig(
         name=recipe.name, trigger=recipe.content.trigger, subject=recipe.content.subject or "object",
-        base=recipe.content.base or EMBEDDED, caption=caption_of_both(model.info, recipe.style.trigger), kind=made.kind,
-        steps=recipe.steps or 1,
+        base=recipe.content.base or EMBEDDED, caption=caption_for_both(model.info, recipe.style.trigger),
+        kind=made.kind, steps=recipe.steps or 1,
     )   # fmt: skip
     own = {"method": recipe.method, "content": recipe.content.name, "style": recipe.style.name,
            "pictures": str(recipe.content.pictures + recipe.style.pictures)}
-    with writing(home.adapters):
+    with explain_write_errors(home.adapters):
         home.adapters.mkdir(parents=True, exist_ok=True)
         return write_kept(made, config, model, own, home.adapters)
 
 
-def caption_of_both(info: BaseInfo, style: str) -> str:
+def caption_for_both(info: BaseInfo, style: str) -> str:
     """Caption template that calls a content in a style: ``{trigger}`` and ``{subject}`` are the content's."""
     return info.style_caption(style, "{trigger} {subject}")

@@ -13,8 +13,8 @@ from typing import Any
 
 from atelier.adapters.core.settings import SettingError
 from atelier.app.jobs.jobs import find_run, list_runs, new_run, run_folders
-from atelier.app.services.train import find_unfinished, train_here
-from atelier.app.store.home import Home, HomeError, new_base_name, write_whole, writing
+from atelier.app.services.train import find_unfinished, run_training
+from atelier.app.store.home import Home, HomeError, explain_write_errors, new_base_name, write_whole
 from atelier.app.store.library import find_adapter
 from atelier.app.store.models import check_family
 from atelier.app.text.compress_phrases import compressed_to, per_picture, whole_numbers
@@ -32,7 +32,7 @@ _VERDICT = "verdict.txt"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CompressionPlan:
     """What can be said before anything is done."""
 
     before: int             # bytes of the UNet in float16
@@ -41,7 +41,7 @@ class Plan:
     seconds: float | None   # of the whole job, from how long steps took here before; None when that is unknown
 
 
-def plan_of(home: Home, config: CompressConfig) -> Plan:
+def plan_compression(home: Home, config: CompressConfig) -> CompressionPlan:
     """Look at shapes, and at earlier compressions of the same base here.
 
     Raises:
@@ -52,7 +52,7 @@ def plan_of(home: Home, config: CompressConfig) -> Plan:
     values = before // 2
     # The model and its rounded copy in float32, and what is learned: about a tenth of it, four numbers a value.
     memory = PROGRAM_BYTES + 4 * values * (1 if config.sparing or not config.steps else 2) + 16 * values // 10
-    return Plan(before, after, memory, _seconds(home, config))
+    return CompressionPlan(before, after, memory, _seconds(home, config))
 
 
 @lru_cache(maxsize=64)
@@ -102,14 +102,14 @@ def make_config(
     })   # fmt: skip
 
 
-def compress_here(home: Home, arguments: Namespace) -> dict[str, Any]:
+def run_compress(home: Home, arguments: Namespace) -> dict[str, Any]:
     """Compress in this process and keep the result; what the command line answers, or ``error``.
 
     Raises:
         HomeError, BaseError, SettingError: what was typed can't be used.
     """
     run = find_unfinished(home, arguments.name) if arguments.resume else _make_run(home, arguments)
-    last = train_here(run, home.adapters, resume=arguments.resume)
+    last = run_training(run, home.adapters, resume=arguments.resume)
     if not isinstance(last, Finished):
         return {"error": last.message if isinstance(last, Failed) else "Stopped."}
     report = read_report(run)
@@ -160,7 +160,7 @@ def accept(home: Home, id: str) -> Path:
     run, result = _result(home, id)
     name = run.name
     target = home.bases / new_base_name(home, name)
-    with writing(home.bases):
+    with explain_write_errors(home.bases):
         result.rename(target)
     write_whole(find_run(home, id).path / _VERDICT, ACCEPTED.encode())
     return target
@@ -173,7 +173,7 @@ def discard(home: Home, id: str) -> None:
         HomeError: there is no such result.
     """
     _, result = _result(home, id)
-    with writing(result):
+    with explain_write_errors(result):
         shutil.rmtree(result)
     write_whole(find_run(home, id).path / _VERDICT, DISCARDED.encode())
 
@@ -186,6 +186,6 @@ def _result(home: Home, id: str) -> tuple[CompressConfig, Path]:
     return config, result
 
 
-def compressions(home: Home) -> list[Any]:
+def list_compressions(home: Home) -> list[Any]:
     """All compressions, newest first."""
     return [run for run in list_runs(home) if run.compression]

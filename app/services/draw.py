@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atelier.adapters.formats.native import read_header
-from atelier.app.services.engine import Emerging, Engine
+from atelier.app.services.engine import Engine, LatentPreview
 from atelier.app.store.gallery import GalleryPicture, find_picture, make_recipe, read_recipe, save_picture
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, find_adapter
@@ -24,7 +24,7 @@ from atelier.training.sampling.samplers import AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class DrawJob:
     """All that decides the pictures."""
 
     request: DrawRequest
@@ -32,9 +32,9 @@ class Wish:
     strengths: tuple[tuple[str, float], ...] = ()   # adapter name, strength
 
 
-def paint(
-    home: Home, engine: Engine, wish: Wish
-) -> Iterator[str | tuple[int, int] | Emerging | list[GalleryPicture]]:
+def draw_to_gallery(
+    home: Home, engine: Engine, wish: DrawJob
+) -> Iterator[str | tuple[int, int] | LatentPreview | list[GalleryPicture]]:
     """Draw a wish: yields at the end the pictures, kept in the gallery.
 
     Before: a sentence, if there is something to know about the way it is drawn; (step, of) and what emerges.
@@ -46,7 +46,7 @@ def paint(
     parts = [(find_adapter(home, name), strength) for name, strength in wish.strengths]
     check_family(info, [card for card, _ in parts])
     files = [(card.path, strength) for card, strength in parts]
-    request, said = settled(wish.request, parts)
+    request, said = with_sampler(wish.request, parts)
     if said:
         yield said
     for news in engine.drawing(wish.base, files, request):
@@ -58,7 +58,7 @@ def paint(
         yield [find_picture(home, path.stem) for path in paths]
 
 
-def settled(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]]) -> tuple[DrawRequest, str]:
+def with_sampler(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]]) -> tuple[DrawRequest, str]:
     """The request with its sampler decided, and a sentence where an adapter has decided it."""
     fast = next((card for card, strength in parts if strength and card.sampler), None)
     decided = request.settled(fast.sampler if fast else "")
@@ -66,7 +66,7 @@ def settled(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]]) ->
     return decided, made_for_few_steps(fast.name, decided.steps, decided.guidance) if fast and taken else ""
 
 
-def remembered(home: Home, picture_id: str) -> tuple[Wish, list[str]]:
+def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
     """The wish a picture of the gallery was drawn from, and the names of adapters that are not here any more.
 
     Raises:
@@ -74,19 +74,19 @@ def remembered(home: Home, picture_id: str) -> tuple[Wish, list[str]]:
     """
     recipe = read_recipe(find_picture(home, picture_id).path)
     try:
-        return _wish(home, recipe or {})
+        return _job_from_recipe(home, recipe or {})
     except (KeyError, TypeError, ValueError) as error:
         raise HomeError(f"This picture holds no recipe that can be read ({error}).") from None
 
 
-def _wish(home: Home, recipe: Mapping[str, Any]) -> tuple[Wish, list[str]]:
+def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
     later = [name for name in ("unwanted", "unwanted_strength", "sampler") if name in recipe]   # only where they count
     parts = [(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
     here = [part for part in parts if _card(home, part[0])]
     # Before recipes named a sampler there was one.
     request = DrawRequest.from_dict({"sampler": "ddim", **{name: recipe[name] for name in (*names, *later)}})
-    wish = Wish(request=request, base=str(recipe["base"]), strengths=tuple(here))
+    wish = DrawJob(request=request, base=str(recipe["base"]), strengths=tuple(here))
     return wish, [name for name, _ in parts if (name, _) not in here]
 
 
@@ -97,7 +97,7 @@ def _card(home: Home, name: str) -> AdapterCard | None:
         return None
 
 
-def suggestion(card: AdapterCard) -> str:
+def suggested_prompt(card: AdapterCard) -> str:
     """A prompt that calls an adapter: the caption it was taught with."""
     try:
         recipe = tomllib.loads(read_header(card.path).metadata.get("atelier.recipe", ""))
@@ -107,11 +107,11 @@ def suggestion(card: AdapterCard) -> str:
     return " ".join(fill(template, card.trigger, card.subject).split())
 
 
-def describe(picture: GalleryPicture) -> dict[str, Any]:
+def picture_recipe(picture: GalleryPicture) -> dict[str, Any]:
     """A picture's recipe; empty when it holds none."""
     return read_recipe(picture.path) or {}
 
 
-def recipe_text(recipe: Mapping[str, Any]) -> str:
+def recipe_json(recipe: Mapping[str, Any]) -> str:
     """A recipe as JSON, for copying."""
     return json.dumps(recipe, indent=2, ensure_ascii=False)

@@ -14,12 +14,12 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.fusion.live import Fusion, Part
 from atelier.adapters.fusion.methods import DEFAULT, combined
-from atelier.app.services.draw import settled
+from atelier.app.services.draw import with_sampler
 from atelier.app.store.gallery import encode_picture, make_recipe, picture_id, save_picture
-from atelier.app.store.home import Home, write_whole, writing
+from atelier.app.store.home import Home, explain_write_errors, write_whole
 from atelier.app.store.library import find_adapter
-from atelier.app.store.mixes import Share, fused_recipe
-from atelier.app.store.models import check_family, find_base
+from atelier.app.store.mixes import MixEntry, fusion_recipe
+from atelier.app.store.models import check_family, resolve_base
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.train_gates import gates_for
@@ -38,12 +38,12 @@ def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | s
         HomeError, SettingError, BaseError, FileError, MountError: what was typed can't be used.
     """
     parts = [(find_adapter(home, name), strength) for name, strength in arguments.adapters]
-    request, said = settled(_request(arguments), parts)
+    request, said = with_sampler(_draw_request(arguments), parts)
     if said:
         yield said
-    base = find_base(home, arguments.base or "") or next((card.base for card, _ in parts if card.base), EMBEDDED)
+    base = resolve_base(home, arguments.base or "") or next((card.base for card, _ in parts if card.base), EMBEDDED)
     if arguments.out:
-        with writing(arguments.out):
+        with explain_write_errors(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
     shares = [Part(load_adapter(card.path), strength) for card, strength in parts]
     model = load(base)
@@ -52,11 +52,11 @@ def draw_here(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | s
     for i, image in enumerate(_images(model, request, mix)):
         recipe = make_recipe(request, i, base, model.info.family, parts)
         if arguments.fuse:
-            recipe |= fused_recipe(arguments.fuse, tuple(Share(card.name, strength) for card, strength in parts))
+            recipe |= fusion_recipe(arguments.fuse, tuple(MixEntry(card.name, strength) for card, strength in parts))
         yield _save(home, arguments.out, image, recipe), request.seed + i
 
 
-def _request(arguments: Namespace) -> DrawRequest:
+def _draw_request(arguments: Namespace) -> DrawRequest:
     names = ("prompt", "negative", "unwanted", "unwanted_strength", "seed", "count", "steps", "guidance",
              "sampler")   # fmt: skip
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}

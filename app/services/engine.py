@@ -18,7 +18,7 @@ from atelier.adapters.fusion.batched_strengths import blended
 from atelier.adapters.fusion.gates import Record
 from atelier.adapters.fusion.interference import Interference, interference
 from atelier.adapters.fusion.methods import as_one, combined, is_one_file
-from atelier.app.store.mixes import Share
+from atelier.app.store.mixes import MixEntry
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
@@ -28,25 +28,25 @@ from atelier.training.sampling.fidelity import Fidelity, compare, unet_error
 from atelier.training.sampling.sample import DrawRequest, draw
 from atelier.training.sampling.trigger_words import word_effects
 
-KEPT_ADAPTERS = 8
-KEPT_CELLS = 81   # pictures of the Mix Lab's pad: nine grids
-Part = tuple[Path, float]   # adapter file, strength
+CACHED_ADAPTERS = 8
+CACHED_GRID_PICTURES = 81   # pictures of the Mix Lab's pad: nine grids
+AdapterFile = tuple[Path, float]   # adapter file, strength
 United = tuple[AdapterSet, float]
 FileKey = tuple[Path, int, int]   # a file as it is now: path, time of change in ns, bytes
 
 
-class AbandonedError(Exception):
+class DrawCancelledError(Exception):
     """Nobody waits for this drawing any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Emerging:
+class LatentPreview:
     """Small pictures of what is being drawn, as far as it has come."""
 
     pictures: list[Image.Image]
 
 
-News = tuple[int, int] | Emerging | list[Image.Image]   # (step, of), a look, the pictures
+DrawEvent = tuple[int, int] | LatentPreview | list[Image.Image]   # (step, of), a look, the pictures
 
 
 class Engine:
@@ -73,7 +73,7 @@ class Engine:
     def draw(
         self,
         base: str,
-        parts: Sequence[Part],
+        parts: Sequence[AdapterFile],
         request: DrawRequest,
         on_step: Callable[[int, int], None] | None = None,
         on_latent_preview: Callable[[list[Image.Image]], None] | None = None,
@@ -89,7 +89,7 @@ class Engine:
             return draw(model, request, mix, on_step, on_latent_preview=on_latent_preview, cache=self._cache)
 
     def fuse(
-        self, base: str, shares: Sequence[tuple[Path, Share]], method: str, request: DrawRequest,
+        self, base: str, shares: Sequence[tuple[Path, MixEntry]], method: str, request: DrawRequest,
         record: Record | None = None,
     ) -> list[Image.Image]:   # fmt: skip
         """Draw with several adapters by a method of ``methods.py``; ``record`` takes down what gates do.
@@ -104,7 +104,7 @@ class Engine:
             how = combined(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
             return draw(model, request, how, cache=self._cache)
 
-    def meeting(self, base: str, shares: Sequence[tuple[Path, Share]]) -> Interference:
+    def meeting(self, base: str, shares: Sequence[tuple[Path, MixEntry]]) -> Interference:
         """How the adapters get in one another's way.
 
         Raises:
@@ -114,7 +114,7 @@ class Engine:
             model = self._model(base)
             return interference(model.models(), Mix(tuple((self._adapter(path), s.strength) for path, s in shares)))
 
-    def can_unite(self, shares: Sequence[tuple[Path, Share]], method: str) -> bool:
+    def can_unite(self, shares: Sequence[tuple[Path, MixEntry]], method: str) -> bool:
         """Whether one adapter file can do what the method does.
 
         Raises:
@@ -123,7 +123,7 @@ class Engine:
         with self._turn:
             return is_one_file([share.part(self._adapter(path)) for path, share in shares], method)
 
-    def unite(self, base: str, shares: Sequence[tuple[Path, Share]], method: str, prompt: str) -> United:
+    def unite(self, base: str, shares: Sequence[tuple[Path, MixEntry]], method: str, prompt: str) -> United:
         """One adapter that does what the method does, and how far it is from the sum that it stands for.
 
         Raises:
@@ -154,7 +154,7 @@ class Engine:
                 [self._word_effects[word]] = word_effects(self._model(base), [word])
             return self._word_effects[word]
 
-    def compare(self, base: str, parts: Sequence[Part], exported: Path, prompt: str) -> Fidelity:
+    def compare(self, base: str, parts: Sequence[AdapterFile], exported: Path, prompt: str) -> Fidelity:
         """How a file made of adapters at their strengths differs from them on the base model.
 
         Raises:
@@ -190,28 +190,28 @@ class Engine:
             for key in keys:
                 self._cells.move_to_end(key)
             pictures = [self._cells[key] for key in keys]
-            while len(self._cells) > max(KEPT_CELLS, len(keys)):
+            while len(self._cells) > max(CACHED_GRID_PICTURES, len(keys)):
                 self._cells.popitem(last=False)
             return pictures
 
     def drawing(
-        self, base: str, parts: Sequence[Part], request: DrawRequest
-    ) -> Iterator[News]:
+        self, base: str, parts: Sequence[AdapterFile], request: DrawRequest
+    ) -> Iterator[DrawEvent]:
         """Draw in another thread: yields (step, of) and what emerges on the way, and the pictures at the end.
 
         Closing the iterator abandons the drawing at its next step.
         """
-        told: SimpleQueue[News | BaseException] = SimpleQueue()
+        told: SimpleQueue[DrawEvent | BaseException] = SimpleQueue()
         abandoned = threading.Event()
 
         def on_step(done: int, of: int) -> None:
             if abandoned.is_set():
-                raise AbandonedError
+                raise DrawCancelledError
             told.put((done, of))
 
         def work() -> None:
             try:
-                told.put(self.draw(base, parts, request, on_step, lambda small: told.put(Emerging(small))))
+                told.put(self.draw(base, parts, request, on_step, lambda small: told.put(LatentPreview(small))))
             except BaseException as error:
                 told.put(error)
 
@@ -239,7 +239,7 @@ class Engine:
         if key not in self._adapters:
             self._adapters[key] = load_adapter(path)
         self._adapters.move_to_end(key)
-        while len(self._adapters) > KEPT_ADAPTERS:
+        while len(self._adapters) > CACHED_ADAPTERS:
             self._adapters.popitem(last=False)
         return self._adapters[key]
 

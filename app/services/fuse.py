@@ -14,25 +14,25 @@ from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.fusion.gates import Record
 from atelier.adapters.fusion.interference import Interference
 from atelier.adapters.fusion.methods import METHODS
-from atelier.app.services.draw import settled
+from atelier.app.services.draw import with_sampler
 from atelier.app.services.engine import Engine
 from atelier.app.store.gallery import GalleryPicture, find_picture, make_recipe, save_picture
-from atelier.app.store.home import Home, new_name, writing
+from atelier.app.store.home import Home, explain_write_errors, new_name
 from atelier.app.store.library import AdapterCard, find_adapter, list_adapters
-from atelier.app.store.mixes import SavedMix, Share, fused_recipe
+from atelier.app.store.mixes import MixEntry, SavedMix, fusion_recipe
 from atelier.app.store.models import check_family
-from atelier.app.store.search import Proposal, proposals
+from atelier.app.store.search import Proposal, propose_adapters
 from atelier.training.base_models.identify import identify
 from atelier.training.sampling.sample import DrawRequest
 
-LIVE_STEPS, KEPT_STEPS = 8, 20   # denoising steps while something moves, and of a picture that is kept
-PROPOSED = 8
+LIVE_STEPS, GALLERY_STEPS = 8, 20   # denoising steps while something moves, and of a picture that is kept
+MAX_PROPOSALS = 8
 
 
-def proposed(home: Home, prompt: str) -> list[Proposal]:
+def proposed_adapters(home: Home, prompt: str) -> list[Proposal]:
     """The adapters that fit the prompt, best first; all of them where none does."""
-    found = proposals(home, prompt, PROPOSED) if prompt.strip() else []
-    return found or [Proposal(card.name, 0.0, "", ()) for card in list_adapters(home)[:PROPOSED]]
+    found = propose_adapters(home, prompt, MAX_PROPOSALS) if prompt.strip() else []
+    return found or [Proposal(card.name, 0.0, "", ()) for card in list_adapters(home)[:MAX_PROPOSALS]]
 
 
 def draw_mix(
@@ -48,21 +48,21 @@ def draw_mix(
 
 def _request(home: Home, mix: SavedMix, steps: int) -> DrawRequest:
     cards = [(find_adapter(home, share.name), share.strength) for share in mix.shares]
-    return settled(DrawRequest(prompt=mix.prompt, seed=mix.seed, steps=steps), cards)[0]
+    return with_sampler(DrawRequest(prompt=mix.prompt, seed=mix.seed, steps=steps), cards)[0]
 
 
-def keep_picture(home: Home, engine: Engine, mix: SavedMix) -> GalleryPicture:
+def draw_mix_to_gallery(home: Home, engine: Engine, mix: SavedMix) -> GalleryPicture:
     """The same with all its steps, hung in the gallery with the whole Mix in its recipe."""
     cards = [(find_adapter(home, share.name), share.strength) for share in mix.shares]
     info = identify(mix.base)
     check_family(info, [card for card, _ in cards])
-    image = draw_mix(home, engine, mix, KEPT_STEPS)
-    request = _request(home, mix, KEPT_STEPS)
-    recipe = make_recipe(request, 0, mix.base, info.family, cards) | fused_recipe(mix.method, mix.shares)
+    image = draw_mix(home, engine, mix, GALLERY_STEPS)
+    request = _request(home, mix, GALLERY_STEPS)
+    recipe = make_recipe(request, 0, mix.base, info.family, cards) | fusion_recipe(mix.method, mix.shares)
     return find_picture(home, save_picture(home, image, recipe).stem)
 
 
-def compared(home: Home, engine: Engine, mix: SavedMix) -> Iterator[tuple[str, Image.Image]]:
+def draw_by_each_method(home: Home, engine: Engine, mix: SavedMix) -> Iterator[tuple[str, Image.Image]]:
     """The same picture by every method that can draw this Mix."""
     for method in METHODS:
         try:
@@ -71,17 +71,17 @@ def compared(home: Home, engine: Engine, mix: SavedMix) -> Iterator[tuple[str, I
             continue
 
 
-def meeting(home: Home, engine: Engine, mix: SavedMix) -> Interference | None:
+def mix_interference(home: Home, engine: Engine, mix: SavedMix) -> Interference | None:
     """How the adapters of a Mix get in one another's way; None for fewer than two."""
     return engine.meeting(mix.base, _files(home, mix)) if len(mix.shares) > 1 else None
 
 
-def can_be_one(home: Home, engine: Engine, mix: SavedMix) -> bool:
+def can_be_one_adapter(home: Home, engine: Engine, mix: SavedMix) -> bool:
     """Whether one file does the same as the Mix."""
     return bool(mix.shares) and engine.can_unite(_files(home, mix), mix.method)
 
 
-def one_file(home: Home, engine: Engine, mix: SavedMix, name: str) -> tuple[AdapterCard, float]:
+def fuse_to_adapter(home: Home, engine: Engine, mix: SavedMix, name: str) -> tuple[AdapterCard, float]:
     """A new adapter of the library that does what the Mix does, and how far the UNet's answers are from it.
 
     Raises:
@@ -97,11 +97,11 @@ def one_file(home: Home, engine: Engine, mix: SavedMix, name: str) -> tuple[Adap
         "method": mix.method, "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "pictures": str(sum(card.pictures for card in cards)), "parts": ", ".join(card.name for card in cards),
     }   # fmt: skip
-    with writing(home.adapters):
+    with explain_write_errors(home.adapters):
         save_adapter(home.adapters / f"{free}.safetensors", adapters,
                      {f"atelier.{key}": text for key, text in known.items()})   # fmt: skip
     return find_adapter(home, free), error
 
 
-def _files(home: Home, mix: SavedMix) -> list[tuple[Path, Share]]:
+def _files(home: Home, mix: SavedMix) -> list[tuple[Path, MixEntry]]:
     return [(find_adapter(home, share.name).path, share) for share in mix.shares]

@@ -19,8 +19,8 @@ from atelier.adapters.formats.native import data_hash, load_adapter, read_metada
 from atelier.adapters.formats.read_foreign import read_foreign, untrained
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.formats.tiny import Shrunk, shrink
-from atelier.app.services.draw import suggestion
-from atelier.app.store.home import MAX_NAME, Home, HomeError, new_name, writing
+from atelier.app.services.draw import suggested_prompt
+from atelier.app.store.home import MAX_NAME, Home, HomeError, explain_write_errors, new_name
 from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import identify
@@ -28,26 +28,26 @@ from atelier.training.base_models.weights import difference, save_merged, weight
 from atelier.training.runs.save_adapter import free_path
 from atelier.training.sampling.fidelity import compare
 
-Part = tuple[AdapterCard, float]   # with its strength
-KEPT_METADATA = 200_000            # characters of a foreign file's own entries that come along
+CardStrength = tuple[AdapterCard, float]   # with its strength
+MAX_METADATA_CHARACTERS = 200_000            # characters of a foreign file's own entries that come along
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedAdapter:
     """One file that came into the library."""
 
     card: AdapterCard
     notes: tuple[str, ...]   # what a person should know, in sentences
 
 
-def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str] | None = None) -> Imported:
+def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str] | None = None) -> ImportedAdapter:
     """Copy an adapter of any tool into the library; a name that is taken gets a number.
 
     Args:
         home: whose library.
         path: the file.
         name: what to call it; empty means as the file is called.
-        known: what came in before, see :func:`known_sources`; for many files, to look only once.
+        known: what came in before, see :func:`imported_sources`; for many files, to look only once.
 
     Raises:
         FileError: it is no adapter, or one that can't be used.
@@ -60,15 +60,15 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
         adapters, contents = read_foreign(path)
         notes, metadata = _notes(adapters, contents), _metadata(contents, path)
     source = data_hash(path)
-    if before := (known_sources(home) if known is None else known).get(source):
+    if before := (imported_sources(home) if known is None else known).get(source):
         raise HomeError(f"{path.name} is in your library already: {before}.")
-    with writing(home.adapters):
+    with explain_write_errors(home.adapters):
         target = free_path(home.adapters, wanted)
         save_adapter(target, adapters, {**metadata, "atelier.name": target.stem, "atelier.source": source})
-    return Imported(find_adapter(home, target.stem), notes)
+    return ImportedAdapter(find_adapter(home, target.stem), notes)
 
 
-def known_sources(home: Home) -> dict[str, str]:
+def imported_sources(home: Home) -> dict[str, str]:
     """What came in from files: the hash of their tensors → the adapter's name."""
     return {card.source: card.name for card in list_adapters(home) if card.source}
 
@@ -92,7 +92,7 @@ def _notes(adapters: AdapterSet, contents: Contents) -> tuple[str, ...]:
 
 def _metadata(contents: Contents, path: Path) -> dict[str, str]:
     theirs = {key: value for key, value in contents.metadata.items() if key.startswith(("ss_", "modelspec."))}
-    if sum(map(len, theirs.values())) > KEPT_METADATA:
+    if sum(map(len, theirs.values())) > MAX_METADATA_CHARACTERS:
         theirs = {key: value for key, value in theirs.items() if len(value) < 1000}
     own = {"atelier.family": contents.family, "atelier.trigger": contents.trigger,
            "atelier.algorithms": ", ".join(contents.algorithms), "atelier.created": _now(),
@@ -105,8 +105,8 @@ def _now() -> str:
 
 
 def export_adapters(
-    parts: Sequence[Part], form: str, out: Path, precision: str = "fp32", *, limits: Limits = EXACT, base: str = "",
-    recipe: bool = False,
+    parts: Sequence[CardStrength], form: str, out: Path, precision: str = "fp32", *, limits: Limits = EXACT,
+    base: str = "", recipe: bool = False,
 ) -> tuple[Path, ExportReport]:   # fmt: skip
     """Write adapters as one file for another tool; into a folder, the file is named after the first.
 
@@ -127,13 +127,13 @@ def export_adapters(
     if any(path.resolve() == card.path.resolve() for card, _ in parts):
         raise HomeError(f"{path} is the adapter itself. Choose another file to export to.")
     files = [(card.path, strength) for card, strength in parts]
-    with writing(path.parent):
+    with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         return path, export_mix(
             files, path, form, precision, limits=limits, weight_of=_weights(parts, base), recipe=recipe)
 
 
-def unet_error(parts: Sequence[Part], exported: Path, base: str = "") -> float:
+def unet_error(parts: Sequence[CardStrength], exported: Path, base: str = "") -> float:
     """How far the base's answers with the exported file are from those with the adapters; see ``fidelity.compare``.
 
     Raises:
@@ -141,10 +141,10 @@ def unet_error(parts: Sequence[Part], exported: Path, base: str = "") -> float:
     """
     model = load(_base(parts, base))
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
-    return compare(model, mix, exported, suggestion(parts[0][0])).unet_error
+    return compare(model, mix, exported, suggested_prompt(parts[0][0])).unet_error
 
 
-def export_tiny(parts: Sequence[Part], out: Path, bits: int) -> Shrunk:
+def export_tiny(parts: Sequence[CardStrength], out: Path, bits: int) -> Shrunk:
     """Write one adapter in a few bits a value, for Atelier.
 
     Raises:
@@ -157,7 +157,7 @@ def export_tiny(parts: Sequence[Part], out: Path, bits: int) -> Shrunk:
     path = export_path(card, out)
     if path.resolve() == card.path.resolve():
         raise HomeError(f"{path} is the adapter itself. Choose another file to export to.")
-    with writing(path.parent):
+    with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         return shrink(card.path, path, bits)
 
@@ -167,7 +167,7 @@ def export_path(card: AdapterCard, out: Path) -> Path:
     return out / f"{card.name}{SUFFIX}" if out.is_dir() else out
 
 
-def export_base(parts: Sequence[Part], out: Path, precision: str, *, single_file: bool, base: str = "") -> int:
+def export_base(parts: Sequence[CardStrength], out: Path, precision: str, *, single_file: bool, base: str = "") -> int:
     """Write the base model with the adapters in its weights; returns the bytes.
 
     Raises:
@@ -177,23 +177,23 @@ def export_base(parts: Sequence[Part], out: Path, precision: str, *, single_file
     if out.exists() and (single_file or not out.is_dir() or any(out.iterdir())):
         raise HomeError(f"{out} is there already. Choose another place for the merged model.")
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
-    with writing(out.parent):
+    with explain_write_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         return save_merged(_base(parts, base), mix, out, single_file=single_file, precision=precision)
 
 
-def _weights(parts: Sequence[Part], base: str) -> WeightOf | None:
+def _weights(parts: Sequence[CardStrength], base: str) -> WeightOf | None:
     return weights_of(base or parts[0][0].base) if base or parts[0][0].base else None
 
 
-def _base(parts: Sequence[Part], base: str) -> str:
+def _base(parts: Sequence[CardStrength], base: str) -> str:
     if found := base or next((card.base for card, _ in parts if card.base), ""):
         return found
     raise HomeError(f"{parts[0][0].name} does not say which base model it belongs to. Name one with --base.")
 
 
 def merge_adapters(
-    home: Home, parts: Sequence[Part], name: str, limits: Limits = EXACT, base: str = ""
+    home: Home, parts: Sequence[CardStrength], name: str, limits: Limits = EXACT, base: str = ""
 ) -> AdapterCard:
     """Several adapters at their strengths as one new adapter of the library, a LoRA; or one with another rank.
 
@@ -205,16 +205,16 @@ def merge_adapters(
     if families := {card.family for card, _ in parts} - {first.family}:
         raise HomeError(f"These adapters belong to different base models ({first.family}, {', '.join(families)}).")
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
-    weight_of = _weights(parts, base) or _missing(first)
+    weight_of = _weights(parts, base) or _base_required(first)
     made_of = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
     words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
              "atelier.subject": ", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject)),
              "modelspec.merged_from": made_of, "modelspec.thumbnail": first.thumbnail}   # fmt: skip
-    return _keep(home, wanted, fused(mix, weight_of, limits), {
+    return _save_to_library(home, wanted, fused(mix, weight_of, limits), {
         "atelier.family": first.family, "atelier.base": first.base, "atelier.title": first.title, **words})
 
 
-def _missing(card: AdapterCard) -> WeightOf:
+def _base_required(card: AdapterCard) -> WeightOf:
     def weight_of(name: str) -> None:
         raise FileError(f"{card.name} changes {name} by an amount that depends on the base model, and does not say "
                         "which one. Name it with --base.")
@@ -230,13 +230,13 @@ def extract_adapter(home: Home, tuned: str, base: str, name: str, limits: Limits
         BaseError: see ``weights.difference``.
     """
     wanted, info = new_name(home, name), identify(base)
-    return _keep(home, wanted, difference(tuned, base, limits), {
+    return _save_to_library(home, wanted, difference(tuned, base, limits), {
         "atelier.family": info.family, "atelier.base": base, "atelier.title": info.title,
         "modelspec.merged_from": Path(tuned).name})
 
 
-def _keep(home: Home, name: str, adapters: AdapterSet, metadata: Mapping[str, str]) -> AdapterCard:
+def _save_to_library(home: Home, name: str, adapters: AdapterSet, metadata: Mapping[str, str]) -> AdapterCard:
     own = {"atelier.name": name, "atelier.created": _now()}
-    with writing(home.adapters):
+    with explain_write_errors(home.adapters):
         save_adapter(home.adapters / f"{name}{SUFFIX}", adapters, {**metadata, **own})
     return find_adapter(home, name)

@@ -16,10 +16,10 @@ from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.runs.memory_savings import Forecast, forecast, levers
 
-_ONE_COUNT = threading.Lock()   # counting takes seconds of a core; two at once would take twice as long
+_COUNT_LOCK = threading.Lock()   # counting takes seconds of a core; two at once would take twice as long
 
 
-def room_lines(config: TrainConfig) -> Iterator[str]:
+def memory_lines(config: TrainConfig) -> Iterator[str]:
     """Say what a run needs: at once where it fits by far, else first that it is being counted.
 
     Raises:
@@ -30,7 +30,7 @@ def room_lines(config: TrainConfig) -> Iterator[str]:
     found = forecast(config, precision, device, quickly=True)
     if found is None:
         yield words.COUNTING
-        with _ONE_COUNT:
+        with _COUNT_LOCK:
             found = forecast(config, precision, device)
     assert found is not None
     yield _line(config, found)

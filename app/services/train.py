@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from atelier.app.jobs.child_process import has_ended
+from atelier.app.jobs.child_process import has_final_event
 from atelier.app.jobs.jobs import list_runs, new_run, prepare_resume, read_status
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home, HomeError, absolute_base, new_name
@@ -36,7 +36,7 @@ def make_run(home: Home, arguments: Namespace) -> RunFolder:
     config = make_config(name, arguments)
     imported = import_pictures(home, name, _files(arguments.pictures))
     for message in [*(reason for _, reason in imported.refused), *imported.warnings]:
-        _tell(message)
+        _print_line(message)
     return new_run(home, replace(config, pictures=str(imported.folder)), started=True)
 
 
@@ -83,7 +83,7 @@ def find_unfinished(home: Home, name: str) -> RunFolder:
     raise HomeError(f"There is no unfinished run named {name!r} to resume. Start one without --resume.")
 
 
-def train_here(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
+def run_training(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
     """Train in this process and show how far it is; returns the run's last word.
 
     The first Ctrl-C lets the step end and saves, so that the run can be resumed.
@@ -93,7 +93,7 @@ def train_here(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
         for event in training.run(run, adapters, resume=resume):
             progress.show(event)
     progress.close()
-    if not has_ended(run):
+    if not has_final_event(run):
         run.append(Stopped(read_status(run).step, "Stopped from the keyboard. Resume it to go on."))
     return run.events()[-1][1]
 
@@ -111,9 +111,9 @@ class _Progress:
         match event:
             case Preparing(what) if what != self._stage:
                 self._stage = what
-                _tell(f"{what} …")
+                _print_line(f"{what} …")
             case Warned(message):
-                _tell(message)
+                _print_line(message)
             case Resumed(step):
                 self._open(step)
             case Stepped():
@@ -137,7 +137,7 @@ class _Progress:
         return self._bar
 
 
-def _tell(message: str) -> None:
+def _print_line(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 

@@ -14,10 +14,10 @@ from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.trigger_words import MAX_EFFECT, neutral_word
 
-SETTLED_SECONDS = 0.6   # a word that is still being typed is not measured
+TYPING_PAUSE_SECONDS = 0.6   # a word that is still being typed is not measured
 
 
-def word_said(home: Home, engine: Engine, name: str, trigger: str, base: str) -> dict[str, str]:
+def trigger_word_hint(home: Home, engine: Engine, name: str, trigger: str, base: str) -> dict[str, str]:
     """What the page says of the word that would call the adapter, and the word it offers; nothing where all is well.
 
     Nothing is said either where it would take long to find out, or where no limit was measured: the run says it.
@@ -25,7 +25,7 @@ def word_said(home: Home, engine: Engine, name: str, trigger: str, base: str) ->
     word = (trigger or name or "").strip()
     if not word:
         return {}
-    time.sleep(SETTLED_SECONDS)
+    time.sleep(TYPING_PAUSE_SECONDS)
     draft = load_draft(home)
     if (name, trigger) != (draft.name, draft.changes.get("trigger", "")):
         return {}   # more was typed meanwhile, and that is looked at next

@@ -26,11 +26,11 @@ from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.train_retriever import WEIGHTS, text_encoder_hash
 from atelier.training.sampling.prompt_features import PromptEncoder
 
-INDEX = "embeddings.safetensors"
+INDEX_FILE = "embeddings.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class PromptReader:
     """What compares words with weights: a trained retriever, and the text encoder it was taught with."""
 
     retriever: Retriever
@@ -48,21 +48,21 @@ class Reader:
         return torch.special.ndtr((scores - mean) / deviation)
 
 
-def reader_for(family: str) -> Reader | None:
+def prompt_reader_for(family: str) -> PromptReader | None:
     """The reader for adapters of a base family; None where no retriever was trained for it, or for its text encoder."""
     return _reader(WEIGHTS) if family == EMBEDDED and WEIGHTS.exists() else None
 
 
 @cache
-def _reader(path: Path) -> Reader | None:
+def _reader(path: Path) -> PromptReader | None:
     retriever, known = load_retriever(path)
     if known.get("text_encoder") != text_encoder_hash():
         return None
-    return Reader(retriever, PromptEncoder.load(), data_hash(path))
+    return PromptReader(retriever, PromptEncoder.load(), data_hash(path))
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class EmbeddingIndex:
     """What is known of files: their hashes, and by hash an embedding, all zeros where there is none."""
 
     files: dict[str, tuple[int, int, str]]   # name → time of the file, its size, hash of its tensors
@@ -70,27 +70,27 @@ class Index:
     rows: Tensor                             # [N, E] float32
 
 
-def fits(home: Home, cards: Sequence[AdapterCard], reader: Reader, prompt: str) -> dict[str, float]:
+def adapter_scores(home: Home, cards: Sequence[AdapterCard], reader: PromptReader, prompt: str) -> dict[str, float]:
     """How well adapters fit a prompt, by name; those that can't be compared with words are left out.
 
     Raises:
         HomeError: the index can't be written.
     """
-    index = _updated(home.state / INDEX, cards, reader)
+    index = _update_index(home.state / INDEX_FILE, cards, reader)
     if not cards:
         return {}
-    shares = search(index.rows, reader, prompt).tolist()
+    shares = scores_of_rows(index.rows, reader, prompt).tolist()
     places = {card.name: index.places[index.files[card.path.name][2]] for card in cards}
     able = index.rows.any(1).tolist()
     return {name: shares[place] for name, place in places.items() if able[place]}
 
 
-def search(rows: Tensor, reader: Reader, prompt: str) -> Tensor:
+def scores_of_rows(rows: Tensor, reader: PromptReader, prompt: str) -> Tensor:
     """Embeddings ``[N, E]`` → how well each fits the prompt, ``[N]`` in 0 … 1."""
     return reader.fits(rows @ reader.read(prompt))
 
 
-def _updated(path: Path, cards: Sequence[AdapterCard], reader: Reader) -> Index:
+def _update_index(path: Path, cards: Sequence[AdapterCard], reader: PromptReader) -> EmbeddingIndex:
     """The index with all these adapters in it."""
     index = _read(path, reader.version)
     facts = {card.path.name: (card.path.stat().st_mtime_ns, card.bytes) for card in cards}
@@ -106,7 +106,7 @@ def _updated(path: Path, cards: Sequence[AdapterCard], reader: Reader) -> Index:
     return _read(path, reader.version)
 
 
-def _embed(card: AdapterCard, reader: Reader) -> Tensor:
+def _embed(card: AdapterCard, reader: PromptReader) -> Tensor:
     """One embedding; zeros where there is none, so that a file is not tried again."""
     try:
         return reader.retriever.embed(load_adapter(card.path), weights_of(EMBEDDED))
@@ -114,23 +114,23 @@ def _embed(card: AdapterCard, reader: Reader) -> Tensor:
         return torch.zeros_like(reader.read(""))
 
 
-def _read(path: Path, version: str) -> Index:
+def _read(path: Path, version: str) -> EmbeddingIndex:
     """The index; empty when it is missing, damaged or of another retriever."""
     try:
         return _read_at(path, version, path.stat().st_mtime_ns)
     except FileNotFoundError:
-        return Index({}, {}, torch.zeros(0, 0))
+        return EmbeddingIndex({}, {}, torch.zeros(0, 0))
 
 
 @lru_cache(maxsize=4)
-def _read_at(path: Path, version: str, _changed: int) -> Index:
+def _read_at(path: Path, version: str, _changed: int) -> EmbeddingIndex:
     with suppress(FileError, ValueError, KeyError, TypeError):
         text = read_metadata(path)
         files = {name: (time, size, hash) for name, (time, size, hash) in json.loads(text["files"]).items()}
         places = {hash: place for place, hash in enumerate(json.loads(text["hashes"]))}
         if text["version"] == version:
-            return Index(files, places, read_tensors(path)["rows"].float())
-    return Index({}, {}, torch.zeros(0, 0))
+            return EmbeddingIndex(files, places, read_tensors(path)["rows"].float())
+    return EmbeddingIndex({}, {}, torch.zeros(0, 0))
 
 
 def _write(

@@ -21,11 +21,11 @@ from atelier.training.config.run_folder import write_text
 from atelier.training.data.captions import SUFFIX, is_sidecar, read_caption
 from atelier.training.data.images import PictureError, open_picture, pixel_hash, sharpness
 
-MOST_PICTURES = 200
+MAX_PICTURES = 200
 _THUMB_SIDE = 176       # twice what the page shows, for sharp screens
-_SMALL_SIDE = 64        # pixels; below this hardly anything can be learnt
-_BLURRED = 12.0         # variance of the Laplacian of the thumbnail; sharp pictures have hundreds
-_ONE_WRITER = threading.Lock()   # the page's controls save at the same time as pictures come in
+_MIN_SIDE = 64        # pixels; below this hardly anything can be learnt
+_MIN_SHARPNESS = 12.0         # variance of the Laplacian of the thumbnail; sharp pictures have hundreds
+_WRITE_LOCK = threading.Lock()   # the page's controls save at the same time as pictures come in
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +75,13 @@ def load_draft(home: Home) -> Draft:
 
 def edit_draft(home: Home, **values: Any) -> Draft:
     """Change fields of the draft and keep it."""
-    with _ONE_WRITER:
+    with _WRITE_LOCK:
         return _save(home, replace(load_draft(home), **values))
 
 
-def keep_setting(home: Home, name: str, value: Any, usual: Any) -> Draft:
+def save_setting(home: Home, name: str, value: Any, usual: Any) -> Draft:
     """Keep one setting that differs from what is ``usual`` for the preset; drop one that does not (any more)."""
-    with _ONE_WRITER:
+    with _WRITE_LOCK:
         draft = load_draft(home)
         changes = {known: kept for known, kept in draft.changes.items() if known != name}
         if value is not None and value != usual:
@@ -109,13 +109,13 @@ def add_pictures(home: Home, files: Iterable[Path]) -> Iterator[Draft]:
     _folder(home).mkdir(mode=0o700, exist_ok=True)
     for file in sorted(files, key=is_sidecar):
         if is_sidecar(file):
-            yield _take_caption(home, file)
+            yield _add_caption(home, file)
             continue
         usable = load_draft(home).usable
-        if len(usable) >= MOST_PICTURES:
-            picture = DraftPicture(uuid4().hex, file.name, note=phrases.too_many_pictures(MOST_PICTURES))
+        if len(usable) >= MAX_PICTURES:
+            picture = DraftPicture(uuid4().hex, file.name, note=phrases.too_many_pictures(MAX_PICTURES))
         else:
-            picture = _take(home, file, {known.hash: known.name for known in usable})
+            picture = _check_picture(home, file, {known.hash: known.name for known in usable})
         yield edit_draft(home, pictures=(*load_draft(home).pictures, picture))
 
 
@@ -139,7 +139,7 @@ def _folder(home: Home) -> Path:
     return home.state / "draft"
 
 
-def _take(home: Home, file: Path, known: dict[str, str]) -> DraftPicture:
+def _check_picture(home: Home, file: Path, known: dict[str, str]) -> DraftPicture:
     identity = uuid4().hex
     try:
         image = open_picture(file)
@@ -155,7 +155,7 @@ def _take(home: Home, file: Path, known: dict[str, str]) -> DraftPicture:
     return DraftPicture(identity, file.name, kept, pixels, _data_uri(thumb), _warning(image, thumb))
 
 
-def _take_caption(home: Home, file: Path) -> Draft:
+def _add_caption(home: Home, file: Path) -> Draft:
     """Keep a caption beside its picture, where ``import_pictures`` finds it."""
     draft = load_draft(home)
     picture = next((one for one in draft.usable if Path(one.name).stem == file.stem), None)
@@ -172,9 +172,9 @@ def _take_caption(home: Home, file: Path) -> Draft:
 
 
 def _warning(image: Image.Image, thumb: Image.Image) -> str:
-    if min(image.size) < _SMALL_SIDE:
+    if min(image.size) < _MIN_SIDE:
         return words.SMALL
-    return words.BLURRED if sharpness(thumb) < _BLURRED else ""
+    return words.BLURRED if sharpness(thumb) < _MIN_SHARPNESS else ""
 
 
 def _data_uri(thumb: Image.Image) -> str:

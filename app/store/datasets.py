@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from atelier.app.store.home import Home, HomeError, safe_name, writing
+from atelier.app.store.home import Home, HomeError, explain_write_errors, safe_name
 from atelier.training.data import captions
 from atelier.training.data.dataset import MOST_PICTURES
 from atelier.training.data.images import PictureError, check_picture, open_picture, pixel_hash
 
-SPARE_BYTES = 50_000_000    # stays free on the disk, for what a run writes
+RESERVED_BYTES = 50_000_000    # stays free on the disk, for what a run writes
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-LONGEST_STEM = 40           # characters; at four bytes each well below what file systems take
+MAX_STEM = 40           # characters; at four bytes each well below what file systems take
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Imported:
+class ImportedDataset:
     """A new dataset. Reasons and warnings are whole sentences that name the file."""
 
     folder: Path
@@ -37,7 +37,7 @@ class _Source:
     sidecar: Path | None
 
 
-def import_pictures(home: Home, name: str, files: Iterable[Path]) -> Imported:
+def import_pictures(home: Home, name: str, files: Iterable[Path]) -> ImportedDataset:
     """Make a dataset of the usable ones among some files; it appears whole or not at all.
 
     A caption is a text file of the picture's name, among ``files`` or beside the picture. If the home has a dataset
@@ -55,20 +55,20 @@ def import_pictures(home: Home, name: str, files: Iterable[Path]) -> Imported:
     name = safe_name(name)
     given = list(files)
     texts = {path.stem: path for path in given if captions.is_sidecar(path)}
-    sources, refused, warnings = _verified([path for path in given if not captions.is_sidecar(path)], texts)
+    sources, refused, warnings = _check_files([path for path in given if not captions.is_sidecar(path)], texts)
     if not sources:
         reasons = "\n".join(reason for _, reason in refused) or "No picture was given."
         raise PictureError(f"There is no picture to learn from.\n{reasons}")
-    _check_room(home.datasets, sum(source.path.stat().st_size for source in sources))
-    with writing(home.datasets), TemporaryDirectory(dir=home.datasets, prefix=".import-") as partial:
+    _check_disk_space(home.datasets, sum(source.path.stat().st_size for source in sources))
+    with explain_write_errors(home.datasets), TemporaryDirectory(dir=home.datasets, prefix=".import-") as partial:
         stage = Path(partial) / "pictures"
         stage.mkdir(mode=0o700)
-        names = _copied(sources, stage)
-        folder = stage.rename(home.datasets / _free(name, [path.name for path in home.datasets.iterdir()]))
-    return Imported(folder=folder, usable=[folder / file for file in names], refused=refused, warnings=warnings)
+        names = _copy(sources, stage)
+        folder = stage.rename(home.datasets / _free_name(name, [path.name for path in home.datasets.iterdir()]))
+    return ImportedDataset(folder=folder, usable=[folder / file for file in names], refused=refused, warnings=warnings)
 
 
-def _verified(
+def _check_files(
     files: Sequence[Path], texts: dict[str, Path]
 ) -> tuple[list[_Source], list[tuple[str, str]], list[str]]:
     """Decode every file once: what can be used, what can't and why, and what else is to be said."""
@@ -104,21 +104,21 @@ def _sidecar(picture: Path, texts: dict[str, Path]) -> tuple[Path | None, str]:
     return text, ""
 
 
-def _check_room(place: Path, needed: int) -> None:
+def _check_disk_space(place: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
-    if needed + SPARE_BYTES > free:
+    if needed + RESERVED_BYTES > free:
         raise HomeError(
-            f"The pictures need {needed / 1e6:.1f} MB and {SPARE_BYTES / 1e6:.0f} MB must stay free, but the disk "
+            f"The pictures need {needed / 1e6:.1f} MB and {RESERVED_BYTES / 1e6:.0f} MB must stay free, but the disk "
             f"that holds {place} has {free / 1e6:.1f} MB left. Make room, or choose a home on another disk."
         )
 
 
-def _copied(sources: Sequence[_Source], folder: Path) -> list[str]:
+def _copy(sources: Sequence[_Source], folder: Path) -> list[str]:
     """Copy pictures and captions under safe names; returns the pictures' names."""
     names, stems = list[str](), list[str]()
     for source in sources:
         # No two pictures may share a stem, because that is what ties a caption to its picture.
-        stems.append(_free(_safe_stem(source.path.stem), stems))
+        stems.append(_free_name(_safe_stem(source.path.stem), stems))
         names.append(stems[-1] + source.suffix)
         shutil.copyfile(source.path, folder / names[-1])
         if source.sidecar is not None:
@@ -127,14 +127,14 @@ def _copied(sources: Sequence[_Source], folder: Path) -> list[str]:
 
 
 def _safe_stem(stem: str) -> str:
-    plain = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")[:LONGEST_STEM].rstrip("-_")
+    plain = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")[:MAX_STEM].rstrip("-_")
     try:
         return safe_name(plain)
     except HomeError:
         return f"picture-{plain}".rstrip("-")
 
 
-def _free(name: str, taken: Iterable[str]) -> str:
+def _free_name(name: str, taken: Iterable[str]) -> str:
     """A name that is not taken, told apart by a number if need be; case does not count, as on some disks."""
     used = {other.casefold() for other in taken}
     names = (name, *(f"{name}-{number}" for number in range(2, len(used) + 2)))

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from atelier.app.store.home import Home, HomeError, id_time, time_id, write_whole, writing
-from atelier.app.store.library import AdapterCard, adapter_hash, move_to_trash, trash_folder, trashed_name
+from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id, time_of_id, write_whole
+from atelier.app.store.library import AdapterCard, adapter_hash, move_to_trash, original_name, trash_folder
 from atelier.training.config.assets import DISTRIBUTION
 from atelier.training.sampling.sample import DrawRequest
 
@@ -135,9 +135,9 @@ def find_picture(home: Home, id: str) -> GalleryPicture:
 
 
 def _picture(home: Home, id: str) -> GalleryPicture | None:
-    created, path = id_time(id), home.gallery / f"{id}.png"
+    created, path = time_of_id(id), home.gallery / f"{id}.png"
     # An id may come from a browser: only what looks like one becomes a path.
-    return GalleryPicture(id, path, created) if created and _ID.fullmatch(id) and _is_whole(path) else None
+    return GalleryPicture(id, path, created) if created and _ID.fullmatch(id) and _is_complete_png(path) else None
 
 
 def trash_picture(home: Home, id: str) -> Path:
@@ -158,10 +158,10 @@ def restore_picture(home: Home, trashed: Path) -> Path:
         HomeError: it is not in the trash any more.
     """
     path = trash_folder(home, home.gallery) / trashed.name
-    if id_time(path.name) is None or not path.is_file() or path.suffix != ".png":
+    if time_of_id(path.name) is None or not path.is_file() or path.suffix != ".png":
         raise HomeError("This picture is not in the trash any more.")
-    with writing(home.gallery):
-        return path.rename(home.gallery / trashed_name(path))
+    with explain_write_errors(home.gallery):
+        return path.rename(home.gallery / original_name(path))
 
 
 def thumbnail(home: Home, id: str) -> Path | None:
@@ -181,7 +181,7 @@ def thumbnail(home: Home, id: str) -> Path | None:
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=85)
-    with writing(path.parent):
+    with explain_write_errors(path.parent):
         path.parent.mkdir(mode=0o700, exist_ok=True)
     write_whole(path, buffer.getvalue())
     return path
@@ -191,7 +191,7 @@ def _thumbnail_path(home: Home, id: str) -> Path:
     return home.gallery / ".thumbs" / f"{id}.webp"
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete_png(path: Path) -> bool:
     """Whether a file starts and ends as a PNG does: read at both ends only."""
     try:
         with path.open("rb") as file:

@@ -98,7 +98,7 @@ def open_home(path: Path | None = None) -> Home:
     home = Home(_default_path() if path is None else Path(path).expanduser().absolute())
     for folder in (home.path, home.datasets, home.runs, home.adapters, home.bases, home.gallery, home.mixes,
                    home.trash, home.state):   # fmt: skip
-        with writing(folder):
+        with explain_write_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable")
@@ -113,7 +113,7 @@ def _default_path() -> Path:
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
+def explain_write_errors(place: Path) -> Iterator[None]:
     """Turn what the operating system says about ``place`` into a sentence with a cure.
 
     Raises:
@@ -138,11 +138,11 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file through a temporary name, so that no reader sees half of it and a full disk leaves none.
 
     Raises:
-        HomeError: see :func:`writing`.
+        HomeError: see :func:`explain_write_errors`.
     """
     # A name of its own for every writer: two may write the same file at once.
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    with writing(path.parent):
+    with explain_write_errors(path.parent):
         try:
             partial.write_bytes(content)
             partial.replace(path)
@@ -155,7 +155,7 @@ def time_id() -> str:
     return datetime.now(UTC).strftime(_ID_TIME)
 
 
-def id_time(text: str) -> datetime | None:
+def time_of_id(text: str) -> datetime | None:
     """Read the time that an id starts with; None when it is no such id."""
     try:
         return datetime.strptime(text[:22], _ID_TIME).replace(tzinfo=UTC)

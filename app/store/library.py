@@ -14,7 +14,7 @@ from pathlib import Path
 
 from atelier.adapters.formats.native import data_hash, read_own
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.app.store.home import Home, HomeError, id_time, new_name, safe_name, time_id, writing
+from atelier.app.store.home import Home, HomeError, explain_write_errors, new_name, safe_name, time_id, time_of_id
 
 SUFFIX = ".safetensors"
 # Text in a file is somebody's word: only a small picture made of plain base64 may reach a page.
@@ -43,7 +43,7 @@ class AdapterCard:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableFile:
     """A file among the adapters that is none, and why."""
 
     path: Path
@@ -56,9 +56,9 @@ def list_adapters(home: Home) -> list[AdapterCard]:
     return sorted(cards, key=lambda card: (card.created, card.name), reverse=True)
 
 
-def list_unreadable(home: Home) -> list[Unreadable]:
+def list_unreadable(home: Home) -> list[UnreadableFile]:
     """The files among the adapters that can't be read, by name."""
-    return [file for file in _read_all(home) if isinstance(file, Unreadable)]
+    return [file for file in _read_all(home) if isinstance(file, UnreadableFile)]
 
 
 def find_adapter(home: Home, name: str) -> AdapterCard:
@@ -97,17 +97,17 @@ def restore_adapter(home: Home, trashed: Path) -> Path:
         HomeError: it is not in the trash, or its name is taken by now.
     """
     path = trash_folder(home, home.adapters) / trashed.name
-    if id_time(path.name) is None or not path.is_file() or path.suffix != SUFFIX:
+    if time_of_id(path.name) is None or not path.is_file() or path.suffix != SUFFIX:
         raise HomeError(f"{trashed.name} is not in the trash any more.")
-    name = new_name(home, trashed_name(path).removesuffix(SUFFIX))
-    with writing(home.adapters):
+    name = new_name(home, original_name(path).removesuffix(SUFFIX))
+    with explain_write_errors(home.adapters):
         return path.rename(home.adapters / f"{name}{SUFFIX}")
 
 
 def move_to_trash(home: Home, path: Path) -> Path:
     """Move a file to the trash under a name that starts with the time; returns where it lies there."""
     folder = trash_folder(home, path.parent)
-    with writing(folder):
+    with explain_write_errors(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
         return path.rename(folder / f"{time_id()}-{path.name}")
 
@@ -117,7 +117,7 @@ def trash_folder(home: Home, folder: Path) -> Path:
     return home.trash / folder.name
 
 
-def trashed_name(path: Path) -> str:
+def original_name(path: Path) -> str:
     """The name a file in the trash had before."""
     return path.name[len(time_id()) + 1 :]
 
@@ -132,7 +132,7 @@ def _hash(path: Path, _modified: int) -> str:
     return data_hash(path)
 
 
-def _read_all(home: Home) -> Iterator[AdapterCard | Unreadable]:
+def _read_all(home: Home) -> Iterator[AdapterCard | UnreadableFile]:
     # Plain strings: with thousands of files, paths and their stat would take longer than all the rest.
     with os.scandir(home.adapters) as entries:
         files = sorted((entry.name, entry) for entry in entries
@@ -143,7 +143,7 @@ def _read_all(home: Home) -> Iterator[AdapterCard | Unreadable]:
             yield _card(entry.path, facts.st_mtime_ns, facts.st_size)
 
 
-def _read(path: Path) -> AdapterCard | Unreadable | None:
+def _read(path: Path) -> AdapterCard | UnreadableFile | None:
     """Read one file's card; None when it is not there (any more)."""
     try:
         facts = path.stat()
@@ -153,13 +153,13 @@ def _read(path: Path) -> AdapterCard | Unreadable | None:
 
 
 @lru_cache(maxsize=20_000)
-def _card(name: str, modified: int, size: int) -> AdapterCard | Unreadable:
+def _card(name: str, modified: int, size: int) -> AdapterCard | UnreadableFile:
     # The time and size are arguments so that a changed file is read again.
     path = Path(name)
     try:
         text = read_own(path)
     except FileError as error:
-        return Unreadable(path, str(error))
+        return UnreadableFile(path, str(error))
     thumbnail, pictures = text.get("modelspec.thumbnail", ""), text.get("atelier.pictures", "")
     return AdapterCard(
         name=path.stem,
@@ -171,7 +171,7 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | Unreadable:
         title=text.get("atelier.title") or text.get("atelier.base", ""),
         family=text.get("atelier.family", ""),
         bytes=size,
-        created=_moment(text.get("atelier.created", ""), modified),
+        created=_parse_time(text.get("atelier.created", ""), modified),
         thumbnail=thumbnail if _THUMBNAIL.fullmatch(thumbnail) else "",
         pictures=int(pictures[:9]) if pictures.isdecimal() else 0,
         algorithms=text.get("atelier.algorithms", ""),
@@ -180,7 +180,7 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | Unreadable:
     )
 
 
-def _moment(text: str, modified: int) -> datetime:
+def _parse_time(text: str, modified: int) -> datetime:
     """Read a time in ISO 8601; the file's own time (nanoseconds since 1970) where there is none."""
     try:
         moment = datetime.fromisoformat(text)

@@ -18,12 +18,12 @@ from atelier.app.store.home import Home, HomeError, safe_name, write_whole
 from atelier.training.config.train_config import EMBEDDED
 
 SUFFIX = ".json"
-HANDLES, FIELDS = 5, 8   # of a curve; of a region, in each direction
-STRONGEST = 100.0
+CURVE_POINTS, REGION_SIDE = 5, 8   # of a curve; of a region, in each direction
+MAX_STRENGTH = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class MixEntry:
     """What one adapter has of a Mix."""
 
     name: str
@@ -41,7 +41,7 @@ class Share:
 class SavedMix:
     """Everything that decides what a Mix draws."""
 
-    shares: tuple[Share, ...]
+    shares: tuple[MixEntry, ...]
     method: str = "sum"
     prompt: str = ""
     seed: int = 0
@@ -74,7 +74,7 @@ def read_mix(home: Home, name: str) -> SavedMix:
     """
     path = home.mixes / f"{safe_name(name)}{SUFFIX}"
     try:
-        return mix_from(json.loads(path.read_text(encoding="utf-8")))
+        return mix_from_values(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise HomeError(f"There is no mix named {name!r}. There are: {', '.join(list_mixes(home)) or 'none yet'}."
                         ) from None
@@ -82,23 +82,23 @@ def read_mix(home: Home, name: str) -> SavedMix:
         raise HomeError(f"{name} is no mix that can be read ({error}). Delete {path.name}, or save it anew.") from None
 
 
-def fused_recipe(method: str, shares: tuple[Share, ...]) -> dict[str, Any]:
+def fusion_recipe(method: str, shares: tuple[MixEntry, ...]) -> dict[str, Any]:
     """What a picture's recipe says about how its adapters act together."""
     return {"fuse": method, "shares": [asdict(share) for share in shares]}
 
 
-def mix_of(recipe: Mapping[str, Any]) -> SavedMix | None:
+def mix_from_recipe(recipe: Mapping[str, Any]) -> SavedMix | None:
     """The Mix that a picture's recipe tells of; None where there is none."""
     try:
-        return mix_from({**recipe, "method": recipe["fuse"]})
+        return mix_from_values({**recipe, "method": recipe["fuse"]})
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def mix_from(values: Mapping[str, Any]) -> SavedMix:
+def mix_from_values(values: Mapping[str, Any]) -> SavedMix:
     """A Mix from plain values; a ValueError, KeyError or TypeError where they are none."""
     mix = SavedMix(
-        shares=tuple(_share(share) for share in values["shares"]), method=str(values["method"]),
+        shares=tuple(_entry(share) for share in values["shares"]), method=str(values["method"]),
         prompt=str(values["prompt"]), seed=int(values["seed"]), base=str(values["base"]),
     )   # fmt: skip
     if mix.method not in METHODS:
@@ -106,11 +106,11 @@ def mix_from(values: Mapping[str, Any]) -> SavedMix:
     return mix
 
 
-def _share(values: Mapping[str, Any]) -> Share:
+def _entry(values: Mapping[str, Any]) -> MixEntry:
     curve, region = tuple(float(handle) for handle in values["curve"]), tuple(str(row) for row in values["region"])
     strength = float(values["strength"])
-    if not abs(strength) <= STRONGEST or len(curve) == 1 or not all(0 <= handle <= 1 for handle in curve):
+    if not abs(strength) <= MAX_STRENGTH or len(curve) == 1 or not all(0 <= handle <= 1 for handle in curve):
         raise ValueError("a strength or a curve is out of bounds")
     if len({len(row) for row in region}) > 1 or not all(row and set(row) <= {"0", "1"} for row in region):
         raise ValueError("a region is no rows of 0 and 1")
-    return Share(str(values["name"]), strength, curve, region)
+    return MixEntry(str(values["name"]), strength, curve, region)

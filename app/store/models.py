@@ -15,14 +15,14 @@ from atelier.training.base_models.base_info import TITLES, BaseError, BaseInfo
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
 
-INDEX = "model_index.json"
+INDEX_FILE = "model_index.json"
 CHECKPOINTS = (".safetensors", ".ckpt")
-LEAST_BYTES = 100_000_000   # smaller files are adapters, embeddings, parts: not worth a line each
-DEEPEST = 6                 # folders within folders; links can make circles
+MIN_CHECKPOINT_BYTES = 100_000_000   # smaller files are adapters, embeddings, parts: not worth a line each
+MAX_DEPTH = 6                 # folders within folders; links can make circles
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelEntry:
     """One thing that was found: what it is, or why it can't be used."""
 
     path: Path
@@ -34,7 +34,7 @@ class Model:
         return [card.name for card in cards if self.info and card.family == self.info.family]
 
 
-def scan_models(folder: Path) -> list[Model]:
+def scan_models(folder: Path) -> list[ModelEntry]:
     """Every diffusers folder and checkpoint under a folder, by name. Only headers are read.
 
     Raises:
@@ -43,7 +43,7 @@ def scan_models(folder: Path) -> list[Model]:
     if not folder.is_dir():
         what = "is a file: use `atelier models show`" if folder.exists() else "does not exist: check the path"
         raise HomeError(f"{folder} {what}.")
-    return [_look(path, *_state(path)) for path in sorted(_candidates(folder))]
+    return [_identify(path, *_version(path)) for path in sorted(_candidates(folder))]
 
 
 def model_folders(home: Home) -> list[Path]:
@@ -53,7 +53,7 @@ def model_folders(home: Home) -> list[Path]:
     return []
 
 
-def keep_folders(home: Home, text: str) -> list[Path]:
+def save_model_folders(home: Home, text: str) -> list[Path]:
     """Remember the folders that base models are in, one a line.
 
     Raises:
@@ -67,7 +67,7 @@ def keep_folders(home: Home, text: str) -> list[Path]:
     return folders
 
 
-def find_models(home: Home) -> list[Model]:
+def find_models(home: Home) -> list[ModelEntry]:
     """What is in all remembered folders; one that is gone, such as a disk that is not plugged in, holds nothing."""
     folders = [home.bases, *model_folders(home)]
     found = {model.path: model for folder in folders if folder.is_dir() for model in scan_models(folder)}
@@ -88,30 +88,30 @@ def _candidates(folder: Path, depth: int = 0) -> Iterator[Path]:
         for path in folder.iterdir():
             if path.name.startswith("."):
                 continue
-            if path.is_dir() and depth < DEEPEST:
-                yield from [path] if (path / INDEX).exists() else _candidates(path, depth + 1)
-            elif path.suffix.lower() in CHECKPOINTS and path.stat().st_size >= LEAST_BYTES:
+            if path.is_dir() and depth < MAX_DEPTH:
+                yield from [path] if (path / INDEX_FILE).exists() else _candidates(path, depth + 1)
+            elif path.suffix.lower() in CHECKPOINTS and path.stat().st_size >= MIN_CHECKPOINT_BYTES:
                 yield path
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _version(path: Path) -> tuple[int, int]:
     """What changes when a model does."""
-    facts = (path / INDEX if path.is_dir() else path).stat()
+    facts = (path / INDEX_FILE if path.is_dir() else path).stat()
     return facts.st_mtime_ns, facts.st_size
 
 
 @lru_cache(maxsize=1024)
-def _look(path: Path, _modified: int, _size: int) -> Model:
+def _identify(path: Path, _modified: int, _size: int) -> ModelEntry:
     # The time and size are arguments so that a changed file is read again.
     try:
-        return Model(path, identify(str(path)))
+        return ModelEntry(path, identify(str(path)))
     except BaseError as error:
-        return Model(path, reason=str(error))
+        return ModelEntry(path, reason=str(error))
 
 
-def find_base(home: Home, text: str) -> str:
+def resolve_base(home: Home, text: str) -> str:
     """The base model that a person means: a compressed one of the home by its name, else whatever was said."""
-    return str(home.bases / text) if (home.bases / text / INDEX).exists() else text
+    return str(home.bases / text) if (home.bases / text / INDEX_FILE).exists() else text
 
 
 def check_family(info: BaseInfo, cards: Sequence[AdapterCard]) -> None:

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atelier.app.store.adapter_embeddings import fits, reader_for
+from atelier.app.store.adapter_embeddings import adapter_scores, prompt_reader_for
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home
 from atelier.app.store.library import AdapterCard, adapter_hash, list_adapters
 from atelier.app.text import phrases
 from atelier.app.text.words import NO_LAYERS
 
-PICTURES_LOOKED_AT = 300   # the newest of the gallery
-PICTURES_SHOWN = 4
+MAX_PICTURES_READ = 300   # the newest of the gallery
+MAX_PICTURES_SHOWN = 4
 # Said of almost every picture, so they tell adapters apart no better than a guess.
 _EMPTY_WORDS = frozenset(
     "a an and at by drawing emoji for from in is it of on or photo picture style the to with".split()
@@ -35,7 +35,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class ScoredAdapter:
     """How well one adapter fits, and what that was told from."""
 
     card: AdapterCard
@@ -43,7 +43,7 @@ class Fit:
     reason: str
 
 
-def proposals(home: Home, prompt: str, limit: int = 8) -> list[Proposal]:
+def propose_adapters(home: Home, prompt: str, limit: int = 8) -> list[Proposal]:
     """The adapters that fit a prompt best, best first; none for a prompt that says nothing.
 
     Raises:
@@ -52,10 +52,10 @@ def proposals(home: Home, prompt: str, limit: int = 8) -> list[Proposal]:
     if not prompt.strip():
         return []
     cards = list_adapters(home)
-    weighed = by_weights(home, cards, prompt)
+    weighed = score_by_weights(home, cards, prompt)
     rest = [card for card in cards if card.name not in {fit.card.name for fit in weighed}]
-    best = sorted([*weighed, *by_words(rest, prompt)], key=lambda fit: -fit.score)[: max(0, limit)]
-    drew = drawn_with(home, [fit.card for fit in best])
+    best = sorted([*weighed, *score_by_words(rest, prompt)], key=lambda fit: -fit.score)[: max(0, limit)]
+    drew = pictures_drawn_with(home, [fit.card for fit in best])
     return [
         Proposal(fit.card.name, fit.score, phrases.fit_and_drew(fit.reason, [prompt for _, prompt in drawn]),
                  tuple(path for path, _ in drawn))
@@ -63,55 +63,56 @@ def proposals(home: Home, prompt: str, limit: int = 8) -> list[Proposal]:
     ]   # fmt: skip
 
 
-def by_weights(home: Home, cards: Sequence[AdapterCard], prompt: str) -> list[Fit]:
+def score_by_weights(home: Home, cards: Sequence[AdapterCard], prompt: str) -> list[ScoredAdapter]:
     """How well the weights of each adapter fit, for those that can be compared with words; no name is read."""
-    found: list[Fit] = []
+    found: list[ScoredAdapter] = []
     for family in {card.family for card in cards}:
-        if reader := reader_for(family):
+        if reader := prompt_reader_for(family):
             own = {card.name: card for card in cards if card.family == family}
-            shares = fits(home, list(own.values()), reader, prompt)
-            found += [Fit(own[name], share, phrases.fits_by_weights(share)) for name, share in shares.items()]
+            shares = adapter_scores(home, list(own.values()), reader, prompt)
+            found += [ScoredAdapter(own[name], share, phrases.fits_by_weights(share)) for name, share in shares.items()]
     return found
 
 
-def by_words(cards: Sequence[AdapterCard], prompt: str) -> list[Fit]:
+def score_by_words(cards: Sequence[AdapterCard], prompt: str) -> list[ScoredAdapter]:
     """Adapters that share words with the prompt; the score is the share of its words, rare ones counting more.
 
     Words are those of the name, the trigger and the subject.
     """
-    said = [words_of(f"{card.name} {card.trigger} {card.subject}") for card in cards]
-    wanted, known = words_of(prompt), Counter(word for words in said for word in words)
+    said = [content_words(f"{card.name} {card.trigger} {card.subject}") for card in cards]
+    wanted, known = content_words(prompt), Counter(word for words in said for word in words)
     weights = {word: math.log(1 + len(cards) / (1 + known[word])) for word in wanted}
     total = sum(weights.values())
     shared = [sorted(words & wanted) for words in said]
     return [
-        Fit(card, sum(weights[word] for word in words) / total, phrases.fits_by_words(words, _why(card)))
+        ScoredAdapter(card, sum(weights[word] for word in words) / total,
+                      phrases.fits_by_words(words, _why_not_by_weights(card)))
         for card, words in zip(cards, shared, strict=True) if words
     ]   # fmt: skip
 
 
-def _why(card: AdapterCard) -> str:
+def _why_not_by_weights(card: AdapterCard) -> str:
     """Why an adapter's weights are not compared."""
-    return NO_LAYERS if reader_for(card.family) else phrases.no_reader(card.title or card.family)
+    return NO_LAYERS if prompt_reader_for(card.family) else phrases.no_reader(card.title or card.family)
 
 
-def words_of(text: str) -> set[str]:
+def content_words(text: str) -> set[str]:
     """The words that mean something, in lower case.
 
-    >>> sorted(words_of("a picture of my_Fox-2 on the moon"))
+    >>> sorted(content_words("a picture of my_Fox-2 on the moon"))
     ['fox', 'moon', 'my']
     """
     return set(re.findall(r"[^\W\d_]+", text.casefold())) - _EMPTY_WORDS
 
 
-def drawn_with(home: Home, cards: Sequence[AdapterCard]) -> dict[str, list[tuple[Path, str]]]:
+def pictures_drawn_with(home: Home, cards: Sequence[AdapterCard]) -> dict[str, list[tuple[Path, str]]]:
     """By an adapter's name, pictures drawn with it and their prompts: known by its tensors, so renaming loses none."""
     names = {adapter_hash(card): card.name for card in cards}
     found: dict[str, list[tuple[Path, str]]] = {card.name: [] for card in cards}
-    for picture in gallery_page(home, limit=PICTURES_LOOKED_AT) if names else ():
+    for picture in gallery_page(home, limit=MAX_PICTURES_READ) if names else ():
         recipe = read_recipe(picture.path) or {}
         for part in recipe.get("adapters", ()):
             name = names.get(part.get("sha256", ""))
-            if name and part.get("strength") and len(found[name]) < PICTURES_SHOWN:
+            if name and part.get("strength") and len(found[name]) < MAX_PICTURES_SHOWN:
                 found[name].append((picture.path, str(recipe.get("prompt", ""))))
     return found

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 
 from fastapi import FastAPI
 
-from atelier.app.jobs.worker_process import worker_beside
+from atelier.app.jobs.worker_process import worker_for_server
 from atelier.app.store.home import Home
 from atelier.app.text import phrases, words
 from atelier.app.web.security import guarded, is_loopback
@@ -45,7 +45,7 @@ def serve(
     if not is_loopback(host) and not password:
         raise ServeError(phrases.needs_password(host))
     listener = bind(host, port)
-    with listener, worker_beside(home) if worker else nullcontext():
+    with listener, worker_for_server(home) if worker else nullcontext():
         app = application(home, host, password)
         sys.stdout.write(phrases.served_at(host, listener.getsockname()[1]) + "\n")
         sys.stdout.flush()

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from atelier.app.jobs.jobs import cancel, list_runs, new_run, worker_alive
-from atelier.app.jobs.worker_process import end_left_behind
+from atelier.app.jobs.worker_process import stop_orphaned_worker
 from atelier.app.store.home import open_home
 from atelier.app.web.server import bind
 from atelier.training.config.compress_config import CompressConfig
@@ -90,7 +90,7 @@ def server(home: Path) -> Iterator[Server]:
     server.process.terminate()
     server.process.communicate(timeout=60)
     left = worker_alive(open_home(home))
-    end_left_behind(open_home(home))
+    stop_orphaned_worker(open_home(home))
     assert not left, "the server closed, and its worker lives on"
 
 

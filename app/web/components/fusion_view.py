@@ -11,7 +11,7 @@ from typing import Any
 from atelier.adapters.fusion.gates import Record
 from atelier.adapters.fusion.interference import Interference, beyond
 from atelier.app.store.library import AdapterCard
-from atelier.app.store.mixes import FIELDS, HANDLES, SavedMix, Share
+from atelier.app.store.mixes import CURVE_POINTS, REGION_SIDE, MixEntry, SavedMix
 from atelier.app.store.search import Proposal
 from atelier.app.text import fusion as phrases
 from atelier.app.text import words
@@ -39,57 +39,57 @@ def _cover(card: AdapterCard | None) -> list[str]:
     return [card.thumbnail] if card and card.thumbnail else []
 
 
-def curves(shares: Sequence[Share]) -> list[dict[str, Any]]:
+def curves(shares: Sequence[MixEntry]) -> list[dict[str, Any]]:
     """A small chart with handles for each adapter."""
     return [_curve(share) for share in shares]
 
 
-def _curve(share: Share) -> dict[str, Any]:
-    handles = share.curve or (1.0,) * HANDLES
-    places = [(100 * (i + 0.5) / HANDLES, 90 - 80 * level) for i, level in enumerate(handles)]
+def _curve(share: MixEntry) -> dict[str, Any]:
+    handles = share.curve or (1.0,) * CURVE_POINTS
+    places = [(100 * (i + 0.5) / CURVE_POINTS, 90 - 80 * level) for i, level in enumerate(handles)]
     line = "M" + "L".join(f"{x:g} {y:g}" for x, y in [(0, places[0][1]), *places, (100, places[-1][1])])
-    columns = [[_handle(share.name, i, level, handles[i]) for level in LEVELS] for i in range(HANDLES)]
+    columns = [[_handle(share.name, i, level, handles[i]) for level in LEVELS] for i in range(CURVE_POINTS)]
     return {"name": share.name, "line": line, "area": f"{line}L100 100L0 100Z", "columns": columns}
 
 
 def _handle(name: str, place: int, level: float, now: float) -> dict[str, str]:
     return {"at": f"{name}|{place}|{level}", "on": str(abs(now - level) < 0.125).lower(),
-            "say": phrases.handle(name, place / (HANDLES - 1), level)}   # fmt: skip
+            "say": phrases.handle(name, place / (CURVE_POINTS - 1), level)}   # fmt: skip
 
 
-def moved(shares: Sequence[Share], text: str) -> tuple[Share, ...]:
+def moved(shares: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
     """The shares with one handle elsewhere; what a browser sends may be anything, and then nothing moves."""
     name, _, rest = text.partition("|")
     place, _, level = rest.partition("|")
-    if not (place.isdecimal() and int(place) < HANDLES) or level not in {str(known) for known in LEVELS}:
+    if not (place.isdecimal() and int(place) < CURVE_POINTS) or level not in {str(known) for known in LEVELS}:
         return tuple(shares)
     return tuple(replace(share, curve=_with(share.curve, int(place), float(level))) if share.name == name else share
                  for share in shares)   # fmt: skip
 
 
 def _with(curve: tuple[float, ...], place: int, level: float) -> tuple[float, ...]:
-    handles = list(curve or (1.0,) * HANDLES)
+    handles = list(curve or (1.0,) * CURVE_POINTS)
     handles[place] = level
     return () if set(handles) == {1.0} else tuple(handles)
 
 
-def regions(shares: Sequence[Share], picture: str) -> dict[str, Any]:
+def regions(shares: Sequence[MixEntry], picture: str) -> dict[str, Any]:
     """Fields to paint on for each adapter, over the picture drawn last."""
     return {"rows": [{"name": share.name, "src": picture, "spots": _spots(share)} for share in shares]}
 
 
-def _spots(share: Share) -> list[dict[str, str]]:
-    marks = "".join(share.region).ljust(FIELDS * FIELDS, "0")
-    return [{"on": str(mark == "1").lower(), "say": phrases.spot(share.name, i % FIELDS + 1, i // FIELDS + 1)}
+def _spots(share: MixEntry) -> list[dict[str, str]]:
+    marks = "".join(share.region).ljust(REGION_SIDE * REGION_SIDE, "0")
+    return [{"on": str(mark == "1").lower(), "say": phrases.spot(share.name, i % REGION_SIDE + 1, i // REGION_SIDE + 1)}
             for i, mark in enumerate(marks)]   # fmt: skip
 
 
-def painted(shares: Sequence[Share], text: str) -> tuple[Share, ...]:
+def painted(shares: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
     """The shares with another region for one; a region without a mark is none. Nonsense changes nothing."""
     name, _, marks = text.partition("|")
-    if len(marks) != FIELDS * FIELDS or not set(marks) <= {"0", "1"}:
+    if len(marks) != REGION_SIDE * REGION_SIDE or not set(marks) <= {"0", "1"}:
         return tuple(shares)
-    rows = tuple(marks[i : i + FIELDS] for i in range(0, len(marks), FIELDS)) if "1" in marks else ()
+    rows = tuple(marks[i : i + REGION_SIDE] for i in range(0, len(marks), REGION_SIDE)) if "1" in marks else ()
     return tuple(replace(share, region=rows) if share.name == name else share for share in shares)
 
 

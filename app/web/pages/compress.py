@@ -12,10 +12,10 @@ from atelier.app.jobs.jobs import cancel, find_run, resume, run_status, submit
 from atelier.app.services.compress import (
     ACCEPTED,
     accept,
-    compressions,
     discard,
+    list_compressions,
     make_config,
-    plan_of,
+    plan_compression,
     read_report,
     verdict,
 )
@@ -126,7 +126,7 @@ def _plan(home: Home, base: str, preset: str, how: str) -> dict[str, Any]:
     steps: dict[str, Any] = {"steps": 0} if how == "quick" else {}
     with plainly():
         config = CompressConfig(base=base or EMBEDDED, preset=preset, **steps)
-        plan = plan_of(home, config)
+        plan = plan_compression(home, config)
     takes = compress_words.AT_ONCE_QUICK if not config.steps else compress_words.AFTER_FIRST
     if config.steps and plan.seconds is not None:
         takes = compress_phrases.takes(plan.seconds)
@@ -140,7 +140,7 @@ def _plan(home: Home, base: str, preset: str, how: str) -> dict[str, Any]:
 def _show(home: Home, chosen: str, seen: str) -> list[Any]:
     """The outputs of a tick. A job that is over is left alone: its pairs may be under somebody's finger."""
     if not chosen:
-        rows = [_row(home, run) for run in compressions(home)]
+        rows = [_row(home, run) for run in list_compressions(home)]
         return [gr.Column(visible=True), rows, gr.Column(visible=False), gr.skip(), ""]
     try:
         status, run = run_status(home, chosen), find_run(home, chosen)

@@ -13,18 +13,18 @@ import gradio as gr
 from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.jobs.jobs import submit
 from atelier.app.services.engine import Engine
-from atelier.app.services.expert_settings import chosen_settings, filled, preset_of, usual_values
-from atelier.app.services.memory_hint import room_lines
-from atelier.app.services.trigger_word import word_said
+from atelier.app.services.expert_settings import default_values, draft_preset, form_values, run_settings
+from atelier.app.services.memory_hint import memory_lines
+from atelier.app.services.trigger_word import trigger_word_hint
 from atelier.app.store.create_draft import (
     Draft,
     add_pictures,
     clear_draft,
     edit_draft,
-    keep_setting,
     load_draft,
     picture_files,
     remove_picture,
+    save_setting,
 )
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home, new_name
@@ -159,8 +159,8 @@ def _keep_answer(home: Home, field: str, value: Any) -> None:
 
 def _keep_setting(home: Home, keys: Sequence[str], key: str, value: Any) -> list[Any]:
     draft = load_draft(home)
-    usual = usual_values(keys, preset_of(draft), draft.changes.get("base", EMBEDDED))
-    count, basis, *values = filled(keys, keep_setting(home, key, value, usual[list(keys).index(key)]))
+    usual = default_values(keys, draft_preset(draft), draft.changes.get("base", EMBEDDED))
+    count, basis, *values = form_values(keys, save_setting(home, key, value, usual[list(keys).index(key)]))
     # The base model and the kind bring settings of their own; what is being typed must not be written over.
     if key not in ("base", "kind"):
         return [count, gr.skip(), *(gr.skip() for _ in keys)]
@@ -175,7 +175,7 @@ def _watch_word(home: Home, engine: Engine, keys: Sequence[str], word: Any, cont
         other = acted(event)[1]   # the empty one means the name
         return [_keep_setting(home, keys, "trigger", other)[0], other]
 
-    gr.on([control.change for control in called], lambda *given: word_said(home, engine, *given), called, word,
+    gr.on([control.change for control in called], lambda *given: trigger_word_hint(home, engine, *given), called, word,
           **_COUNTED)   # fmt: skip
     word.act(call, None, [count, called[1]], **POLL)
 
@@ -183,21 +183,21 @@ def _watch_word(home: Home, engine: Engine, keys: Sequence[str], word: Any, cont
 def _choose_preset(home: Home, keys: Sequence[str], preset: str) -> list[Any]:
     """Another preset: show its settings; the base model and the kind stay as chosen."""
     stay = {key: value for key, value in load_draft(home).changes.items() if key in ("base", "kind")}
-    return filled(keys, edit_draft(home, preset=preset, changes=stay))
+    return form_values(keys, edit_draft(home, preset=preset, changes=stay))
 
 
 def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
     draft = load_draft(home)
-    count, basis, *values = filled(keys, draft)
+    count, basis, *values = form_values(keys, draft)
     # Models may have come since the page was made.
     values[keys.index("base")] = gr.update(choices=base_choices(home), value=values[keys.index("base")])
-    return [_pictures(draft), draft.what, draft.subject, draft.name, preset_of(draft), count, basis, *values]
+    return [_pictures(draft), draft.what, draft.subject, draft.name, draft_preset(draft), count, basis, *values]
 
 
 def _room(keys: Sequence[str], preset: str | None, basis: str, *values: Any) -> Iterator[str]:
     """What the run on the page takes of the memory here, or why there can be none."""
     try:
-        yield from room_lines(TrainConfig.from_dict(chosen_settings(keys, values, basis, preset or "")))
+        yield from memory_lines(TrainConfig.from_dict(run_settings(keys, values, basis, preset or "")))
     except ValueError as error:
         yield str(error)
 
@@ -216,7 +216,7 @@ def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
         if not name.strip():
             raise ValueError(words.NO_NAME)
         answers = {"name": new_name(home, name), "subject": subject.strip() or words.WHAT[what].lower()}
-        config = TrainConfig.from_dict({**chosen_settings(keys, expert, basis, preset), **answers})
+        config = TrainConfig.from_dict({**run_settings(keys, expert, basis, preset), **answers})
         config = as_style(config) if what == "style" else config
         imported = import_pictures(home, config.name, picture_files(home, draft))
         run = submit(home, replace(config, pictures=str(imported.folder)))

@@ -11,13 +11,21 @@ import gradio as gr
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.fusion.gates import Record
 from atelier.adapters.fusion.methods import DEFAULT, METHODS
-from atelier.app.services.draw import suggestion
+from atelier.app.services.draw import suggested_prompt
 from atelier.app.services.engine import Engine
-from atelier.app.services.fuse import can_be_one, compared, draw_mix, keep_picture, meeting, one_file, proposed
+from atelier.app.services.fuse import (
+    can_be_one_adapter,
+    draw_by_each_method,
+    draw_mix,
+    draw_mix_to_gallery,
+    fuse_to_adapter,
+    mix_interference,
+    proposed_adapters,
+)
 from atelier.app.store.gallery import find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter, list_adapters
-from atelier.app.store.mixes import SavedMix, Share, list_mixes, mix_of, read_mix, save_mix
+from atelier.app.store.mixes import MixEntry, SavedMix, list_mixes, mix_from_recipe, read_mix, save_mix
 from atelier.app.text import fusion as phrases
 from atelier.app.text import words
 from atelier.app.web.components.fusion_view import (
@@ -122,7 +130,7 @@ class _Acts:
 
     def keep(self, *values: Any) -> dict[str, Any]:
         with plainly():
-            kept = keep_picture(self.home, self.engine, _based(self.home, _ready(_mix(*values))))
+            kept = draw_mix_to_gallery(self.home, self.engine, _based(self.home, _ready(_mix(*values))))
         return {"src": file_address(kept.path), "note": words.IN_GALLERY, "href": address("gallery", picture=kept.id)}
 
     def save(self, name: str, *values: Any) -> list[Any]:
@@ -132,7 +140,7 @@ class _Acts:
 
     def unite(self, name: str, *values: Any) -> dict[str, Any]:
         with plainly():
-            card, error = one_file(self.home, self.engine, _based(self.home, _mix(*values)), name)
+            card, error = fuse_to_adapter(self.home, self.engine, _based(self.home, _mix(*values)), name)
         return {"text": phrases.united(card.name, error), "href": address("library", adapter=card.name)}
 
 
@@ -164,7 +172,7 @@ def _controls() -> tuple[dict[str, Any], Any, Any, Any]:
     return c, found, when, where
 
 
-def _mix(shares: Sequence[Share], method: str, prompt: str, seed: float | None, *strengths: float) -> SavedMix:
+def _mix(shares: Sequence[MixEntry], method: str, prompt: str, seed: float | None, *strengths: float) -> SavedMix:
     """What stands on the page."""
     now = tuple(replace(share, strength=float(value or 0)) for share, value in zip(shares, strengths, strict=False))
     return SavedMix(shares=now, method=method or DEFAULT, prompt=prompt or "", seed=int(seed or 0))
@@ -177,14 +185,14 @@ def _based(home: Home, mix: SavedMix) -> SavedMix:
 def _taken(home: Home, mix: SavedMix, name: str) -> list[Any]:
     """Take an adapter up or put it back; the others keep what they have."""
     others = tuple(share for share in mix.shares if share.name != name)
-    new = others if len(others) < len(mix.shares) else (*others, Share(find_adapter(home, name).name))
+    new = others if len(others) < len(mix.shares) else (*others, MixEntry(find_adapter(home, name).name))
     if len(new) > MOST:
         raise HomeError(phrases.too_many(MOST))
-    prompt = suggestion(find_adapter(home, name)) if new and not mix.prompt.strip() else gr.skip()
+    prompt = suggested_prompt(find_adapter(home, name)) if new and not mix.prompt.strip() else gr.skip()
     return [prompt, _proposals(home, replace(mix, shares=new)), new, *_rows(new), curves(new)]
 
 
-def _rows(shares: Sequence[Share]) -> list[Any]:
+def _rows(shares: Sequence[MixEntry]) -> list[Any]:
     used = [gr.Slider(label=share.name, value=share.strength, visible=True) for share in shares]
     return used + [gr.Slider(visible=False)] * (MOST - len(used))
 
@@ -192,10 +200,10 @@ def _rows(shares: Sequence[Share]) -> list[Any]:
 def _proposals(home: Home, mix: SavedMix) -> dict[str, Any]:
     with plainly():
         cards = {card.name: card for card in list_adapters(home)}
-        return proposal_cards(proposed(home, mix.prompt), cards, [share.name for share in mix.shares])
+        return proposal_cards(proposed_adapters(home, mix.prompt), cards, [share.name for share in mix.shares])
 
 
-def _without(mix: SavedMix, name: str, what: str) -> tuple[Share, ...]:
+def _without(mix: SavedMix, name: str, what: str) -> tuple[MixEntry, ...]:
     return tuple(replace(share, **{what: ()}) if share.name == name else share for share in mix.shares)
 
 
@@ -207,8 +215,8 @@ def _shown(home: Home, engine: Engine, mix: SavedMix) -> list[Any]:
         return [{"say": say}, [], [], regions(mix.shares, ""), "", gr.Button(interactive=False), ""]
     record = Record()
     picture = thumbnail(draw_mix(home, engine, mix, record=record))
-    single = can_be_one(home, engine, mix)
-    met = meeting_map(meeting(home, engine, mix), mix)
+    single = can_be_one_adapter(home, engine, mix)
+    met = meeting_map(mix_interference(home, engine, mix), mix)
     return [{"src": picture, "prompt": mix.prompt}, gate_maps(record, mix), met, regions(mix.shares, picture), picture,
             gr.Button(interactive=single), "" if single else words.ONE_FILE_NOT]   # fmt: skip
 
@@ -223,7 +231,7 @@ def _tried(home: Home, engine: Engine, mix: SavedMix) -> Iterator[list[dict[str,
     """The strip of methods, one after the other."""
     tiles: list[dict[str, Any]] = []
     with plainly():
-        for method, image in compared(home, engine, _based(home, _ready(mix))):
+        for method, image in draw_by_each_method(home, engine, _based(home, _ready(mix))):
             tiles.append({"method": method, "src": thumbnail(image), "title": words.FUSIONS[method],
                           "on": str(method == mix.method).lower()})   # fmt: skip
             yield list(tiles)
@@ -236,7 +244,7 @@ def _opened(home: Home, query: dict[str, str]) -> list[Any]:
         if query.get("mix"):
             mix = read_mix(home, query["mix"])
         elif query.get("picture"):
-            mix = mix_of(read_recipe(find_picture(home, query["picture"]).path) or {})
+            mix = mix_from_recipe(read_recipe(find_picture(home, query["picture"]).path) or {})
     except HomeError:
         pass   # an address of long ago: the page opens empty
     mix = mix or SavedMix(shares=(), method=DEFAULT, prompt=query.get("prompt", ""))

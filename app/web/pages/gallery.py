@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from atelier.app.services.draw import describe, recipe_text
+from atelier.app.services.draw import picture_recipe, recipe_json
 from atelier.app.store.gallery import (
     GalleryPicture,
     find_picture,
@@ -17,7 +17,7 @@ from atelier.app.store.gallery import (
     trash_picture,
 )
 from atelier.app.store.home import Home, HomeError
-from atelier.app.store.mixes import mix_of
+from atelier.app.store.mixes import mix_from_recipe
 from atelier.app.text import phrases, words
 from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import acted, panel
@@ -62,20 +62,20 @@ def _show(home: Home, chosen: str, pages: int) -> list[Any]:
         picture = find_picture(home, chosen) if chosen else None
     except HomeError:
         picture = None
-    hung = [{**_hung(home, each), "chosen": str(each == picture).lower()} for each in pictures]
+    hung = [{**_tile(home, each), "chosen": str(each == picture).lower()} for each in pictures]
     wall = {"pictures": hung, "more": len(pictures) == PAGE * pages, "none": not pictures}
     return [wall, gr.Column(visible=picture is not None), _detail(picture) if picture else {},
             picture.id if picture else "", pages]   # fmt: skip
 
 
-def _hung(home: Home, picture: GalleryPicture) -> dict[str, str]:
+def _tile(home: Home, picture: GalleryPicture) -> dict[str, str]:
     small = thumbnail(home, picture.id)
-    said = describe(picture).get("prompt", "")
+    said = picture_recipe(picture).get("prompt", "")
     return {"id": picture.id, "src": file_address(small) if small else "", "prompt": said}
 
 
 def _detail(picture: GalleryPicture) -> dict[str, Any]:
-    recipe = describe(picture)
+    recipe = picture_recipe(picture)
     adapters = ", ".join(f"{part['name']} {part['strength']:g}" for part in recipe.get("adapters", []))
     facts = {
         words.ADAPTERS: adapters, words.NEGATIVE: recipe.get("negative", ""), words.SEED: recipe.get("seed", ""),
@@ -87,7 +87,8 @@ def _detail(picture: GalleryPicture) -> dict[str, Any]:
     return {
         "id": picture.id, "src": file_address(picture.path), "prompt": recipe.get("prompt", ""),
         "facts": [{"name": name, "value": str(value)} for name, value in facts.items() if str(value)],
-        "recipe": recipe_text(recipe), "again": address("fusion" if mix_of(recipe) else "studio", picture=picture.id),
+        "recipe": recipe_json(recipe),
+        "again": address("fusion" if mix_from_recipe(recipe) else "studio", picture=picture.id),
     }   # fmt: skip
 
 

@@ -16,7 +16,7 @@ from atelier.adapters.formats.native import read_header, read_own
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.formats.write_foreign import FORMS
 from atelier.adapters.kinds.catalog import KINDS
-from atelier.app.services.draw import suggestion
+from atelier.app.services.draw import suggested_prompt
 from atelier.app.services.engine import Engine
 from atelier.app.services.import_export import export_adapters, import_file
 from atelier.app.store.home import Home, HomeError
@@ -196,7 +196,7 @@ def _export(home: Home, engine: Engine, name: str, wanted: Sequence[Any]) -> tup
         path, report = export_adapters([(card, 1.0)], form, folder, precision, limits=limits, recipe=recipe)
         told = _told(report)
         if form != "native" and card.base and (card.base == EMBEDDED or engine.holds(card.base)):
-            told = _compared(told, engine.compare(card.base, [(card.path, 1.0)], path, suggestion(card)))
+            told = _compared(told, engine.compare(card.base, [(card.path, 1.0)], path, suggested_prompt(card)))
     return gr.DownloadButton(value=str(path), visible=True), told
 
 

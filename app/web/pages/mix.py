@@ -8,8 +8,8 @@ import gradio as gr
 
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.fusion.batched_strengths import METHODS
-from atelier.app.services.combine_two import BEST_METHOD, STYLE_STRENGTHS, Recipe, caption_of_both, making
-from atelier.app.services.draw import settled
+from atelier.app.services.combine_two import BEST_METHOD, STYLE_STRENGTHS, CombineJob, caption_for_both, combine
+from atelier.app.services.draw import with_sampler
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home, new_name
 from atelier.app.store.library import AdapterCard, find_adapter, list_adapters
@@ -119,7 +119,7 @@ def _suggested(home: Home, content: str | None = None, style: str | None = None)
 
 
 def _prompt(content: AdapterCard, style: AdapterCard) -> str:
-    words_of_both = caption_of_both(identify(content.base or EMBEDDED), style.trigger)
+    words_of_both = caption_for_both(identify(content.base or EMBEDDED), style.trigger)
     return words_of_both.replace("{trigger}", content.trigger).replace("{subject}", content.subject)
 
 
@@ -143,7 +143,7 @@ def _grid(home: Home, engine: Engine, choice: Choice, prompt: str, seed: float |
     cards = [find_adapter(home, name) for name in (choice.content, choice.style)]
     cells = cells_at(*choice.at)
     asked = DrawRequest(prompt=prompt, seed=int(seed or 0), count=len(cells), steps=DRAW_STEPS)
-    request, _ = settled(asked, list(zip(cards, choice.at, strict=True)))
+    request, _ = with_sampler(asked, list(zip(cards, choice.at, strict=True)))
     paths = (cards[0].path, cards[1].path)
     pictures = engine.blend(cards[0].base or EMBEDDED, paths, choice.method, cells, request)
     shown = zip(pictures, cells, strict=True)
@@ -155,8 +155,8 @@ def _save(home: Home, choice: Choice, name: str) -> dict[str, Any]:
     if not choice.content or not choice.style:
         raise SettingError(words.MIX_NEEDS_TWO)
     content, style = (find_adapter(home, one) for one in (choice.content, choice.style))
-    recipe = Recipe(name=new_name(home, name), content=content, style=style, method=choice.method, steps=0,
+    recipe = CombineJob(name=new_name(home, name), content=content, style=style, method=choice.method, steps=0,
                     strengths=choice.at)   # fmt: skip
-    *_, card = making(home, recipe)
+    *_, card = combine(home, recipe)
     assert isinstance(card, AdapterCard)
     return {"name": card.name, "href": address("library", adapter=card.name)}

@@ -16,7 +16,7 @@ from atelier.app.jobs.jobs import worker_alive
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home
 from atelier.app.store.library import list_adapters
-from atelier.app.store.models import Model, find_models, keep_folders, model_folders
+from atelier.app.store.models import ModelEntry, find_models, model_folders, save_model_folders
 from atelier.app.text import phrases, words
 from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import panel
@@ -79,7 +79,7 @@ def _base_facts(engine: Engine) -> dict[str, str]:
 def _look(home: Home, text: str) -> list[Any]:
     """Remember the folders and show what is in them."""
     with plainly():
-        keep_folders(home, text)
+        save_model_folders(home, text)
     return _models(home)
 
 
@@ -92,7 +92,7 @@ def _models(home: Home) -> list[Any]:
     return ["\n".join(map(str, folders)), {"hint": hint, "models": models}]
 
 
-def _model_line(model: Model, adapters: int) -> str:
+def _model_line(model: ModelEntry, adapters: int) -> str:
     if model.info is None:
         return model.reason
     info = model.info

@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from atelier.app.services.draw import Wish, paint, remembered, suggestion
-from atelier.app.services.engine import Emerging, Engine
+from atelier.app.services.draw import DrawJob, draw_to_gallery, job_from_picture, suggested_prompt
+from atelier.app.services.engine import Engine, LatentPreview
 from atelier.app.store.gallery import GalleryPicture, find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter, list_adapters
@@ -38,7 +38,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         with gr.Column(scale=5, elem_classes="sheet"):
             c, shelf, triggers, draw, dice = _controls(home)
         with gr.Column(scale=7, elem_classes="easel"):
-            progress = panel("drawing", _resting())
+            progress = panel("drawing", _idle())
             results = panel("results", _results([]))
     # Ids of the pictures that a moving slider drew last: the next ones take their place.
     passing, at_once = gr.State([]), gr.Textbox(visible=False)
@@ -48,7 +48,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
 
     def paint_now(*values: Any) -> Iterator[list[Any]]:
         *given, _ = values
-        yield from _paint(home, engine, dict(zip(names, given, strict=True)), [])
+        yield from _draw(home, engine, dict(zip(names, given, strict=True)), [])
 
     def paint_live(*values: Any) -> Iterator[list[Any]]:
         *given, before = values
@@ -56,13 +56,13 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         # Gradio empties what a generator is to fill when it yields nothing at all.
         yield [gr.skip()] * len(painted)
         if asked["live"] and asked["prompt"].strip():
-            yield from _paint(home, engine, {**asked, "keep_seed": True}, before, passing=True)
+            yield from _draw(home, engine, {**asked, "keep_seed": True}, before, passing=True)
 
     def paint_first(wanted: str, *values: Any) -> Iterator[list[Any]]:
         *given, _ = values
         yield [gr.skip()] * len(painted)
         if wanted:
-            yield from _paint(home, engine, {**dict(zip(names, given, strict=True)), "keep_seed": True}, [])
+            yield from _draw(home, engine, {**dict(zip(names, given, strict=True)), "keep_seed": True}, [])
 
     def toggle(event: gr.EventData, *values: Any) -> list[Any]:
         return _toggle(home, dict(zip(names, values, strict=True)), acted(event)[1])
@@ -78,7 +78,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     taken = shelf.act(toggle, inputs, [c["names"], c["prompt"], c["base"], *sliders, shelf, triggers], **POLL)
     taken.success(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **_QUIET)
     triggers.act(_add_word, c["prompt"], c["prompt"], **POLL)
-    dice.click(_any_seed, None, c["seed"], **POLL)
+    dice.click(_random_seed, None, c["seed"], **POLL)
     c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **POLL)
 
 
@@ -113,49 +113,49 @@ def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Butto
     return c, shelf, triggers, draw, dice
 
 
-def _paint(
+def _draw(
     home: Home, engine: Engine, asked: dict[str, Any], before: Sequence[str], passing: bool = False
 ) -> Iterator[list[Any]]:
     """Draw what the controls say, showing each step. ``passing``: drawn while a slider moves, replacing ``before``."""
     skip = gr.skip()
     with plainly():
         if not asked["keep_seed"]:
-            asked = {**asked, "seed": _any_seed()}
-        wish, said = _wish(asked), ""
+            asked = {**asked, "seed": _random_seed()}
+        wish, said = _draw_job(asked), ""
         yield [_busy(0, 0), skip, asked["seed"], skip]
         try:
-            for news in paint(home, engine, wish):
+            for news in draw_to_gallery(home, engine, wish):
                 match news:
                     case str():
                         said = news
                     case tuple():
                         yield [_busy(*news), skip, skip, skip]
-                    case Emerging(small):
+                    case LatentPreview(small):
                         # What a slider moves stays in sight until the next ones are there.
-                        yield [skip, skip if passing else _emerging(small, wish.request), skip, skip]
+                        yield [skip, skip if passing else _preview(small, wish.request), skip, skip]
                     case list():
                         for id in before:
                             find_picture(home, id).path.unlink(missing_ok=True)
                         yield [_said(said), _results(news), skip, [picture.id for picture in news] if passing else []]
         except (ValueError, OSError):
-            yield [_resting(), skip, skip, skip]
+            yield [_idle(), skip, skip, skip]
             raise
 
 
-def _wish(asked: dict[str, Any]) -> Wish:
+def _draw_job(asked: dict[str, Any]) -> DrawJob:
     strengths = [(name, float(asked[f"strength{i}"])) for i, name in enumerate(_names(asked["names"]))]
     known = {f.name: asked[f.name] for f in fields(DrawRequest)}
     if not known["prompt"].strip():
         raise ValueError(words.NO_PROMPT)
     given = {key: value for key, value in known.items() if value is not None}
-    return Wish(request=DrawRequest.from_dict(given), base=asked["base"] or EMBEDDED, strengths=tuple(strengths))
+    return DrawJob(request=DrawRequest.from_dict(given), base=asked["base"] or EMBEDDED, strengths=tuple(strengths))
 
 
 def _names(text: str) -> list[str]:
     return [name for name in (text or "").split(_BETWEEN) if name][:MOST_ADAPTERS]
 
 
-def _any_seed() -> int:
+def _random_seed() -> int:
     return secrets.randbelow(2**31 - 1)
 
 
@@ -172,7 +172,7 @@ def _toggle(home: Home, asked: dict[str, Any], name: str) -> list[Any]:
         else:
             names.append(name)
     first = names == [name]
-    prompt = suggestion(card) if first and not asked["prompt"].strip() else gr.skip()
+    prompt = suggested_prompt(card) if first and not asked["prompt"].strip() else gr.skip()
     base = card.base or EMBEDDED if first else gr.skip()
     return [_BETWEEN.join(names), prompt, base, *_rows(names, strengths), _shelf(home, names), _triggers(home, names)]
 
@@ -196,7 +196,7 @@ def _triggers(home: Home, names: Sequence[str]) -> list[str]:
 
 def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]:
     """Fill the page from its address: ``?adapter=NAME`` or ``?picture=ID``."""
-    values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), "seed": _any_seed()}
+    values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), "seed": _random_seed()}
     names: list[str] = []
     strengths: dict[str, float] = {}
     results, draw, said, base = gr.skip(), "", gr.skip(), EMBEDDED
@@ -204,9 +204,9 @@ def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]
         if query.get("adapter"):
             card = find_adapter(home, query["adapter"])
             names, draw, base = [card.name], "yes" if (card.base or EMBEDDED) == EMBEDDED else "", card.base
-            values |= {"prompt": suggestion(card)}
+            values |= {"prompt": suggested_prompt(card)}
         elif query.get("picture"):
-            wish, missing = remembered(home, query["picture"])
+            wish, missing = job_from_picture(home, query["picture"])
             strengths = dict(wish.strengths)
             names = list(strengths)
             values, base = {**values, **wish.request.to_dict(), "keep_seed": True}, wish.base
@@ -224,16 +224,16 @@ def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:
     recipes = [(picture, read_recipe(picture.path) or {}) for picture in pictures]
     shown = [{"id": picture.id, "src": file_address(picture.path), "seed": recipe.get("seed", ""),
               "prompt": recipe.get("prompt", "")} for picture, recipe in recipes]   # fmt: skip
-    return _hung(shown)
+    return _picture_grid(shown)
 
 
-def _emerging(small: Sequence[Image.Image], request: DrawRequest) -> dict[str, Any]:
+def _preview(small: Sequence[Image.Image], request: DrawRequest) -> dict[str, Any]:
     """Where the pictures will be, what they are becoming."""
-    return _hung([{"id": "", "src": thumbnail(picture), "seed": request.seed + i, "prompt": words.EMERGING}
+    return _picture_grid([{"id": "", "src": thumbnail(picture), "seed": request.seed + i, "prompt": words.EMERGING}
                   for i, picture in enumerate(small)])   # fmt: skip
 
 
-def _hung(shown: list[dict[str, Any]]) -> dict[str, Any]:
+def _picture_grid(shown: list[dict[str, Any]]) -> dict[str, Any]:
     return {"pictures": shown, "columns": 1 if len(shown) <= 1 else 2 if len(shown) <= 4 else 3}
 
 
@@ -241,7 +241,7 @@ def _busy(done: int, of: int) -> dict[str, Any]:
     return {"busy": "true", "percent": 100 * done // of if of else 0, "say": drawing_phrases.drawing(done, of)}
 
 
-def _resting() -> dict[str, Any]:
+def _idle() -> dict[str, Any]:
     return {"busy": "false", "percent": 0, "say": ""}
 
 

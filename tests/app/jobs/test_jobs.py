@@ -23,11 +23,11 @@ import pytest
 
 from atelier.app.jobs import child_process as children
 from atelier.app.jobs import jobs
-from atelier.app.jobs.child_process import last_word, training_command, watch_child
+from atelier.app.jobs.child_process import exit_event, training_command, watch_child
 from atelier.app.jobs.jobs import cancel, find_run, list_runs, new_run, resume, run_status, submit, worker_alive
-from atelier.app.jobs.queue import Act, open_queue
+from atelier.app.jobs.queue import Action, open_queue
 from atelier.app.jobs.worker import reconcile, run_worker
-from atelier.app.jobs.worker_process import end_left_behind, worker_beside
+from atelier.app.jobs.worker_process import stop_orphaned_worker, worker_for_server
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.training.config.events import Event, Failed, Finished, Interrupted, Resumed, Saved, Stepped, Stopped
 from atelier.training.config.run_folder import STALE_SECONDS, RunFolder
@@ -292,10 +292,10 @@ def test_the_child_is_the_training_module_of_this_python(home):
 )  # fmt: skip
 def test_an_end_without_a_word_is_explained(tmp_path, code, kind, words):
     (tmp_path / "log.txt").write_bytes(b"a start\n" * 2000 + b"\xff\nRuntimeError: too big\n\n  \n")
-    word = last_word(code, tmp_path / "log.txt")
+    word = exit_event(code, tmp_path / "log.txt")
     assert type(word) is kind and words in word.message
     (tmp_path / "log.txt").write_text("")
-    assert last_word(1, tmp_path / "log.txt") == Failed("The training process ended with code 1.")
+    assert exit_event(1, tmp_path / "log.txt") == Failed("The training process ended with code 1.")
 
 
 def test_a_new_worker_brings_the_queue_in_line_with_the_folders(home):
@@ -305,9 +305,9 @@ def test_a_new_worker_brings_the_queue_in_line_with_the_folders(home):
     for n, last in enumerate((Stopped(1, "asked"), Failed("no"), Finished(9, "x", 1.0))):
         put(new_run(home, config(f"ended{n}")), STEPPED, SAVED, last)
     with open_queue(home) as queue:
-        queue.add(waits, Act.START)
+        queue.add(waits, Action.START)
         reconcile(home, queue)
-        expected = {lives.id: Act.WATCH, cut.id: Act.RESUME, waits.id: Act.START, lost.id: Act.START}
+        expected = {lives.id: Action.WATCH, cut.id: Action.RESUME, waits.id: Action.START, lost.id: Action.START}
         assert list(queue.waiting().items()) == list(expected.items())
         queue.drop(cut)
         reconcile(home, queue)   # nothing goes on by itself a second time
@@ -316,7 +316,7 @@ def test_a_new_worker_brings_the_queue_in_line_with_the_folders(home):
 
 @pytest.mark.parametrize("cold", [True, False])
 def test_a_watched_child_without_a_last_word_is_interrupted(home, monkeypatch, cold):
-    for name in ("GRACE_SECONDS", "STRAIN_SECONDS", "WATCH_SECONDS"):
+    for name in ("GRACE_SECONDS", "STALE_SECONDS", "WATCH_SECONDS"):
         monkeypatch.setattr(children, name, 0.05)
     run = new_run(home, config())
     put(run, STEPPED, alive=cold)
@@ -378,12 +378,12 @@ def test_a_second_worker_is_refused(home, start_worker):
 
 def test_a_crashed_server_leaves_its_worker_to_the_next_one(home):
     def crash() -> None:
-        with worker_beside(home):
+        with worker_for_server(home):
             os.kill(os.getpid(), signal.SIGKILL)
 
     forked(crash).join()
     until(lambda: worker_alive(home))
-    with worker_beside(home):
+    with worker_for_server(home):
         assert worker_alive(home)
     assert not worker_alive(home)
 
@@ -391,7 +391,7 @@ def test_a_crashed_server_leaves_its_worker_to_the_next_one(home):
 def test_a_server_ends_nobody_elses_worker(home, start_worker):
     start_worker()   # as a person does it
     until(lambda: worker_alive(home))
-    with worker_beside(home):
+    with worker_for_server(home):
         pass
     assert worker_alive(home)
 
@@ -402,7 +402,7 @@ def test_a_worker_lives_while_its_server_does_and_a_number_is_not_enough_to_know
     started, me = psutil.Process(other.pid).create_time(), psutil.Process()
     server = [me.pid, me.create_time()] if served else [2**30, 0.0]   # more than any process has
     (home.state / "worker.json").write_text(json.dumps([[other.pid, started + later], server]))
-    end_left_behind(home)
+    stop_orphaned_worker(home)
     assert other.poll() is None
     other.kill()
     other.wait()
@@ -529,7 +529,7 @@ def test_what_ended_before_is_left_alone_by_a_new_worker(home, start_worker):
 def test_a_message_that_came_twice_starts_a_run_once(home, start_worker):
     run = submit(home, config())
     with open_queue(home) as queue:
-        queue.add(run, Act.START)
+        queue.add(run, Action.START)
     other = submit(home, config("other"))
     (run.path / "finish").touch()
     start_worker()

@@ -16,7 +16,7 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, read_header
 from atelier.adapters.fusion.break_for_make_halves import basis, strengthened, unite
 from atelier.app.cli.main import main
-from atelier.app.services.draw import suggestion
+from atelier.app.services.draw import suggested_prompt
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import find_adapter
 from atelier.training.base_models.base_model import load
@@ -64,7 +64,7 @@ def test_a_content_and_a_style_become_one_file(taught: Home, capsys: pytest.Capt
     assert answer == {"name": "both", "path": str(card.path), "trigger": "rex"}
     assert (card.subject, card.pictures, card.kind, card.base) == ("fox", 4 + 16, "split", "embedded")
     assert card.thumbnail
-    assert suggestion(card) == "a ink emoji of a rex fox"
+    assert suggested_prompt(card) == "a ink emoji of a rex fox"
     both = load_adapter(card.path)
     expected = strengthened(unite(rex, ink), content=1, style=0.5).tensors()
     assert all(torch.equal(value, expected[key]) for key, value in both.tensors().items())

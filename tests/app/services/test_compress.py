@@ -15,9 +15,17 @@ from atelier.adapters.quantization.bit_policy import PRESETS
 from atelier.app.cli.arguments import build_parser
 from atelier.app.jobs.jobs import new_run, run_status
 from atelier.app.services import compress as compressing
-from atelier.app.services.compress import accept, compress_here, discard, make_config, plan_of, read_report, verdict
+from atelier.app.services.compress import (
+    accept,
+    discard,
+    make_config,
+    plan_compression,
+    read_report,
+    run_compress,
+    verdict,
+)
 from atelier.app.store.home import Home, HomeError, open_home
-from atelier.app.store.models import base_choices, find_base
+from atelier.app.store.models import base_choices, resolve_base
 from atelier.app.text import compress as compress_words
 from atelier.app.text import words
 from atelier.app.web.components.page_frame import job_bar, run_address
@@ -70,19 +78,19 @@ def finished(home: Home, name: str = "small") -> RunFolder:
 
 
 def test_the_plan_weighs_before_anything_is_done(home: Home):
-    plans = {preset: plan_of(home, CompressConfig(preset=preset)) for preset in PRESETS}
+    plans = {preset: plan_compression(home, CompressConfig(preset=preset)) for preset in PRESETS}
     weights = (EMBEDDED_FOLDER / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
     for plan in plans.values():
         assert plan.before == pytest.approx(weights, rel=0.01)   # the shipped file is float16
         assert plan.after < 0.6 * plan.before
     assert plans["w2a8"].after < plans["w4a8"].after < plans["w8a8"].after
-    assert plans["w4a8"].memory > plan_of(home, CompressConfig(steps=0)).memory
+    assert plans["w4a8"].memory > plan_compression(home, CompressConfig(steps=0)).memory
 
 
 def test_the_time_is_that_of_earlier_steps_here(home: Home):
-    assert plan_of(home, CompressConfig()).seconds is None
+    assert plan_compression(home, CompressConfig()).seconds is None
     working(home)
-    assert plan_of(home, CompressConfig(steps=400)).seconds == pytest.approx(400 * 2.0 * 1.5)
+    assert plan_compression(home, CompressConfig(steps=400)).seconds == pytest.approx(400 * 2.0 * 1.5)
 
 
 def test_a_kept_result_is_a_base_model_like_any_other(home: Home):
@@ -90,8 +98,8 @@ def test_a_kept_result_is_a_base_model_like_any_other(home: Home):
     path = accept(home, run.id)
     assert path == home.bases / "small"
     assert verdict(run) == "kept"
-    assert find_base(home, "small") == str(path)
-    assert find_base(home, "embedded") == "embedded"
+    assert resolve_base(home, "small") == str(path)
+    assert resolve_base(home, "embedded") == "embedded"
     assert str(path) in [base for _, base in base_choices(home)]
     with pytest.raises(HomeError, match="no result any more"):
         accept(home, run.id)
@@ -178,13 +186,13 @@ def test_the_command_keeps_its_result(home: Home, monkeypatch: pytest.MonkeyPatc
         (run.path / "report.json").write_text(json.dumps(REPORT))
         return Finished(4, str(run.path / "compressed"), 1.0)
 
-    monkeypatch.setattr(compressing, "train_here", stand_in)
-    values = compress_here(home, command("--preset", "w4a4", "--steps", "40", "--prompt", "a hat", "--set", "rank=8"))
+    monkeypatch.setattr(compressing, "run_training", stand_in)
+    values = run_compress(home, command("--preset", "w4a4", "--steps", "40", "--prompt", "a hat", "--set", "rank=8"))
     assert values["path"] == str(home.bases / "small")
     assert values["bytes"] == 6_400_000
     assert (asked[0].preset, asked[0].steps, asked[0].prompts, asked[0].rank) == ("w4a4", 40, "a hat", 8)
     other = build_parser().parse_args(["compress", "--name", "other", "--preset", "w2a8"])
-    assert compress_here(home, other) == {"error": "The disk is full."}
+    assert run_compress(home, other) == {"error": "The disk is full."}
 
 
 @pytest.mark.parametrize(("given", "said"), [
@@ -193,4 +201,4 @@ def test_the_command_keeps_its_result(home: Home, monkeypatch: pytest.MonkeyPatc
 ])   # fmt: skip
 def test_what_can_not_be_used_is_said(home: Home, given: list[str], said: str):
     with pytest.raises((SettingError, HomeError), match=said):
-        compress_here(home, command(*given))
+        run_compress(home, command(*given))

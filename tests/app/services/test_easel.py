@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from atelier.adapters.formats.foreign_metadata import sampler
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.main import main
-from atelier.app.services.draw import Wish, paint, remembered, settled
-from atelier.app.services.engine import Emerging, Engine
+from atelier.app.services.draw import DrawJob, draw_to_gallery, job_from_picture, with_sampler
+from atelier.app.services.engine import Engine, LatentPreview
 from atelier.app.services.import_export import import_file
 from atelier.app.store.gallery import GalleryPicture, encode_picture, make_recipe, picture_id, read_recipe
 from atelier.app.store.home import Home, open_home
@@ -49,8 +49,8 @@ def engine() -> Engine:
     return Engine()
 
 
-def painted(home: Home, engine: Engine, wish: Wish) -> tuple[list[Any], list[GalleryPicture]]:
-    *way, pictures = paint(home, engine, wish)
+def painted(home: Home, engine: Engine, wish: DrawJob) -> tuple[list[Any], list[GalleryPicture]]:
+    *way, pictures = draw_to_gallery(home, engine, wish)
     assert isinstance(pictures, list)
     return way, pictures
 
@@ -90,7 +90,7 @@ def test_such_an_adapter_decides_and_says_so(home, engine, tmp_path, capsys):
     import_file(home, foreign(tmp_path / "lcm-lora-tiny", "pytorch_lora_weights.safetensors"))
     card = find_adapter(home, "lcm-lora-tiny")
     assert card.sampler == "lcm"
-    wish = Wish(request=DrawRequest(prompt="a fox"), strengths=(("lcm-lora-tiny", 1.0),))
+    wish = DrawJob(request=DrawRequest(prompt="a fox"), strengths=(("lcm-lora-tiny", 1.0),))
     (said, *way), [picture] = painted(home, engine, wish)
     assert said.startswith("lcm-lora-tiny was made for few steps: drawn with the LCM sampler, 8 steps, guidance 1.5.")
     assert [news for news in way if isinstance(news, tuple)] == [(i, 8) for i in range(1, 9)]
@@ -104,28 +104,28 @@ def test_it_decides_nothing_that_a_person_decided_and_nothing_at_zero(home, tmp_
     import_file(home, foreign(tmp_path, "lcm.safetensors"))
     card, plain = find_adapter(home, "lcm"), DrawRequest(prompt="a fox")
     chosen = DrawRequest(prompt="a fox", sampler="ddim")
-    assert settled(chosen, [(card, 1.0)]) == (chosen, "")
-    assert settled(plain, [(card, 0.0)]) == (plain.settled(), "") == settled(plain, [])
+    assert with_sampler(chosen, [(card, 1.0)]) == (chosen, "")
+    assert with_sampler(plain, [(card, 0.0)]) == (plain.settled(), "") == with_sampler(plain, [])
     lcm = DrawRequest(prompt="a fox", sampler="lcm")
-    assert settled(lcm, [(card, 1.0)]) == (lcm, "")   # steps and guidance are then the person's as well
+    assert with_sampler(lcm, [(card, 1.0)]) == (lcm, "")   # steps and guidance are then the person's as well
 
 
 def test_a_picture_names_the_sampler_it_was_drawn_with_and_gives_it_back(home, engine):
     for asked, drawn in ((AUTO, DrawRequest().settled().sampler), ("euler", "euler")):
         request = DrawRequest(prompt="a fox", steps=2, seed=5, sampler=asked)
-        way, [picture] = painted(home, engine, Wish(request=request))
+        way, [picture] = painted(home, engine, DrawJob(request=request))
         assert (read_recipe(picture.path) or {})["sampler"] == drawn
         with Image.open(picture.path) as image:
             assert f"Sampler: {'Euler' if drawn == 'euler' else 'DPM++ 2M'}," in image.info["parameters"]
-        wish, missing = remembered(home, picture.id)
+        wish, missing = job_from_picture(home, picture.id)
         assert (wish.request.sampler, missing) == (drawn, [])
         _, [again] = painted(home, engine, wish)
         assert Image.open(again.path).tobytes() == Image.open(picture.path).tobytes()
-        assert any(isinstance(news, Emerging) for news in way)
+        assert any(isinstance(news, LatentPreview) for news in way)
 
 
 def test_an_old_picture_was_drawn_with_ddim(home):
-    wish, _ = remembered(home, hang(home, OLD))
+    wish, _ = job_from_picture(home, hang(home, OLD))
     assert wish.request == DrawRequest(prompt="a fox", seed=3, steps=2, sampler="ddim", width=64, height=64)
 
 

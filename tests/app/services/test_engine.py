@@ -17,7 +17,7 @@ from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.kinds.catalog import create
 from atelier.app.services import engine as module
-from atelier.app.services.engine import KEPT_ADAPTERS, Engine
+from atelier.app.services.engine import CACHED_ADAPTERS, Engine
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.sampling.sample import DrawRequest
@@ -105,7 +105,7 @@ def test_an_adapter_is_read_once_until_its_file_changes(fakes: Fakes, tmp_path: 
 
 def test_the_adapters_used_last_are_kept(fakes: Fakes, tmp_path: Path) -> None:
     engine = Engine()
-    paths = [adapter_file(tmp_path, str(i)) for i in range(KEPT_ADAPTERS + 1)]
+    paths = [adapter_file(tmp_path, str(i)) for i in range(CACHED_ADAPTERS + 1)]
     for path in [*paths[:-1], paths[0], paths[-1], paths[0], paths[1]]:
         engine.draw("one", [(path, 1.0)], REQUEST)
     # "0" was used again before the last one came, so "1" had to go.

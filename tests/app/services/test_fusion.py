@@ -22,11 +22,18 @@ from atelier.adapters.kinds.catalog import create
 from atelier.app.services import engine as engine_module
 from atelier.app.services import fuse as fusing
 from atelier.app.services.engine import Engine
-from atelier.app.services.fuse import can_be_one, compared, draw_mix, keep_picture, meeting, one_file
+from atelier.app.services.fuse import (
+    can_be_one_adapter,
+    draw_by_each_method,
+    draw_mix,
+    draw_mix_to_gallery,
+    fuse_to_adapter,
+    mix_interference,
+)
 from atelier.app.store.gallery import read_recipe
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter
-from atelier.app.store.mixes import FIELDS, SavedMix, Share, list_mixes, mix_of, read_mix, save_mix
+from atelier.app.store.mixes import REGION_SIDE, MixEntry, SavedMix, list_mixes, mix_from_recipe, read_mix, save_mix
 from atelier.app.text import words
 from atelier.app.web.components.fusion_view import (
     curves,
@@ -83,12 +90,13 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusing, "KEPT_STEPS", 2)
+    monkeypatch.setattr(fusing, "GALLERY_STEPS", 2)
     monkeypatch.setattr(fusing.draw_mix, "__defaults__", (2, None))
 
 
-BOTH = SavedMix(shares=(Share("rex", 0.8), Share("ink", 0.5)), prompt=PROMPT, seed=3)
-SHAPED = replace(BOTH, shares=(Share("rex", 0.8, (1.0, 0.5, 0.0, 0.0, 0.0)), Share("ink", 0.5, (), ("1" * 8,) * 8)))
+BOTH = SavedMix(shares=(MixEntry("rex", 0.8), MixEntry("ink", 0.5)), prompt=PROMPT, seed=3)
+SHAPED = replace(BOTH, shares=(MixEntry("rex", 0.8, (1.0, 0.5, 0.0, 0.0, 0.0)),
+                               MixEntry("ink", 0.5, (), ("1" * 8,) * 8)))
 
 
 def test_a_mix_comes_back_from_its_file_as_it_was(home: Home):
@@ -121,7 +129,7 @@ def test_presses_move_handles_and_paint_fields_and_nonsense_does_nothing():
     [rex, ink] = moved(shares, "rex|1|0.25")
     assert (rex.curve, ink) == ((1.0, 0.25, 1.0, 1.0, 1.0), shares[1])
     assert moved([rex, ink], "rex|1|1.0") == shares, "a curve that is 1 throughout is none"
-    marks = "1" + "0" * (FIELDS * FIELDS - 1)
+    marks = "1" + "0" * (REGION_SIDE * REGION_SIDE - 1)
     for text in ("rex|11", "rex|" + "2" * 64, marks):
         assert painted(shares, text) == shares
     [rex, ink] = painted(shares, f"rex|{marks}")
@@ -137,7 +145,7 @@ def test_panels_show_what_stands(home: Home):
     assert rex["line"] == "M0 10L10 10L30 50L50 90L70 90L90 90L100 90"
     fields = regions(SHAPED.shares, "x")["rows"]
     assert [sum(spot["on"] == "true" for spot in row["spots"]) for row in fields] == [0, 64]
-    cards = proposal_cards(fusing.proposed(home, "zzz"), {}, ["rex", "gone"])["cards"]
+    cards = proposal_cards(fusing.proposed_adapters(home, "zzz"), {}, ["rex", "gone"])["cards"]
     assert {card["name"]: card["on"] for card in cards} == {"rex": "true", "ink": "false", "gone": "true"}
 
 
@@ -159,10 +167,10 @@ def test_all_methods_are_compared_and_those_that_cannot_are_left_out(
     home: Home, engine: Engine, gated: None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(fusing.draw_mix, "__defaults__", (1, None))
-    drawn = dict(compared(home, engine, BOTH))
+    drawn = dict(draw_by_each_method(home, engine, BOTH))
     assert list(drawn) == list(METHODS)
     assert len({picture.tobytes() for picture in drawn.values()}) >= 7
-    shaped = dict(compared(home, engine, SHAPED))
+    shaped = dict(draw_by_each_method(home, engine, SHAPED))
     assert {"gated", "sum", "normalised"} <= set(shaped)
     assert not {"ties", "composite"} & set(shaped)
 
@@ -189,44 +197,44 @@ def test_gates_and_meetings_are_shown_layer_by_layer(home: Home, engine: Engine,
 
 
 def test_advice_follows_the_weights(home: Home, engine: Engine):
-    twice = replace(BOTH, shares=(Share("rex", 1.0), Share("rex", 1.0)))
-    found = meeting(home, engine, twice)
+    twice = replace(BOTH, shares=(MixEntry("rex", 1.0), MixEntry("rex", 1.0)))
+    found = mix_interference(home, engine, twice)
     assert found is not None
     assert found.lost == pytest.approx(-1, abs=1e-4)
     assert "want much the same" in meeting_map(found, twice)[0]["said"]
-    opposed = replace(BOTH, shares=(Share("rex", 1.0), Share("rex", -0.9)))
-    assert "push against each other" in meeting_map(meeting(home, engine, opposed), opposed)[0]["said"]
-    assert meeting(home, engine, replace(BOTH, shares=BOTH.shares[:1])) is None
+    opposed = replace(BOTH, shares=(MixEntry("rex", 1.0), MixEntry("rex", -0.9)))
+    assert "push against each other" in meeting_map(mix_interference(home, engine, opposed), opposed)[0]["said"]
+    assert mix_interference(home, engine, replace(BOTH, shares=BOTH.shares[:1])) is None
     assert meeting_map(None, BOTH) == []
 
 
 def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, engine: Engine):
-    kept = keep_picture(home, engine, SHAPED)
+    kept = draw_mix_to_gallery(home, engine, SHAPED)
     recipe = read_recipe(kept.path)
     assert recipe is not None
-    assert mix_of(recipe) == SHAPED
+    assert mix_from_recipe(recipe) == SHAPED
     assert gallery._detail(kept)["again"] == f"/fusion?picture={kept.id}"
     _, method, prompt, seed, _, shares, *_ = fusion._opened(home, {"picture": kept.id})
     assert (method, prompt, seed, shares) == ("sum", PROMPT, 3, SHAPED.shares)
-    assert mix_of({"prompt": "x"}) is None
+    assert mix_from_recipe({"prompt": "x"}) is None
 
 
 @pytest.mark.parametrize("method", ["sum", "svd", "ties"])
 def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine, method: str):
     mix = replace(BOTH, method=method)
-    assert can_be_one(home, engine, mix)
-    card, error = one_file(home, engine, mix, "united")
+    assert can_be_one_adapter(home, engine, mix)
+    card, error = fuse_to_adapter(home, engine, mix, "united")
     assert (card.trigger, card.base) == ("rex ink", "embedded")
     assert error < 1e-4 if method != "svd" else 0.05 < error < 1
     if method == "sum":
-        alone = SavedMix(shares=(Share("united"),), prompt=PROMPT, seed=3)
+        alone = SavedMix(shares=(MixEntry("united"),), prompt=PROMPT, seed=3)
         ours, theirs = (torch.tensor(list(draw_mix(home, engine, each).tobytes())) for each in (alone, mix))
         assert (ours - theirs).abs().max() <= 2, "but for rounding"
     with pytest.raises(HomeError, match="is taken"):
-        one_file(home, engine, mix, "united")
+        fuse_to_adapter(home, engine, mix, "united")
     with pytest.raises(SettingError, match="can't be one file"):
-        one_file(home, engine, replace(mix, method="composite"), "other")
-    assert not can_be_one(home, engine, SHAPED)
+        fuse_to_adapter(home, engine, replace(mix, method="composite"), "other")
+    assert not can_be_one_adapter(home, engine, SHAPED)
 
 
 def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
@@ -237,30 +245,30 @@ def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engin
         return load_adapter(path)
 
     monkeypatch.setattr(engine_module, "load_adapter", load_and_note)
-    meeting(home, engine, BOTH)   # a drawing reads them in the same way
-    assert [can_be_one(home, engine, BOTH) for _ in range(3)] == [True] * 3
+    mix_interference(home, engine, BOTH)   # a drawing reads them in the same way
+    assert [can_be_one_adapter(home, engine, BOTH) for _ in range(3)] == [True] * 3
     assert sorted(read) == ["ink", "rex"]
     (home.adapters / "ink.safetensors").write_bytes((home.adapters / "rex.safetensors").read_bytes())
-    assert can_be_one(home, engine, BOTH)
+    assert can_be_one_adapter(home, engine, BOTH)
     assert sorted(read) == ["ink", "ink", "rex"]
 
 
 def test_taking_up_and_putting_back(home: Home):
     prompt, cards, shares, *rows, drawn = fusion._taken(home, SavedMix(shares=()), "rex")
     assert prompt == "an emoji of a rex fox"
-    assert shares == (Share("rex"),)
+    assert shares == (MixEntry("rex"),)
     assert (rows[0].label, rows[0].visible, rows[1].visible) == ("rex", True, False)
     assert len(drawn) == 1
     assert [card["name"] for card in cards["cards"] if card["on"] == "true"] == ["rex"]
     _, _, shares, *_ = fusion._taken(home, BOTH, "rex")
     assert shares == (BOTH.shares[1],)
-    full = replace(BOTH, shares=tuple(Share(f"a{i}") for i in range(fusion.MOST)))
+    full = replace(BOTH, shares=tuple(MixEntry(f"a{i}") for i in range(fusion.MOST)))
     with pytest.raises(HomeError, match="are the most"):
         fusion._taken(home, full, "rex")
 
 
 def test_what_was_deleted_is_left_out(home: Home):
-    gone = replace(BOTH, shares=(*BOTH.shares, Share("gone")))
+    gone = replace(BOTH, shares=(*BOTH.shares, MixEntry("gone")))
     assert fusion._filled(home, gone)[4] == BOTH.shares
     _, method, prompt, _, _, shares, *_ = fusion._opened(home, {"mix": "never", "prompt": "a fox"})
     assert (method, prompt, shares) == ("sum", "a fox", ())
@@ -288,7 +296,7 @@ def test_the_command_line_draws_by_every_method(home: Home, tmp_path: Path):
         drawn[method] = Image.open(path).tobytes()
         recipe = read_recipe(path)
         assert recipe is not None
-        found = mix_of(recipe)
+        found = mix_from_recipe(recipe)
         assert found is not None
         assert (found.method, [s.name for s in found.shares]) == (method, ["rex", "ink"])
     assert len(set(drawn.values())) == 2

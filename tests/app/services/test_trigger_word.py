@@ -10,7 +10,7 @@ import pytest
 from atelier.app.services import engine as engine_module
 from atelier.app.services import trigger_word as trigger
 from atelier.app.services.engine import Engine
-from atelier.app.services.trigger_word import word_said
+from atelier.app.services.trigger_word import trigger_word_hint
 from atelier.app.store.create_draft import edit_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.text import create as create_phrases
@@ -24,13 +24,13 @@ def engine() -> Engine:
 
 @pytest.fixture
 def home(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    monkeypatch.setattr(trigger, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(trigger, "TYPING_PAUSE_SECONDS", 0.0)
     return open_home(own_home)
 
 
 def said(home: Home, engine: Engine, name: str, word: str = "", base: str = "embedded") -> dict[str, str]:
     edit_draft(home, name=name, changes={"trigger": word} if word else {})
-    return word_said(home, engine, name, word, base)
+    return trigger_word_hint(home, engine, name, word, base)
 
 
 def test_a_neutral_word_is_offered_for_one_with_a_meaning(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
@@ -50,7 +50,7 @@ def test_a_neutral_word_needs_no_words_and_can_be_given_up(home: Home, engine: E
 
 def test_nothing_is_said_of_half_a_word_or_of_a_base_that_cannot_be_used(home: Home, engine: Engine):
     edit_draft(home, name="foxy")
-    assert word_said(home, engine, "fox", "", "embedded") == {}
+    assert trigger_word_hint(home, engine, "fox", "", "embedded") == {}
     assert said(home, engine, "foxy", base=str(home.path / "nowhere")) == {}
 
 

@@ -14,7 +14,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from atelier.app.store import home as homes
-from atelier.app.store.home import HomeError, id_time, new_name, open_home, safe_name, time_id, write_whole, writing
+from atelier.app.store.home import (
+    HomeError,
+    explain_write_errors,
+    new_name,
+    open_home,
+    safe_name,
+    time_id,
+    time_of_id,
+    write_whole,
+)
 
 FOLDERS = {"datasets", "runs", "adapters", "bases", "gallery", "mixes", "trash", "state"}
 
@@ -86,7 +95,7 @@ def test_a_folder_that_became_unwritable_is_named(tmp_path, monkeypatch):
      (errno.EROFS, "can't be written"), (errno.EIO, "can't be used: Input/output error")],
 )
 def test_what_the_system_says_becomes_a_sentence(tmp_path, number, words):
-    with pytest.raises(HomeError, match=words), writing(tmp_path):
+    with pytest.raises(HomeError, match=words), explain_write_errors(tmp_path):
         raise OSError(number, os.strerror(number))
 
 
@@ -182,9 +191,9 @@ def test_ids_sort_by_time_and_tell_it():
     before = datetime.now(UTC)
     ids = [time_id() for _ in range(1000)]
     assert ids == sorted(ids)
-    times = [id_time(id) for id in ids]
+    times = [time_of_id(id) for id in ids]
     assert all(before <= moment <= datetime.now(UTC) for moment in times)
-    assert id_time("20251122-075612-123456-abc") - datetime(2025, 11, 22, 7, 56, 12, tzinfo=UTC) == timedelta(
+    assert time_of_id("20251122-075612-123456-abc") - datetime(2025, 11, 22, 7, 56, 12, tzinfo=UTC) == timedelta(
         microseconds=123456
     )
-    assert homes.id_time("../../etc/passwd") is None and id_time("20259922-075612-123456") is None
+    assert homes.time_of_id("../../etc/passwd") is None and time_of_id("20259922-075612-123456") is None

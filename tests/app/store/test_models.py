@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from atelier.app.cli.main import main
 from atelier.app.store import models
 from atelier.app.store.home import HomeError, open_home
-from atelier.app.store.models import base_choices, find_models, keep_folders, model_folders, scan_models
+from atelier.app.store.models import base_choices, find_models, model_folders, save_model_folders, scan_models
 from atelier.app.text import words
 from atelier.app.web.pages import create, settings, studio
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
@@ -21,7 +21,7 @@ from atelier.training.base_models.identify import EMBEDDED_FOLDER
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of models as people have them: one that is good in a folder of its own, and three that are not."""
-    monkeypatch.setattr(models, "LEAST_BYTES", 50)
+    monkeypatch.setattr(models, "MIN_CHECKPOINT_BYTES", 50)
     folder = tmp_path / "models"
     (folder / "diffusers").mkdir(parents=True)
     (folder / "diffusers" / "small").symlink_to(EMBEDDED_FOLDER)
@@ -64,14 +64,14 @@ def test_a_file_that_changed_is_read_again(shelf: Path):
 def test_folders_are_remembered_and_what_is_in_them_can_be_chosen(shelf: Path, own_home: Path, tmp_path: Path):
     home = open_home(own_home)
     assert base_choices(home) == [("Atelier's own small model", "embedded")]
-    keep_folders(home, f"  {shelf} \n\n{shelf / 'diffusers'}\n")
+    save_model_folders(home, f"  {shelf} \n\n{shelf / 'diffusers'}\n")
     assert model_folders(home) == [shelf, shelf / "diffusers"]
     assert [model.path.name for model in find_models(home)] == ["adapter.safetensors", "small", "old.ckpt"]
     (embedded, small) = base_choices(home)
     assert embedded[1] == "embedded"
     assert small == ("small · Atelier's own small model (v-prediction)", str(shelf / "diffusers" / "small"))
     with pytest.raises(HomeError, match=r"nowhere is no folder.*leave the line away"):
-        keep_folders(home, str(tmp_path / "nowhere"))
+        save_model_folders(home, str(tmp_path / "nowhere"))
     assert len(model_folders(home)) == 2   # what can't be used changes nothing
     shelf.rename(tmp_path / "unplugged")
     assert find_models(home) == []
@@ -91,7 +91,7 @@ def test_the_settings_page_says_what_each_model_is(shelf: Path, own_home: Path):
 
 def test_create_offers_what_was_found_since_the_page_was_made(shelf: Path, own_home: Path):
     home, keys = open_home(own_home), ["base", "kind", "steps"]
-    keep_folders(home, str(shelf))
+    save_model_folders(home, str(shelf))
     restored = create._restore(home, keys)
     assert [base for _, base in restored[-3]["choices"]] == ["embedded", str(shelf / "diffusers" / "small")]
     assert restored[-3]["value"] == "embedded"
@@ -99,7 +99,7 @@ def test_create_offers_what_was_found_since_the_page_was_made(shelf: Path, own_h
 
 def test_the_studio_offers_what_was_found_since_the_page_was_made(shelf: Path, own_home: Path):
     home, keys = open_home(own_home), ["prompt", "base", "names"]
-    keep_folders(home, str(shelf))
+    save_model_folders(home, str(shelf))
     opened = dict(zip(keys, studio._opened(home, keys, {}), strict=False))
     assert [base for _, base in opened["base"]["choices"]] == ["embedded", str(shelf / "diffusers" / "small")]
 

@@ -19,7 +19,7 @@ from atelier.app.store import search as finding
 from atelier.app.store.gallery import save_picture
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import adapter_hash, find_adapter
-from atelier.app.store.search import proposals
+from atelier.app.store.search import propose_adapters
 from atelier.training.embedded_base.train_retriever import text_encoder_hash
 from atelier.training.sampling.prompt_features import PromptEncoder
 
@@ -84,80 +84,81 @@ def liar(word: str) -> str:
 
 @pytest.mark.parametrize("word", WORDS)
 def test_weights_decide_whatever_files_are_called(home: Home, word: str):
-    first, *_ = proposals(home, word)
+    first, *_ = propose_adapters(home, word)
     assert first.name == liar(word)
     assert first.reason.startswith("Its weights fit these words better than those of ")
 
 
 def test_renaming_changes_names_and_nothing_else(home: Home):
-    before = proposals(home, "a violin")
+    before = propose_adapters(home, "a violin")
     for path in sorted(home.adapters.iterdir()):
         path.rename(path.with_name(f"x{path.name}"))
-    after = proposals(home, "a violin")
+    after = propose_adapters(home, "a violin")
     assert [p.name for p in after] == [f"x{p.name}" for p in before]
     assert [p.reason for p in after] == [p.reason for p in before]
     assert [p.score for p in after] == pytest.approx([p.score for p in before], abs=1e-6)
 
 
 def test_what_is_said_in_a_file_is_not_read(home: Home):
-    before = [p.score for p in proposals(home, "a violin")]
+    before = [p.score for p in propose_adapters(home, "a violin")]
     for path in home.adapters.iterdir():
         words = {"atelier.family": "embedded", "atelier.trigger": "violin", "atelier.subject": "violin"}
         found = read_tensors(path)
         pairs = {spec: (found[f"{spec.name}.up"], found[f"{spec.name}.down"]) for spec in LAYERS}
         save_adapter(path, lora_of(pairs), words)
-    assert [p.score for p in proposals(home, "a violin")] == pytest.approx(before, abs=1e-6)
+    assert [p.score for p in propose_adapters(home, "a violin")] == pytest.approx(before, abs=1e-6)
 
 
 def test_embeddings_are_computed_once_and_again_when_the_index_is_gone(home: Home, monkeypatch: pytest.MonkeyPatch):
-    before = proposals(home, "a castle")
-    index = home.state / embeddings.INDEX
+    before = propose_adapters(home, "a castle")
+    index = home.state / embeddings.INDEX_FILE
     with monkeypatch.context() as patched:
         patched.setattr(embeddings, "_embed", lambda *_: pytest.fail("was computed again"))
-        assert proposals(home, "a castle") == before
+        assert propose_adapters(home, "a castle") == before
     for damage in (index.unlink, lambda: index.write_bytes(b"no index")):
         damage()
-        assert proposals(home, "a castle") == before and index.exists()
+        assert propose_adapters(home, "a castle") == before and index.exists()
 
 
 def test_an_index_of_another_retriever_is_not_used(home: Home):
-    proposals(home, "a castle")
-    path = home.state / embeddings.INDEX
-    reader = embeddings.reader_for("embedded")
+    propose_adapters(home, "a castle")
+    path = home.state / embeddings.INDEX_FILE
+    reader = embeddings.prompt_reader_for("embedded")
     assert reader and len(embeddings._read(path, reader.version).files) == len(WORDS)
     assert not embeddings._read(path, "another").files
 
 
 def test_a_file_that_changed_is_embedded_again(home: Home):
-    first, *_, last = proposals(home, "a castle")
+    first, *_, last = propose_adapters(home, "a castle")
     path, other = (home.adapters / f"{proposal.name}.safetensors" for proposal in (first, last))
     shutil.copy(other, path)
-    assert {p.name: p.score for p in proposals(home, "a castle")}[first.name] == pytest.approx(last.score, abs=1e-6)
+    scores = {proposal.name: proposal.score for proposal in propose_adapters(home, "a castle")}
+    assert scores[first.name] == pytest.approx(last.score, abs=1e-6)
 
 
 def test_other_bases_are_found_by_their_words_and_it_says_so(home: Home):
     pairs = {LAYERS[0]: (torch.randn(8, 2), torch.randn(2, 192))}
     words = {"atelier.family": "sd1", "atelier.title": "dreams", "atelier.trigger": "zfx", "atelier.subject": "red fox"}
     save_adapter(home.adapters / "one.safetensors", lora_of(pairs), words)
-    found = {p.name: p for p in proposals(home, "a fox at night", limit=20)}
+    found = {p.name: p for p in propose_adapters(home, "a fox at night", limit=20)}
     assert found["one"].score > 0
     assert found["one"].reason == ("It is called by your words fox; its weights were not compared: "
                                    "nothing was trained that reads dreams.")
-    assert "one" not in {p.name for p in proposals(home, "a violin", limit=20)}
+    assert "one" not in {p.name for p in propose_adapters(home, "a violin", limit=20)}
 
 
 def test_an_adapter_of_other_layers_is_found_by_its_words_and_it_says_so(home: Home):
     words = {"atelier.family": "embedded", "atelier.subject": "fox"}
     save_adapter(home.adapters / "conv.safetensors",
                  lora_of({Spec("unet.conv_in", (4, 6)): (torch.ones(4, 1), torch.ones(1, 6))}), words)
-    found = {p.name: p.reason for p in proposals(home, "a fox", limit=20)}
+    found = {p.name: p.reason for p in propose_adapters(home, "a fox", limit=20)}
     assert "none of the layers" in found["conv"]
 
 
 def test_a_base_that_was_trained_anew_has_no_reader(home: Home, weights: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(embeddings, "WEIGHTS", Path(shutil.copy(weights, home.path)))
     monkeypatch.setattr(embeddings, "text_encoder_hash", lambda: "another")
-    assert [p.name for p in proposals(home, "a violin")] == ["violin"]   # by its words
+    assert [p.name for p in propose_adapters(home, "a violin")] == ["violin"]   # by its words
 
 
 def test_it_shows_what_an_adapter_drew_under_whatever_name(home: Home):
@@ -166,7 +167,7 @@ def test_it_shows_what_an_adapter_drew_under_whatever_name(home: Home):
     recipe = {"prompt": "a rocket at night", "negative": "", "seed": 0, "steps": 1, "guidance": 3.0, "base": "embedded"}
     drawn = save_picture(home, Image.new("RGB", (8, 8)), {**recipe, "adapters": [part]})
     save_picture(home, Image.new("RGB", (8, 8)), {**recipe, "adapters": [{**part, "strength": 0.0}]})
-    first, second, *_ = proposals(home, "a rocket")
+    first, second, *_ = propose_adapters(home, "a rocket")
     assert first.name == card.name and first.drew == (drawn,)
     assert first.reason.endswith("; it drew “a rocket at night”.")
     assert second.drew == ()
@@ -176,13 +177,13 @@ def test_a_damaged_file_and_an_empty_prompt_stop_nothing(home: Home):
     shutil.copy(home.adapters / "violin.safetensors", home.adapters / "cut.safetensors")
     path = home.adapters / "cut.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert len(proposals(home, "a castle")) == len(WORDS)
-    assert proposals(home, "  ") == []
-    assert len(proposals(home, "a castle", limit=2)) == 2
+    assert len(propose_adapters(home, "a castle")) == len(WORDS)
+    assert propose_adapters(home, "  ") == []
+    assert len(propose_adapters(home, "a castle", limit=2)) == 2
 
 
 def test_words_that_every_prompt_has_find_nothing():
-    assert finding.words_of("a picture of an emoji on the") == set()
+    assert finding.content_words("a picture of an emoji on the") == set()
 
 
 def test_the_command_answers_people_and_programs(home: Home, capsys: pytest.CaptureFixture[str]):

@@ -23,16 +23,16 @@ from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.services import expert_settings as choices
 from atelier.app.services import memory_hint as room
 from atelier.app.services.engine import Engine
-from atelier.app.services.expert_settings import shown
-from atelier.app.services.memory_hint import room_lines
+from atelier.app.services.expert_settings import values_or_defaults
+from atelier.app.services.memory_hint import memory_lines
 from atelier.app.store.create_draft import (
     add_pictures,
     clear_draft,
     edit_draft,
-    keep_setting,
     load_draft,
     picture_files,
     remove_picture,
+    save_setting,
 )
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import open_home
@@ -90,7 +90,7 @@ def test_a_template_escapes_its_values_and_its_words_exist(file: Path) -> None:
 
 
 def test_every_word_is_said_somewhere() -> None:
-    app = Path(words.__file__).parent
+    app = Path(words.__file__).parent.parent
     said = "".join(file.read_text(encoding="utf-8") for file in (*app.rglob("*.py"), *PANELS.glob("*.html"))
                    if file.name != "words.py")   # fmt: skip
     silent = [name for name in vars(words) if name.isupper() and not re.search(rf"\b{name}\b", said)]
@@ -126,7 +126,7 @@ def test_the_expert_form_reaches_every_field_of_the_recipe() -> None:
 
 
 def test_a_form_shows_a_preset_over_the_defaults() -> None:
-    assert shown(["count", "on", "share"], {"count": 7, "unknown": 1}, Sample) == [7, True, 0.5]
+    assert values_or_defaults(["count", "on", "share"], {"count": 7, "unknown": 1}, Sample) == [7, True, 0.5]
 
 
 def placed(build: Callable[[gr.Blocks], Any]) -> tuple[gr.Blocks, Any]:
@@ -157,7 +157,7 @@ def test_every_kind_can_be_chosen_with_every_preset(monkeypatch, own_home: Path,
         shown_values = {**dict(zip(keys, values, strict=True)), "kind": kind}
         assert shown_values["lora.rank"] == load_preset(preset, family)["rank"]
         assert shown_values["lorta.rank"] == KINDS["lorta"].settings().rank
-        config = TrainConfig.from_dict(choices.chosen_settings(keys, list(shown_values.values()), basis, preset))
+        config = TrainConfig.from_dict(choices.run_settings(keys, list(shown_values.values()), basis, preset))
         assert config.kind == kind
         assert config.steps == load_preset(preset, family)["steps"]
         assert config.adapter == ({"rank": shown_values["lora.rank"]} if kind == "lora" else {})
@@ -191,7 +191,7 @@ def plan(**changes: Any) -> TrainConfig:
 def test_the_create_page_says_at_once_that_a_small_run_fits_by_far(monkeypatch) -> None:
     monkeypatch.setattr(levers, "available", lambda _: 16_000_000_000)
     monkeypatch.setattr(levers, "need", lambda *_, **__: pytest.fail("was counted"))
-    (line,) = room_lines(plan())
+    (line,) = memory_lines(plan())
     assert re.fullmatch(r"Needs less than \d{3}\.\d MB of the 16\.0 GB free here\.", line)
 
 
@@ -289,12 +289,12 @@ def run_named(name: str) -> Any:
 def test_a_draft_remembers_what_was_typed_and_only_real_changes(own_home: Path) -> None:
     home = open_home(own_home)
     edit_draft(home, name="fox ${x}", what="animal")
-    keep_setting(home, "steps", 50, 200)
-    keep_setting(home, "lr", 0.002, 0.002)
-    keep_setting(home, "batch", None, 4)
+    save_setting(home, "steps", 50, 200)
+    save_setting(home, "lr", 0.002, 0.002)
+    save_setting(home, "batch", None, 4)
     draft = load_draft(home)
     assert (draft.name, draft.what, draft.changes) == ("fox ${x}", "animal", {"steps": 50})
-    assert keep_setting(home, "steps", 200, 200).changes == {}
+    assert save_setting(home, "steps", 200, 200).changes == {}
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"pictures": [], "colour": 1}', '{"pictures": [{"x": 1}]}'])

@@ -23,8 +23,8 @@ from atelier.app.web.server import ServeError, bind, serve
 SERVE = """
 import sys
 from pathlib import Path
-from atelier.app.home import open_home
-from atelier.app.server import serve
+from atelier.app.store.home import open_home
+from atelier.app.web.server import serve
 serve(open_home(Path(sys.argv[1])), port=int(sys.argv[2]), worker=False)
 """
 
