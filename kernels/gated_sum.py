@@ -66,7 +66,7 @@ def gated_sum(base: Tensor, parts: Tensor, vectors: GateVectors, offset: Tensor 
         ``[..., m]`` in the dtype of ``base``.
     """
     learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (base, parts, *vectors))
-    if not learning and (fast := twin("gate", base)):
+    if not learning and (fast := twin("gated_sum", base)):
         return fast.gated_sum(base, parts, vectors, offset)
     opened = gates(base, parts, vectors, offset) * parts.float()
     return (base.float() + vectors.out.float() * opened.sum(0)).to(base.dtype)

@@ -35,7 +35,7 @@ def weave(weights: Sequence[Tensor], updates: Sequence[Update]) -> list[Tensor]:
     Returns:
         In the shapes and dtypes of ``weights``; summed in float32.
     """
-    if weights and (fast := twin("weave", weights[0])):
+    if weights and (fast := twin("merge_low_rank", weights[0])):
         return fast.weave(weights, updates)
     return [_woven(weight, update) for weight, update in zip(weights, updates, strict=True)]
 

@@ -24,9 +24,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from atelier.kernels import fake_quant_triton, int8_linear_triton, low_rank_triton
-from atelier.kernels import gated_sum_triton as gate_triton
-from atelier.kernels import merge_low_rank_triton as weave_triton
+from atelier.kernels import (
+    fake_quant_triton,
+    gated_sum_triton,
+    int8_linear_triton,
+    low_rank_triton,
+    merge_low_rank_triton,
+)
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 OPCODES = ("HGMMA", "IGMMA", "HMMA", "IMMA", "LDGSTS", "STL", "LDL")   # the last two: what did not fit into registers
@@ -59,8 +63,8 @@ def linear(how: dict[str, int], *, forward: bool, rank: int = 16, dtype: str = "
 
 
 def weave(up: Any, down: Any, dtype: str) -> Build:
-    return build(weave_triton.weave_kernel, f"*i64 *fp32 *{dtype}", weave_triton.TILE, UP=up.value, DOWN=down.value,
-                 ALIGNED=True, PRECISION="ieee" if dtype == "fp32" else "tf32")
+    return build(merge_low_rank_triton.weave_kernel, f"*i64 *fp32 *{dtype}", merge_low_rank_triton.TILE,
+                 UP=up.value, DOWN=down.value, ALIGNED=True, PRECISION="ieee" if dtype == "fp32" else "tf32")
 
 
 BUILDS = {
@@ -68,16 +72,16 @@ BUILDS = {
     "low_rank, rank 64": linear(low_rank_triton.SMALL, forward=True, rank=64),
     "low_rank, gradient": linear(low_rank_triton.WIDE, forward=False),
     "low_rank, float32": linear(low_rank_triton.EXACT, forward=True, dtype="fp32"),
-    "weave, plain": weave(weave_triton.PLAIN, weave_triton.PLAIN, "fp16"),
-    "weave, products and Haar": weave(weave_triton.PRODUCTS, weave_triton.HAAR, "fp16"),
-    "weave, trains, float32": weave(weave_triton.TRAIN, weave_triton.TRAIN, "fp32"),
+    "merge, plain": weave(merge_low_rank_triton.PLAIN, merge_low_rank_triton.PLAIN, "fp16"),
+    "merge, products and Haar": weave(merge_low_rank_triton.PRODUCTS, merge_low_rank_triton.HAAR, "fp16"),
+    "merge, trains, float32": weave(merge_low_rank_triton.TRAIN, merge_low_rank_triton.TRAIN, "fp32"),
     "fake_quant, gradient": build(
         fake_quant_triton.backward_kernel, "*fp16 *fp32 *fp32 *fp16 *fp16 *fp32 *fp32 i32 fp32",
         {"BLOCK": fake_quant_triton.BLOCK, "num_warps": fake_quant_triton.WARPS}),
     "int8_linear": build(
         int8_linear_triton.matrix_kernel, "*i8 *u8 *fp32 *u8 *fp32 *fp32 *fp32 *fp16 *fp16 *fp16 i32 i32 i32 i32",
         int8_linear_triton.TILE, BITS=4, BIASED=True, R=16),
-    "gate": build(gate_triton.gated_sum_kernel, "*fp16 *fp16 *fp32 *fp16 *fp16 i32 i32 i32",
+    "gated_sum": build(gated_sum_triton.gated_sum_kernel, "*fp16 *fp16 *fp32 *fp16 *fp16 i32 i32 i32",
                   {"BLOCK": 2048, "num_warps": 4}, OFFSET=True),
 }   # fmt: skip
 

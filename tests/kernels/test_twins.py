@@ -49,17 +49,17 @@ def test_twins_are_their_definitions_on_this_gpu():
 # Registers of a thread at most: what triton 3.7.1 took. More, and fewer programs share a multiprocessor.
 REGISTERS = {
     "low_rank": 138, "low_rank, rank 64": 192, "low_rank, gradient": 194, "low_rank, float32": 150,
-    "weave, plain": 164, "weave, products and Haar": 254, "weave, trains, float32": 228,
-    "fake_quant, gradient": 40, "int8_linear": 128, "gate": 215,
+    "merge, plain": 164, "merge, products and Haar": 254, "merge, trains, float32": 228,
+    "fake_quant, gradient": 40, "int8_linear": 128, "gated_sum": 215,
 }   # fmt: skip
 MATRIX = {80: ("HMMA", "IMMA"), 89: ("HMMA", "IMMA"), 90: ("HGMMA", "IGMMA")}   # tensor cores, float and int8
 SHARED = {80: 163, 89: 99, 90: 227}   # kB that a block may have
-IN_A_LOOP = ("low_rank", "int8_linear", "weave, p")   # these must copy the next tiles while they multiply
+IN_A_LOOP = ("low_rank", "int8_linear", "merge, p")   # these must copy the next tiles while they multiply
 
 
 def test_twins_compile_for_every_card_and_use_it_well(tmp_path: Path):
     """Spills alone would let builds pass that lost their wide loads: registers and asynchronous copies are counted."""
-    found = lines("torch_compile.py", TRITON_CACHE_DIR=str(tmp_path))
+    found = lines("compiled.py", TRITON_CACHE_DIR=str(tmp_path))
     assert {(line["name"], line["card"]) for line in found} == {(n, c) for n in REGISTERS for c in (80, 89, 90)}
     for line in found:
         name, card = line["name"], line["card"]
@@ -68,7 +68,7 @@ def test_twins_compile_for_every_card_and_use_it_well(tmp_path: Path):
         assert line["registers"] <= REGISTERS[name], line
         assert line["shared"] <= SHARED[card] * 1024, line
         assert not name.startswith(IN_A_LOOP) or line["LDGSTS"] > 0, line
-        assert line[floating] > 0 or "float32" in name or name.startswith(("fake", "gate")), line
+        assert line[floating] > 0 or "float32" in name or name.startswith(("fake", "gated_sum")), line
         assert name != "int8_linear" or line[whole] > 0, line
 
 
@@ -83,9 +83,9 @@ def test_the_device_chooses_and_the_variable_forces(monkeypatch: pytest.MonkeyPa
 
     there: Any = OnGpu()
     for choice, tensor, name, expected in (
-        ("", torch.zeros(1), "gate", []), ("", there, "gate", ["gate"]), ("", there, "low_rank", []),
-        ("triton", there, "low_rank", ["low_rank"]), ("triton", torch.zeros(1), "gate", ["gate"]),
-        ("torch", there, "gate", []),
+        ("", torch.zeros(1), "gated_sum", []), ("", there, "gated_sum", ["gated_sum"]), ("", there, "low_rank", []),
+        ("triton", there, "low_rank", ["low_rank"]), ("triton", torch.zeros(1), "gated_sum", ["gated_sum"]),
+        ("torch", there, "gated_sum", []),
     ):   # fmt: skip
         monkeypatch.setenv(CHOICE, choice)
         loaded.clear()
@@ -96,4 +96,4 @@ def test_the_device_chooses_and_the_variable_forces(monkeypatch: pytest.MonkeyPa
 def test_another_choice_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(CHOICE, "cuda")
     with pytest.raises(ValueError, match="'cuda'; use torch or triton"):
-        twin("gate", torch.zeros(1))
+        twin("gated_sum", torch.zeros(1))

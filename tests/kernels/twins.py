@@ -126,9 +126,9 @@ CASES: dict[str, Callable[[Random], Results]] = {
     "int8_linear 8": lambda random: whole_numbers(random, 8, 33, 65, 130),
     "int8_linear 4": lambda random: whole_numbers(random, 4, 32, 64, 129),
     "int8_linear 2": lambda random: whole_numbers(random, 2, 1, 63, 66),
-    "gate 3 of 65": lambda random: gate(random, 3, 65),
-    "gate 1 of 1": lambda random: gate(random, 1, 2),
-    "weave": woven,
+    "gated_sum 3 of 65": lambda random: gate(random, 3, 65),
+    "gated_sum 1 of 1": lambda random: gate(random, 1, 2),
+    "merge_low_rank": woven,
 }
 
 

@@ -242,7 +242,7 @@ def test_trains_in_float32_and_is_made_from_the_seed(case: Case):
 REOPEN = """
 import sys, torch
 from pathlib import Path
-from atelier.adapters.files import load_adapter
+from atelier.adapters.formats.native import load_adapter
 torch.set_num_threads(1)   # as in these tests: two sum a matrix product in another order
 torch.manual_seed(987654321)
 torch.rand(17)

@@ -96,7 +96,7 @@ def test_weights_survive_the_file_and_are_small(tmp_path):
     assert again.object_names == tuple(f"thing {index}" for index in range(7))
     assert_close(again.look_at_pixels(pixels).objects, network(pixels * 2 - 1)[1].softmax(1), rtol=0, atol=5e-3)
     assert WEIGHTS.stat().st_size < 4e6
-    with pytest.raises(FileNotFoundError, match="judge_training"):
+    with pytest.raises(FileNotFoundError, match="train_judge"):
         Judge.load(tmp_path / "nothing.safetensors")
 
 

@@ -80,10 +80,10 @@ INDEX = {
 DRAW = """
 import sys, torch
 from pathlib import Path
-from atelier.adapters.files import load_adapter
-from atelier.adapters.mix import Mix
-from atelier.training.base_model import load
-from atelier.training.sample import DrawRequest, draw
+from atelier.adapters.formats.native import load_adapter
+from atelier.adapters.core.mix import Mix
+from atelier.training.base_models.base_model import load
+from atelier.training.sampling.sample import DrawRequest, draw
 base, adapter, out = sys.argv[1:]
 model = load(base, "cpu", torch.bfloat16)
 request = DrawRequest(prompt="a photo of rex", steps=1, guidance=1, width=64, height=64)
