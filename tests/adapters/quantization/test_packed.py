@@ -177,7 +177,9 @@ def test_linear_layers_in_whole_numbers_are_the_definition(bits: int, zero: int)
     x = torch.randn(2, 7, 40, generator=torch.Generator().manual_seed(1))
     found = linear(encode(x, 0.03, zero, 8), 0.03, zero, ready)
     expected = int8_linear(x, torch.tensor(0.03), torch.tensor(float(zero)), PackedWeight(codes, steps, zeros, 8), bias)
-    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # What the zero point adds to each sum is taken off again, so float32 is as exact as the larger of the two.
+    cancelled = float((0.03 * zero * steps * numbers.float().sum(1)).abs().max())
+    assert_close(found, expected, rtol=1e-5, atol=1e-5 + 4 * torch.finfo(torch.float32).eps * cancelled)
 
 
 WAYS = {
@@ -213,7 +215,8 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_machine_that_miscounts_falls_back(packed: tuple[Net, Net, Path], monkeypatch: pytest.MonkeyPatch):
     """The probe is believed, not the name of the processor."""
     _, again, _ = packed
-    exact = sum(bits.inputs == 8 and exact_to(2**bits.weight - 1) for bits in read_contents(packed[2]).layers.values())
+    layers = read_contents(packed[2]).layers.values()
+    exact = sum(bits.inputs == 8 and exact_to(min(2**bits.weight - 1, 127)) for bits in layers)
     with torch.no_grad():
         expected = again(batch(), 100)
         get_ready(again)
