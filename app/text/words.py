@@ -42,6 +42,7 @@ PRESETS = {"quick": "Quick", "normal": "Normal", "thorough": "Thorough"}
 SMALL = "very small: little detail to learn from"
 BLURRED = "looks blurred"
 REMOVE = "Remove"
+NOT_UPLOADED = "This file was not uploaded here. Drop it on the page once more."
 NO_PICTURES = "There is no picture to learn from yet. Drop at least one, better four or more."
 NO_NAME = "It has no name yet. Give it one, such as 'fox'."
 

@@ -91,8 +91,10 @@ def application(home: Home, host: str, password: str = "") -> FastAPI:
 
     from atelier.app.services.engine import Engine
     from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, colours, make_theme
+    from atelier.app.web.components.uploads import forget_old_files
     from atelier.app.web.site import build
 
+    forget_old_files()
     gr.set_static_paths([home.gallery, home.runs, FONT])
     # Gradio says this whenever an app has several pages, although the mode is off.
     warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)

@@ -8,13 +8,14 @@ from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home
 from atelier.app.text import words
 from atelier.app.web.components.page_frame import frame
+from atelier.app.web.components.uploads import CheckedBlocks
 from atelier.app.web.components.urls import address
 from atelier.app.web.pages import compress, create, fusion, gallery, jobs, library, mix, settings, studio
 
 
 def build(home: Home, engine: Engine) -> gr.Blocks:
     """Assemble the app over a home and the engine that draws for it."""
-    blocks = gr.Blocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
+    blocks = CheckedBlocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
     with blocks as demo, page(demo, home, "create"):
         create.build(demo, home, engine)
     with demo.route(words.TITLES["studio"], address("studio")), page(demo, home, "studio"):
@@ -33,7 +34,8 @@ def build(home: Home, engine: Engine) -> gr.Blocks:
         jobs.build(demo, home)
     with demo.route(words.TITLES["settings"], address("settings")), page(demo, home, "settings"):
         settings.build(demo, home, engine)
-    demo.queue(max_size=64, default_concurrency_limit=4)
+    # Closed to direct posts, which would go past the queue and its length.
+    demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
     return demo
 
 

@@ -31,6 +31,7 @@ from atelier.app.store.library import (
 from atelier.app.text import phrases, words
 from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import acted, panel
+from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import address
 from atelier.training.base_models.base_info import TITLES
 from atelier.training.config.train_config import EMBEDDED
@@ -197,7 +198,7 @@ def _export(home: Home, engine: Engine, name: str, wanted: Sequence[Any]) -> tup
         told = _told(report)
         if form != "native" and card.base and (card.base == EMBEDDED or engine.holds(card.base)):
             told = _compared(told, engine.compare(card.base, [(card.path, 1.0)], path, suggested_prompt(card)))
-    return gr.DownloadButton(value=str(path), visible=True), told
+    return gr.DownloadButton(value=offer(path), visible=True), told
 
 
 def _told(report: ExportReport) -> dict[str, Any]:

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from PIL import Image
+from serving import served
 
 from atelier.app.store.home import Home, open_home
 from atelier.app.web.security import allowed_hosts, is_loopback
 from atelier.app.web.server import ServeError, bind, serve
-
-SERVE = """
-import sys
-from pathlib import Path
-from atelier.app.store.home import open_home
-from atelier.app.web.server import serve
-serve(open_home(Path(sys.argv[1])), port=int(sys.argv[2]), worker=False)
-"""
-
-
-@contextmanager
-def served(home: Home, **environment: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
-    """A server over a home, in a process of its own; what it wrote must be its address and nothing else."""
-    with bind("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", SERVE, str(home.path), str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env={**os.environ, **environment})   # fmt: skip
-    assert process.stdout
-    try:
-        assert process.stdout.readline() == f"Atelier is open at http://127.0.0.1:{port}  (stop it with Ctrl+C)\n"
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        rest, _ = process.communicate(timeout=60)
-    assert rest == ""
 
 
 @pytest.fixture(scope="module")

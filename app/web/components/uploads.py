@@ -1,0 +1,94 @@
+"""Files that come in from a browser and go out to one: the only two ways a path crosses the page.
+
+A page names its files by path, and a request may name any path. Gradio checks them in an app that was launched, and
+skips the check in one that is mounted; it also fetches web addresses and lets folders through. So every input of every
+handler passes :func:`uploaded` before Gradio touches it (:class:`CheckedBlocks`), and a path that arrives as plain
+text, as in the data of an event, must be passed to it by the handler.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from atelier.app.text import words
+
+_OFFERED = "offered"   # below the upload folder: what handlers give to be downloaded
+
+
+class CheckedBlocks(gr.Blocks):
+    """An app in which a request can name no file but one that was uploaded."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # Gradio checks what handlers return, and once more what they get, only in an app that was launched.
+        self.has_launched = True
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> list[Any]:
+        """Check every path among the inputs of a handler, then let Gradio read them."""
+        for path in _paths(inputs):
+            try:
+                uploaded(path)
+            except ValueError as error:
+                raise gr.Error(str(error), print_exception=False) from None
+        return await super().preprocess_data(block_fn, inputs, *rest, **options)
+
+
+def uploaded(path: str) -> Path:
+    """Resolve a path that a request gave.
+
+    Raises:
+        ValueError: it is not a plain file inside the upload folder, by its own name and not through a link.
+    """
+    try:
+        given, real = Path(path), Path(path).resolve(strict=True)
+        folder = Path(get_upload_folder()).resolve()
+        plain = given.is_absolute() and not given.is_symlink() and real.is_relative_to(folder) and real.is_file()
+    except (OSError, ValueError, RuntimeError):   # too long, a NUL, a loop of links
+        plain = False
+    if not plain:
+        raise ValueError(words.NOT_UPLOADED)
+    return real
+
+
+def offer(file: Path) -> str:
+    """Make a file ready to be downloaded; returns the path to give to a component.
+
+    Gradio hands out what lies in its own folder. A second name costs nothing, where a copy of a model costs its size.
+    """
+    shelf = Path(get_upload_folder()) / _OFFERED / secrets.token_hex(8)
+    shelf.mkdir(mode=0o700, parents=True)
+    try:
+        os.link(file, shelf / file.name)
+    except OSError:   # another disk, or one without hard links
+        shutil.copyfile(file, shelf / file.name)
+    return str(shelf / file.name)
+
+
+def forget_old_files(seconds: float = 86_400) -> None:
+    """Delete what has lain in the upload folder for longer, from servers before this one; Gradio knows only its own."""
+    folder = Path(get_upload_folder())
+    for each in [*folder.iterdir(), *(folder / _OFFERED).glob("*")]:
+        if each.name != _OFFERED and time.time() - each.lstat().st_mtime > seconds:
+            shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+
+
+def _paths(values: list[Any]) -> Iterator[str]:
+    """Every text that Gradio may take for a file's path, however deep: ``{"path": …}`` is how it writes a file."""
+    left: list[Any] = [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("path"), str):
+                yield value["path"]
+            left.extend(value.values())
+        elif isinstance(value, list | tuple):
+            left.extend(value)

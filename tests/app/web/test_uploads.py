@@ -1,0 +1,248 @@
+"""No request can name a file that was not uploaded: every handler of the real server, with paths of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save
+from serving import ask, named, served, upload
+
+from atelier.app.store.create_draft import load_draft
+from atelier.app.store.home import Home, open_home
+from atelier.app.store.library import list_adapters
+from atelier.app.text import words
+from atelier.app.web.components.uploads import CheckedBlocks, offer, uploaded
+
+SECRET = b"a secret that was never uploaded"
+LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return open_home(tmp_path_factory.mktemp("uploads") / "home")
+
+
+@pytest.fixture(scope="module")
+def web(home: Home) -> Iterator[httpx.Client]:
+    with served(home) as (client, _):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def config(web: httpx.Client) -> dict[str, Any]:
+    return web.get("/config").json()
+
+
+@pytest.fixture(scope="module")
+def handlers(config: dict[str, Any]) -> dict[int, list[str]]:
+    """Number → kinds of inputs, of every handler on every page."""
+    kinds = {part["id"]: part["type"] for part in config["components"]}
+    return {part["id"]: [kinds[id] for id in part["inputs"]] for part in config["dependencies"]}
+
+
+@pytest.fixture(scope="module")
+def queued(config: dict[str, Any]) -> set[int]:
+    """The handlers that a request reaches through the queue only."""
+    return {part["id"] for part in config["dependencies"] if part["queue"]}
+
+
+def png(side: int = 96, **text: str) -> bytes:
+    image, buffer = Image.effect_noise((side, side), 90).convert("RGB"), BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def lora() -> bytes:
+    return save({f"{LAYER}.lora_up.weight": torch.randn(32, 4), f"{LAYER}.lora_down.weight": torch.randn(4, 192),
+                 f"{LAYER}.alpha": torch.tensor(4.0)}, {"format": "pt"})   # fmt: skip
+
+
+class Listener:
+    """Counts who knocks at a port of this machine."""
+
+    def __init__(self) -> None:
+        self.socket, self.knocks = socket.create_server(("127.0.0.1", 0)), 0
+        threading.Thread(target=self._count, daemon=True).start()
+
+    def _count(self) -> None:
+        while True:
+            try:
+                self.socket.accept()[0].close()
+            except OSError:
+                return
+            self.knocks += 1
+
+
+def foreign_files(home: Home, outside: Path) -> list[Path]:
+    """Files that nobody uploaded, outside of the home and inside."""
+    outside.mkdir(exist_ok=True)
+    contents = {"notes.png": png(), "notes.txt": SECRET, "notes.safetensors": lora(), "notes": SECRET}
+    files = [outside / name for name in contents]
+    files += [home.gallery / "20250101-000000-000000-abcdef.png", home.adapters / "own.safetensors",
+              home.state / "draft" / "secret.png", home.path / "models.txt"]   # fmt: skip
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(contents.get(path.name, contents.get(f"notes{path.suffix}", SECRET)))
+    return files
+
+
+@pytest.fixture(scope="module")
+def foreign(web: httpx.Client, home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Names of what may not be read, by what they try."""
+    outside = tmp_path_factory.mktemp("outside") / "private"
+    files = foreign_files(home, outside)
+    kept = Path(upload(web, "a.png", png())).parent
+    (kept / "link.png").symlink_to(files[0])
+    (kept / "linked").symlink_to(outside, target_is_directory=True)
+    os.mkfifo(kept / "fifo.png")
+    listener = Listener()
+    port = listener.socket.getsockname()[1]
+    up = "../" * 40
+    yield {
+        **{f"absolute {path.name}": str(path) for path in files},
+        "relative": f"{up}{str(files[0])[1:]}", "out of the folder": f"{kept}/{up}{str(files[0])[1:]}",
+        "out and in again": f"{kept}/../../../gallery/{files[4].name}",
+        "link": str(kept / "link.png"), "linked folder": str(kept / "linked" / "notes.png"),
+        "file address": f"file://{files[0]}", "web address": f"http://127.0.0.1:{port}/notes.png",
+        "encrypted web address": f"https://127.0.0.1:{port}/notes.png", "host": f"//127.0.0.1:{port}/a",
+        "folder": str(kept), "folder of all": str(home.state / "web"), "pipe": str(kept / "fifo.png"),
+        "device": "/dev/zero", "process": "/proc/self/environ", "NUL": f"{kept}/a.png\0.txt", "nothing": "",
+        "long": f"{kept}/{'a' * 5000}.png", "no such file": f"{kept}/b.png", "data": "data:image/png;base64,AAAA",
+    }   # fmt: skip
+    listener.socket.close()
+    assert listener.knocks == 0
+
+
+def contents_of(home: Home) -> dict[Path, int]:
+    """Every file of the home and its size."""
+    return {path: path.lstat().st_size for path in home.path.rglob("*") if not path.is_dir()}
+
+
+def age(path: Path) -> None:
+    """Make the time of the last reading older than that of writing: then the next reading sets it."""
+    os.utime(path, ns=(0, path.stat().st_mtime_ns))
+
+
+def refused(answer: dict[str, Any]) -> bool:
+    return not answer["success"] and words.NOT_UPLOADED in str(answer["output"])
+
+
+def takes_files(kinds: list[str]) -> bool:
+    """Whether a handler has an input that a person drops files on."""
+    return any(kind in ("file", "uploadbutton", "image", "gallery", "imageeditor", "multimodaltextbox", "audio",
+                        "video", "model3d", "imageslider") for kind in kinds)   # fmt: skip
+
+
+def test_reading_shows_in_the_time_of_access(tmp_path: Path) -> None:
+    """What the other tests stand on."""
+    (tmp_path / "a").write_bytes(b"x")
+    age(tmp_path / "a")
+    (tmp_path / "a").read_bytes()
+    assert (tmp_path / "a").stat().st_atime_ns > 0
+
+
+def test_the_handlers_that_take_files_are_known(handlers: dict[int, list[str]]) -> None:
+    assert sum(map(takes_files, handlers.values())) == 2, "try the new handler's good path too, below"
+
+
+def test_no_handler_takes_a_file_that_was_not_uploaded(
+    web: httpx.Client, home: Home, handlers: dict[int, list[str]], queued: set[int], foreign: dict[str, str]
+) -> None:
+    files = [Path(path) for name, path in foreign.items() if name.startswith("absolute")]
+    before = contents_of(home)
+    for path in files:
+        age(path)
+    one = foreign["absolute notes.png"]
+    tried = [(handler, kinds, "absolute", [named(one)]) for handler, kinds in handlers.items()
+             if kinds and handler in queued]   # fmt: skip
+    for handler, kinds in handlers.items():
+        if takes_files(kinds):
+            tried += [(handler, kinds, name, [named(path)]) for name, path in foreign.items()]
+            tried += [(handler, kinds, "alone", named(one)), (handler, kinds, "deep", {"a": [[{"path": one}]]})]
+    # Side by side, because an answer waits for the queue, and the queue mostly for its clock.
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda each: ask(web, each[0], [each[3]] * len(each[1])), tried))
+    assert not [each for each, answer in zip(tried, answers, strict=True) if not refused(answer)]
+    assert contents_of(home) == before
+    assert not [path for path in files if path.stat().st_atime_ns]
+
+
+def test_the_door_beside_the_queue_is_no_way_in(
+    web: httpx.Client, handlers: dict[int, list[str]], queued: set[int], foreign: dict[str, str]
+) -> None:
+    """Handlers that need no queue can be posted to directly; the others can't."""
+    secret = named(foreign["absolute notes.png"])
+    drop = next(handler for handler, kinds in handlers.items() if takes_files(kinds))
+    assert drop in queued
+    for handler, kinds in handlers.items():
+        if handler == drop or (kinds and handler not in queued):
+            body = {"fn_index": handler, "session_hash": "door", "data": [secret] * len(kinds)}
+            answer = web.post("/gradio_api/run/predict", json=body)
+            assert answer.status_code == 404 if handler == drop else words.NOT_UPLOADED in answer.text, handler
+
+
+def test_what_was_uploaded_is_taken_and_an_export_downloaded(
+    web: httpx.Client, home: Home, handlers: dict[int, list[str]]
+) -> None:
+    drop, bring_in = (handler for handler, kinds in handlers.items() if takes_files(kinds))
+    assert ask(web, drop, [[named(upload(web, "red.png", png()))]])["success"]
+    assert [picture.name for picture in load_draft(home).usable] == ["red.png"]
+    assert ask(web, bring_in, [[named(upload(web, "fox.safetensors", lora()))], ""])["success"]
+    assert [card.name for card in list_adapters(home) if card.name == "fox"]
+    [export] = (handler for handler, kinds in handlers.items()
+                if kinds == ["textbox", "dropdown", "dropdown", "number", "checkbox"])   # fmt: skip
+    answer = ask(web, export, ["fox", "kohya", "fp16", 0, False])
+    assert answer["success"], answer
+    got = web.get(answer["output"]["data"][0]["value"]["url"])
+    assert got.content == (home.state / "exports" / "kohya-fp16" / "fox.safetensors").read_bytes()
+    assert got.headers["content-disposition"].startswith("attachment")
+    assert 'filename="fox.safetensors"' in got.headers["content-disposition"]
+
+
+def test_no_handler_can_hand_out_a_foreign_file(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_bytes(SECRET)
+
+    async def answer() -> Any:
+        with CheckedBlocks() as demo:
+            demo.load(lambda: str(tmp_path / "secret.txt"), None, gr.File())
+        return await demo.process_api(0, [])
+
+    with pytest.raises(Exception, match="Cannot move"):
+        asyncio.run(answer())
+    assert not list(folder.rglob("*.txt"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "web"))
+    (tmp_path / "web").mkdir()
+    return tmp_path / "web"
+
+
+def test_a_plain_file_of_the_folder_is_an_upload(folder: Path) -> None:
+    (folder / "a.png").write_bytes(b"x")
+    assert uploaded(str(folder / "a.png")) == (folder / "a.png").resolve()
+    (folder / "link.png").symlink_to(folder / "a.png")
+    for path in ("a.png", folder, folder / "link.png", folder / "b.png", f"{folder}-other/a.png"):
+        with pytest.raises(ValueError, match="not uploaded"):
+            uploaded(str(path))
+
+
+def test_what_is_offered_is_the_file_under_its_own_name(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "fox.safetensors").write_bytes(b"x")
+    one, two = (Path(offer(tmp_path / "fox.safetensors")) for _ in range(2))
+    assert one != two and {one.name, two.name} == {"fox.safetensors"} and one.is_relative_to(folder)
+    assert one.read_bytes() == b"x"

@@ -1,0 +1,72 @@
+"""A web server of the test's own, and what a browser sends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psutil
+
+from atelier.app.store.home import Home
+from atelier.app.web.server import bind
+
+SERVE = """
+import sys
+from pathlib import Path
+from atelier.app.store.home import open_home
+from atelier.app.web.server import serve
+serve(open_home(Path(sys.argv[1])), port=int(sys.argv[2]), worker=False)
+"""
+
+
+@contextmanager
+def served(home: Home, **environment: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+    """A server over a home, in a process of its own; what it wrote must be its address and nothing else."""
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", SERVE, str(home.path), str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, **environment})   # fmt: skip
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == f"Atelier is open at http://127.0.0.1:{port}  (stop it with Ctrl+C)\n"
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        rest, _ = process.communicate(timeout=60)
+    assert rest == ""
+
+
+def ask(web: httpx.Client, handler: int, data: Sequence[Any], event: Any = None) -> dict[str, Any]:
+    """Run a handler by its number, as a page does; returns the message that ends it."""
+    session = uuid4().hex
+    body = {"fn_index": handler, "data": list(data), "session_hash": session, "event_data": event}
+    joined = web.post("/gradio_api/queue/join", json=body)
+    if joined.status_code != 200:
+        return {"success": False, "output": joined.json()}
+    with web.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        for line in stream.iter_lines():
+            message = json.loads(line.removeprefix("data: ") or "{}")
+            if message.get("msg") == "process_completed":
+                return message
+    raise AssertionError("the handler never ended")
+
+
+def upload(web: httpx.Client, name: str, content: bytes) -> str:
+    """Upload a file; returns the path under which the server keeps it."""
+    answer = web.post("/gradio_api/upload", files={"files": (name, content)})
+    assert answer.status_code == 200, answer.text
+    return answer.json()[0]
+
+
+def named(path: str) -> dict[str, Any]:
+    """How a page names a file in a request."""
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
