@@ -314,7 +314,7 @@ def _our_own(node: ast.expr) -> bool:
 
 
 TALK_TO_OTHER_TOOLS = [f"adapters/formats/{name}.py" for name in (
-    "write_foreign", "detect", "foreign_metadata", "export_metadata", "compatibility", "module_names")]
+    "write_foreign", "group_layers", "layer_parts", "peft_config", "export_metadata", "compatibility", "module_names")]
 
 
 @rule

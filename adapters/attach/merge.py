@@ -30,6 +30,18 @@ Layers = Mapping[nn.Module, Sequence[Part]]
 KEPT_BYTES = 2**30   # of dense updates; those beyond are computed whenever they are needed
 
 
+def can_merge(models: Mapping[str, nn.Module], mix: Mix) -> bool:
+    """Whether a Mix can be written into weights: it is the same at every step, and no module would need a new bias.
+
+    Raises:
+        MountError: an adapter does not fit.
+    """
+    if mix.live():
+        return False
+    return all(getattr(module, "bias", None) is not None or all(part.bias_delta() is None for part, _ in parts)
+               for module, parts in by_module(models, mix).items())
+
+
 def merged(models: Mapping[str, nn.Module], mix: Mix) -> AbstractContextManager[None]:
     """Put W + Σ strength·ΔW in place of the weights while the context is open, then put the originals back.
 
@@ -178,6 +190,8 @@ def _biases(layers: Layers) -> Iterator[tuple[nn.Parameter, Tensor]]:
         changes = [(adapter.bias_delta(), strength) for adapter, strength in parts]
         shifts = [change * strength for change, strength in changes if change is not None]
         if shifts:
+            if getattr(module, "bias", None) is None:
+                raise MountError("An adapter adds a bias to a layer that has none, which can't be merged: mount it.")
             bias = _parameter(module, "bias")
             yield bias, (bias.data.float() + torch.stack(shifts).sum(0).to(bias.device)).to(bias.dtype)
 

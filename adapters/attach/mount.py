@@ -37,7 +37,7 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
         shape = weight_shape(module)
         if not spec.fits(shape):
             wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
-        elif getattr(module, "bias", None) is None and adapters[spec.name].bias_delta() is not None:
+        elif getattr(module, "bias", None) is None and adapters[spec.name].needs_bias:
             wrong.append(f"{spec.name} has no bias here and the adapter changes one")
         found[spec.name] = module
     if wrong:

@@ -148,6 +148,11 @@ class Adapter(nn.Module):
         """Change to the module's bias ``[rows]`` at strength 1; None for every kind that is trained here."""
         return None
 
+    @property
+    def needs_bias(self) -> bool:
+        """Whether the module must have a bias of its own, for what is added is a change of it."""
+        return self.bias_delta() is not None
+
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
         """ΔW applied to the module's input, in the dtype of ``x``: what a mount adds at strength 1."""
         # Only the products with x may be in low precision: ΔW itself is made of differences of large numbers.

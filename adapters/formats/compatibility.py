@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from atelier.adapters.formats.detect import algorithm, split_key
+from atelier.adapters.formats.group_layers import split_key
+from atelier.adapters.formats.layer_parts import algorithm_of
 
 TOOLS = ("ComfyUI", "A1111", "Forge", "InvokeAI", "diffusers")
 YES, PARTLY, NO = "yes", "partly", "no"
@@ -30,7 +31,7 @@ def verdicts(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str, Ve
     for key in shapes:
         if found := split_key(key):
             layers.setdefault(found[0], {})[found[1]] = key
-    facts = _Facts(shapes, layers, {algorithm(parts) for parts in layers.values()} - {""}, family)
+    facts = _Facts(shapes, layers, {found.name for parts in layers.values() if (found := algorithm_of(parts))}, family)
     rules = {"ComfyUI": _comfy, "A1111": _a1111, "Forge": _forge, "InvokeAI": _invoke, "diffusers": _diffusers}
     return {tool: rule(facts) for tool, rule in rules.items()}
 

@@ -1,4 +1,4 @@
-"""What other tools write beside the tensors: alpha, family, trigger word, tags, sampler. Any may be missing."""
+"""What other tools write beside the tensors: family, trigger word, tags, sampler. Any may be missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 _FAMILIES = {"sdxl": "sdxl", "stable-diffusion-xl": "sdxl", "sd_v2": "sd2", "stable-diffusion-v2": "sd2",
              "sd_v1": "sd1", "stable-diffusion-v1": "sd1", "embedded": "embedded"}   # fmt: skip
@@ -47,27 +46,3 @@ def sampler(path: Path, metadata: Mapping[str, str]) -> str:
     name = path.absolute().parent.name if path.stem in NO_NAMES else path.stem
     titles = (metadata.get(key, "") for key in ("ss_output_name", "modelspec.title", "modelspec.tags"))
     return "lcm" if any(_LCM.search(text.lower()) for text in (name, *titles)) else ""
-
-
-def alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
-    """Component → alpha, for files that don't keep it as tensors; empty when nothing is said.
-
-    PEFT has a file ``adapter_config.json`` beside the tensors, diffusers the same text in the header, each entry with
-    its component in front. With rsLoRA the scale is alpha / √rank, which is alpha · √rank divided by the rank.
-    """
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        beside = json.loads((path.parent / "adapter_config.json").read_text(encoding="utf-8"))
-        return dict.fromkeys(("unet", "text_encoder", "text_encoder_2"), _alpha(beside))
-    found = {}
-    with suppress(ValueError, AttributeError):
-        said: dict[str, Any] = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        for component in ("unet", "text_encoder", "text_encoder_2"):
-            own = {key.removeprefix(f"{component}."): value for key, value in said.items()
-                   if key.startswith(f"{component}.")}   # fmt: skip
-            with suppress(KeyError, TypeError):
-                found[component] = _alpha(own)
-    return found
-
-
-def _alpha(config: Mapping[str, Any]) -> float:
-    return float(config["lora_alpha"]) * (float(config["r"]) ** 0.5 if config.get("use_rslora") else 1)

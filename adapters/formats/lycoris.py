@@ -13,7 +13,8 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.settings import Settings
-from atelier.adapters.formats.detect import algorithm
+from atelier.adapters.formats.layer_parts import algorithm_of
+from atelier.adapters.formats.layer_shapes import glora_is_new
 
 
 class Imported(Adapter):
@@ -43,10 +44,20 @@ class Imported(Adapter):
         assert value is not None, f"{self.spec.name} has no {name}"
         return value
 
-    def scale(self, rank: int) -> float:
-        """alpha / rank; 1 where the file says no alpha, or 0, which LyCORIS writes for 'the rank'."""
-        alpha = self.part("alpha")
-        return 1.0 if alpha is None or not alpha.item() else alpha.item() / rank
+    def scaling(self, rank: int) -> float:
+        """alpha / rank; 1 where the file says no alpha, or 0, which LyCORIS writes for 'the rank'.
+
+        A ``scale`` takes its place (A1111, and what a configuration beside the file says); ``scalar`` is LyCORIS's
+        learned factor.
+        """
+        alpha = self.number("alpha")
+        own = self.number("scale", alpha / rank if alpha else 1.0)
+        return own * self.number("scalar", 1.0)
+
+    def number(self, name: str, default: float = 0.0) -> float:
+        """A part that is one number; the default where the layer has none."""
+        value = self._buffers.get(name)
+        return default if value is None else value.double().item()
 
     @property
     def lengths_given(self) -> bool:
@@ -74,14 +85,40 @@ class Imported(Adapter):
         bias = self.part("diff_b")
         return self.part("b_norm") if bias is None else bias
 
+    @property
+    def needs_bias(self) -> bool:
+        """See the base class: PEFT's ``up_bias`` is added to the outputs, whether they had a bias or not."""
+        return "diff_b" in self._buffers or "b_norm" in self._buffers
+
 
 class ImportedLora(Imported):
-    """ΔW = alpha/rank · up @ down; LoCon's Tucker form has ``mid [r, r, k, k]`` between them (LyCORIS, locon)."""
+    """ΔW = alpha/rank · up @ down; LoCon's Tucker form has ``mid [r, r, k, k]`` between them (LyCORIS, locon).
+
+    PEFT's ``lora_bias`` adds ``up_bias [rows]`` to the outputs, at the same scale.
+    """
 
     def _pair(self) -> tuple[Tensor, Tensor]:
         up, down, mid = self.need("up").flatten(1), self.need("down"), self.part("mid")
         inner = down.flatten(1) if mid is None else torch.einsum("rskl,si->rikl", mid, down.flatten(1)).flatten(1)
-        return up * self.scale(down.shape[0]), inner
+        return up * self.scaling(down.shape[0]), inner
+
+    def bias_delta(self) -> Tensor | None:
+        own, bias = self.part("up_bias"), super().bias_delta()
+        if own is None:
+            return bias
+        own = own * self.scaling(self.need("down").shape[0])
+        return own if bias is None else own + bias
+
+
+class ImportedAdalora(Imported):
+    """ΔW = scale · up @ diag(singular) @ down, scale = alpha / (rank + 1e-5)   (Zhang et al. 2023, arXiv 2303.10512).
+
+    PEFT divides by the rank training began with, whatever is left of it.
+    """
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        up, down = self.need("up").flatten(1), self.need("down").flatten(1)
+        return up * self.need("singular").T * self.scaling(down.shape[0]), down
 
 
 class ImportedLoha(Imported):
@@ -91,7 +128,7 @@ class ImportedLoha(Imported):
         (up_1, down_1), (up_2, down_2) = self._half(1), self._half(2)
         up = (up_1[:, :, None] * up_2[:, None]).flatten(1)
         down = (down_1[:, None] * down_2[None]).flatten(0, 1)
-        return up * self.scale(self.need("hada_w1_b").shape[0]), down
+        return up * self.scaling(self.need("hada_w1_b").shape[0]), down
 
     def _half(self, number: int) -> tuple[Tensor, Tensor]:
         left, right = self.need(f"hada_w{number}_a"), self.need(f"hada_w{number}_b")
@@ -131,7 +168,9 @@ class ImportedLokr(Imported):
     def _factor(self) -> float:
         inner = self.part("lokr_w2_b")
         inner = self.part("lokr_w1_b") if inner is None else inner
-        return 1.0 if inner is None else self.scale(inner.shape[0])
+        if inner is None:   # alpha is not for whole factors; PEFT's scale is
+            return self.number("scale", 1.0) * self.number("scalar", 1.0)
+        return self.scaling(inner.shape[0])
 
 
 class ImportedGlora(Imported):
@@ -142,17 +181,17 @@ class ImportedGlora(Imported):
 
     def _update(self, weight: Tensor) -> Tensor:
         a1, a2, b1, b2 = (self.need(name).flatten(1) for name in ("a1", "a2", "b1", "b2"))
-        if not a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0]:
+        if not glora_is_new({"a1": a1.shape, "a2": a2.shape, "b1": b1.shape, "b2": b2.shape}):
             a1, a2, b1, b2 = a2, a1, b2, b1
         turned = torch.einsum("oi...,ij->oj...", weight.to(a1.dtype), a1 @ a2)
-        return (turned + (b1 @ b2).reshape(weight.shape)) * self.scale(a2.shape[0])
+        return (turned + (b1 @ b2).reshape(weight.shape)) * self.scaling(a2.shape[0])
 
 
 class ImportedFull(Imported):
     """ΔW as it is (LyCORIS, full)."""
 
     def _update(self, weight: Tensor) -> Tensor:
-        return self.need("diff").reshape(weight.shape)
+        return self.need("diff").reshape(weight.shape) * self.number("scale", 1.0)
 
 
 class ImportedNorm(Imported):
@@ -169,7 +208,7 @@ class ImportedIa3(Imported):
         side = 1 if self.need("on_input").item() else 0
         shape = [-1 if place == side else 1 for place in range(weight.dim())]
         values = self.need("weight")
-        return weight.to(values.dtype) * values.reshape(shape)
+        return weight.to(values.dtype) * values.reshape(shape) * self.number("scale", 1.0)
 
 
 class ImportedBias(Imported):
@@ -194,11 +233,17 @@ def _lengthened(weight: Tensor, update: Tensor, layer: Imported) -> Tensor:
 
 
 _CLASSES: dict[str, type[Imported]] = {
-    "LoRA": ImportedLora, "LoHa": ImportedLoha, "LoKr": ImportedLokr, "GLoRA": ImportedGlora, "full": ImportedFull,
-    "norm": ImportedNorm, "IA3": ImportedIa3, "bias": ImportedBias,
+    "LoRA": ImportedLora, "AdaLoRA": ImportedAdalora, "LoHa": ImportedLoha, "LoKr": ImportedLokr,
+    "GLoRA": ImportedGlora, "full": ImportedFull, "norm": ImportedNorm, "IA3": ImportedIa3, "bias": ImportedBias,
 }   # fmt: skip
 
 
 def imported_set(layers: Mapping[Spec, Mapping[str, Tensor]]) -> AdapterSet:
     """An adapter set of the parts of each layer, whatever mixture of algorithms they are."""
-    return AdapterSet(Imported, Settings(), [_CLASSES[algorithm(parts)](spec, parts) for spec, parts in layers.items()])
+    return AdapterSet(Imported, Settings(), [_adapter(spec, parts) for spec, parts in layers.items()])
+
+
+def _adapter(spec: Spec, parts: Mapping[str, Tensor]) -> Imported:
+    algorithm = algorithm_of(parts)
+    assert algorithm is not None
+    return _CLASSES[algorithm.name](spec, parts)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.formats import safetensors_header as header
+from atelier.adapters.formats.check_values import number_problem, value_problem
 from atelier.adapters.formats.codebook import unpack
 from atelier.adapters.formats.lycoris import Imported, imported_set
 from atelier.adapters.formats.safetensors_header import FileError, HeaderError
@@ -117,15 +118,18 @@ def load_adapter(path: Path) -> AdapterSet:
     """Rebuild the adapter set that :func:`save_adapter` wrote, in float32.
 
     Raises:
-        FileError: see :func:`read_header`; also when the tensors do not fit the header.
+        FileError: see :func:`read_header`; also when the tensors do not fit the header, or hold NaN, infinity or
+            absurdly large numbers.
     """
     found = read_header(path)
+    if problem := number_problem(found.settings):
+        raise FileError(f"{path.name} is damaged: {problem}.")
     if found.kind == Imported.kind:
         return _load_imported(path, found)
     try:
         with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
             adapters = create(found.kind, found.settings, found.specs, found.ranks)
-        tensors = read_tensors(path)
+        tensors = read_sound_tensors(path)
         if "atelier.bits" in found.metadata:
             shapes = {name: tensor.shape for name, tensor in adapters.tensors().items()}
             tensors = unpack(tensors, int(found.metadata["atelier.bits"]), shapes)
@@ -137,12 +141,25 @@ def load_adapter(path: Path) -> AdapterSet:
 
 def _load_imported(path: Path, found: Header) -> AdapterSet:
     layers: dict[str, dict[str, Tensor]] = {spec.name: {} for spec in found.specs}
-    for key, value in read_tensors(path).items():
+    for key, value in read_sound_tensors(path).items():
         name, _, part = key.rpartition(".")
         if name not in layers:
             raise FileError(f"{path.name}: {key} is not in its header. Fetch the file again.")
         layers[name][part] = value
     return imported_set({spec: layers[spec.name] for spec in found.specs}).requires_grad_(False)
+
+
+def read_sound_tensors(path: Path) -> dict[str, Tensor]:
+    """As :func:`read_tensors`, for adapters: every value is an ordinary number.
+
+    Raises:
+        FileError: it is not one, or a tensor holds something else; the message names it.
+    """
+    tensors = read_tensors(path)
+    if problem := value_problem(tensors):
+        raise FileError(f"{path.name} is damaged: {problem}. It would spoil every picture it is used for; delete it, "
+                        "or train it again.")
+    return tensors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -156,6 +173,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (a file, not a dict)
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path.name} is not a complete safetensors file ({error}). Fetch it again.") from None
+
+
+def content_hash(adapters: AdapterSet) -> str:
+    """SHA-256 of all that makes an adapter: names, shapes, dtypes, scales and values, whatever file it came in."""
+    digest = hashlib.sha256()
+    layers = sorted((spec.name, spec.shape) for spec in adapters.specs)
+    own = [adapters.kind, adapters.settings.to_dict(), adapters.ranks, layers]
+    digest.update(json.dumps(own, sort_keys=True).encode())
+    for key, value in sorted(adapters.tensors().items()):
+        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def data_hash(path: Path) -> str:

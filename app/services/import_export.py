@@ -15,7 +15,7 @@ from atelier.adapters.formats.detect import Contents
 from atelier.adapters.formats.export import ExportReport, export_mix
 from atelier.adapters.formats.foreign_metadata import NO_NAMES, sampler
 from atelier.adapters.formats.low_rank import EXACT, Limits, WeightOf, fused
-from atelier.adapters.formats.native import data_hash, load_adapter, read_metadata, read_own, save_adapter
+from atelier.adapters.formats.native import content_hash, load_adapter, read_metadata, read_own, save_adapter
 from atelier.adapters.formats.read_foreign import read_foreign, untrained
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.formats.tiny import Shrunk, shrink
@@ -59,7 +59,7 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
     else:
         adapters, contents = read_foreign(path)
         notes, metadata = _notes(adapters, contents), _metadata(contents, path)
-    source = data_hash(path)
+    source = content_hash(adapters)
     if before := (imported_sources(home) if known is None else known).get(source):
         raise HomeError(f"{path.name} is in your library already: {before}.")
     with explain_write_errors(home.adapters):
@@ -69,7 +69,7 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
 
 
 def imported_sources(home: Home) -> dict[str, str]:
-    """What came in from files: the hash of their tensors → the adapter's name."""
+    """What came in from files: the hash of what they hold → the adapter's name."""
     return {card.source: card.name for card in list_adapters(home) if card.source}
 
 

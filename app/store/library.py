@@ -38,7 +38,7 @@ class AdapterCard:
     thumbnail: str     # data URI, or ""
     pictures: int      # how many it learned from
     algorithms: str = ""   # of a file from another tool: LoRA, LoKr …
-    source: str = ""       # hash of the tensors it came with
+    source: str = ""       # hash of what the file held that it came from
     sampler: str = ""      # that it was made for: lcm, or none in particular
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from atelier.adapters.formats.detect import split_key
+from atelier.adapters.formats.group_layers import split_key
 from atelier.adapters.formats.module_names import (
     dotted,
     from_original,

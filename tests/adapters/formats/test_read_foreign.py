@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -208,23 +209,39 @@ def test_a_bias_where_the_model_has_none_is_named(tmp_path: Path):
             pass
 
 
-@pytest.mark.parametrize("use_rslora", [False, True])
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_a_peft_folder(tmp_path: Path, use_rslora: bool, use_dora: bool):
+PEFT: dict[str, Callable[[], Any]] = {
+    "LoRA": lambda: peft.LoraConfig(r=4, lora_alpha=7, target_modules=["2"]),
+    "stabilized": lambda: peft.LoraConfig(r=4, lora_alpha=7, target_modules=["2"], use_rslora=True),
+    "DoRA": lambda: peft.LoraConfig(r=4, lora_alpha=7, target_modules=["2"], use_dora=True),
+    "stabilized DoRA": lambda: peft.LoraConfig(
+        r=4, lora_alpha=7, target_modules=["2"], use_dora=True, use_rslora=True),
+    "patterns": lambda: peft.LoraConfig(
+        r=4, lora_alpha=7, target_modules=["2"], rank_pattern={"net.2": 3}, alpha_pattern={r"ff\..*2": 1}),
+    "LoHa": lambda: peft.LoHaConfig(r=4, alpha=7, target_modules=["2"], init_weights=False),
+    "LoHa, patterns": lambda: peft.LoHaConfig(
+        r=4, alpha=7, target_modules=["2"], init_weights=False, rank_pattern={"2": 3}, alpha_pattern={"2": 1}),
+    "LoKr": lambda: peft.LoKrConfig(r=2, alpha=7, target_modules=["2"], init_weights=False, decompose_factor=2),
+    "LoKr, whole": lambda: peft.LoKrConfig(r=40, alpha=7, target_modules=["2"], init_weights=False),
+    "AdaLoRA": lambda: peft.AdaLoraConfig(init_r=6, target_r=4, lora_alpha=7, total_step=10, target_modules=["2"]),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_a_peft_folder(tmp_path: Path, kind: str):
     """PEFT keeps alpha in a file of its own, and the lengths of DoRA's rows under a name of its own."""
     name = f"{BLOCK}.attentions.0.transformer_blocks.0.ff.net.2"
     torch.manual_seed(0)
     module = nn.Linear(12, 10)
     weight = module.weight.detach().clone()
-    config = peft.LoraConfig(r=4, lora_alpha=7, target_modules=["2"], use_rslora=use_rslora, use_dora=use_dora)
-    model = peft.get_peft_model(Block(name, module), config)
+    model = peft.get_peft_model(Block(name, module), PEFT[kind]())
     with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "lora_" in key:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
                 parameter.add_(0.3 * torch.rand_like(parameter))
     model.save_pretrained(tmp_path)
     model.merge_adapter()
     expected = model.base_model.model.get_submodule(name.removeprefix("unet.")).base_layer.weight.detach() - weight
+    assert expected.abs().max() > 0.01
     adapters, contents = read_foreign(tmp_path / "adapter_model.safetensors")
     assert contents.unknown == ()
     assert not any("alpha" in note for note in contents.notes)

@@ -1,0 +1,35 @@
+"""Whether the values of an adapter file are numbers that a picture can be drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+LARGEST = 1e6        # of any value: half precision ends at 65,504, and no trained factor comes near that
+LARGEST_RMS = 100.0  # of a ΔW's entries: those of a base model's weights are below 1
+_FACTORS = ("alpha", "gain")
+
+
+def value_problem(tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the first tensor that can't be used, by its name; empty when all are well."""
+    for key, value in tensors.items():
+        if not (value.is_floating_point() or value.is_complex()):
+            continue
+        if value.is_complex():
+            return f"{key} holds complex numbers"
+        wide = value.float() if value.element_size() == 1 else value   # 8-bit floats know few operations
+        if not wide.isfinite().all():
+            return f"{key} holds values that are not finite (NaN or infinity)"
+        if wide.numel() and wide.abs().max() > LARGEST:
+            return f"{key} holds values as large as {wide.abs().max().item():.1e}, which no training gives"
+    return ""
+
+
+def number_problem(settings: Mapping[str, Any]) -> str:
+    """What is wrong with the settings that multiply an update; empty when all are of ordinary size."""
+    factors = {name: value for name, value in settings.items()
+               if isinstance(value, float) or (name in _FACTORS and isinstance(value, int))}   # fmt: skip
+    return next((f"its setting {name} is {value:.1e}" for name, value in factors.items()
+                 if not abs(value) <= LARGEST), "")   # fmt: skip

@@ -1,0 +1,192 @@
+"""From the tensors of a file to layers: every tensor of a layer that is used is accounted for, or the file is refused.
+
+A tensor *inside* a layer that nothing is made of would mean a wrong update without a word: AdaLoRA without its singular
+values is off by a factor of 47. So it is refused by name, as are tensors that don't fit each other, a layer that lacks
+what all others have, and a layer that is there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from atelier.adapters.formats.layer_parts import ENDINGS, UNIFORM, Algorithm, algorithm_of
+from atelier.adapters.formats.layer_shapes import Shape, ShapeError, weight_shape
+from atelier.adapters.formats.module_names import module_named, position_names
+from atelier.adapters.formats.peft_config import NOTHING, PeftConfig, Settings
+from atelier.adapters.formats.safetensors_header import HeaderError
+
+_PEFT_PREFIX = "base_model.model."
+_MODULES_WITHOUT_BIAS = ("to_q", "to_k", "to_v")   # of a Stable Diffusion UNet
+
+
+class Key(NamedTuple):
+    """A tensor's name taken apart."""
+
+    module: str   # ours
+    part: str
+    stem: str     # the module as the file calls it
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of a file."""
+
+    algorithm: str
+    keys: Mapping[str, str]   # part → the tensor's name in the file
+    settings: Settings        # part → its value, where it stands in a configuration instead
+    shape: Shape              # of the weight; 0 for a side that the file does not tell
+
+    @property
+    def scaled(self) -> bool:
+        """Whether something says how strong it is."""
+        return any(part in self.keys or part in self.settings for part in ("alpha", "scale"))
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """Our module name and the part that a tensor is; None when it is neither.
+
+    >>> split_key("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight")
+    ('unet.mid_block.attentions.0.proj_in', 'up')
+    """
+    found = _parse(key)
+    return found and (found.module, found.part)
+
+
+def _parse(key: str) -> Key | None:
+    plain = key.removeprefix(_PEFT_PREFIX)
+    for ending, part in ENDINGS.items():
+        if plain.endswith(ending) and (module := module_named(plain.removesuffix(ending))):
+            return Key(module, part, key.removesuffix(ending))
+    return None
+
+
+class Grouped(NamedTuple):
+    """Tensors sorted into layers, and those that are of none."""
+
+    layers: dict[str, dict[str, str]]   # module → part → the tensor's name
+    stems: dict[str, set[str]]          # module → what the file calls it, more than one in odd files
+    unknown: list[str]                  # tensors of no layer, or of one that is not whole
+
+
+def group(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> Grouped:
+    """Sort tensors into whole layers.
+
+    Raises:
+        HeaderError: a layer is there twice, or has a tensor that nothing is made of.
+    """
+    layers: dict[str, dict[str, str]] = {}
+    stems: dict[str, set[str]] = {}
+    unknown = []
+    numbered = _numbered(shapes, metadata)
+    for key in shapes:
+        found = numbered.get(key) or _parse(key)
+        if found is None:
+            unknown.append(key)
+            continue
+        parts = layers.setdefault(found.module, {})
+        if other := parts.get(found.part):
+            raise HeaderError(f"holds {found.module} twice, as {other} and as {key}. Fetch it again, or convert it "
+                              "anew from its source.")
+        parts[found.part] = key
+        stems.setdefault(found.module, set()).add(found.stem)
+    whole = {module for module, parts in layers.items() if algorithm_of(parts)}
+    _refuse_inside(set().union(*(stems[module] for module in whole)), unknown)
+    unknown += [key for module, parts in layers.items() if module not in whole for key in parts.values()]
+    return Grouped({module: layers[module] for module in layers if module in whole}, stems, unknown)
+
+
+def _refuse_inside(stems: set[str], unknown: Sequence[str]) -> None:
+    """See that no unknown tensor lies in a layer that is used."""
+    for key in unknown:
+        places = (place for place, letter in enumerate(key) if letter == "." or key[place:].startswith("_lora."))
+        if any(key[:place] in stems for place in places):
+            raise HeaderError(f"holds {key}, and Atelier does not know what that does to its layer. Leaving it out "
+                              "would change the update, so the file can't be used.")
+
+
+def _numbered(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> dict[str, Key]:
+    """The first LoRA files' tensors, ``unet:7:up``: layers by their number alone."""
+    found: dict[str, Key] = {}
+    for component in ("unet", "text_encoder"):
+        numbers = sorted(int(number) for key in shapes if key.startswith(f"{component}:") and key.endswith(":up")
+                         and (number := key.split(":")[1]).isdecimal() and len(number) < 6)   # fmt: skip
+        if numbers != list(range(len(numbers))) or not numbers or component not in metadata:
+            continue
+        try:
+            names = position_names(component, len(numbers))
+        except KeyError:
+            continue
+        found |= {f"{component}:{i}:{part}": Key(names[i], part, f"{component}:{i}") for i in numbers
+                  for part in ("up", "down")}   # fmt: skip
+    return found
+
+
+def made(
+    grouped: Grouped, shapes: Mapping[str, Shape], configs: Mapping[str, PeftConfig], family: str = ""
+) -> dict[str, Layer]:
+    """Whole layers with what they are, how strong, and the shapes of the weights they change.
+
+    Raises:
+        HeaderError: a layer has a tensor too many, lacks one that others have, or holds some that don't fit.
+    """
+    algorithms = {module: algorithm_of(parts) for module, parts in grouped.layers.items()}
+    known = {module: algorithm for module, algorithm in algorithms.items() if algorithm}
+    for module, algorithm in known.items():
+        if extra := next((part for part in grouped.layers[module] if not algorithm.knows(part)), None):
+            raise HeaderError(f"holds {grouped.layers[module][extra]}, which can't be part of a {algorithm.name} "
+                              "layer. Leaving it out would change the update, so the file can't be used.")
+    _check_uniform(grouped.layers, known)
+    return {module: _layer(module, algorithm, grouped, shapes, configs, family)
+            for module, algorithm in known.items()}   # fmt: skip
+
+
+def _layer(
+    module: str, algorithm: Algorithm, grouped: Grouped, shapes: Mapping[str, Shape],
+    configs: Mapping[str, PeftConfig], family: str,
+) -> Layer:   # fmt: skip
+    keys, stem = grouped.layers[module], min(grouped.stems[module])
+    try:
+        shape = weight_shape(module, algorithm.name, {part: shapes[key] for part, key in keys.items()}, family)
+    except ShapeError as error:
+        key = keys[error.part]
+        raise HeaderError(f"can't be used: {key} has the shape {list(shapes[key])}, but it {error}. "
+                          "Fetch it again.") from None
+    config = configs.get(module.split(".", 1)[0], NOTHING)
+    own = config.settings(algorithm.name, _peft_name(stem)) if "." in stem else {}   # kohya's names have no dot
+    if "alpha" in keys or "scale" in keys:
+        own = {part: value for part, value in own.items() if part != "scale"}
+    return Layer(algorithm.name, keys, own, shape)
+
+
+def _peft_name(stem: str) -> str:
+    """A module as PEFT's patterns see it."""
+    name = stem.removeprefix(_PEFT_PREFIX)
+    return next((name.removeprefix(prefix) for prefix in ("unet.", "text_encoder.", "text_encoder_2.")
+                 if name.startswith(prefix)), name)   # fmt: skip
+
+
+def _check_uniform(layers: Mapping[str, Mapping[str, str]], known: Mapping[str, Algorithm]) -> None:
+    """See that no layer has lost what all others of its algorithm have."""
+    for name in {algorithm.name for algorithm in known.values()} - {"bias"}:
+        alike = {module: layers[module] for module, algorithm in known.items() if algorithm.name == name}
+        for part in UNIFORM:
+            if without := lacking(part, alike):
+                key = next(parts[part] for parts in alike.values() if part in parts)
+                raise HeaderError(f"is not whole: {key} is there, but {without[0]} has no such tensor. Fetch it again.")
+
+
+def lacking(part: str, layers: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The layers without a part that others have; none where all or no layers have it.
+
+    >>> lacking("alpha", {"a": {"alpha": "a.alpha"}, "b": {}})
+    ['b']
+    """
+    without = [module for module, parts in layers.items() if part not in parts]
+    return without if len(without) < len(layers) else []
+
+
+def bias_free(module: str) -> bool:
+    """Whether a module of a Stable Diffusion UNet has no bias."""
+    return module.endswith(_MODULES_WITHOUT_BIAS)

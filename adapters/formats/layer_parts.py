@@ -1,0 +1,76 @@
+"""Which tensors one layer of an adapter file is made of: their endings, and what each algorithm needs and may have.
+
+Pure text. The names of parts are LyCORIS's words, or PEFT's where only PEFT has the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+# Endings of tensor names → what the tensor is. The first that fits counts.
+ENDINGS = {
+    ".lora_up.weight": "up", ".lora_down.weight": "down", ".lora_mid.weight": "mid",
+    ".lora_B.default.weight": "up", ".lora_A.default.weight": "down", ".lora_B.weight": "up", ".lora_A.weight": "down",
+    ".lora_B.default": "up", ".lora_A.default": "down", ".lora_E.default": "singular",
+    ".lora_B": "up", ".lora_A": "down", ".lora_E": "singular",
+    ".lora_B.bias": "up_bias", ".lora_B.default.bias": "up_bias",
+    ".lora_linear_layer.up.weight": "up", ".lora_linear_layer.down.weight": "down",
+    ".lora.up.weight": "up", ".lora.down.weight": "down", "_lora.up.weight": "up", "_lora.down.weight": "down",
+    "_lora_up.weight": "up", "_lora_down.weight": "down",
+    ".lora_magnitude_vector.default.weight": "magnitude", ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector": "magnitude",
+    **{f".{part}": part for part in (
+        "dora_scale", "alpha", "scale", "scalar",
+        "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+        "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+        "diff_b", "diff", "w_norm", "b_norm", "on_input")},
+    ".a1.weight": "a1", ".a2.weight": "a2", ".b1.weight": "b1", ".b2.weight": "b2", ".weight": "weight",
+}   # fmt: skip
+
+_STRENGTHS = ("alpha", "scale", "scalar")
+_LENGTHS = ("dora_scale", "magnitude")
+_COMMON = (*_STRENGTHS, *_LENGTHS, "diff_b")
+# Parts that all layers of one algorithm have or none has: a single layer without it is one that lost it. Where `alpha`
+# or a bias is missing, the layer still means something, so that is only said.
+UNIFORM = ("scale", "scalar", "dora_scale", "magnitude", "singular", "b_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """What a layer is called, and which parts it consists of."""
+
+    name: str
+    needs: tuple[str, ...]      # alternatives are separated by |
+    takes: tuple[str, ...] = ()
+
+    def complete(self, parts: Collection[str]) -> bool:
+        """Whether these parts make a layer of it."""
+        return all(any(part in parts for part in need.split("|")) for need in self.needs)
+
+    def knows(self, part: str) -> bool:
+        """Whether such a layer can have the part."""
+        return part in self.takes or any(part in need.split("|") for need in self.needs)
+
+
+# The first whose parts are there counts.
+ALGORITHMS = (
+    Algorithm("AdaLoRA", ("up", "down", "singular"), (*_STRENGTHS, "diff_b")),
+    Algorithm("LoRA", ("up", "down"), (*_COMMON, "mid", "up_bias")),
+    Algorithm("LoHa", ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), (*_COMMON, "hada_t1", "hada_t2")),
+    Algorithm("LoKr", ("lokr_w1|lokr_w1_a", "lokr_w2|lokr_w2_a"), (*_COMMON, "lokr_w1_b", "lokr_w2_b", "lokr_t2")),
+    Algorithm("GLoRA", ("a1", "a2", "b1", "b2"), _COMMON),
+    Algorithm("full", ("diff",), ("diff_b", "scale")),
+    Algorithm("norm", ("w_norm",), ("b_norm",)),
+    Algorithm("IA3", ("weight", "on_input"), ("scale",)),
+    Algorithm("bias", ("diff_b|b_norm",)),
+)
+
+
+def algorithm_of(parts: Collection[str]) -> Algorithm | None:
+    """What a layer with these parts is; None when they make nothing whole.
+
+    >>> algorithm_of({"up", "down", "alpha"}).name
+    'LoRA'
+    """
+    return next((algorithm for algorithm in ALGORITHMS if algorithm.complete(parts)), None)
