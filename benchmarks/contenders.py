@@ -35,8 +35,8 @@ from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.base_models.less_activation_memory import save_less_for_backward
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.base_models.offload import DiskOffload
-from atelier.training.loop.batch import Shown, errors
-from atelier.training.loop.noise import Noisy
+from atelier.training.loop.batch import UnetInput, example_losses
+from atelier.training.loop.noise import NoisyLatents
 
 from .interleaved import ROOT
 
@@ -162,13 +162,13 @@ def atelier(options: Options) -> Contender:
     adapters = _adapters(unet, options["rank"])
     _start([(adapter.up, adapter.down) for adapter in adapters])   # type: ignore[arg-type]
     noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
-    seen = Noisy(noisy, lesson.timesteps, lesson.noise)
-    shown = Shown((0,), seen, PromptEmbeddings(words), torch.zeros(1, 6), torch.ones(1))
+    seen = NoisyLatents(noisy, lesson.timesteps, lesson.noise)
+    shown = UnetInput((0,), seen, PromptEmbeddings(words), torch.zeros(1, 6), torch.ones(1))
 
     def loss() -> Tensor:
         # Attached for every step, as the loop does: that is part of its price.
         with mounted({"unet": unet}, Mix(((adapters, 1.0),))):
-            return errors(model, [shown], [0]).mean()
+            return example_losses(model, [shown], [0]).mean()
 
     return _trained(loss, list(adapters.parameters()), fused=True)
 

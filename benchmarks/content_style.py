@@ -39,8 +39,9 @@ from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig, load_preset
 from atelier.training.data.prepare import encode, scan_pictures
 from atelier.training.embedded_base.judge import Judge
-from atelier.training.recipes.combine_two import STEPS, Part, make, training_config
-from atelier.training.recipes.companions import captioned
+from atelier.training.loop.batch import AdapterExamples
+from atelier.training.recipes.combine_two import METHOD_STEPS, combine_adapters, training_config
+from atelier.training.recipes.companions import with_role_caption
 from atelier.training.runs.run import run
 from atelier.training.sampling.sample import DrawRequest, draw
 
@@ -74,8 +75,8 @@ WAYS = {
     "break-for-make": Way("split", "break-for-make"),
     "break-for-make, apart": Way("split", "sum"),
     "break-for-make, apart, style ¾": Way("split", "sum", (1.0, 0.75)),
-    "break-for-make, made": Way("split", "break-for-make", steps=STEPS["break-for-make"]),
-    "zip": Way("lora", "zip", steps=STEPS["zip"]),
+    "break-for-make, made": Way("split", "break-for-make", steps=METHOD_STEPS["break-for-make"]),
+    "zip": Way("lora", "zip", steps=METHOD_STEPS["zip"]),
 }
 TILE = 64
 
@@ -141,7 +142,7 @@ def measure(
 
 
 def measured(
-    model: BaseModel, judge: Judge, what: tuple[str, str, str], content: Part, style: Part
+    model: BaseModel, judge: Judge, what: tuple[str, str, str], content: AdapterExamples, style: AdapterExamples
 ) -> tuple[Row, Image.Image]:
     """Mix and judge; and the first drawing."""
     name, thing, look = what
@@ -152,12 +153,14 @@ def measured(
     return Row(*what, *scores(judge, drawn, thing, look), round(seconds, 1)), drawn[0]
 
 
-def taught(model: BaseModel, role: str, kind: str, name: str, options: argparse.Namespace, home: Path) -> Part:
+def taught(
+    model: BaseModel, role: str, kind: str, name: str, options: argparse.Namespace, home: Path
+) -> AdapterExamples:
     """Teach one thing or style, as ``atelier train`` would, or read what was taught before."""
     folder = ROOT / ("assets/examples" if role == "content" else "tests/data/styles") / name
     preset = {key: value for key, value in load_preset("normal", "embedded").items() if key != "rank"}
     own = {"role": role} if kind == "split" else {}
-    config = captioned(TrainConfig.from_dict({
+    config = with_role_caption(TrainConfig.from_dict({
         **preset, "name": f"{name}-{kind}", "trigger": WORDS[role], "subject": name if role == "content" else "emoji",
         "pictures": str(folder), "kind": kind, "adapter": {**KINDS[kind], **own}, "steps": options.steps,
         "preview_every": 0, "checkpoint_every": 0, "precision": "fp32",
@@ -168,10 +171,10 @@ def taught(model: BaseModel, role: str, kind: str, name: str, options: argparse.
         last = list(run(RunFolder.create(home / "runs" / config.name, config), path.parent))[-1]
         assert isinstance(last, Finished), last
         print(f"taught {config.name} in {last.seconds:.0f} s", flush=True)
-    return Part(load_adapter(path), encode(model, scan_pictures(config)))
+    return AdapterExamples(load_adapter(path), encode(model, scan_pictures(config)))
 
 
-def mix(model: BaseModel, way: Way, content: Part, style: Part) -> Mix:
+def mix(model: BaseModel, way: Way, content: AdapterExamples, style: AdapterExamples) -> Mix:
     """Both in one."""
     if not way.method:
         return Mix(((content.adapters, way.at[0]), (style.adapters, way.at[1])))
@@ -179,7 +182,7 @@ def mix(model: BaseModel, way: Way, content: Part, style: Part) -> Mix:
         return Mix(((blended(model.models(), content.adapters, style.adapters, way.method, [way.at]), 1.0),))
     lr = load_preset("normal", "embedded")["lr"]
     config = training_config(way.method, steps=way.steps, batch=4, lr=lr, seed=0)
-    *_, made = make(model, content, style, way.method, config)
+    *_, made = combine_adapters(model, content, style, way.method, config)
     assert isinstance(made, AdapterSet)
     return Mix(((made, 1.0),))
 

@@ -41,7 +41,7 @@ def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
     """
     resume = bool(run.events())
     # The heartbeat covers the seconds in which the child imports its libraries and is silent.
-    with run.beating():
+    with run.heartbeat():
         if resume:
             run.append(Preparing("Starting again"))
         try:
@@ -62,7 +62,7 @@ def watch_child(run: RunFolder) -> None:
     """Wait for a child that another worker started; where it had no last word, write one for it."""
     seen = time.monotonic()
     while True:
-        if run.alive():
+        if run.is_alive():
             seen = time.monotonic()
         elif has_final_event(run):
             return

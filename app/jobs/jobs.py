@@ -41,7 +41,7 @@ def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool =
     Raises:
         HomeError: its name can't be used or is taken, or the home can't be written.
     """
-    busy = frozenset(state.name for state in list_runs(home) if not state.over)
+    busy = frozenset(state.name for state in list_runs(home) if not state.is_over)
     named = new_base_name if isinstance(config, CompressConfig) else new_name
     id = f"{time_id()}-{named(home, config.name, busy).replace(' ', '-')}"
     # Under a hidden name until it is whole, so that nobody meets a run without a recipe.
@@ -63,7 +63,7 @@ def resume(home: Home, id: str) -> RunFolder:
         HomeError: there is no such run, or it is done.
     """
     run, state = find_run(home, id), run_status(home, id)
-    if state.over:
+    if state.is_over:
         prepare_resume(home, state)
         with open_queue(home) as queue:
             queue.add(run, Action.RESUME)
@@ -80,7 +80,7 @@ def prepare_resume(home: Home, state: RunStatus) -> RunFolder:
         raise HomeError(f"The run of {state.name!r} is done; there is nothing to resume.")
     run = find_run(home, state.id)
     for name in COMMANDS:
-        run.take(name)   # what was meant for the process that is gone
+        run.take_command(name)   # what was meant for the process that is gone
     auto_resume_marker(run).unlink(missing_ok=True)
     return run
 
@@ -92,13 +92,13 @@ def cancel(home: Home, id: str) -> None:
         HomeError: there is no such run.
     """
     run, state = find_run(home, id), run_status(home, id)
-    if state.over:
+    if state.is_over:
         return
     with open_queue(home) as queue:
         queue.drop(run)
     # Left for the process even where none is seen: the worker may be starting it this very moment.
-    run.command("cancel")
-    if not run.alive():
+    run.send_command("cancel")
+    if not run.is_alive():
         run.append(Stopped(state.step, "Cancelled while it waited."))
 
 
@@ -143,7 +143,7 @@ def _queued_runs(home: Home) -> dict[str, Action]:
 
 def read_status(run: RunFolder, waiting: Mapping[str, Action] = MappingProxyType({})) -> RunStatus:
     """Read what a run says of itself, and add what only the queue knows: ``waiting`` is what is in it, in order."""
-    if run.alive():
+    if run.is_alive():
         result = _read_status(run.path)
         return replace(result, state="preparing", message="Starting") if result.state == "queued" else result
     result = replace(_cached_status(run.path, *_version(run.path / "events.jsonl")))

@@ -60,7 +60,7 @@ def reconcile(home: Home, queue: Queue) -> None:
     waiting = queue.waiting()
     for run in map(RunFolder, run_folders(home)):
         state = read_status(run).state
-        if run.alive():
+        if run.is_alive():
             queue.add(run, Action.WATCH, soon=True)
         elif run.id not in waiting:
             if state == "queued":
@@ -71,7 +71,7 @@ def reconcile(home: Home, queue: Queue) -> None:
 def _handle(run: RunFolder, act: Action, queue: Queue, train: Callable[[RunFolder], None]) -> None:
     """Do what a message asks for, if it still makes sense."""
     state = read_status(run).state
-    if run.alive():
+    if run.is_alive():
         watch_child(run)
         _auto_resume(run, queue)
     elif (act == Action.START and state == "queued") or (act == Action.RESUME and state != "done"):

@@ -23,8 +23,9 @@ from atelier.training.config.events import Stepped
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
 from atelier.training.data.latent_cache import Example
 from atelier.training.data.prepare import encode, scan_pictures
-from atelier.training.recipes.combine_two import STEPS, Part, make, training_config
-from atelier.training.recipes.companions import captioned
+from atelier.training.loop.batch import AdapterExamples
+from atelier.training.recipes.combine_two import METHOD_STEPS, combine_adapters, training_config
+from atelier.training.recipes.companions import with_role_caption
 from atelier.training.runs.save_adapter import write_kept
 
 BEST_METHOD = "sum"
@@ -53,7 +54,7 @@ def run_combine(home: Home, arguments: Namespace) -> AdapterCard:
     """
     content, style = (find_adapter(home, name) for name in (arguments.content, arguments.style))
     method = arguments.method or BEST_METHOD
-    usual = STEPS[method]
+    usual = METHOD_STEPS[method]
     recipe = CombineJob(
         name=new_name(home, arguments.name), content=content, style=style, method=method,
         steps=(usual if arguments.steps is None else arguments.steps) if usual else 0,
@@ -90,7 +91,7 @@ def combine(home: Home, recipe: CombineJob) -> Iterator[Stepped | AdapterCard]:
         first = lessons[0]
         config = training_config(recipe.method, steps=recipe.steps, batch=first.batch, lr=first.lr, seed=first.seed)
     made: AdapterSet | None = None
-    for news in make(model, *_loaded_pair(model, recipe, taught), recipe.method, config):
+    for news in combine_adapters(model, *_loaded_pair(model, recipe, taught), recipe.method, config):
         if isinstance(news, Stepped):
             yield news
         elif isinstance(news, AdapterSet):
@@ -101,19 +102,21 @@ def combine(home: Home, recipe: CombineJob) -> Iterator[Stepped | AdapterCard]:
     yield find_adapter(home, _save(home, recipe, model, made).stem)
 
 
-def _loaded_pair(model: BaseModel, recipe: CombineJob, taught: list[list[Example]]) -> tuple[Part, Part]:
+def _loaded_pair(
+    model: BaseModel, recipe: CombineJob, taught: list[list[Example]]
+) -> tuple[AdapterExamples, AdapterExamples]:
     """Both adapters, each at its strength; Break-for-Make's halves get theirs in the end."""
     loaded = [load_adapter(card.path) for card in (recipe.content, recipe.style)]
     if recipe.method != "break-for-make" and recipe.strengths != (1, 1):
         loaded = [as_lora(model.models(), part, s) for part, s in zip(loaded, recipe.strengths, strict=True)]
-    content, style = (Part(*pair) for pair in zip(loaded, taught, strict=True))
+    content, style = (AdapterExamples(*pair) for pair in zip(loaded, taught, strict=True))
     return content, style
 
 
 def _training_recipe(home: Home, card: AdapterCard, recipe: CombineJob) -> TrainConfig:
     """The recipe an adapter was taught with, which knows its pictures."""
     try:
-        config = captioned(find_run(home, read_header(card.path).metadata.get("atelier.run", "")).config())
+        config = with_role_caption(find_run(home, read_header(card.path).metadata.get("atelier.run", "")).config())
     except HomeError:
         config = None
     if config is None or not Path(config.pictures).is_dir():

@@ -18,7 +18,7 @@ from atelier.app.text.drawing import made_for_few_steps
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
-from atelier.training.recipes.dreambooth import fill
+from atelier.training.recipes.dreambooth import fill_template
 from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import AUTO
 
@@ -104,7 +104,7 @@ def suggested_prompt(card: AdapterCard) -> str:
         template = recipe.get("caption") or identify(card.base).caption
     except (BaseError, tomllib.TOMLDecodeError):
         template = "{trigger} {subject}"
-    return " ".join(fill(template, card.trigger, card.subject).split())
+    return " ".join(fill_template(template, card.trigger, card.subject).split())
 
 
 def picture_recipe(picture: GalleryPicture) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def find_unfinished(home: Home, name: str) -> RunFolder:
     """
     for state in list_runs(home):
         if state.name == name and state.state != "done":
-            if not state.over:
+            if not state.is_over:
                 raise HomeError(f"The run of {name!r} is {state.state} already: it needs no resuming.")
             return prepare_resume(home, state)
     raise HomeError(f"There is no unfinished run named {name!r} to resume. Start one without --resume.")
@@ -88,7 +88,7 @@ def run_training(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
 
     The first Ctrl-C lets the step end and saves, so that the run can be resumed.
     """
-    progress = _Progress(read_status(run).of)
+    progress = _Progress(read_status(run).total_steps)
     with _logging_to(run.path / "log.txt"):
         for event in training.run(run, adapters, resume=resume):
             progress.show(event)

@@ -25,7 +25,7 @@ from atelier.training.base_models.base_model import BaseModel
 from atelier.training.compression.calibrate import Moment, error_at, trajectory
 from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated
 from atelier.training.loop import checkpoint
-from atelier.training.loop.checkpoint import State
+from atelier.training.loop.checkpoint import TrainingState
 from atelier.training.loop.loop import PAUSE_SECONDS, Controls
 
 # Learning rates of the official code, for its 16,000 updates: of up and down over the layer's mean step size, of the
@@ -89,13 +89,13 @@ class Distillation:
                 yield event
                 if isinstance(event, Stopped):
                     return
-            if controls.quitting():
+            if controls.should_quit():
                 yield self._save()
                 return
             yield self._validate()
             if self.step < self.course.steps:
                 yield self._save()
-            if controls.take("stop") is not None:
+            if controls.take_command("stop") is not None:
                 break
         _put(self.model.unet, self.best)
         self.finished = True
@@ -108,22 +108,22 @@ class Distillation:
         prompts = [self.course.prompts[i] for i in picks]
         moments = trajectory(self.model, self.switch, prompts, self.course.timesteps, self.generator)
         for moment in islice(moments, done, None):
-            if controls.take("pause") is not None:
+            if controls.take_command("pause") is not None:
                 yield from self._pause(controls)
-            if controls.quitting():
+            if controls.should_quit():
                 return
-            if controls.take("cancel") is not None:
+            if controls.take_command("cancel") is not None:
                 yield Stopped(self.step, "Cancelled. Nothing was kept.")
                 return
-            yield self._advance(moment)
+            yield self._train_step(moment)
         self.before = self.generator.get_state()
 
     def _pause(self, controls: Controls) -> Iterator[Event]:
         yield self._save()
         yield Paused(self.step)
-        while controls.take("resume") is None and not controls.quitting():
+        while controls.take_command("resume") is None and not controls.should_quit():
             for name in ("stop", "cancel"):
-                text = controls.take(name)
+                text = controls.take_command(name)
                 if text is not None:   # leave it for those who know what to do
                     (self.folder / "control" / name).write_text(text, encoding="utf-8")
                     yield Resumed(self.step)
@@ -131,7 +131,7 @@ class Distillation:
             time.sleep(PAUSE_SECONDS)
         yield Resumed(self.step)
 
-    def _advance(self, moment: Moment) -> Stepped:
+    def _train_step(self, moment: Moment) -> Stepped:
         started = time.perf_counter()
         remaining = 1 - self.step / self.course.steps   # falls in a line to 0
         for group in self.optimizer.param_groups:
@@ -159,7 +159,7 @@ class Distillation:
         return Validated(self.step, loss, best)
 
     def _save(self) -> Saved:
-        state = State(
+        state = TrainingState(
             weights={name: value.detach().cpu().clone() for name, value in learned(self.model.unet).items()},
             best=self.best,
             generator=self.before,

@@ -92,15 +92,15 @@ class RunFolder:
             return []
         return [event for event in map(from_line, lines) if event is not None]
 
-    def command(self, name: str, text: str = "") -> None:
+    def send_command(self, name: str, text: str = "") -> None:
         """Leave a command for the training process: pause, resume, stop (keep the best), cancel, preview."""
         if name not in COMMANDS:
             raise ValueError(f"{name!r} is no command; the commands are: {', '.join(COMMANDS)}")
         if name in _OPPOSITE:
-            self.take(_OPPOSITE[name])   # of the two, the last word counts
+            self.take_command(_OPPOSITE[name])   # of the two, the last word counts
         write_text(self.path / "control" / name, text)
 
-    def take(self, name: str) -> str | None:
+    def take_command(self, name: str) -> str | None:
         """Take a command, if it was left: its text, else None."""
         path = self.path / "control" / name
         try:
@@ -111,7 +111,7 @@ class RunFolder:
         return text
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
+    def heartbeat(self) -> Iterator[None]:
         """Touch the heartbeat file from a thread while the context is open; remove it at the end."""
         path, done = self.path / "heartbeat", threading.Event()
         path.touch()
@@ -129,7 +129,7 @@ class RunFolder:
             thread.join()
             path.unlink(missing_ok=True)
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether a training process touched the heartbeat lately."""
         try:
             return time.time() - (self.path / "heartbeat").stat().st_mtime < STALE_SECONDS
@@ -146,7 +146,7 @@ class RunStatus:
     state: str = "queued"        # queued preparing training paused interrupted stopped failed done
     message: str = ""            # what it is doing, or why it ended
     step: int = 0
-    of: int = 0
+    total_steps: int = 0
     seconds_left: float | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
@@ -159,7 +159,7 @@ class RunStatus:
     compression: bool = False    # of a base model; else a training
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Nothing more will happen unless somebody resumes it."""
         return self.state in ("interrupted", "stopped", "failed", "done")
 
@@ -168,17 +168,17 @@ def status(run: RunFolder) -> RunStatus:
     """Fold a run's events into what a person wants to know."""
     compression = run.compression()
     config = compression or run.config()
-    result = RunStatus(run.id, config.name, of=config.steps, compression=compression is not None)
+    result = RunStatus(run.id, config.name, total_steps=config.steps, compression=compression is not None)
     recent: list[float] = []
     for moment, event in run.events():
         result.started = result.started or moment
         _apply(result, event)
         if isinstance(event, Stepped):
             recent = [*recent[-19:], event.seconds]
-    if not result.over and result.state != "queued" and not run.alive():
+    if not result.is_over and result.state != "queued" and not run.is_alive():
         result.state, result.message = "interrupted", "The training process ended without a word. Resume it to go on."
     if result.state == "training" and recent:
-        result.seconds_left = (result.of - result.step) * sum(recent) / len(recent)
+        result.seconds_left = (result.total_steps - result.step) * sum(recent) / len(recent)
     return result
 
 
@@ -215,7 +215,7 @@ def _apply(result: RunStatus, event: Event) -> None:
 def _step(result: RunStatus, event: Stepped) -> None:
     if event.step <= result.step:
         _rewind(result, event.step - 1)   # begun again without a checkpoint
-    result.state, result.step, result.of, result.message = "training", event.step, event.of, ""
+    result.state, result.step, result.total_steps, result.message = "training", event.step, event.of, ""
     result.losses.append((event.step, event.loss))
 
 

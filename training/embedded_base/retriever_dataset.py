@@ -34,9 +34,9 @@ from atelier.training.embedded_base.pictures import Pictures, read_prompts
 from atelier.training.embedded_base.pictures import load as load_pictures
 from atelier.training.embedded_base.text import article, behind
 from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background, place, premultiplied
-from atelier.training.loop.batch import PromptEmbeddingCache, draw_batch, passes
-from atelier.training.loop.losses import per_sample
-from atelier.training.loop.noise import draw_timesteps
+from atelier.training.loop.batch import PromptEmbeddingCache, predictions, sample_batch
+from atelier.training.loop.losses import mse_per_sample
+from atelier.training.loop.noise import sample_timesteps
 
 PICTURES = 6
 BATCH = 4
@@ -137,7 +137,7 @@ def train(model: BaseModel, pictures: Pictures, exhibit: Exhibit) -> tuple[Adapt
     begin(adapters, model.models())
     examples = encode_pictures(model, *lesson(pictures, exhibit, generator))
     text = PromptEmbeddingCache(model, adapters)
-    text.remember(examples)
+    text.precompute(examples)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     losses = []
     with mounted(model.models(), Mix(((adapters, 1.0),))):
@@ -157,9 +157,9 @@ def _loss(
     model: BaseModel, text: PromptEmbeddingCache, examples: Sequence[Example], generator: torch.Generator
 ) -> Tensor:
     chosen = [examples[i] for i in torch.randint(len(examples), (BATCH,), generator=generator).tolist()]
-    timesteps = draw_timesteps(BATCH, model.scheduler.config.num_train_timesteps, generator)
-    [(_, noisy, answer)] = passes(model, draw_batch(chosen, timesteps, generator), text)
-    return per_sample(answer, noisy.target).mean()
+    timesteps = sample_timesteps(BATCH, model.scheduler.config.num_train_timesteps, generator)
+    [(_, noisy, answer)] = predictions(model, sample_batch(chosen, timesteps, generator), text)
+    return mse_per_sample(answer, noisy.target).mean()
 
 
 def lesson(

@@ -29,10 +29,11 @@ from atelier.training.config.train_config import EMBEDDED, TrainConfig
 from atelier.training.data.prepare import encode, scan_pictures
 from atelier.training.embedded_base.gate_dataset import scenes
 from atelier.training.embedded_base.pictures import load as load_pictures
-from atelier.training.loop.loop import Controls, Training
-from atelier.training.loop.optimizer_step import accelerator_for
+from atelier.training.loop.batch import AdapterExamples
+from atelier.training.loop.loop import NO_CONTROLS, Training
+from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.recipe import Recipe
-from atelier.training.recipes.gates import GateConfig, Lesson, gate_recipe, scene_recipe
+from atelier.training.recipes.gates import GateConfig, gate_recipe, scene_recipe
 
 SHIPPED = ASSETS / "gates"
 STEPS, BATCH, LR = 300, 6, 1e-2
@@ -51,7 +52,7 @@ def gates_for(model: BaseModel) -> GateSet | None:
     return GateSet.load(path).to(model.device) if path else None
 
 
-def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> list[Lesson]:
+def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> list[AdapterExamples]:
     """Adapters of a home with the pictures that they learned from; all that have any, or those that are named."""
     found = []
     for path in sorted((home / "adapters").glob("*.safetensors")):
@@ -62,7 +63,7 @@ def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> lis
         if header.metadata.get("atelier.family") == model.info.family and (run.path / "recipe.toml").exists():
             config = run.config()
             if Path(config.pictures).is_dir():
-                found.append(Lesson(load_adapter(path).to(model.device), encode(model, scan_pictures(config))))
+                found.append(AdapterExamples(load_adapter(path).to(model.device), encode(model, scan_pictures(config))))
     return found
 
 
@@ -86,14 +87,10 @@ def train_gates(
     """Teach the gates in place and say what happens; checkpoints are in ``folder``, and the newest is gone on from."""
     gates.requires_grad_(True)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    training = Training(recipe, config, folder, accelerator_for(model))
+    training = Training(recipe, config, folder, make_accelerator(model))
     training.resume()
-    yield from training.events(Controls(_silent, lambda: False))
+    yield from training.events(NO_CONTROLS)
     gates.requires_grad_(False)
-
-
-def _silent(command: str) -> None:
-    """Nobody gives commands to a training of minutes."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if nothing had happened."""
+"""Checkpoints: everything a run needs to continue as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PREFIX = "step-"
 
 
 @dataclass(slots=True)
-class State:
+class TrainingState:
     """What changes from step to step, apart from the optimizer's own."""
 
     weights: dict[str, Tensor]                                   # the adapter being trained
@@ -33,12 +33,12 @@ class State:
     scaler: dict[str, float] = field(default_factory=dict)       # of float16 gradients, where they are scaled
 
 
-def copied(adapters: AdapterSet) -> dict[str, Tensor]:
+def cpu_copy(adapters: AdapterSet) -> dict[str, Tensor]:
     """An adapter's tensors on the CPU, as they are now."""
     return {key: value.detach().cpu().clone() for key, value in adapters.tensors().items()}
 
 
-def write(folder: Path, state: State) -> Path:
+def write(folder: Path, state: TrainingState) -> Path:
     """Write a complete checkpoint and drop the older ones; a crash leaves the older ones.
 
     Where this step has been written before, as in a pause right after a checkpoint, that one stays: it is the same.
@@ -63,22 +63,22 @@ def write(folder: Path, state: State) -> Path:
     return final
 
 
-def read_newest(folder: Path) -> State | None:
+def read_newest(folder: Path) -> TrainingState | None:
     """Read the newest checkpoint that is whole; None when there is none."""
     return next(filter(None, map(_whole, reversed(_complete(folder)))), None)
 
 
-def _whole(path: Path) -> State | None:
+def _whole(path: Path) -> TrainingState | None:
     try:
         return _read(path)
     except Exception:   # whatever is wrong with this one, the one before may be good
         return None
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> TrainingState:
     numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
     tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "average", "best")}
-    return State(
+    return TrainingState(
         generator=load_file(path / "generator.safetensors")["generator"],
         optimizer=torch.load(path / "optimizer.pt", weights_only=True),
         **tensors,

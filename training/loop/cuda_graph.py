@@ -1,8 +1,8 @@
-"""Microsteps from a recording: on a GPU, the thousands of launches of one become a single one (a CUDA graph).
+"""CUDA graphs: a microstep is recorded once and replayed, so that its thousands of kernel launches become a single one.
 
 What a small batch costs on a fast GPU is launching kernels, not computing. The first microsteps of every kind of batch
 run as always, then one is recorded: forward pass, losses and backward pass, on tensors that stay where they are. From
-then on what was drawn is copied there and the recording replayed. The optimizer's few launches stay outside, so that
+then on each new batch is copied there and the recording replayed. The optimizer's few launches stay outside, so that
 every optimizer, clipping and gradient correction works as it is.
 """
 
@@ -21,19 +21,19 @@ from atelier.training.config.train_config import TrainConfig
 from atelier.training.loop.distributed import ProcessGroup
 from atelier.training.loop.recipe import Losses, Recipe
 
-FIRST = 3   # microsteps of a kind before one is recorded: libraries choose their algorithms in these
+WARMUP_MICROSTEPS = 3   # of one signature before it is recorded: libraries choose their algorithms in these
 Work = Callable[[], Losses]
 
 
-class Gpu(Protocol):
-    """What records."""
+class GraphBackend(Protocol):
+    """Runs work, and records it for replays."""
 
     def run(self, work: Work) -> Losses:
-        """Do it now."""
+        """Do the work now."""
         ...
 
     def record(self, work: Work) -> tuple[Losses, Callable[[], None]]:
-        """Do it later: what every replay will fill anew, and the replay.
+        """Record the work without doing it: the tensors that every replay fills anew, and the replay.
 
         Raises:
             RuntimeError: the work can't be recorded.
@@ -42,64 +42,64 @@ class Gpu(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
-    """One kind of microstep, ready to run again."""
+class RecordedGraph:
+    """A recorded microstep."""
 
-    places: list[Tensor]   # where it reads
-    losses: Losses         # what it leaves
+    inputs: list[Tensor]   # what it reads; a new batch is copied here
+    losses: Losses         # what it writes
     replay: Callable[[], None]
 
 
-class Recorder:
+class GraphRecorder:
     """Runs microsteps with their backward pass; gradients add up in tensors that must stay the same."""
 
-    def __init__(self, recipe: Recipe, backward: Callable[[Losses], None], gpu: Gpu) -> None:
-        assert recipe.parts is not None
-        self._parts, self._attached = recipe.parts, recipe.attached
+    def __init__(self, recipe: Recipe, backward: Callable[[Losses], None], gpu: GraphBackend) -> None:
+        assert recipe.stages is not None
+        self._stages, self._mount = recipe.stages, recipe.mount
         self._backward, self._gpu = backward, gpu
-        self._seen: dict[Hashable, int] = {}
-        self._recordings: dict[Hashable, Recording] = {}
-        self._willing = True
+        self._counts: dict[Hashable, int] = {}
+        self._graphs: dict[Hashable, RecordedGraph] = {}
+        self._enabled = True
 
     def __call__(self, generator: torch.Generator) -> Losses:
-        """One microstep: its losses, and its gradients added to those that are there."""
-        drawn: Any = self._parts.draw(generator)
-        kind = drawn.kind()
-        self._seen[kind] = self._seen.get(kind, 0) + 1
-        if self._willing and kind not in self._recordings and self._seen[kind] > FIRST:
-            self._try_to_record(kind, drawn)
-        if kind not in self._recordings:
-            return self._gpu.run(lambda: self._learn(drawn))
-        recording = self._recordings[kind]
-        for place, tensor in zip(recording.places, drawn.tensors(), strict=True):
-            place.copy_(tensor)
-        recording.replay()
-        return Losses(recording.losses.subject.clone(), recording.losses.prior.clone())
+        """Run one microstep: returns its losses, and adds its gradients to those that are there."""
+        inputs: Any = self._stages.prepare(generator)
+        signature = inputs.signature()
+        self._counts[signature] = self._counts.get(signature, 0) + 1
+        if self._enabled and signature not in self._graphs and self._counts[signature] > WARMUP_MICROSTEPS:
+            self._try_to_record(signature, inputs)
+        if signature not in self._graphs:
+            return self._gpu.run(lambda: self._forward_and_backward(inputs))
+        graph = self._graphs[signature]
+        for target, tensor in zip(graph.inputs, inputs.tensors(), strict=True):
+            target.copy_(tensor)
+        graph.replay()
+        return Losses(graph.losses.subject.clone(), graph.losses.prior.clone())
 
-    def forget(self) -> None:
-        """Something that recordings read has been replaced: record anew."""
-        self._recordings.clear()
+    def reset(self) -> None:
+        """Drop all recordings, because a tensor that they read has been replaced."""
+        self._graphs.clear()
 
-    def _learn(self, drawn: Any) -> Losses:
-        with self._attached():
-            losses = self._parts.compute(drawn)
+    def _forward_and_backward(self, inputs: Any) -> Losses:
+        with self._mount():
+            losses = self._stages.compute(inputs)
             self._backward(losses)
         return Losses(losses.subject.detach(), losses.prior.detach())
 
-    def _try_to_record(self, kind: Hashable, drawn: Any) -> None:
+    def _try_to_record(self, signature: Hashable, inputs: Any) -> None:
         try:
-            losses, replay = self._gpu.record(lambda: self._learn(drawn))
+            losses, replay = self._gpu.record(lambda: self._forward_and_backward(inputs))
         except RuntimeError as error:   # it waits for the device somewhere, or memory is short
-            self._willing = False
-            self._recordings.clear()
+            self._enabled = False
+            self._graphs.clear()
             logging.getLogger(__name__).warning("Steps can't be recorded here, so they run one by one: %s", error)
             return
-        # The recording goes on reading this lesson's tensors.
-        self._recordings[kind] = Recording(drawn.tensors(), losses, replay)
+        # Every replay reads the tensors of the batch it was recorded with.
+        self._graphs[signature] = RecordedGraph(inputs.tensors(), losses, replay)
 
 
-class Graphs:
-    """Records by CUDA graphs, which share their memory, for only one is replayed at a time.
+class CudaGraphs:
+    """Records with CUDA graphs, which share their memory, for only one is replayed at a time.
 
     Everything is on a stream of its own, as PyTorch's notes on CUDA graphs ask for what has a backward pass.
     """
@@ -108,7 +108,7 @@ class Graphs:
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def run(self, work: Work) -> Losses:
-        """Do it now."""
+        """Do the work now, on the recording stream."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             losses = work()
@@ -116,18 +116,19 @@ class Graphs:
         return losses
 
     def record(self, work: Work) -> tuple[Losses, Callable[[], None]]:
-        """Do it later: what every replay will fill anew, and the replay."""
+        """Record the work without doing it: the tensors that every replay fills anew, and the replay."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             losses = work()
         return losses, graph.replay
 
 
-def recordable(device: torch.device, config: TrainConfig, adapters: AdapterSet, group: ProcessGroup) -> bool:
+def can_record(device: torch.device, config: TrainConfig, adapters: AdapterSet, group: ProcessGroup) -> bool:
     """Whether a run's microsteps are the same work on the same tensors every time.
 
-    Not where a text encoder learns (captions would be read on the way), where adapters look at the timestep, where
-    gradients are put in other tensors, nor with checkpointing, which asks for the state of the dice.
+    They are not where a text encoder is trained (captions are encoded in the step), where adapters depend on the
+    timestep, where gradients are put in other tensors, nor with checkpointing, which saves and restores the state of
+    the random generator.
     """
     others = config.train_text_encoder or config.whole_gradient or config.gradient_checkpointing
     live = any(adapter.live for adapter in adapters)

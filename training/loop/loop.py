@@ -18,24 +18,27 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.loop import checkpoint
-from atelier.training.loop.checkpoint import State
-from atelier.training.loop.cuda_graph import Gpu, Recorder
+from atelier.training.loop.checkpoint import TrainingState
+from atelier.training.loop.cuda_graph import GraphBackend, GraphRecorder
 from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
-from atelier.training.loop.optimizer_step import move, wait_for
+from atelier.training.loop.optimizer_step import apply_gradients, reduce_losses
 from atelier.training.loop.optimizers import learning_rate, make_optimizer
 from atelier.training.loop.recipe import Losses, Recipe
 
 PAUSE_SECONDS = 0.2
 ADVICE = "Use half the learning rate."
-MANY_SKIPPED = 5   # updates in a row; a scaler of float16 gradients needs one or two to find its scale
+MAX_SKIPPED_STEPS = 5   # updates in a row; a scaler of float16 gradients needs one or two to find its scale
 
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """How the loop hears from outside, asked at every step boundary."""
+    """How the loop is controlled from outside; asked at every step boundary."""
 
-    take: Callable[[str], str | None]    # takes a command by name: its text, or None
-    quitting: Callable[[], bool]         # the process was told to end: save and leave
+    take_command: Callable[[str], str | None]   # takes a command by name: its text, or None
+    should_quit: Callable[[], bool]             # the process was asked to end: save and return
+
+
+NO_CONTROLS = Controls(take_command=lambda name: None, should_quit=lambda: False)   # noqa: ARG005 (as the field says)
 
 
 class Training:
@@ -43,22 +46,23 @@ class Training:
 
     def __init__(
         self, recipe: Recipe, config: TrainConfig, folder: Path, accelerator: Accelerator,
-        group: ProcessGroup = SINGLE_PROCESS, gpu: Gpu | None = None,
+        group: ProcessGroup = SINGLE_PROCESS, gpu: GraphBackend | None = None,
     ) -> None:   # fmt: skip
         self.recipe, self.config, self.folder, self.accelerator = recipe, config, folder, accelerator
         self.group, self.parameters = group, list(recipe.adapters.parameters())
-        self.optimizer = accelerator.prepare(make_optimizer(config, recipe.adapters, recipe.companions, recipe.speed))
+        optimizer = make_optimizer(config, recipe.adapters, recipe.companions, recipe.lr_ratio)
+        self.optimizer = accelerator.prepare(optimizer)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.recorder = Recorder(recipe, self._backward, gpu) if gpu and recipe.parts else None
+        self.recorder = GraphRecorder(recipe, self._backward, gpu) if gpu and recipe.stages else None
         self.average = copy.deepcopy(recipe.adapters) if config.ema else None
         self.step, self.best_step, self.result_step, self.best_loss = 0, 0, 0, math.inf
-        self.skipped = 0   # updates left out, the last ones in a row
+        self.skipped_steps = 0   # consecutive updates that were skipped, up to now
         self.best: dict[str, Tensor] = {}
         self.result: AdapterSet | None = None   # None after a cancel or an interruption
 
     @property
-    def shown(self) -> AdapterSet:
-        """The weights that are validated, previewed and kept: the average where there is one."""
+    def output_adapters(self) -> AdapterSet:
+        """The weights that are validated, previewed and saved: the average where there is one."""
         return self.average or self.recipe.adapters
 
     def resume(self) -> bool:
@@ -78,53 +82,53 @@ class Training:
         return True
 
     def events(self, controls: Controls) -> Iterator[Event]:
-        """Train to the last step, or until told to stop, and say what happens."""
+        """Train to the last step, or until a command ends the run; every event is yielded."""
         if self.step:
             yield Resumed(self.step)
         while self.step < self.config.steps:
-            if controls.quitting():
+            if controls.should_quit():
                 yield self._save()
                 return
-            if controls.take("cancel") is not None:
+            if controls.take_command("cancel") is not None:
                 yield Stopped(self.step, "Cancelled. Nothing was added to the library.")
                 return
-            if controls.take("stop") is not None:
+            if controls.take_command("stop") is not None:
                 if self.step:
                     break
                 yield Stopped(0, "Stopped before the first step: there was nothing to keep.")
                 return
-            if controls.take("pause") is not None:
+            if controls.take_command("pause") is not None:
                 yield from self._pause(controls)
                 continue
-            yield from self._asked_preview(controls)
-            event = self._advance()
+            yield from self._requested_previews(controls)
+            event = self._train_step()
             if not math.isfinite(event.loss):
-                yield from self._unstable(event.step)
+                yield from self._stop_unstable(event.step)
                 return
             self.step = event.step
             if self.step == self.config.steps // 2:
-                self._reselect()
+                self._update_masks()
             yield event
-            if self.skipped == MANY_SKIPPED:
-                yield Warned(f"In {self.skipped} steps in a row the gradients were not finite numbers, so nothing was "
-                             f"learned in them. {ADVICE}")   # fmt: skip
-            yield from self._milestones()
-        yield from self._end()
+            if self.skipped_steps == MAX_SKIPPED_STEPS:
+                yield Warned(f"In {MAX_SKIPPED_STEPS} steps in a row the gradients were not finite numbers, so nothing "
+                             f"was learned in them. {ADVICE}")   # fmt: skip
+            yield from self._periodic_events()
+        yield from self._finish()
 
-    def _advance(self) -> Stepped:
+    def _train_step(self) -> Stepped:
         """One optimizer update. Nothing is updated when a loss or a gradient is not finite."""
         started = time.perf_counter()
         lr = learning_rate(self.config, self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("ratio", 1.0)
         # Open during the backward pass too, for checkpointing; a recorder attaches adapters only where it must.
-        with self.recipe.attached() if self.recorder is None else nullcontext():
+        with self.recipe.mount() if self.recorder is None else nullcontext():
             losses = [self._microstep() for _ in range(self.config.accumulate)]
-        subject, prior, norm = wait_for(losses, self.parameters, self.group)
+        subject, prior, norm = reduce_losses(losses, self.parameters, self.group)
         if math.isfinite(subject + prior):
-            move(self.recipe, self.config, self.accelerator, self.optimizer, finite=math.isfinite(norm))
-            self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
-            if not self.skipped:
+            apply_gradients(self.recipe, self.config, self.accelerator, self.optimizer, finite=math.isfinite(norm))
+            self.skipped_steps = 0 if math.isfinite(norm) else self.skipped_steps + 1
+            if not self.skipped_steps:
                 self._update_average()
         self.optimizer.zero_grad(set_to_none=self.recorder is None)   # recordings add to the tensors that are there
         return Stepped(self.step + 1, self.config.steps, subject + prior, prior, lr, time.perf_counter() - started)
@@ -136,23 +140,23 @@ class Training:
         return Losses(losses.subject.detach(), losses.prior.detach())
 
     def _backward(self, losses: Losses) -> None:
-        """Each loss reaches only those who are to learn from it."""
-        own = (losses.subject + losses.prior) / self.config.accumulate
-        apart = {id(parameter) for parameter in self.recipe.companions}
-        others = {} if losses.companion is None else {"inputs": [p for p in self.parameters if id(p) not in apart]}
-        if own.requires_grad:   # else no picture of this batch was for this process
-            self.accelerator.backward(own, **others)
+        """Backward pass: each loss gives gradients only to the parameters that learn from it."""
+        loss = (losses.subject + losses.prior) / self.config.accumulate
+        companions = {id(parameter) for parameter in self.recipe.companions}
+        others = [p for p in self.parameters if id(p) not in companions]
+        if loss.requires_grad:   # else no picture of this batch was for this process
+            self.accelerator.backward(loss, **({} if losses.companion is None else {"inputs": others}))
         if losses.companion is not None and losses.companion.requires_grad:
             self.accelerator.backward(losses.companion / self.config.accumulate, inputs=list(self.recipe.companions))
 
-    def _reselect(self) -> None:
-        """Let the kind choose what trains on. Before anything is saved: a run that resumes here has chosen."""
-        self.recipe.reselect()
+    def _update_masks(self) -> None:
+        """Let the kind choose which values are trained. Before a checkpoint, so that a resumed run has done it too."""
+        self.recipe.update_masks()
         if self.recorder is not None:
-            self.recorder.forget()
+            self.recorder.reset()
         if self.average is not None:
-            for average, chosen in zip(self.average.buffers(), self.recipe.adapters.buffers(), strict=True):
-                average.copy_(chosen)
+            for average, mask in zip(self.average.buffers(), self.recipe.adapters.buffers(), strict=True):
+                average.copy_(mask)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -162,29 +166,29 @@ class Training:
         for average, value in zip(self.average.parameters(), self.parameters, strict=True):
             average.lerp_(value, 1 - decay)
 
-    def _milestones(self) -> Iterator[Event]:
+    def _periodic_events(self) -> Iterator[Event]:
         config, last = self.config, self.step == self.config.steps
         if config.validate_every and (last or self.step % config.validate_every == 0):
             yield self._validate()
         if config.preview_every and (last or self.step % config.preview_every == 0):
-            yield from self.recipe.preview(self.shown, self.step, "")
+            yield from self.recipe.preview(self.output_adapters, self.step, "")
         if config.checkpoint_every and not last and self.step % config.checkpoint_every == 0:
             yield self._save()
 
     def _validate(self) -> Validated:
-        loss = self.recipe.validate(self.shown)
+        loss = self.recipe.validate(self.output_adapters)
         best = loss < self.best_loss
         if best:
-            self.best = checkpoint.copied(self.shown)
+            self.best = checkpoint.cpu_copy(self.output_adapters)
             self.best_step, self.best_loss = self.step, loss
         return Validated(self.step, loss, best)
 
     def _save(self) -> Saved:
         if not self.group.is_main:
-            return Saved(self.step, "")   # the first process writes it
-        state = State(
-            weights=checkpoint.copied(self.recipe.adapters),
-            average=checkpoint.copied(self.average) if self.average else {},
+            return Saved(self.step, "")   # the main process writes it
+        state = TrainingState(
+            weights=checkpoint.cpu_copy(self.recipe.adapters),
+            average=checkpoint.cpu_copy(self.average) if self.average else {},
             best=self.best,
             generator=self.generator.get_state(),
             optimizer=self.optimizer.state_dict(),
@@ -199,11 +203,11 @@ class Training:
     def _pause(self, controls: Controls) -> Iterator[Event]:
         yield self._save()
         yield Paused(self.step)
-        while controls.take("resume") is None and not controls.quitting():
-            yield from self._asked_preview(controls)
+        while controls.take_command("resume") is None and not controls.should_quit():
+            yield from self._requested_previews(controls)
             for name in ("stop", "cancel"):
-                text = controls.take(name)
-                if text is not None:   # leave it for the loop, which knows what to do
+                text = controls.take_command(name)
+                if text is not None:   # put it back for the loop, which handles it
                     if self.group.is_main:
                         (self.folder / "control" / name).write_text(text, encoding="utf-8")
                     yield Resumed(self.step)
@@ -211,35 +215,35 @@ class Training:
             time.sleep(PAUSE_SECONDS)
         yield Resumed(self.step)
 
-    def _asked_preview(self, controls: Controls) -> Iterator[Event]:
-        prompt = controls.take("preview")
+    def _requested_previews(self, controls: Controls) -> Iterator[Event]:
+        prompt = controls.take_command("preview")
         if prompt is not None:
-            yield from self.recipe.preview(self.shown, self.step, prompt)
+            yield from self.recipe.preview(self.output_adapters, self.step, prompt)
 
-    def _unstable(self, step: int) -> Iterator[Event]:
-        """The loss is no number any more: keep the last good state instead of training on."""
+    def _stop_unstable(self, step: int) -> Iterator[Event]:
+        """The loss is not finite any more: keep the last good state instead of training on."""
         if self.step and self.best_step != self.step:
-            measured = self._validate()
-            if math.isfinite(measured.loss):   # otherwise the last update has spoilt the weights
-                yield measured
+            validated = self._validate()
+            if math.isfinite(validated.loss):   # otherwise the last update has spoilt the weights
+                yield validated
         if not self.best:
             raise FloatingPointError(
                 f"Training became unstable at step {step}: the loss is not a finite number. There is no earlier good "
                 f"state to keep. {ADVICE}"
             )
-        kept = f"step {self.best_step} was kept"
-        yield Warned(f"Training became unstable at step {step} and was stopped; {kept}. {ADVICE}")
-        self._keep(best=True)
+        yield Warned(f"Training became unstable at step {step} and was stopped; step {self.best_step} was kept. "
+                     f"{ADVICE}")   # fmt: skip
+        self._set_result(best=True)
 
-    def _end(self) -> Iterator[Event]:
+    def _finish(self) -> Iterator[Event]:
         unfinished = self.step < self.config.steps
         if self.config.validate_every and unfinished and self.best_step != self.step:
             yield self._validate()
-        self._keep(best=self.config.keep_best)
+        self._set_result(best=self.config.keep_best)
 
-    def _keep(self, *, best: bool) -> None:
-        self.result, self.result_step = copy.deepcopy(self.shown), self.step
+    def _set_result(self, *, best: bool) -> None:
+        self.result, self.result_step = copy.deepcopy(self.output_adapters), self.step
         if best and self.best:
             self.result.load_tensors(self.best)
             self.result_step = self.best_step
-        self.result = self.recipe.kept(self.result)
+        self.result = self.recipe.finalize(self.result)

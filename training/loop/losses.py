@@ -1,4 +1,4 @@
-"""Losses, one number a sample, so that weights and masks stay with the caller."""
+"""Losses: one number for each sample, so that weights and masks stay with the caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def per_sample(prediction: Tensor, target: Tensor) -> Tensor:
+def mse_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over everything but the batch, in float32: ``[B, …] → [B]``."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
@@ -20,8 +20,8 @@ def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
     """
     if gamma == 0:
         return torch.ones(len(timesteps), device=timesteps.device)
-    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = kept / (1 - kept)
+    signal = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = signal / (1 - signal)
     clipped = snr.clamp(max=gamma)
     match scheduler.config.prediction_type:
         case "epsilon":
@@ -32,15 +32,15 @@ def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
             return clipped
 
 
-def hinge(errors: Tensor, of_base: Tensor, margin: float) -> Tensor:
-    """How much each error is below the margin, ``[B]``: 0, without a gradient, from the margin on (AutoLoRA).
+def hinge_loss(errors: Tensor, base_errors: Tensor, margin: float) -> Tensor:
+    """Hinge loss ``[B]``: how far each error is below the margin; 0, without a gradient, above it (AutoLoRA).
 
-    The authors' margin is a number for FLUX's velocities. Here it is in units of what the base alone does wrong with
-    the same picture, noise and prompt, so that it means the same at every timestep and for every prediction type.
+    The authors' margin is a number for FLUX's velocities. Here it is in units of the base model's own error with the
+    same picture, noise and prompt, so that it means the same at every timestep and for every prediction type.
 
     Args:
         errors: of the model with adapters, for a prompt that asks for something else ``[B]``.
-        of_base: of the model without them ``[B]``; a constant.
+        base_errors: of the model without them ``[B]``; a constant.
         margin: 1 wants the picture no better than the base has it; above 1, worse.
     """
-    return torch.relu(margin * of_base.detach() - errors)
+    return torch.relu(margin * base_errors.detach() - errors)

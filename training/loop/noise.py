@@ -1,4 +1,4 @@
-"""The forward process: clean latents, noise and a timestep → what the UNet sees and what it should answer."""
+"""The forward process: clean latents, noise and a timestep → the UNet's input and the target of its prediction."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Noisy:
-    """One batch as the UNet sees it."""
+class NoisyLatents:
+    """Noised latents with their timesteps, and what the UNet should predict."""
 
     latents: Tensor     # [B, C, h, w] noisy
     timesteps: Tensor   # [B] int64
-    target: Tensor      # [B, C, h, w] the right answer in the model's prediction type
+    target: Tensor      # [B, C, h, w] in the model's prediction type
 
 
-def add_noise(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noisy:
+def add_noise(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> NoisyLatents:
     """Noise clean ``latents [B, C, h, w]`` to ``timesteps [B]`` and give the target of the prediction type.
 
     Raises:
@@ -34,11 +34,11 @@ def add_noise(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor)
             target = latents
         case other:
             raise ValueError(f"prediction type {other!r} is not supported; use epsilon, v_prediction or sample")
-    return Noisy(noisy, timesteps, target)
+    return NoisyLatents(noisy, timesteps, target)
 
 
-def draw_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
-    """Draw ``count`` timesteps in 0 … total − 1, evenly spread over the range with one random offset.
+def sample_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
+    """Sample ``count`` timesteps in 0 … total − 1, evenly spread over the range with one random offset.
 
     Each is uniform by itself; together they cover early and late timesteps in every batch, which lowers the
     variance of the gradient at no cost.

@@ -1,4 +1,4 @@
-"""One update of the weights from their gradients, and what float16 gradients need for it."""
+"""One update of the weights from their gradients, with the loss scaling that float16 gradients need."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from atelier.training.loop.distributed import ProcessGroup
 from atelier.training.loop.recipe import Losses, Recipe
 
 
-def wait_for(
+def reduce_losses(
     losses: Sequence[Losses], parameters: Sequence[nn.Parameter], group: ProcessGroup
 ) -> tuple[float, float, float]:
     """Mean losses of some microsteps and the norm of the gradients: the one place where a step waits for the device.
 
     The gradients of all processes are added up on the way.
     """
-    waiting = [_norm(parameters).to(losses[0].subject), *(part for one in losses for part in (one.subject, one.prior))]
-    norm, *values = torch.stack(waiting).tolist()
+    scalars = [_norm(parameters).to(losses[0].subject), *(x for each in losses for x in (each.subject, each.prior))]
+    norm, *values = torch.stack(scalars).tolist()
     subject, prior = group.all_reduce([sum(values[i::2]) / len(losses) for i in range(2)], parameters)
     return subject, prior, norm if group.size == 1 else _norm(parameters).item()
 
@@ -34,14 +34,16 @@ def _norm(parameters: Sequence[Tensor]) -> Tensor:
     return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def move(recipe: Recipe, config: TrainConfig, accelerator: Accelerator, optimizer: Any, *, finite: bool) -> None:
-    """Move the weights by their gradients; where one of these is not ``finite`` they stay.
+def apply_gradients(
+    recipe: Recipe, config: TrainConfig, accelerator: Accelerator, optimizer: Any, *, finite: bool
+) -> None:
+    """Update the weights from their gradients; where one of these is not ``finite`` nothing changes.
 
     A finite loss can have such gradients: clipping would make all of them nan, and the update every weight.
     """
     if not finite:
         if accelerator.scaler is not None:
-            optimizer.step()   # which leaves the weights alone too, and has the scaler scale less
+            optimizer.step()   # skipped inside, too; it makes the scaler lower its scale
         return
     if config.whole_gradient:
         correct(recipe.adapters)
@@ -51,7 +53,7 @@ def move(recipe: Recipe, config: TrainConfig, accelerator: Accelerator, optimize
     optimizer.step()
 
 
-def accelerator_for(model: BaseModel) -> Accelerator:
-    """What moves gradients on the model's device; float16 gradients need scaling."""
+def make_accelerator(model: BaseModel) -> Accelerator:
+    """The accelerator for the model's device; float16 gradients need scaling."""
     mixed = "fp16" if model.dtype == torch.float16 else "no"
     return Accelerator(cpu=model.device.type == "cpu", mixed_precision=mixed)

@@ -13,11 +13,12 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.initialization.lora_pro import plus_groups
 from atelier.training.config.train_config import TrainConfig
 
-COMPANION_SPEED = 0.1   # Break-for-Make's: a companion that learned as fast would share the work instead of moving on
+COMPANION_LR_RATIO = 0.1
+"""Break-for-Make's: a companion that learned as fast as the others would take over part of what they are to learn."""
 
 
 def make_optimizer(
-    config: TrainConfig, adapters: AdapterSet, companions: Sequence[nn.Parameter] = (), speed: float = 1.0
+    config: TrainConfig, adapters: AdapterSet, companions: Sequence[nn.Parameter] = (), lr_ratio: float = 1.0
 ) -> torch.optim.Optimizer:
     """Make the optimizer that the recipe names; where a group has a ``ratio``, its learning rate is multiplied.
 
@@ -27,7 +28,8 @@ def make_optimizer(
     if companions:
         apart = {id(p) for p in companions}
         own = [p for p in parameters if id(p) not in apart]
-        parameters = [{"params": own, "ratio": speed}, {"params": list(companions), "ratio": speed * COMPANION_SPEED}]
+        parameters = [{"params": own, "ratio": lr_ratio},
+                      {"params": list(companions), "ratio": lr_ratio * COMPANION_LR_RATIO}]   # fmt: skip
     elif config.up_speed != 1:
         parameters = plus_groups(adapters, config.up_speed)
     if config.optimizer == "prodigy":

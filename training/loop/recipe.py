@@ -1,4 +1,4 @@
-"""What a method brings to the one training loop."""
+"""What a training method brings to the one training loop."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ class Losses:
     companion: Tensor | None = None   # scalar: all that the recipe's companions learn from, and nobody else
 
 
-class Drawn(Protocol):
+class MicrostepInput(Protocol):
     """Everything of a microstep that is random or comes from the CPU, already on the device."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors in it."""
         ...
 
-    def kind(self) -> Hashable:
-        """Alike for those that differ in nothing but the values of their tensors."""
+    def signature(self) -> Hashable:
+        """Equal for inputs that differ in nothing but the values of their tensors."""
         ...
 
 
-class Parts(NamedTuple):
-    """A microstep in two parts. The second never waits for the device, so it can be recorded."""
+class MicrostepStages(NamedTuple):
+    """A microstep in two stages. The second never waits for the device, so it can be recorded."""
 
-    draw: Callable[..., Any]               # of a generator, and of the process group: a Drawn
+    prepare: Callable[..., Any]            # of a generator and the process group: a MicrostepInput
     compute: Callable[[Any], Losses]
 
 
-def _unmeasured(weights: AdapterSet) -> float:
+def _no_validation(weights: AdapterSet) -> float:
     raise NotImplementedError("this recipe holds nothing back to validate on: set validate_every to 0")
 
 
-def _undrawn(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:   # noqa: ARG001 (as the field says)
+def _no_preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:   # noqa: ARG001 (as the field says)
     return []
 
 
@@ -54,13 +54,13 @@ class Recipe:
     """What a method brings to the loop."""
 
     adapters: AdapterSet
-    attached: Callable[[], AbstractContextManager[None]]    # adapters act on the model while this is open
-    microstep: Callable[..., Losses]                        # of a generator, and of the processes that share the batch
-    parts: Parts | None = None                              # the same microstep, where it can be taken apart
-    validate: Callable[[AdapterSet], float] = _unmeasured   # deterministic: the same weights give the same number
-    preview: Callable[[AdapterSet, int, str], list[Previewed]] = _undrawn   # step, prompt ("" = the recipe's own)
-    reselect: Callable[[], None] = lambda: None             # half way: the adapters choose what trains on
-    companions: Sequence[nn.Parameter] = ()                 # learn apart from the others, and slower
-    speed: float = 1.0                                      # how many times the config's rate those others learn with
+    mount: Callable[[], AbstractContextManager[None]]       # adapters act on the model while this is open
+    microstep: Callable[..., Losses]                        # of a generator and the process group that shares the batch
+    stages: MicrostepStages | None = None                   # the same microstep in two stages, where that is possible
+    validate: Callable[[AdapterSet], float] = _no_validation   # deterministic: the same weights give the same number
+    preview: Callable[[AdapterSet, int, str], list[Previewed]] = _no_preview   # step, prompt ("" = the recipe's own)
+    update_masks: Callable[[], None] = lambda: None         # half way: adapters choose anew which values are trained
+    companions: Sequence[nn.Parameter] = ()                 # learn from their own loss, and slower than the others
+    lr_ratio: float = 1.0                                   # the others' learning rate over that of the config
     reshape_gradients: Callable[[], None] = lambda: None    # between the backward pass and the update
-    kept: Callable[[AdapterSet], AdapterSet] = lambda adapters: adapters   # what of the result goes into the file
+    finalize: Callable[[AdapterSet], AdapterSet] = lambda adapters: adapters   # what of the result goes into the file

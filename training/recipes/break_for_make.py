@@ -1,9 +1,9 @@
-"""Break-for-Make (Xu et al. 2024, arXiv 2403.19456): teach one half of a split adapter, or both together in the end.
+"""Break-for-Make (Xu et al. 2024, arXiv 2403.19456): train one half of a split adapter, or finally both together.
 
-A content's own half learns from its pictures. In every second update, by chance, the other half is there as well and
-learns, a tenth as fast, from companions in three styles; at the end it is thrown away. So with a style. The two are put
-together without training (``adapters/fusion/break_for_make_halves.py``); a short training on both sets of pictures
-can follow.
+A content's own half learns from its pictures. In every second update, at random, the other half is active as well and
+learns, a tenth as fast, from companions in three styles; at the end it is discarded. The same holds for a style. The
+two are united without training (``adapters/fusion/break_for_make_halves.py``); a short training on the pictures of
+both can follow.
 """
 
 from __future__ import annotations
@@ -23,45 +23,49 @@ from atelier.adapters.kinds.break_for_make import Split
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
-from atelier.training.loop.batch import Batch, PromptEmbeddingCache, draw_batch, pick, weighted_errors
+from atelier.training.loop.batch import Batch, PromptEmbeddingCache, batch_losses, sample_batch, sample_examples
 from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
-from atelier.training.loop.noise import draw_timesteps
+from atelier.training.loop.noise import sample_timesteps
 from atelier.training.loop.recipe import Losses, Recipe
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes.companions import role_of
-from atelier.training.recipes.dreambooth import Dataset
+from atelier.training.recipes.dreambooth import TrainingData
 
-TOGETHER = 0.5
-"""Share of the updates with companions. In the others the half learns alone: that is how its own file will draw."""
-OTHER = {"content": "style", "style": "content"}
-SPEED = {"content": 4.0, "style": 2.0}
-"""Times a LoRA's learning rate. One factor moves, the other is frozen; and a thing is more to learn than a style."""
+COMPANION_SHARE = 0.5
+"""Share of the updates with companions. In the others the half learns alone, as it will be used alone."""
+OTHER_ROLE = {"content": "style", "style": "content"}
+LR_RATIO = {"content": 4.0, "style": 2.0}
+"""Times a LoRA's learning rate. One factor is trained, the other frozen; and a thing is more to learn than a style."""
 
 
 def half_recipe(
-    model: BaseModel, adapters: AdapterSet, data: Dataset, companions: Sequence[Sequence[Example]], config: TrainConfig,
+    model: BaseModel,
+    adapters: AdapterSet,
+    data: TrainingData,
+    companions: Sequence[Sequence[Example]],
+    config: TrainConfig,
     folder: Path,
-) -> Recipe:   # fmt: skip
-    """Teach the half that the role owns, while the other one follows the companions."""
+) -> Recipe:
+    """Train the half that the role owns, while the other one follows the companions."""
     role = role_of(config)
     plain = dreambooth.recipe(model, adapters, data, config, folder)
     text = PromptEmbeddingCache(model, adapters)
-    text.remember([*data.subject, *data.prior, *(example for one in companions for example in one)])
+    text.precompute([*data.subject, *data.prior, *(example for one in companions for example in one)])
     each = max(1, config.batch // 4)   # of every companion set
     halves = [adapter for adapter in adapters if isinstance(adapter, Split)]
 
     def microstep(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> Losses:
-        together = torch.rand((), generator=generator).item() < TOGETHER
+        together = torch.rand((), generator=generator).item() < COMPANION_SHARE
         for half in halves:   # stays so until the next microstep: gradient checkpointing runs the model again
-            half.muted = "" if together else OTHER[role]
-        batch = dreambooth.lesson(model, data, config, generator)
-        mine = group.shard(len(batch.examples))
-        losses = dreambooth.losses(weighted_errors(model, config, batch, text, mine), batch, mine, config)
+            half.muted = "" if together else OTHER_ROLE[role]
+        batch = dreambooth.sample_subject_and_prior(model, data, config, generator)
+        positions = group.shard(len(batch.examples))
+        losses = dreambooth.losses(batch_losses(model, config, batch, text, positions), batch, positions, config)
         if not together:
             return losses
-        beside = companion_batch(companions, batch, each, generator)
-        theirs = weighted_errors(model, config, beside, text, group.shard(len(beside.examples)))
-        return replace(losses, companion=theirs.sum() / len(beside.examples))
+        others = companion_batch(companions, batch, each, generator)
+        companion_losses = batch_losses(model, config, others, text, group.shard(len(others.examples)))
+        return replace(losses, companion=companion_losses.sum() / len(others.examples))
 
     def alone(weights: AdapterSet) -> AdapterSet:
         return strengthened(weights, content=float(role == "content"), style=float(role == "style"))
@@ -69,12 +73,12 @@ def half_recipe(
     return replace(
         plain,
         microstep=microstep,
-        parts=None,   # a microstep decides on the CPU who learns
+        stages=None,   # a microstep decides on the CPU which half learns
         validate=lambda weights: plain.validate(alone(weights)),
         preview=lambda weights, step, prompt: plain.preview(alone(weights), step, prompt),
-        companions=[half.owned_by(OTHER[role]) for half in halves],
-        speed=SPEED[role],
-        kept=alone,
+        companions=[half.owned_by(OTHER_ROLE[role]) for half in halves],
+        lr_ratio=LR_RATIO[role],
+        finalize=alone,
     )
 
 
@@ -85,27 +89,27 @@ def companion_batch(
 
     Shared noise makes the two losses differ by what is shown alone. Pictures of another size get noise of their own.
     """
-    picked = [example for one in sets for example in pick(one, each, generator)]
-    drawn = draw_batch(picked, batch.timesteps[:each].repeat(len(sets)), generator)
-    shared = [batch.noise[i % each] for i in range(len(picked))]
-    noise = [theirs if theirs.shape == own.shape else own for theirs, own in zip(shared, drawn.noise, strict=True)]
-    return replace(drawn, noise=noise)
+    examples = [example for one in sets for example in sample_examples(one, each, generator)]
+    sampled = sample_batch(examples, batch.timesteps[:each].repeat(len(sets)), generator)
+    shared = [batch.noise[i % each] for i in range(len(examples))]
+    noise = [theirs if theirs.shape == own.shape else own for theirs, own in zip(shared, sampled.noise, strict=True)]
+    return replace(sampled, noise=noise)
 
 
-def make_recipe(
+def joint_recipe(
     model: BaseModel, adapters: AdapterSet, content: Sequence[Example], style: Sequence[Example], config: TrainConfig
 ) -> Recipe:
     """Train both halves together on both sets of pictures, with scaled gradients."""
     text = PromptEmbeddingCache(model, adapters)
 
     def microstep(generator: torch.Generator) -> Losses:
-        mine, theirs = two_batches(model, content, style, config.batch, generator)
-        of_content, of_style = (weighted_errors(model, config, batch, text).mean() for batch in (mine, theirs))
-        return Losses(of_content + of_style, torch.zeros_like(of_style))
+        batches = two_batches(model, content, style, config.batch, generator)
+        content_loss, style_loss = (batch_losses(model, config, batch, text).mean() for batch in batches)
+        return Losses(content_loss + style_loss, torch.zeros_like(style_loss))
 
     return Recipe(
         adapters=adapters,
-        attached=lambda: mounted(model.models(), Mix(((adapters, 1.0),))),
+        mount=lambda: mounted(model.models(), Mix(((adapters, 1.0),))),
         microstep=microstep,
         reshape_gradients=lambda: precondition(adapters),
     )
@@ -114,8 +118,8 @@ def make_recipe(
 def two_batches(
     model: BaseModel, content: Sequence[Example], style: Sequence[Example], count: int, generator: torch.Generator
 ) -> tuple[Batch, Batch]:
-    """Pictures of both, picture by picture with the same noise and timesteps."""
-    timesteps = draw_timesteps(count, model.scheduler.config.num_train_timesteps, generator)
-    mine = draw_batch(pick(content, count, generator), timesteps, generator)
-    return mine, companion_batch([style], mine, count, generator)
+    """A batch of each, with the same noise and timesteps at the same positions."""
+    timesteps = sample_timesteps(count, model.scheduler.config.num_train_timesteps, generator)
+    batch = sample_batch(sample_examples(content, count, generator), timesteps, generator)
+    return batch, companion_batch([style], batch, count, generator)
 

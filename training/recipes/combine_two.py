@@ -1,10 +1,9 @@
-"""Two adapters into one: ``atelier make``. Some methods compute, others train a little on both sets of pictures."""
+"""A content adapter and a style adapter into one (``atelier make``), with or without a short training on both."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,31 +20,21 @@ from atelier.adapters.fusion.ziplora import overlap, zipped
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.events import Event
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.data.latent_cache import Example
-from atelier.training.loop.batch import Batch, PromptEmbeddingCache, answer, show
-from atelier.training.loop.loop import Controls, Training
-from atelier.training.loop.optimizer_step import accelerator_for
+from atelier.training.loop.batch import AdapterExamples, Batch, PromptEmbeddingCache, predict, unet_inputs
+from atelier.training.loop.loop import NO_CONTROLS, Training
+from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.recipe import Losses, Recipe
-from atelier.training.recipes.break_for_make import make_recipe, two_batches
+from atelier.training.recipes.break_for_make import joint_recipe, two_batches
 
-STEPS = {"break-for-make": 100, "zip": 100, "sum": 0, "np": 0, "k": 0}
+METHOD_STEPS = {"break-for-make": 100, "zip": 100, "sum": 0, "np": 0, "k": 0}
 """Methods, each with its number of training steps; only where that is not 0 are the pictures needed."""
-APART = 0.01      # weight of ZipLoRA's penalty, and its learning rate, as its authors have them
-ZIP_LR = 0.01
+OVERLAP_WEIGHT, ZIPLORA_LR = 0.01, 0.01   # weight of ZipLoRA's penalty and its learning rate, as in the paper
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The content or the style."""
-
-    adapters: AdapterSet
-    examples: Sequence[Example] = ()   # what it learned from: for methods that train
-
-
-def make(
-    model: BaseModel, content: Part, style: Part, method: str, config: TrainConfig | None = None
+def combine_adapters(
+    model: BaseModel, content: AdapterExamples, style: AdapterExamples, method: str, config: TrainConfig | None = None
 ) -> Iterator[Event | AdapterSet]:
-    """Say what happens, and at last give one adapter: a plain LoRA, or of the kind split for ``break-for-make``.
+    """Yield the events of a training, and at last one adapter: a plain LoRA, or a split one for ``break-for-make``.
 
     Args:
         model: the base model of both.
@@ -64,14 +53,15 @@ def make(
         case "break-for-make":
             united = unite(*parts).requires_grad_(True)
             if config is not None:
-                recipe = make_recipe(model, united, content.examples, style.examples, config)
+                recipe = joint_recipe(model, united, content.examples, style.examples, config)
                 united = yield from _train(model, recipe, config)
             yield united.requires_grad_(False)
         case "zip":
             if config is None:
                 raise SettingError("zip learns its mixers, so it needs at least 1 step.")
             mixers = zipped(models, *parts)
-            yield as_lora(models, (yield from _train(model, zip_recipe(model, mixers, content, style, config), config)))
+            recipe = ziplora_recipe(model, mixers, content, style, config)
+            yield as_lora(models, (yield from _train(model, recipe, config)))
         case "sum":
             yield added(models, *parts)
         case "np":
@@ -79,47 +69,47 @@ def make(
         case "k":
             yield averaged(models, *parts)
         case _:
-            raise SettingError(f"There is no method {method!r}. The methods are: {', '.join(STEPS)}.")
+            raise SettingError(f"There is no method {method!r}. The methods are: {', '.join(METHOD_STEPS)}.")
 
 
 def training_config(method: str, *, steps: int, batch: int, lr: float, seed: int) -> TrainConfig:
-    """The recipe of a method's own training: short, so nothing is saved, drawn or measured on the way."""
+    """The recipe of a method's own training: short, so without checkpoints, previews and validation."""
     return TrainConfig(
-        steps=steps, batch=batch, lr=ZIP_LR if method == "zip" else lr, seed=seed, warmup=0, weight_decay=0.0,
+        steps=steps, batch=batch, lr=ZIPLORA_LR if method == "zip" else lr, seed=seed, warmup=0, weight_decay=0.0,
         validate_every=0, preview_every=0, checkpoint_every=0, keep_best=False,
     )   # fmt: skip
 
 
-def zip_recipe(model: BaseModel, mixers: AdapterSet, content: Part, style: Part, config: TrainConfig) -> Recipe:
-    """Teach ZipLoRA's mixers to answer each adapter's prompts as it does alone, and to keep apart."""
+def ziplora_recipe(
+    model: BaseModel, mixers: AdapterSet, content: AdapterExamples, style: AdapterExamples, config: TrainConfig
+) -> Recipe:
+    """Train ZipLoRA's mixers: with each adapter's prompts the UNet predicts what it does with that adapter alone."""
     text = PromptEmbeddingCache(model, mixers)
 
     def microstep(generator: torch.Generator) -> Losses:
         batches = two_batches(model, content.examples, style.examples, config.batch, generator)
-        unlike = torch.stack([
-            _unlike(model, batch, text, mixers, part.adapters)
+        differences = torch.stack([
+            _output_difference(model, batch, text, mixers, part.adapters)
             for batch, part in zip(batches, (content, style), strict=True)
         ])   # fmt: skip
-        return Losses(unlike.sum(), APART * overlap(mixers))
+        return Losses(differences.sum(), OVERLAP_WEIGHT * overlap(mixers))
 
-    return Recipe(mixers, nullcontext, microstep)   # mounted inside, in turn with those it is to be like
+    return Recipe(mixers, nullcontext, microstep)   # mounted inside, in turn with the adapter it is compared with
 
 
-def _unlike(model: BaseModel, batch: Batch, text: PromptEmbeddingCache, ours: AdapterSet, theirs: AdapterSet) -> Tensor:
-    """Mean squared difference between what the model answers with either."""
-    with torch.no_grad(), mounted(model.models(), Mix(((theirs, 1.0),))):
-        goals = [answer(model, shown) for shown in show(model, batch, text)]
-    with mounted(model.models(), Mix(((ours, 1.0),))):
-        found = [answer(model, shown) for shown in show(model, batch, text)]
-    return torch.stack([F.mse_loss(a.float(), b.float()) for a, b in zip(found, goals, strict=True)]).mean()
+def _output_difference(
+    model: BaseModel, batch: Batch, text: PromptEmbeddingCache, mixers: AdapterSet, target: AdapterSet
+) -> Tensor:
+    """Mean squared difference between the UNet's predictions with either."""
+    with torch.no_grad(), mounted(model.models(), Mix(((target, 1.0),))):
+        targets = [predict(model, inputs) for inputs in unet_inputs(model, batch, text)]
+    with mounted(model.models(), Mix(((mixers, 1.0),))):
+        mixed = [predict(model, inputs) for inputs in unet_inputs(model, batch, text)]
+    return torch.stack([F.mse_loss(a.float(), b.float()) for a, b in zip(mixed, targets, strict=True)]).mean()
 
 
 def _train(model: BaseModel, recipe: Recipe, config: TrainConfig) -> Generator[Event, None, AdapterSet]:
-    training = Training(recipe, config, Path(), accelerator_for(model))
-    yield from training.events(Controls(_silent, lambda: False))
+    training = Training(recipe, config, Path(), make_accelerator(model))
+    yield from training.events(NO_CONTROLS)
     assert training.result is not None
     return training.result
-
-
-def _silent(command: str) -> None:
-    """Nobody gives commands to a training of a minute."""

@@ -1,9 +1,9 @@
-"""Companions for Break-for-Make: sets of pictures that the half which is not taught keeps learning from.
+"""Companions for Break-for-Make: sets of pictures that the other half, which is not the run's own, learns from.
 
-A content is taught beside three different styles, a style beside three different things, so neither can rely on one
-partner (multi-correspondence projection, Xu et al. 2024, arXiv 2403.19456). The authors use pictures of their own; here
-the base model draws them. What it draws it knows, so each set is taught under a made-up word: there is something to
-learn, and nothing that a person could say is bent.
+A content is trained together with three different styles, a style with three different things, so neither can rely on
+one partner (multi-correspondence projection, Xu et al. 2024, arXiv 2403.19456). The authors use pictures of their own;
+here the base model draws them. What it draws it knows already, so the captions of each set hold a made-up word: there
+is something to learn, and no word that a person might use changes its meaning.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
-from atelier.training.recipes.prior_preservation import STEPS, fill
+from atelier.training.recipes.prior_preservation import PRIOR_STEPS, fill_template
 from atelier.training.sampling.sample import draw_latents
 
-WORDS = ("vaq", "ruzo", "jilth")   # one for each set
+TRIGGER_WORDS = ("vaq", "ruzo", "jilth")   # one for each set
 PER_SET = 4
 SEED = 500
 
 
 def draw_companions(model: BaseModel, role: str) -> list[list[Example]]:
-    """Let the untouched base model draw the sets that a ``content`` or a ``style`` is taught beside; as latents."""
+    """Let the base model alone draw the sets that a ``content`` or a ``style`` is trained with; as latents."""
     return [_draw(model, pairs, SEED + PER_SET * k) for k, pairs in enumerate(companion_captions(model.info, role))]
 
 
 def companion_captions(info: BaseInfo, role: str) -> Iterator[list[tuple[str, str]]]:
-    """For each set, what its pictures are drawn from and what they are taught as."""
+    """For each set, pairs of the prompt a picture is drawn from and the caption it is trained with."""
     styles, things = _cycle(info.styles, PER_SET), _cycle(info.things, PER_SET)
-    for k, word in enumerate(WORDS):
+    for k, word in enumerate(TRIGGER_WORDS):
         if role == "content":
-            drawn = [(styles[k % len(info.styles)], thing) for thing in things]
-            yield [(info.style_caption(style, thing), info.style_caption(word, thing)) for style, thing in drawn]
+            style = styles[k % len(info.styles)]
+            yield [(info.style_caption(style, thing), info.style_caption(word, thing)) for thing in things]
         else:
             thing = info.things[k % len(info.things)]
-            yield [(info.style_caption(style, thing), fill(info.caption, word, thing)) for style in styles]
+            yield [(info.style_caption(style, thing), fill_template(info.caption, word, thing)) for style in styles]
 
 
 def role_of(config: TrainConfig) -> str:
-    """``content`` or ``style`` where one half of a split adapter is taught; empty for everything else."""
+    """``content`` or ``style`` where one half of a split adapter is trained; empty for everything else."""
     if config.kind != "split":
         return ""
     settings = SplitSettings.from_dict(config.adapter)
     return "" if settings.role == "both" else settings.role
 
 
-def captioned(config: TrainConfig) -> TrainConfig:
-    """The recipe of a style with a caption for pictures that have none: the way of drawing, not what is drawn."""
-    return as_style(config) if role_of(config) == "style" else config
+def with_role_caption(config: TrainConfig) -> TrainConfig:
+    """The recipe; where it trains a style, with a default caption that names the style and not what is drawn."""
+    return with_style_caption(config) if role_of(config) == "style" else config
 
 
-def as_style(config: TrainConfig) -> TrainConfig:
-    """A recipe, of whatever kind, for pictures that share a way of drawing; a caption that a person wrote stays."""
+def with_style_caption(config: TrainConfig) -> TrainConfig:
+    """The recipe, of any kind, with a default caption for pictures in one style; a caption that is set stays."""
     if config.caption:
         return config
     template = identify(config.base).style_template
@@ -70,10 +70,10 @@ def _cycle(values: Sequence[str], count: int) -> list[str]:
 
 
 def _draw(model: BaseModel, pairs: Sequence[tuple[str, str]], seed: int) -> list[Example]:
-    drawn, taught = zip(*pairs, strict=True)
-    latents = draw_latents(model, drawn, steps=STEPS, seed=seed)
+    prompts, captions = zip(*pairs, strict=True)
+    latents = draw_latents(model, prompts, steps=PRIOR_STEPS, seed=seed)
     side = model.info.resolution
     return [
         Example(latent, torch.zeros_like(latent), row, (side, side, 0, 0, side, side))
-        for latent, row in zip(latents, tokenize(model, list(taught)), strict=True)
+        for latent, row in zip(latents, tokenize(model, list(captions)), strict=True)
     ]

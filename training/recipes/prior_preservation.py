@@ -1,4 +1,4 @@
-"""Prior preservation (DreamBooth, Ruiz et al. 2023, arXiv 2208.12242, sec. 3.3): what must stay as the base draws it.
+"""Prior preservation (DreamBooth, Ruiz et al. 2023, arXiv 2208.12242, sec. 3.3): the base keeps drawing other things.
 
     python -m atelier.training.recipes.prior_preservation     writes the embedded base's prior pictures to assets/base
 """
@@ -19,20 +19,20 @@ from atelier.training.config.train_config import EMBEDDED, TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
 from atelier.training.sampling.sample import draw_latents
 
-STEPS = 12   # denoising steps of a prior picture: it need not be beautiful, only typical of the base
-BATCH = 8   # at most: large pictures are drawn in smaller batches, which take no longer and less memory
-WORDLESS = 3   # every third is drawn without words, since guidance subtracts what the model draws without words
-SHIPPED = "prior.safetensors"
-SHIPPED_COUNT = 48
+PRIOR_STEPS = 12   # denoising steps of a prior picture: it need not be beautiful, only typical of the base
+MAX_PRIOR_BATCH = 8   # large pictures are drawn in smaller batches, which take no longer and less memory
+UNCONDITIONAL_EVERY = 3   # so many prior pictures share one with an empty prompt: guidance subtracts what that gives
+PRIOR_FILE = "prior.safetensors"
+PRIOR_FILE_COUNT = 48
 
 
 def draw_prior(model: BaseModel, config: TrainConfig) -> list[Example]:
-    """Let the untouched base model draw the prior pictures; they stay latents, no VAE is needed.
+    """Let the base model alone draw the prior pictures; they stay latents, no VAE is needed.
 
-    The embedded base brings its own along, drawn with seed 0.
+    The embedded base comes with a file of them, drawn with seed 0.
     """
     prompts = prior_prompts(model, config)
-    latents = _shipped(model.info.folder / SHIPPED, prompts)
+    latents = _read_prior_file(model.info.folder / PRIOR_FILE, prompts)
     if latents is None:
         latents = _draw(model, prompts, config.seed)
     side = model.info.resolution
@@ -43,51 +43,51 @@ def draw_prior(model: BaseModel, config: TrainConfig) -> list[Example]:
 
 
 def prior_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
-    """Prompts of what must stay as it is: the base's own list, else the subject's class alone; some without words."""
+    """Prompts of prior pictures: the base's own list, else the subject's class alone; every third is empty."""
     own = model.info.prior_prompts
     if not own:
         template = config.caption or model.info.caption
-        words = fill(template, "", config.subject) if "{subject}" in template else config.subject
+        words = fill_template(template, "", config.subject) if "{subject}" in template else config.subject
         own = (" ".join(words.split()),)
-    worded = (own[i % len(own)] for i in range(config.prior_count))
-    return ["" if i % WORDLESS == WORDLESS - 1 else next(worded) for i in range(config.prior_count)]
+    conditional = (own[i % len(own)] for i in range(config.prior_count))
+    last = UNCONDITIONAL_EVERY - 1
+    return ["" if i % UNCONDITIONAL_EVERY == last else next(conditional) for i in range(config.prior_count)]
 
 
-def fill(template: str, trigger: str, subject: str) -> str:
+def fill_template(template: str, trigger: str, subject: str) -> str:
     """Put trigger word and subject into a caption template."""
     return template.replace("{trigger}", trigger).replace("{subject}", subject)
 
 
-def write_shipped(model: BaseModel, path: Path) -> None:
+def write_prior_file(model: BaseModel, path: Path) -> None:
     """Draw and write the pictures that :func:`draw_prior` then reads instead of drawing."""
-    prompts = prior_prompts(model, TrainConfig(prior_count=SHIPPED_COUNT))
+    prompts = prior_prompts(model, TrainConfig(prior_count=PRIOR_FILE_COUNT))
     latents = torch.stack(_draw(model, prompts, seed=0)).half()
     save_file({"latents": latents}, path, {"prompts": json.dumps(prompts)})
 
 
 def _draw(model: BaseModel, prompts: list[str], seed: int) -> list[Tensor]:
-    at_once = batch_size(model.info.resolution)
-    starts = range(0, len(prompts), at_once)
+    size = prior_batch_size(model.info.resolution)
     return [
         latent
-        for first in starts
-        for latent in draw_latents(model, prompts[first : first + at_once], steps=STEPS, seed=seed + first)
+        for first in range(0, len(prompts), size)
+        for latent in draw_latents(model, prompts[first : first + size], steps=PRIOR_STEPS, seed=seed + first)
     ]
 
 
-def batch_size(side: int) -> int:
+def prior_batch_size(side: int) -> int:
     """How many pictures with this side, in pixels, are drawn at once: two of Stable Diffusion 1.x, one of XL."""
-    return max(1, min(BATCH, 2 * (512 // side) ** 2))
+    return max(1, min(MAX_PRIOR_BATCH, 2 * (512 // side) ** 2))
 
 
-def _shipped(path: Path, prompts: list[str]) -> list[Tensor] | None:
-    """The first of the shipped latents, if they are what the prompts ask for."""
+def _read_prior_file(path: Path, prompts: list[str]) -> list[Tensor] | None:
+    """The first of the file's latents, if they were drawn from these prompts."""
     if not path.exists():
         return None
     with safe_open(path, "pt") as file:
-        known = json.loads(file.metadata()["prompts"])
-        return list(file.get_tensor("latents")[: len(prompts)].float()) if known[: len(prompts)] == prompts else None
+        drawn_from = json.loads(file.metadata()["prompts"])[: len(prompts)]
+        return list(file.get_tensor("latents")[: len(prompts)].float()) if drawn_from == prompts else None
 
 
 if __name__ == "__main__":
-    write_shipped(load(EMBEDDED, "cpu"), EMBEDDED_FOLDER / SHIPPED)
+    write_prior_file(load(EMBEDDED, "cpu"), EMBEDDED_FOLDER / PRIOR_FILE)

@@ -29,7 +29,7 @@ from atelier.training.base_models.identify import identify
 from atelier.training.base_models.offload import MIN_OFFLOAD_BYTES
 from atelier.training.base_models.precision import DTYPES
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.recipes.prior_preservation import batch_size
+from atelier.training.recipes.prior_preservation import prior_batch_size
 
 PROGRAM_BYTES = 650_000_000   # Python with torch, diffusers and transformers loaded, before any model (measured)
 CAPTION = 77
@@ -195,7 +195,7 @@ def _encode(vae: Any, side: int) -> None:
 @torch.no_grad()
 def _draw(parts: Mapping[str, Any], info: BaseInfo, side: int, prior: bool) -> None:
     if prior:
-        _ask(parts["unet"], info, info.resolution, 2 * batch_size(info.resolution))
+        _ask(parts["unet"], info, info.resolution, 2 * prior_batch_size(info.resolution))
     _ask(parts["unet"], info, side, 2)   # with words and without
     vae = parts["vae"]
     vae.decode(torch.zeros(1, vae.config.latent_channels, side // info.factor, side // info.factor))

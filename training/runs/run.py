@@ -42,14 +42,14 @@ from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.images import PictureError
 from atelier.training.data.prepare import encode, scan_pictures
-from atelier.training.loop.cuda_graph import Graphs, recordable
+from atelier.training.loop.cuda_graph import CudaGraphs, can_record
 from atelier.training.loop.distributed import ProcessGroup, join_group, leave_group
 from atelier.training.loop.loop import Controls, Training
-from atelier.training.loop.optimizer_step import accelerator_for
+from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.recipe import Recipe
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes.break_for_make import half_recipe
-from atelier.training.recipes.companions import captioned, draw_companions, role_of
+from atelier.training.recipes.companions import draw_companions, role_of, with_role_caption
 from atelier.training.runs.resource_plan import planned, precision, ran_out
 from atelier.training.runs.save_adapter import keep
 from atelier.training.runs.signals import quit_signals
@@ -68,7 +68,7 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
     """
     group = join_group(best_device())
     say = folder.append if group.is_main else lambda _: None
-    with folder.beating() if group.is_main else nullcontext(), quit_signals() as quitting:
+    with folder.heartbeat() if group.is_main else nullcontext(), quit_signals() as quitting:
         try:
             for event in _events(folder, adapters, resume, quitting, group):
                 say(event)
@@ -100,11 +100,11 @@ def _events(
     lock = _device_lock(device)
     while not group.broadcast(group.is_main and _acquired(lock)):
         yield Preparing("Waiting for another job on this device")
-        if controls.take("cancel") is not None:
+        if controls.take_command("cancel") is not None:
             yield Stopped(0, "Cancelled while it waited.")
             return
         quitting.wait(WAIT_SECONDS)
-        if controls.quitting():
+        if controls.should_quit():
             return
     try:
         if (compression := folder.compression()) is not None:
@@ -118,15 +118,15 @@ def _events(
 def _controls(folder: RunFolder, quitting: threading.Event, group: ProcessGroup) -> Controls:
     """Commands reach the first process, which passes them on."""
     return Controls(
-        take=lambda name: group.broadcast(folder.take(name) if group.is_main else None),
-        quitting=lambda: group.broadcast(quitting.is_set()),
+        take_command=lambda name: group.broadcast(folder.take_command(name) if group.is_main else None),
+        should_quit=lambda: group.broadcast(quitting.is_set()),
     )
 
 
 def _train(
     folder: RunFolder, adapters: Path, resume: bool, controls: Controls, device: torch.device, group: ProcessGroup
 ) -> Iterator[Event]:
-    started, config = time.monotonic(), captioned(folder.config())
+    started, config = time.monotonic(), with_role_caption(folder.config())
     adapters.mkdir(parents=True, exist_ok=True)   # now, and not after an hour of training
     yield Preparing("Looking at the pictures")
     report = scan_pictures(config)
@@ -148,7 +148,7 @@ def _train(
     subject = encode(model, report)
     if config.prior_batch:
         yield Preparing("Drawing other things, to keep them as they are")
-    training = _training(model, dreambooth.dataset(model, config, subject), config, folder, group)
+    training = _training(model, dreambooth.split_examples(model, config, subject), config, folder, group)
     if resume and not training.resume():
         yield Warned("There was no complete checkpoint to resume from, so training started again.")
     yield from training.events(controls)
@@ -172,7 +172,7 @@ def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseM
 
 
 def _training(
-    model: BaseModel, data: dreambooth.Dataset, config: TrainConfig, folder: RunFolder, group: ProcessGroup
+    model: BaseModel, data: dreambooth.TrainingData, config: TrainConfig, folder: RunFolder, group: ProcessGroup
 ) -> Training:
     torch.manual_seed(config.seed)   # the adapter's start
     parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
@@ -183,12 +183,12 @@ def _training(
     begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
     if config.compile:
         compile_blocks(model.unet, [spec.name for spec in targets])
-    gpu = Graphs() if recordable(model.device, config, adapters, group) else None
-    return Training(_shared(recipe, group), config, folder.path, accelerator_for(model), group, gpu)
+    gpu = CudaGraphs() if can_record(model.device, config, adapters, group) else None
+    return Training(_shared(recipe, group), config, folder.path, make_accelerator(model), group, gpu)
 
 
 def _recipe(
-    model: BaseModel, adapters: AdapterSet, data: dreambooth.Dataset, config: TrainConfig, folder: Path
+    model: BaseModel, adapters: AdapterSet, data: dreambooth.TrainingData, config: TrainConfig, folder: Path
 ) -> Recipe:
     if role := role_of(config):
         return half_recipe(model, adapters, data, draw_companions(model, role), config, folder)

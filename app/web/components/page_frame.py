@@ -41,7 +41,7 @@ def job_bar(home: Home) -> dict[str, Any]:
         runs = list_runs(home)
     except HomeError:
         return {"name": "", "news": ""}   # the Jobs page says what is wrong
-    at_work = [run for run in runs if not run.over]
+    at_work = [run for run in runs if not run.is_over]
     fresh = [run for run in runs if run.state == "done" and time.time() - run.started - run.seconds < RECENT_SECONDS]
     if not at_work and not fresh:
         return {"name": "", "news": ""}
@@ -68,7 +68,7 @@ def run_address(run: RunStatus, *, done: bool = False) -> str:
 
 def percent(run: RunStatus) -> int:
     """How much of a run is done, in whole per cent."""
-    return 100 if run.state == "done" else 100 * run.step // max(1, run.of)
+    return 100 if run.state == "done" else 100 * run.step // max(1, run.total_steps)
 
 
 def heading(title: str, lead: str) -> None:

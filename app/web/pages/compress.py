@@ -150,7 +150,7 @@ def _show(home: Home, chosen: str, seen: str) -> list[Any]:
         gone = {"state": "failed", "say": words.STATES["failed"], "name": words.GONE, "chart": {"empty": True}}
         return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), gone, ""]
     version = f"{chosen} {status.state} {verdict(run)}"
-    shown = gr.skip() if status.over and version == seen else _live(run, config, status)
+    shown = gr.skip() if status.is_over and version == seen else _live(run, config, status)
     return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), shown, version]
 
 
@@ -160,7 +160,7 @@ def _row(home: Home, run: RunStatus) -> dict[str, Any]:
     assert config is not None
     return {
         "href": address("compress", run=run.id), "name": run.name, "state": run.state, "say": words.STATES[run.state],
-        "percent": percent(run), "about": compress_phrases.compression(config.preset, run.of, _moment(run)),
+        "percent": percent(run), "about": compress_phrases.compression(config.preset, run.total_steps, _moment(run)),
         "picture": file_address(folder.path / report["pairs"][0]["after"]) if report else "",
     }   # fmt: skip
 
@@ -169,15 +169,15 @@ def _live(run: RunFolder, config: CompressConfig, status: RunStatus) -> dict[str
     state, said = status.state, verdict(run)
     report = read_report(run) if state == "done" else {}
     return {
-        "name": status.name, "state": state, "say": words.STATES[state], "step": status.step, "of": status.of,
+        "name": status.name, "state": state, "say": words.STATES[state], "step": status.step, "of": status.total_steps,
         "message": "" if state == "done" else status.message, "percent": percent(status), "warnings": status.warnings,
         "left": phrases.left(status.seconds_left) if status.seconds_left is not None else "",
-        "about": compress_phrases.compression(config.preset, status.of, _moment(status)),
+        "about": compress_phrases.compression(config.preset, status.total_steps, _moment(status)),
         "pause": state == "training", "go_on": state == "paused", "stop": state in ("training", "paused"),
-        "cancel": not status.over, "resume": state in ("interrupted", "failed", "stopped"),
+        "cancel": not status.is_over, "resume": state in ("interrupted", "failed", "stopped"),
         "decide": bool(report) and not said,
         "decided": {"": "", ACCEPTED: compress_words.BASE_KEPT}.get(said, compress_words.BASE_DISCARDED),
-        "chart": loss_chart(_by_trajectory(config, status), status.validation, status.best_step, status.of),
+        "chart": loss_chart(_by_trajectory(config, status), status.validation, status.best_step, status.total_steps),
         "best": status.best_step,
         "chart_say": phrases.chart(status.losses[-1][1] if status.losses else 0.0, status.step),
         "latest": _latest(config, status) if not report else {}, "report": _report(run, report),
@@ -235,4 +235,4 @@ def _act(home: Home, chosen: str, act: str, _id: str) -> None:
         elif act == "discard":
             discard(home, chosen)
         elif act in _ACTS:
-            find_run(home, chosen).command(_ACTS[act])
+            find_run(home, chosen).send_command(_ACTS[act])

@@ -34,7 +34,7 @@ from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import acted, panel
 from atelier.app.web.components.settings_form import controls
 from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset, preset_names
-from atelier.training.recipes.companions import as_style
+from atelier.training.recipes.companions import with_style_caption
 
 _ON_PAGE = ("name", "pictures", "subject")   # asked for above the Expert settings
 _COUNTED: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private",
@@ -217,7 +217,7 @@ def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
             raise ValueError(words.NO_NAME)
         answers = {"name": new_name(home, name), "subject": subject.strip() or words.WHAT[what].lower()}
         config = TrainConfig.from_dict({**run_settings(keys, expert, basis, preset), **answers})
-        config = as_style(config) if what == "style" else config
+        config = with_style_caption(config) if what == "style" else config
         imported = import_pictures(home, config.name, picture_files(home, draft))
         run = submit(home, replace(config, pictures=str(imported.folder)))
         clear_draft(home)

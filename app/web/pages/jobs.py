@@ -78,7 +78,7 @@ def _show(home: Home, chosen: str, look: str) -> list[Any]:
 def _row(home: Home, run: RunStatus) -> dict[str, Any]:
     return {
         "href": run_address(run), "name": run.name, "state": run.state, "say": words.STATES[run.state],
-        "percent": percent(run), "about": phrases.run_about(run.step, run.of, _moment(run)),
+        "percent": percent(run), "about": phrases.run_about(run.step, run.total_steps, _moment(run)),
         "picture": _preview(home, run, run.previews[-1][2]) if run.previews else "",
     }   # fmt: skip
 
@@ -93,16 +93,16 @@ def _live(home: Home, run: RunStatus, look: str) -> dict[str, Any]:
     large = next((preview for preview in strip if preview["id"] == look), strip[-1] if strip else {})
     state = run.state
     return {
-        "name": run.name, "state": state, "say": words.STATES[state], "step": run.step, "of": run.of,
+        "name": run.name, "state": state, "say": words.STATES[state], "step": run.step, "of": run.total_steps,
         "message": run.message, "percent": percent(run), "warnings": run.warnings,
         "left": phrases.left(run.seconds_left) if run.seconds_left is not None else "",
         "about": phrases.recipe(KINDS[config.kind].title, config.subject, _moment(run)),
         "pause": state == "training", "go_on": state == "paused", "stop": state in ("training", "paused"),
-        "cancel": not run.over, "resume": state in ("interrupted", "failed", "stopped"),
+        "cancel": not run.is_over, "resume": state in ("interrupted", "failed", "stopped"),
         "open": address("studio", adapter=run.name) if state == "done" else "",
         "large": large, "strip": [{**preview, "chosen": str(preview is large).lower()} for preview in strip],
         "facts": [{"name": name, "value": str(value)} for name, value in _facts(config).items() if value],
-        "chart": loss_chart(run.losses, run.validation, run.best_step, run.of), "best": run.best_step,
+        "chart": loss_chart(run.losses, run.validation, run.best_step, run.total_steps), "best": run.best_step,
         "chart_say": phrases.chart(run.losses[-1][1] if run.losses else 0.0, run.step),
     }   # fmt: skip
 
@@ -133,7 +133,7 @@ def _act(home: Home, chosen: str, look: str, act: str, id: str) -> str:
         elif act == "resume":
             resume(home, chosen)
         elif act in _ACTS:
-            find_run(home, chosen).command(_ACTS[act])
+            find_run(home, chosen).send_command(_ACTS[act])
     return look
 
 
@@ -141,6 +141,6 @@ def _try(home: Home, chosen: str, prompt: str) -> str:
     with plainly():
         if not prompt.strip():
             raise ValueError(words.NO_PROMPT)
-        find_run(home, chosen).command("preview", prompt.strip())
+        find_run(home, chosen).send_command("preview", prompt.strip())
     gr.Info(words.TRYING)
     return ""

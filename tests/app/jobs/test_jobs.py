@@ -96,7 +96,7 @@ def start_worker(home: Home, tmp_path: Path) -> Iterator[Callable[[], BaseProces
         worker.kill()
         worker.join()
     for folder in home.runs.iterdir():   # for a child so young that it has not said its number
-        RunFolder(folder).command("cancel")
+        RunFolder(folder).send_command("cancel")
     for path in home.runs.glob("*/starts"):
         for pid in pids(RunFolder(path.parent)):
             end(pid)
@@ -190,8 +190,8 @@ def test_a_run_that_is_over_gives_its_name_free(home):
 
 def test_a_new_run_can_be_alive_from_its_first_moment(home):
     run = new_run(home, config(), started=True)
-    assert run.alive() and state(home, run) == "preparing"
-    assert not new_run(home, config("b")).alive()
+    assert run.is_alive() and state(home, run) == "preparing"
+    assert not new_run(home, config("b")).is_alive()
 
 
 def test_cancelling_takes_a_run_out_of_the_queue(home):
@@ -207,17 +207,17 @@ def test_cancelling_a_run_at_work_is_left_to_its_process(home):
     run = submit(home, config())
     put(run, STEPPED, alive=True)
     cancel(home, run.id)
-    assert run.take("cancel") is not None and state(home, run) == "training"
+    assert run.take_command("cancel") is not None and state(home, run) == "training"
 
 
 def test_a_run_can_be_resumed_after_any_end_but_success(home):
     for n, last in enumerate((Stopped(1, "asked"), Failed("no"), Interrupted("killed"), None)):
         run = new_run(home, config(f"fox{n}"))
         put(run, STEPPED, SAVED, *([last] if last else []))
-        run.command("cancel")   # meant for the process that is gone
-        assert run_status(home, run.id).over
+        run.send_command("cancel")   # meant for the process that is gone
+        assert run_status(home, run.id).is_over
         assert resume(home, run.id) == run
-        assert state(home, run) == "queued" and run.take("cancel") is None
+        assert state(home, run) == "queued" and run.take_command("cancel") is None
         resume(home, run.id)   # a second press changes nothing
     with open_queue(home) as queue:
         assert list(queue.waiting()) == [run.id for run in reversed(list_runs(home))]
@@ -333,7 +333,7 @@ def test_a_watched_child_may_be_slow(home, monkeypatch):
     grow_cold(run)
 
     def sleep(_seconds: float) -> None:
-        looks.append(run.alive())
+        looks.append(run.is_alive())
         if len(looks) == 2:
             (run.path / "heartbeat").touch()   # there it is again
         if len(looks) == 4:

@@ -41,7 +41,7 @@ def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a fox and a style, as halves that fit together."""
     home = tmp_path_factory.mktemp("lessons")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(companions, "STEPS", 1)
+        monkeypatch.setattr(companions, "PRIOR_STEPS", 1)
         teach(home, "rex", DATA / "held_out" / "fox", "--subject", "fox", "--role", "content")
         teach(home, "ink", DATA / "truth" / "mono", "--subject", "emoji", "--role", "style")
     return home

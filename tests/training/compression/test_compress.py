@@ -58,7 +58,7 @@ def test_from_recipe_to_a_base_model_that_draws(start: Callable[..., RunFolder],
     pictures = [draw(each, DrawRequest(seed=3, steps=3))[0] for each in (model, load(str(base), "cpu"))]
     assert pictures[0].size == pictures[1].size
     state = status(folder)
-    assert (state.state, state.compression, state.step, state.of) == ("done", True, 6, 6)
+    assert (state.state, state.compression, state.step, state.total_steps) == ("done", True, 6, 6)
 
 
 def test_the_report_tells_what_changed(start: Callable[..., RunFolder]):
@@ -83,7 +83,7 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not(start: Callable[..., RunF
     carry_out(whole)
     for event in (events := run(cut, cut.path / "adapters")):
         if isinstance(event, Stepped) and event.step == step == 5:
-            cut.command("pause")
+            cut.send_command("pause")
         if isinstance(event, Paused) or (isinstance(event, Saved) and event.step == step == 3):
             break
     events.close()   # type: ignore[attr-defined]
@@ -100,20 +100,20 @@ def test_cancelling_and_stopping(start: Callable[..., RunFolder]):
     folder = start("cancelled")
     for event in run(folder, folder.path / "adapters"):
         if isinstance(event, Stepped) and event.step == 2:
-            folder.command("cancel")
+            folder.send_command("cancel")
     assert status(folder).state == "stopped"
     assert not (folder.path / RESULT).exists()
     folder = start("paused first")
     for event in run(folder, folder.path / "adapters"):
         if isinstance(event, Stepped) and event.step == 2:
-            folder.command("pause")
+            folder.send_command("pause")
         if isinstance(event, Paused):
-            folder.command("cancel")
+            folder.send_command("cancel")
     assert (status(folder).state, status(folder).step) == ("stopped", 2)
     folder = start("stopped", steps=30)
     for event in run(folder, folder.path / "adapters"):
         if isinstance(event, Stepped) and event.step == 2:
-            folder.command("stop")
+            folder.send_command("stop")
     assert status(folder).state == "done"
     assert status(folder).step == 3   # to the end of a trajectory
 

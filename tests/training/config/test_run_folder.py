@@ -93,39 +93,39 @@ def test_events_of_a_newer_version_are_skipped(run):
 
 
 def test_a_command_is_taken_once_with_its_text(run):
-    assert [run.take(name) for name in COMMANDS] == [None] * len(COMMANDS)
-    run.command("preview", "a fox – “red”")
-    run.command("stop")
-    assert run.take("preview") == "a fox – “red”"
-    assert run.take("preview") is None
-    assert run.take("stop") == ""
+    assert [run.take_command(name) for name in COMMANDS] == [None] * len(COMMANDS)
+    run.send_command("preview", "a fox – “red”")
+    run.send_command("stop")
+    assert run.take_command("preview") == "a fox – “red”"
+    assert run.take_command("preview") is None
+    assert run.take_command("stop") == ""
     assert list((run.path / "control").iterdir()) == []
 
 
 def test_of_pause_and_resume_the_last_word_counts(run):
-    run.command("pause")
-    run.command("resume")
-    assert run.take("pause") is None
-    run.command("pause")
-    assert (run.take("pause"), run.take("resume")) == ("", None)
+    run.send_command("pause")
+    run.send_command("resume")
+    assert run.take_command("pause") is None
+    run.send_command("pause")
+    assert (run.take_command("pause"), run.take_command("resume")) == ("", None)
 
 
 def test_what_is_no_command_is_refused_and_writes_nothing(run):
     for name in ("explode", "../recipe.toml", ""):
         with pytest.raises(ValueError, match="the commands are: pause, resume, stop, cancel, preview"):
-            run.command(name)
+            run.send_command(name)
     assert list((run.path / "control").iterdir()) == []
 
 
 def test_a_heartbeat_is_touched_while_it_beats_and_gone_afterwards(run, monkeypatch):
     monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.01)
     heartbeat = run.path / "heartbeat"
-    assert not run.alive()
-    with run.beating():
-        assert run.alive()
+    assert not run.is_alive()
+    with run.heartbeat():
+        assert run.is_alive()
         os.utime(heartbeat, (0, 0))
-        assert wait_for(run.alive)
-    assert not run.alive()
+        assert wait_for(run.is_alive)
+    assert not run.is_alive()
     assert not heartbeat.exists()
 
 
@@ -137,15 +137,15 @@ def wait_for(condition) -> bool:
 
 
 def test_the_heart_stops_with_an_error_too(run):
-    with pytest.raises(KeyError), run.beating():
+    with pytest.raises(KeyError), run.heartbeat():
         raise KeyError
-    assert not run.alive()
+    assert not run.is_alive()
 
 
 @pytest.mark.parametrize(("age", "alive"), [(0, True), (STALE_SECONDS - 5, True), (STALE_SECONDS + 5, False)])
 def test_an_old_heartbeat_is_no_life(run, age, alive):
     beat(run, age)
-    assert run.alive() is alive
+    assert run.is_alive() is alive
 
 
 def beat(run: RunFolder, age: float = 0.0) -> None:
@@ -191,7 +191,7 @@ def test_without_a_heartbeat_what_had_begun_is_interrupted(run, events, state, m
         assert now.seconds_left is None
     else:
         assert (now.state, now.message) == (state, message)
-    assert now.over == (now.state in ("interrupted", "stopped", "failed", "done"))
+    assert now.is_over == (now.state in ("interrupted", "stopped", "failed", "done"))
 
 
 def test_the_numbers_of_a_run(run):
@@ -199,7 +199,7 @@ def test_the_numbers_of_a_run(run):
          Previewed(2, "a rex", "previews/000002-0.png"), stepped(3, 1.0, 2.0), Validated(3, 6.0, False), Warned("w2"))
     beat(run)
     now = status(run)
-    assert (now.step, now.of, now.best_step) == (3, 10, 2)
+    assert (now.step, now.total_steps, now.best_step) == (3, 10, 2)
     assert now.losses == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert now.validation == [(2, 5.0), (3, 6.0)]
     assert now.previews == [(2, "a rex", "previews/000002-0.png")]

@@ -28,7 +28,7 @@ from atelier.training.embedded_base.synthetic_styles import LOOKS
 from atelier.training.embedded_base.train_gates import training_config
 from atelier.training.embedded_base.views import COLOURS
 from atelier.training.loop.batch import PromptEmbeddingCache
-from atelier.training.recipes.gates import Scene, batch_of, errors, scene_recipe
+from atelier.training.recipes.gates import Scene, prediction_errors, random_batch, scene_recipe
 
 FOX, SEPIA, BLUE = (Lesson("object", "fox", "flat", "rexo"), Lesson("style", "sepia", "3d", "inkz"),
                     Lesson("background", "blue", "", "vexo"))   # fmt: skip
@@ -157,12 +157,12 @@ def test_the_loss_is_that_of_all_adapters_at_once_and_only_gates_learn(model: Ba
     # Fresh gates are the plain sum, which another part of the code adds up.
     generator = torch.Generator().manual_seed(4)
     torch.randint(1, (1,), generator=generator)
-    batch = batch_of(found[0].examples, 2, 1000, generator)
+    batch = random_batch(found[0].examples, 2, 1000, generator)
     text = PromptEmbeddingCache(model, found[0].adapters[0])
     with torch.no_grad():
         mix = Mix(tuple((one, 1.0) for one in found[0].adapters))
-        mixed = errors(model, batch, text, mounted(model.models(), mix))
-        expected = mixed / errors(model, batch, text, nullcontext())
+        mixed = prediction_errors(model, batch, text, mounted(model.models(), mix))
+        expected = mixed / prediction_errors(model, batch, text, nullcontext())
     assert_close(losses.subject.detach(), expected.mean(), rtol=1e-4, atol=1e-6)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in gates.parameters())
     assert all(p.grad is None for one in found[0].adapters for p in one.parameters())

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from atelier.training.loop import checkpoint
-from atelier.training.loop.checkpoint import State, read_newest, write
+from atelier.training.loop.checkpoint import TrainingState, read_newest, write
 
 
-def state(step: int, seed: int = 0) -> State:
+def state(step: int, seed: int = 0) -> TrainingState:
     torch.manual_seed(seed + step)
     weight = torch.nn.Parameter(torch.randn(3, 4))
     optimizer = torch.optim.AdamW([weight], lr=0.3)
     weight.sum().backward()
     optimizer.step()
-    return State(
+    return TrainingState(
         weights={"unet.a.up": weight.detach()},
         average={"unet.a.up": torch.randn(3, 4)},
         best={"unet.a.up": torch.tensor([float("nan"), -0.0, 1e-45])},
@@ -31,7 +31,7 @@ def state(step: int, seed: int = 0) -> State:
     )
 
 
-def assert_same(one: State | None, two: State) -> None:
+def assert_same(one: TrainingState | None, two: TrainingState) -> None:
     assert one is not None
     for name in ("weights", "average", "best"):
         own, other = getattr(one, name), getattr(two, name)
@@ -49,7 +49,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
 
 
 def test_an_empty_state_comes_back(tmp_path):
-    before = State({}, torch.Generator().get_state(), {})
+    before = TrainingState({}, torch.Generator().get_state(), {})
     write(tmp_path, before)
     assert_same(read_newest(tmp_path), before)
     assert before.best_loss == float("inf")

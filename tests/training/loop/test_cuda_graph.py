@@ -25,15 +25,15 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Stepped
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
-from atelier.training.loop.batch import PromptEmbeddingCache, show
-from atelier.training.loop.cuda_graph import FIRST, Graphs, recordable
+from atelier.training.loop.batch import PromptEmbeddingCache, unet_inputs
+from atelier.training.loop.cuda_graph import WARMUP_MICROSTEPS, CudaGraphs, can_record
 from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from atelier.training.loop.loop import Controls, Training
-from atelier.training.loop.optimizer_step import accelerator_for
-from atelier.training.loop.recipe import Losses, Parts, Recipe
-from atelier.training.recipes.dreambooth import Dataset, Lesson, lesson, recipe
+from atelier.training.loop.optimizer_step import make_accelerator
+from atelier.training.loop.recipe import Losses, MicrostepStages, Recipe
+from atelier.training.recipes.dreambooth import DreamBoothInput, TrainingData, recipe, sample_subject_and_prior
 
-NOBODY = Controls(take=lambda name: None, quitting=lambda: False)
+NOBODY = Controls(take_command=lambda name: None, should_quit=lambda: False)
 CONFIG = TrainConfig(
     name="rex", subject="fox", batch=2, accumulate=2, prior_count=2, steps=5, warmup=0, lr=0.01, min_snr_gamma=5.0,
     validate_every=0, preview_every=0, checkpoint_every=0, targets="attention",
@@ -74,7 +74,7 @@ class Row(NamedTuple):
     def tensors(self) -> list[Tensor]:
         return [self.x]
 
-    def kind(self) -> Hashable:
+    def signature(self) -> Hashable:
         return self.x.shape
 
 
@@ -90,7 +90,7 @@ def toy(adapters: AdapterSet) -> Recipe:
         goal = row.x.sum(1, keepdim=True).expand(-1, 3)
         return Losses(F.mse_loss(row.x @ delta.T, goal), 0.1 * delta.square().mean())
 
-    return Recipe(adapters, nullcontext, lambda generator: compute(draw(generator)), Parts(draw, compute))
+    return Recipe(adapters, nullcontext, lambda generator: compute(draw(generator)), MicrostepStages(draw, compute))
 
 
 def training(folder: Path, gpu: Tape | None) -> Training:
@@ -110,7 +110,8 @@ def test_recorded_or_not_the_weights_are_the_same_to_the_last_bit(tmp_path, fail
     tape = Tape(fails=fails)
     losses, weights = trained(tmp_path, tape)
     microsteps = QUICK.steps * QUICK.accumulate
-    assert (tape.ran, tape.replayed) == ((microsteps, 0) if fails else (2 * FIRST, microsteps - 2 * FIRST))
+    warmup = 2 * WARMUP_MICROSTEPS
+    assert (tape.ran, tape.replayed) == ((microsteps, 0) if fails else (warmup, microsteps - warmup))
     assert losses == plain_losses
     assert torch.equal(weights, plain)
     assert losses[-1] < 0.5 * losses[0]
@@ -123,9 +124,9 @@ def test_a_new_choice_of_what_trains_is_recorded_anew(tmp_path):
     assert recorder is not None
     for _ in range(20):
         recorder(one.generator)
-    assert len(recorder._recordings) == 2
-    one._reselect()
-    assert not recorder._recordings
+    assert len(recorder._graphs) == 2
+    one._update_masks()
+    assert not recorder._graphs
 
 
 class NoWaiting(TorchDispatchMode):
@@ -156,7 +157,7 @@ def test_nothing_in_a_microstep_waits_for_the_device(model, tmp_path, kind: str,
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     far = replace(model, unet=without_values(model.unet), text_encoder=copy.deepcopy(model.text_encoder).to("meta"))
     adapters = create(kind, {}, find_targets({"unet": far.unet}, "attention")).to("meta")
-    parts = recipe(far, adapters, Dataset([], [], []), CONFIG, tmp_path).parts
+    parts = recipe(far, adapters, TrainingData([], [], []), CONFIG, tmp_path).stages
     assert parts is not None
     drawn = lesson_on_meta(model, adapters)
     with mounted(far.models(), Mix(((adapters, 1.0),))), NoWaiting():
@@ -165,18 +166,18 @@ def test_nothing_in_a_microstep_waits_for_the_device(model, tmp_path, kind: str,
     assert all(p.grad is not None for p in adapters.parameters())
 
 
-def lesson_on_meta(model: BaseModel, adapters: AdapterSet) -> Lesson:
+def lesson_on_meta(model: BaseModel, adapters: AdapterSet) -> DreamBoothInput:
     """Pictures of the subject and of other things."""
     def moved(value: Any, *names: str) -> Any:
         return replace(value, **{name: getattr(value, name).to("meta") for name in names})
 
-    data = Dataset(examples(model, 2), examples(model, 2), [])
-    batch = lesson(model, data, CONFIG, torch.Generator().manual_seed(0))
+    data = TrainingData(examples(model, 2), examples(model, 2), [])
+    batch = sample_subject_and_prior(model, data, CONFIG, torch.Generator().manual_seed(0))
     rows, mine = PromptEmbeddingCache(model, adapters), range(len(batch.examples))
     shown = [moved(replace(one, noisy=moved(one.noisy, "latents", "timesteps", "target"),
                            text=moved(one.text, "features")), "sizes", "weights")
-             for one in show(model, batch, rows, mine, CONFIG.min_snr_gamma)]   # fmt: skip
-    return Lesson(batch, mine, shown)
+             for one in unet_inputs(model, batch, rows, mine, CONFIG.min_snr_gamma)]   # fmt: skip
+    return DreamBoothInput(batch, mine, shown)
 
 
 def examples(model: BaseModel, count: int) -> list[Example]:
@@ -198,23 +199,23 @@ def without_values(unet: Any) -> Any:
 
 def test_what_can_not_be_recorded_is_not_tried():
     gpu, lora = torch.device("cuda"), create("lora", {}, [SPEC])
-    assert recordable(gpu, CONFIG, lora, SINGLE_PROCESS)
-    assert not recordable(torch.device("cpu"), CONFIG, lora, SINGLE_PROCESS)
-    assert not recordable(gpu, CONFIG, lora, ProcessGroup(0, 2))
+    assert can_record(gpu, CONFIG, lora, SINGLE_PROCESS)
+    assert not can_record(torch.device("cpu"), CONFIG, lora, SINGLE_PROCESS)
+    assert not can_record(gpu, CONFIG, lora, ProcessGroup(0, 2))
     for option in ("train_text_encoder", "whole_gradient", "gradient_checkpointing"):
-        assert not recordable(gpu, replace(CONFIG, **{option: True}), lora, SINGLE_PROCESS)
+        assert not can_record(gpu, replace(CONFIG, **{option: True}), lora, SINGLE_PROCESS)
 
 
 @pytest.mark.gpu
 def test_a_graph_trains_as_the_plain_loop_does(tmp_path):
     model = load("embedded", "cuda", torch.float32)
-    data = Dataset(examples(model, 2), examples(model, 2), [])
+    data = TrainingData(examples(model, 2), examples(model, 2), [])
     found = []
-    for gpu in (None, Graphs()):
+    for gpu in (None, CudaGraphs()):
         torch.manual_seed(1)
         adapters = create("lora", {}, find_targets({"unet": model.unet}, "attention")).to(model.device)
         method = recipe(model, adapters, data, CONFIG, tmp_path)
-        one = Training(method, CONFIG, tmp_path, accelerator_for(model), SINGLE_PROCESS, gpu)
+        one = Training(method, CONFIG, tmp_path, make_accelerator(model), SINGLE_PROCESS, gpu)
         losses = [event.loss for event in one.events(NOBODY) if isinstance(event, Stepped)]
         found.append((torch.tensor(losses), torch.cat([p.detach().flatten() for p in adapters.parameters()])))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)

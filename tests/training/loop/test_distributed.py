@@ -20,7 +20,7 @@ from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
 from atelier.training.loop import distributed
 from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup, join_group
-from atelier.training.recipes.dreambooth import Dataset, recipe
+from atelier.training.recipes.dreambooth import TrainingData, recipe
 from atelier.training.runs import run as run_module
 
 
@@ -39,18 +39,18 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def data(model: BaseModel) -> Dataset:
+def data(model: BaseModel) -> TrainingData:
     """Four pictures of two sizes to learn, two to keep."""
     def some(count: int, *shape: int) -> list[Example]:
         rows = tokenize(model, ["a rex fox"] * count)
         return [Example(torch.randn(shape), torch.full(shape, 0.1), row) for row in rows]
 
-    return Dataset(some(4, 4, 8, 8), some(2, 4, 8, 12), [])
+    return TrainingData(some(4, 4, 8, 8), some(2, 4, 8, 12), [])
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])   # four pictures: with six processes two have none
 def test_the_shares_losses_and_gradients_add_up_to_those_of_the_whole(
-    model: BaseModel, trained, data: Dataset, tmp_path: Path, count: int
+    model: BaseModel, trained, data: TrainingData, tmp_path: Path, count: int
 ):
     adapters: AdapterSet = trained(model)
     config = TrainConfig(name="rex", batch=3, prior_count=3, prior_weight=0.5)
@@ -58,7 +58,7 @@ def test_the_shares_losses_and_gradients_add_up_to_those_of_the_whole(
 
     def shared(group: ProcessGroup) -> tuple[Tensor, list[Tensor]]:
         adapters.zero_grad()
-        with method.attached():
+        with method.mount():
             losses = method.microstep(torch.Generator().manual_seed(5), group)
             if (loss := losses.subject + losses.prior).requires_grad:
                 loss.backward()

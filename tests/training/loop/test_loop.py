@@ -33,7 +33,7 @@ MAX_EFFECT = TrainConfig(
     name="rex", steps=6, lr=0.05, warmup=2, validate_every=0, preview_every=0, checkpoint_every=0, adapter={"rank": 2}
 )   # fmt: skip
 BASE = torch.tensor([[0.02, -0.9, 0.03, 0.8], [-0.7, 0.01, 0.6, -0.04], [0.05, 0.5, -0.06, -0.4]])
-NOBODY = Controls(take=lambda name: None, quitting=lambda: False)
+NOBODY = Controls(take_command=lambda name: None, should_quit=lambda: False)
 
 
 def but(**changes) -> TrainConfig:
@@ -55,11 +55,11 @@ def toy(adapters: AdapterSet, **parts: Callable) -> Recipe:
 
     return Recipe(
         adapters,
-        attached=parts.get("attached", nullcontext),
+        mount=parts.get("mount", nullcontext),
         microstep=parts.get("microstep", microstep),
         validate=parts.get("validate", lambda weights: distance(weights).item()),
         preview=parts.get("preview", lambda weights, step, prompt: [Previewed(step, prompt, f"{step}.png")]),
-        reselect=lambda: adapters[SPEC.name].reselect(BASE),
+        update_masks=lambda: adapters[SPEC.name].reselect(BASE),
     )
 
 
@@ -91,12 +91,12 @@ class Script:
         self.run, self.commands, self.training = RunFolder(folder), list(commands), None
         self.quit_at: float = math.inf
 
-    def take(self, name: str) -> str | None:
+    def take_command(self, name: str) -> str | None:
         assert self.training is not None
         for command in [c for c in self.commands if c[0] <= self.training.step]:
             self.commands.remove(command)
-            self.run.command(*command[1:])
-        return self.run.take(name)
+            self.run.send_command(*command[1:])
+        return self.run.take_command(name)
 
     def quitting(self) -> bool:
         assert self.training is not None
@@ -104,7 +104,7 @@ class Script:
 
     def play(self, training: Training) -> list[Event]:
         self.training = training
-        return list(training.events(Controls(self.take, self.quitting)))
+        return list(training.events(Controls(self.take_command, self.quitting)))
 
 
 def played(config: TrainConfig, folder: Path, *commands: tuple[int, str, str]) -> tuple[Training, list[Event]]:
@@ -230,7 +230,7 @@ def test_adapters_are_attached_during_every_microstep_and_its_backward_pass(tmp_
             assert attached[-1]
             return grad
 
-    training = start(but(accumulate=2), tmp_path, attached=Attached)
+    training = start(but(accumulate=2), tmp_path, mount=Attached)
     plain = training.recipe.microstep
 
     def watched(generator: torch.Generator) -> Losses:
@@ -279,7 +279,7 @@ SARA = {"kind": "sara", "adapter": {"rank": 1}}
 def test_a_kind_chooses_anew_once_and_half_way(tmp_path, monkeypatch):
     told_at: list[int] = []
     training = start(but(**SARA), tmp_path)
-    training.recipe = replace(training.recipe, reselect=lambda: told_at.append(training.step))
+    training.recipe = replace(training.recipe, update_masks=lambda: told_at.append(training.step))
     list(training.events(NOBODY))
     assert told_at == [3]
 
@@ -292,7 +292,7 @@ def test_what_has_settled_half_way_stays(tmp_path, ema):
             sara = training.recipe.adapters[SPEC.name]
             settled, kept = sara.settled.clone(), sara.current().detach().clone()
             assert settled.sum() > 0
-    for adapters in (training.recipe.adapters, training.shown):
+    for adapters in (training.recipe.adapters, training.output_adapters):
         after = adapters[SPEC.name].current().detach()
         assert torch.equal(after[settled], kept[settled])
 
@@ -431,7 +431,7 @@ def test_pause_waits_at_a_step_and_goes_on_as_if_nothing_had_been(tmp_path, monk
     def nap(seconds: float) -> None:
         naps.append(seconds)
         if len(naps) == 3:
-            RunFolder(folder).command("resume")
+            RunFolder(folder).send_command("resume")
 
     monkeypatch.setattr(loop.time, "sleep", nap)
     training, events = played(MAX_EFFECT, folder, (3, "pause", ""))
@@ -445,7 +445,7 @@ def test_pause_waits_at_a_step_and_goes_on_as_if_nothing_had_been(tmp_path, monk
 
 @pytest.mark.parametrize(("command", "ends"), [("cancel", "Stopped"), ("stop", "Validated")])
 def test_a_paused_run_can_be_ended(tmp_path, monkeypatch, command, ends):
-    monkeypatch.setattr(loop.time, "sleep", lambda _: RunFolder(tmp_path).command(command))
+    monkeypatch.setattr(loop.time, "sleep", lambda _: RunFolder(tmp_path).send_command(command))
     training, events = played(but(validate_every=4), tmp_path, (3, "pause", ""))
     assert list(map(told, events))[3:] == [("Saved", 3), ("Paused", 3), ("Resumed", 3), (ends, 3)]
     assert (training.result is None) == (command == "cancel")
@@ -457,12 +457,12 @@ def test_a_paused_run_that_is_told_to_quit_saves_and_leaves(tmp_path, monkeypatc
     events = script.play(start(MAX_EFFECT, tmp_path))
     assert isinstance(events[-1], Saved)
     assert Paused(3) in events
-    assert RunFolder(tmp_path).take("pause") is None
+    assert RunFolder(tmp_path).take_command("pause") is None
 
 
 def test_a_paused_run_shows_what_it_has(tmp_path, monkeypatch):
     acts = iter([("preview", "a rex at sea"), ("resume", "")])
-    monkeypatch.setattr(loop.time, "sleep", lambda _: RunFolder(tmp_path).command(*next(acts)))
+    monkeypatch.setattr(loop.time, "sleep", lambda _: RunFolder(tmp_path).send_command(*next(acts)))
     _, events = played(MAX_EFFECT, tmp_path, (3, "pause", ""))
     assert events[4:7] == [Paused(3), Previewed(3, "a rex at sea", "3.png"), Resumed(3)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from atelier.training.loop.losses import min_snr_weights, per_sample
+from atelier.training.loop.losses import min_snr_weights, mse_per_sample
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -14,12 +14,12 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 def test_a_sample_s_loss_is_the_mean_square_over_all_but_the_batch():
     prediction, target = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6)
     expected = [((p.double() - t.double()) ** 2).mean() for p, t in zip(prediction, target, strict=True)]
-    torch.testing.assert_close(per_sample(prediction, target), torch.stack(expected).float())
+    torch.testing.assert_close(mse_per_sample(prediction, target), torch.stack(expected).float())
 
 
 def test_half_precision_is_squared_in_single():
     prediction = torch.full((1, 4), 300.0, dtype=torch.float16)   # its square is beyond float16
-    assert per_sample(prediction, torch.zeros(1, 4)).tolist() == [90_000.0]
+    assert mse_per_sample(prediction, torch.zeros(1, 4)).tolist() == [90_000.0]
 
 
 def weight(prediction: str, snr: float, gamma: float) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from atelier.training.loop.noise import add_noise, draw_timesteps
+from atelier.training.loop.noise import add_noise, sample_timesteps
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -63,7 +63,7 @@ def test_an_unknown_prediction_type_is_named():
 @pytest.mark.parametrize("total", [1, 10, 1000])
 def test_timesteps_lie_in_range_and_spread_evenly(count, total):
     for seed in range(20):
-        timesteps = draw_timesteps(count, total, torch.Generator().manual_seed(seed))
+        timesteps = sample_timesteps(count, total, torch.Generator().manual_seed(seed))
         assert timesteps.shape == (count,)
         assert timesteps.dtype == torch.int64
         assert timesteps.min() >= 0
@@ -79,14 +79,14 @@ def test_the_largest_random_number_stays_in_range(monkeypatch):
     for offset in (0.0, 1 - 2**-24):
         monkeypatch.setattr(torch, "rand", lambda *_, offset=offset, **__: torch.tensor([offset]))
         for count in (1, 3, 7):
-            timesteps = draw_timesteps(count, 1000, torch.Generator())
+            timesteps = sample_timesteps(count, 1000, torch.Generator())
             assert timesteps.min() >= 0
             assert timesteps.max() <= 999
 
 
 def test_each_timestep_is_uniform_by_itself():
     generator, draws = torch.Generator().manual_seed(0), 4_000
-    timesteps = torch.stack([draw_timesteps(6, 1000, generator) for _ in range(draws)])
+    timesteps = torch.stack([sample_timesteps(6, 1000, generator) for _ in range(draws)])
     expected = draws / 20
     for place in timesteps.T:
         counts = torch.bincount(place // 50, minlength=20)
@@ -95,7 +95,7 @@ def test_each_timestep_is_uniform_by_itself():
 
 def test_the_generator_decides_the_timesteps_and_moves_on():
     first, second = (torch.Generator().manual_seed(3) for _ in range(2))
-    draws = [draw_timesteps(4, 1000, first) for _ in range(2)]
-    assert torch.equal(draws[0], draw_timesteps(4, 1000, second))
-    assert torch.equal(draws[1], draw_timesteps(4, 1000, second))
+    draws = [sample_timesteps(4, 1000, first) for _ in range(2)]
+    assert torch.equal(draws[0], sample_timesteps(4, 1000, second))
+    assert torch.equal(draws[1], sample_timesteps(4, 1000, second))
     assert not torch.equal(*draws)

@@ -21,16 +21,22 @@ from atelier.training.base_models.identify import identify
 from atelier.training.config.events import Stepped
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
-from atelier.training.loop.batch import Batch
+from atelier.training.loop.batch import AdapterExamples, Batch
 from atelier.training.loop.loop import Controls, Training
-from atelier.training.loop.optimizer_step import accelerator_for
-from atelier.training.loop.optimizers import COMPANION_SPEED
+from atelier.training.loop.optimizer_step import make_accelerator
+from atelier.training.loop.optimizers import COMPANION_LR_RATIO
 from atelier.training.loop.recipe import Recipe
 from atelier.training.recipes import break_for_make, companions
-from atelier.training.recipes.break_for_make import SPEED, half_recipe, make_recipe
-from atelier.training.recipes.combine_two import STEPS, Part, make, training_config
-from atelier.training.recipes.companions import WORDS, captioned, companion_captions, draw_companions, role_of
-from atelier.training.recipes.dreambooth import Dataset
+from atelier.training.recipes.break_for_make import LR_RATIO, half_recipe, joint_recipe
+from atelier.training.recipes.combine_two import METHOD_STEPS, combine_adapters, training_config
+from atelier.training.recipes.companions import (
+    TRIGGER_WORDS,
+    companion_captions,
+    draw_companions,
+    role_of,
+    with_role_caption,
+)
+from atelier.training.recipes.dreambooth import TrainingData
 
 CONFIG = TrainConfig(
     name="rex", subject="fox", kind="split", adapter={"rank": 4}, steps=3, batch=4, lr=0.01, warmup=0,
@@ -55,22 +61,22 @@ def fresh(model: BaseModel, role: str) -> AdapterSet:
 
 @pytest.fixture(autouse=True)
 def always_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(break_for_make, "TOGETHER", 1.0)
+    monkeypatch.setattr(break_for_make, "COMPANION_SHARE", 1.0)
 
 
 @pytest.fixture
-def data(model: BaseModel) -> Dataset:
+def data(model: BaseModel) -> TrainingData:
     pictures = examples(model, 4, "a rex fox")
-    return Dataset(pictures, [], pictures[:1])
+    return TrainingData(pictures, [], pictures[:1])
 
 
 @pytest.fixture
 def sets(model: BaseModel) -> list[list[Example]]:
-    return [examples(model, 2, f"a {word} house") for word in WORDS]
+    return [examples(model, 2, f"a {word} house") for word in TRIGGER_WORDS]
 
 
 def train(model: BaseModel, recipe: Recipe, config: TrainConfig, folder: Path) -> AdapterSet:
-    training = Training(recipe, config, folder, accelerator_for(model))
+    training = Training(recipe, config, folder, make_accelerator(model))
     for _ in training.events(Controls(lambda _: None, lambda: False)):
         pass
     assert training.result is not None
@@ -83,8 +89,8 @@ def halves(adapters: AdapterSet, role: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("role", ["content", "style"])
 def test_each_loss_moves_its_own_half_alone(model, data, sets, tmp_path, monkeypatch, role):
-    other = break_for_make.OTHER[role]
-    real = break_for_make.weighted_errors
+    other = break_for_make.OTHER_ROLE[role]
+    real = break_for_make.batch_losses
     for silenced, still in ((0, role), (1, other)):
         calls = 0
 
@@ -93,7 +99,7 @@ def test_each_loss_moves_its_own_half_alone(model, data, sets, tmp_path, monkeyp
             calls += 1
             return real(model, config, batch, text, mine) * (0.0 if calls % 2 == 1 - silenced else 1.0)   # noqa: B023
 
-        monkeypatch.setattr(break_for_make, "weighted_errors", half_silent)
+        monkeypatch.setattr(break_for_make, "batch_losses", half_silent)
         adapters = fresh(model, role)
         with torch.no_grad():
             for parameter in adapters.parameters():
@@ -108,7 +114,7 @@ def test_each_loss_moves_its_own_half_alone(model, data, sets, tmp_path, monkeyp
 
 
 def test_alone_a_half_learns_as_if_there_were_no_other(model, data, sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(break_for_make, "TOGETHER", 0.0)
+    monkeypatch.setattr(break_for_make, "COMPANION_SHARE", 0.0)
     adapters = fresh(model, "content")
     with torch.no_grad():
         for parameter in adapters.parameters():
@@ -118,7 +124,7 @@ def test_alone_a_half_learns_as_if_there_were_no_other(model, data, sets, tmp_pa
     by_itself = half_recipe(model, strengthened(adapters, content=1, style=0), data, sets, of("content"), tmp_path)
     losses = []
     for one in (recipe, by_itself):
-        with one.attached():
+        with one.mount():
             losses.append(one.microstep(torch.Generator().manual_seed(3)))
     assert losses[0].companion is None
     assert torch.equal(losses[0].subject, losses[1].subject)
@@ -129,16 +135,16 @@ def test_alone_a_half_learns_as_if_there_were_no_other(model, data, sets, tmp_pa
 
 
 def test_a_chance_decides_whether_a_half_is_alone(model, data, sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(break_for_make, "TOGETHER", 0.5)
+    monkeypatch.setattr(break_for_make, "COMPANION_SHARE", 0.5)
     recipe = half_recipe(model, fresh(model, "content"), data, sets, of("content", batch=1), tmp_path)
     dice = torch.Generator().manual_seed(0)
-    with recipe.attached():
+    with recipe.mount():
         alone = [recipe.microstep(dice).companion is None for _ in range(12)]
     assert 2 <= sum(alone) <= 10
 
 
 def test_what_is_kept_hears_both_again(model, data, sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(break_for_make, "TOGETHER", 0.0)
+    monkeypatch.setattr(break_for_make, "COMPANION_SHARE", 0.0)
     content = fresh(model, "content")
     kept = train(model, half_recipe(model, content, data, sets, of("content"), tmp_path), of("content"), tmp_path)
     assert {adapter.muted for adapter in content if isinstance(adapter, Split)} == {"style"}
@@ -150,24 +156,24 @@ def test_companions_learn_a_tenth_as_fast(model, data, sets, tmp_path):
     config = of("content", steps=1, weight_decay=0.0, clip=0.0)
     train(model, half_recipe(model, adapters, data, sets, config, tmp_path), config, tmp_path)
     own, companion = (torch.cat([h.flatten() for h in halves(adapters, role)]) for role in ("content", "style"))
-    lr = config.lr * SPEED["content"]   # AdamW's first step is the learning rate
+    lr = config.lr * LR_RATIO["content"]   # AdamW's first step is the learning rate
     assert own.abs().max().item() == pytest.approx(lr, rel=1e-3)
-    assert companion.abs().max().item() == pytest.approx(COMPANION_SPEED * lr, rel=1e-3)
+    assert companion.abs().max().item() == pytest.approx(COMPANION_LR_RATIO * lr, rel=1e-3)
 
 
 def test_every_update_shows_all_sets_with_the_targets_noise(model, data, sets, tmp_path, monkeypatch):
     seen: list[Batch] = []
-    real = break_for_make.weighted_errors
+    real = break_for_make.batch_losses
 
     def note(model: BaseModel, config: TrainConfig, batch: Batch, text: Any, mine: Any = None) -> Tensor:
         seen.append(batch)
         return real(model, config, batch, text, mine)
 
-    monkeypatch.setattr(break_for_make, "weighted_errors", note)
+    monkeypatch.setattr(break_for_make, "batch_losses", note)
     adapters = fresh(model, "content")
     config = of("content", batch=8)
     recipe = half_recipe(model, adapters, data, sets, config, tmp_path)
-    with recipe.attached():
+    with recipe.mount():
         recipe.microstep(torch.Generator().manual_seed(3))
     target, beside = seen
     assert len(target.examples) == 8
@@ -193,8 +199,8 @@ def test_the_companion_is_thrown_away(model, data, sets, tmp_path, role):
     recipe = half_recipe(model, adapters, data, sets, config, tmp_path)
     kept = train(model, recipe, config, tmp_path)
     assert all(half.any() for half in halves(kept, role))
-    assert not any(half.any() for half in halves(kept, break_for_make.OTHER[role]))
-    assert any(half.any() for half in halves(adapters, break_for_make.OTHER[role]))
+    assert not any(half.any() for half in halves(kept, break_for_make.OTHER_ROLE[role]))
+    assert any(half.any() for half in halves(adapters, break_for_make.OTHER_ROLE[role]))
     own = {"content": float(role == "content"), "style": float(role == "style")}
     assert recipe.validate(adapters) == recipe.validate(strengthened(adapters, **own)), "measured with its companion"
 
@@ -214,15 +220,15 @@ def test_making_shows_both_with_the_same_noise_and_moves_both(model, data, monke
     united = unite(fresh(model, "content"), fresh(model, "style"))
     mine, theirs = examples(model, 3, "a rex fox"), examples(model, 3, "a zs house")
     seen: list[Batch] = []
-    real = break_for_make.weighted_errors
+    real = break_for_make.batch_losses
 
     def note(model: BaseModel, config: TrainConfig, batch: Batch, text: Any, mine: Any = None) -> Tensor:
         seen.append(batch)
         return real(model, config, batch, text, mine)
 
-    monkeypatch.setattr(break_for_make, "weighted_errors", note)
+    monkeypatch.setattr(break_for_make, "batch_losses", note)
     frozen = {key: value.clone() for key, value in united.named_buffers()}
-    train(model, make_recipe(model, united, mine, theirs, CONFIG), CONFIG, Path())
+    train(model, joint_recipe(model, united, mine, theirs, CONFIG), CONFIG, Path())
     assert all(half.any() for role in ("content", "style") for half in halves(united, role))
     assert all(torch.equal(value, frozen[key]) for key, value in united.named_buffers())
     for content, style in zip(seen[::2], seen[1::2], strict=True):
@@ -232,7 +238,7 @@ def test_making_shows_both_with_the_same_noise_and_moves_both(model, data, monke
         assert all(torch.equal(a, b) for a, b in zip(content.noise, style.noise, strict=True))
 
 
-@pytest.mark.parametrize("method", STEPS)
+@pytest.mark.parametrize("method", METHOD_STEPS)
 def test_every_method_makes_one_adapter_of_two(model, method):
     parts = []
     for seed, role in enumerate(("content", "style")):
@@ -242,9 +248,9 @@ def test_every_method_makes_one_adapter_of_two(model, method):
             for adapter in adapters:
                 assert isinstance(adapter, Split)
                 adapter.owned_by(role).normal_(std=0.1)
-        parts.append(Part(adapters, examples(model, 2, f"a {role} fox")))
-    config = training_config(method, steps=2, batch=2, lr=0.01, seed=0) if STEPS[method] else None
-    *events, made = make(model, parts[0], parts[1], method, config)
+        parts.append(AdapterExamples(adapters, examples(model, 2, f"a {role} fox")))
+    config = training_config(method, steps=2, batch=2, lr=0.01, seed=0) if METHOD_STEPS[method] else None
+    *events, made = combine_adapters(model, parts[0], parts[1], method, config)
     assert isinstance(made, AdapterSet)
     assert len(events) == (2 if config else 0)
     assert all(isinstance(event, Stepped) for event in events)
@@ -255,13 +261,13 @@ def test_every_method_makes_one_adapter_of_two(model, method):
 
 def test_making_without_steps_is_only_uniting(model):
     content, style = fresh(model, "content"), fresh(model, "style")
-    [made] = make(model, Part(content), Part(style), "break-for-make")
+    [made] = combine_adapters(model, AdapterExamples(content), AdapterExamples(style), "break-for-make")
     assert isinstance(made, AdapterSet)
     assert all(torch.equal(value, unite(content, style).tensors()[key]) for key, value in made.tensors().items())
     with pytest.raises(SettingError, match="at least 1 step"):
-        list(make(model, Part(content), Part(style), "zip"))
+        list(combine_adapters(model, AdapterExamples(content), AdapterExamples(style), "zip"))
     with pytest.raises(SettingError, match=r"no method 'glue'.*break-for-make, zip"):
-        list(make(model, Part(content), Part(style), "glue"))
+        list(combine_adapters(model, AdapterExamples(content), AdapterExamples(style), "glue"))
 
 
 # --- companions -------------------------------------------------------------------------------------------------
@@ -271,8 +277,8 @@ def test_companions_are_three_styles_for_a_content_and_three_things_for_a_style(
     info = identify("embedded") if embedded else model.info
     content, style = (list(companion_captions(info, role)) for role in ("content", "style"))
     for sets in (content, style):
-        assert len(sets) == len(WORDS) >= 2
-        for word, pairs in zip(WORDS, sets, strict=True):
+        assert len(sets) == len(TRIGGER_WORDS) >= 2
+        for word, pairs in zip(TRIGGER_WORDS, sets, strict=True):
             assert all(word not in drawn and word in taught for drawn, taught in pairs)
     used = [{name for name in info.styles if name in pairs[0][0]} for pairs in content]
     assert [len(one) for one in used] == [1, 1, 1]
@@ -284,7 +290,7 @@ def test_companions_are_three_styles_for_a_content_and_three_things_for_a_style(
 
 
 def test_companions_are_drawn_by_the_base_without_adapters(model, monkeypatch):
-    monkeypatch.setattr(companions, "STEPS", 2)
+    monkeypatch.setattr(companions, "PRIOR_STEPS", 2)
     sets = draw_companions(model, "style")
     assert [len(one) for one in sets] == [companions.PER_SET] * 3
     again = draw_companions(model, "style")
@@ -302,6 +308,6 @@ def test_only_one_half_is_a_role_of_its_own():
 
 def test_a_styles_pictures_without_captions_are_called_by_its_word():
     config = of("style", base="embedded")
-    assert captioned(config).caption == "a {trigger} emoji"
-    assert captioned(replace(config, caption="in {trigger}")).caption == "in {trigger}"
-    assert captioned(of("content")).caption == ""
+    assert with_role_caption(config).caption == "a {trigger} emoji"
+    assert with_role_caption(replace(config, caption="in {trigger}")).caption == "in {trigger}"
+    assert with_role_caption(of("content")).caption == ""

@@ -20,10 +20,10 @@ from atelier.training.config.events import Previewed
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, encode_text, tokenize
 from atelier.training.loop import batch
-from atelier.training.loop.noise import draw_timesteps
+from atelier.training.loop.noise import sample_timesteps
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes import prior_preservation as prior
-from atelier.training.recipes.dreambooth import Dataset, dataset, recipe
+from atelier.training.recipes.dreambooth import TrainingData, recipe, split_examples
 from atelier.training.sampling.sample import DrawRequest, draw
 
 CONFIG = TrainConfig(name="rex", subject="fox", batch=3, prior_count=3, prior_weight=0.5)
@@ -41,8 +41,8 @@ def examples(
 
 
 @pytest.fixture
-def data(model) -> Dataset:
-    return Dataset(examples(model, 4), examples(model, 2, caption="a house"), examples(model, 1))
+def data(model) -> TrainingData:
+    return TrainingData(examples(model, 4), examples(model, 2, caption="a house"), examples(model, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def short_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
         return DrawRequest(**{**values, "steps": 2})
 
     monkeypatch.setattr(dreambooth, "DrawRequest", short)
-    monkeypatch.setattr(prior, "STEPS", 2)
+    monkeypatch.setattr(prior, "PRIOR_STEPS", 2)
 
 
 def generator(seed: int = 5) -> torch.Generator:
@@ -82,11 +82,11 @@ def pick_by_hand(pool: list[Example], count: int, dice: torch.Generator) -> list
 
 
 def microstep_by_hand(
-    model: BaseModel, adapters: AdapterSet, data: Dataset, dice: torch.Generator
+    model: BaseModel, adapters: AdapterSet, data: TrainingData, dice: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Losses and timesteps of a microstep with three subject pictures and one prior picture."""
     picked = pick_by_hand(data.subject, 3, dice) + pick_by_hand(data.prior, 1, dice)
-    timesteps = torch.cat([draw_timesteps(count, 1000, dice) for count in (3, 1)])
+    timesteps = torch.cat([sample_timesteps(count, 1000, dice) for count in (3, 1)])
     return reference_losses(model, adapters, picked, timesteps, dice), timesteps
 
 
@@ -95,7 +95,7 @@ def test_a_microstep_is_the_loss_of_each_picture_by_hand(kind, request, trained,
     model: BaseModel = request.getfixturevalue(kind)
     adapters = trained(model)
     method = recipe(model, adapters, data, CONFIG, tmp_path)
-    with method.attached():
+    with method.mount():
         losses = method.microstep(generator())
     expected, _ = microstep_by_hand(model, adapters, data, generator())
     torch.testing.assert_close(losses.subject.detach(), expected[:3].mean())
@@ -107,7 +107,7 @@ def test_min_snr_weighs_every_picture_by_its_timestep(kind, request, trained, da
     model: BaseModel = request.getfixturevalue(kind)
     adapters = trained(model)
     method = recipe(model, adapters, data, but(min_snr_gamma=0.2), tmp_path)
-    with method.attached():
+    with method.mount():
         losses = method.microstep(generator())
     expected, timesteps = microstep_by_hand(model, adapters, data, generator())
     kept = DDPMScheduler.from_config(model.scheduler.config).alphas_cumprod[timesteps]
@@ -121,7 +121,7 @@ def test_min_snr_weighs_every_picture_by_its_timestep(kind, request, trained, da
 def test_the_gradient_reaches_every_adapter_and_nothing_else(model, trained, data, tmp_path):
     adapters = trained(model)
     method = recipe(model, adapters, data, CONFIG, tmp_path)
-    with method.attached():
+    with method.mount():
         losses = method.microstep(generator())
         (losses.subject + losses.prior).backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in adapters.parameters())
@@ -129,10 +129,10 @@ def test_the_gradient_reaches_every_adapter_and_nothing_else(model, trained, dat
         assert all(parameter.grad is None for parameter in part.parameters())
 
 
-def gradients(model: BaseModel, adapters: AdapterSet, data: Dataset, folder: Path) -> list[Tensor]:
+def gradients(model: BaseModel, adapters: AdapterSet, data: TrainingData, folder: Path) -> list[Tensor]:
     adapters.zero_grad()
     method = recipe(model, adapters, data, CONFIG, folder)
-    with method.attached():
+    with method.mount():
         losses = method.microstep(generator())
         (losses.subject + losses.prior).backward()
     return [parameter.grad.clone() for parameter in adapters.parameters() if parameter.grad is not None]
@@ -153,7 +153,7 @@ def test_the_text_encoder_learns_where_it_has_adapters(model, trained, data, tmp
     method = recipe(model, adapters, data, CONFIG, tmp_path)
 
     def loss() -> Tensor:
-        with method.attached():
+        with method.mount():
             losses = method.microstep(generator())
         return losses.subject + losses.prior
 
@@ -179,7 +179,7 @@ def test_a_frozen_text_encoder_is_asked_once_a_caption(model, trained, data, tmp
     monkeypatch.setattr(batch, "encode_text", counted)
     method = recipe(model, trained(model), data, CONFIG, tmp_path)
     for seed in range(4):
-        with method.attached():
+        with method.mount():
             method.microstep(generator(seed))
     captions = torch.cat(asked)
     assert captions.tolist() == tokenize(model, ["a rex fox", "a house"]).tolist()
@@ -188,11 +188,11 @@ def test_a_frozen_text_encoder_is_asked_once_a_caption(model, trained, data, tmp
 def test_pictures_of_several_sizes_are_learned_in_passes_of_one_size(model, trained, tmp_path):
     adapters = trained(model)
     wide = examples(model, 3, 6, 12)
-    data = Dataset(wide, examples(model, 2, caption="a house"), wide)   # prior pictures have the base's own size
+    data = TrainingData(wide, examples(model, 2, caption="a house"), wide)   # prior pictures have the base's own size
     sizes: list[torch.Size] = []
     hook = model.unet.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape))
     method = recipe(model, adapters, data, CONFIG, tmp_path)
-    with hook, method.attached():
+    with hook, method.mount():
         losses = method.microstep(generator())
     assert sizes == [(3, 4, 6, 12), (1, 4, 8, 8)]
     expected, _ = microstep_by_hand(model, adapters, data, generator())
@@ -208,9 +208,9 @@ def test_a_batch_is_of_one_bucket_and_every_picture_comes_up(model, trained, tmp
         seen.append(batch.examples)
         return []
 
-    monkeypatch.setattr(dreambooth, "show", note)
-    monkeypatch.setattr(dreambooth, "errors", lambda model, shown, mine: torch.zeros(len(mine)))
-    method = recipe(model, trained(model), Dataset([*square, *wide], [], []), CONFIG, tmp_path)
+    monkeypatch.setattr(dreambooth, "unet_inputs", note)
+    monkeypatch.setattr(dreambooth, "example_losses", lambda model, shown, mine: torch.zeros(len(mine)))
+    method = recipe(model, trained(model), TrainingData([*square, *wide], [], []), CONFIG, tmp_path)
     dice = generator()
     for _ in range(200):
         method.microstep(dice)
@@ -224,7 +224,7 @@ def test_the_validation_loss_is_the_same_every_time_and_tells_weights_apart(mode
     adapters = trained(model)
     method = recipe(model, adapters, data, CONFIG, tmp_path)
     first = method.validate(adapters)
-    with method.attached():
+    with method.mount():
         method.microstep(generator())
     torch.manual_seed(123)
     assert method.validate(adapters) == first
@@ -238,7 +238,7 @@ def test_the_validation_loss_by_hand(model, trained, data, tmp_path):
     found = recipe(model, adapters, replace(data, held_out=held_out), CONFIG, tmp_path).validate(adapters)
     dice, losses = torch.Generator().manual_seed(dreambooth.VALIDATION_SEED), []
     for example in held_out:
-        timesteps = draw_timesteps(8, 1000, dice)
+        timesteps = sample_timesteps(8, 1000, dice)
         assert (timesteps.sort().values // 125).tolist() == list(range(8))   # early and late ones
         losses.append(reference_losses(model, adapters, [example] * 8, timesteps, dice).mean())
     assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
@@ -247,7 +247,7 @@ def test_the_validation_loss_by_hand(model, trained, data, tmp_path):
 @pytest.mark.parametrize(("count", "spare"), [(1, 0), (7, 0), (8, 1), (15, 1), (16, 2)])
 def test_one_picture_in_eight_is_held_back(model, count, spare):
     pictures = examples(model, count)
-    data = dataset(model, but(prior_weight=0), pictures)
+    data = split_examples(model, but(prior_weight=0), pictures)
     assert [*data.subject, *(data.held_out if spare else [])] == pictures
     assert len(data.held_out) == (spare or count)
     assert data.prior == []
@@ -259,10 +259,10 @@ def test_without_prior_preservation_nothing_is_drawn(model, trained, tmp_path, m
         raise AssertionError("drawn in vain")
 
     monkeypatch.setattr(prior, "draw_latents", no_drawing)
-    data = dataset(model, but(**off), examples(model, 3))
+    data = split_examples(model, but(**off), examples(model, 3))
     assert data.prior == []
     method = recipe(model, trained(model), data, but(**off), tmp_path)
-    with method.attached():
+    with method.mount():
         losses = method.microstep(generator())
     assert losses.prior.item() == 0
     assert losses.subject.item() > 0
@@ -313,9 +313,9 @@ def test_nothing_of_the_base_changes(base, trained, data, tmp_path):
     before = [tensor.clone() for part in parts for tensor in part.state_dict().values()]
     (tmp_path / "previews").mkdir()
     adapters = trained(model, ("unet", "text_encoder"))
-    method = recipe(model, adapters, dataset(model, CONFIG, examples(model, 8)), CONFIG, tmp_path)
+    method = recipe(model, adapters, split_examples(model, CONFIG, examples(model, 8)), CONFIG, tmp_path)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=0.1)
-    with method.attached():
+    with method.mount():
         losses = method.microstep(generator())
         (losses.subject + losses.prior).backward()
         optimizer.step()

@@ -21,15 +21,15 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Event, Stepped
 from atelier.training.data.latent_cache import Example, tokenize
 from atelier.training.embedded_base.train_gates import gates_for, gates_on, train_gates, training_config
-from atelier.training.loop.losses import hinge
+from atelier.training.loop.batch import AdapterExamples
+from atelier.training.loop.losses import hinge_loss
 from atelier.training.recipes.gates import (
     GateConfig,
-    Lesson,
-    batch_of,
-    common,
+    common_adapter,
+    drop_captions,
+    exchange_captions,
     gate_recipe,
-    with_words_of,
-    without_words,
+    random_batch,
 )
 from atelier.training.sampling.sample import DrawRequest, draw
 
@@ -53,13 +53,13 @@ def adapters(model: BaseModel, seed: int) -> AdapterSet:
 
 
 @pytest.fixture(scope="module")
-def lessons(model: BaseModel) -> list[Lesson]:
+def lessons(model: BaseModel) -> list[AdapterExamples]:
     found = []
     for seed, caption in enumerate(("an emoji of a rex fox", "an ink emoji of a house")):
         torch.manual_seed(100 + seed)
         [tokens] = tokenize(model, [caption])
         latents = [torch.randn(8, 16, 16) for _ in range(3)]
-        found.append(Lesson(adapters(model, seed), [Example(x, torch.zeros_like(x), tokens) for x in latents]))
+        found.append(AdapterExamples(adapters(model, seed), [Example(x, torch.zeros_like(x), tokens) for x in latents]))
     return found
 
 
@@ -70,14 +70,14 @@ def gates(model: BaseModel) -> GateSet:
 def test_the_hinge_is_still_above_the_margin_and_pulls_below_it():
     of_base = torch.tensor([0.2, 0.2, 0.2])
     errors = torch.tensor([0.1, 0.23, 0.5], requires_grad=True)
-    value = hinge(errors, of_base, 1.1)
+    value = hinge_loss(errors, of_base, 1.1)
     assert_close(value, torch.tensor([0.12, 0.0, 0.0]), rtol=0, atol=1e-6)
     value.sum().backward()
     assert errors.grad is not None
     assert errors.grad.tolist() == [-1.0, 0.0, 0.0]
 
 
-def test_only_gates_learn(model: BaseModel, lessons: list[Lesson]):
+def test_only_gates_learn(model: BaseModel, lessons: list[AdapterExamples]):
     before = {name: value.clone() for lesson in lessons for name, value in lesson.adapters.tensors().items()}
     base = {name: value.clone() for name, value in model.unet.state_dict().items()}
     own = gates(model)
@@ -92,7 +92,7 @@ def test_only_gates_learn(model: BaseModel, lessons: list[Lesson]):
     assert all(torch.equal(value, base[name]) for name, value in model.unet.state_dict().items())
 
 
-def test_a_hinge_of_no_margin_costs_nothing_and_its_weight_multiplies(model: BaseModel, lessons: list[Lesson]):
+def test_a_hinge_of_no_margin_costs_nothing_and_its_weight_multiplies(model: BaseModel, lessons: list[AdapterExamples]):
     def losses(**values: float) -> tuple[float, float]:
         own = GateConfig.from_dict({"common_rank": 0, **values})
         recipe = gate_recipe(model, gates(model), lessons, training_config(1, 2, 1e-2, 0), own)
@@ -105,22 +105,22 @@ def test_a_hinge_of_no_margin_costs_nothing_and_its_weight_multiplies(model: Bas
     assert losses(margin=3.0, hinge_weight=2.0) == pytest.approx((right, 2 * wrong))
 
 
-def test_prompts_are_dropped_and_exchanged_and_pictures_stay(lessons: list[Lesson]):
+def test_prompts_are_dropped_and_exchanged_and_pictures_stay(lessons: list[AdapterExamples]):
     generator = torch.Generator().manual_seed(0)
-    batch = batch_of(lessons[0].examples, 40, 1000, generator)
+    batch = random_batch(lessons[0].examples, 40, 1000, generator)
     empty = torch.zeros_like(lessons[0].examples[0].tokens)
-    dropped = without_words(batch, empty, 0.3, generator)
+    dropped = drop_captions(batch, empty, 0.3, generator)
     count = sum(torch.equal(example.tokens, empty) for example in dropped.examples)
     assert 5 <= count <= 20
     assert all(a.mean is b.mean for a, b in zip(batch.examples, dropped.examples, strict=True))
-    other = with_words_of(batch.examples, lessons[1].examples, generator)
+    other = exchange_captions(batch.examples, lessons[1].examples, generator)
     assert all(torch.equal(example.tokens, lessons[1].examples[0].tokens) for example in other)
     assert all(a.mean is b.mean for a, b in zip(batch.examples, other, strict=True))
 
 
-def test_the_common_adapter_is_the_best_of_its_rank(model: BaseModel, lessons: list[Lesson]):
+def test_the_common_adapter_is_the_best_of_its_rank(model: BaseModel, lessons: list[AdapterExamples]):
     both = [lesson.adapters for lesson in lessons]
-    found = common(model, both, 2)
+    found = common_adapter(model, both, 2)
     name = targets(model)[0].name
     whole = sum((a[name].up @ a[name].down for a in both), torch.zeros(()))   # type: ignore[operator]
     u, s, v = torch.linalg.svd(whole)
@@ -129,7 +129,9 @@ def test_the_common_adapter_is_the_best_of_its_rank(model: BaseModel, lessons: l
     assert_close(up @ down, best, rtol=1e-3, atol=1e-5)
 
 
-def test_training_lowers_the_loss_and_goes_on_where_it_stopped(model: BaseModel, lessons: list[Lesson], tmp_path: Path):
+def test_training_lowers_the_loss_and_goes_on_where_it_stopped(
+    model: BaseModel, lessons: list[AdapterExamples], tmp_path: Path
+):
     own = GateConfig(common_rank=0, hinge_weight=0.0)
     config = replace(training_config(6, 1, 0.2, 0), warmup=1, checkpoint_every=3)
 
@@ -155,18 +157,20 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(model: BaseModel,
     assert all(torch.equal(value, whole.tensors()[key]) for key, value in again.tensors().items())
 
 
-def test_only_layers_that_some_adapter_has_get_a_gate(model: BaseModel, lessons: list[Lesson]):
+def test_only_layers_that_some_adapter_has_get_a_gate(model: BaseModel, lessons: list[AdapterExamples]):
     conv = create("lora", {"rank": 1}, find_targets({"unet": model.unet}, "all")[:1])
     found = gates_on([lessons[0].adapters, conv], GateSettings(), model)
     assert set(found) == {spec.name for one in (lessons[0].adapters, conv) for spec in one.specs}
 
 
-def test_one_lesson_is_too_few(model: BaseModel, lessons: list[Lesson]):
+def test_one_lesson_is_too_few(model: BaseModel, lessons: list[AdapterExamples]):
     with pytest.raises(SettingError, match="at least two"):
         gate_recipe(model, gates(model), lessons[:1], training_config(1, 1, 1e-2, 0))
 
 
-def test_the_gates_that_come_along_differ_over_layers_steps_and_prompts(model: BaseModel, lessons: list[Lesson]):
+def test_the_gates_that_come_along_differ_over_layers_steps_and_prompts(
+    model: BaseModel, lessons: list[AdapterExamples]
+):
     """On a real trajectory, with the activations of the embedded base."""
     shipped = gates_for(model)
     assert shipped is not None

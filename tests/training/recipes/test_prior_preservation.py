@@ -12,7 +12,7 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import tokenize
 from atelier.training.recipes import prior_preservation as prior
-from atelier.training.recipes.prior_preservation import draw_prior, prior_prompts, write_shipped
+from atelier.training.recipes.prior_preservation import draw_prior, prior_prompts, write_prior_file
 from atelier.training.sampling.sample import draw_latents
 
 CONFIG = TrainConfig(name="rex", subject="fox", prior_count=3)
@@ -28,7 +28,7 @@ def with_prompts(model: BaseModel, *prompts: str) -> BaseModel:
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prior, "STEPS", 2)
+    monkeypatch.setattr(prior, "PRIOR_STEPS", 2)
 
 
 @pytest.mark.usefixtures("few_steps")
@@ -61,10 +61,10 @@ def test_a_base_without_a_list_draws_the_class_alone(model, caption, prompt):
 
 @pytest.mark.usefixtures("few_steps")
 def test_pictures_that_come_with_the_base_are_not_drawn_again(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(prior, "SHIPPED_COUNT", 4)
+    monkeypatch.setattr(prior, "PRIOR_FILE_COUNT", 4)
     here = replace(model, info=replace(model.info, folder=tmp_path, prior_prompts=("a house", "a key")))
     drawn = draw_prior(here, but(prior_count=4))
-    write_shipped(here, tmp_path / prior.SHIPPED)
+    write_prior_file(here, tmp_path / prior.PRIOR_FILE)
     monkeypatch.setattr(prior, "draw_latents", lambda *_, **__: pytest.fail("drawn again"))
     read = draw_prior(here, but(prior_count=3))
     assert len(read) == 3
@@ -76,9 +76,9 @@ def test_pictures_that_come_with_the_base_are_not_drawn_again(model, tmp_path, m
 @pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("changed", [{"prior_prompts": ("a tree",)}, {}])
 def test_pictures_of_other_prompts_or_too_few_are_drawn(model, tmp_path, monkeypatch, changed):
-    monkeypatch.setattr(prior, "SHIPPED_COUNT", 3)
+    monkeypatch.setattr(prior, "PRIOR_FILE_COUNT", 3)
     here = replace(model, info=replace(model.info, folder=tmp_path, prior_prompts=("a house",)))
-    write_shipped(here, tmp_path / prior.SHIPPED)
+    write_prior_file(here, tmp_path / prior.PRIOR_FILE)
     other = replace(here, info=replace(here.info, **changed))
     config = but(prior_count=3 if changed else 4, seed=9)
     drawn = draw_prior(other, config)
@@ -90,18 +90,18 @@ def test_what_is_shipped_is_what_the_embedded_base_draws():
     model = load("embedded", "cpu")
     shipped = draw_prior(model, TrainConfig(prior_count=3))
     for i, prompt in enumerate(prior_prompts(model, TrainConfig(prior_count=3))):
-        drawn = draw_latents(model, [prompt], steps=prior.STEPS, seed=i)[0]
+        drawn = draw_latents(model, [prompt], steps=prior.PRIOR_STEPS, seed=i)[0]
         assert (shipped[i].mean - drawn).abs().mean() < 0.02   # a processor's rounding grows over the steps
 
 
 @pytest.mark.parametrize(("side", "pictures"), [(32, 8), (64, 8), (256, 8), (512, 2), (768, 1), (1024, 1)])
 def test_large_pictures_are_drawn_in_small_batches(side, pictures):
-    assert prior.batch_size(side) == pictures
+    assert prior.prior_batch_size(side) == pictures
 
 
 def test_the_size_of_a_batch_does_not_matter(model, few_steps, monkeypatch):
     at_once = draw_prior(model, CONFIG)
-    monkeypatch.setattr(prior, "BATCH", 1)
+    monkeypatch.setattr(prior, "MAX_PRIOR_BATCH", 1)
     alone = draw_prior(model, CONFIG)
     for one, other in zip(at_once, alone, strict=True):
         torch.testing.assert_close(one.mean, other.mean, rtol=1e-3, atol=1e-4)

@@ -28,7 +28,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def short_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two denoising steps ask the network for as much as twenty."""
     monkeypatch.setattr(dreambooth, "DrawRequest", partial(DrawRequest, steps=2))
-    monkeypatch.setattr(prior, "STEPS", 2)
+    monkeypatch.setattr(prior, "PRIOR_STEPS", 2)
 
 
 def taught(base: str, pictures: Path, place: Path) -> list[Event]:

@@ -125,7 +125,7 @@ def test_a_whole_run_leaves_an_adapter_with_everything_it_should_remember(new_ru
     now = status(run)
     assert (now.state, now.adapter, now.step, len(now.losses), len(now.previews)) == ("done", end.path, 4, 4, 1)
     assert (run.path / now.previews[0][2]).is_file()
-    assert not run.alive()
+    assert not run.is_alive()
 
 
 def test_a_trigger_word_with_a_meaning_is_told_at_the_start_and_not_on_resuming(new_run, adapters, monkeypatch):
@@ -190,7 +190,7 @@ def failure(run: RunFolder, adapters: Path) -> str:
     assert isinstance(events[-1], Failed), events[-1]
     assert run.events()[-1][1] == events[-1]
     assert list(adapters.iterdir()) == []
-    assert not run.alive()
+    assert not run.is_alive()
     assert status(run).state == "failed"
     return events[-1].message
 
@@ -287,7 +287,7 @@ def test_a_second_run_waits_for_the_device(new_run, adapters, monkeypatch):
     with device_taken():
         for _ in range(3):
             assert next(training) == Preparing("Waiting for another job on this device")
-        assert run.alive()
+        assert run.is_alive()
         assert status(run).state == "preparing"
     finished(list(training))
 
@@ -309,7 +309,7 @@ def test_a_run_that_waits_can_be_cancelled(new_run, adapters, monkeypatch):
     with device_taken():
         training = run_module.run(run, adapters)
         next(training)
-        run.command("cancel")
+        run.send_command("cancel")
         events = list(training)
     assert isinstance(events[-1], Stopped)
     assert status(run).state == "stopped"
@@ -318,7 +318,7 @@ def test_a_run_that_waits_can_be_cancelled(new_run, adapters, monkeypatch):
 @pytest.mark.parametrize("command", ["cancel", "stop"])
 def test_a_run_that_is_ended_before_its_first_step_leaves_no_adapter(new_run, adapters, command):
     run = new_run()
-    run.command(command)
+    run.send_command(command)
     events = list(run_module.run(run, adapters))
     assert isinstance(events[-1], Stopped)
     assert status(run).state == "stopped"
@@ -381,7 +381,7 @@ def test_a_run_in_half_precision_learns_and_draws(new_run, adapters):
 def test_the_exit_code_tells_how_it_ended(new_run, adapters, monkeypatch, command, change, code):
     run = new_run(**change)
     if command:
-        run.command(command)
+        run.send_command(command)
     monkeypatch.setattr(sys, "argv", ["run", str(run.path), "--adapters", str(adapters)])
     assert run_module.main() == code
     assert len(list(adapters.iterdir())) == (code == 0)
@@ -455,7 +455,7 @@ def test_a_child_that_is_killed_and_told_to_end_still_ends_in_the_same_weights(n
     assert isinstance(first, Resumed)
     assert first.step % 5 == 0
     assert last == Saved(max(steps(ended.events())), f"checkpoints/step-{max(steps(ended.events())):06d}")
-    assert not cut.alive()
+    assert not cut.is_alive()
     assert status(cut).state == "interrupted"
 
     resumed = child(cut, "--resume")
