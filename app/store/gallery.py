@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id, time_of_id, write_whole
 from atelier.app.store.library import AdapterCard, adapter_hash, move_to_trash, original_name, trash_folder
+from atelier.app.store.picture_metadata import NamedAdapter, parameters_text
 from atelier.training.config.assets import DISTRIBUTION
 from atelier.training.sampling.sample import DrawRequest
 
@@ -204,18 +205,14 @@ def _is_complete_png(path: Path) -> bool:
 
 def _parameters(recipe: Mapping[str, Any]) -> str:
     """Write a recipe as A1111 does, so that its users' tools can show it."""
-    loras = "".join(f" <lora:{part['name']}:{part['strength']:g}>" for part in recipe["adapters"])
-    hashes = ", ".join(f"{part['name']}: {part['sha256'][:12]}" for part in recipe["adapters"])
-    words = {
+    parts = [NamedAdapter(part["name"], part["strength"], part["sha256"][:12]) for part in recipe["adapters"]]
+    values = {
         "Steps": recipe["steps"], "Sampler": _SAMPLERS[recipe.get("sampler", "ddim")],
         "CFG scale": f"{recipe['guidance']:g}", "Seed": recipe["seed"],
         "Size": f"{recipe['width']}x{recipe['height']}", "Model": Path(recipe["base"]).name,
-        "Lora hashes": f'"{hashes}"' if hashes else "", "Version": f"Atelier {recipe['version']}",
+        "Version": f"Atelier {recipe['version']}",
     }   # fmt: skip
-    lines = [recipe["prompt"] + loras]
-    if recipe["negative"]:
-        lines.append(f"Negative prompt: {recipe['negative']}")
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in words.items() if value != "")])
+    return parameters_text(recipe["prompt"], recipe["negative"], parts, values)
 
 
 def _version() -> str:

@@ -1,0 +1,380 @@
+"""How a picture of another tool was drawn: A1111, Forge, ComfyUI, InvokeAI, NovelAI and SwarmUI, read from its file.
+
+Each tool writes text of its own into a PNG (or, in JPEG and WebP, into the EXIF comment). What it says is returned as
+one record in plain values; nothing here looks at what the library has.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+MAX_TEXT = 4 << 20   # characters: a workflow of ComfyUI can be long, a bomb is longer
+_DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_USER_COMMENT, _EXIF_IFD = 0x9286, 0x8769
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAdapter:
+    """An adapter as a picture names it: a name or file name, a hash or its beginning if there is one, a strength."""
+
+    name: str
+    strength: float = 1.0
+    hash: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureMetadata:
+    """What a file says about its drawing. None and "" stand for what it does not say."""
+
+    tool: str
+    prompt: str = ""
+    negative: str = ""
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str = ""    # in the tool's own words
+    schedule: str = ""   # likewise, where the tool keeps it apart: "Karras", "exponential"
+    width: int | None = None
+    height: int | None = None
+    clip_skip: int | None = None
+    base: str = ""
+    base_hash: str = ""
+    adapters: tuple[NamedAdapter, ...] = ()
+
+
+def read_metadata(path: Path) -> PictureMetadata | None:
+    """Read how a picture was drawn; None when its file does not say, or in a way that no tool here writes."""
+    try:
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
+            texts = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+            if comment := _exif_comment(image):
+                texts.setdefault("parameters", comment)
+    except _DAMAGE:
+        return None
+    return read_texts(texts)
+
+
+def read_texts(texts: Mapping[str, str]) -> PictureMetadata | None:
+    """The same from the text chunks of a file, by keyword."""
+    if any(len(text) > MAX_TEXT for text in texts.values()):
+        return None
+    for keyword, read in _READERS:
+        if keyword in texts:
+            try:
+                found = read(texts)
+            except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+                continue   # somebody else's use of this keyword, or a damaged one
+            if found is not None:
+                return found
+    return None
+
+
+def _exif_comment(image: Image.Image) -> str:
+    raw = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+    if not isinstance(raw, bytes) or len(raw) > 4 * MAX_TEXT:
+        return ""
+    code, text = raw[:8], raw[8:]
+    if code == b"UNICODE\0":
+        # The standard leaves the byte order open. Prompts are mostly ASCII: the zero of each pair tells.
+        order = "utf-16-be" if text[:1] == b"\0" or text[:2] == b"\xfe\xff" else "utf-16-le"
+        return text.decode(order, "replace").lstrip("\ufeff")
+    return text.decode("utf-8", "replace") if code == b"ASCII\0\0\0" else ""
+
+
+# --- A1111 and Forge: one text, the last line of it "Key: value, key: value" -----------------------------------------
+
+_PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_LORA = re.compile(r"<(?:lora|lyco):([^:<>]+)(?::([^:<>]*))?(?::[^<>]*)?>")
+
+
+def _a1111(texts: Mapping[str, str]) -> PictureMetadata | None:
+    if texts["parameters"].lstrip().startswith("{"):
+        return _swarm(texts)
+    lines = texts["parameters"].strip().split("\n")
+    values = dict(_PARAMETER.findall(lines[-1]))
+    if len(values) < 3 or "Steps" not in values:
+        return None
+    values = {key: _unquoted(value) for key, value in values.items()}
+    marked = (i for i, line in enumerate(lines[:-1]) if line.strip().startswith("Negative prompt:"))
+    start = next(marked, len(lines) - 1)
+    prompt = "\n".join(line.strip() for line in lines[:start])
+    negative = "\n".join(line.strip() for line in lines[start:-1]).removeprefix("Negative prompt:").strip()
+    hashes = dict(re.findall(r"([^,:]+):\s*([0-9a-fA-F]+)", values.get("Lora hashes", "")))
+    hashes = {name.strip(): found for name, found in hashes.items()}
+    size = re.fullmatch(r"(\d+)x(\d+)", values.get("Size", ""))
+    forge = values.get("Version", "").startswith("f")
+    return PictureMetadata(
+        tool="Forge" if forge else "A1111", prompt=_without_loras(prompt), negative=_without_loras(negative),
+        seed=_int(values.get("Seed")), steps=_int(values.get("Steps")), guidance=_float(values.get("CFG scale")),
+        sampler=values.get("Sampler", ""), schedule=values.get("Schedule type", ""),
+        width=_int(size[1]) if size else None, height=_int(size[2]) if size else None,
+        clip_skip=_int(values.get("Clip skip")), base=values.get("Model", ""), base_hash=values.get("Model hash", ""),
+        adapters=tuple(
+            NamedAdapter(name, _strength(strength), hashes.get(name, ""))
+            for name, strength in _LORA.findall(f"{prompt}\n{negative}")
+        ),
+    )   # fmt: skip
+
+
+def _strength(text: str) -> float:
+    found = _float(text)
+    return 1.0 if found is None else found
+
+
+def _without_loras(prompt: str) -> str:
+    return "\n".join(re.sub(r"\s{2,}", " ", _LORA.sub("", line)).strip() for line in prompt.split("\n")).strip()
+
+
+def _unquoted(value: str) -> str:
+    """A value as A1111 reads it back: quoted ones are JSON."""
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value
+    return value.strip()
+
+
+def parameters_text(
+    prompt: str, negative: str, adapters: Sequence[NamedAdapter], values: Mapping[str, object]
+) -> str:
+    """Write what :func:`read_texts` reads, as A1111 does; its parser gets every prompt and value back.
+
+    Args:
+        prompt, negative: the prompts. A line may not begin with the words that begin the negative prompt, and there is
+            no way to escape them, so they get a space.
+        adapters: with hashes as A1111 computes them, or "".
+        values: keys in A1111's words; "" and None are left out.
+    """
+    tags = "".join(f" <lora:{part.name}:{part.strength:g}>" for part in adapters)
+    hashes = ", ".join(f"{part.name}: {part.hash}" for part in adapters if part.hash)
+    lines = [_plain_lines(prompt) + tags]
+    if negative:
+        lines.append(f"Negative prompt: {_plain_lines(negative)}")
+    given = {**values, "Lora hashes": hashes}
+    told = [f"{key}: {_quoted(str(value))}" for key, value in given.items() if value not in ("", None)]
+    return "\n".join([*lines, ", ".join(told)])
+
+
+def _plain_lines(prompt: str) -> str:
+    return re.sub(r"^(\s*Negative prompt):", r"\1 :", prompt, flags=re.MULTILINE)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
+
+
+# --- SwarmUI: JSON under A1111's keyword -----------------------------------------------------------------------------
+
+def _swarm(texts: Mapping[str, str]) -> PictureMetadata | None:
+    said = json.loads(texts["parameters"]).get("sui_image_params")
+    if not isinstance(said, dict):
+        return None
+    names, weights = _list(said.get("loras")), _list(said.get("loraweights"))
+    return PictureMetadata(
+        tool="SwarmUI", prompt=_text(said.get("prompt")), negative=_text(said.get("negativeprompt")),
+        seed=_int(said.get("seed")), steps=_int(said.get("steps")), guidance=_float(said.get("cfgscale")),
+        sampler=_text(said.get("sampler")), schedule=_text(said.get("scheduler")), width=_int(said.get("width")),
+        height=_int(said.get("height")), base=_text(said.get("model")),
+        adapters=tuple(NamedAdapter(str(name), _strength(str(weights[i])) if i < len(weights) else 1.0)
+                       for i, name in enumerate(names)),
+    )   # fmt: skip
+
+
+# --- InvokeAI: a flat JSON record, and before 3.0 a nested one -------------------------------------------------------
+
+def _invoke(texts: Mapping[str, str]) -> PictureMetadata:
+    said = json.loads(texts["invokeai_metadata"])
+    loras = [part for part in _list(said.get("loras")) if isinstance(part, dict)]
+    model = said.get("model") if isinstance(said.get("model"), dict) else {}
+    return PictureMetadata(
+        tool="InvokeAI", prompt=_text(said.get("positive_prompt")), negative=_text(said.get("negative_prompt")),
+        seed=_int(said.get("seed")), steps=_int(said.get("steps")), guidance=_float(said.get("cfg_scale")),
+        sampler=_text(said.get("scheduler")), width=_int(said.get("width")), height=_int(said.get("height")),
+        clip_skip=_int(said.get("clip_skip")), base=_model_name(model), base_hash=_text(model.get("hash")),
+        adapters=tuple(_invoke_lora(part) for part in loras),
+    )   # fmt: skip
+
+
+def _invoke_lora(part: Mapping[str, Any]) -> NamedAdapter:
+    # "lora" with "model_name" until version 4, "model" with "name" since.
+    model = part.get("model") or part.get("lora")
+    model = model if isinstance(model, dict) else {}
+    return NamedAdapter(_model_name(model), _strength(str(part.get("weight", 1.0))), _text(model.get("hash")))
+
+
+def _model_name(model: Mapping[str, Any]) -> str:
+    return _text(model.get("name") or model.get("model_name"))
+
+
+def _old_invoke(texts: Mapping[str, str]) -> PictureMetadata:
+    said = json.loads(texts["sd-metadata"])
+    image, prompt = said["image"], said["image"]["prompt"]
+    text = prompt if isinstance(prompt, str) else " ".join(str(part["prompt"]) for part in prompt)
+    unwanted = re.findall(r"\[([^\[\]]*)\]", text)   # it had no field for what must not be there
+    return PictureMetadata(
+        tool="InvokeAI", prompt=re.sub(r"\s*\[[^\[\]]*\]", "", text).strip(), negative=", ".join(unwanted),
+        seed=_int(image.get("seed")), steps=_int(image.get("steps")), guidance=_float(image.get("cfg_scale")),
+        sampler=_text(image.get("sampler")), width=_int(image.get("width")), height=_int(image.get("height")),
+        base=_text(said.get("model_weights")), base_hash=_text(said.get("model_hash")),
+    )   # fmt: skip
+
+
+# --- NovelAI ---------------------------------------------------------------------------------------------------------
+
+def _novelai(texts: Mapping[str, str]) -> PictureMetadata | None:
+    if "novelai" not in texts["Software"].lower():
+        return None
+    said = json.loads(texts["Comment"])
+    return PictureMetadata(
+        tool="NovelAI", prompt=texts.get("Description", "") or _text(said.get("prompt")),
+        negative=_text(said.get("uc")), seed=_int(said.get("seed")), steps=_int(said.get("steps")),
+        guidance=_float(said.get("scale")), sampler=_text(said.get("sampler")),
+        schedule=_text(said.get("noise_schedule")), width=_int(said.get("width")), height=_int(said.get("height")),
+        base=texts.get("Source", ""),
+    )   # fmt: skip
+
+
+# --- ComfyUI: the graph that was run ---------------------------------------------------------------------------------
+
+def _comfy(texts: Mapping[str, str]) -> PictureMetadata | None:
+    graph = _Graph(json.loads(texts["prompt"]))
+    sampler = graph.sampler()
+    if sampler is None:
+        return None
+    size = graph.first(sampler, "latent_image", lambda node: "width" in node and "height" in node) or {}
+    start = "model" if "model" in sampler else "guider"
+    settings = [sampler, *graph.above(sampler)]
+    return PictureMetadata(
+        tool="ComfyUI", prompt=graph.text(sampler, "positive"), negative=graph.text(sampler, "negative"),
+        seed=_int(graph.value(settings, "seed", "noise_seed")), steps=_int(graph.value(settings, "steps")),
+        guidance=_float(graph.value(settings, "cfg", "guidance")),
+        sampler=_text(graph.value(settings, "sampler_name")), schedule=_text(graph.value(settings, "scheduler")),
+        width=_int(size.get("width")), height=_int(size.get("height")), clip_skip=graph.clip_skip(),
+        base=_text(graph.value(graph.above(sampler, start), "ckpt_name", "unet_name")),
+        adapters=tuple(graph.adapters(sampler, start)),
+    )   # fmt: skip
+
+
+class _Graph:
+    """A graph of ComfyUI: nodes by id, each with inputs that are values or links ``[id, output]``."""
+
+    def __init__(self, nodes: Mapping[str, Any]) -> None:
+        self.nodes = {str(id): node for id, node in nodes.items() if isinstance(node, dict)}
+
+    def inputs(self, id: str) -> dict[str, Any]:
+        """The inputs of a node; none where there is no such node."""
+        found = self.nodes.get(id, {}).get("inputs")
+        return found if isinstance(found, dict) else {}
+
+    def sampler(self) -> dict[str, Any] | None:
+        """The inputs of the sampler that runs first: its latents come from no other one."""
+        samplers = [id for id, node in self.nodes.items() if "Sampler" in str(node.get("class_type", ""))
+                    and {"positive", "guider"} & self.inputs(id).keys()]   # fmt: skip
+        below = {id: {found for found, _ in self.walk(self.inputs(id), "latent_image")} for id in samplers}
+        return next((self.inputs(id) for id in samplers if not below[id] & set(samplers)), None)
+
+    def walk(self, inputs: Mapping[str, Any], *names: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Nodes that the named inputs come from, nearest first; all inputs when none is named."""
+        seen: set[str] = set()
+        left = [value for name, value in inputs.items() if name in names or not names]
+        while left:
+            link = left.pop(0)
+            if not (isinstance(link, list) and len(link) == 2 and str(link[0]) not in seen):
+                continue
+            id = str(link[0])
+            seen.add(id)
+            yield id, self.inputs(id)
+            left.extend(self.inputs(id).values())
+
+    def above(self, inputs: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
+        """The inputs of those nodes."""
+        return [found for _, found in self.walk(inputs, *names)]
+
+    def first(
+        self, inputs: Mapping[str, Any], name: str, fits: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any] | None:
+        """The nearest node before an input that fits."""
+        return next((found for found in self.above(inputs, name) if fits(found)), None)
+
+    def value(self, nodes: list[dict[str, Any]], *names: str) -> Any:
+        """The first plain value of one of these names; a linked one is looked up in the node it comes from."""
+        for inputs in nodes:
+            for name in names:
+                found = inputs.get(name)
+                if isinstance(found, list) and len(found) == 2:
+                    source = self.inputs(str(found[0]))
+                    found = next((source[key] for key in (name, "value", "int", "float") if key in source), None)
+                if found is not None and not isinstance(found, list | dict):
+                    return found
+        return None
+
+    def text(self, sampler: Mapping[str, Any], name: str) -> str:
+        """The prompt behind a conditioning input, its pieces joined where several encoders are combined."""
+        link = {name: sampler.get(name)}
+        if sampler.get(name) is None and name == "positive":   # a guider has one conditioning, or two
+            guider = next(iter(self.above(sampler, "guider")), {})
+            link = {name: guider.get("positive", guider.get("conditioning"))}
+        elif sampler.get(name) is None:
+            link = {name: next(iter(self.above(sampler, "guider")), {}).get("negative")}
+        pieces: list[str] = []
+        for inputs in self.above(link):
+            for key in ("text", "text_g", "text_l", "string", "value"):
+                piece = inputs.get(key)
+                if isinstance(piece, str) and piece not in pieces:
+                    pieces.append(piece)
+        return ", ".join(piece.strip() for piece in pieces if piece.strip())
+
+    def adapters(self, sampler: Mapping[str, Any], start: str) -> Iterator[NamedAdapter]:
+        """The LoRAs on the model's way to the sampler, the first loaded first."""
+        for inputs in reversed(self.above(sampler, start)):
+            if isinstance(inputs.get("lora_name"), str):
+                yield NamedAdapter(inputs["lora_name"], _strength(str(inputs.get("strength_model", 1.0))))
+            for each in inputs.values():   # loaders of several: {"on": true, "lora": name, "strength": s}
+                if isinstance(each, dict) and isinstance(each.get("lora"), str) and each.get("on", True):
+                    yield NamedAdapter(each["lora"], _strength(str(each.get("strength", 1.0))))
+
+    def clip_skip(self) -> int | None:
+        """What ComfyUI counts from the end as −1, −2 is 1, 2 elsewhere."""
+        layers = [self.inputs(id).get("stop_at_clip_layer") for id in self.nodes]
+        return next((-layer for layer in layers if isinstance(layer, int) and layer < 0), None)
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+def _int(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or len(str(value)) > 40:
+        return None
+    try:
+        return int(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _float(value: Any) -> float | None:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if abs(found) < 1e6 else None   # neither infinite nor no number
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+_READERS: tuple[tuple[str, Callable[[Mapping[str, str]], PictureMetadata | None]], ...] = (
+    ("invokeai_metadata", _invoke), ("sd-metadata", _old_invoke), ("parameters", _a1111), ("prompt", _comfy),
+    ("Software", _novelai),
+)   # fmt: skip

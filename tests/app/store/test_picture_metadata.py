@@ -1,0 +1,222 @@
+"""Pictures of other tools, written here the way each tool writes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from atelier.app.store.picture_metadata import NamedAdapter, parameters_text, read_metadata, read_texts
+
+A1111 = """a photo of (rex:1.2) dog, <lora:rex_v2:0.8> on grass
+second line <lora:film grain:-0.3>
+Negative prompt: blurry, low quality,
+ugly
+Steps: 28, Sampler: DPM++ 2M Karras, CFG scale: 6.5, Seed: 4294967295, Size: 512x768, Model hash: 6ce0161689, \
+Model: v1-5-pruned, VAE hash: 735e4c3a44, Clip skip: 2, Lora hashes: "rex_v2: 0a1b2c3d4e5f, film grain: ffeeddccbbaa", \
+Hires prompt: "a, \\"b\\": c", Version: v1.10.1"""
+
+
+def test_a1111() -> None:
+    found = read_texts({"parameters": A1111})
+    assert found is not None and found.tool == "A1111"
+    assert found.prompt == "a photo of (rex:1.2) dog, on grass\nsecond line"
+    assert found.negative == "blurry, low quality,\nugly"
+    assert (found.seed, found.steps, found.guidance, found.sampler) == (4294967295, 28, 6.5, "DPM++ 2M Karras")
+    assert (found.width, found.height, found.clip_skip) == (512, 768, 2)
+    assert (found.base, found.base_hash) == ("v1-5-pruned", "6ce0161689")
+    assert found.adapters == (
+        NamedAdapter("rex_v2", 0.8, "0a1b2c3d4e5f"), NamedAdapter("film grain", -0.3, "ffeeddccbbaa"))
+
+
+def as_a1111_reads(text: str) -> dict[str, str]:
+    """What A1111's own parser makes of a text, as far as we write it (modules/infotext_utils.py)."""
+    *lines, last = text.strip().split("\n")
+    parts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
+    now = "Prompt"
+    for line in (line.strip() for line in lines):
+        if line.startswith("Negative prompt:"):
+            now, line = "Negative prompt", line[16:].strip()
+        parts[now].append(line)
+    found = {key: "\n".join(value) for key, value in parts.items()}
+    for key, value in re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last):
+        found[key] = json.loads(value) if value[:1] == value[-1:] == '"' else value
+    return found
+
+
+@pytest.mark.parametrize("prompt", [
+    "a fox", "", "one\ntwo", "a cat, Steps: 3, Seed: 4, Size: 1x1", '日本語 "quoted", (a:1.2) [b|c]', "Steps: 1",
+    "a\nNegative prompt: not this", "Negative prompt: odd"])
+@pytest.mark.parametrize("negative", ["", "bad, worse", "ugly\nNegative prompt: worst"])
+def test_a1111_gets_every_prompt_and_value_back(prompt: str, negative: str) -> None:
+    parts = [NamedAdapter("rex: one, two", 0.8, "0a1b2c3d4e5f"), NamedAdapter("b", -1.25)]
+    values = {"Steps": 20, "Seed": 7, "Model": 'a, b "c": d', "Empty": "", "Version": "Atelier 1"}
+    found = as_a1111_reads(parameters_text(prompt, negative, parts, values))
+    odd = "Negative prompt:"
+    tagged = f"{prompt} <lora:rex: one, two:0.8> <lora:b:-1.25>".strip()
+    assert found["Prompt"].replace("prompt :", "prompt:").strip() == tagged
+    assert found["Negative prompt"].replace("prompt :", "prompt:") == negative
+    assert odd in prompt + negative or "prompt :" not in "".join(found.values())
+    assert (found["Steps"], found["Model"], found["Version"]) == ("20", 'a, b "c": d', "Atelier 1")
+    assert found["Lora hashes"] == "rex: one, two: 0a1b2c3d4e5f" and "Empty" not in found
+
+
+def test_forge_keeps_the_schedule_apart_and_a_prompt_may_be_empty() -> None:
+    found = read_texts({"parameters": "Steps: 20, Sampler: Euler, Schedule type: SGM Uniform, CFG scale: 1, Seed: 5, "
+                                      'Size: 64x64, Model: "odd, name", Version: f2.0.1v1.10.1'})
+    assert found is not None and (found.tool, found.schedule, found.prompt) == ("Forge", "SGM Uniform", "")
+    assert found.base == "odd, name" and found.guidance == 1
+
+
+@pytest.mark.parametrize("text", [
+    "", "a cat", "a cat\nSteps: 20", "Steps: 20, Seed: 1, Size: 1x1 but: not, Sampler", "{}", "[" * 5000])
+def test_what_is_no_infotext_is_not_read_as_one(text: str) -> None:
+    found = read_texts({"parameters": text})
+    assert found is None or found.steps == 20
+
+
+def graph() -> dict:
+    """A usual graph of ComfyUI: two LoRAs, and a second sampler for the enlarged picture."""
+    def node(kind: str, **inputs: object) -> dict:
+        return {"class_type": kind, "inputs": inputs}
+
+    return {
+        "30": node("KSampler", seed=9, steps=12, cfg=7.0, sampler_name="euler", scheduler="normal", denoise=0.5,
+                   model=["12", 0], positive=["6", 0], negative=["7", 0], latent_image=["31", 0]),
+        "31": node("LatentUpscale", samples=["3", 0], width=1024, height=1024),
+        "3": node("KSampler", seed=156680208700286, steps=20, cfg=8, sampler_name="dpmpp_2m_sde", scheduler="karras",
+                  denoise=1, model=["12", 0], positive=["6", 0], negative=["7", 0], latent_image=["5", 0]),
+        "4": node("CheckpointLoaderSimple", ckpt_name="sd15/dreamshaper_8.safetensors"),
+        "5": node("EmptyLatentImage", width=640, height=512, batch_size=1),
+        "6": node("CLIPTextEncode", text="a fox", clip=["12", 1]),
+        "7": node("CLIPTextEncode", text=["40", 0], clip=["12", 1]),
+        "40": node("PrimitiveString", value="bad hands"),
+        "11": node("LoraLoader", lora_name="first.safetensors", strength_model=0.7, strength_clip=1,
+                   model=["4", 0], clip=["41", 0]),
+        "41": node("CLIPSetLastLayer", stop_at_clip_layer=-2, clip=["4", 1]),
+        "12": node("Power Lora Loader (rgthree)", lora_1={"on": True, "lora": "second.safetensors", "strength": 1.5},
+                   lora_2={"on": False, "lora": "off.safetensors", "strength": 1}, model=["11", 0], clip=["11", 1]),
+    }
+
+
+def test_comfyui_is_read_from_the_sampler_that_runs_first() -> None:
+    found = read_texts({"prompt": json.dumps(graph()), "workflow": "{}"})
+    assert found is not None and found.tool == "ComfyUI"
+    assert (found.prompt, found.negative) == ("a fox", "bad hands")
+    assert (found.seed, found.steps, found.guidance) == (156680208700286, 20, 8)
+    assert (found.sampler, found.schedule, found.clip_skip) == ("dpmpp_2m_sde", "karras", 2)
+    assert (found.width, found.height, found.base) == (640, 512, "sd15/dreamshaper_8.safetensors")
+    assert found.adapters == (NamedAdapter("first.safetensors", 0.7), NamedAdapter("second.safetensors", 1.5))
+
+
+def test_comfyui_with_settings_in_nodes_of_their_own() -> None:
+    nodes = graph()
+    nodes["3"] = {"class_type": "SamplerCustomAdvanced", "inputs": {
+        "noise": ["50", 0], "guider": ["51", 0], "sampler": ["52", 0], "sigmas": ["53", 0], "latent_image": ["5", 0]}}
+    nodes |= {
+        "50": {"class_type": "RandomNoise", "inputs": {"noise_seed": 77}},
+        "51": {"class_type": "CFGGuider", "inputs": {
+            "cfg": 4.5, "model": ["12", 0], "positive": ["6", 0], "negative": ["7", 0]}},
+        "52": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "53": {"class_type": "BasicScheduler", "inputs": {"steps": 9, "scheduler": "simple", "model": ["12", 0]}},
+    }
+    found = read_texts({"prompt": json.dumps(nodes)})
+    assert found is not None
+    assert (found.prompt, found.negative, found.seed, found.steps) == ("a fox", "bad hands", 77, 9)
+    assert (found.guidance, found.sampler, found.schedule) == (4.5, "euler", "simple")
+    assert [part.name for part in found.adapters] == ["first.safetensors", "second.safetensors"]
+
+
+def test_a_graph_in_a_circle_ends() -> None:
+    nodes = graph()
+    nodes["11"]["inputs"]["model"] = ["12", 0]
+    assert read_texts({"prompt": json.dumps(nodes)}) is not None
+
+
+def test_invokeai() -> None:
+    said = {
+        "generation_mode": "txt2img", "positive_prompt": "a fox", "negative_prompt": "bad", "seed": 3, "steps": 30,
+        "cfg_scale": 7.5, "scheduler": "dpmpp_2m_k", "width": 512, "height": 640, "clip_skip": 0,
+        "model": {"key": "1", "hash": "blake3:aa", "name": "Dreamshaper 8", "base": "sd-1", "type": "main"},
+        "loras": [{"model": {"key": "2", "hash": "blake3:bb", "name": "rex", "type": "lora"}, "weight": 0.75}],
+        "app_version": "5.6.0",
+    }
+    found = read_texts({"invokeai_metadata": json.dumps(said), "invokeai_graph": "{}"})
+    assert found is not None and (found.tool, found.prompt, found.negative) == ("InvokeAI", "a fox", "bad")
+    assert (found.seed, found.sampler, found.base) == (3, "dpmpp_2m_k", "Dreamshaper 8")
+    assert found.adapters == (NamedAdapter("rex", 0.75, "blake3:bb"),)
+    said["loras"] = [{"lora": {"model_name": "old", "base_model": "sd-1"}, "weight": 0.5}]   # before version 4
+    older = read_texts({"invokeai_metadata": json.dumps(said)})
+    assert older is not None and older.adapters == (NamedAdapter("old", 0.5),)
+
+
+def test_invokeai_before_version_3() -> None:
+    said = {"model_weights": "stable-diffusion-1.5", "model_hash": "cc6c", "image": {
+        "prompt": [{"prompt": "a fox [ugly, blurred]", "weight": 1.0}], "steps": 50, "cfg_scale": 7.5,
+        "sampler": "k_lms", "seed": 12, "width": 512, "height": 512}}
+    found = read_texts({"sd-metadata": json.dumps(said), "Dream": "…"})
+    assert found is not None and (found.prompt, found.negative) == ("a fox", "ugly, blurred")
+    assert (found.seed, found.sampler, found.base) == (12, "k_lms", "stable-diffusion-1.5")
+
+
+def test_novelai() -> None:
+    said = {"steps": 28, "sampler": "k_euler_ancestral", "seed": 1234, "scale": 5.0, "uc": "lowres",
+            "noise_schedule": "karras", "width": 832, "height": 1216}
+    texts = {"Title": "AI generated image", "Description": "1girl, fox ears", "Software": "NovelAI",
+             "Source": "Stable Diffusion XL 7BCCAA2C", "Comment": json.dumps(said)}
+    found = read_texts(texts)
+    assert found is not None and (found.prompt, found.negative) == ("1girl, fox ears", "lowres")
+    assert (found.sampler, found.schedule, found.guidance, found.width) == ("k_euler_ancestral", "karras", 5, 832)
+    assert read_texts(texts | {"Software": "GIMP"}) is None
+
+
+def test_swarmui() -> None:
+    said = {"sui_image_params": {
+        "prompt": "a fox", "negativeprompt": "bad", "seed": 8, "steps": 20, "cfgscale": 7, "model": "m.safetensors",
+        "loras": ["rex"], "loraweights": ["0.9"], "width": 64, "height": 64}}
+    found = read_texts({"parameters": json.dumps(said)})
+    assert found is not None and (found.tool, found.negative) == ("SwarmUI", "bad")
+    assert found.adapters == (NamedAdapter("rex", 0.9),)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_files_of_every_kind(tmp_path: Path, suffix: str) -> None:
+    path, picture = tmp_path / f"a{suffix}", Image.new("RGB", (16, 16))
+    if suffix == ".png":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_itxt("parameters", A1111.replace("dog", "狐"))
+        picture.save(path, pnginfo=chunks)
+    else:
+        exif = Image.Exif()
+        comment = A1111.replace("dog", "狐").encode("utf-16-be")   # as piexif writes it
+        exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + comment
+        picture.save(path, exif=exif)
+    found = read_metadata(path)
+    assert found is not None and "狐" in found.prompt and found.seed == 4294967295
+
+
+DAMAGED = [
+    {"invokeai_metadata": "null"}, {"invokeai_metadata": "[1]"},
+    {"invokeai_metadata": '{"loras": {"a": 1}, "seed": 1e999}'}, {"sd-metadata": "{}"}, {"prompt": "{"},
+    {"prompt": '{"3": 5}'}, {"prompt": '{"3": {"class_type": "KSampler", "inputs": []}}'},
+    {"Software": "NovelAI"}, {"Software": "NovelAI", "Comment": "9" * 5000}, {"parameters": '{"sui_image_params": 3}'},
+    {"prompt": "[" * 100_000}, {"parameters": f"a\nSteps: {'9' * 6000}, Seed: nan, CFG scale: inf, Size: 9x9"},
+]   # fmt: skip
+
+
+@pytest.mark.parametrize("texts", DAMAGED)
+def test_damaged_text_is_no_error_and_gives_no_odd_values(texts: dict[str, str]) -> None:
+    found = read_texts(texts)
+    if found is not None:
+        assert found.seed is None and found.guidance is None and found.adapters == ()
+        assert found.steps is None or found.steps < 10**6
+
+
+def test_a_file_that_is_no_picture_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    assert read_metadata(tmp_path / "a.png") is None
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    assert read_metadata(tmp_path / "b.png") is None
