@@ -25,12 +25,12 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from atelier.adapters.attach.merge import Merges
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.merge import MergeCache
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.base_models.less_activation_memory import save_less_for_backward
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
@@ -142,7 +142,7 @@ def _trained(loss: Callable[[], Tensor], parameters: list[Any], *, fused: bool) 
 
 def _adapters(unet: Any, rank: int, seed: int = 0) -> AdapterSet:
     torch.manual_seed(seed)
-    return create("lora", {"rank": rank}, find_targets({"unet": unet}, "attention"))
+    return create_adapters("lora", {"rank": rank}, find_targets({"unet": unet}, "attention"))
 
 
 def atelier(options: Options) -> Contender:
@@ -167,7 +167,7 @@ def atelier(options: Options) -> Contender:
 
     def loss() -> Tensor:
         # Attached for every step, as the loop does: that is part of its price.
-        with mounted({"unet": unet}, Mix(((adapters, 1.0),))):
+        with mount({"unet": unet}, Mix(((adapters, 1.0),))):
             return example_losses(model, [shown], [0]).mean()
 
     return _trained(loss, list(adapters.parameters()), fused=True)
@@ -222,7 +222,7 @@ def forward(options: Options) -> Contender:
     unet, lesson = _unet(options), _lesson(options)
     words = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(5))
     sets = [_adapters(unet, options["rank"], seed) for seed in range(options["count"])]
-    context = Merges().merged({"unet": unet}, Mix(tuple((one, 1.0) for one in sets)))
+    context = MergeCache().merge({"unet": unet}, Mix(tuple((one, 1.0) for one in sets)))
     context.__enter__()
 
     def call() -> Tensor:
@@ -240,14 +240,14 @@ def slider(options: Options) -> Contender:
     for number, one in enumerate(sets):
         for parameter in one.parameters():
             nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(number))
-    merges, place = Merges(), unet.get_submodule(sets[0].specs[0].name.removeprefix("unet."))
+    merges, place = MergeCache(), unet.get_submodule(sets[0].specs[0].name.removeprefix("unet."))
     moves = [0.5]
 
     def move() -> float:
         moves.append(moves[-1] + 0.001)
         parts = Mix(tuple((one, moves[-1] if i == 0 else 1.0) for i, one in enumerate(sets)))
-        kept = merges if options["kept"] else Merges()
-        with kept.merged({"unet": unet}, parts):
+        kept = merges if options["kept"] else MergeCache()
+        with kept.merge({"unet": unet}, parts):
             return place.weight.square().mean().item()
 
     return Contender([move() for _ in range(PROVEN)], move)

@@ -30,13 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from machine import describe_machine, in_words
 from tool_rules import TOOLS
 
-from atelier.adapters.attach.mount import mounted
-from atelier.adapters.core.base import Spec
+from atelier.adapters.attach.mount import mount
+from atelier.adapters.core.base import BaseStatistics, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.export import export_mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
-from atelier.adapters.initialization.initialization import Seen
-from atelier.adapters.kinds.catalog import KINDS, create
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.weights import weights_of
 
@@ -90,9 +89,9 @@ def _write(kind: str, model: BaseModel, path: Path) -> None:
     torch.manual_seed(0)
     chosen = [(name, module) for name, module in model.unet.named_modules() if name.endswith(LAYERS)]
     specs = [Spec(f"unet.{name}", tuple(module.weight.shape)) for name, module in chosen]
-    adapters = create(kind, {}, specs)
+    adapters = create_adapters(kind, {}, specs)
     for (_, module), adapter in zip(chosen, adapters, strict=True):
-        adapter.start(Seen(module.weight.detach().float()))
+        adapter.initialize(BaseStatistics(module.weight.detach().float()))
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -107,7 +106,7 @@ def _output(unet: Any) -> Tensor:
 
 
 def _mounted(model: BaseModel, path: Path) -> Tensor:
-    with mounted(model.models(), Mix(((load_adapter(path), 1.0),))):
+    with mount(model.models(), Mix(((load_adapter(path), 1.0),))):
         return _output(model.unet)
 
 

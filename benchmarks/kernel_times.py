@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from atelier.kernels.dispatch import CHOICE
-from atelier.kernels.factor_forms import Plain
+from atelier.kernels.factor_forms import DenseFactor
 from atelier.kernels.fake_quant import fake_quant
 from atelier.kernels.gated_sum import GateVectors, gated_sum
 from atelier.kernels.int8_linear import PackedWeight, int8_linear
 from atelier.kernels.low_rank import low_rank_linear
-from atelier.kernels.merge_low_rank import Update, weave
+from atelier.kernels.merge_low_rank import LowRankUpdate, merge_low_rank
 
 from .machine import describe_machine
 
@@ -52,8 +52,9 @@ def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
         yield Case(f"low_rank {count}×{width}", lambda a=(x, weight, None, up, down): low_rank_linear(*a),
                    size * (2 * count * width + width * width + 32 * width))
     weights = [normal(width, width) for width in (320, 640, 1280) for _ in range(8)]
-    updates = [Update(Plain(normal(len(w), 16, full=True)), Plain(normal(len(w), 16, full=True))) for w in weights]
-    yield Case("weave 24 layers", lambda: torch.cat([w.flatten() for w in weave(weights, updates)]),
+    updates = [LowRankUpdate(DenseFactor(normal(len(w), 16, full=True)), DenseFactor(normal(len(w), 16, full=True)))
+               for w in weights]
+    yield Case("merge_low_rank 24 layers", lambda: torch.cat([w.flatten() for w in merge_low_rank(weights, updates)]),
                2 * size * sum(w.numel() for w in weights))
     values, step = normal(1280, 1280), normal(1280, 1, full=True).abs() + 0.1
     zero, middle = torch.full((1280, 1), 8.0).to(device), torch.tensor(128.0).to(device)

@@ -27,14 +27,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/mixing.py` works too
 from machine import describe_machine
 
-from atelier.adapters.attach.merge import merged
+from atelier.adapters.attach.merge import merge
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.fusion.gates import GateSet
 from atelier.adapters.fusion.live import Fusion, Part, fusing
 from atelier.adapters.fusion.methods import combined
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -70,7 +70,7 @@ def main() -> None:
 def made(model: BaseModel, rank: int, seed: int) -> AdapterSet:
     """A LoRA on all transformer layers, as if it had been trained."""
     torch.manual_seed(seed)
-    adapters = create("lora", {"rank": rank}, find_targets({"unet": model.unet}, "attention"))
+    adapters = create_adapters("lora", {"rank": rank}, find_targets({"unet": model.unet}, "attention"))
     for parameter in adapters.parameters():
         parameter.data.normal_(std=0.02)
     return adapters.requires_grad_(False)
@@ -110,7 +110,7 @@ def contenders_of(
     yield ("base", 0), ("ours", nullcontext)
     for count in MERGED:
         mix = Mix(tuple((one, 1.0) for one in adapters[:count]))
-        yield ("constant strengths", count), ("ours", lambda mix=mix: merged(ours, mix))
+        yield ("constant strengths", count), ("ours", lambda mix=mix: merge(ours, mix))
     for count in GATED:
         fusion = combined(ours, [Part(one) for one in adapters[:count]], "gated", gates=gates)
         assert isinstance(fusion, Fusion)

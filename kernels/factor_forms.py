@@ -23,7 +23,7 @@ class Factor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
+class DenseFactor:
     """A factor that is kept as it is."""
 
     values: Tensor   # [width, rank]
@@ -33,17 +33,17 @@ class Plain:
         return self.values
 
 
-def plain(factors: tuple[Tensor, Tensor]) -> tuple[Factor, Factor]:
+def dense_factors(factors: tuple[Tensor, Tensor]) -> tuple[Factor, Factor]:
     """Forms of a pair ``up [rows, rank]``, ``down [rank, columns]`` that is kept as it is."""
-    return Plain(factors[0]), Plain(factors[1].T)
+    return DenseFactor(factors[0]), DenseFactor(factors[1].T)
 
 
-def pair(up: Factor, down: Factor) -> tuple[Tensor, Tensor]:
+def factor_matrices(up: Factor, down: Factor) -> tuple[Tensor, Tensor]:
     """Both factors of an update as ``up [rows, rank]`` and ``down [rank, columns]``."""
     return up.matrix(), down.matrix().T
 
 
-def moved(factor: Factor, device: torch.device) -> Factor:
+def factor_to(factor: Factor, device: torch.device) -> Factor:
     """The same factor on a device, in float32."""
     def there(value: Any) -> Any:
         if isinstance(value, tuple):

@@ -1,7 +1,7 @@
-"""Many weights and their low-rank updates woven together at once: ``W + strength · up @ down``, rounded once.
+"""Low-rank updates merged into many weights at once: ``W + strength · up @ down``, rounded once.
 
-What costs is reading and writing W. The twin does it in one launch for all layers and never forms ΔW, whatever the
-factors are made of (:mod:`factor`, :mod:`wavelet`, :mod:`tensor`).
+Reading and writing W takes most of the time. The Triton twin does it in one launch for all layers and never forms ΔW,
+whatever structure the factors have (``factor_forms.py``, ``tensor_networks.py``, ``wavelet.py``).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from atelier.kernels.dispatch import twin
-from atelier.kernels.factor_forms import Factor, pair
+from atelier.kernels.factor_forms import Factor, factor_matrices
 
 
-class Update(NamedTuple):
+class LowRankUpdate(NamedTuple):
     """The low-rank update of one weight."""
 
     up: Factor     # [rows, rank]
@@ -25,7 +25,7 @@ class Update(NamedTuple):
 
 
 @torch.no_grad()
-def weave(weights: Sequence[Tensor], updates: Sequence[Update]) -> list[Tensor]:
+def merge_low_rank(weights: Sequence[Tensor], updates: Sequence[LowRankUpdate]) -> list[Tensor]:
     """Form new weights; the given ones stay as they are.
 
     Args:
@@ -36,10 +36,10 @@ def weave(weights: Sequence[Tensor], updates: Sequence[Update]) -> list[Tensor]:
         In the shapes and dtypes of ``weights``; summed in float32.
     """
     if weights and (fast := twin("merge_low_rank", weights[0])):
-        return fast.weave(weights, updates)
-    return [_woven(weight, update) for weight, update in zip(weights, updates, strict=True)]
+        return fast.merge_low_rank(weights, updates)
+    return [_merge_one(weight, update) for weight, update in zip(weights, updates, strict=True)]
 
 
-def _woven(weight: Tensor, update: Update) -> Tensor:
-    up, down = pair(update.up, update.down)
+def _merge_one(weight: Tensor, update: LowRankUpdate) -> Tensor:
+    up, down = factor_matrices(update.up, update.down)
     return weight.flatten(1).float().addmm(up, down, alpha=update.strength).to(weight.dtype).view_as(weight)

@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from atelier.kernels.factor_forms import Factor, Plain
-from atelier.kernels.tensor_networks import Products, Train
-from atelier.kernels.wavelet import Haar
+from atelier.kernels.factor_forms import DenseFactor, Factor
+from atelier.kernels.tensor_networks import KhatriRaoFactor, TensorTrainFactor
+from atelier.kernels.wavelet import HaarFactor
 
 if TYPE_CHECKING:
-    from atelier.kernels.merge_low_rank import Update
+    from atelier.kernels.merge_low_rank import LowRankUpdate
 
 PLAIN, PRODUCTS, TRAIN, HAAR = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 HEAD, FIELDS = tl.constexpr(5), tl.constexpr(9)   # numbers of a layer, and of each of its two factors
@@ -27,7 +27,7 @@ TILE: dict[str, int] = {"BM": 64, "BN": 64, "R": 16, "num_warps": 4}
 
 
 @triton.jit
-def weave_kernel(
+def merge_kernel(
     table_ptr, strengths_ptr, like_ptr,
     UP: tl.constexpr, DOWN: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, R: tl.constexpr,
@@ -108,8 +108,8 @@ def train_tile(at, first, middle, i, r, live):
     return total
 
 
-def weave(weights: Sequence[Tensor], updates: Sequence[Update]) -> list[Tensor]:
-    """The twin of :func:`atelier.kernels.merge_low_rank.weave`."""
+def merge_low_rank(weights: Sequence[Tensor], updates: Sequence[LowRankUpdate]) -> list[Tensor]:
+    """The twin of :func:`atelier.kernels.merge_low_rank.merge_low_rank`."""
     woven = [torch.empty_like(weight) for weight in weights]
     groups: dict[tuple[Any, ...], list[int]] = {}
     rows: list[list[int]] = []
@@ -126,7 +126,7 @@ def weave(weights: Sequence[Tensor], updates: Sequence[Update]) -> list[Tensor]:
         table = torch.tensor([rows[m] for m in members], dtype=torch.int64).to(device)
         strengths = torch.tensor([updates[m].strength for m in members], dtype=torch.float32).to(device)
         most = max(triton.cdiv(rows[m][2], TILE["BM"]) * triton.cdiv(rows[m][3], TILE["BN"]) for m in members)
-        kernel: Any = weave_kernel
+        kernel: Any = merge_kernel
         kernel[most, len(members)](
             table, strengths, weights[members[0]], UP=_form(up), DOWN=_form(down), ALIGNED=aligned,
             PRECISION="ieee" if dtype == torch.float32 else "tf32", **TILE,
@@ -135,18 +135,18 @@ def weave(weights: Sequence[Tensor], updates: Sequence[Update]) -> list[Tensor]:
 
 
 def _form(kind: type[Factor]) -> int:
-    return {Plain: PLAIN, Products: PRODUCTS, Train: TRAIN, Haar: HAAR}[kind].value
+    return {DenseFactor: PLAIN, KhatriRaoFactor: PRODUCTS, TensorTrainFactor: TRAIN, HaarFactor: HAAR}[kind].value
 
 
 def _rank(factor: Factor) -> int:
     match factor:
-        case Plain(values):
+        case DenseFactor(values):
             return values.shape[1]
-        case Products(outer):
+        case KhatriRaoFactor(outer):
             return outer.shape[1]
-        case Train(_, _, last):
+        case TensorTrainFactor(_, _, last):
             return last.shape[2]
-        case Haar((first, others)):
+        case HaarFactor((first, others)):
             return first.shape[-1] + 3 * others.shape[-1]
     raise TypeError(f"there is no loader for factors kept as {type(factor).__name__}; use Plain")
 
@@ -154,14 +154,14 @@ def _rank(factor: Factor) -> int:
 def _fields(factor: Factor) -> tuple[list[int], list[Tensor]]:
     """A factor's numbers in the table, three addresses first, and the tensors at those addresses."""
     match factor:
-        case Plain(values):
+        case DenseFactor(values):
             tensors, numbers = [values], [*values.stride()]
-        case Products(outer, inner):
+        case KhatriRaoFactor(outer, inner):
             tensors, numbers = [outer, inner], [*outer.stride(), *inner.stride(), len(inner)]
-        case Train(first, middle, last, turned):
+        case TensorTrainFactor(first, middle, last, turned):
             tensors = [core.contiguous() for core in (first, middle, last)]
             numbers = [*last.shape[1:], len(first), len(middle), len(last), int(turned)]
-        case Haar((first, others), details, _, taps):
+        case HaarFactor((first, others), details, _, taps):
             tensors = [first.contiguous(), others.contiguous()]
             numbers = [len(first), first.shape[-1], others.shape[-1], taps,
                        sum(fine << place for place, fine in enumerate(details))]

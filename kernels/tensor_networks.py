@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Products:
+class KhatriRaoFactor:
     """Entry [i, r] = outer[i₁, r] · inner[i₂, r]: the columns of a CP tensor's factors, multiplied (Khatri-Rao)."""
 
     outer: Tensor   # [n₁, rank]
@@ -23,7 +23,7 @@ class Products:
 
 
 @dataclass(frozen=True, slots=True)
-class Train:
+class TensorTrainFactor:
     """Entry [i, r] = first[i₁] · middle[i₂] · last[i₃, :, r], a product of a vector and two matrices over the bonds."""
 
     first: Tensor    # [n₁, bond]

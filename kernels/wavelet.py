@@ -23,23 +23,23 @@ WAVELETS: dict[str, tuple[float, ...]] = {
 }
 
 
-def smooth(coefficients: Tensor, wavelet: str) -> Tensor:
+def synthesize_averages(coefficients: Tensor, wavelet: str) -> Tensor:
     """``[n, …]`` coefficients of the averages at half the resolution → ``[2n, …]`` values.
 
-    >>> smooth(torch.tensor([2.0, 4.0]), "haar") * 2**0.5
+    >>> synthesize_averages(torch.tensor([2.0, 4.0]), "haar") * 2**0.5
     tensor([2.0000, 2.0000, 4.0000, 4.0000])
     """
     return _spread(coefficients, WAVELETS[wavelet])
 
 
-def detail(coefficients: Tensor, wavelet: str) -> Tensor:
+def synthesize_details(coefficients: Tensor, wavelet: str) -> Tensor:
     """``[n, …]`` coefficients of the details at half the resolution → ``[2n, …]`` values."""
     scaling = WAVELETS[wavelet]
     return _spread(coefficients, tuple(-tap if j % 2 == 0 else tap for j, tap in enumerate(reversed(scaling))))
 
 
 @dataclass(frozen=True, slots=True)
-class Haar:
+class HaarFactor:
     """A factor kept as four sub-bands, each with columns of its own, transformed back by one level of Haar."""
 
     bands: tuple[Tensor, Tensor]   # the first of the four [n · taps, rank], the others [3, n · taps, rank']
@@ -50,14 +50,15 @@ class Haar:
     def matrix(self) -> Tensor:
         """The factor written out, ``[width, rank + 3 · rank']``."""
         parts = zip((self.bands[0], *self.bands[1]), self.details, strict=True)
-        ways = [(detail if fine else smooth)(part.unflatten(0, (-1, self.taps)), "haar") for part, fine in parts]
-        return torch.cat(ways, -1).flatten(0, 1)[: self.width]
+        values = [(synthesize_details if is_detail else synthesize_averages)(band.unflatten(0, (-1, self.taps)), "haar")
+                  for band, is_detail in parts]
+        return torch.cat(values, -1).flatten(0, 1)[: self.width]
 
 
-def padded(n: int, levels: int) -> int:
+def padded_width(n: int, levels: int) -> int:
     """The next width that can be halved ``levels`` times.
 
-    >>> padded(320, 3), padded(11, 2)
+    >>> padded_width(320, 3), padded_width(11, 2)
     (320, 12)
     """
     step = 2**levels

@@ -8,16 +8,16 @@ from functools import partial
 from torch import Tensor, nn
 
 from atelier.adapters.core.base import weight_of
-from atelier.adapters.core.cast_factors import Factors, Part
+from atelier.adapters.core.cast_factors import FactorCache, ScaledAdapter
 from atelier.kernels.low_rank import low_rank_linear, low_rank_linears, low_rank_pointwise
 
 Forward = Callable[[Tensor], Tensor]
-Layers = Mapping[nn.Module, Sequence[Part]]
+Layers = Mapping[nn.Module, Sequence[ScaledAdapter]]
 # Projections of an attention that read the same: in its own words of itself, or of the text.
-ALIKE = {"attn1": ("to_q", "to_k", "to_v"), "attn2": ("to_k", "to_v")}
+SHARED_INPUT_PROJECTIONS = {"attn1": ("to_q", "to_k", "to_v"), "attn2": ("to_k", "to_v")}
 
 
-def can_stand_beside(module: nn.Module) -> bool:
+def supports_low_rank_forward(module: nn.Module) -> bool:
     """Whether the operation exists for this layer: linear ones, and convolutions that look at one place at a time."""
     if not isinstance(module, nn.Conv2d):
         return isinstance(module, nn.Linear)
@@ -25,7 +25,7 @@ def can_stand_beside(module: nn.Module) -> bool:
     return whole and module.groups == 1
 
 
-def forwards(layers: Layers, factors: Factors) -> Iterator[tuple[nn.Module, Forward]]:
+def low_rank_forwards(layers: Layers, factors: FactorCache) -> Iterator[tuple[nn.Module, Forward]]:
     """Each layer with its new forward pass.
 
     Args:
@@ -35,12 +35,12 @@ def forwards(layers: Layers, factors: Factors) -> Iterator[tuple[nn.Module, Forw
     names = {parts[0][0].spec.name: module for module, parts in layers.items()}
     for name, module in names.items():
         parent, _, own = name.rpartition(".")
-        alike = ALIKE.get(parent.rpartition(".")[2], ())
+        alike = SHARED_INPUT_PROJECTIONS.get(parent.rpartition(".")[2], ())
         group = [names[other] for part in alike if (other := f"{parent}.{part}") in names]
         if own not in alike or not _share_an_input(group):
-            yield module, partial(_alone, module, layers[module], factors)
+            yield module, partial(_forward_one, module, layers[module], factors)
         elif module is group[0]:
-            together = _Together({other: layers[other] for other in group}, factors)
+            together = _SharedInputLayers({other: layers[other] for other in group}, factors)
             yield from ((other, partial(together.forward, other)) for other in group)
 
 
@@ -49,7 +49,7 @@ def _share_an_input(group: Sequence[nn.Module]) -> bool:
     return plain and len({module.in_features for module in group}) == 1
 
 
-def _alone(module: nn.Module, parts: Sequence[Part], factors: Factors, x: Tensor) -> Tensor:
+def _forward_one(module: nn.Module, parts: Sequence[ScaledAdapter], factors: FactorCache, x: Tensor) -> Tensor:
     assert isinstance(module, nn.Linear | nn.Conv2d)
     up, down = factors.of(module, parts, x)
     bias = None if module.bias is None else module.bias.to(up.dtype)
@@ -57,10 +57,10 @@ def _alone(module: nn.Module, parts: Sequence[Part], factors: Factors, x: Tensor
     return operation(x.to(up.dtype), module.weight.to(up.dtype), bias, up, down)
 
 
-class _Together:
+class _SharedInputLayers:
     """Layers that are asked one after the other for the same input: the first computes what the others will give."""
 
-    def __init__(self, layers: Layers, factors: Factors) -> None:
+    def __init__(self, layers: Layers, factors: FactorCache) -> None:
         self._layers, self._factors = layers, factors
         self._first = next(iter(layers))
         self._seen: Tensor | None = None
@@ -71,7 +71,7 @@ class _Together:
         if module is self._first:
             self._seen, self._ready = x, self._all(x)
         if x is not self._seen or module not in self._ready:   # somebody's own attention asks in its own way
-            return _alone(module, self._layers[module], self._factors, x)
+            return _forward_one(module, self._layers[module], self._factors, x)
         answer = self._ready.pop(module)
         if not self._ready:
             self._seen = None

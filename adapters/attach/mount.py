@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.attach.low_rank_forward import can_stand_beside, forwards
+from atelier.adapters.attach.low_rank_forward import low_rank_forwards, supports_low_rank_forward
 from atelier.adapters.core.base import Adapter, AdapterSet
-from atelier.adapters.core.cast_factors import Factors, Part
+from atelier.adapters.core.cast_factors import FactorCache, ScaledAdapter
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.core.weight_only_int8 import Frozen, weight_shape
+from atelier.adapters.core.weight_only_int8 import QuantizedLayer, weight_shape
 
 
 class MountError(ValueError):
     """An adapter that does not fit the model; the message names the first layers that differ."""
 
 
-def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dict[str, nn.Module]:
+def find_target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dict[str, nn.Module]:
     """Find every target of ``adapters`` in ``models`` (component name → model).
 
     Raises:
@@ -35,7 +35,7 @@ def target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -> dic
             wrong.append(f"{spec.name} is missing")
             continue
         shape = weight_shape(module)
-        if not spec.fits(shape):
+        if not spec.matches_shape(shape):
             wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
         elif getattr(module, "bias", None) is None and adapters[spec.name].needs_bias:
             wrong.append(f"{spec.name} has no bias here and the adapter changes one")
@@ -64,7 +64,7 @@ def _child(module: nn.Module | None, name: str) -> nn.Module | None:
 
 
 @contextmanager
-def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
+def mount(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     """Add every adapter of the Mix to the outputs of its target modules while the context is open.
 
     The weights are never touched, so unmounting restores the model exactly. Adapters at strength 0 are not
@@ -73,44 +73,45 @@ def mounted(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     Raises:
         MountError: an adapter does not fit.
     """
-    factors = Factors()
+    factors = FactorCache()
     with ExitStack() as stack:
-        for clock in mix.clocks():
-            stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
-        beside: dict[nn.Module, Sequence[Part]] = {}
-        for module, parts in by_module(models, mix).items():
+        for clock in mix.timestep_trackers():
+            stack.enter_context(models["unet"].register_forward_pre_hook(clock.read_timestep, with_kwargs=True))
+        beside: dict[nn.Module, Sequence[ScaledAdapter]] = {}
+        for module, parts in group_by_module(models, mix).items():
             # What a layer of codes makes must not be kept for the backward pass, as one operation for both would.
-            if can_stand_beside(module) and not isinstance(module, Frozen) and all(_is_pair(one) for one, _ in parts):
+            plain = supports_low_rank_forward(module) and not isinstance(module, QuantizedLayer)
+            if plain and all(_has_factors(adapter) for adapter, _ in parts):
                 beside[module] = parts
                 if parts[0][0].spec.name.startswith("unet."):
                     factors.add(module, parts)
                 continue
             for adapter, strength in parts:
-                hook = partial(_add, adapter=adapter, strength=strength)
+                hook = partial(_add_update, adapter=adapter, strength=strength)
                 stack.enter_context(module.register_forward_hook(hook))
-        for module, forward in forwards(beside, factors):
-            stack.enter_context(replaced_forward(module, forward))
+        for module, forward in low_rank_forwards(beside, factors):
+            stack.enter_context(replace_forward(module, forward))
         if "unet" in models:
             stack.enter_context(models["unet"].register_forward_pre_hook(factors.prepare))
         yield
 
 
-def by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module, list[Part]]:
+def group_by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module, list[ScaledAdapter]]:
     """The adapters and strengths that change each module, in the order of the Mix."""
-    parts: dict[nn.Module, list[Part]] = {}
+    parts: dict[nn.Module, list[ScaledAdapter]] = {}
     for adapters, strength in mix.active():
-        for name, module in target_modules(models, adapters).items():
+        for name, module in find_target_modules(models, adapters).items():
             parts.setdefault(module, []).append((adapters[name], strength))
     return parts
 
 
 @torch.no_grad()
-def _is_pair(adapter: Adapter) -> bool:
+def _has_factors(adapter: Adapter) -> bool:
     return adapter.factors() is not None and adapter.bias_delta() is None
 
 
 @contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """The module computes ``forward`` while this is open."""
     original = module.__dict__.get("forward")   # set on the object itself when another library hooked it
     module.forward = forward
@@ -123,15 +124,16 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = original
 
 
-def _add(
+def _add_update(
     module: nn.Module, args: tuple[Any, ...], output: Tensor, *, adapter: Adapter, strength: float
 ) -> Tensor:
     update = adapter(args[0], module)
     if (shift := adapter.bias_delta()) is not None:
-        update = update + shift.to(update).reshape(-1, *(1 for _ in range(output.dim() - 2) if features_first(module)))
+        ones = [1] * (output.dim() - 2) if is_channels_first(module) else []
+        update = update + shift.to(update).reshape(-1, *ones)
     return output + (update if strength == 1 else update * strength)
 
 
-def features_first(module: nn.Module) -> bool:
+def is_channels_first(module: nn.Module) -> bool:
     """Whether outputs are [batch, features, …] and not [batch, …, features]."""
     return isinstance(module, nn.Conv2d | nn.GroupNorm)

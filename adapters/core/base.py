@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier.adapters.core.settings import Settings
-from atelier.adapters.core.target_ops import operate
-from atelier.kernels.factor_forms import Factor, plain
+from atelier.adapters.core.target_ops import apply_with_weight
+from atelier.kernels.factor_forms import Factor, dense_factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Spec:
         """Input features alone: a column is one of them at one tap of the kernel."""
         return self.shape[1]
 
-    def fits(self, shape: Sequence[int]) -> bool:
+    def matches_shape(self, shape: Sequence[int]) -> bool:
         """Whether this is the shape of a module's weight, as far as it is known."""
         return len(shape) == len(self.shape) and all(a in (0, b) for a, b in zip(self.shape, shape, strict=True))
 
@@ -59,7 +59,7 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class BaseStatistics:
     """What the base model shows of one target module before training; see ``initialization.py``."""
 
     weight: Tensor                    # the original W, in its own shape, float32
@@ -70,7 +70,7 @@ class Seen:
         """W as ``[rows, columns]``."""
         return self.weight.flatten(1)
 
-    def slope(self) -> Tensor:
+    def gradient_matrix(self) -> Tensor:
         """The gradient as ``[rows, columns]``."""
         assert self.gradient is not None, "the kind's `wants` did not ask for the gradient"
         return self.gradient.flatten(1)
@@ -90,7 +90,7 @@ class Adapter(nn.Module):
         self.spec = spec
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: Any) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+    def create_all(cls, specs: Sequence[Spec], settings: Any) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         """One adapter for each target module, and by name the modules that hold what several of them share."""
         return [cls(spec, settings) for spec in specs], {}
 
@@ -105,23 +105,23 @@ class Adapter(nn.Module):
         return sum(cls.parameter_count(spec, settings) for spec in specs)
 
     @classmethod
-    def low_rank(cls) -> bool:
+    def is_low_rank(cls) -> bool:
         """Whether the kind has exact factors."""
         return cls.factors is not Adapter.factors
 
     @classmethod
-    def wants(cls, settings: Any) -> str:   # noqa: ARG003 (kinds read it)
+    def required_statistics(cls, settings: Any) -> str:   # noqa: ARG003 (kinds read it)
         """What the start needs to see beside the weight: ``inputs``, ``gradient``, or nothing (empty)."""
         return ""
 
-    def start(self, seen: Seen) -> None:
+    def initialize(self, statistics: BaseStatistics) -> None:
         """Take from the base model what the update is made of. Called once, before training; ΔW stays 0.
 
         What is taken goes into parameters and buffers, for the file must hold it: a base rounded to another
         precision would give it again only roughly.
         """
 
-    def reselect(self, weight: Tensor) -> None:
+    def update_mask(self, weight: Tensor) -> None:
         """Choose anew which values train on. Called once, half way through training; ΔW stays as it is.
 
         What is chosen goes into buffers, for a run that resumes must hold it.
@@ -131,10 +131,10 @@ class Adapter(nn.Module):
         """Exact ``(up [rows, rank], down [rank, columns])`` with ΔW = up @ down, scale included; or None."""
         return None
 
-    def forms(self) -> tuple[Factor, Factor] | None:
+    def structured_factors(self) -> tuple[Factor, Factor] | None:
         """The same factors in the forms they are kept in, for a merge that reads them like that; or None."""
         factors = self.factors()
-        return None if factors is None else plain(factors)
+        return None if factors is None else dense_factors(factors)
 
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW in the shape of ``weight``: the base model's original one, in whatever precision it is kept."""
@@ -161,13 +161,13 @@ class Adapter(nn.Module):
             # A grouped convolution keeps apart what `up` would mix.
             dense = self.delta(weight_of(module)) if factors is None or getattr(module, "groups", 1) > 1 else None
         if dense is not None:
-            return operate(module, x, dense.to(x.dtype))
+            return apply_with_weight(module, x, dense.to(x.dtype))
         assert factors is not None
-        return self.through(x, module, *factors)
+        return self.apply_low_rank(x, module, *factors)
 
-    def through(self, x: Tensor, module: nn.Module, up: Tensor, down: Tensor) -> Tensor:
+    def apply_low_rank(self, x: Tensor, module: nn.Module, up: Tensor, down: Tensor) -> Tensor:
         """Apply a low-rank pair ``up [rows, r]``, ``down [r, columns]`` as two small layers."""
-        hidden = operate(module, x, down.to(x.dtype).reshape(-1, *self.spec.shape[1:]))
+        hidden = apply_with_weight(module, x, down.to(x.dtype).reshape(-1, *self.spec.shape[1:]))
         up = up.to(x.dtype)
         return F.linear(hidden, up) if len(self.spec.shape) == 2 else F.conv2d(hidden, up[:, :, None, None])
 
@@ -216,7 +216,7 @@ class AdapterSet(nn.Module):
         """The target modules, in the order of the base model."""
         return [adapter.spec for adapter in self]
 
-    def become(self, other: AdapterSet) -> None:
+    def replace_with(self, other: AdapterSet) -> None:
         """Hold what ``other`` holds, so that whoever has this set goes on with the other's adapters."""
         self.settings, self.ranks, self._index = other.settings, other.ranks, other._index
         self._adapters, self._shared = other._adapters, other._shared

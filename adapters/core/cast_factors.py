@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from atelier.adapters.core.base import Adapter
 
-Part = tuple[Adapter, float]   # with its strength
+ScaledAdapter = tuple[Adapter, float]   # with its strength
 Pair = tuple[Tensor, Tensor]   # up, down
 
 
-class Factors:
+class FactorCache:
     """Factors of the linear layers of one model."""
 
     def __init__(self) -> None:
-        self._layers: dict[nn.Module, Sequence[Part]] = {}
+        self._layers: dict[nn.Module, Sequence[ScaledAdapter]] = {}
         self._cast: dict[nn.Module, Pair] = {}
 
-    def add(self, module: nn.Module, parts: Sequence[Part]) -> None:
+    def add(self, module: nn.Module, parts: Sequence[ScaledAdapter]) -> None:
         """Have a layer's factors ready whenever the model is called."""
         self._layers[module] = parts
 
@@ -33,38 +33,38 @@ class Factors:
         """Cast all factors: a hook before a call of the model."""
         self._cast = {}
         weight = next(model.parameters())
-        dtype = computed_in(weight)
+        dtype = compute_dtype(weight)
         if not self._layers or dtype == torch.float32:
             return   # nothing to cast: every layer takes its own
-        pairs = {module: side_by_side(parts) for module, parts in self._layers.items()}
+        pairs = {module: concatenate_factors(parts) for module, parts in self._layers.items()}
         sizes = [factor.numel() for pair in pairs.values() for factor in pair]
         flat = torch.cat([factor.flatten() for pair in pairs.values() for factor in pair]).to(weight.device, dtype)
         pieces = iter(flat.split(sizes))
         self._cast = {module: (next(pieces).view_as(up), next(pieces).view_as(down))
                       for module, (up, down) in pairs.items()}
 
-    def of(self, module: nn.Module, parts: Sequence[Part], x: Tensor) -> Pair:
+    def of(self, module: nn.Module, parts: Sequence[ScaledAdapter], x: Tensor) -> Pair:
         """A layer's factors in the precision that it computes in; formed now where the model was not called."""
-        dtype, known = computed_in(x), self._cast.get(module)
+        dtype, known = compute_dtype(x), self._cast.get(module)
         if known is not None and known[0].dtype == dtype:
             return known
-        up, down = side_by_side(parts)
+        up, down = concatenate_factors(parts)
         return up.to(x.device, dtype), down.to(x.device, dtype)
 
 
-def computed_in(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """What a layer computes in: autocast's precision where it is on."""
     place = x.device.type
     return torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else x.dtype
 
 
-def side_by_side(parts: Sequence[Part]) -> Pair:
+def concatenate_factors(parts: Sequence[ScaledAdapter]) -> Pair:
     """All adapters' factors of one layer as one pair, strengths included."""
-    ups, downs = zip(*(_factors(adapter, strength) for adapter, strength in parts), strict=True)
+    ups, downs = zip(*(_scaled_factors(adapter, strength) for adapter, strength in parts), strict=True)
     return (torch.cat(ups, 1), torch.cat(downs)) if len(parts) > 1 else (ups[0], downs[0])
 
 
-def _factors(adapter: Adapter, strength: float) -> Pair:
+def _scaled_factors(adapter: Adapter, strength: float) -> Pair:
     factors = adapter.factors()
     assert factors is not None
     up, down = factors

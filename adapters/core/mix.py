@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from atelier.adapters.core.base import AdapterSet
-from atelier.adapters.core.timestep import Clock
+from atelier.adapters.core.timestep import TimestepTracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Mix:
         """Whether an adapter changes with the timestep or the picture: such a Mix is mounted, never merged."""
         return any(adapter.live for adapters, _ in self.active() for adapter in adapters)
 
-    def clocks(self) -> list[Clock]:
-        """Those of adapters that change with the timestep."""
-        return [part for adapters, _ in self.active() for part in adapters.modules() if isinstance(part, Clock)]
+    def timestep_trackers(self) -> list[TimestepTracker]:
+        """The trackers of all adapters whose ΔW changes with the timestep."""
+        modules = (module for adapters, _ in self.active() for module in adapters.modules())
+        return [module for module in modules if isinstance(module, TimestepTracker)]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def operate(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+def apply_with_weight(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """Run the module's own operation, without bias, with another weight."""
     if isinstance(module, nn.Conv2d):
         return module._conv_forward(x, weight, None)   # unlike F.conv2d, knows circular and reflected borders

@@ -58,6 +58,6 @@ def role(name: str) -> str:
     return ".".join([part for part in name.split(".") if not part.isdigit()][-2:])
 
 
-def hands_back(name: str) -> bool:
+def is_output_projection(name: str) -> bool:
     """Whether a module's *inputs* are heads or hidden units, as of an attention's ``to_out``."""
     return role(name).endswith(_HAND_BACK)

@@ -10,16 +10,16 @@ from torch import nn
 TIMESTEPS = 1000   # of every Stable Diffusion's noise schedule
 
 
-class Clock(nn.Module):
-    """Shared by the adapters of one set; ``mount.mounted`` lets it see the UNet's timestep before every call."""
+class TimestepTracker(nn.Module):
+    """Shared by the adapters of one set; ``mount.mount`` lets it see the UNet's timestep before every call."""
 
     def __init__(self) -> None:
         super().__init__()
         self.progress = 0.0   # 0: pure noise, towards 1: the finished picture
-        self.moments = torch.zeros(1)   # the same for each picture of the batch, or once for all of them
+        self.batch_progress = torch.zeros(1)   # the same for each picture of the batch, or once for all of them
 
-    def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:   # noqa: ARG002 (a hook)
+    def read_timestep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:   # noqa: ARG002 (a hook)
         """Read the timestep of a UNet's call; of a batch with several, the noisiest counts."""
         timestep = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
         self.progress = 1 - timestep.max().item() / TIMESTEPS
-        self.moments = 1 - timestep.float().reshape(-1) / TIMESTEPS
+        self.batch_progress = 1 - timestep.float().reshape(-1) / TIMESTEPS

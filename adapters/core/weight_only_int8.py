@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-LARGEST = 127
+MAX_CODE = 127
 # A UNet's first and last convolution: hardly any memory, and half of the error (docs/LOG.md).
 _WHOLE = ("conv_in", "conv_out")
 
 
-class Frozen(nn.Module):
+class QuantizedLayer(nn.Module):
     """What a frozen layer becomes that keeps codes: it makes its weight whenever it is asked for it."""
 
     @property
@@ -36,10 +36,10 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's own operation."""
-        return _Apply.apply(x, self) if torch.is_grad_enabled() else _apply(x, self)
+        return _LayerFunction.apply(x, self) if torch.is_grad_enabled() else _run_layer(x, self)
 
 
-class Frozen8(Frozen):
+class Int8Layer(QuantizedLayer):
     """A frozen layer in 8 bits, symmetric about 0."""
 
     codes: Tensor    # int8, in the shape of the weight
@@ -56,27 +56,27 @@ class Frozen8(Frozen):
         return tuple(self.codes.shape)
 
 
-class Linear8(Frozen8, nn.Linear):   # type: ignore[misc]
+class Int8Linear(Int8Layer, nn.Linear):   # type: ignore[misc]
     """A frozen Linear in 8 bits."""
 
 
-class Conv8(Frozen8, nn.Conv2d):   # type: ignore[misc]
+class Int8Conv2d(Int8Layer, nn.Conv2d):   # type: ignore[misc]
     """A frozen Conv2d in 8 bits."""
 
 
-def _apply(x: Tensor, layer: Any) -> Tensor:
+def _run_layer(x: Tensor, layer: Any) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         return layer._conv_forward(x, layer.weight, layer.bias)
     return F.linear(x, layer.weight, layer.bias)
 
 
-class _Apply(torch.autograd.Function):
+class _LayerFunction(torch.autograd.Function):
     """Left to itself, autograd would keep the whole weight of every layer until the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
         ctx.layer, ctx.shape = layer, x.shape
-        return _apply(x, layer)
+        return _run_layer(x, layer)
 
     @staticmethod
     @once_differentiable
@@ -89,7 +89,7 @@ class _Apply(torch.autograd.Function):
 
 
 @torch.no_grad()
-def freeze8(model: nn.Module, device: torch.device | str | None = None) -> None:
+def quantize_to_int8(model: nn.Module, device: torch.device | str | None = None) -> None:
     """Keep every Linear and Conv2d of a model in 8 bits from now on, in place.
 
     The first and the last stay as they are, and so do unusual ones. With ``device`` they are rounded there and stay
@@ -99,24 +99,24 @@ def freeze8(model: nn.Module, device: torch.device | str | None = None) -> None:
         if name in _WHOLE:
             continue
         if type(layer) is nn.Linear:
-            _convert(layer, Linear8, device)
+            _convert(layer, Int8Linear, device)
         elif type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-            _convert(layer, Conv8, device)
+            _convert(layer, Int8Conv2d, device)
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...]:
     """Shape of a module's weight, without making it; empty where there is none."""
-    if isinstance(module, Frozen):
+    if isinstance(module, QuantizedLayer):
         return module.shape
     weight = getattr(module, "weight", None)
     return tuple(weight.shape) if isinstance(weight, Tensor) else ()
 
 
-def _convert(layer: nn.Linear | nn.Conv2d, kind: type[Frozen8], device: torch.device | str | None) -> None:
+def _convert(layer: nn.Linear | nn.Conv2d, kind: type[Int8Layer], device: torch.device | str | None) -> None:
     weight = layer.weight.to(device)
-    scales = (weight.float().abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / LARGEST).to(weight.dtype)
+    scales = (weight.float().abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / MAX_CODE).to(weight.dtype)
     scales = torch.where(scales > 0, scales, 1)   # a channel of zeros
-    codes = (weight.float() / scales.float()).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+    codes = (weight.float() / scales.float()).round().clamp(-MAX_CODE, MAX_CODE).to(torch.int8)
     del layer.weight
     layer.register_buffer("scales", scales)
     layer.register_buffer("codes", codes)

@@ -14,7 +14,7 @@ from torch import Tensor
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.module_names import lasting_name
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora
 
 WeightOf = Callable[[str], Tensor]   # a module's name → the base model's original weight
@@ -136,7 +136,7 @@ def lora_of(pairs: Mapping[Spec, Pair]) -> AdapterSet:
     """A LoRA set that holds these pairs, each layer with the rank of its own."""
     ranks = {spec.name: len(down) for spec, (_, down) in pairs.items()}
     with torch.random.fork_rng(devices=[]):   # its start values are overwritten; nobody's dice may move for them
-        adapters = create("lora", {"rank": max(1, *ranks.values())}, pairs, ranks)
+        adapters = create_adapters("lora", {"rank": max(1, *ranks.values())}, pairs, ranks)
     for adapter in adapters:
         assert isinstance(adapter, Lora)
         adapter.up.copy_(pairs[adapter.spec][0])

@@ -20,7 +20,7 @@ from atelier.adapters.formats.check_values import number_problem, value_problem
 from atelier.adapters.formats.codebook import unpack
 from atelier.adapters.formats.lycoris import Imported, imported_set
 from atelier.adapters.formats.safetensors_header import FileError, HeaderError
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 SCHEMA = 1
 PACKED_SCHEMA = 2   # files whose values are in few bits; see tiny.py
@@ -128,7 +128,7 @@ def load_adapter(path: Path) -> AdapterSet:
         return _load_imported(path, found)
     try:
         with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
-            adapters = create(found.kind, found.settings, found.specs, found.ranks)
+            adapters = create_adapters(found.kind, found.settings, found.specs, found.ranks)
         tensors = read_sound_tensors(path)
         if "atelier.bits" in found.metadata:
             shapes = {name: tensor.shape for name, tensor in adapters.tensors().items()}

@@ -12,7 +12,7 @@ from atelier.adapters.core.base import Adapter
 from atelier.adapters.formats.codebook import BITS, pack, unpack
 from atelier.adapters.formats.lycoris import Imported
 from atelier.adapters.formats.native import PACKED_SCHEMA, load_adapter, read_header, write_tensors
-from atelier.adapters.kinds.catalog import kind_named
+from atelier.adapters.kinds.catalog import get_kind
 
 
 class TinyError(ValueError):
@@ -44,8 +44,8 @@ def shrink(path_in: Path, path_out: Path, bits: int) -> Shrunk:
         raise TinyError(f"{bits} bits are not possible; choose one of: {', '.join(map(str, BITS))}.")
     if header.kind == Imported.kind:
         raise TinyError(f"{path_in.name} came from another tool. Merge it into a new adapter first; that can be tiny.")
-    if not kind_named(header.kind).low_rank():
-        raise TinyError(f"{kind_named(header.kind).title} is not a low-rank pair; only those can be made tiny.")
+    if not get_kind(header.kind).is_low_rank():
+        raise TinyError(f"{get_kind(header.kind).title} is not a low-rank pair; only those can be made tiny.")
     adapters = load_adapter(path_in)
     before = [_factors(adapter) for adapter in adapters]
     packed = pack(adapters.tensors(), bits)

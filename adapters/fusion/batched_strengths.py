@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, linear
 
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.core.timestep import Clock
+from atelier.adapters.core.timestep import TimestepTracker
 from atelier.adapters.formats.low_rank import Pair
 from atelier.adapters.fusion.break_for_make_halves import parts, unite
 from atelier.adapters.fusion.pairwise import Models, content_shares, giving_way, layers
@@ -77,7 +77,7 @@ class BlendedChoice(Blended):
     """The same for K-LoRA: the content's part until the clock says it is time, then the style's."""
 
     def __init__(
-        self, spec: Spec, parts: Sequence[Term], strengths: Strengths, share: float, clock: Clock
+        self, spec: Spec, parts: Sequence[Term], strengths: Strengths, share: float, clock: TimestepTracker
     ) -> None:
         super().__init__(spec, parts, strengths)
         self.share, self._clock = share, (clock,)
@@ -110,7 +110,7 @@ def blended(
             adapters = [Blended(layer.spec, _apart(first, layer.style), values)
                         for layer, first in zip(found, firsts, strict=True)]
         case "k":
-            found, shared["clock"] = layers(models, content, style), (clock := Clock())
+            found, shared["clock"] = layers(models, content, style), (clock := TimestepTracker())
             adapters = [BlendedChoice(layer.spec, _apart(layer.content, layer.style), values, share, clock)
                         for layer, share in zip(found, content_shares(found), strict=True)]
         case _:

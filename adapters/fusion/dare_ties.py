@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from atelier.adapters.attach.mount import target_modules
+from atelier.adapters.attach.mount import find_target_modules
 from atelier.adapters.core.base import AdapterSet, weight_of
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.low_rank import Change, changes
@@ -60,7 +60,7 @@ def elected(deltas: Tensor) -> Tensor:
 @torch.no_grad()
 def _merged(models: Models, mix: Mix, method: Callable[[Sequence[Tensor]], Tensor]) -> AdapterSet:
     """Every matrix by ``method``; biases and normalizations are added, for there is nothing to drop."""
-    modules = {name: module for part, _ in mix.parts for name, module in target_modules(models, part).items()}
+    modules = {name: module for part, _ in mix.parts for name, module in find_target_modules(models, part).items()}
     found: dict[str, list[Change]] = {}
     for part in mix.active():
         for change in changes(Mix((part,)), lambda name: weight_of(modules[name])):

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.adapters.attach.mount import features_first, replaced_forward, target_modules
+from atelier.adapters.attach.mount import find_target_modules, is_channels_first, replace_forward
 from atelier.adapters.core.base import Adapter, AdapterSet
-from atelier.adapters.core.timestep import Clock
+from atelier.adapters.core.timestep import TimestepTracker
 from atelier.adapters.fusion.gates import Gate, GateSet, Record
 
 Curve = Callable[[float], float]   # progress of denoising, 0 … 1 → what the strength is multiplied with
@@ -85,29 +85,30 @@ def fusing(models: Mapping[str, nn.Module], fusion: Fusion) -> Iterator[None]:
     layers: dict[nn.Module, _Layer] = {}
     for i, part in enumerate(fusion.parts):
         if part.strength:
-            for name, module in target_modules(models, part.adapters).items():
+            for name, module in find_target_modules(models, part.adapters).items():
                 layers.setdefault(module, _Layer(name, module, stage)).add(i, part.adapters[name])
     with ExitStack() as stack:
         for clock in (stage.clock, *_clocks(fusion)):
-            stack.enter_context(models["unet"].register_forward_pre_hook(clock.see, with_kwargs=True))
+            stack.enter_context(models["unet"].register_forward_pre_hook(clock.read_timestep, with_kwargs=True))
         for module, layer in layers.items():
             stack.enter_context(module.register_forward_hook(layer))
         passes = fusion.passes()
         if len(passes) > 1:
             unet = models["unet"]
-            stack.enter_context(replaced_forward(unet, partial(_averaged, unet.forward, passes, stage)))
+            stack.enter_context(replace_forward(unet, partial(_averaged, unet.forward, passes, stage)))
         yield
 
 
-def _clocks(fusion: Fusion) -> list[Clock]:
-    return [module for part in fusion.parts for module in part.adapters.modules() if isinstance(module, Clock)]
+def _clocks(fusion: Fusion) -> list[TimestepTracker]:
+    modules = (module for part in fusion.parts for module in part.adapters.modules())
+    return [module for module in modules if isinstance(module, TimestepTracker)]
 
 
 class _Stage:
     """Which parts are acting at this moment, and how strongly."""
 
     def __init__(self, fusion: Fusion) -> None:
-        self.fusion, self.clock = fusion, Clock()
+        self.fusion, self.clock = fusion, TimestepTracker()
         self.turn = tuple(range(len(fusion.parts)))
 
     def strength(self, part: int, name: str) -> float:
@@ -169,10 +170,10 @@ class _Layer:
         acting = {part: strength for part, strength in found if strength}
         if not acting:
             return None
-        first = features_first(module)
+        first = is_channels_first(module)
         base = output.movedim(1, -1) if first else output
         parts = self._outputs(module, args[0], acting)
-        moments = self.stage.clock.moments
+        moments = self.stage.clock.batch_progress
         if self.gate is None:
             mixed = base + parts.sum(0)
         else:
@@ -191,14 +192,14 @@ class _Layer:
         if acting.keys() <= self.pairs.keys():
             return self._side_by_side(module, x, acting)
         found = [self._alone(module, x, part) * strength for part, strength in acting.items()]
-        return torch.stack([one.movedim(1, -1) if features_first(module) else one for one in found])
+        return torch.stack([one.movedim(1, -1) if is_channels_first(module) else one for one in found])
 
     def _alone(self, module: nn.Module, x: Tensor, part: int) -> Tensor:
         adapter = self.adapters[part]
         update, shift = adapter(x, module), adapter.bias_delta()
         if shift is None:
             return update
-        beyond = update.dim() - 2 if features_first(module) else 0
+        beyond = update.dim() - 2 if is_channels_first(module) else 0
         return update + shift.to(update).reshape(-1, *(1 for _ in range(beyond)))
 
     def _side_by_side(self, module: nn.Module, x: Tensor, acting: Mapping[int, float]) -> Tensor:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.attach.mount import target_modules
+from atelier.adapters.attach.mount import find_target_modules
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec, weight_of
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.core.timestep import Clock
+from atelier.adapters.core.timestep import TimestepTracker
 from atelier.adapters.formats.low_rank import Change, Pair, changes, lora_of
 from atelier.adapters.kinds.lora import RankSettings
 
@@ -70,7 +70,7 @@ def chosen(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet
     clock, so it is mounted, never merged; :func:`averaged` is the nearest plain LoRA.
     """
     found = layers(models, content, style)
-    clock = Clock()
+    clock = TimestepTracker()
     shares = content_shares(found)
     adapters = [Switched(layer, share, clock) for layer, share in zip(found, shares, strict=True)]
     return AdapterSet(Switched, RankSettings(), adapters, shared={"clock": clock})
@@ -115,7 +115,7 @@ class Switched(Adapter):
     settings = RankSettings
     live = True
 
-    def __init__(self, layer: Layer, share: float, clock: Clock) -> None:
+    def __init__(self, layer: Layer, share: float, clock: TimestepTracker) -> None:
         super().__init__(layer.spec, RankSettings())
         self.share, self._clock = share, (clock,)   # in a tuple, for the set holds it once for all
         for name, (up, down) in (("content", layer.content), ("style", layer.style)):
@@ -145,7 +145,7 @@ def exact_pairs(models: Models, mix: Mix) -> dict[Spec, Pair]:
 
     Changes of biases and normalizations have none and stay out.
     """
-    modules = {name: module for part, _ in mix.parts for name, module in target_modules(models, part).items()}
+    modules = {name: module for part, _ in mix.parts for name, module in find_target_modules(models, part).items()}
     found = changes(mix, lambda name: weight_of(modules[name]))
     return {_known(change.spec, modules): exact_pair(change) for change in found if len(change.spec.shape) > 1}
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atelier.adapters.attach.mount import target_modules
-from atelier.adapters.core.base import AdapterSet, Seen, weight_of
+from atelier.adapters.attach.mount import find_target_modules
+from atelier.adapters.core.base import AdapterSet, BaseStatistics, weight_of
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.initialization.rank_budget import allocate, by_gradient, by_inputs
-from atelier.adapters.kinds.catalog import KINDS, create
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.lora import LoraSettings
 
 PASSES = 4        # looks at the training pictures: directions settle after a few batches
@@ -25,11 +25,11 @@ ROWS = 2048       # inputs of one call that are looked at, evenly spread: neighb
 Look = Callable[[], Tensor]   # runs the model on a batch of the training data and returns the loss
 
 
-def begin(adapters: AdapterSet, models: Mapping[str, nn.Module], look: Look | None = None) -> None:
+def initialize(adapters: AdapterSet, models: Mapping[str, nn.Module], look: Look | None = None) -> None:
     """Let every adapter of a fresh set take from the base model what its update is made of, and its rank.
 
     Args:
-        adapters: as made by ``catalog.create``, not mounted.
+        adapters: as made by ``catalog.create_adapters``, not mounted.
         models: component name → model.
         look: for starts that follow the inputs or the gradient; called a few times.
 
@@ -38,17 +38,17 @@ def begin(adapters: AdapterSet, models: Mapping[str, nn.Module], look: Look | No
         SettingError: the budget is too small for a single rank.
         ValueError: the kind wants to look at the data and ``look`` is missing.
     """
-    modules = target_modules(models, adapters)
-    wanted = KINDS[adapters.kind].wants(adapters.settings) if adapters.kind in KINDS else ""
+    modules = find_target_modules(models, adapters)
+    wanted = KINDS[adapters.kind].required_statistics(adapters.settings) if adapters.kind in KINDS else ""
     if wanted and look is None:
         raise ValueError(f"{adapters.kind} starts from the {wanted} of the base model, so it needs data to look at")
-    found = observe(modules, wanted, look) if look is not None else {}
+    found = collect_statistics(modules, wanted, look) if look is not None else {}
     if isinstance(adapters.settings, LoraSettings) and adapters.settings.budget:
         _spend(adapters.settings, adapters, modules, found)
     for adapter in adapters:
         name = adapter.spec.name
         weight = weight_of(modules[name]).detach().float()
-        adapter.start(Seen(weight, **{wanted: found[name]} if wanted else {}))
+        adapter.initialize(BaseStatistics(weight, **{wanted: found[name]} if wanted else {}))
 
 
 def _spend(
@@ -65,10 +65,10 @@ def _spend(
         least = min(spec.rows + spec.columns for spec in adapters.specs)
         raise SettingError(f"budget is {settings.budget}, but one rank of the smallest layer takes {least} already.")
     device = next(adapters.parameters()).device
-    adapters.become(create(adapters.kind, settings.to_dict(), adapters.specs, ranks).to(device))
+    adapters.replace_with(create_adapters(adapters.kind, settings.to_dict(), adapters.specs, ranks).to(device))
 
 
-def observe(modules: Mapping[str, nn.Module], wanted: str, look: Look) -> dict[str, Tensor]:
+def collect_statistics(modules: Mapping[str, nn.Module], wanted: str, look: Look) -> dict[str, Tensor]:
     """Watch ``modules`` (name → module) during a few looks and return what is ``wanted`` of each.
 
     ``inputs``: ``[k, columns]``, singular vectors of all inputs times their singular values, largest first.

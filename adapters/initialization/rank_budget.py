@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet, Spec
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora, LoraSettings
 
 
@@ -26,7 +26,7 @@ def allocate(specs: Sequence[Spec], worth: Mapping[str, Sequence[float]], budget
         budget: parameters to spend; a rank costs rows + columns.
 
     Returns:
-        Rank by module name, 0 where a module is not worth one: for ``catalog.create``.
+        Rank by module name, 0 where a module is not worth one: for ``catalog.create_adapters``.
 
     >>> two = [Spec("a", (4, 4)), Spec("b", (2, 2))]
     >>> allocate(two, {"a": [8.0, 1.0], "b": [3.0, 2.9]}, budget=16)
@@ -84,7 +84,7 @@ def resize(adapters: AdapterSet, specs: Sequence[Spec], ranks: Mapping[str, int]
     if not isinstance(settings, LoraSettings) or settings.start in ("weight", "gradient"):
         raise ValueError(f"only a LoRA that starts at zero can change its ranks, not {adapters.kind}")
     device = next(adapters.parameters()).device
-    resized = create(adapters.kind, settings.to_dict(), specs, ranks).to(device)
+    resized = create_adapters(adapters.kind, settings.to_dict(), specs, ranks).to(device)
     known = {adapter.spec.name: adapter for adapter in adapters}
     for new in resized:
         if isinstance(old := known.get(new.spec.name), Lora) and isinstance(new, Lora):

@@ -37,7 +37,7 @@ KINDS: dict[str, type[Adapter]] = {
 }
 
 
-def kind_named(name: str) -> type[Adapter]:
+def get_kind(name: str) -> type[Adapter]:
     """Look a kind up by its name.
 
     Raises:
@@ -48,13 +48,13 @@ def kind_named(name: str) -> type[Adapter]:
     return KINDS[name]
 
 
-def create(
+def create_adapters(
     kind: str, settings: Mapping[str, Any], specs: Iterable[Spec], ranks: Mapping[str, int] | None = None
 ) -> AdapterSet:
     """Make a fresh adapter set: one new adapter of ``kind`` for each target module.
 
-    Kinds that take something from the base model need
-    :func:`~atelier.adapters.initialization.initialization.begin` before they are trained, or a file that fills them.
+    Kinds that start from the base model's weights, inputs or gradients must be initialized before they are trained
+    (:func:`~atelier.adapters.initialization.initialization.initialize`), unless a file fills them.
 
     Args:
         kind: the kind's name.
@@ -65,12 +65,12 @@ def create(
     Raises:
         SettingError: an unknown kind, settings the kind does not have, or ranks for a kind that shares its rank.
     """
-    cls, specs = kind_named(kind), list(specs)
+    cls, specs = get_kind(kind), list(specs)
     checked = cls.settings.from_dict(settings)
     if not ranks:
-        adapters, shared = cls.family(specs, checked)
+        adapters, shared = cls.create_all(specs, checked)
         return AdapterSet(cls, checked, adapters, shared=shared)
-    if not isinstance(checked, RankSettings) or cls.family(specs[:1], checked)[1]:
+    if not isinstance(checked, RankSettings) or cls.create_all(specs[:1], checked)[1]:
         raise SettingError(f"{cls.title} has no rank of its own for each layer; choose another kind, or one rank.")
     chosen = [(spec, ranks.get(spec.name, checked.rank)) for spec in specs]
     own = [cls(spec, checked.at(rank)) for spec, rank in chosen if rank]

@@ -51,4 +51,4 @@ class Hydra(Adapter):
             return super().forward(x, module)
         with torch.autocast(x.device.type, enabled=False):
             pair = self.pair(weight_of(module))
-        return self.through(x, module, *pair)
+        return self.apply_low_rank(x, module, *pair)

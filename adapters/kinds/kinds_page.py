@@ -40,7 +40,7 @@ def _row(kind: type[Adapter]) -> str:
     update, _, _ = _parts(kind)
     papers = re.findall(r"arXiv\s+(\d{4}\.\d{5})", inspect.getdoc(kind) or "")
     source = f"[{papers[0]}](https://arxiv.org/abs/{papers[0]})" if papers else ""
-    return f"| `{kind.kind}` | {kind.title} | {update} | {'LoRA' if kind.low_rank() else '–'} | {source} |\n"
+    return f"| `{kind.kind}` | {kind.title} | {update} | {'LoRA' if kind.is_low_rank() else '–'} | {source} |\n"
 
 
 def _section(kind: type[Adapter]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.core.base import Adapter, Seen, Spec
+from atelier.adapters.core.base import Adapter, BaseStatistics, Spec
 from atelier.adapters.core.settings import SettingError, setting
 from atelier.adapters.kinds.factorize import share
 from atelier.adapters.kinds.lora import RankSettings
@@ -81,9 +81,9 @@ class Lokr(Adapter):
             nn.init.zeros_(self.down)
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: LokrSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+    def create_all(cls, specs: Sequence[Spec], settings: LokrSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         if not settings.shared:
-            return super().family(specs, settings)
+            return super().create_all(specs, settings)
         smalls = {side: Small(*side) for side in sorted({_sides(spec, settings) for spec in specs})}
         adapters = [cls(spec, settings, smalls[_sides(spec, settings)]) for spec in specs]
         return adapters, {f"{f_out}x{f_in}": small for (_, f_out, f_in), small in smalls.items()}
@@ -105,12 +105,12 @@ class Lokr(Adapter):
         return (self.common[0] if self.common else self.own).small
 
     @torch.no_grad()
-    def start(self, seen: Seen) -> None:
+    def initialize(self, statistics: BaseStatistics) -> None:
         if not self.has_first:
             return
         terms, f_out, f_in = self.small.shape
         rank = self.up.shape[2]
-        left, right = kronecker_sum(seen.matrix() / self.scale, f_out, f_in, terms)
+        left, right = kronecker_sum(statistics.matrix() / self.scale, f_out, f_in, terms)
         u, s, v = torch.linalg.svd(right, full_matrices=False)
         root = s[:, :rank].sqrt()
         found = root.shape[1]

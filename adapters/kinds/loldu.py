@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.core.base import Adapter, Seen, Spec
+from atelier.adapters.core.base import Adapter, BaseStatistics, Spec
 from atelier.adapters.core.settings import Settings, setting
 
 LEAST_PIVOT = 1e-3   # of the largest
@@ -51,9 +51,9 @@ class Loldu(Adapter):
         return min(settings.rank, spec.rows, spec.columns) + 1
 
     @torch.no_grad()
-    def start(self, seen: Seen) -> None:
+    def initialize(self, statistics: BaseStatistics) -> None:
         rank = len(self.first)
-        swaps, lower, upper = torch.linalg.lu(seen.matrix())
+        swaps, lower, upper = torch.linalg.lu(statistics.matrix())
         pivots = upper.diagonal().clone()
         pivots[pivots.abs() < LEAST_PIVOT * pivots.abs().max()] = 1
         self.first.copy_(pivots[:rank])

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.core.base import Adapter, Seen, Spec
+from atelier.adapters.core.base import Adapter, BaseStatistics, Spec
 from atelier.adapters.core.settings import Settings, setting
 
 
@@ -89,23 +89,23 @@ class Lora(Adapter):
         return settings.rank * (spec.rows + spec.columns)
 
     @classmethod
-    def wants(cls, settings: LoraSettings) -> str:
+    def required_statistics(cls, settings: LoraSettings) -> str:
         if settings.start in ("inputs", "gradient"):
             return settings.start
         return "inputs" if settings.budget else ""
 
     @torch.no_grad()
-    def start(self, seen: Seen) -> None:
+    def initialize(self, statistics: BaseStatistics) -> None:
         rank = len(self.down)
         if self.begins == "inputs":
-            assert seen.inputs is not None
-            _turn(self.down, seen.inputs)
+            assert statistics.inputs is not None
+            _turn(self.down, statistics.inputs)
         elif self.begins == "weight":
-            u, s, v = torch.linalg.svd(seen.matrix(), full_matrices=False)
+            u, s, v = torch.linalg.svd(statistics.matrix(), full_matrices=False)
             root = (s[:rank] / self.scale).sqrt()
             self.first_up[:, : len(root)], self.first_down[: len(root)] = u[:, :rank] * root, root[:, None] * v[:rank]
         elif self.begins == "gradient":
-            u, _, v = torch.linalg.svd(seen.slope(), full_matrices=False)
+            u, _, v = torch.linalg.svd(statistics.gradient_matrix(), full_matrices=False)
             half = min(rank, len(v) // 2)   # small layers have too few directions for two halves of `rank`
             _turn(self.first_down, v[:half])
             self.first_up[:, :half] = u[:, half : 2 * half] * self.first_down.norm(dim=1).mean()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.core.base import Adapter, Seen, Spec
+from atelier.adapters.core.base import Adapter, BaseStatistics, Spec
 from atelier.adapters.core.settings import setting
 from atelier.adapters.kinds.lora import RankSettings
 
@@ -51,12 +51,12 @@ class LoraXs(Adapter):
         return min(settings.rank, spec.rows, spec.columns) ** 2
 
     @classmethod
-    def wants(cls, settings: LoraXsSettings) -> str:
+    def required_statistics(cls, settings: LoraXsSettings) -> str:
         return "gradient" if settings.start == "gradient" else ""
 
     @torch.no_grad()
-    def start(self, seen: Seen) -> None:
-        matrix = seen.slope() if self.begins == "gradient" else seen.matrix()
+    def initialize(self, statistics: BaseStatistics) -> None:
+        matrix = statistics.gradient_matrix() if self.begins == "gradient" else statistics.matrix()
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         rank = len(self.core)
         self.left.copy_(u[:, :rank] if self.begins == "gradient" else u[:, :rank] * s[:rank])

@@ -12,8 +12,8 @@ from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.settings import setting
 from atelier.adapters.kinds.factorize import modes
 from atelier.adapters.kinds.lora import RankSettings
-from atelier.kernels.factor_forms import Factor, pair
-from atelier.kernels.tensor_networks import Train
+from atelier.kernels.factor_forms import Factor, factor_matrices
+from atelier.kernels.tensor_networks import TensorTrainFactor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,17 +53,18 @@ class Loretta(Adapter):
     def parameter_count(cls, spec: Spec, settings: LorettaSettings) -> int:
         return sum(prod(shape) for train in _shapes(spec, settings) for shape in train)
 
-    def forms(self) -> tuple[Factor, Factor]:
+    def structured_factors(self) -> tuple[Factor, Factor]:
         ranks, *ups = self.up
         *downs, last = self.down
         # The core of the rank is small: it goes into its neighbour, so that both are trains over a width alone.
-        up = Train(self.scale * ups[2][:, :, 0].T, ups[1].permute(1, 2, 0),
-                   torch.einsum("lik,rl->ikr", ups[0], ranks[0]), turned=True)
-        down = Train(downs[0][0], downs[1].transpose(0, 1), torch.einsum("kil,lr->ikr", downs[2], last[:, :, 0]))
+        up = TensorTrainFactor(self.scale * ups[2][:, :, 0].T, ups[1].permute(1, 2, 0),
+                               torch.einsum("lik,rl->ikr", ups[0], ranks[0]), turned=True)
+        down = TensorTrainFactor(downs[0][0], downs[1].transpose(0, 1),
+                                 torch.einsum("kil,lr->ikr", downs[2], last[:, :, 0]))
         return up, down
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return pair(*self.forms())
+        return factor_matrices(*self.structured_factors())
 
 
 def _shapes(spec: Spec, settings: LorettaSettings) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:

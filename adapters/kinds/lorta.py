@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.settings import setting
-from atelier.adapters.core.targets import hands_back, role
+from atelier.adapters.core.targets import is_output_projection, role
 from atelier.adapters.kinds.factorize import share
 from atelier.adapters.kinds.lora import RankSettings
-from atelier.kernels.factor_forms import Factor, Plain, pair
-from atelier.kernels.tensor_networks import Products
+from atelier.kernels.factor_forms import DenseFactor, Factor, factor_matrices
+from atelier.kernels.tensor_networks import KhatriRaoFactor
 
 SPREAD = 0.02
 
@@ -39,7 +39,7 @@ class Shape:
     @classmethod
     def of(cls, spec: Spec) -> Shape:
         """The shape of a module; one with heads on its input side counts as its transpose."""
-        turned = hands_back(spec.name) and spec.taps == 1
+        turned = is_output_projection(spec.name) and spec.taps == 1
         return cls(*((spec.rows, spec.features) if turned else (spec.features, spec.rows)), spec.taps)
 
 
@@ -86,7 +86,7 @@ class Lorta(Adapter):
         self.group = (group,)   # a tuple: torch must count it once, with the set
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: LortaSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+    def create_all(cls, specs: Sequence[Spec], settings: LortaSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         tables = _tables(specs)
         groups = {shape: Group(shape, settings, max(map(len, roles.values())), len(roles))
                   for shape, roles in tables.items()}
@@ -111,17 +111,17 @@ class Lorta(Adapter):
             total += settings.rank * (shape.model + shape.wide // heads + sum(modes.values()))
         return total
 
-    def forms(self) -> tuple[Factor, Factor]:
+    def structured_factors(self) -> tuple[Factor, Factor]:
         (group,) = self.group
         own = self.scale * group.layers[self.layer] * group.roles[self.place]
-        wide = Products(group.heads, group.head * own)
+        wide = KhatriRaoFactor(group.heads, group.head * own)
         if self.spec.taps > 1:
-            return wide, Products(group.model.T, group.taps)
-        model = Plain(group.model.T)
-        return (model, wide) if hands_back(self.spec.name) else (wide, model)
+            return wide, KhatriRaoFactor(group.model.T, group.taps)
+        model = DenseFactor(group.model.T)
+        return (model, wide) if is_output_projection(self.spec.name) else (wide, model)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return pair(*self.forms())
+        return factor_matrices(*self.structured_factors())
 
 
 def _tables(specs: Sequence[Spec]) -> dict[Shape, dict[str, list[Spec]]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.settings import Settings, setting
-from atelier.adapters.core.targets import hands_back
+from atelier.adapters.core.targets import is_output_projection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,12 +75,12 @@ class S2ft(Adapter):
 
     def __init__(self, spec: Spec, settings: ColumnSettings, picked: Tensor) -> None:
         super().__init__(spec, settings)
-        self.by_column = hands_back(spec.name)
+        self.by_column = is_output_projection(spec.name)
         self.values = nn.Parameter(torch.zeros(len(picked), spec.rows if self.by_column else spec.columns))
         self.register_buffer("index", picked.int())
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: ColumnSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+    def create_all(cls, specs: Sequence[Spec], settings: ColumnSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         channels: dict[str, int] = {}
         for spec in specs:
             own = _side(spec)
@@ -106,7 +106,7 @@ def _pair(name: str) -> str:
 
 
 def _side(spec: Spec) -> int:
-    return spec.columns if hands_back(spec.name) else spec.rows
+    return spec.columns if is_output_projection(spec.name) else spec.rows
 
 
 def _picking(index: Tensor, size: int, like: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ class Randlora(Adapter):
         self.shades = nn.Parameter(torch.full((count, short), 1 / long))
 
     @classmethod
-    def family(cls, specs: Sequence[Spec], settings: RandloraSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+    def create_all(
+        cls, specs: Sequence[Spec], settings: RandloraSettings
+    ) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         sides = [sorted((spec.rows, spec.columns)) for spec in specs]
         bases = Bases(max((long for _, long in sides), default=1), max((short for short, _ in sides), default=1),
                       settings.rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from atelier.adapters.core.base import Seen, Spec
+from atelier.adapters.core.base import BaseStatistics, Spec
 from atelier.adapters.kinds.shira import Sparse, SparseSettings
 
 
@@ -15,7 +15,7 @@ class Sara(Sparse):
     Shapes: ``values``, ``index``, ``settled`` and ``kept``, all ``[count]``.
     Parameters: min(rank · (rows + columns), rows · columns). Start: ``values`` zero, so every weight keeps its sign.
     Weights near zero do little in the base, so there is room to learn without forgetting. Half way,
-    :meth:`reselect` settles the entries that have outgrown the threshold: they keep their value and train no more.
+    :meth:`update_mask` settles the entries that have outgrown the threshold: they keep their value and train no more.
     Left out: the paper's nuclear-norm penalty, one SVD of every layer in every step.
     Difference: a count of entries instead of a threshold, which is the largest |W| among them; and the authors' code
     writes |W| into the entries, which turns the sign of every negative one before the first step.
@@ -37,11 +37,11 @@ class Sara(Sparse):
         return settings.count(spec)
 
     @torch.no_grad()
-    def start(self, seen: Seen) -> None:
-        self.choose(-seen.matrix().abs())
+    def initialize(self, statistics: BaseStatistics) -> None:
+        self.choose(-statistics.matrix().abs())
 
     @torch.no_grad()
-    def reselect(self, weight: Tensor) -> None:
+    def update_mask(self, weight: Tensor) -> None:
         """Train on only with the entries whose changed weight is still below the threshold; ΔW stays as it is."""
         before = weight.detach().flatten()[self.index.long()].to(self.values.dtype)
         self.kept.copy_(self.current())

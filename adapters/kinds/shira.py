@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.core.base import Adapter, Seen, Spec
+from atelier.adapters.core.base import Adapter, BaseStatistics, Spec
 from atelier.adapters.core.settings import Settings, setting
 
 
@@ -98,18 +98,18 @@ class Shira(Sparse):
         return self.index, self.values
 
     @classmethod
-    def wants(cls, settings: ShiraSettings) -> str:
+    def required_statistics(cls, settings: ShiraSettings) -> str:
         return "gradient" if settings.mask in ("gradient", "snip") else ""
 
     @torch.no_grad()
-    def start(self, seen: Seen) -> None:
+    def initialize(self, statistics: BaseStatistics) -> None:
         match self.mask:
             case "magnitude":
-                self.choose(seen.matrix().abs())
+                self.choose(statistics.matrix().abs())
             case "gradient":
-                self.choose(seen.slope().abs())
+                self.choose(statistics.gradient_matrix().abs())
             case "snip":
-                self.choose((seen.matrix() * seen.slope()).abs())
+                self.choose((statistics.matrix() * statistics.gradient_matrix()).abs())
             case "structured":
                 self.choose(_diagonal_and_columns(self.spec))
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.settings import setting
 from atelier.adapters.kinds.lora import RankSettings
-from atelier.kernels.factor_forms import Factor, plain
-from atelier.kernels.wavelet import WAVELETS, Haar, detail, padded, smooth
+from atelier.kernels.factor_forms import Factor, dense_factors
+from atelier.kernels.wavelet import WAVELETS, HaarFactor, padded_width, synthesize_averages, synthesize_details
 
 BANDS = ("all", "smooth", "details")
 
@@ -77,26 +77,27 @@ class Wara(Adapter):
         down = down.reshape(-1, self.spec.taps, down.shape[1])[: self.spec.features].flatten(0, 1)
         return self.scale * up[: self.spec.rows], down.T
 
-    def forms(self) -> tuple[Factor, Factor]:
+    def structured_factors(self) -> tuple[Factor, Factor]:
         if (self.levels, self.wavelet, self.bands) != (1, "haar", "all"):
-            return plain(self.factors())
+            return dense_factors(self.factors())
         up, down = ((getattr(self, f"{side}_0"), getattr(self, f"{side}_1")) for side in ("up", "down"))
         scaled = (self.scale * up[0], self.scale * up[1])
-        return (Haar(scaled, (False, False, True, True), self.spec.rows),
-                Haar(down, (False, True, False, True), self.spec.columns, self.spec.taps))
+        return (HaarFactor(scaled, (False, False, True, True), self.spec.rows),
+                HaarFactor(down, (False, True, False, True), self.spec.columns, self.spec.taps))
 
     def _back(self, side: str) -> Tensor:
         """All bands of one side, transformed back: ``[padded width, ranks]``."""
         taps = self.spec.taps if side == "down" else 1
-        pairs = {"up": (smooth, smooth, detail, detail), "down": (smooth, detail, smooth, detail)}[side]
+        average, detail = synthesize_averages, synthesize_details
+        bands = {"up": (average, average, detail, detail), "down": (average, detail, average, detail)}[side]
         parts = [] if self.bands == "details" else [getattr(self, f"{side}_0")]
         for level in range(self.levels, 0, -1):
             details = () if self.bands == "smooth" else tuple(getattr(self, f"{side}_{level}"))
-            known = [(pairs[0], part) for part in parts] + list(zip(pairs[1:], details, strict=bool(details)))
+            known = [(bands[0], part) for part in parts] + list(zip(bands[1:], details, strict=bool(details)))
             parts = [torch.cat([way(p.unflatten(0, (-1, taps)), self.wavelet).flatten(0, 1) for way, p in known], 1)]
         return parts[0]
 
 
 def _cut(spec: Spec, levels: int, level: int) -> tuple[int, int]:
     """Rows and columns of a band at ``level``."""
-    return padded(spec.rows, levels) >> level, (padded(spec.features, levels) >> level) * spec.taps
+    return padded_width(spec.rows, levels) >> level, (padded_width(spec.features, levels) >> level) * spec.taps

@@ -10,7 +10,7 @@ from torch import Tensor
 from atelier.adapters.core.base import Spec
 from atelier.adapters.core.settings import Settings, setting
 from atelier.adapters.kinds.shira import Sparse
-from atelier.kernels.wavelet import WAVELETS, detail, padded, smooth
+from atelier.kernels.wavelet import WAVELETS, padded_width, synthesize_averages, synthesize_details
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class Waveft(Sparse):
     @classmethod
     def area(cls, spec: Spec) -> int:
         """Number of coefficients, those of padded rows and features too."""
-        return padded(spec.rows, 1) * padded(spec.features, 1) * spec.taps
+        return padded_width(spec.rows, 1) * padded_width(spec.features, 1) * spec.taps
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: WaveftSettings) -> int:
@@ -56,13 +56,13 @@ class Waveft(Sparse):
 
     def delta(self, weight: Tensor) -> Tensor:
         spec = self.spec
-        packed = self.scattered(self.values * self.gain).reshape(padded(spec.rows, 1), -1, spec.taps)
+        packed = self.scattered(self.values * self.gain).reshape(padded_width(spec.rows, 1), -1, spec.taps)
         by_row = self._back(packed)[: spec.rows]
         return self._back(by_row.transpose(0, 1))[: spec.features].transpose(0, 1).reshape(weight.shape)
 
     def _back(self, packed: Tensor) -> Tensor:
         averages, details = packed.chunk(2)
-        return smooth(averages, self.wavelet) + detail(details, self.wavelet)
+        return synthesize_averages(averages, self.wavelet) + synthesize_details(details, self.wavelet)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

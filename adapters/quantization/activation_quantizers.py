@@ -40,7 +40,7 @@ class InputLevels(nn.Module):
         self._now: tuple[Tensor, Tensor] | None = None
         self._numbers: list[tuple[float, int]] = []
 
-    def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:   # noqa: ARG002 (a hook)
+    def read_timestep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:   # noqa: ARG002 (a hook)
         """Find the levels for a UNet's call, before it: one set for the batch, or one a picture where they differ."""
         given = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten().tolist()
         rows = {t: self._row(t) for t in dict.fromkeys(given)}

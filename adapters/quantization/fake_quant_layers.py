@@ -150,7 +150,7 @@ def round_inputs(model: nn.Module, inputs: InputLevels) -> None:
         # Past nn.Module's own bookkeeping: it is the model's part, not the layer's.
         layer.__dict__["inputs"], layer.place = inputs, place
     model.add_module("input_levels", inputs)
-    model.register_forward_pre_hook(inputs.see, with_kwargs=True)
+    model.register_forward_pre_hook(inputs.read_timestep, with_kwargs=True)
 
 
 def rounding_layers(model: nn.Module) -> dict[str, Rounding]:

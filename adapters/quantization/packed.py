@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from atelier.adapters.core.weight_only_int8 import Frozen, weight_shape
+from atelier.adapters.core.weight_only_int8 import QuantizedLayer, weight_shape
 from atelier.adapters.formats.native import write_tensors
 from atelier.adapters.quantization.activation_quantizers import InputLevels
 from atelier.adapters.quantization.bit_policy import Bits
@@ -34,7 +34,7 @@ WORTH = 4_000_000
 _LEVELS = "input_levels"
 
 
-class Packed(Frozen):
+class Packed(QuantizedLayer):
     """A layer of codes."""
 
     codes: Tensor     # uint8 [⌈out · bits / 8⌉, …]
@@ -191,7 +191,7 @@ def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
     model.requires_grad_(False)
     if inputs is not None:
         model.add_module(_LEVELS, inputs.requires_grad_(False))
-        model.register_forward_pre_hook(inputs.see, with_kwargs=True)
+        model.register_forward_pre_hook(inputs.read_timestep, with_kwargs=True)
 
 
 def get_ready(model: nn.Module) -> None:

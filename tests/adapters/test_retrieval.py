@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from atelier.adapters.core.base import AdapterSet, Seen, Spec
+from atelier.adapters.core.base import AdapterSet, BaseStatistics, Spec
 from atelier.adapters.formats.low_rank import lora_of
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.kinds.catalog import KINDS, create
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.retrieval import RetrieveError, Retriever, Sizes, load_retriever, save_retriever
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
@@ -76,7 +76,7 @@ def test_one_change_has_one_embedding_however_it_is_written(
 def test_alpha_is_folded_into_the_change(retriever: Retriever):
     """A scale that differs from layer to layer changes the whole; the same in the factors or in alpha is the same."""
     def one(alpha: float, factor: float) -> AdapterSet:
-        adapters = create("lora", {"rank": 3, "alpha": alpha}, LAYERS)
+        adapters = create_adapters("lora", {"rank": 3, "alpha": alpha}, LAYERS)
         with torch.no_grad():
             for adapter, (up, down) in zip(adapters, pairs().values(), strict=True):
                 adapter.get_parameter("up").copy_(up * factor)
@@ -89,10 +89,10 @@ def test_alpha_is_folded_into_the_change(retriever: Retriever):
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"split"}))
 def test_a_kind_and_the_lora_that_does_the_same_are_alike(retriever: Retriever, kind: str):
     torch.manual_seed(3)
-    adapters = create(kind, {}, LAYERS)
+    adapters = create_adapters(kind, {}, LAYERS)
     with torch.no_grad():
         for adapter in adapters:
-            adapter.start(Seen(WEIGHTS[adapter.spec.name]))
+            adapter.initialize(BaseStatistics(WEIGHTS[adapter.spec.name]))
         for value in adapters.parameters():
             value.add_(torch.randn_like(value) * 0.3)
     adapters.requires_grad_(False)
@@ -113,7 +113,8 @@ def test_layers_that_are_missing_or_do_nothing_take_no_part(retriever: Retriever
 
 
 def test_what_can_not_be_compared_says_so(retriever: Retriever):
-    for adapters in (lora_of(pairs(layers=[OTHER])), lora_of(pairs(layers=LAYERS[:1])), create("lora", {}, LAYERS)):
+    other_layers = (lora_of(pairs(layers=[OTHER])), lora_of(pairs(layers=LAYERS[:1])))
+    for adapters in (*other_layers, create_adapters("lora", {}, LAYERS)):
         with pytest.raises(RetrieveError, match="none of the layers"):
             embedded(retriever, adapters)
 

@@ -62,8 +62,8 @@ def linear(how: dict[str, int], *, forward: bool, rank: int = 16, dtype: str = "
                  KEEPS=not forward, PRECISION="ieee" if dtype == "fp32" else "tf32", **dict.fromkeys(ones, 1))
 
 
-def weave(up: Any, down: Any, dtype: str) -> Build:
-    return build(merge_low_rank_triton.weave_kernel, f"*i64 *fp32 *{dtype}", merge_low_rank_triton.TILE,
+def merge(up: Any, down: Any, dtype: str) -> Build:
+    return build(merge_low_rank_triton.merge_kernel, f"*i64 *fp32 *{dtype}", merge_low_rank_triton.TILE,
                  UP=up.value, DOWN=down.value, ALIGNED=True, PRECISION="ieee" if dtype == "fp32" else "tf32")
 
 
@@ -72,9 +72,9 @@ BUILDS = {
     "low_rank, rank 64": linear(low_rank_triton.SMALL, forward=True, rank=64),
     "low_rank, gradient": linear(low_rank_triton.WIDE, forward=False),
     "low_rank, float32": linear(low_rank_triton.EXACT, forward=True, dtype="fp32"),
-    "merge, plain": weave(merge_low_rank_triton.PLAIN, merge_low_rank_triton.PLAIN, "fp16"),
-    "merge, products and Haar": weave(merge_low_rank_triton.PRODUCTS, merge_low_rank_triton.HAAR, "fp16"),
-    "merge, trains, float32": weave(merge_low_rank_triton.TRAIN, merge_low_rank_triton.TRAIN, "fp32"),
+    "merge_low_rank, plain": merge(merge_low_rank_triton.PLAIN, merge_low_rank_triton.PLAIN, "fp16"),
+    "merge_low_rank, products and Haar": merge(merge_low_rank_triton.PRODUCTS, merge_low_rank_triton.HAAR, "fp16"),
+    "merge_low_rank, trains, float32": merge(merge_low_rank_triton.TRAIN, merge_low_rank_triton.TRAIN, "fp32"),
     "fake_quant, gradient": build(
         fake_quant_triton.backward_kernel, "*fp16 *fp32 *fp32 *fp16 *fp16 *fp32 *fp32 i32 fp32",
         {"BLOCK": fake_quant_triton.BLOCK, "num_warps": fake_quant_triton.WARPS}),
@@ -82,7 +82,7 @@ BUILDS = {
         int8_linear_triton.matrix_kernel, "*i8 *u8 *fp32 *u8 *fp32 *fp32 *fp32 *fp16 *fp16 *fp16 i32 i32 i32 i32",
         int8_linear_triton.TILE, BITS=4, BIASED=True, R=16),
     "gated_sum": build(gated_sum_triton.gated_sum_kernel, "*fp16 *fp16 *fp32 *fp16 *fp16 i32 i32 i32",
-                  {"BLOCK": 2048, "num_warps": 4}, OFFSET=True),
+                       {"BLOCK": 2048, "num_warps": 4}, OFFSET=True),
 }   # fmt: skip
 
 

@@ -49,12 +49,12 @@ def test_twins_are_their_definitions_on_this_gpu():
 # Registers of a thread at most: what triton 3.7.1 took. More, and fewer programs share a multiprocessor.
 REGISTERS = {
     "low_rank": 138, "low_rank, rank 64": 192, "low_rank, gradient": 194, "low_rank, float32": 150,
-    "merge, plain": 164, "merge, products and Haar": 254, "merge, trains, float32": 228,
+    "merge_low_rank, plain": 164, "merge_low_rank, products and Haar": 254, "merge_low_rank, trains, float32": 228,
     "fake_quant, gradient": 40, "int8_linear": 128, "gated_sum": 215,
 }   # fmt: skip
 MATRIX = {80: ("HMMA", "IMMA"), 89: ("HMMA", "IMMA"), 90: ("HGMMA", "IGMMA")}   # tensor cores, float and int8
 SHARED = {80: 163, 89: 99, 90: 227}   # kB that a block may have
-IN_A_LOOP = ("low_rank", "int8_linear", "merge, p")   # these must copy the next tiles while they multiply
+IN_A_LOOP = ("low_rank", "int8_linear", "merge_low_rank, p")   # these must copy the next tiles while they multiply
 
 
 def test_twins_compile_for_every_card_and_use_it_well(tmp_path: Path):

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from atelier.kernels.dispatch import CHOICE
-from atelier.kernels.factor_forms import Plain
+from atelier.kernels.factor_forms import DenseFactor
 from atelier.kernels.fake_quant import fake_quant
 from atelier.kernels.gated_sum import GateVectors, gated_sum
 from atelier.kernels.int8_linear import PackedWeight, int8_linear, pack
 from atelier.kernels.low_rank import low_rank_linear
-from atelier.kernels.merge_low_rank import Update, weave
-from atelier.kernels.tensor_networks import Products, Train
-from atelier.kernels.wavelet import Haar
+from atelier.kernels.merge_low_rank import LowRankUpdate, merge_low_rank
+from atelier.kernels.tensor_networks import KhatriRaoFactor, TensorTrainFactor
+from atelier.kernels.wavelet import HaarFactor
 
 LIMITS = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}   # a few units in the last place of each
 EXACT = ("value rounded", "of values", "whole numbers")   # where both forms round at the same places
@@ -87,31 +87,31 @@ def whole_numbers(random: Random, bits: int, count: int, width: int, features: i
     return {"whole numbers": bare, "with a pair": int8_linear(x, step, zero, weight, random.full(features), pair)}
 
 
-def gate(random: Random, count: int, width: int) -> Results:
+def gated(random: Random, count: int, width: int) -> Results:
     base, parts = random.normal(2, 3, width), random.normal(count, 2, 3, width)
     vectors = GateVectors(*random.full(9, width))
     shifted = gated_sum(base, parts, vectors, random.full(2, 1, 1))
     return {"value": gated_sum(base, parts, vectors), "with offset": shifted}
 
 
-def woven(random: Random) -> Results:
+def merged(random: Random) -> Results:
     """One launch for several layers of every pair of forms: sizes that don't fill a tile, kernels with taps."""
     full = random.full
     layers = {
-        "plain": (Plain(full(65, 5)), Plain(full(5, 64).T)),
-        "plain, larger rank": (Plain(full(63, 20)), Plain(full(20, 80).T)),
-        "plain, one": (Plain(full(1, 1)), Plain(full(1, 1))),
-        "products": (Products(full(5, 7), full(13, 7)), Products(full(7, 9).T, full(9, 7))),
-        "products, model plain": (Plain(full(7, 63).T), Products(full(8, 7), full(8, 7))),
-        "trains": (Train(full(3, 4), full(5, 4, 4), full(4, 4, 6), turned=True),
-                   Train(full(2, 3), full(3, 3, 3), full(11, 3, 6))),
-        "haar": (Haar((full(33, 3), full(3, 33, 2)), (False, False, True, True), 65),
-                 Haar((full(9 * 9, 3), full(3, 9 * 9, 2)), (False, True, False, True), 17 * 9, 9)),
+        "plain": (DenseFactor(full(65, 5)), DenseFactor(full(5, 64).T)),
+        "plain, larger rank": (DenseFactor(full(63, 20)), DenseFactor(full(20, 80).T)),
+        "plain, one": (DenseFactor(full(1, 1)), DenseFactor(full(1, 1))),
+        "products": (KhatriRaoFactor(full(5, 7), full(13, 7)), KhatriRaoFactor(full(7, 9).T, full(9, 7))),
+        "products, model plain": (DenseFactor(full(7, 63).T), KhatriRaoFactor(full(8, 7), full(8, 7))),
+        "trains": (TensorTrainFactor(full(3, 4), full(5, 4, 4), full(4, 4, 6), turned=True),
+                   TensorTrainFactor(full(2, 3), full(3, 3, 3), full(11, 3, 6))),
+        "haar": (HaarFactor((full(33, 3), full(3, 33, 2)), (False, False, True, True), 65),
+                 HaarFactor((full(9 * 9, 3), full(3, 9 * 9, 2)), (False, True, False, True), 17 * 9, 9)),
     }   # fmt: skip
-    updates = [Update(up, down, 0.5 - i) for i, (up, down) in enumerate(layers.values())]
+    updates = [LowRankUpdate(up, down, 0.5 - i) for i, (up, down) in enumerate(layers.values())]
     weights = [random.normal(len(up.matrix()), len(down.matrix())) for up, down in layers.values()]
     before = [weight.clone() for weight in weights]
-    found = dict(zip(layers, weave(weights, updates), strict=True))
+    found = dict(zip(layers, merge_low_rank(weights, updates), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True)), "given weights must stay"
     return found
 
@@ -126,9 +126,9 @@ CASES: dict[str, Callable[[Random], Results]] = {
     "int8_linear 8": lambda random: whole_numbers(random, 8, 33, 65, 130),
     "int8_linear 4": lambda random: whole_numbers(random, 4, 32, 64, 129),
     "int8_linear 2": lambda random: whole_numbers(random, 2, 1, 63, 66),
-    "gated_sum 3 of 65": lambda random: gate(random, 3, 65),
-    "gated_sum 1 of 1": lambda random: gate(random, 1, 2),
-    "merge_low_rank": woven,
+    "gated_sum 3 of 65": lambda random: gated(random, 3, 65),
+    "gated_sum 1 of 1": lambda random: gated(random, 1, 2),
+    "merge_low_rank": merged,
 }
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
 
@@ -173,7 +173,7 @@ def trained() -> Callable[..., AdapterSet]:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             specs = find_targets({name: model.models()[name] for name in parts}, "transformer")
-            adapters = create("lora", {"rank": 2}, specs)
+            adapters = create_adapters("lora", {"rank": 2}, specs)
             for parameter in adapters.parameters():
                 torch.nn.init.normal_(parameter, std=size)
         return adapters

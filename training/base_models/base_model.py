@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from atelier.adapters.core.weight_only_int8 import Frozen, freeze8
+from atelier.adapters.core.weight_only_int8 import QuantizedLayer, quantize_to_int8
 from atelier.adapters.quantization.packed import get_ready, load_packed
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo, read_json
 from atelier.training.base_models.identify import hub_folder, identify
@@ -72,7 +72,8 @@ class BaseModel:
     @property
     def mergeable(self) -> bool:
         """Whether weights are fine enough to merge adapters into them; else they must be mounted."""
-        return self.dtype != torch.bfloat16 and not any(isinstance(layer, Frozen) for layer in self.unet.modules())
+        quantized = any(isinstance(layer, QuantizedLayer) for layer in self.unet.modules())
+        return self.dtype != torch.bfloat16 and not quantized
 
     def models(self) -> dict[str, nn.Module]:
         """The parts adapters can change, by component name."""
@@ -166,7 +167,7 @@ def load(
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
     if in_8_bits:
-        freeze8(parts["unet"], place)
+        quantize_to_int8(parts["unet"], place)
     for part in parts.values():
         if isinstance(part, nn.Module):
             part.to(place).eval().requires_grad_(False)

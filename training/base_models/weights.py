@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.attach.merge import merged
+from atelier.adapters.attach.merge import merge
 from atelier.adapters.attach.mount import find_module
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
@@ -57,7 +57,7 @@ def save_merged(base: str, mix: Mix, out: Path, *, single_file: bool, precision:
     model, dtype = load(base, "cpu", torch.float32), PRECISIONS[precision]
     if single_file and model.info.family == "embedded":
         raise BaseError(f"{TITLES['embedded']} has no single-file form. Write it as a folder: --to base.")
-    with merged(model.models(), mix):
+    with merge(model.models(), mix):
         return _write_file(model, out, dtype) if single_file else _write_folder(model, out, dtype)
 
 

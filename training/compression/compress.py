@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from atelier.adapters.attach.merge import merged
+from atelier.adapters.attach.merge import merge
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.core.weight_only_int8 import Frozen
+from atelier.adapters.core.weight_only_int8 import QuantizedLayer
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.quantization.bit_policy import Bits, plan_layers, raised
 from atelier.adapters.quantization.fake_quant_layers import make_rounding, round_inputs
@@ -55,11 +55,11 @@ def compress(
     started = time.monotonic()
     yield Preparing("Loading the base model")
     model = load(config.base, device, torch.float32)
-    if any(isinstance(layer, Frozen) for layer in model.unet.modules()):
+    if any(isinstance(layer, QuantizedLayer) for layer in model.unet.modules()):
         raise BaseError(f"{config.base} is compressed already. Compress the base model that it was made of.")
     mix = Mix(tuple((load_adapter(Path(path)), strength) for path, strength in config.adapters.items()))
     with ExitStack() as stack:
-        stack.enter_context(merged(model.models(), mix))
+        stack.enter_context(merge(model.models(), mix))
         yield Preparing("Drawing, to see what flows between the layers")
         student = make_student(model, config)
         before = relative_errors(model, student.held_out)

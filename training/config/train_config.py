@@ -11,7 +11,7 @@ import tomli_w
 
 from atelier.adapters.core.settings import SettingError, Settings, convert, setting, unknown_setting
 from atelier.adapters.core.targets import TARGETS
-from atelier.adapters.kinds.catalog import KINDS, kind_named
+from atelier.adapters.kinds.catalog import KINDS, get_kind
 from atelier.adapters.kinds.lora import Lora
 from atelier.training.config.assets import ASSETS
 
@@ -80,12 +80,12 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapter", dict(self.adapter or {}))
         Settings.__post_init__(self)
-        kind_named(self.kind).settings.from_dict(self.adapter)
+        get_kind(self.kind).settings.from_dict(self.adapter)
         if self.optimizer == "prodigy" and self.lr < LEAST_PRODIGY_LR:
             raise SettingError(f"lr is {self.lr}, but Prodigy finds its own learning rate; set lr=1 with it.")
         if self.optimizer == "prodigy" and self.up_speed != 1:
             raise SettingError(f"up_speed is {self.up_speed}, but Prodigy finds one rate for all; set up_speed=1.")
-        if self.whole_gradient and not issubclass(kind_named(self.kind), Lora):
+        if self.whole_gradient and not issubclass(get_kind(self.kind), Lora):
             raise SettingError(f"whole_gradient is made for the kind lora; set it to false with {self.kind}.")
         if self.kind == "split" and (self.optimizer == "prodigy" or self.up_speed != 1):
             raise SettingError("The halves of a split adapter have learning rates of their own: set optimizer=adamw "
@@ -98,8 +98,8 @@ class TrainConfig(Settings):
     @property
     def needs_whole_base(self) -> bool:
         """Whether the kind looks at gradients of the base's own weights before it starts."""
-        kind = kind_named(self.kind)
-        return kind.wants(kind.settings.from_dict(self.adapter)) == "gradient"
+        kind = get_kind(self.kind)
+        return kind.required_statistics(kind.settings.from_dict(self.adapter)) == "gradient"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -109,7 +109,7 @@ class TrainConfig(Settings):
             SettingError: an unknown name (the message lists the fields) or a value that does not fit.
         """
         hints = get_type_hints(cls)
-        options = kind_named(str(values.get("kind", "lora"))).settings
+        options = get_kind(str(values.get("kind", "lora"))).settings
         option_hints = {f.name: get_type_hints(options)[f.name] for f in fields(options)}
         own: dict[str, Any] = {}
         table = values.get("adapter") or {}

@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import save_adapter
-from atelier.adapters.initialization.initialization import begin
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.data.latent_cache import Example, encode_pictures
@@ -133,14 +133,14 @@ def train(model: BaseModel, pictures: Pictures, exhibit: Exhibit) -> tuple[Adapt
     generator = torch.Generator().manual_seed(exhibit.number)
     torch.manual_seed(exhibit.number)
     settings = {"rank": exhibit.rank, "alpha": exhibit.alpha}
-    adapters = create(exhibit.kind, settings, find_targets({"unet": model.unet}, "attention"))
-    begin(adapters, model.models())
+    adapters = create_adapters(exhibit.kind, settings, find_targets({"unet": model.unet}, "attention"))
+    initialize(adapters, model.models())
     examples = encode_pictures(model, *lesson(pictures, exhibit, generator))
     text = PromptEmbeddingCache(model, adapters)
     text.precompute(examples)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     losses = []
-    with mounted(model.models(), Mix(((adapters, 1.0),))):
+    with mount(model.models(), Mix(((adapters, 1.0),))):
         for step in range(STEPS):
             for group in optimizer.param_groups:
                 group["lr"] = RATE * min((step + 1) / 3, 1, 2 * (STEPS - step) / STEPS)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.fusion.break_for_make_halves import strengthened
@@ -109,7 +109,7 @@ def joint_recipe(
 
     return Recipe(
         adapters=adapters,
-        mount=lambda: mounted(model.models(), Mix(((adapters, 1.0),))),
+        mount=lambda: mount(model.models(), Mix(((adapters, 1.0),))),
         microstep=microstep,
         reshape_gradients=lambda: precondition(adapters),
     )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
@@ -101,9 +101,9 @@ def _output_difference(
     model: BaseModel, batch: Batch, text: PromptEmbeddingCache, mixers: AdapterSet, target: AdapterSet
 ) -> Tensor:
     """Mean squared difference between the UNet's predictions with either."""
-    with torch.no_grad(), mounted(model.models(), Mix(((target, 1.0),))):
+    with torch.no_grad(), mount(model.models(), Mix(((target, 1.0),))):
         targets = [predict(model, inputs) for inputs in unet_inputs(model, batch, text)]
-    with mounted(model.models(), Mix(((mixers, 1.0),))):
+    with mount(model.models(), Mix(((mixers, 1.0),))):
         mixed = [predict(model, inputs) for inputs in unet_inputs(model, batch, text)]
     return torch.stack([F.mse_loss(a.float(), b.float()) for a, b in zip(mixed, targets, strict=True)]).mean()
 

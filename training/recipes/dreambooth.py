@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atelier.adapters.attach.mount import mounted, target_modules
+from atelier.adapters.attach.mount import find_target_modules, mount
 from atelier.adapters.core.base import AdapterSet, weight_of
 from atelier.adapters.core.mix import Mix
 from atelier.training.base_models.base_model import BaseModel
@@ -97,7 +97,7 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: TrainingData, config: T
     def validate(weights: AdapterSet) -> float:
         generator = torch.Generator().manual_seed(VALIDATION_SEED)
         total = 0.0
-        with torch.no_grad(), mounted(model.models(), Mix(((weights, 1.0),))):
+        with torch.no_grad(), mount(model.models(), Mix(((weights, 1.0),))):
             for example in data.held_out:
                 timesteps = sample_timesteps(VALIDATION_TIMESTEPS, timestep_count, generator)
                 batch = sample_batch([example] * VALIDATION_TIMESTEPS, timesteps, generator)
@@ -113,13 +113,13 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: TrainingData, config: T
         ]
 
     def update_masks() -> None:
-        for name, module in target_modules(model.models(), adapters).items():
-            adapters[name].reselect(weight_of(module))
+        for name, module in find_target_modules(model.models(), adapters).items():
+            adapters[name].update_mask(weight_of(module))
 
-    def mount() -> AbstractContextManager[None]:
-        return mounted(model.models(), Mix(((adapters, 1.0),)))
+    def attach() -> AbstractContextManager[None]:
+        return mount(model.models(), Mix(((adapters, 1.0),)))
 
-    return Recipe(adapters, mount, microstep, MicrostepStages(prepare, compute), validate, preview, update_masks)
+    return Recipe(adapters, attach, microstep, MicrostepStages(prepare, compute), validate, preview, update_masks)
 
 
 def sample_subject_and_prior(

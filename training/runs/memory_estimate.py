@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.core.weight_only_int8 import freeze8
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.core.weight_only_int8 import quantize_to_int8
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_info import BaseInfo, read_json
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.offload import MIN_OFFLOAD_BYTES
@@ -86,7 +86,7 @@ def _counted(
         parts = _parts(info, DTYPES[precision])
         whole = counter.now
         if config.base_in_8_bits:
-            freeze8(parts["unet"])
+            quantize_to_int8(parts["unet"])
         weights = counter.now
         side = (config.resolution or info.resolution) // info.multiple * info.multiple
 
@@ -207,7 +207,7 @@ def _train(parts: Mapping[str, Any], info: BaseInfo, config: TrainConfig, side: 
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         unet.train()
-    adapters = create(config.kind, config.adapter, find_targets(models, config.targets))
+    adapters = create_adapters(config.kind, config.adapter, find_targets(models, config.targets))
     optimizer = torch.optim.AdamW(adapters.parameters())
     # The averaged copy, and what Prodigy keeps beyond AdamW: where it began and a running sum.
     copies = bool(config.ema) + 2 * (config.optimizer == "prodigy")
@@ -216,7 +216,7 @@ def _train(parts: Mapping[str, Any], info: BaseInfo, config: TrainConfig, side: 
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()   # its state is there from the second step on: that is the one to count
     optimizer.zero_grad()
-    with mounted(models, Mix(((adapters, 1.0),))):
+    with mount(models, Mix(((adapters, 1.0),))):
         text = None
         if config.train_text_encoder:
             encoders = [part for name, part in models.items() if name != "unet"]

@@ -28,8 +28,8 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.initialization.initialization import begin
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import BaseModel, best_device, load
 from atelier.training.base_models.malloc_tuning import return_freed_memory
@@ -177,10 +177,10 @@ def _training(
     torch.manual_seed(config.seed)   # the adapter's start
     parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
     targets = find_targets(parts, config.targets)
-    adapters: AdapterSet = create(config.kind, config.adapter, targets).to(model.device)
+    adapters: AdapterSet = create_adapters(config.kind, config.adapter, targets).to(model.device)
     recipe = _recipe(model, adapters, data, config, folder.path)
     looking = torch.Generator().manual_seed(config.seed)
-    begin(adapters, model.models(), lambda: recipe.microstep(looking).subject)
+    initialize(adapters, model.models(), lambda: recipe.microstep(looking).subject)
     if config.compile:
         compile_blocks(model.unet, [spec.name for spec in targets])
     gpu = CudaGraphs() if can_record(model.device, config, adapters, group) else None

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from atelier.adapters.attach.merge import Merges
+from atelier.adapters.attach.merge import MergeCache
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.data.latent_cache import encode_text, tokenize
 from atelier.training.sampling.latent_preview import LatentPreview, fit_latent_preview
@@ -18,7 +18,7 @@ MAX_CACHED_PROMPTS = 64   # those of Stable Diffusion XL have 0.3 MB each in flo
 class DrawCache:
     """Belongs to one loaded base model. Whoever draws often with it keeps this beside it."""
 
-    merges: Merges = field(default_factory=Merges)
+    merges: MergeCache = field(default_factory=MergeCache)
     _texts: OrderedDict[str, PromptEmbeddings] = field(default_factory=OrderedDict)
     _latent_preview: LatentPreview | None = None
 

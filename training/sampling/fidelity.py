@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.training.base_models.base_model import BaseModel
@@ -60,6 +60,6 @@ def _outputs(model: BaseModel, mix: Mix, prompt: str) -> Tensor:
     shape = (len(TIMESTEPS), model.unet.config.in_channels, side, side)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     sizes = [(model.info.resolution, model.info.resolution, 0, 0, model.info.resolution, model.info.resolution)]
-    with mounted(model.models(), mix):
+    with mount(model.models(), mix):
         text = encode_text(model, tokenize(model, [prompt] * len(TIMESTEPS)))
         return model.predict(noise, torch.tensor(TIMESTEPS, device=model.device), text, sizes * len(TIMESTEPS)).float()

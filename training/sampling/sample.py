@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from atelier.adapters.attach.merge import can_merge
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError, Settings, setting
 from atelier.adapters.decor import without_directions
@@ -117,7 +117,7 @@ def _attached(model: BaseModel, mix: Mix | Fusion, cache: DrawCache) -> Abstract
     """Merging costs nothing per step, where it can be done."""
     if isinstance(mix, Fusion):
         return fusing(model.models(), mix)
-    attach = cache.merges.merged if model.mergeable and can_merge(model.models(), mix) else mounted
+    attach = cache.merges.merge if model.mergeable and can_merge(model.models(), mix) else mount
     return attach(model.models(), mix)
 
 

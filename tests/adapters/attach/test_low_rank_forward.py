@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.attach import low_rank_forward as beside
-from atelier.adapters.attach.merge import Merges
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach import low_rank_forward
+from atelier.adapters.attach.merge import MergeCache
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.cast_factors import FactorCache
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 
 class Attention(nn.Module):
@@ -46,7 +47,7 @@ class Block(nn.Module):
 def taught(model: nn.Module, seed: int = 0) -> AdapterSet:
     """A LoRA on every layer whose factors are not zero."""
     torch.manual_seed(seed)
-    adapters = create("lora", {"rank": 2}, find_targets({"unet": model}, "all"))
+    adapters = create_adapters("lora", {"rank": 2}, find_targets({"unet": model}, "all"))
     for parameter in adapters.parameters():
         nn.init.normal_(parameter)
     return adapters
@@ -58,7 +59,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     seen: list[tuple[str, int]] = []
 
     def spy(name: str) -> Callable[..., object]:
-        real = getattr(beside, name)
+        real = getattr(low_rank_forward, name)
 
         def call(x: Tensor, weights: object, *rest: object) -> object:
             seen.append((name.removeprefix("low_rank_"), len(weights) if isinstance(weights, list) else 1))
@@ -67,7 +68,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return call
 
     for name in ("low_rank_linear", "low_rank_linears", "low_rank_pointwise"):
-        monkeypatch.setattr(beside, name, spy(name))
+        monkeypatch.setattr(low_rank_forward, name, spy(name))
     return seen
 
 
@@ -79,9 +80,9 @@ def test_a_mount_computes_what_merged_weights_do(bias: bool, read: int, calls: l
     sets = [taught(model, seed).double() for seed in (2, 3)]
     mix = Mix(((sets[0], 1.0), (sets[1], 0.4)))
     picture, text = torch.randn(2, 6, 3, 4, dtype=torch.float64), torch.randn(2, 5, read, dtype=torch.float64)
-    with Merges().merged({"unet": model}, mix):
+    with MergeCache().merge({"unet": model}, mix):
         merged = model(picture, text)   # in float32, as merging does
-    with mounted({"unet": model}, mix):
+    with mount({"unet": model}, mix):
         ours = model(picture, text)
     torch.testing.assert_close(ours, merged, rtol=1e-5, atol=1e-5)
     together = [("linears", 3), ("linear", 1), ("linears", 2)]
@@ -95,14 +96,15 @@ def test_gradients_reach_every_factor_as_they_would_one_by_one(monkeypatch: pyte
     picture, text = torch.randn(2, 6, 3, 4, dtype=torch.float64), torch.randn(2, 5, 6, dtype=torch.float64)
 
     def gradients() -> dict[str, Tensor]:
-        with mounted({"unet": model}, Mix(((adapters, 1.0),))):
+        with mount({"unet": model}, Mix(((adapters, 1.0),))):
             model(picture, text).square().mean().backward()
         found = {name: p.grad.clone() for name, p in adapters.named_parameters() if p.grad is not None}
         adapters.zero_grad()
         return found
 
     ours = gradients()
-    monkeypatch.setattr("atelier.adapters.attach.mount.can_stand_beside", lambda _: False)   # hooks on every layer
+    # Hooks on every layer instead.
+    monkeypatch.setattr("atelier.adapters.attach.mount.supports_low_rank_forward", lambda _: False)
     assert len(ours) == len(list(adapters.parameters()))
     torch.testing.assert_close(ours, gradients(), rtol=1e-9, atol=1e-9)
 
@@ -112,7 +114,7 @@ def test_whoever_asks_in_another_order_gets_the_same(calls: list[tuple[str, int]
     model = Block().requires_grad_(False)
     adapters = taught(model)
     x, other = torch.randn(2, 2, 5, 6)
-    with mounted({"unet": model}, Mix(((adapters, 1.0),))):
+    with mount({"unet": model}, Mix(((adapters, 1.0),))):
         attention = model.attn1
         key, value = attention.to_k(x), attention.to_v(x)   # nobody asked for queries before
         attention.to_q(x)
@@ -128,7 +130,7 @@ def test_nothing_is_held_when_all_have_asked():
     adapters = taught(model)
     names = {f"unet.attn1.{name}": getattr(model.attn1, name) for name in ("to_q", "to_k", "to_v")}
     layers = {module: [(adapters[name], 1.0)] for name, module in names.items()}
-    together = beside._Together(layers, beside.Factors())
+    together = low_rank_forward._SharedInputLayers(layers, FactorCache())
     x = torch.randn(1, 2, 6)
     for module in layers:
         together.forward(module, x)

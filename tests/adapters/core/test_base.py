@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import Settings
@@ -35,7 +35,7 @@ def amplify(module: nn.Linear | nn.Conv2d, gain: float) -> AdapterSet:
     return AdapterSet(Amplify, Settings(), [Amplify(Spec(NAME, tuple(module.weight.shape)), gain)])
 
 
-@pytest.mark.parametrize("attach", [mounted, merged])
+@pytest.mark.parametrize("attach", [mount, merge])
 @pytest.mark.parametrize(
     ("module", "shape"),
     [(nn.Linear(6, 4), (3, 6)), (nn.Conv2d(6, 4, 3, padding=1, stride=2), (2, 6, 5, 5))],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atelier.adapters.core.settings import SettingError, Settings, setting
-from atelier.adapters.kinds.catalog import KINDS, create, kind_named
+from atelier.adapters.kinds.catalog import KINDS, create_adapters, get_kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +136,7 @@ def test_a_trip_through_json_or_text_changes_nothing(**values: Any):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_declares_itself(kind: str):
-    cls = kind_named(kind)
+    cls = get_kind(kind)
     assert cls.kind == kind
     assert cls.title
     assert cls.settings() == cls.settings.from_dict(cls.settings().to_dict())
@@ -144,4 +144,4 @@ def test_every_kind_declares_itself(kind: str):
 
 def test_an_unknown_kind_is_answered_with_the_kinds():
     with pytest.raises(SettingError, match=r"There is no adapter kind 'loar'\. The kinds are: .*lora"):
-        create("loar", {}, [])
+        create_adapters("loar", {}, [])

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import MountError, mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.core.weight_only_int8 import Conv8, Frozen8, Linear8, freeze8, weight_shape
-from atelier.adapters.initialization.initialization import begin
-from atelier.adapters.kinds.catalog import KINDS, create
+from atelier.adapters.core.weight_only_int8 import Int8Conv2d, Int8Layer, Int8Linear, quantize_to_int8, weight_shape
+from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 
 X = torch.randn(3, 8, 6, 6, generator=torch.Generator().manual_seed(1))
 
@@ -44,7 +44,7 @@ def net() -> Net:
 def small(net: Net) -> Net:
     """The net in 8 bits."""
     small = copy.deepcopy(net)
-    freeze8(small)
+    quantize_to_int8(small)
     return small
 
 
@@ -66,7 +66,7 @@ def test_every_weight_is_at_most_half_a_step_off(net: Net, small: Net):
 
 
 def test_layers_stay_what_they_were(net: Net, small: Net):
-    assert [type(layer) for layer in small.children()] == [Conv8, Conv8, Linear8, Linear8]
+    assert [type(layer) for layer in small.children()] == [Int8Conv2d, Int8Conv2d, Int8Linear, Int8Linear]
     assert all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in small.children())
     shapes = [tuple(layer.weight.shape) for layer in net.children()]   # type: ignore[union-attr]
     assert [weight_shape(layer) for layer in small.children()] == shapes
@@ -77,7 +77,7 @@ def test_layers_stay_what_they_were(net: Net, small: Net):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_weight_takes_a_byte(net: Net, dtype: torch.dtype):
     net.to(dtype)
-    freeze8(net)
+    quantize_to_int8(net)
     assert {layer.codes.dtype for layer in net.children()} == {torch.int8}
     assert {layer.weight.dtype for layer in net.children()} == {dtype}
     assert sum(t.nbytes for t in net.state_dict().values()) < sum(layer.codes.numel() for layer in net.children()) + 400
@@ -89,7 +89,7 @@ def test_small_weights_in_half_precision_keep_their_shape():
         layer[0].weight.mul_(1e-2)
         layer[0].weight[0] = 0
     before = layer[0].weight.detach().clone().float()
-    freeze8(layer)
+    quantize_to_int8(layer)
     off = (layer[0].weight.float() - before).abs().amax(1)
     assert off[0] == 0
     assert (off <= 0.01 * before.abs().amax(1)).all()
@@ -98,8 +98,8 @@ def test_small_weights_in_half_precision_keep_their_shape():
 def test_unusual_layers_stay_whole():
     net = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), nn.Conv2d(2, 2, 3, padding="same"),
                         nn.Conv1d(2, 2, 3))   # fmt: skip
-    freeze8(net)
-    assert not any(isinstance(layer, Frozen8) for layer in net)
+    quantize_to_int8(net)
+    assert not any(isinstance(layer, Int8Layer) for layer in net)
 
 
 def test_the_answer_and_the_gradient_are_those_of_the_weights_it_stands_for(small: Net, stands_for: Net):
@@ -121,7 +121,7 @@ def test_no_weight_is_kept_for_the_backward_pass(small: Net, stands_for: Net):
             return tensor
 
         adapters = some("lora", model)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), mounted({"unet": model}, alone(adapters)):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), mount({"unet": model}, alone(adapters)):
             model(X.clone().requires_grad_(True))
         return shapes
 
@@ -134,8 +134,8 @@ def test_no_weight_is_kept_for_the_backward_pass(small: Net, stands_for: Net):
 def some(kind: str, model: nn.Module) -> AdapterSet:
     """An adapter that changes something, the same for the same weights."""
     torch.manual_seed(2)
-    adapters = create(kind, {}, find_targets({"unet": model}, "all"))
-    begin(adapters, {"unet": model})
+    adapters = create_adapters(kind, {}, find_targets({"unet": model}, "all"))
+    initialize(adapters, {"unet": model})
     for parameter in adapters.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape)
     return adapters
@@ -150,7 +150,7 @@ def test_every_kind_trains_on_top(kind: str, small: Net, stands_for: Net):
     found = []
     for model in (small, stands_for):
         adapters = some(kind, model)
-        with mounted({"unet": model}, alone(adapters)):
+        with mount({"unet": model}, alone(adapters)):
             y = model(X)
             y.square().mean().backward()
         found.append([y.detach(), *(p.grad for p in adapters.parameters())])
@@ -159,6 +159,6 @@ def test_every_kind_trains_on_top(kind: str, small: Net, stands_for: Net):
 
 
 def test_nothing_is_merged_into_them(small: Net):
-    with pytest.raises(MountError, match="8 bits"), merged({"unet": small}, alone(some("lora", small))):
+    with pytest.raises(MountError, match="8 bits"), merge({"unet": small}, alone(some("lora", small))):
         pass
-    assert all(isinstance(layer, Frozen8) for layer in small.children())
+    assert all(isinstance(layer, Int8Layer) for layer in small.children())

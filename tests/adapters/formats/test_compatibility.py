@@ -15,7 +15,7 @@ from atelier.adapters.formats.compatibility import NO, PARTLY, YES, verdicts
 from atelier.adapters.formats.export import export_mix
 from atelier.adapters.formats.low_rank import Limits
 from atelier.adapters.formats.native import save_adapter
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 BLOCK = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
 SPECS = [Spec(f"{BLOCK}.attn2.to_k", (12, 20)), Spec(f"{BLOCK}.attn1.to_out.0", (12, 12)),
@@ -26,7 +26,7 @@ WEIGHTS = {spec.name: torch.randn(spec.shape, generator=torch.Generator().manual
 
 def trained(kind: str, specs: list[Spec] = SPECS) -> AdapterSet:
     torch.manual_seed(0)
-    adapters = create(kind, {}, specs)
+    adapters = create_adapters(kind, {}, specs)
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -18,7 +18,7 @@ from atelier.adapters.formats.export_metadata import export_metadata
 from atelier.adapters.formats.low_rank import Pair
 from atelier.adapters.formats.native import Header, load_adapter, read_header, save_adapter, write_tensors
 from atelier.adapters.formats.write_foreign import FORMS, to_kohya
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 THUMBNAIL = "data:image/jpeg;base64,/9j/4AAQ"
 SPECS = (
@@ -53,7 +53,7 @@ def pairs(adapters: AdapterSet) -> dict[Spec, Pair]:
 
 def adapters_of(specs: tuple[Spec, ...] = SPECS, rank: int = 4) -> AdapterSet:
     torch.manual_seed(0)
-    adapters = create("lora", {"rank": rank, "alpha": 3.0}, specs)
+    adapters = create_adapters("lora", {"rank": rank, "alpha": 3.0}, specs)
     for parameter in adapters.parameters():
         nn.init.normal_(parameter, std=0.1)
     return adapters

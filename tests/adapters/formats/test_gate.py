@@ -17,7 +17,7 @@ from atelier.adapters.formats.detect import look
 from atelier.adapters.formats.native import content_hash, load_adapter, save_adapter
 from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 Tensors = dict[str, Tensor]
 TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -86,7 +86,7 @@ def test_an_update_thousands_of_times_the_weights_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
 @pytest.mark.parametrize("kind", ["lora", "dora", "shira"])
 def test_our_own_files_go_through_the_same_gate(tmp_path: Path, kind: str, value: float):
-    adapters = create(kind, {}, [Spec(f"unet.{TO_V}", (12, 192))])
+    adapters = create_adapters(kind, {}, [Spec(f"unet.{TO_V}", (12, 192))])
     with torch.no_grad():
         next(adapters.parameters()).view(-1)[5] = value
     save_adapter(tmp_path / "a.safetensors", adapters, {})
@@ -95,7 +95,7 @@ def test_our_own_files_go_through_the_same_gate(tmp_path: Path, kind: str, value
 
 
 def test_a_setting_beyond_reason_is_refused(tmp_path: Path):
-    adapters = create("lora", {"alpha": 4e30}, [Spec(f"unet.{TO_V}", (12, 192))])
+    adapters = create_adapters("lora", {"alpha": 4e30}, [Spec(f"unet.{TO_V}", (12, 192))])
     save_adapter(tmp_path / "a.safetensors", adapters, {})
     with pytest.raises(FileError, match=r"a\.safetensors is damaged: its setting alpha is 4\.0e\+30"):
         load_adapter(tmp_path / "a.safetensors")

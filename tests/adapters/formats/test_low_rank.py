@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.low_rank import Change, Limits, changes, fused, largest_directions, nearest
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 SPECS = [Spec("unet.0", (30, 20)), Spec("unet.1", (12, 30))]
 
 
 def trained(kind: str, seed: int, specs: list[Spec] = SPECS) -> AdapterSet:
     torch.manual_seed(seed)
-    adapters = create(kind, {}, specs)
+    adapters = create_adapters(kind, {}, specs)
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -103,9 +103,9 @@ def test_a_fused_adapter_does_what_the_mix_does():
     one = fused(mix, weights.__getitem__, Limits(energy=1.0, rank=30))
     x = torch.randn(5, 20)
     with torch.no_grad():
-        with mounted({"unet": model}, mix):
+        with mount({"unet": model}, mix):
             expected = model(x)
-        with mounted({"unet": model}, Mix(((one, 1.0),))):
+        with mount({"unet": model}, Mix(((one, 1.0),))):
             assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.formats import native as files
+from atelier.adapters.formats import native
 from atelier.adapters.formats.native import (
     FileError,
     data_hash,
@@ -24,7 +24,7 @@ from atelier.adapters.formats.native import (
     save_adapter,
     write_tensors,
 )
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 SETTINGS = {"rank": 3, "alpha": 5.0, "stabilized": False, "start": "random", "budget": 0}
 SPECS = (Spec("unet.down.0.to_q", (8, 6)), Spec("unet.conv", (4, 3, 3, 3)), Spec("text_encoder.fc1", (5, 7)))
@@ -33,7 +33,7 @@ SPECS = (Spec("unet.down.0.to_q", (8, 6)), Spec("unet.conv", (4, 3, 3, 3)), Spec
 @pytest.fixture
 def adapters() -> AdapterSet:
     torch.manual_seed(0)
-    adapters = create("lora", {"rank": 3, "alpha": 5.0}, SPECS)
+    adapters = create_adapters("lora", {"rank": 3, "alpha": 5.0}, SPECS)
     for parameter in adapters.parameters():
         torch.nn.init.normal_(parameter)
     return adapters
@@ -95,7 +95,7 @@ def test_a_file_from_before_a_setting_existed_opens(adapters: AdapterSet, path: 
 
 def test_layers_may_have_ranks_of_their_own(tmp_path: Path):
     ranks = {"unet.down.0.to_q": 5, "unet.conv": 0}
-    adapters = create("lora", {"rank": 3, "alpha": 6.0}, SPECS, ranks)
+    adapters = create_adapters("lora", {"rank": 3, "alpha": 6.0}, SPECS, ranks)
     save_adapter(tmp_path / "a.safetensors", adapters, {})
     loaded = load_adapter(tmp_path / "a.safetensors")
     assert {spec.name: len(loaded.tensors()[f"{spec.name}.down"]) for spec in loaded.specs} == {
@@ -108,7 +108,7 @@ def test_layers_may_have_ranks_of_their_own(tmp_path: Path):
 
 def test_ranks_of_their_own_are_refused_where_layers_share():
     with pytest.raises(SettingError, match="LoRTA has no rank of its own"):
-        create("lorta", {}, SPECS, {"unet.conv": 2})
+        create_adapters("lorta", {}, SPECS, {"unet.conv": 2})
 
 
 def test_own_entries_cannot_be_overruled(adapters: AdapterSet, path: Path):
@@ -208,7 +208,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"schema": str(files.PACKED_SCHEMA + 1)}, "newer Atelier. Update"),
+        ({"schema": str(native.PACKED_SCHEMA + 1)}, "newer Atelier. Update"),
         ({"schema": "two"}, "damaged header"),
         ({"modules": None}, "damaged header"),
         ({"modules": "{"}, "damaged header"),

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import MountError, mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.detect import look
@@ -113,7 +113,7 @@ def test_every_algorithm_as_lycoris_computes_it(tmp_path: Path, kind: str, place
 
     models = {"unet": Block(place, module)}
     with torch.no_grad():
-        for attach in (mounted, merged):
+        for attach in (mount, merge):
             with attach(models, Mix(((again, 1.0),))):
                 assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
             with attach(models, Mix(((again, 0.5),))):
@@ -191,7 +191,7 @@ def test_whole_differences_biases_and_normalizations(tmp_path: Path):
         copy.norm1.bias += 2 * tensors[f"{layer}_norm1.b_norm"]
         copy.time_emb_proj.bias += 2 * tensors[f"{layer}_time_emb_proj.diff_b"]
         expected = [copy.conv1(x), copy.norm1(x), copy.time_emb_proj(words)]
-    for attach in (mounted, merged):
+    for attach in (mount, merge):
         with attach({"unet": unet}, Mix(((adapters, 2.0),))):
             for ours, theirs in zip(outputs(), expected, strict=True):
                 assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -204,7 +204,7 @@ def test_a_bias_where_the_model_has_none_is_named(tmp_path: Path):
     save_file({f"{layer}.diff": torch.randn(8, 4, 3, 3), f"{layer}.diff_b": torch.randn(8)}, tmp_path / "a.safetensors")
     adapters, _ = read_foreign(tmp_path / "a.safetensors")
     mix = Mix(((adapters, 1.0),))
-    for attach in (mounted, merged):
+    for attach in (mount, merge):
         with pytest.raises(MountError, match=r"conv1 has no bias here"), attach({"unet": unet}, mix):
             pass
 

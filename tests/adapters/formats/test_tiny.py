@@ -15,7 +15,7 @@ from atelier.adapters.formats.codebook import BITS, levels, pack, unpack
 from atelier.adapters.formats.native import load_adapter, read_metadata, save_adapter
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.formats.tiny import TinyError, shrink
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 SPECS = (Spec("unet.a", (96, 64)), Spec("unet.conv", (32, 16, 3, 3)))
 # Max 1960, table I: mean squared error of the best quantizer of a normal variable.
@@ -24,7 +24,7 @@ DISTORTION = {1: 0.3634, 2: 0.1175, 4: 0.009497}
 
 @pytest.fixture
 def adapters() -> AdapterSet:
-    adapters = create("lora", {"rank": 4}, SPECS)
+    adapters = create_adapters("lora", {"rank": 4}, SPECS)
     for parameter in adapters.parameters():
         nn.init.normal_(parameter, std=0.1)
     return adapters
@@ -105,7 +105,7 @@ def test_a_reader_that_does_not_know_bits_is_told_so(path: Path):
 def test_what_cannot_be_tiny_says_why(path: Path, tmp_path: Path):
     with pytest.raises(TinyError, match="3 bits are not possible"):
         shrink(path, tmp_path / "out.safetensors", 3)
-    save_adapter(tmp_path / "dora.safetensors", create("dora", {}, SPECS), {})
+    save_adapter(tmp_path / "dora.safetensors", create_adapters("dora", {}, SPECS), {})
     with pytest.raises(TinyError, match="DoRA is not a low-rank pair"):
         shrink(tmp_path / "dora.safetensors", tmp_path / "out.safetensors", 4)
     assert not (tmp_path / "out.safetensors").exists()

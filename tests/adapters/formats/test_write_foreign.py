@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
@@ -31,7 +31,7 @@ from atelier.adapters.formats.export import export
 from atelier.adapters.formats.low_rank import Pair
 from atelier.adapters.formats.native import load_adapter, read_metadata, save_adapter
 from atelier.adapters.formats.write_foreign import ConvertError, check_kohya, to_diffusers, to_kohya
-from atelier.adapters.kinds.catalog import KINDS, create
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.lora import Lora, LoraSettings
 
 BASE = Path(__file__).parents[3] / "assets" / "base"
@@ -44,7 +44,7 @@ SMALL = (Spec(ATTN2, (12, 20)), Spec(CONV, (14, 6, 3, 3)), Spec(TEXT, (9, 9)))
 
 def trained(specs: Sequence[Spec], *, rank: int = 4, alpha: float = 3.0, size: float = 0.05) -> AdapterSet:
     torch.manual_seed(0)
-    adapters = create("lora", {"rank": rank, "alpha": alpha}, specs)
+    adapters = create_adapters("lora", {"rank": rank, "alpha": alpha}, specs)
     for name, parameter in adapters.named_parameters():
         if name.endswith("up"):
             nn.init.normal_(parameter, std=size)
@@ -102,9 +102,9 @@ def test_diffusers_gives_what_our_mount_gives(pipeline, models, tmp_path, form: 
     adapters = trained(find_targets(models, "all"))
     save_adapter(tmp_path / "fox.safetensors", adapters, METADATA)
     base = outputs(pipeline)
-    with mounted(models, Mix(((adapters, 1.0),))):
+    with mount(models, Mix(((adapters, 1.0),))):
         ours = outputs(pipeline)
-    with mounted(models, Mix(((adapters, 0.5),))):
+    with mount(models, Mix(((adapters, 0.5),))):
         half = outputs(pipeline)
     export(tmp_path / "fox.safetensors", tmp_path / "out.safetensors", form, dtype)
     pipeline.load_lora_weights(tmp_path / "out.safetensors", adapter_name="fox")
@@ -126,7 +126,7 @@ def test_diffusers_reads_a_rank_of_its_own_for_each_layer(pipeline, models, tmp_
     adapters = AdapterSet(Lora, LoraSettings(), loras)
     tensors = to_kohya(pairs(adapters), "embedded") if form == "kohya" else to_diffusers(pairs(adapters))
     save_file(tensors, tmp_path / "out.safetensors")
-    with mounted(models, Mix(((adapters, 1.0),))):
+    with mount(models, Mix(((adapters, 1.0),))):
         ours = outputs(pipeline)
     pipeline.load_lora_weights(tmp_path / "out.safetensors")
     assert largest_difference(outputs(pipeline), ours) <= 1e-4
@@ -379,7 +379,7 @@ def test_values_beyond_the_precision_are_refused():
 
 
 def test_an_untrained_adapter_exports(tmp_path: Path):
-    save_adapter(tmp_path / "a.safetensors", create("lora", {}, SMALL), METADATA)
+    save_adapter(tmp_path / "a.safetensors", create_adapters("lora", {}, SMALL), METADATA)
     report = export(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya", "fp16")
     assert (report.exact, report.max_error) == (True, 0.0)
 
@@ -492,9 +492,9 @@ def test_an_adapter_that_tools_would_refuse_is_refused(native: Path):
 # Kinds
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.low_rank()])
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.is_low_rank()])
 def test_every_low_rank_kind_leaves_as_an_exact_lora(tmp_path: Path, kind: str):
-    adapters = create(kind, {}, SMALL)
+    adapters = create_adapters(kind, {}, SMALL)
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

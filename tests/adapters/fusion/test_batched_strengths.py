@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import MountError, mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.fusion.batched_strengths import METHODS, blended
 from atelier.adapters.fusion.break_for_make_halves import strengthened, unite
 from atelier.adapters.fusion.pairwise import as_lora, chosen, projected
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 STRENGTHS = [(0.0, 0.0), (1.0, 0.5), (0.3, 2.0)]
 
@@ -39,7 +39,8 @@ def models() -> dict[str, nn.Module]:
 def learned(models: dict[str, nn.Module], role: str, seed: int, start: str = "clean") -> AdapterSet:
     shapes = {name: tuple(models["unet"].get_parameter(f"{name}.weight").shape) for name in ("tokens", "conv")}
     settings = {"rank": 4, "alpha": 6.0, "role": role, "start": start}
-    adapters = create("split", settings, [Spec(f"unet.{name}", shape) for name, shape in shapes.items()]).double()
+    specs = [Spec(f"unet.{name}", shape) for name, shape in shapes.items()]
+    adapters = create_adapters("split", settings, specs).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in adapters.parameters():
@@ -48,7 +49,7 @@ def learned(models: dict[str, nn.Module], role: str, seed: int, start: str = "cl
 
 
 def run(models: dict[str, nn.Module], mixed: AdapterSet, x: Tensor, timestep: int = 500) -> Tensor:
-    with torch.no_grad(), mounted(models, Mix(((mixed, 1.0),))):
+    with torch.no_grad(), mount(models, Mix(((mixed, 1.0),))):
         return models["unet"](x, timestep)
 
 
@@ -67,7 +68,7 @@ def expected(models: dict[str, nn.Module], method: str, parts: tuple[AdapterSet,
             adapter.get_buffer("content_up").mul_(at[0])
             adapter.get_buffer("style_up").mul_(at[1])
         return run(models, one, x)
-    with torch.no_grad(), mounted(models, Mix(((content, at[0]), (style, at[1])))):
+    with torch.no_grad(), mount(models, Mix(((content, at[0]), (style, at[1])))):
         return models["unet"](x, 500)
 
 
@@ -86,7 +87,7 @@ def test_each_picture_is_drawn_at_its_own_strengths(models, method, start):
 
 def test_a_blend_is_never_merged(models):
     mixed = blended(models, learned(models, "content", 1), learned(models, "style", 2), "sum", STRENGTHS)
-    with pytest.raises(MountError, match="mount it"), merged(models, Mix(((mixed, 1.0),))):
+    with pytest.raises(MountError, match="mount it"), merge(models, Mix(((mixed, 1.0),))):
         pytest.fail("entered")
 
 

@@ -12,8 +12,8 @@ from peft.utils.merge_utils import ties
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
@@ -24,8 +24,8 @@ from atelier.adapters.fusion.dare_ties import dropped, trimmed
 from atelier.adapters.fusion.gates import GateSet, GateSettings, Record
 from atelier.adapters.fusion.live import Fusion, Part, fusing
 from atelier.adapters.fusion.methods import METHODS, WEIGHTS, as_one, combined, is_one_file
-from atelier.adapters.initialization.initialization import begin
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.kinds.catalog import create_adapters
 
 SHAPES = {"wide": (8, 12), "tall": (14, 8), "conv": (6, 4, 3, 3)}
 
@@ -59,8 +59,8 @@ def learned(models: dict[str, nn.Module], kind: str = "lora", seed: int = 1, nam
             **settings: Any) -> AdapterSet:   # fmt: skip
     torch.manual_seed(seed)
     specs = [Spec(f"unet.{name}", SHAPES[name]) for name in names.split()]
-    adapters = create(kind, {"rank": 2, **settings} if kind != "wht" else settings, specs)
-    begin(adapters, models, lambda: models["unet"](torch.randn(5, 4, 3, 3), 0)[0].square().sum())
+    adapters = create_adapters(kind, {"rank": 2, **settings} if kind != "wht" else settings, specs)
+    initialize(adapters, models, lambda: models["unet"](torch.randn(5, 4, 3, 3), 0)[0].square().sum())
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -81,7 +81,7 @@ def gates(settings: GateSettings | None = None) -> GateSet:
 
 
 def run(models: dict[str, nn.Module], how: Mix | Fusion | None, x: Tensor, timestep: int = 500) -> Tensor:
-    context = mounted(models, how or Mix()) if not isinstance(how, Fusion) else fusing(models, how)
+    context = mount(models, how or Mix()) if not isinstance(how, Fusion) else fusing(models, how)
     with context:
         return models["unet"](x, timestep=torch.tensor(timestep))[0]
 
@@ -117,7 +117,7 @@ def test_order_and_empty_adapters_make_no_difference(models, three, x, settings)
     assert not torch.allclose(expected, run(models, fuse(models, three), x), atol=1e-3)
     turned = combined(models, [three[2], three[0], three[1]], "gated", gates=one)
     assert_close(run(models, turned, x), expected, rtol=0, atol=1e-6)
-    empty = create("lora", {"rank": 4}, [Spec("unet.conv", SHAPES["conv"])]).requires_grad_(False)
+    empty = create_adapters("lora", {"rank": 4}, [Spec("unet.conv", SHAPES["conv"])]).requires_grad_(False)
     more = combined(models, [*three, Part(empty), Part(three[0].adapters, 0.0)], "gated", gates=one)
     assert_close(run(models, more, x), expected, rtol=0, atol=1e-6)
 
@@ -225,12 +225,12 @@ def test_a_region_is_where_an_adapter_acts(models, three, x):
 def test_text_encoders_are_added_plainly_and_left_as_they_were(x):
     torch.manual_seed(1)
     models: dict[str, nn.Module] = {"unet": Net(), "text_encoder": nn.Sequential(nn.Linear(4, 4))}
-    words = create("lora", {"rank": 2}, [Spec("text_encoder.0", (4, 4))]).requires_grad_(False)
+    words = create_adapters("lora", {"rank": 2}, [Spec("text_encoder.0", (4, 4))]).requires_grad_(False)
     for parameter in words.parameters():
         parameter.data.normal_()
-    other = create("lora", {"rank": 1}, [Spec("unet.conv", SHAPES["conv"])]).requires_grad_(False)
+    other = create_adapters("lora", {"rank": 1}, [Spec("unet.conv", SHAPES["conv"])]).requires_grad_(False)
     tokens = torch.randn(2, 4)
-    with mounted(models, Mix(((words, 0.5),))):
+    with mount(models, Mix(((words, 0.5),))):
         expected = models["text_encoder"](tokens)
     for method in ("switch", "composite"):
         with fusing(models, combined(models, [Part(other), Part(words, 0.5)], method)):   # type: ignore[arg-type]
@@ -248,7 +248,7 @@ def test_exact_methods_are_one_file_that_does_the_same(models, three, x, method)
     expected = run(models, fuse(models, three, method), x)
     one = as_one(models, three, method)
     assert_close(run(models, Mix(((one, 1.0),)), x), expected, rtol=1e-5, atol=1e-6)
-    with merged(models, Mix(((one, 1.0),))):
+    with merge(models, Mix(((one, 1.0),))):
         assert_close(models["unet"](x, 500)[0], expected, rtol=1e-5, atol=1e-6)
 
 

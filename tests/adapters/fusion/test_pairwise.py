@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import MountError, mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
@@ -25,8 +25,8 @@ from atelier.adapters.fusion.pairwise import (
     projected,
 )
 from atelier.adapters.fusion.ziplora import overlap, zipped
-from atelier.adapters.initialization.initialization import begin
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora
 
 CONTENT, STYLE = {"rank": 3}, {"rank": 2, "alpha": 5.0}
@@ -56,8 +56,8 @@ def learned(models: dict[str, nn.Module], kind: str, settings: dict[str, Any], s
     """An adapter for some of the layers, as if it had been trained."""
     torch.manual_seed(seed)
     shapes = {name: tuple(models["unet"].get_parameter(f"{name}.weight").shape) for name in names}
-    adapters = create(kind, settings, [Spec(f"unet.{name}", shape) for name, shape in shapes.items()])
-    begin(adapters, models, lambda: models["unet"](torch.randn(5, 12).double(), 0).square().sum())
+    adapters = create_adapters(kind, settings, [Spec(f"unet.{name}", shape) for name, shape in shapes.items()])
+    initialize(adapters, models, lambda: models["unet"](torch.randn(5, 12).double(), 0).square().sum())
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -92,9 +92,9 @@ def test_a_sum_is_exact(models, content, style):
 def test_any_kinds_add_up_as_they_do_when_both_are_mounted(models, style, kind):
     other = learned(models, kind, {}, 4)
     x = torch.randn(5, 12).double()
-    with torch.no_grad(), mounted(models, Mix(((other, 1.0), (style, 1.0)))):
+    with torch.no_grad(), mount(models, Mix(((other, 1.0), (style, 1.0)))):
         expected = models["unet"](x, 0)
-    with torch.no_grad(), mounted(models, Mix(((added(models, other, style), 1.0),))):
+    with torch.no_grad(), mount(models, Mix(((added(models, other, style), 1.0),))):
         assert_close(models["unet"](x, 0), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -153,7 +153,7 @@ def test_the_choice_of_layers_follows_the_timestep(models, content, style, times
     mixed, one, two = chosen(models, content, style), deltas(models, content), deltas(models, style)
     rule = by_the_book(one, two, 1 - timestep / 1000, most=6)
     x = torch.randn(5, 12).double()
-    with torch.no_grad(), mounted(models, Mix(((mixed, 1.0),))):
+    with torch.no_grad(), mount(models, Mix(((mixed, 1.0),))):
         for call in ((x, torch.tensor(timestep)), (x, timestep)):
             models["unet"](*call)
             for name, delta in deltas(models, mixed).items():
@@ -164,11 +164,11 @@ def test_the_choice_of_layers_follows_the_timestep(models, content, style, times
 
 def test_what_follows_the_timestep_is_mounted_and_never_merged(models, content, style):
     mix = Mix(((chosen(models, content, style), 1.0),))
-    assert mix.clocks()
-    assert not Mix(((content, 1.0),)).clocks()
-    with pytest.raises(MountError, match=r"timestep.*mount"), merged(models, mix):
+    assert mix.timestep_trackers()
+    assert not Mix(((content, 1.0),)).timestep_trackers()
+    with pytest.raises(MountError, match=r"timestep.*mount"), merge(models, mix):
         pytest.fail("entered")
-    with mounted(models, mix):
+    with mount(models, mix):
         pass
     assert not models["unet"]._forward_pre_hooks
 
@@ -221,6 +221,6 @@ def test_a_composed_set_is_saved_as_a_lora_and_moves_nobodys_dice(models, conten
 
 
 def test_an_adapter_of_another_base_is_refused(models, content):
-    other = create("lora", {}, [Spec("unet.wide", (99, 99))])
+    other = create_adapters("lora", {}, [Spec("unet.wide", (99, 99))])
     with pytest.raises(MountError, match="another base"):
         added(models, content, other)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.native import load_adapter, save_adapter
-from atelier.adapters.initialization import initialization as starts
-from atelier.adapters.initialization.initialization import begin, observe
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.initialization import initialization
+from atelier.adapters.initialization.initialization import collect_statistics, initialize
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lokr import kronecker_sum
 
 NAME = "unet.layer"
@@ -47,8 +47,8 @@ def of(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def started(kind: str, settings: dict[str, Any], module: Any, x: Tensor) -> AdapterSet:
-    adapters = create(kind, settings, [Spec(NAME, tuple(module.weight.shape))])
-    begin(adapters, of(module), lambda: module(x).square().sum())
+    adapters = create_adapters(kind, settings, [Spec(NAME, tuple(module.weight.shape))])
+    initialize(adapters, of(module), lambda: module(x).square().sum())
     return adapters
 
 
@@ -75,7 +75,7 @@ def test_a_start_leaves_the_base_and_its_outputs_to_the_bit(layer: tuple[Any, Te
     assert {name: p.requires_grad for name, p in module.named_parameters()} == grads
     assert module.weight.grad is None
     assert len(module._forward_pre_hooks) == hooks
-    with torch.no_grad(), mounted(of(module), Mix(((adapters, 1.0), (started(kind, settings, module, x), 0.5)))):
+    with torch.no_grad(), mount(of(module), Mix(((adapters, 1.0), (started(kind, settings, module, x), 0.5)))):
         assert torch.equal(module(x), output), "two of them together change nothing either"
 
 
@@ -89,7 +89,7 @@ def test_a_look_that_fails_leaves_nothing_behind(layer: tuple[Any, Tensor], want
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError):
-        observe({NAME: module}, wanted, look)
+        collect_statistics({NAME: module}, wanted, look)
     assert not module.weight.requires_grad
     assert not module._forward_pre_hooks
 
@@ -97,9 +97,9 @@ def test_a_look_that_fails_leaves_nothing_behind(layer: tuple[Any, Tensor], want
 def test_inputs_are_the_singular_vectors_of_all_that_came_in(layer: tuple[Any, Tensor], monkeypatch):
     module, _ = layer
     shape = next(shape for make, shape in LAYERS.values() if type(make()) is type(module))
-    batches = [torch.randn(shape) for _ in range(starts.PASSES)]
+    batches = [torch.randn(shape) for _ in range(initialization.PASSES)]
     rest = iter(batches)
-    found = observe({NAME: module}, "inputs", lambda: module(next(rest)).sum())[NAME].numpy()
+    found = collect_statistics({NAME: module}, "inputs", lambda: module(next(rest)).sum())[NAME].numpy()
     rows = np.concatenate([patches(module, batch) for batch in batches])
     _, s, v = np.linalg.svd(rows, full_matrices=False)
     kept = len(found)
@@ -108,9 +108,9 @@ def test_inputs_are_the_singular_vectors_of_all_that_came_in(layer: tuple[Any, T
 
 
 def test_inputs_are_thinned_evenly(monkeypatch):
-    monkeypatch.setattr(starts, "ROWS", 10)
+    monkeypatch.setattr(initialization, "ROWS", 10)
     module, x = nn.Linear(4, 3), torch.arange(120.0).reshape(30, 4)
-    assert torch.equal(starts._rows(module, x), x[::3])
+    assert torch.equal(initialization._rows(module, x), x[::3])
 
 
 @pytest.mark.parametrize("rank", [2, 5])
@@ -158,9 +158,9 @@ def test_lora_ga_begins_in_two_halves_of_the_first_gradient():
 
 
 def test_gradients_are_the_mean_over_the_looks():
-    module, batches = nn.Linear(6, 4), [torch.randn(5, 6) for _ in range(starts.PASSES)]
+    module, batches = nn.Linear(6, 4), [torch.randn(5, 6) for _ in range(initialization.PASSES)]
     rest = iter(batches)
-    found = observe({NAME: module}, "gradient", lambda: module(next(rest)).square().sum())[NAME]
+    found = collect_statistics({NAME: module}, "gradient", lambda: module(next(rest)).square().sum())[NAME]
     (sum(module(x).square().sum() for x in batches) / len(batches)).backward()
     assert_close(found, module.weight.grad)
 
@@ -196,14 +196,14 @@ def test_a_kronecker_start_is_the_weight_where_the_rank_suffices(layer: tuple[An
 
 def test_layers_that_share_cannot_each_start_from_their_own_weight():
     with pytest.raises(SettingError, match="turn one off"):
-        create("lokr", {"shared": True, "start": "weight"}, [])
+        create_adapters("lokr", {"shared": True, "start": "weight"}, [])
 
 
 def test_a_start_that_needs_data_says_so():
     module = nn.Linear(6, 4)
-    adapters = create("lora", {"start": "inputs"}, [Spec(NAME, (4, 6))])
+    adapters = create_adapters("lora", {"start": "inputs"}, [Spec(NAME, (4, 6))])
     with pytest.raises(ValueError, match="lora starts from the inputs"):
-        begin(adapters, of(module))
+        initialize(adapters, of(module))
 
 
 @torch.no_grad()
@@ -232,9 +232,9 @@ def test_a_budget_goes_where_it_is_worth_most_and_stays_there(tmp_path: Path, st
         return 1e-4 * layers["dull"](line).square().sum() + layers["busy"](all_over).square().sum()
 
     specs = [Spec(f"unet.{name}", (16, 24)) for name in layers]
-    adapters = create("lora", {"rank": 3, "start": start, "budget": 5 * 40 + 39}, specs)
+    adapters = create_adapters("lora", {"rank": 3, "start": start, "budget": 5 * 40 + 39}, specs)
     held = adapters
-    begin(adapters, {"unet": layers}, look)
+    initialize(adapters, {"unet": layers}, look)
     counts = {spec.name: adapters.tensors()[f"{spec.name}.down"].shape[0] for spec in held.specs}
     assert sum(p.numel() for p in held.parameters()) == 5 * 40
     assert counts.get("unet.dull", 0) <= 1 < counts["unet.busy"] <= 6

@@ -9,9 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from atelier.adapters.core.base import Spec
-from atelier.adapters.initialization import lora_pro as gradients
+from atelier.adapters.initialization import lora_pro
 from atelier.adapters.initialization.lora_pro import _sylvester, correct, corrected, plus_groups
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 F64 = torch.float64
 
@@ -19,7 +19,7 @@ F64 = torch.float64
 @pytest.mark.parametrize("scale", [1.0, 0.25, 3.0])
 @pytest.mark.parametrize("shape", [(9, 14, 3), (14, 9, 1)])
 def test_the_product_moves_along_the_projected_gradient(monkeypatch, scale: float, shape: tuple[int, int, int]):
-    monkeypatch.setattr(gradients, "_DAMPING", 0.0)
+    monkeypatch.setattr(lora_pro, "_DAMPING", 0.0)
     rows, columns, rank = shape
     up, down = torch.randn(rows, rank, dtype=F64), torch.randn(rank, columns, dtype=F64)
     gradient = torch.randn(rows, columns, dtype=F64)
@@ -31,7 +31,7 @@ def test_the_product_moves_along_the_projected_gradient(monkeypatch, scale: floa
 
 def test_no_other_step_comes_nearer_to_the_gradient(monkeypatch):
     """Least squares over all steps of both factors, found by the pseudoinverse of the whole linear map."""
-    monkeypatch.setattr(gradients, "_DAMPING", 0.0)
+    monkeypatch.setattr(lora_pro, "_DAMPING", 0.0)
     up, down, gradient = (torch.randn(*shape, dtype=F64) for shape in ((5, 2), (2, 6), (5, 6)))
     of_up, of_down = corrected(up, down, gradient @ down.T, up.T @ gradient, 1.0)
     five, six = torch.eye(5, dtype=F64), torch.eye(6, dtype=F64)
@@ -42,7 +42,7 @@ def test_no_other_step_comes_nearer_to_the_gradient(monkeypatch):
 
 def test_of_all_such_steps_it_is_the_nearest_to_the_raw_gradients(monkeypatch):
     """Adding X @ down to one factor's step and taking up @ X off the other's leaves the product's as it is."""
-    monkeypatch.setattr(gradients, "_DAMPING", 0.0)
+    monkeypatch.setattr(lora_pro, "_DAMPING", 0.0)
     up, down, gradient = (torch.randn(*shape, dtype=F64) for shape in ((5, 2), (2, 6), (5, 6)))
     raw_up, raw_down = 0.5 * gradient @ down.T, 0.5 * up.T @ gradient
     of_up, of_down = corrected(up, down, raw_up, raw_down, 0.5)
@@ -64,7 +64,7 @@ def test_sylvester_solves_its_equation():
 
 
 def adapters_with_gradients(up: float) -> Any:
-    adapters = create("lora", {"rank": 3, "alpha": 6}, [Spec("unet.a", (9, 14)), Spec("unet.b", (7, 5))])
+    adapters = create_adapters("lora", {"rank": 3, "alpha": 6}, [Spec("unet.a", (9, 14)), Spec("unet.b", (7, 5))])
     for adapter in adapters:
         assert isinstance(adapter.up, torch.nn.Parameter)
         torch.nn.init.normal_(adapter.up, std=up)
@@ -89,7 +89,7 @@ def test_a_whole_set_is_corrected_and_stays_finite_near_the_start(size: float):
 
 
 def test_other_kinds_are_left_alone():
-    adapters = create("miss", {"rank": 3}, [Spec("unet.a", (9, 14))])
+    adapters = create_adapters("miss", {"rank": 3}, [Spec("unet.a", (9, 14))])
     adapters["unet.a"].delta(torch.zeros(9, 14)).sum().backward()
     before = [p.grad for p in adapters.parameters()]
     correct(adapters)
@@ -98,7 +98,7 @@ def test_other_kinds_are_left_alone():
 
 @pytest.mark.parametrize("kind", ["lora", "hydra", "wara", "loretta", "lokr"])
 def test_plus_gives_up_the_larger_rate_and_forgets_nobody(kind: str):
-    adapters = create(kind, {}, [Spec("unet.a", (12, 16)), Spec("unet.up_b", (8, 8))])
+    adapters = create_adapters(kind, {}, [Spec("unet.a", (12, 16)), Spec("unet.up_b", (8, 8))])
     slow, fast = plus_groups(adapters, 8.0)
     assert (slow["ratio"], fast["ratio"]) == (1.0, 8.0)
     everyone = [id(p) for group in (slow, fast) for p in group["params"]]
@@ -108,6 +108,6 @@ def test_plus_gives_up_the_larger_rate_and_forgets_nobody(kind: str):
 
 
 def test_plus_needs_no_second_group_for_a_kind_without_up():
-    adapters = create("svdiff", {}, [Spec("unet.a", (12, 16))])
+    adapters = create_adapters("svdiff", {}, [Spec("unet.a", (12, 16))])
     (only,) = plus_groups(adapters)
     assert only["ratio"] == 1.0

@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.initialization.initialization import observe
+from atelier.adapters.initialization.initialization import collect_statistics
 from atelier.adapters.initialization.rank_budget import allocate, by_gradient, by_inputs, resize
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 sizes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5)
 
@@ -81,9 +81,9 @@ def test_ranks_from_the_inputs_of_a_model(model: nn.Module):
 
     specs = find_targets({"unet": model}, "attention")
     modules = {spec.name: model.get_submodule(spec.name.removeprefix("unet.")) for spec in specs}
-    ranks = allocate(specs, by_inputs(observe(modules, "inputs", look)), budget=5 * 16)
+    ranks = allocate(specs, by_inputs(collect_statistics(modules, "inputs", look)), budget=5 * 16)
     assert ranks == {"unet.attn1.to_q": 1, "unet.attn1.to_k": 4}
-    adapters = create("lora", {"rank": 2}, specs, ranks)
+    adapters = create_adapters("lora", {"rank": 2}, specs, ranks)
     assert sum(p.numel() for p in adapters.parameters()) == 5 * 16
 
 
@@ -97,7 +97,7 @@ def test_ranks_from_gradients_follow_the_sensitivity():
 
 @pytest.fixture
 def trained() -> AdapterSet:
-    adapters = create("lora", {"rank": 4, "alpha": 6}, made([(12, 10), (9, 9), (7, 20)]), {"unet.1": 0})
+    adapters = create_adapters("lora", {"rank": 4, "alpha": 6}, made([(12, 10), (9, 9), (7, 20)]), {"unet.1": 0})
     for parameter in adapters.parameters():
         nn.init.normal_(parameter)
     return adapters
@@ -127,4 +127,4 @@ def test_pruning_keeps_the_largest_directions(trained: AdapterSet):
 def test_what_cannot_change_its_ranks_says_so(kind: str, settings: dict[str, str]):
     specs = made([(4, 4)])
     with pytest.raises(ValueError, match="only a LoRA that starts at zero"):
-        resize(create(kind, settings, specs), specs, {"unet.0": 2})
+        resize(create_adapters(kind, settings, specs), specs, {"unet.0": 2})

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.formats.write_foreign import to_diffusers
 from atelier.adapters.fusion.break_for_make_halves import BasisError, basis, strengthened, unite
-from atelier.adapters.initialization import lora_pro as gradients
+from atelier.adapters.initialization import lora_pro
 from atelier.adapters.initialization.lora_pro import precondition, preconditioned
 from atelier.adapters.kinds.break_for_make import Split
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 
 SHAPES: dict[str, tuple[int, ...]] = {"square": (24, 24), "wide": (11, 30), "3x3": (10, 12, 3, 3)}
 STARTS = ("clean", "faithful")
@@ -30,7 +30,7 @@ Make = Callable[[], AdapterSet]
 
 def new(role: str = "content", *, shapes: Mapping[str, tuple[int, ...]] = SHAPES, **settings: Any) -> AdapterSet:
     specs = [Spec(f"unet.{name}", shape) for name, shape in shapes.items()]
-    return create("split", {"rank": 4, "alpha": 6.0, "role": role, **settings}, specs).double()
+    return create_adapters("split", {"rank": 4, "alpha": 6.0, "role": role, **settings}, specs).double()
 
 
 def split(adapters: AdapterSet, name: str = "unet.square") -> Split:
@@ -197,7 +197,7 @@ def test_halves_with_other_frozen_values_are_refused():
 @pytest.mark.parametrize(("content", "style", "says"), [
     (lambda: new("style"), lambda: new("style"), "given as content holds only a style"),
     (lambda: new(), lambda: new(), "given as style holds only a content"),
-    (lambda: create("lora", {}, new().specs), lambda: new("style"), "content is of the kind lora"),
+    (lambda: create_adapters("lora", {}, new().specs), lambda: new("style"), "content is of the kind lora"),
 ])   # fmt: skip
 def test_only_a_content_and_a_style_unite(content: Make, style: Make, says: str):
     with pytest.raises(BasisError, match=says):
@@ -231,7 +231,7 @@ FINGERPRINTS = {
 
 
 def test_the_scaled_gradient_moves_the_product_alike_however_it_is_split(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gradients, "_DAMPING", 0)
+    monkeypatch.setattr(lora_pro, "_DAMPING", 0)
     up, down, slope, turn = (torch.randn(*s).double() for s in ((9, 3), (3, 7), (9, 7), (3, 3)))
 
     def change(up: Tensor, down: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def test_a_file_of_both_exports_as_the_lora_that_is_mounted(tmp_path: Path, star
     layer = nn.Linear(24, 24, bias=False)
     x, weight = torch.randn(5, 24), layer.weight.detach()
     mix = Mix(((strengthened(load_only(loaded, "unet.square"), content=0.7, style=1.2), 1.0),))
-    with torch.no_grad(), mounted({"unet": nn.ModuleDict({"square": layer})}, mix):
+    with torch.no_grad(), mount({"unet": nn.ModuleDict({"square": layer})}, mix):
         found = layer(x)
     plain = weight + tensors["unet.square.lora_B.weight"] @ tensors["unet.square.lora_A.weight"]
     assert (found - x @ plain.T).abs().max() <= 1e-4

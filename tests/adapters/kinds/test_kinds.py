@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.initialization.initialization import begin
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.dylora import cut
 from atelier.adapters.kinds.waveft import hadamard
 
@@ -28,8 +28,8 @@ def of(module: nn.Module) -> dict[str, nn.Module]:
 
 def fresh(kind: str, settings: dict[str, Any], module: Any) -> Any:
     """One untrained adapter; its type is that of the kind."""
-    adapters = create(kind, settings, [Spec(NAME, tuple(module.weight.shape))])
-    begin(adapters, of(module), lambda: module(torch.randn(16, module.in_features)).square().sum())
+    adapters = create_adapters(kind, settings, [Spec(NAME, tuple(module.weight.shape))])
+    initialize(adapters, of(module), lambda: module(torch.randn(16, module.in_features)).square().sum())
     return adapters[NAME]
 
 
@@ -53,7 +53,7 @@ def block(prefix: str, width: int, context: int) -> list[Spec]:
 @pytest.fixture
 def lorta() -> AdapterSet:
     specs = [*block("down.0", 16, 24), *block("down.1", 16, 24), Spec("unet.down.0.conv1", (16, 8, 3, 3))]
-    return shaken(create("lorta", {"rank": 3, "heads": 4, "alpha": 6}, specs))
+    return shaken(create_adapters("lorta", {"rank": 3, "heads": 4, "alpha": 6}, specs))
 
 
 def test_lorta_is_one_dense_tensor(lorta: AdapterSet):
@@ -152,7 +152,7 @@ def test_tlora_ring_earns_its_size_with_random_mixers_alone(mixers: str):
 
 def test_lokr_shares_its_smaller_factors():
     specs = [*block("a", 16, 24), Spec("unet.a.conv", (16, 8, 3, 3))]
-    adapters = shaken(create("lokr", {"factor": 4, "rank": 2, "terms": 3, "shared": True}, specs))
+    adapters = shaken(create_adapters("lokr", {"factor": 4, "rank": 2, "terms": 3, "shared": True}, specs))
     assert [name for name in adapters.tensors() if name.startswith("@")] == ["@4x4.small"]
     small = adapters.tensors()["@4x4.small"]
     for adapter in adapters:
@@ -171,8 +171,8 @@ def test_shira_masks_are_what_they_say():
     gradient = torch.autograd.grad(4 * module(x).square().sum(), module.weight)[0].abs()   # four equal looks
     scores = {"magnitude": module.weight.abs(), "gradient": gradient, "snip": gradient * module.weight.abs()}
     for mask, score in scores.items():
-        adapters = create("shira", {"rank": 2, "mask": mask}, [Spec(NAME, (12, 20))])
-        begin(adapters, of(module), lambda: module(x).square().sum())
+        adapters = create_adapters("shira", {"rank": 2, "mask": mask}, [Spec(NAME, (12, 20))])
+        initialize(adapters, of(module), lambda: module(x).square().sum())
         adapter: Any = shaken(adapters[NAME])
         expected = score.detach().flatten().argsort(descending=True)[:64].sort().values
         assert torch.equal(adapter.index.long(), expected), mask
@@ -186,23 +186,23 @@ def test_shira_masks_are_what_they_say():
 def test_sparse_switching_restores_the_base_to_the_bit():
     module = nn.Linear(20, 12)
     before = module.weight.detach().clone()
-    adapters = shaken(create("shira", {"rank": 2, "mask": "random"}, [Spec(NAME, (12, 20))]))
-    with merged(of(module), Mix(((adapters, 1.0),))):
+    adapters = shaken(create_adapters("shira", {"rank": 2, "mask": "random"}, [Spec(NAME, (12, 20))]))
+    with merge(of(module), Mix(((adapters, 1.0),))):
         assert (module.weight != before).sum() == 64
     assert torch.equal(module.weight, before)
 
 
 def test_sara_takes_the_smallest_and_keeps_every_sign():
     module = nn.Linear(20, 12)
-    adapters = create("sara", {"rank": 2}, [Spec(NAME, (12, 20))])
-    begin(adapters, of(module))
+    adapters = create_adapters("sara", {"rank": 2}, [Spec(NAME, (12, 20))])
+    initialize(adapters, of(module))
     chosen = torch.zeros(240, dtype=torch.bool)
     chosen[adapters.tensors()[f"{NAME}.index"].long()] = True
     size = module.weight.detach().flatten().abs()
     assert size[chosen].max() < size[~chosen].min()
     assert (module.weight.flatten()[chosen] < 0).any(), "there are negative weights to lose the sign of"
     signs = module.weight.detach().sign()
-    with merged(of(module), Mix(((adapters, 1.0),))):
+    with merge(of(module), Mix(((adapters, 1.0),))):
         assert torch.equal(module.weight.sign(), signs)
 
 
@@ -213,7 +213,7 @@ def test_sara_settles_what_has_grown_and_trains_the_rest():
     with torch.no_grad():
         adapter.values[:10] = 3 * threshold
     before = adapter.delta(module.weight).detach()
-    adapter.reselect(module.weight)
+    adapter.update_mask(module.weight)
     assert adapter.settled[:10].all()
     assert not adapter.settled[10:].any()
     assert torch.equal(adapter.delta(module.weight), before)
@@ -326,7 +326,7 @@ def test_only_the_chosen_columns_or_rows_move_and_get_their_part_of_the_gradient
 
 def test_s2ft_trains_the_same_channels_on_both_sides():
     gated = [Spec("unet.a.ff.net.0.proj", (128, 16)), Spec("unet.a.ff.net.2", (16, 64))]
-    adapters = create("s2ft", {"rank": 4}, [*block("a", 16, 24), *gated])
+    adapters = create_adapters("s2ft", {"rank": 4}, [*block("a", 16, 24), *gated])
     index = {adapter.spec.name.removeprefix("unet.a."): set(adapter.state_dict()["index"].tolist())
              for adapter in adapters}
     assert index["attn1.to_v"] == index["attn1.to_out.0"]
@@ -353,23 +353,23 @@ def test_hydra_is_its_two_branches():
 @pytest.mark.parametrize("rank", [1, 3, 5])
 def test_dylora_is_cut_at_every_rank(rank: int):
     module, x = nn.Linear(12, 8), torch.randn(5, 12)
-    whole = shaken(create("dylora", {"rank": 5, "alpha": 10}, [Spec(NAME, (8, 12))]))
+    whole = shaken(create_adapters("dylora", {"rank": 5, "alpha": 10}, [Spec(NAME, (8, 12))]))
     adapter: Any = whole[NAME]
     lora = cut(whole, rank)
     assert (lora.kind, len(lora.tensors()[f"{NAME}.down"])) == ("lora", rank)
-    with torch.no_grad(), mounted(of(module), Mix(((lora, 1.0),))):
+    with torch.no_grad(), mount(of(module), Mix(((lora, 1.0),))):
         change = module(x)
     assert_close(change - module(x), 10 / rank * x @ adapter.down[:rank].T @ adapter.up[:, :rank].T)
 
 
 def test_dylora_trains_at_every_rank_and_is_whole_when_used():
     module, x = nn.Linear(12, 8), torch.randn(1, 12)
-    adapters = shaken(create("dylora", {"rank": 4}, [Spec(NAME, (8, 12))])).requires_grad_(True)
+    adapters = shaken(create_adapters("dylora", {"rank": 4}, [Spec(NAME, (8, 12))])).requires_grad_(True)
     adapter: Any = adapters[NAME]
     seen = []
     for _ in range(80):
         by_rank = [4 / b * x @ adapter.down[:b].T @ adapter.up[:, :b].T for b in (1, 2, 3, 4)]
-        with mounted(of(module), Mix(((adapters, 1.0),))):
+        with mount(of(module), Mix(((adapters, 1.0),))):
             once, again = module(x), module(x)
             with torch.no_grad():
                 used = module(x) - nn.functional.linear(x, module.weight, module.bias)
@@ -384,12 +384,12 @@ def test_dylora_trains_at_every_rank_and_is_whole_when_used():
 
 def test_dylora_refuses_to_be_cut_longer():
     with pytest.raises(ValueError, match="rank 6 can't be cut out of dylora"):
-        cut(create("dylora", {"rank": 5}, [Spec(NAME, (8, 12))]), 6)
+        cut(create_adapters("dylora", {"rank": 5}, [Spec(NAME, (8, 12))]), 6)
 
 
 def test_randlora_is_of_full_rank_and_keeps_one_pair_of_bases():
     specs = [Spec("unet.a", (20, 30)), Spec("unet.b", (30, 8)), Spec("unet.c", (10, 4, 3, 3))]
-    adapters = shaken(create("randlora", {"rank": 4}, specs))
+    adapters = shaken(create_adapters("randlora", {"rank": 4}, specs))
     assert {n: tuple(t.shape) for n, t in adapters.tensors().items() if n.startswith("@")} == {
         "@bases.wide": (36, 20), "@bases.narrow": (4, 20)}
     for adapter in adapters:

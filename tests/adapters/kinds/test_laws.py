@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import MountError, mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
-from atelier.adapters.initialization.initialization import begin
-from atelier.adapters.kinds.catalog import KINDS, create
+from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.factorize import modes, share
-from atelier.kernels.wavelet import padded
+from atelier.kernels.wavelet import padded_width
 
 LAYERS: dict[str, Callable[[], Any]] = {
     "wide": lambda: nn.Linear(30, 11),
@@ -81,15 +81,15 @@ class Case:
 
     def new(self, seed: int = 0) -> AdapterSet:
         torch.manual_seed(seed)
-        adapters = create(self.kind.kind, self.settings, [self.spec])
-        begin(adapters, self.models, lambda: self.module(self.x).square().sum())
+        adapters = create_adapters(self.kind.kind, self.settings, [self.spec])
+        initialize(adapters, self.models, lambda: self.module(self.x).square().sum())
         return adapters
 
     def trained(self, seed: int = 0) -> AdapterSet:
         return fill(self.new(seed), seed).to(self.x.dtype)
 
     def run(self, *parts: tuple[AdapterSet, float]) -> Tensor:
-        with torch.no_grad(), mounted(self.models, Mix(parts)):
+        with torch.no_grad(), mount(self.models, Mix(parts)):
             return self.module(self.x)
 
     def double(self) -> Case:
@@ -163,7 +163,7 @@ def test_shortcut_equals_the_dense_update(case: Case):
 
 def test_every_parameter_receives_gradient(case: Case):
     adapters = case.trained()
-    with mounted(case.models, Mix(((adapters, 1.0),))):
+    with mount(case.models, Mix(((adapters, 1.0),))):
         for _ in range(40 if case.kind.kind == "dylora" else 1):   # a rank is drawn after every update
             case.module(case.x).square().sum().backward()
             with torch.no_grad():
@@ -174,7 +174,7 @@ def test_every_parameter_receives_gradient(case: Case):
 
 def test_training_can_leave_the_start(case: Case):
     adapters = case.new()
-    with mounted(case.models, Mix(((adapters, 1.0),))):
+    with mount(case.models, Mix(((adapters, 1.0),))):
         case.module(case.x).square().sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in adapters.parameters())
 
@@ -209,7 +209,7 @@ def test_linear_in_strength_or_says_not(case: Case):
 
 def cut(spec: Spec, levels: int) -> Callable[[int], int]:
     """Rows and columns of a wavelet band at a level."""
-    return lambda level: (padded(spec.rows, levels) + padded(spec.features, levels) * spec.taps) >> level
+    return lambda level: (padded_width(spec.rows, levels) + padded_width(spec.features, levels) * spec.taps) >> level
 
 
 def train(sizes: tuple[int, ...], bond: int) -> int:
@@ -226,7 +226,7 @@ def test_parameter_count_is_the_docstring_formula(case: Case):
     spec, settings = case.spec, adapters.settings.to_dict()
     names = {
         **settings, "rows": spec.rows, "columns": spec.columns, "features": spec.features, "taps": spec.taps,
-        "modes": modes, "padded": padded, "share": share, "train": train, "bases": lambda n, rank: -(-n // rank),
+        "modes": modes, "padded": padded_width, "share": share, "train": train, "bases": lambda n, rank: -(-n // rank),
         "cut": cut(spec, settings.get("levels", 0)),
         "f_out": share(spec.rows, settings.get("factor", 1)), "f_in": share(spec.features, settings.get("factor", 1)),
     }
@@ -265,11 +265,12 @@ def reopened(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[AdapterSet,
         torch.manual_seed(number)
         layers = {name: LAYERS[name]() for name in ("tall", "wide", "1x1", "strided")}
         weights = {f"unet.{name}": module.weight.detach() for name, module in layers.items()}
-        adapters = create(kind, settings, [Spec(name, tuple(weight.shape)) for name, weight in weights.items()])
+        specs = [Spec(name, tuple(weight.shape)) for name, weight in weights.items()]
+        adapters = create_adapters(kind, settings, specs)
         inputs = {"tall": torch.randn(4, 12), "wide": torch.randn(4, 30),
                   "1x1": torch.randn(1, 12, 5, 5), "strided": torch.randn(1, 12, 5, 5)}
         models = {"unet": nn.ModuleDict(layers)}
-        begin(adapters, models, lambda: sum(layers[k](x).square().sum() for k, x in inputs.items()))   # noqa: B023
+        initialize(adapters, models, lambda: sum(layers[k](x).square().sum() for k, x in inputs.items()))   # noqa: B023
         fill(adapters, number)
         save_adapter(folder / f"{number:03d}.safetensors", adapters, {})
         torch.save(weights, folder / f"{number:03d}.weights")
@@ -292,7 +293,7 @@ def test_a_fresh_process_reads_back_every_bit(reopened: list[Any], number: int):
 def test_unmounting_restores_the_base(plain: Case):
     model = plain.models["unet"]
     before, output = fingerprint(model), plain.module(plain.x)
-    with mounted({"unet": model}, Mix(((plain.trained(), 0.7), (plain.trained(1), -0.4)))):
+    with mount({"unet": model}, Mix(((plain.trained(), 0.7), (plain.trained(1), -0.4)))):
         assert not torch.allclose(plain.module(plain.x), output)
         assert fingerprint(model)["bytes"] == before["bytes"]
         assert fingerprint(model)["storage"] == before["storage"]
@@ -303,12 +304,12 @@ def test_unmounting_restores_the_base(plain: Case):
 def test_unmerging_restores_the_base(plain: Case):
     model = plain.models["unet"]
     before = fingerprint(model)
-    with merged({"unet": model}, Mix(((plain.trained(), 0.7), (plain.trained(1), -0.4)))):
+    with merge({"unet": model}, Mix(((plain.trained(), 0.7), (plain.trained(1), -0.4)))):
         assert fingerprint(model)["bytes"] != before["bytes"]
     assert fingerprint(model) == before
 
 
-@pytest.mark.parametrize("attach", [mounted, merged])
+@pytest.mark.parametrize("attach", [mount, merge])
 def test_an_exception_inside_restores_too(plain: Case, attach: Any):
     model = plain.models["unet"]
     before = fingerprint(model)
@@ -317,11 +318,11 @@ def test_an_exception_inside_restores_too(plain: Case, attach: Any):
     assert fingerprint(model) == before
 
 
-@pytest.mark.parametrize("attach", [mounted, merged])
+@pytest.mark.parametrize("attach", [mount, merge])
 def test_a_misfit_behind_a_fit_leaves_nothing(plain: Case, attach: Any):
     model = plain.models["unet"]
     before = fingerprint(model)
-    misfit = create(plain.kind.kind, plain.settings, [Spec("unet.block.layer", (64, 64))])
+    misfit = create_adapters(plain.kind.kind, plain.settings, [Spec("unet.block.layer", (64, 64))])
     with pytest.raises(MountError), attach({"unet": model}, Mix(((plain.trained(), 1.0), (misfit, 1.0)))):
         pytest.fail("entered")
     assert fingerprint(model) == before
@@ -329,7 +330,7 @@ def test_a_misfit_behind_a_fit_leaves_nothing(plain: Case, attach: Any):
 
 def test_merging_equals_mounting(case: Case):
     parts = (case.trained(), 0.7), (case.trained(1), -0.4)
-    with torch.no_grad(), merged(case.models, Mix(parts)):
+    with torch.no_grad(), merge(case.models, Mix(parts)):
         output = case.module(case.x)
     assert_close(output, case.run(*parts), rtol=1e-5, atol=1e-5 * output.abs().max().item())
 
@@ -338,7 +339,7 @@ def test_merging_into_half_rounds_once(plain: Case):
     adapters = plain.trained()
     module = plain.module.half()
     exact = module.weight.double() + 0.5 * adapters[plain.spec.name].delta(module.weight).double()
-    with merged(plain.models, Mix(((adapters, 0.5),))):
+    with merge(plain.models, Mix(((adapters, 0.5),))):
         assert module.weight.dtype == torch.float16
         spacing = torch.finfo(torch.float16).eps * exact.abs().clamp_min(torch.finfo(torch.float16).smallest_normal)
         assert ((module.weight.double() - exact).abs() <= 0.52 * spacing).all()
@@ -348,7 +349,7 @@ def test_many_merges_leave_the_base_bit_equal(plain: Case):
     weight = plain.module.weight.detach().clone()
     mixes = [Mix(((plain.trained(seed), 0.1 * (seed + 1)),)) for seed in range(2)]
     for turn in range(10):
-        with merged(plain.models, mixes[turn % 2]):
+        with merge(plain.models, mixes[turn % 2]):
             assert not torch.equal(plain.module.weight, weight)
     assert torch.equal(plain.module.weight, weight)
 
@@ -357,7 +358,7 @@ def test_merging_into_bfloat16_is_refused(plain: Case):
     adapters = plain.trained()
     plain.module.bfloat16()
     before = fingerprint(plain.module)
-    with pytest.raises(MountError, match=r"bfloat16.*mount"), merged(plain.models, Mix(((adapters, 1.0),))):
+    with pytest.raises(MountError, match=r"bfloat16.*mount"), merge(plain.models, Mix(((adapters, 1.0),))):
         pytest.fail("entered")
     assert fingerprint(plain.module) == before
 
@@ -372,16 +373,16 @@ def test_two_adapters_add_in_either_order(case: Case):
 
 def test_the_order_of_merging_does_not_matter_to_the_bit(plain: Case):
     a, b = (plain.trained(), 0.7), (plain.trained(1), -0.4)
-    with merged(plain.models, Mix((a, b))):
+    with merge(plain.models, Mix((a, b))):
         forwards = plain.module.weight.detach().clone()
-    with merged(plain.models, Mix((b, a))):
+    with merge(plain.models, Mix((b, a))):
         assert torch.equal(plain.module.weight, forwards)
 
 
 def test_bfloat16_autocast_works(case: Case):
     adapters = case.trained()
     exact = case.run((adapters, 1.0))
-    with torch.autocast("cpu", torch.bfloat16), mounted(case.models, Mix(((adapters, 1.0),))):
+    with torch.autocast("cpu", torch.bfloat16), mount(case.models, Mix(((adapters, 1.0),))):
         case.module(case.x).float().square().mean().backward()
         with torch.no_grad():
             output = case.module(case.x)

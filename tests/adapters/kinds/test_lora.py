@@ -11,11 +11,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora
 
 RANK, ALPHA = 4, 10
@@ -29,7 +29,7 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
 def trained(module: Any) -> AdapterSet:
     torch.manual_seed(0)
     spec = Spec("unet.layer", tuple(module.weight.shape))
-    adapters = create("lora", {"rank": RANK, "alpha": ALPHA}, [spec])
+    adapters = create_adapters("lora", {"rank": RANK, "alpha": ALPHA}, [spec])
     nn.init.normal_(lora_of(adapters).up, std=0.2)
     return adapters
 
@@ -50,7 +50,7 @@ def test_delta_equals_numpy(layer: str):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("attach", [mounted, merged])
+@pytest.mark.parametrize("attach", [mount, merge])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_output_equals_peft(layer: str, attach):
     module, shape = LAYERS[layer]
@@ -74,7 +74,7 @@ def test_output_equals_peft(layer: str, attach):
 def test_alpha_zero_means_scale_one():
     spec = Spec("unet.layer", (10, 24))
     for rank in (1, 8):
-        adapter = lora_of(create("lora", {"rank": rank}, [spec]))
+        adapter = lora_of(create_adapters("lora", {"rank": rank}, [spec]))
         up, down = adapter.factors()
         assert torch.equal(up, adapter.up)
         assert torch.equal(down, adapter.down)
@@ -82,7 +82,7 @@ def test_alpha_zero_means_scale_one():
 
 def test_start_is_as_in_the_authors_code():
     """Kaiming-uniform with a = √5: uniform in ±1/√columns, and not narrower."""
-    adapter = lora_of(create("lora", {"rank": 64}, [Spec("unet.layer", (8, 100, 3, 3))]))
+    adapter = lora_of(create_adapters("lora", {"rank": 64}, [Spec("unet.layer", (8, 100, 3, 3))]))
     bound = 900**-0.5
     assert adapter.down.abs().max() <= bound
     assert adapter.down.abs().max() > 0.99 * bound

@@ -16,12 +16,12 @@ from lycoris.modules.lokr import LokrModule
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.initialization.initialization import begin
-from atelier.adapters.kinds.catalog import create
-from atelier.kernels.wavelet import WAVELETS, detail, smooth
+from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.kinds.catalog import create_adapters
+from atelier.kernels.wavelet import WAVELETS, synthesize_averages, synthesize_details
 
 ROWS, FEATURES = 32, 48
 LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
@@ -37,8 +37,8 @@ Fill = Callable[[Any, Any], None]   # puts our adapter's tensors into the other 
 
 def ours(kind: str, settings: dict[str, Any], module: Any) -> tuple[AdapterSet, Any]:
     """A set of one adapter as if it had been trained, and the adapter."""
-    adapters = create(kind, settings, [Spec("unet.layer", tuple(module.weight.shape))])
-    begin(adapters, {"unet": nn.ModuleDict({"layer": module})})
+    adapters = create_adapters(kind, settings, [Spec("unet.layer", tuple(module.weight.shape))])
+    initialize(adapters, {"unet": nn.ModuleDict({"layer": module})})
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -47,7 +47,7 @@ def ours(kind: str, settings: dict[str, Any], module: Any) -> tuple[AdapterSet, 
 
 
 def output(module: Any, adapters: AdapterSet, x: Tensor) -> Tensor:
-    with torch.no_grad(), mounted({"unet": nn.ModuleDict({"layer": module})}, Mix(((adapters, 1.0),))):
+    with torch.no_grad(), mount({"unet": nn.ModuleDict({"layer": module})}, Mix(((adapters, 1.0),))):
         return module(x)
 
 
@@ -186,7 +186,7 @@ def test_wavelets_equal_pywavelets_and_are_orthonormal(wavelet: str):
         nothing = np.zeros_like(one)
         expected = [pywt.idwt(one.numpy(), nothing, wavelet, "periodization", axis=0),
                     pywt.idwt(nothing, one.numpy(), wavelet, "periodization", axis=0)]
-        found = [smooth(one, wavelet), detail(one, wavelet)]
+        found = [synthesize_averages(one, wavelet), synthesize_details(one, wavelet)]
         for mine, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(mine.numpy(), theirs, atol=1e-14)
         both = torch.cat(found, 1)

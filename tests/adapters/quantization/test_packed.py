@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from atelier.adapters.attach.merge import merged
-from atelier.adapters.attach.mount import MountError, mounted
+from atelier.adapters.attach.merge import merge
+from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.weight_only_int8 import weight_shape
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.quantization import int8
 from atelier.adapters.quantization import packed as packed_module
 from atelier.adapters.quantization.activation_quantizers import InputLevels
@@ -120,7 +120,7 @@ def test_layers_know_their_shape_without_making_a_weight(packed: tuple[Net, Net,
 def adapter(net: nn.Module, kind: str = "lora") -> AdapterSet:
     specs = [Spec(f"unet.{name}", weight_shape(net.get_submodule(name))) for name in PLAN]
     torch.manual_seed(5)
-    adapters = create(kind, {"rank": 2}, specs)
+    adapters = create_adapters(kind, {"rank": 2}, specs)
     for parameter in adapters.parameters():
         nn.init.normal_(parameter, std=0.3)
     return adapters
@@ -135,10 +135,10 @@ def test_adapters_on_top_keep_their_sliders(packed: tuple[Net, Net, Path]):
     assert factors is not None
     up, down = factors
     for strength in (0.5, -1.0):
-        with mounted({"unet": again}, Mix(((lora, strength),))):
+        with mount({"unet": again}, Mix(((lora, strength),))):
             assert_close(again.first(seen) - bare, strength * seen @ down.T @ up.T, rtol=1e-4, atol=1e-5)
     assert torch.equal(again.first(seen), bare)
-    with pytest.raises(MountError, match="8 bits and less"), merged({"unet": again}, Mix(((lora, 1.0),))):
+    with pytest.raises(MountError, match="8 bits and less"), merge({"unet": again}, Mix(((lora, 1.0),))):
         pass
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atelier.adapters.attach.mount import mounted, target_modules
+from atelier.adapters.attach.mount import find_target_modules, mount
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, read_header
 from atelier.adapters.fusion.break_for_make_halves import basis, strengthened, unite
@@ -74,7 +74,7 @@ def test_a_content_and_a_style_become_one_file(taught: Home, capsys: pytest.Capt
     inputs = torch.randn(1, 8, 16, 16), torch.tensor([500]), torch.randn(1, 24, 192)
     with torch.no_grad():
         before = model.unet(*inputs).sample
-        with mounted(model.models(), Mix(((both, 1.0),))):
+        with mount(model.models(), Mix(((both, 1.0),))):
             ours = model.unet(*inputs).sample
         model.pipeline.load_lora_weights(tmp_path, weight_name="both.safetensors")
         theirs = model.unet(*inputs).sample
@@ -103,7 +103,7 @@ def test_unless_somebody_says_otherwise_it_is_the_sum_with_less_style(taught: Ho
     assert run("make", "rex", "ink", "--name", "both") == 0
     rex, ink, both = (load_adapter(find_adapter(taught, name).path) for name in ("rex", "ink", "both"))
     models = load("embedded", "cpu").models()
-    for name, module in target_modules(models, both).items():
+    for name, module in find_target_modules(models, both).items():
         assert isinstance(module.weight, torch.Tensor)
         parts = [one[name].delta(module.weight) for one in (rex, ink)]
         torch.testing.assert_close(both[name].delta(module.weight), parts[0] + 0.75 * parts[1], rtol=1e-4, atol=1e-6)

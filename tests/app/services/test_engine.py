@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageStat
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import save_adapter
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services import engine as module
 from atelier.app.services.engine import CACHED_ADAPTERS, Engine
 from atelier.training.base_models.base_info import BaseError
@@ -205,7 +205,7 @@ def wild_adapter(engine: Engine, path: Path, seed: int = 0) -> Path:
     """A LoRA with an effect that nobody overlooks."""
     assert engine.loaded
     generator = torch.Generator().manual_seed(seed)
-    adapters = create("lora", {"rank": 2}, find_targets(engine.loaded.models(), "transformer"))
+    adapters = create_adapters("lora", {"rank": 2}, find_targets(engine.loaded.models(), "transformer"))
     with torch.no_grad():
         for adapter in adapters:
             for value in adapter.parameters():

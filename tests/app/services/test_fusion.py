@@ -18,7 +18,7 @@ from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.fusion.gates import GateSet, GateSettings
 from atelier.adapters.fusion.methods import METHODS
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services import engine as engine_module
 from atelier.app.services import fuse as fusing
 from atelier.app.services.engine import Engine
@@ -58,7 +58,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     targets = find_targets({"unet": load("embedded", "cpu").unet}, "attention")[:24]
     for seed, name in enumerate(("rex", "ink")):
         torch.manual_seed(seed)
-        made = create("lora", {"rank": 2}, targets)
+        made = create_adapters("lora", {"rank": 2}, targets)
         for parameter in made.parameters():
             parameter.data.normal_(std=0.2)
         known = {"trigger": name, "subject": "fox", "base": "embedded", "family": "embedded", "title": "it"}

@@ -20,7 +20,7 @@ from atelier.adapters.core.base import Spec
 from atelier.adapters.formats.low_rank import Limits
 from atelier.adapters.formats.native import load_adapter, read_metadata, save_adapter
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.cli.inspect import inspect_file
 from atelier.app.cli.main import main
 from atelier.app.services.import_export import (
@@ -112,7 +112,8 @@ def test_the_same_file_comes_in_once(home: Home, tmp_path: Path):
 
 def test_our_own_files_come_in_as_they_are(home: Home, tmp_path: Path):
     specs = [Spec(f"unet.{LAYER}", (32, 192))]
-    save_adapter(tmp_path / "own.safetensors", create("dora", {"rank": 2}, specs), {"atelier.family": "embedded"})
+    adapters = create_adapters("dora", {"rank": 2}, specs)
+    save_adapter(tmp_path / "own.safetensors", adapters, {"atelier.family": "embedded"})
     card = import_file(home, tmp_path / "own.safetensors").card
     assert (card.kind, card.family) == ("dora", "embedded")
     before, after = load_file(tmp_path / "own.safetensors"), load_file(card.path)
@@ -169,7 +170,7 @@ def taught(home: Home) -> Home:
     specs = [Spec(f"unet.{name}", tuple(module.weight.shape)) for name, module in model.unet.named_modules()
              if name.endswith(("attn2.to_k", "conv1"))]   # fmt: skip
     torch.manual_seed(0)
-    adapters = create("dora", {"rank": 2}, specs)
+    adapters = create_adapters("dora", {"rank": 2}, specs)
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -222,7 +223,7 @@ def test_extract_finds_what_was_merged(home: Home, tmp_path: Path, monkeypatch: 
     specs = [Spec(f"unet.{name}", tuple(module.weight.shape)) for name, module in model.unet.named_modules()
              if name.endswith(("attn2.to_k", "resnets.0.conv1"))]   # fmt: skip
     torch.manual_seed(1)
-    adapters = create("lora", {"rank": 2}, specs)
+    adapters = create_adapters("lora", {"rank": 2}, specs)
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -250,7 +251,7 @@ def test_what_the_difference_does_to_the_unet(taught: Home, tmp_path: Path):
 def test_a_tiny_file_is_small_and_opens_like_any_other(home: Home, tmp_path: Path, capsys):
     specs = [Spec(f"unet.{LAYER}", (320, 768))]
     torch.manual_seed(0)
-    adapters = create("lora", {"rank": 8}, specs)
+    adapters = create_adapters("lora", {"rank": 8}, specs)
     torch.nn.init.normal_(next(iter(adapters)).up)
     save_adapter(home.adapters / "fox.safetensors", adapters, {"atelier.family": "sd1"})
     out = tmp_path / "fox.safetensors"
@@ -269,7 +270,7 @@ def test_how_it_was_trained_stays_at_home_unless_it_is_asked_for(home: Home, tmp
     recipe = 'pictures = "/home/somebody/secret"\nsubject = "fox"\n'
     specs = [Spec(f"unet.{LAYER}", (32, 192))]
     metadata = {"atelier.family": "sd1", "atelier.recipe": recipe, "atelier.base": "/home/somebody/model"}
-    save_adapter(home.adapters / "fox.safetensors", create("lora", {}, specs), metadata)
+    save_adapter(home.adapters / "fox.safetensors", create_adapters("lora", {}, specs), metadata)
     parts = [(find_adapter(home, "fox"), 1.0)]
     for form in ("kohya", "diffusers", "diff", "native"):
         out, _ = export_adapters(parts, form, tmp_path / "a.safetensors")
@@ -284,7 +285,7 @@ def test_sidecars_say_what_a1111_shows(home: Home, tmp_path: Path, capsys):
     thumbnail = "data:image/jpeg;base64," + base64.b64encode(picture.getvalue()).decode()
     specs = [Spec(f"unet.{LAYER}", (320, 768))]
     metadata = {"atelier.family": "sd1", "atelier.trigger": "zwx", "modelspec.thumbnail": thumbnail}
-    save_adapter(home.adapters / "fox.safetensors", create("lora", {}, specs), metadata)
+    save_adapter(home.adapters / "fox.safetensors", create_adapters("lora", {}, specs), metadata)
     out = tmp_path / "rex.safetensors"
     assert main(["export", "fox", "--to", "kohya", "--sidecars", "--out", str(out), "--home", str(home.path)]) == 0
     facts = json.loads((tmp_path / "rex.json").read_text())

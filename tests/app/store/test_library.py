@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.formats.native import save_adapter
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services.import_export import export_adapters
 from atelier.app.store import library
 from atelier.app.store.home import Home, HomeError, open_home
@@ -37,7 +37,7 @@ def home(own_home) -> Home:
 
 def add(home: Home, name: str, **metadata: str):
     """Put a small LoRA into the library."""
-    adapters = create("lora", {"rank": 2}, SPECS)
+    adapters = create_adapters("lora", {"rank": 2}, SPECS)
     for adapter in adapters:
         torch.nn.init.normal_(adapter.get_parameter("up"))
     path = home.adapters / f"{name}.safetensors"
@@ -77,7 +77,7 @@ def test_newest_first_whatever_the_time_zone(home):
 def test_only_a_plain_picture_becomes_a_thumbnail(home, picture):
     path = add(home, "fox")
     entries = {"modelspec.thumbnail": picture}
-    save_adapter(path, create("lora", {"rank": 2}, SPECS), entries)
+    save_adapter(path, create_adapters("lora", {"rank": 2}, SPECS), entries)
     assert find_adapter(home, "fox").thumbnail == ""
 
 

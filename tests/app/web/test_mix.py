@@ -12,7 +12,7 @@ from PIL import Image
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.fusion.break_for_make_halves import strengthened, unite
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import find_adapter
@@ -28,7 +28,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("halves")
     targets = find_targets({"unet": load("embedded", "cpu").unet}, "attention")
     for name, role in (("rex", "content"), ("ink", "style")):
-        adapters = create("split", {"rank": 4, "role": role}, targets)
+        adapters = create_adapters("split", {"rank": 4, "role": role}, targets)
         with torch.no_grad():
             for adapter in adapters:
                 adapter.owned_by(role).normal_(std=0.2)   # type: ignore[operator]

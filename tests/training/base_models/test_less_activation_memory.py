@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.core.weight_only_int8 import Conv8, freeze8
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.core.weight_only_int8 import Int8Conv2d, quantize_to_int8
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models import less_activation_memory as lean
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.less_activation_memory import FrozenConv2d, FrozenGEGLU, save_less_for_backward
@@ -38,7 +38,7 @@ def answer(unet: Any) -> Tensor:
 def adapters_for(unet: nn.Module) -> AdapterSet:
     """On the attention layers: an adapter of a convolution would keep its input itself."""
     torch.manual_seed(0)
-    adapters = create("lora", {"rank": 2}, find_targets({"unet": unet}, "attention"))
+    adapters = create_adapters("lora", {"rank": 2}, find_targets({"unet": unet}, "attention"))
     for parameter in adapters.parameters():
         nn.init.normal_(parameter, std=0.1)
     return adapters
@@ -53,7 +53,7 @@ def taught(unet: nn.Module) -> tuple[Tensor, list[Tensor | None], int]:
         return tensor
 
     with (
-        mounted({"unet": unet}, Mix(((adapters, 1.0),))),
+        mount({"unet": unet}, Mix(((adapters, 1.0),))),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
     ):
         loss = answer(unet).square().mean()
@@ -89,10 +89,10 @@ def test_a_weight_that_wants_a_gradient_gets_it(unets: tuple[Any, Any]):
 
 def test_layers_in_codes_stay_in_codes(unets: tuple[Any, Any]):
     unet = copy.deepcopy(unets[0])
-    freeze8(unet)
+    quantize_to_int8(unet)
     save_less_for_backward(unet)
     kinds = {type(layer) for layer in unet.modules()}
-    assert {Conv8, FrozenGEGLU} < kinds
+    assert {Int8Conv2d, FrozenGEGLU} < kinds
     assert {name for name, layer in unet.named_modules() if type(layer) is FrozenConv2d} == {"conv_in", "conv_out"}
 
 

@@ -15,7 +15,7 @@ import torch
 from families import FAMILIES, write_configurations, write_models
 from safetensors.torch import load_file, save_file
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.export import export
 from atelier.adapters.formats.native import load_adapter
@@ -129,7 +129,7 @@ def test_a_single_file_is_taught_drawn_with_mixed_and_exported(
         sizes = [(64, 64, 0, 0, 64, 64)]
 
 
-        with mounted(model.models(), Mix(((adapters, 1.0),))):
+        with mount(model.models(), Mix(((adapters, 1.0),))):
             ours = model.predict(noisy, timesteps, text, sizes)
         model.pipeline.load_lora_weights(str(kohya))
         theirs = model.predict(noisy, timesteps, text, sizes)

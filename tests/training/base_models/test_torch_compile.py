@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models import less_activation_memory as lean
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.torch_compile import cannot_compile, compile_blocks
@@ -33,13 +33,13 @@ def unet(model: BaseModel) -> Any:
 def learned(unet: Any, rounds: int) -> list[torch.Tensor]:
     """Gradients of an adapter after each of some rounds."""
     torch.manual_seed(0)
-    adapters = create("lora", {"rank": 2}, find_targets({"unet": unet}, "attention"))
+    adapters = create_adapters("lora", {"rank": 2}, find_targets({"unet": unet}, "attention"))
     for parameter in adapters.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     found = []
     for number in range(rounds):
         latents, words = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 192)
-        with mounted({"unet": unet}, Mix(((adapters, 1.0),))):
+        with mount({"unet": unet}, Mix(((adapters, 1.0),))):
             unet(latents, torch.tensor([number]), words, return_dict=False)[0].square().mean().backward()
         found += [p.grad.clone() for p in adapters.parameters() if p.grad is not None]
         adapters.zero_grad()

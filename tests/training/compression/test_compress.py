@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from atelier.adapters.attach.merge import merged
+from atelier.adapters.attach.merge import merge
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import save_adapter
@@ -129,7 +129,7 @@ def test_adapters_go_into_the_weights_first(
     assert isinstance(carry_out(folder)[-1], Finished)
     compressed = load(str(folder.path / RESULT), "cpu")
     answers = {"compressed": _answer(compressed), "bare": _answer(bare)}
-    with merged(bare.models(), Mix(((adapters, 0.5),))):
+    with merge(bare.models(), Mix(((adapters, 0.5),))):
         answers["customised"] = _answer(bare)
     near, far = (torch.dist(answers["compressed"], answers[name]) for name in ("customised", "bare"))
     assert near < 0.05 * far

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.fusion.gates import GateSet, GateSettings
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.train_config import load_preset
 from atelier.training.embedded_base import gate_dataset as gate_school
@@ -116,7 +116,7 @@ def test_the_plan_keeps_to_what_the_base_does_not_know(pictures: Pictures):
 
 def adapters(model: BaseModel, seed: int) -> AdapterSet:
     torch.manual_seed(seed)
-    made = create("lora", {"rank": 2}, find_targets({"unet": model.unet}, "attention")[:8])
+    made = create_adapters("lora", {"rank": 2}, find_targets({"unet": model.unet}, "attention")[:8])
     for parameter in made.parameters():
         parameter.data.normal_(std=0.3)
     return made.requires_grad_(False)
@@ -161,7 +161,7 @@ def test_the_loss_is_that_of_all_adapters_at_once_and_only_gates_learn(model: Ba
     text = PromptEmbeddingCache(model, found[0].adapters[0])
     with torch.no_grad():
         mix = Mix(tuple((one, 1.0) for one in found[0].adapters))
-        mixed = prediction_errors(model, batch, text, mounted(model.models(), mix))
+        mixed = prediction_errors(model, batch, text, mount(model.models(), mix))
         expected = mixed / prediction_errors(model, batch, text, nullcontext())
     assert_close(losses.subject.detach(), expected.mean(), rtol=1e-4, atol=1e-6)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in gates.parameters())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atelier.adapters.core.base import Spec
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.retrieval import Sizes, load_retriever
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
 from atelier.training.embedded_base.train_retriever import (
@@ -100,7 +100,7 @@ def test_what_would_be_right_as_well_does_not_count_as_wrong():
 
 def test_a_stack_answers_as_its_adapters_do():
     torch.manual_seed(1)
-    sets = [create(kind, {}, LAYERS[1:]) for kind in ("lora", "loha", "lokr", "dora")]
+    sets = [create_adapters(kind, {}, LAYERS[1:]) for kind in ("lora", "loha", "lokr", "dora")]
     weights = {spec.name: torch.randn(spec.shape) for spec in LAYERS}
     with torch.no_grad():
         for value in (value for adapters in sets for value in adapters.parameters()):

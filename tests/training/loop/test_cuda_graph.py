@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Stepped
 from atelier.training.config.train_config import TrainConfig
@@ -95,7 +95,8 @@ def toy(adapters: AdapterSet) -> Recipe:
 
 def training(folder: Path, gpu: Tape | None) -> Training:
     torch.manual_seed(1)
-    return Training(toy(create("lora", {"rank": 2}, [SPEC])), QUICK, folder, Accelerator(cpu=True), SINGLE_PROCESS, gpu)
+    recipe = toy(create_adapters("lora", {"rank": 2}, [SPEC]))
+    return Training(recipe, QUICK, folder, Accelerator(cpu=True), SINGLE_PROCESS, gpu)
 
 
 def trained(folder: Path, gpu: Tape | None) -> tuple[list[float], Tensor]:
@@ -156,11 +157,11 @@ def test_nothing_in_a_microstep_waits_for_the_device(model, tmp_path, kind: str,
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     far = replace(model, unet=without_values(model.unet), text_encoder=copy.deepcopy(model.text_encoder).to("meta"))
-    adapters = create(kind, {}, find_targets({"unet": far.unet}, "attention")).to("meta")
+    adapters = create_adapters(kind, {}, find_targets({"unet": far.unet}, "attention")).to("meta")
     parts = recipe(far, adapters, TrainingData([], [], []), CONFIG, tmp_path).stages
     assert parts is not None
     drawn = lesson_on_meta(model, adapters)
-    with mounted(far.models(), Mix(((adapters, 1.0),))), NoWaiting():
+    with mount(far.models(), Mix(((adapters, 1.0),))), NoWaiting():
         losses = parts.compute(drawn)
         (losses.subject + losses.prior).backward()
     assert all(p.grad is not None for p in adapters.parameters())
@@ -198,7 +199,7 @@ def without_values(unet: Any) -> Any:
 
 
 def test_what_can_not_be_recorded_is_not_tried():
-    gpu, lora = torch.device("cuda"), create("lora", {}, [SPEC])
+    gpu, lora = torch.device("cuda"), create_adapters("lora", {}, [SPEC])
     assert can_record(gpu, CONFIG, lora, SINGLE_PROCESS)
     assert not can_record(torch.device("cpu"), CONFIG, lora, SINGLE_PROCESS)
     assert not can_record(gpu, CONFIG, lora, ProcessGroup(0, 2))
@@ -213,7 +214,7 @@ def test_a_graph_trains_as_the_plain_loop_does(tmp_path):
     found = []
     for gpu in (None, CudaGraphs()):
         torch.manual_seed(1)
-        adapters = create("lora", {}, find_targets({"unet": model.unet}, "attention")).to(model.device)
+        adapters = create_adapters("lora", {}, find_targets({"unet": model.unet}, "attention")).to(model.device)
         method = recipe(model, adapters, data, CONFIG, tmp_path)
         one = Training(method, CONFIG, tmp_path, make_accelerator(model), SINGLE_PROCESS, gpu)
         losses = [event.loss for event in one.events(NOBODY) if isinstance(event, Stepped)]

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from atelier.adapters.core.base import AdapterSet, Seen, Spec
+from atelier.adapters.core.base import AdapterSet, BaseStatistics, Spec
 from atelier.adapters.initialization.lora_pro import correct
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.config.events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
@@ -59,15 +59,15 @@ def toy(adapters: AdapterSet, **parts: Callable) -> Recipe:
         microstep=parts.get("microstep", microstep),
         validate=parts.get("validate", lambda weights: distance(weights).item()),
         preview=parts.get("preview", lambda weights, step, prompt: [Previewed(step, prompt, f"{step}.png")]),
-        update_masks=lambda: adapters[SPEC.name].reselect(BASE),
+        update_masks=lambda: adapters[SPEC.name].update_mask(BASE),
     )
 
 
 def start(config: TrainConfig, folder: Path, *, seed: int = 0, scaled: bool = False, **parts: Callable) -> Training:
     torch.manual_seed(seed)
-    adapters = create(config.kind, config.adapter, [SPEC])
+    adapters = create_adapters(config.kind, config.adapter, [SPEC])
     for adapter in adapters:
-        adapter.start(Seen(BASE))
+        adapter.start(BaseStatistics(BASE))
     (folder / "control").mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=True)
     if scaled:   # as for float16, on a CPU
@@ -150,7 +150,7 @@ def test_the_steps_are_those_of_a_loop_written_out_by_hand(tmp_path, clip):
     config = but(accumulate=2, clip=clip, weight_decay=0.1)
     training, events = played(config, tmp_path)
     torch.manual_seed(0)
-    adapters = create("lora", config.adapter, [SPEC])
+    adapters = create_adapters("lora", config.adapter, [SPEC])
     recipe, generator = toy(adapters), torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=1.0, weight_decay=0.1)
     for step, event in enumerate(events, 1):

@@ -15,7 +15,7 @@ from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.fusion.break_for_make_halves import strengthened, unite
 from atelier.adapters.kinds.break_for_make import Split
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.identify import identify
 from atelier.training.config.events import Stepped
@@ -56,7 +56,7 @@ def examples(model: BaseModel, count: int, caption: str, size: int = 8) -> list[
 
 def fresh(model: BaseModel, role: str) -> AdapterSet:
     specs = find_targets({"unet": model.unet}, "attention")
-    return create("split", {"rank": 4, "role": role}, specs)
+    return create_adapters("split", {"rank": 4, "role": role}, specs)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
-from atelier.adapters.attach.mount import mounted
+from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.training.base_models.base_model import BaseModel, load
@@ -69,7 +69,7 @@ def reference_losses(
     losses = []
     for example, x, e, t in zip(picked, clean, noise, timesteps, strict=True):
         target = {"epsilon": e, "v_prediction": scheduler.get_velocity(x[None], e[None], t[None])[0]}
-        with torch.no_grad(), mounted(model.models(), Mix(((adapters, 1.0),))):
+        with torch.no_grad(), mount(model.models(), Mix(((adapters, 1.0),))):
             features = model.text_encoder(example.tokens[None])[0]
             answer = model.unet(scheduler.add_noise(x[None], e[None], t[None]), t, features).sample[0]
         losses.append(((answer - target[model.info.prediction_type]).double() ** 2).mean())

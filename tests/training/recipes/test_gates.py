@@ -16,7 +16,7 @@ from atelier.adapters.core.targets import find_targets
 from atelier.adapters.fusion.gates import GateSet, GateSettings, Record
 from atelier.adapters.fusion.live import Part
 from atelier.adapters.fusion.methods import combined
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Event, Stepped
 from atelier.training.data.latent_cache import Example, tokenize
@@ -46,7 +46,7 @@ def targets(model: BaseModel) -> list[Spec]:
 
 def adapters(model: BaseModel, seed: int) -> AdapterSet:
     torch.manual_seed(seed)
-    made = create("lora", {"rank": 2}, targets(model))
+    made = create_adapters("lora", {"rank": 2}, targets(model))
     for parameter in made.parameters():
         parameter.data.normal_(std=0.4)   # loud enough to spoil what the base draws
     return made.requires_grad_(False)
@@ -158,7 +158,7 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(
 
 
 def test_only_layers_that_some_adapter_has_get_a_gate(model: BaseModel, lessons: list[AdapterExamples]):
-    conv = create("lora", {"rank": 1}, find_targets({"unet": model.unet}, "all")[:1])
+    conv = create_adapters("lora", {"rank": 1}, find_targets({"unet": model.unet}, "all")[:1])
     found = gates_on([lessons[0].adapters, conv], GateSettings(), model)
     assert set(found) == {spec.name for one in (lessons[0].adapters, conv) for spec in one.specs}
 

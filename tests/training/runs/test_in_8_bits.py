@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from atelier.adapters.attach.merge import Merges
+from atelier.adapters.attach.merge import MergeCache
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.core.weight_only_int8 import Frozen8, freeze8
+from atelier.adapters.core.weight_only_int8 import Int8Layer, quantize_to_int8
 from atelier.adapters.formats.native import load_adapter
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Finished, Previewed
@@ -35,7 +35,7 @@ def answers(model: BaseModel) -> Tensor:
 def test_the_embedded_base_answers_nearly_the_same():
     model = load(EMBEDDED, "cpu")
     whole = answers(model)
-    freeze8(model.unet)
+    quantize_to_int8(model.unet)
     off = (answers(model) - whole).flatten(1).norm(dim=1) / whole.flatten(1).norm(dim=1)
     print(f"\nrelative error by timestep, 999 to 0: {[round(x, 4) for x in off.tolist()]}, mean {off.mean():.4f}")
     assert 1e-3 < off.mean() < 0.01   # in bfloat16 it is 0.0054
@@ -44,10 +44,10 @@ def test_the_embedded_base_answers_nearly_the_same():
 
 def test_loading_in_8_bits_leaves_all_but_the_unet_whole(base: Path, model: BaseModel):
     small = load(str(base), "cpu", in_8_bits=True)
-    layers = [layer for layer in small.unet.modules() if isinstance(layer, Frozen8)]
+    layers = [layer for layer in small.unet.modules() if isinstance(layer, Int8Layer)]
     plain = [layer for layer in model.unet.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
     assert len(layers) == len(plain) - 2   # the first and the last are whole
-    assert not any(isinstance(layer, Frozen8) for part in (small.vae, small.text_encoder) for layer in part.modules())
+    assert not any(isinstance(layer, Int8Layer) for part in (small.vae, small.text_encoder) for layer in part.modules())
     assert (small.mergeable, model.mergeable) == (False, True)
     assert small.dtype == torch.float32
 
@@ -55,7 +55,7 @@ def test_loading_in_8_bits_leaves_all_but_the_unet_whole(base: Path, model: Base
 def test_a_run_learns_and_draws_on_it(
     base: Path, model: BaseModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Merges, "merged", lambda *_: pytest.fail("was merged"))
+    monkeypatch.setattr(MergeCache, "merge", lambda *_: pytest.fail("was merged"))
     config = TrainConfig(
         name="rex", subject="fox", pictures=str(pictures), base=str(base), steps=4, batch=2, prior_count=0, lr=0.05,
         warmup=0, validate_every=4, preview_every=4, checkpoint_every=0, precision="fp32", adapter={"rank": 2},

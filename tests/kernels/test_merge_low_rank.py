@@ -7,10 +7,10 @@ import torch
 from torch.testing import assert_close
 
 from atelier.adapters.core.base import Spec
-from atelier.adapters.kinds.catalog import create
-from atelier.kernels.factor_forms import Plain, pair
-from atelier.kernels.merge_low_rank import Update, weave
-from atelier.kernels.tensor_networks import Products, Train
+from atelier.adapters.kinds.catalog import create_adapters
+from atelier.kernels.factor_forms import DenseFactor, factor_matrices
+from atelier.kernels.merge_low_rank import LowRankUpdate, merge_low_rank
+from atelier.kernels.tensor_networks import KhatriRaoFactor, TensorTrainFactor
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -22,8 +22,8 @@ def test_it_is_the_weight_and_its_update_rounded_once(dtype: torch.dtype):
     weights = [normal(6, 8).to(dtype), normal(4, 3, 3, 3).to(dtype)]
     before = [weight.clone() for weight in weights]
     factors = [(normal(6, 2), normal(2, 8)), (normal(4, 5), normal(5, 27))]
-    updates = [Update(Plain(up), Plain(down.T), -0.7) for up, down in factors]
-    found = weave(weights, updates)
+    updates = [LowRankUpdate(DenseFactor(up), DenseFactor(down.T), -0.7) for up, down in factors]
+    found = merge_low_rank(weights, updates)
     for weight, kept, woven, (up, down) in zip(weights, before, found, factors, strict=True):
         exact = weight.double() - 0.7 * (up.double() @ down.double()).view_as(weight)
         assert woven.dtype == dtype
@@ -32,19 +32,19 @@ def test_it_is_the_weight_and_its_update_rounded_once(dtype: torch.dtype):
 
 
 def test_no_weights_are_no_work():
-    assert weave([], []) == []
+    assert merge_low_rank([], []) == []
 
 
 def test_products_are_a_cp_tensor():
     outer, inner = normal(3, 2), normal(4, 2)
-    assert_close(Products(outer, inner).matrix(), torch.einsum("ar,br->abr", outer, inner).reshape(12, 2))
+    assert_close(KhatriRaoFactor(outer, inner).matrix(), torch.einsum("ar,br->abr", outer, inner).reshape(12, 2))
 
 
 def test_trains_are_products_of_cores_either_way_round():
     first, middle, last = normal(2, 3), normal(4, 3, 5), normal(6, 5, 7)
     expected = torch.einsum("ax,bxy,cyr->abcr", first, middle, last)
-    assert_close(Train(first, middle, last).matrix(), expected.reshape(48, 7))
-    turned = Train(first, middle, last, turned=True).matrix()
+    assert_close(TensorTrainFactor(first, middle, last).matrix(), expected.reshape(48, 7))
+    turned = TensorTrainFactor(first, middle, last, turned=True).matrix()
     assert_close(turned, expected.permute(2, 1, 0, 3).reshape(48, 7))
 
 
@@ -57,11 +57,11 @@ def test_trains_are_products_of_cores_either_way_round():
 )   # fmt: skip
 @pytest.mark.parametrize("name", ["unet.a.to_q", "unet.a.to_out.0"])
 def test_a_kind_has_the_same_factors_in_every_form(kind: str, settings: dict, shape: tuple[int, ...], name: str):
-    adapters = create(kind, settings, [Spec(name, shape)])
+    adapters = create_adapters(kind, settings, [Spec(name, shape)])
     for parameter in adapters.parameters():
         torch.nn.init.normal_(parameter)
-    forms, factors = adapters[name].forms(), adapters[name].factors()
+    forms, factors = adapters[name].structured_factors(), adapters[name].factors()
     assert forms is not None
     assert factors is not None
-    for found, expected in zip(pair(*forms), factors, strict=True):
+    for found, expected in zip(factor_matrices(*forms), factors, strict=True):
         assert_close(found, expected, rtol=1e-5, atol=1e-6)
