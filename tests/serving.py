@@ -19,19 +19,21 @@ from atelier.app.web.server import bind
 
 SERVE = """
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 from atelier.app.store.home import open_home
 from atelier.app.web.server import serve
-serve(open_home(Path(sys.argv[1])), port=int(sys.argv[2]), worker=False)
+proxies = [ip_network(address) for address in sys.argv[3:]]
+serve(open_home(Path(sys.argv[1])), port=int(sys.argv[2]), worker=False, proxies=proxies, names=["studio.example"])
 """
 
 
 @contextmanager
-def served(home: Home, **environment: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+def served(home: Home, *proxies: str, **environment: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
     """A server over a home, in a process of its own; what it wrote must be its address and nothing else."""
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", SERVE, str(home.path), str(port)]
+    command = [sys.executable, "-c", SERVE, str(home.path), str(port), *proxies]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, **environment})   # fmt: skip
     assert process.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from atelier.app.store.home import absolute_base
@@ -39,6 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: this machine)")
     serve.add_argument("--port", type=_port, default=0, metavar="P", help="port (default: the first free from 7860)")
     serve.add_argument("--open", action="store_true", help="show it in the browser of this desktop")
+    serve.add_argument("--proxy", type=_network, action="append", default=[], metavar="ADDRESS",
+                       help="address of a reverse proxy whose X-Forwarded headers are believed (may be repeated)")
+    serve.add_argument("--public-name", action="append", default=[], metavar="HOST",
+                       help="host name under which browsers reach that proxy (may be repeated)")
+    _add_key(add("key", "make, list or delete the keys by which programs sign in"))
     add("worker", "work off the queue of training runs", shared)
     _add_train(add("train", "teach it what a folder of pictures shows"))
     _add_compress(add("compress", "make a base model smaller, with adapters in it or without"))
@@ -204,6 +210,19 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
 def _add_models(models: argparse.ArgumentParser) -> None:
     models.add_argument("action", choices=("scan", "show"), help="look through a folder, or at one base model")
     models.add_argument("what", metavar="DIR_OR_BASE", help="the folder; or 'embedded', a folder, a file, a hub id")
+
+
+def _add_key(key: argparse.ArgumentParser) -> None:
+    key.add_argument("action", choices=("make", "list", "delete"), help="what to do")
+    key.add_argument("name", nargs="?", default="", metavar="NAME", help="what you call the key (not needed to list)")
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no address; give an IP address such as 127.0.0.1, or a network such as 10.0.0.0/24") from None
 
 
 def _port(text: str) -> int:

@@ -73,8 +73,26 @@ def _serve(arguments: Namespace) -> int:
     from atelier.app.web.server import serve
 
     with suppress(KeyboardInterrupt):
-        serve(open_home(arguments.home), arguments.host, arguments.port, browser=arguments.open)
+        serve(open_home(arguments.home), arguments.host, arguments.port, browser=arguments.open,
+              proxies=arguments.proxy, names=arguments.public_name)
     return 0
+
+
+def _key(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.cli.tables import columns
+    from atelier.app.store.api_keys import delete_key, list_keys, make_key
+
+    if arguments.action == "make":
+        key = make_key(home, arguments.name)
+        hint = "Copy it now: only its hash is kept. Programs send it as 'Authorization: Bearer KEY'."
+        return _print_answer(arguments, {"name": arguments.name, "key": key}, f"{key}\n{hint}")
+    if arguments.action == "delete":
+        delete_key(home, arguments.name)
+        return _print_answer(arguments, {"deleted": arguments.name}, f"Deleted the key {arguments.name}.")
+    keys = [{"name": key.name, "created": key.created} for key in list_keys(home)]
+    text = columns([tuple(key.values()) for key in keys]) if keys else "There are no keys."
+    return _print_answer(arguments, keys, text)
 
 
 def _worker(arguments: Namespace) -> int:
@@ -233,8 +251,8 @@ def _doctor(arguments: Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    "serve": _serve, "worker": _worker, "train": _train, "make": _make, "compress": _compress, "draw": _draw,
-    "find": _find, "words": _words,
+    "serve": _serve, "key": _key, "worker": _worker, "train": _train, "make": _make, "compress": _compress,
+    "draw": _draw, "find": _find, "words": _words,
     "list": _list, "show": _show, "delete": _delete, "models": _models, "doctor": _doctor,
     **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from html import escape
+from math import ceil
 
 from atelier.app.text.words import EXPERT_SAME
 
@@ -94,6 +95,26 @@ def needs_password(host: str) -> str:
     """Why a server is not opened to the network."""
     return (f"With --host {host} other machines could reach Atelier, so it needs a password. "
             f"Set one in the environment variable ATELIER_PASSWORD, or leave --host away to serve this machine alone.")
+
+
+def wait_to_sign_in(seconds: float) -> str:
+    """Said when the password was wrong too often.
+
+    >>> wait_to_sign_in(0.3), wait_to_sign_in(120)
+    ('The password was wrong too often. Try again in 1 s.', 'The password was wrong too often. Try again in 2 min.')
+    """
+    wait = f"{ceil(seconds)} s" if seconds <= 90 else f"{ceil(seconds / 60)} min"
+    return f"The password was wrong too often. Try again in {wait}."
+
+
+def uploads_full(taken: float, most: float) -> str:
+    """Said when all uploads together are too much.
+
+    >>> uploads_full(9_500_000_000, 10_000_000_000)
+    'Files that were uploaded lately take 9.5 of 10.0 GB, too much for another one. Try again tomorrow, or restart.'
+    """
+    return (f"Files that were uploaded lately take {taken / 1e9:.1f} of {most / 1e9:.1f} GB, too much for another one. "
+            "Try again tomorrow, or restart.")
 
 
 def cannot_listen(host: str, port: int, reason: str) -> str:

@@ -47,7 +47,29 @@ NO_PICTURES = "There is no picture to learn from yet. Drop at least one, better 
 NO_NAME = "It has no name yet. Give it one, such as 'fox'."
 
 # --- the server
-SIGN_IN = "The user is atelier; the password is what ATELIER_PASSWORD was set to when the server was started."
+SIGN_IN_TITLE = "Sign in to Atelier"
+SIGN_IN = "The password is what ATELIER_PASSWORD was set to when the server was started."
+SIGN_IN_NOW = "Sign in"
+SIGN_IN_FIRST = "Sign in first, or send a key: Authorization: Bearer KEY."
+USER = "User"
+PASSWORD = "Password"
+WRONG_PASSWORD = "This is not the password."
+PROXY_NEEDS_PASSWORD = ("Other machines reach Atelier through a proxy, so it needs a password. "
+                        "Set one in the environment variable ATELIER_PASSWORD, or omit --proxy.")
+KEY_NAME = "A key for a program"
+KEYS_HINT = "With a key a program signs in without the password. Name it after the program."
+MAKE_KEY = "Make a key"
+KEEP_KEY = "Copy it now, only its hash is kept. The program sends it as “Authorization: Bearer KEY”:"
+DELETE_KEY = "Delete this key"
+SIGN_OUT = "Sign out"
+FROM_ANOTHER_SITE = "This request came from another web site, so it was not carried out."
+NOT_JSON = "Only application/json is taken here."
+NO_FOREIGN_ADDRESSES = "Atelier fetches no foreign addresses."
+NOT_OFFERED = "Atelier does not offer this."
+TOO_MANY_REQUESTS = "Too many requests came from this address. Wait a second."
+LENGTH_NEEDED = "Say with Content-Length how many bytes the request has."
+BODY_TOO_LARGE = "The request is too large. Upload files instead."
+NO_ROOM_FOR_UPLOAD = "The server's disk has no room for this upload. Make room there and try again."
 
 # --- Jobs
 JOBS_TITLE = "Jobs"

@@ -9,15 +9,26 @@ anywhere else.
 from __future__ import annotations
 
 import socket
-from ipaddress import ip_address
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from atelier.app.store.home import Home
+from atelier.app.text import words
+from atelier.app.web.pictures import Pictures
+from atelier.app.web.quotas import UPLOAD, Limits, Quotas
+from atelier.app.web.sign_in import Password, Sessions, SignIn, Tries
+
+Network = IPv4Network | IPv6Network
 LOOPBACK = ("127.0.0.1", "localhost")
 POLICY = "; ".join(
     (
@@ -39,7 +50,14 @@ HEADERS = (
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
+    # No other site may show our pictures, or hold on to a window of ours.
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
 )
+_FORMS = (UPLOAD, "/login")   # the only writes that are no JSON
+# What Gradio offers and Atelier does not use. A deep link writes all that stands on a page into a file.
+_CLOSED = ("/gradio_api/deep_link", "/gradio_api/vibe", "/gradio_api/dev/", "/gradio_api/process_recording",
+           "/gradio_api/undo-vibe")   # fmt: skip
 
 
 class Guard:
@@ -52,39 +70,90 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":   # no page of ours opens one
+            return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        refusal = refused(scope)
-        if refusal:
-            return await JSONResponse({"detail": refusal}, 403)(scope, receive, send)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *HEADERS]
             await send(message)
 
-        return await self.app(scope, receive, send_with_headers)
+        refusal = refused(scope)
+        app = JSONResponse({"detail": refusal}, 403) if refusal else self.app
+        await app(scope, receive, send_with_headers)
 
 
 def refused(scope: Scope) -> str:
     """Say why a request is turned away; empty text lets it pass."""
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    if scope["method"] not in ("GET", "HEAD", "OPTIONS") and not _same_site(headers):
-        return "This request came from another web site, so it was not carried out."
-    path = scope["path"].lower()
+    headers, path = Headers(scope=scope), scope["path"].lower()
+    if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+        if not _same_site(headers):
+            return words.FROM_ANOTHER_SITE
+        if _is_simple(headers) and scope["path"].rstrip("/") not in _FORMS:
+            return words.NOT_JSON
     if "/file=http" in path or "/proxy=" in path:
-        return "Atelier fetches no foreign addresses."
-    return ""
+        return words.NO_FOREIGN_ADDRESSES
+    return words.NOT_OFFERED if path.startswith(_CLOSED) else ""
 
 
-def _same_site(headers: dict[str, str]) -> bool:
-    """Whether a page of ours sent this. Programs that are no browser send neither header and may write."""
+def _same_site(headers: Headers) -> bool:
+    """Whether a page of ours sent this. Programs that are no browser send none of these headers and may write."""
     if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         return False
-    origin = headers.get("origin")
     # The host itself was checked before, so "same as the host" cannot be forged by a foreign page,
     # and it holds behind a forwarded port too, where our own port number is not the one the browser sees.
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    sources = [headers[name] for name in ("origin", "referer") if name in headers]
+    return all(urlsplit(source).netloc == headers.get("host") for source in sources)
+
+
+def _is_simple(headers: Headers) -> bool:
+    """Whether a form of any web site could have sent this without the browser asking us first."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    return has_body and kind != "application/json"
+
+
+class Forwarded:
+    """Take the sender, host and scheme from what a proxy says, if it is one that was named; else drop what is said.
+
+    A header that anybody can write must decide neither who is throttled nor what a page believes to be its address.
+    """
+
+    def __init__(self, app: ASGIApp, proxies: Sequence[Network]) -> None:
+        self.app, self.proxies = app, proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            said = Headers(scope=scope)
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if not _is_forwarding(pair[0])]}
+            if scope["client"] and self._is_proxy(scope["client"][0]):
+                self._believe(scope, said)
+        await self.app(scope, receive, send)
+
+    def _is_proxy(self, address: str) -> bool:
+        try:
+            return any(ip_address(address) in network for network in self.proxies)
+        except ValueError:
+            return False
+
+    def _believe(self, scope: Scope, said: Headers) -> None:
+        # The last address that is no proxy's of ours: those before it are the sender's own words.
+        hops = [hop.strip() for line in said.getlist("x-forwarded-for") for hop in line.split(",")]
+        sender = next((hop for hop in reversed(hops) if not self._is_proxy(hop)), "")
+        if sender:
+            scope["client"] = (sender, 0)
+        if said.get("x-forwarded-proto") in ("http", "https"):
+            scope["scheme"] = said["x-forwarded-proto"]
+            scope["headers"].append((b"x-forwarded-proto", said["x-forwarded-proto"].encode()))
+        if host := said.get("x-forwarded-host", ""):
+            others = [pair for pair in scope["headers"] if pair[0] != b"host"]
+            scope["headers"] = [*others, (b"host", host.encode("latin-1"))]
+
+
+def _is_forwarding(name: bytes) -> bool:
+    return name.lower().startswith(b"x-forwarded-") or name.lower() in (b"forwarded", b"x-real-ip")
 
 
 def is_loopback(host: str) -> bool:
@@ -108,15 +177,39 @@ def allowed_hosts(host: str) -> list[str]:
     return sorted(names - {"0.0.0.0", "::"})
 
 
-def guarded(host: str) -> FastAPI:
-    """Make the parent application: the guards, and a health route that says nothing but "ok"."""
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may reach a server, and how."""
+
+    host: str = "127.0.0.1"              # the address it listens on
+    password: str = ""                   # empty: anybody who reaches it
+    proxies: Sequence[Network] = ()      # whose word on senders is believed
+    names: Sequence[str] = ()            # under which it is asked for through them
+    quotas: Quotas = field(default_factory=Quotas)
+
+
+def guarded(home: Home, access: Access, uploads: Path, served: Sequence[Path]) -> FastAPI:
+    """Make the parent application: the guards, and a health route that says nothing but "ok".
+
+    Args:
+        home: whose pictures are shown.
+        access: who may reach it.
+        uploads: the folder that uploads go to.
+        served: files and folders that Gradio serves, the uploads among them.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # The last one added is the first that a request meets.
+    app.add_middleware(Pictures, home=home, passed=served)
+    if access.password:
+        app.add_middleware(SignIn, home=home, password=Password(access.password), sessions=Sessions(), tries=Tries())
+    app.add_middleware(Limits, quotas=access.quotas, uploads=uploads)
     app.add_middleware(Guard)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host), www_redirect=False)
+    names = [*allowed_hosts(access.host), *access.names]
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
+    app.add_middleware(Forwarded, proxies=access.proxies)
 
     @app.get("/health")
     def health() -> dict[str, bool]:
-        # Gradio's password does not cover routes of the parent, so nothing else may be said here.
-        return {"ok": True}
+        return {"ok": True}   # the one thing said without a password
 
     return app

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import signal
 import socket
 import sys
-import time
 import warnings
 import webbrowser
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 from fastapi import FastAPI
@@ -19,11 +18,10 @@ from fastapi import FastAPI
 from atelier.app.jobs.worker_process import worker_for_server
 from atelier.app.store.home import Home
 from atelier.app.text import phrases, words
-from atelier.app.web.security import guarded, is_loopback
+from atelier.app.web.security import Access, Network, guarded, is_loopback
 
 FIRST_PORT = 7860
 TRIED_PORTS = 40
-USER = "atelier"
 
 
 class ServeError(ValueError):
@@ -31,22 +29,31 @@ class ServeError(ValueError):
 
 
 def serve(
-    home: Home, host: str = "127.0.0.1", port: int = 0, worker: bool = True, browser: bool = False
-) -> None:
-    """Serve the web app until interrupted. Port 0 takes the first free one from 7860 on.
+    home: Home, host: str = "127.0.0.1", port: int = 0, worker: bool = True, browser: bool = False, *,
+    proxies: Sequence[Network] = (), names: Sequence[str] = (),
+) -> None:   # fmt: skip
+    """Serve the web app until interrupted.
 
-    With ``worker`` a worker process is started too, unless one is at work on this home already. With ``browser``
-    the page is shown, where there is a desktop to show it on.
+    Args:
+        home: what is served.
+        host: the address to listen on.
+        port: its port; 0 takes the first free one from 7860 on.
+        worker: whether a worker process is started too, unless one is at work on this home already.
+        browser: whether the page is shown, where there is a desktop to show it on.
+        proxies: addresses of reverse proxies, whose word on who sent a request is believed.
+        names: host names under which browsers reach the server through them.
 
     Raises:
-        ServeError: the port is taken, or the host is reachable from other machines and there is no password.
+        ServeError: the port is taken, or the server is reachable from other machines and there is no password.
     """
-    password = os.environ.get("ATELIER_PASSWORD", "")
-    if not is_loopback(host) and not password:
-        raise ServeError(phrases.needs_password(host))
+    # Out of the environment before anything is started that would inherit it.
+    password = os.environ.pop("ATELIER_PASSWORD", "")
+    if not password and not (is_loopback(host) and not proxies):
+        raise ServeError(phrases.needs_password(host) if not is_loopback(host) else words.PROXY_NEEDS_PASSWORD)
+    access = Access(host=host, password=password, proxies=proxies, names=names)
     listener = bind(host, port)
     with listener, worker_for_server(home) if worker else nullcontext():
-        app = application(home, host, password)
+        app = application(home, access)
         sys.stdout.write(phrases.served_at(host, listener.getsockname()[1]) + "\n")
         sys.stdout.flush()
         if browser:
@@ -75,7 +82,7 @@ def bind(host: str, port: int) -> socket.socket:
     raise AssertionError("port 0 is never taken")
 
 
-def application(home: Home, host: str, password: str = "") -> FastAPI:
+def application(home: Home, access: Access) -> FastAPI:
     """Make the whole application: the guard around the pages.
 
     From here on the process works in an empty folder, because Gradio would hand out files of the working folder.
@@ -95,17 +102,15 @@ def application(home: Home, host: str, password: str = "") -> FastAPI:
     from atelier.app.web.site import build
 
     forget_old_files()
-    gr.set_static_paths([home.gallery, home.runs, FONT])
+    gr.set_static_paths([FONT])
     # Gradio says this whenever an app has several pages, although the mode is off.
     warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)
-    secrets = [str(path) for path in (home.state / "queue.sqlite", home.state / "draft", home.trash)]
+    parent = guarded(home, access, uploads=temporary, served=[temporary, FONT])
+    demo = build(home, Engine(), has_password=bool(access.password))
     return gr.mount_gradio_app(
-        guarded(host), build(home, Engine()), path="/", footer_links=[], run_history=False, enable_monitoring=False,
-        ssr_mode=False, max_file_size="2gb", show_error=False, favicon_path=str(FAVICON), blocked_paths=secrets,
-        app_kwargs={"openapi_url": None},
-        theme=make_theme(), css=colours(), css_paths=STYLE_SHEETS,
-        auth=(lambda user, given: _knows(user, given, password)) if password else None,
-        auth_message=words.SIGN_IN,
+        parent, demo, path="/", footer_links=[], run_history=False, enable_monitoring=False,
+        ssr_mode=False, max_file_size="2gb", show_error=False, favicon_path=str(FAVICON),
+        app_kwargs={"openapi_url": None}, theme=make_theme(), css=colours(), css_paths=STYLE_SHEETS,
     )   # fmt: skip
 
 
@@ -113,13 +118,6 @@ def _show(port: int) -> None:
     """Open the page in the desktop's browser. Without a desktop Python may find a text browser: not wanted here."""
     if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         webbrowser.open(f"http://127.0.0.1:{port}")   # it waits at the listening port until the app answers
-
-
-def _knows(user: str, given: str, password: str) -> bool:
-    right = hmac.compare_digest(f"{user}:{given}".encode(), f"{USER}:{password}".encode())
-    if not right:
-        time.sleep(1)   # guessing must be slow
-    return right
 
 
 def _run(app: FastAPI, listener: socket.socket) -> None:

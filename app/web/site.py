@@ -13,7 +13,7 @@ from atelier.app.web.components.urls import address
 from atelier.app.web.pages import compress, create, fusion, gallery, jobs, library, mix, settings, studio
 
 
-def build(home: Home, engine: Engine) -> gr.Blocks:
+def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Blocks:
     """Assemble the app over a home and the engine that draws for it."""
     blocks = CheckedBlocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
     with blocks as demo, page(demo, home, "create"):
@@ -33,7 +33,7 @@ def build(home: Home, engine: Engine) -> gr.Blocks:
     with demo.route(words.TITLES["jobs"], address("jobs")), page(demo, home, "jobs"):
         jobs.build(demo, home)
     with demo.route(words.TITLES["settings"], address("settings")), page(demo, home, "settings"):
-        settings.build(demo, home, engine)
+        settings.build(demo, home, engine, has_password=has_password)
     # Closed to direct posts, which would go past the queue and its length.
     demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
     return demo

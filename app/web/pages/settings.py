@@ -14,12 +14,13 @@ import torch
 
 from atelier.app.jobs.jobs import worker_alive
 from atelier.app.services.engine import Engine
+from atelier.app.store.api_keys import delete_key, list_keys, make_key
 from atelier.app.store.home import Home
 from atelier.app.store.library import list_adapters
 from atelier.app.store.models import ModelEntry, find_models, model_folders, save_model_folders
 from atelier.app.text import phrases, words
 from atelier.app.web.components.page_frame import POLL, heading, plainly
-from atelier.app.web.components.panel import panel
+from atelier.app.web.components.panel import acted, panel
 from atelier.training.base_models.base_info import TITLES
 from atelier.training.base_models.base_model import best_device
 from atelier.training.base_models.identify import identify
@@ -29,8 +30,8 @@ from atelier.training.config.train_config import EMBEDDED
 PACKAGES = (DISTRIBUTION, "torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "huey")
 
 
-def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
-    """Place the page."""
+def build(demo: gr.Blocks, home: Home, engine: Engine, *, has_password: bool = False) -> None:
+    """Place the page; where there is a password, with a way to sign out."""
     heading(words.SETTINGS_TITLE, words.SETTINGS_LEAD)
     facts = panel("facts", [])
     with gr.Column(elem_classes="sheet"):
@@ -38,9 +39,39 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
                              elem_id="model-folders")   # fmt: skip
         look = gr.Button(words.LOOK, elem_id="look")
         models = panel("models", {"hint": "", "models": []})
+    _place_keys(demo, home, has_password)
     demo.load(lambda: _groups(home, engine), None, facts, **POLL)
     demo.load(lambda: _models(home), None, [folders, models], **POLL)
     look.click(lambda text: _look(home, text), folders, [folders, models], api_visibility="private")
+
+
+def _place_keys(demo: gr.Blocks, home: Home, has_password: bool) -> None:
+    """Place the keys of programs and the button to sign out."""
+    with gr.Column(elem_classes="sheet"):
+        name = gr.Textbox(label=words.KEY_NAME, info=words.KEYS_HINT, max_length=64, elem_id="key-name")
+        make = gr.Button(words.MAKE_KEY, elem_id="make-key")
+        keys = panel("keys", {})
+        sign_out = gr.Button(words.SIGN_OUT, visible=has_password, elem_id="sign-out")
+
+    def delete(event: gr.EventData) -> dict[str, Any]:
+        with plainly():
+            delete_key(home, acted(event)[1])
+        return _keys(home)
+
+    make.click(lambda text: _make_key(home, text), name, [name, keys], api_visibility="private")
+    keys.act(delete, None, keys, **POLL)
+    demo.load(lambda: _keys(home), None, keys, **POLL)
+    sign_out.click(None, None, None, js="() => fetch('/logout', {method: 'POST'}).then(() => location.reload())")
+
+
+def _make_key(home: Home, name: str) -> list[Any]:
+    with plainly():
+        return ["", _keys(home, make_key(home, name))]
+
+
+def _keys(home: Home, new: str = "") -> dict[str, Any]:
+    """What the panel shows: the keys, and once the text of a new one."""
+    return {"new": new, "keys": [{"name": key.name, "created": key.created[:10]} for key in list_keys(home)]}
 
 
 def _groups(home: Home, engine: Engine) -> list[dict[str, Any]]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import socket
 import tempfile
 from collections.abc import Iterator
+from io import BytesIO
+from ipaddress import ip_network
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from serving import served
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from atelier.app.store.home import Home, open_home
-from atelier.app.web.security import allowed_hosts, is_loopback
+from atelier.app.web.security import Guard, allowed_hosts, is_loopback
 from atelier.app.web.server import ServeError, bind, serve
 
 
@@ -39,6 +44,7 @@ def own(web: httpx.Client) -> str:
 
 
 def post(web: httpx.Client, **headers: str) -> int:
+    """Status of a JSON post with these headers."""
     answer = web.post("/gradio_api/queue/join", json={}, headers={k.replace("_", "-"): v for k, v in headers.items()})
     return answer.status_code
 
@@ -79,6 +85,19 @@ def test_a_write_from_another_site_is_refused(web: httpx.Client, origin: str) ->
     assert post(web, origin=origin) == 403
 
 
+def test_a_write_that_was_called_up_on_another_site_is_refused(web: httpx.Client) -> None:
+    assert post(web, referer="http://evil.example/page") == 403
+    assert post(web, referer=f"{own(web)}/studio") not in (400, 403)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_what_a_form_of_any_site_can_send_is_refused(web: httpx.Client, kind: str) -> None:
+    """The browser asks nobody before it sends these, and an old one may not say where they come from."""
+    body = b'{"data": [], "fn_index": 1, "session_hash": "x"}'
+    for path in ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/component_server", "/logout"):
+        assert web.post(path, content=body, headers={"content-type": kind}).status_code == 403
+
+
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_a_write_that_the_browser_calls_foreign_is_refused(web: httpx.Client, site: str) -> None:
     assert post(web, sec_fetch_site=site) == 403
@@ -104,6 +123,16 @@ def test_foreign_addresses_are_not_fetched(web: httpx.Client) -> None:
     for path in ("http://example.com/x.png", "HTTPS://example.com/x.png", "http:%2F%2F169.254.169.254/"):
         assert read(web, path) == 403
     assert web.get("/gradio_api/proxy=https://example.com/").status_code == 403
+
+
+def test_what_gradio_offers_and_nobody_uses_is_closed(web: httpx.Client) -> None:
+    for path in ("deep_link?session_hash=x", "vibe-code", "vibe-code/", "dev/reload"):
+        assert web.get(f"/gradio_api/{path}").status_code == 403
+
+
+def test_web_sockets_are_refused() -> None:
+    with pytest.raises(WebSocketDisconnect), TestClient(Guard(FastAPI())).websocket_connect("/"):
+        pass
 
 
 def test_gallery_pictures_are_served_and_nothing_else(web: httpx.Client, home: Home) -> None:
@@ -132,21 +161,44 @@ def test_the_working_folder_holds_nothing(server: tuple[httpx.Client, psutil.Pro
         assert read(web, file.name) in (403, 404)
 
 
-def test_a_password_covers_every_page_and_file(tmp_path: Path) -> None:
-    home = open_home(tmp_path / "other")
-    with served(home, ATELIER_PASSWORD="secret") as (web, _):
-        assert web.get("/config").status_code == 401
-        assert read(web, home.gallery / "x.png") == 401
-        assert web.post("/gradio_api/upload", files={"files": ("a.png", b"x")}).status_code == 401
-        wrong = web.post("/login", data={"username": "atelier", "password": "wrong"})
-        assert wrong.status_code == 400 and web.get("/config").status_code == 401
-        assert web.post("/login", data={"username": "atelier", "password": "secret"}).status_code == 200
+def test_only_pictures_come_from_the_home_whatever_they_are_called(web: httpx.Client, home: Home) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "WEBP")
+    webp = home.gallery / "called.png"
+    webp.write_bytes(buffer.getvalue())
+    answer = web.get(f"/gradio_api/file={webp}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/webp")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    page = b"<html><script>alert(1)</script>"
+    for name in ("page.html", "page.png", "page.svg", "page.js", "page.webp", "page.jpg", "page", "page.txt"):
+        (home.gallery / name).write_bytes(page)
+        assert read(web, home.gallery / name) == 403
+    run = home.runs / "20250101-000000-000000-fox"
+    for folder in ("previews", "checkpoints", "control"):
+        (run / folder).mkdir(parents=True)
+        (run / folder / "a.png").write_bytes(buffer.getvalue())
+    for name in ("log.txt", "recipe.toml", "events.jsonl", "previews/page.html", "a.png"):
+        (run / name).write_bytes(buffer.getvalue() if name == "a.png" else page)
+        assert read(web, run / name) == 403, name
+    served = [path for path in run.rglob("*.png") if read(web, path) == 200]
+    assert served == [run / "previews" / "a.png"]
+
+
+def test_links_out_of_the_gallery_are_not_followed(web: httpx.Client, home: Home, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (home.gallery / "link.png").symlink_to(tmp_path / "secret.png")
+    (home.gallery / "folder").symlink_to(tmp_path, target_is_directory=True)
+    (home.state / "web" / "link.png").symlink_to(tmp_path / "secret.png")
+    for path in ("gallery/link.png", "gallery/folder/secret.png", "state/web/link.png", "gallery", "gallery/no.png"):
+        assert read(web, home.path / path) in (403, 404)
 
 
 def test_other_machines_need_a_password(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATELIER_PASSWORD", raising=False)
     with pytest.raises(ServeError, match=r"0\.0\.0\.0.*needs a password.*ATELIER_PASSWORD"):
         serve(home, host="0.0.0.0")
+    with pytest.raises(ServeError, match=r"through a proxy.*ATELIER_PASSWORD"):
+        serve(home, proxies=[ip_network("127.0.0.1")])
 
 
 def test_a_port_in_use_is_said_with_the_cure() -> None:
