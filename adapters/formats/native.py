@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.formats import safetensors_header as header
 from atelier.adapters.formats.check_values import number_problem, value_problem
 from atelier.adapters.formats.codebook import unpack
+from atelier.adapters.formats.layer_parts import algorithm_of
+from atelier.adapters.formats.layer_shapes import ShapeError, Shapes, weight_shape
 from atelier.adapters.formats.lycoris import Imported, imported_set
 from atelier.adapters.formats.safetensors_header import FileError, HeaderError
 from atelier.adapters.kinds.catalog import create_adapters
@@ -140,13 +143,57 @@ def load_adapter(path: Path) -> AdapterSet:
 
 
 def _load_imported(path: Path, found: Header) -> AdapterSet:
+    layers = _imported_layers(path, found, read_sound_tensors(path))
+    return imported_set({spec: layers[spec.name] for spec in found.specs}).requires_grad_(False)
+
+
+def _imported_layers(path: Path, found: Header, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each layer, by their parts.
+
+    Raises:
+        FileError: they don't fit the header, or each other.
+    """
     layers: dict[str, dict[str, Tensor]] = {spec.name: {} for spec in found.specs}
-    for key, value in read_sound_tensors(path).items():
+    for key, value in tensors.items():
         name, _, part = key.rpartition(".")
         if name not in layers:
             raise FileError(f"{path.name}: {key} is not in its header. Fetch the file again.")
         layers[name][part] = value
-    return imported_set({spec: layers[spec.name] for spec in found.specs}).requires_grad_(False)
+    for spec in found.specs:
+        if reason := _misfit(spec, {part: tuple(value.shape) for part, value in layers[spec.name].items()}):
+            raise FileError(f"{path.name} is damaged: {reason}. Import it again from its source.")
+    return layers
+
+
+def _misfit(spec: Spec, shapes: Shapes) -> str:
+    """Why the tensors of an imported layer make none; empty when they do."""
+    algorithm = algorithm_of(shapes)
+    if algorithm is None or not all(map(algorithm.knows, shapes)):
+        return f"the tensors of {spec.name} make no layer"
+    try:
+        shape = weight_shape(spec.name, algorithm.name, shapes)
+    except ShapeError as error:
+        return f"{spec.name}.{error.part} has the shape {list(shapes[error.part])}, but it {error}"
+    sides = (shape[0], prod(shape[1:])), (spec.rows, spec.columns)
+    fits = all(0 in pair or pair[0] == pair[1] for pair in zip(*sides, strict=True))
+    return "" if fits else f"the tensors of {spec.name} change a weight of another shape than its header says"
+
+
+def adapter_problem(path: Path) -> str:
+    """What keeps a native adapter file from being used, as far as its values tell; empty when nothing does.
+
+    Much faster than :func:`load_adapter`, which says the rest.
+    """
+    try:
+        header = read_header(path)
+        if problem := number_problem(header.settings):
+            return f"{path.name} is damaged: {problem}."
+        tensors = read_sound_tensors(path)
+        if header.kind == Imported.kind:
+            _imported_layers(path, header, tensors)
+    except FileError as error:
+        return str(error)
+    return ""
 
 
 def read_sound_tensors(path: Path) -> dict[str, Tensor]:

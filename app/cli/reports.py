@@ -47,7 +47,7 @@ def adapter_details(card: AdapterCard) -> dict[str, Any]:
     best = header.metadata.get("atelier.best_step", "")
     return {
         **adapter_values(card), "layers": len(header.specs), "best_step": int(best) if best.isdecimal() else None,
-        "settings": header.settings, "recipe": recipe,
+        "settings": header.settings, "recipe": recipe, "notes": " ".join(card.notes),
     }   # fmt: skip
 
 

@@ -64,7 +64,8 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
         raise HomeError(f"{path.name} is in your library already: {before}.")
     with explain_write_errors(home.adapters):
         target = free_path(home.adapters, wanted)
-        save_adapter(target, adapters, {**metadata, "atelier.name": target.stem, "atelier.source": source})
+        own = {"atelier.name": target.stem, "atelier.source": source, "atelier.notes": "\n".join(notes)}
+        save_adapter(target, adapters, {**metadata, **own})
     return ImportedAdapter(find_adapter(home, target.stem), notes)
 
 

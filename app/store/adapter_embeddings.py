@@ -108,10 +108,12 @@ def _update_index(path: Path, cards: Sequence[AdapterCard], reader: PromptReader
 
 def _embed(card: AdapterCard, reader: PromptReader) -> Tensor:
     """One embedding; zeros where there is none, so that a file is not tried again."""
+    nothing = torch.zeros_like(reader.read(""))
     try:
-        return reader.retriever.embed(load_adapter(card.path), weights_of(EMBEDDED))
-    except (RetrieveError, FileError):
-        return torch.zeros_like(reader.read(""))
+        found = reader.retriever.embed(load_adapter(card.path), weights_of(EMBEDDED))
+    except (RetrieveError, FileError, RuntimeError):   # torch's own where tensors don't fit each other
+        return nothing
+    return found if found.isfinite().all() else nothing
 
 
 def _read(path: Path, version: str) -> EmbeddingIndex:

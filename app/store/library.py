@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from atelier.adapters.formats.native import data_hash, read_own
 from atelier.adapters.formats.safetensors_header import FileError
+from atelier.app.store.health import FileState, problems
 from atelier.app.store.home import Home, HomeError, explain_write_errors, new_name, safe_name, time_id, time_of_id
 
 SUFFIX = ".safetensors"
+_MOST_NOTES = 20
 # Text in a file is somebody's word: only a small picture made of plain base64 may reach a page.
 _THUMBNAIL = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/=]{1,400000}")
 
@@ -40,6 +42,7 @@ class AdapterCard:
     algorithms: str = ""   # of a file from another tool: LoRA, LoKr …
     source: str = ""       # hash of what the file held that it came from
     sampler: str = ""      # that it was made for: lcm, or none in particular
+    notes: tuple[str, ...] = ()   # what was odd about the file it came from, in sentences
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def find_adapter(home: Home, name: str) -> AdapterCard:
     Raises:
         HomeError: there is none, or its file can't be read; the message names the nearest one.
     """
-    found = _read(home.adapters / f"{safe_name(name)}{SUFFIX}")
+    found = _read(home, home.adapters / f"{safe_name(name)}{SUFFIX}")
     if isinstance(found, AdapterCard):
         return found
     if found:
@@ -132,24 +135,37 @@ def _hash(path: Path, _modified: int) -> str:
     return data_hash(path)
 
 
-def _read_all(home: Home) -> Iterator[AdapterCard | UnreadableFile]:
+def _read_all(home: Home) -> list[AdapterCard | UnreadableFile]:
     # Plain strings: with thousands of files, paths and their stat would take longer than all the rest.
     with os.scandir(home.adapters) as entries:
         files = sorted((entry.name, entry) for entry in entries
                        if entry.name.endswith(SUFFIX) and not entry.name.startswith("."))   # fmt: skip
+    found: list[tuple[AdapterCard | UnreadableFile, int]] = []
     for _, entry in files:
         with suppress(FileNotFoundError):
             facts = entry.stat()
-            yield _card(entry.path, facts.st_mtime_ns, facts.st_size)
+            found.append((_card(entry.path, facts.st_mtime_ns, facts.st_size), facts.st_mtime_ns))
+    return _without_damaged(home, found)
 
 
-def _read(path: Path) -> AdapterCard | UnreadableFile | None:
+def _read(home: Home, path: Path) -> AdapterCard | UnreadableFile | None:
     """Read one file's card; None when it is not there (any more)."""
     try:
         facts = path.stat()
     except OSError:
         return None
-    return _card(str(path), facts.st_mtime_ns, facts.st_size)
+    [found] = _without_damaged(home, [(_card(str(path), facts.st_mtime_ns, facts.st_size), facts.st_mtime_ns)])
+    return found
+
+
+def _without_damaged(
+    home: Home, found: Sequence[tuple[AdapterCard | UnreadableFile, int]]
+) -> list[AdapterCard | UnreadableFile]:
+    """Cards with their files' times; those of files that hold no ordinary numbers become unreadable."""
+    states = [FileState(card.path, modified, card.bytes) for card, modified in found if isinstance(card, AdapterCard)]
+    damaged = problems(home, states)
+    return [UnreadableFile(card.path, damaged[card.path.name]) if card.path.name in damaged else card
+            for card, _ in found]   # fmt: skip
 
 
 @lru_cache(maxsize=20_000)
@@ -177,6 +193,7 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | UnreadableFile:
         algorithms=text.get("atelier.algorithms", ""),
         source=text.get("atelier.source", ""),
         sampler=text.get("atelier.sampler", ""),
+        notes=tuple(text.get("atelier.notes", "").split("\n")[:_MOST_NOTES]) if text.get("atelier.notes") else (),
     )
 
 

@@ -131,6 +131,7 @@ LOADS = {"yes": "loads it", "partly": "partly", "no": "does not load it"}
 INCLUDE_RECIPE = "Say in the file how it was trained"
 INCLUDE_RECIPE_HINT = "That can hold prompts and names of folders."
 TAGS = "Words in its captions"
+NOTES = "Worth knowing"
 WITH_ADAPTER, WITH_FILE = "With the adapter", "With the file"
 BRING_IN = "Bring in adapters of other tools"
 BRING_IN_DROP = "Drop .safetensors files here"

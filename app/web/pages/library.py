@@ -148,6 +148,7 @@ def _detail(card: AdapterCard) -> dict[str, Any]:
         words.KIND: _kind(card), words.WHAT_IT_IS: card.subject, words.BASE: card.title or TITLES.get(card.family, ""),
         words.LEARNED_FROM: phrases.pictures(card.pictures), words.SIZE: phrases.size(card.bytes),
         words.MADE: phrases.moment(card.created.astimezone()), words.TAGS: _tags(card),
+        words.NOTES: " ".join(card.notes),
     }   # fmt: skip
     return {
         "name": card.name, "trigger": card.trigger, "picture": card.thumbnail, "facts": _pairs(facts),
