@@ -67,7 +67,7 @@ def start(config: TrainConfig, folder: Path, *, seed: int = 0, scaled: bool = Fa
     torch.manual_seed(seed)
     adapters = create_adapters(config.kind, config.adapter, [SPEC])
     for adapter in adapters:
-        adapter.start(BaseStatistics(BASE))
+        adapter.initialize(BaseStatistics(BASE))
     (folder / "control").mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=True)
     if scaled:   # as for float16, on a CPU
