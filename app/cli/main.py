@@ -121,7 +121,7 @@ def _train(arguments: Namespace) -> int:
             name = Path(path).stem   # not the recipe's, if that was taken in the meantime
             values = {"name": name, "path": path, "run": run.id, "step": step, "seconds": round(seconds, 1)}
             return _print_answer(arguments, values, f"{name} is ready after {seconds:.0f} s: {path}\nDraw it with: "
-                        + shlex.join(["atelier", "draw", prompt, "--adapter", name, *where]))
+                                 + shlex.join(["atelier", "draw", prompt, "--adapter", name, *where]))
         case Failed(message):
             return _fail(f"{message}\n{again}")
     _fail(f"Stopped. {again}")

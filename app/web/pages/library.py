@@ -82,7 +82,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
 
     demo.load(opened, None, shown, **POLL)
     search.change(lambda query, name: _show(home, query, name), [search, chosen], shown, **POLL,
-                 trigger_mode="always_last")   # fmt: skip
+                  trigger_mode="always_last")   # fmt: skip
     cards.act(act, search, [*shown, file, report], **POLL)
     detail.act(delete, [search, chosen], [*shown, undo, trashed], **POLL)
     undo.act(lambda query, gone: _undo(home, query, gone), [search, trashed], [*shown, undo, trashed], **POLL)

@@ -156,7 +156,7 @@ def _save(home: Home, choice: Choice, name: str) -> dict[str, Any]:
         raise SettingError(words.MIX_NEEDS_TWO)
     content, style = (find_adapter(home, one) for one in (choice.content, choice.style))
     recipe = CombineJob(name=new_name(home, name), content=content, style=style, method=choice.method, steps=0,
-                    strengths=choice.at)   # fmt: skip
+                        strengths=choice.at)   # fmt: skip
     *_, card = combine(home, recipe)
     assert isinstance(card, AdapterCard)
     return {"name": card.name, "href": address("library", adapter=card.name)}

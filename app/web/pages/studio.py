@@ -230,7 +230,7 @@ def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:
 def _preview(small: Sequence[Image.Image], request: DrawRequest) -> dict[str, Any]:
     """Where the pictures will be, what they are becoming."""
     return _picture_grid([{"id": "", "src": thumbnail(picture), "seed": request.seed + i, "prompt": words.EMERGING}
-                  for i, picture in enumerate(small)])   # fmt: skip
+                          for i, picture in enumerate(small)])   # fmt: skip
 
 
 def _picture_grid(shown: list[dict[str, Any]]) -> dict[str, Any]:
