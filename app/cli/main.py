@@ -153,14 +153,14 @@ def _compress(arguments: Namespace) -> int:
 
 def _draw(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.services.draw_command import draw_here
+    from atelier.app.cli.draw import run_draw
 
     drawn: list[dict[str, Any]] = []
-    for news in draw_here(home, arguments):
-        if isinstance(news, str):
-            print(f"atelier: {news}", file=sys.stderr)
+    for event in run_draw(home, arguments):
+        if isinstance(event, str):
+            print(f"atelier: {event}", file=sys.stderr)
             continue
-        path, seed = news
+        path, seed = event
         drawn.append({"path": str(path), "seed": seed})
         if not arguments.json:
             print(path, flush=True)

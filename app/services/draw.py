@@ -1,26 +1,33 @@
-"""The easel: what the Studio page asks for, drawn and hung in the gallery with its recipe."""
+"""Drawing, alike for the pages, the command line and fusion: a job is checked, drawn, and kept with its recipe."""
 
 from __future__ import annotations
 
 import json
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from atelier.adapters.formats.native import read_header
-from atelier.app.services.engine import Engine, LatentPreview
+from PIL import Image
+
+from atelier.adapters.fusion.methods import DEFAULT
+from atelier.app.services.engine import Engine, FileEntry
 from atelier.app.store.gallery import GalleryPicture, find_picture, make_recipe, read_recipe, save_picture
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, find_adapter
+from atelier.app.store.mixes import MixEntry, fusion_recipe
 from atelier.app.store.models import check_family
 from atelier.app.text.drawing import made_for_few_steps
-from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
-from atelier.training.recipes.dreambooth import fill_template
 from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import AUTO
+
+if TYPE_CHECKING:
+    from atelier.adapters.fusion.gates import Record
+
+RecipePicture = tuple[Image.Image, dict[str, Any]]   # a picture, and the recipe it was drawn by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,45 +36,151 @@ class DrawJob:
 
     request: DrawRequest
     base: str = EMBEDDED
-    strengths: tuple[tuple[str, float], ...] = ()   # adapter name, strength
+    adapters: tuple[MixEntry, ...] = ()
+    method: str = ""   # how the adapters act together; empty: as their sum, of which a recipe says nothing
 
 
-def draw_to_gallery(
-    home: Home, engine: Engine, wish: DrawJob
-) -> Iterator[str | tuple[int, int] | LatentPreview | list[GalleryPicture]]:
-    """Draw a wish: yields at the end the pictures, kept in the gallery.
+@dataclass(frozen=True, slots=True)
+class CheckedJob:
+    """A job that can be drawn: its adapters were found, and its sampler is decided."""
 
-    Before: a sentence, if there is something to know about the way it is drawn; (step, of) and what emerges.
+    job: DrawJob
+    family: str                       # of the base model
+    cards: tuple[AdapterCard, ...]    # of the adapters, in their order
+    notice: str = ""                  # what a person should know of how it is drawn
+
+    def files(self) -> list[FileEntry]:
+        """The adapters as the engine takes them."""
+        return [(card.path, entry) for card, entry in zip(self.cards, self.job.adapters, strict=True)]
+
+    def recipe(self, index: int) -> dict[str, Any]:
+        """How picture ``index`` of the job, counted from 0, is drawn."""
+        job = self.job
+        strengths = [(card, entry.strength) for card, entry in zip(self.cards, job.adapters, strict=True)]
+        recipe = make_recipe(job.request, index, job.base, self.family, strengths)
+        return recipe | fusion_recipe(job.method, job.adapters) if job.method else recipe
+
+
+class Progress(NamedTuple):
+    """How many denoising steps are done."""
+
+    step: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrawPreview:
+    """Small previews of the pictures that are being drawn."""
+
+    pictures: list[Image.Image]
+
+
+DrawEvent = str | Progress | DrawPreview | list[GalleryPicture]
+"""In this order: a notice, if there is one; progress and previews; the pictures."""
+
+
+class DrawCancelledError(Exception):
+    """Nobody waits for this drawing any more."""
+
+
+def check_job(home: Home, job: DrawJob) -> CheckedJob:
+    """Find what a job needs and decide its sampler; nothing is loaded.
 
     Raises:
-        HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
+        HomeError, BaseError, FileError: an adapter or the base model can't be used, or they don't belong together.
     """
-    info = identify(wish.base)
-    parts = [(find_adapter(home, name), strength) for name, strength in wish.strengths]
-    check_family(info, [card for card, _ in parts])
-    files = [(card.path, strength) for card, strength in parts]
-    request, said = with_sampler(wish.request, parts)
-    if said:
-        yield said
-    for news in engine.drawing(wish.base, files, request):
-        if not isinstance(news, list):
-            yield news
-            continue
-        recipes = [make_recipe(request, i, wish.base, info.family, parts) for i in range(len(news))]
-        paths = [save_picture(home, image, recipe) for image, recipe in zip(news, recipes, strict=True)]
-        yield [find_picture(home, path.stem) for path in paths]
+    info = identify(job.base)
+    cards = tuple(find_adapter(home, entry.name) for entry in job.adapters)
+    check_family(info, cards)
+    request, notice = with_sampler(job.request, [(c, e.strength) for c, e in zip(cards, job.adapters, strict=True)])
+    return CheckedJob(replace(job, request=request), info.family, cards, notice)
 
 
 def with_sampler(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]]) -> tuple[DrawRequest, str]:
-    """The request with its sampler decided, and a sentence where an adapter has decided it."""
+    """The request with its sampler decided, and a notice where an adapter has decided it."""
     fast = next((card for card, strength in parts if strength and card.sampler), None)
     decided = request.settled(fast.sampler if fast else "")
     taken = fast and request.sampler == AUTO
     return decided, made_for_few_steps(fast.name, decided.steps, decided.guidance) if fast and taken else ""
 
 
+def draw(
+    engine: Engine, checked: CheckedJob, *, batch_size: int = 0, record: Record | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    on_latent_preview: Callable[[list[Image.Image]], None] | None = None,
+) -> Iterator[RecipePicture]:   # fmt: skip
+    """Draw a job; yields each picture with its recipe as soon as its batch is done.
+
+    Args:
+        engine: what draws.
+        checked: the job.
+        batch_size: pictures drawn at once, 0 for all: more need more memory.
+        record: takes down what gates do.
+        on_step: called with (done, of) after every denoising step of a batch.
+        on_latent_preview: called a few times a second with small previews.
+
+    Raises:
+        BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
+    """
+    job, request = checked.job, checked.job.request
+    for first in range(0, request.count, batch_size or request.count):
+        count = min(batch_size or request.count, request.count - first)
+        batch = replace(request, seed=request.seed + first, count=count)
+        pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT, record=record,
+                               on_step=on_step, on_latent_preview=on_latent_preview)   # fmt: skip
+        yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
+
+
+def draw_to_gallery(home: Home, engine: Engine, job: DrawJob) -> Iterator[DrawEvent]:
+    """Draw a job in another thread and add the pictures to the gallery.
+
+    Closing the iterator cancels the drawing at its next step.
+
+    Raises:
+        HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
+    """
+    checked = check_job(home, job)
+    if checked.notice:
+        yield checked.notice
+    for event in _drawn_in_thread(engine, checked):
+        if isinstance(event, list):
+            paths = [save_picture(home, picture, recipe) for picture, recipe in event]
+            yield [find_picture(home, path.stem) for path in paths]
+        else:
+            yield event
+
+
+def _drawn_in_thread(engine: Engine, checked: CheckedJob) -> Iterator[Progress | DrawPreview | list[RecipePicture]]:
+    events: SimpleQueue[Progress | DrawPreview | list[RecipePicture] | BaseException] = SimpleQueue()
+    cancelled = threading.Event()
+
+    def on_step(done: int, of: int) -> None:
+        if cancelled.is_set():
+            raise DrawCancelledError
+        events.put(Progress(done, of))
+
+    def work() -> None:
+        try:
+            events.put(list(draw(engine, checked, on_step=on_step,
+                                 on_latent_preview=lambda small: events.put(DrawPreview(small)))))   # fmt: skip
+        except BaseException as error:
+            events.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            event = events.get()
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+            if isinstance(event, list):
+                return
+    finally:
+        cancelled.set()
+
+
 def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
-    """The wish a picture of the gallery was drawn from, and the names of adapters that are not here any more.
+    """The job a picture of the gallery was drawn by, and the names of adapters that are not here any more.
 
     Raises:
         HomeError: there is no such picture, or it holds no recipe that can be read.
@@ -82,23 +195,30 @@ def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
 def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
     later = [name for name in ("unwanted", "unwanted_strength", "sampler") if name in recipe]   # only where they count
-    parts = [(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
-    here = [part for part in parts if _card(home, part[0])]
+    entries = [MixEntry(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
+    here = tuple(entry for entry in entries if _is_here(home, entry.name))
     # Before recipes named a sampler there was one.
     request = DrawRequest.from_dict({"sampler": "ddim", **{name: recipe[name] for name in (*names, *later)}})
-    wish = DrawJob(request=request, base=str(recipe["base"]), strengths=tuple(here))
-    return wish, [name for name, _ in parts if (name, _) not in here]
+    job = DrawJob(request=request, base=str(recipe["base"]), adapters=here)
+    return job, [entry.name for entry in entries if entry not in here]
 
 
-def _card(home: Home, name: str) -> AdapterCard | None:
+def _is_here(home: Home, name: str) -> bool:
     try:
-        return find_adapter(home, name)
+        find_adapter(home, name)
     except HomeError:
-        return None
+        return False
+    return True
 
 
 def suggested_prompt(card: AdapterCard) -> str:
     """A prompt that calls an adapter: the caption it was taught with."""
+    import tomllib
+
+    from atelier.adapters.formats.native import read_header
+    from atelier.training.base_models.base_info import BaseError
+    from atelier.training.recipes.dreambooth import fill_template
+
     try:
         recipe = tomllib.loads(read_header(card.path).metadata.get("atelier.recipe", ""))
         template = recipe.get("caption") or identify(card.base).caption

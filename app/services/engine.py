@@ -1,52 +1,36 @@
-"""The engine: one loaded base model and the adapters used lately, drawing for all pages one at a time."""
+"""The engine: one loaded base model and the adapters used last, drawing for all pages one at a time."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
-from atelier.adapters.fusion.batched_strengths import blended
-from atelier.adapters.fusion.gates import Record
-from atelier.adapters.fusion.interference import Interference, interference
-from atelier.adapters.fusion.methods import as_one, combined, is_one_file
+from atelier.adapters.fusion.methods import DEFAULT, as_one, combined, is_one_file
 from atelier.app.store.mixes import MixEntry
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
-from atelier.training.embedded_base.train_gates import gates_for
 from atelier.training.sampling.draw_cache import DrawCache
-from atelier.training.sampling.fidelity import Fidelity, compare, unet_error
 from atelier.training.sampling.sample import DrawRequest, draw
-from atelier.training.sampling.trigger_words import word_effects
 
-CACHED_ADAPTERS = 8
-CACHED_GRID_PICTURES = 81   # pictures of the Mix Lab's pad: nine grids
-AdapterFile = tuple[Path, float]   # adapter file, strength
-United = tuple[AdapterSet, float]
-FileKey = tuple[Path, int, int]   # a file as it is now: path, time of change in ns, bytes
+if TYPE_CHECKING:   # what only one method needs is imported there: `atelier draw` waits for every import
+    from atelier.adapters.fusion.gates import GateSet, Record
+    from atelier.adapters.fusion.interference import Interference
+    from atelier.training.sampling.fidelity import Fidelity
 
-
-class DrawCancelledError(Exception):
-    """Nobody waits for this drawing any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class LatentPreview:
-    """Small pictures of what is being drawn, as far as it has come."""
-
-    pictures: list[Image.Image]
-
-
-DrawEvent = tuple[int, int] | LatentPreview | list[Image.Image]   # (step, of), a look, the pictures
+MAX_ADAPTERS = 8
+MAX_GRID_PICTURES = 81   # of the Mix Lab's pad: nine grids
+FileEntry = tuple[Path, MixEntry]   # an adapter's file, and how it acts
+FileKey = tuple[Path, int, int]     # a file as it is now: path, time of change in ns, bytes
 
 
 class Engine:
@@ -54,11 +38,11 @@ class Engine:
 
     def __init__(self) -> None:
         keep_freed_memory()   # now, before there are threads that draw
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._base: tuple[str, BaseModel] | None = None
         self._cache = DrawCache()   # of the loaded base: a slider that moves does not merge the others again
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
-        self._cells: OrderedDict[Hashable, Image.Image] = OrderedDict()
+        self._grid_pictures: OrderedDict[Hashable, Image.Image] = OrderedDict()
         self._word_effects: dict[str, float] = {}   # words, to the loaded base
 
     @property
@@ -66,80 +50,132 @@ class Engine:
         """The base model in memory, if any."""
         return self._base[1] if self._base else None
 
-    def holds(self, base: str) -> bool:
+    def is_loaded(self, base: str) -> bool:
         """Whether this base model is in memory, so that a drawing with it begins at once."""
         return self._base is not None and self._base[0] == base
 
     def draw(
-        self,
-        base: str,
-        parts: Sequence[AdapterFile],
-        request: DrawRequest,
+        self, base: str, adapters: Sequence[FileEntry], request: DrawRequest, method: str = DEFAULT, *,
         on_step: Callable[[int, int], None] | None = None,
-        on_latent_preview: Callable[[list[Image.Image]], None] | None = None,
-    ) -> list[Image.Image]:
-        """Draw with adapters at their strengths; ``on_step(done, of)`` and ``on_latent_preview(pictures)`` on the way.
-
-        Raises:
-            BaseError, FileError, MountError, SettingError: as loading, mounting and drawing do.
-        """
-        with self._turn:
-            model = self._model(base)
-            mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts if strength))
-            return draw(model, request, mix, on_step, on_latent_preview=on_latent_preview, cache=self._cache)
-
-    def fuse(
-        self, base: str, shares: Sequence[tuple[Path, MixEntry]], method: str, request: DrawRequest,
-        record: Record | None = None,
+        on_latent_preview: Callable[[list[Image.Image]], None] | None = None, record: Record | None = None,
     ) -> list[Image.Image]:   # fmt: skip
-        """Draw with several adapters by a method of ``methods.py``; ``record`` takes down what gates do.
+        """Draw ``request.count`` pictures in one batch.
+
+        Args:
+            base: the base model.
+            adapters: files of adapters, with strengths, curves and regions; those of strength 0 are not read.
+            request: what to draw.
+            method: how several adapters act together, one of ``adapters/fusion/methods.py``.
+            on_step: called with (done, of) after every denoising step.
+            on_latent_preview: called a few times a second with small previews of the pictures.
+            record: takes down what gates do.
 
         Raises:
             BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
         """
-        with self._turn:
+        with self._lock:
             model = self._model(base)
-            parts = [share.part(self._adapter(path)) for path, share in shares]
-            gates = gates_for(model) if method == "gated" else None
-            how = combined(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
-            return draw(model, request, how, cache=self._cache)
+            parts = [entry.part(self._adapter(path)) for path, entry in adapters if entry.strength]
+            gates = _gates(model) if method == "gated" else None
+            mix = combined(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
+            return draw(model, request, mix, on_step, on_latent_preview=on_latent_preview, cache=self._cache)
 
-    def meeting(self, base: str, shares: Sequence[tuple[Path, MixEntry]]) -> Interference:
+    def draw_grid(
+        self, base: str, adapters: tuple[Path, Path], method: str, strengths: Sequence[tuple[float, float]],
+        request: DrawRequest,
+    ) -> list[Image.Image]:   # fmt: skip
+        """Draw a content and a style at several pairs of strengths, all at once and from one seed.
+
+        The pictures drawn last are cached: along one axis of the pad a third of the grid stays as it is.
+
+        Args:
+            base: the base model.
+            adapters: files of the content and of the style.
+            method: one of ``adapters/fusion/batched_strengths.py``.
+            strengths: of content and style, one pair a picture.
+            request: what to draw; its count is that of the pairs.
+
+        Raises:
+            BaseError, BasisError, FileError, MountError, SettingError: as loading, mixing and drawing do.
+        """
+        from atelier.adapters.fusion.batched_strengths import blended
+
+        one = replace(request, count=1)
+        keys = [(base, *map(_file_key, adapters), method, one, pair) for pair in strengths]
+        with self._lock:
+            new = {key: pair for key, pair in zip(keys, strengths, strict=True) if key not in self._grid_pictures}
+            if new:
+                model = self._model(base)
+                content, style = (self._adapter(path) for path in adapters)
+                mixed = blended(model.models(), content, style, method, list(new.values())).to(model.device)
+                one_each = replace(request, count=len(new))
+                drawn = draw(model, one_each, Mix(((mixed, 1.0),)), alike=True, cache=self._cache)
+                self._grid_pictures.update(zip(new, drawn, strict=True))
+            for key in keys:
+                self._grid_pictures.move_to_end(key)
+            pictures = [self._grid_pictures[key] for key in keys]
+            while len(self._grid_pictures) > max(MAX_GRID_PICTURES, len(keys)):
+                self._grid_pictures.popitem(last=False)
+            return pictures
+
+    def interference(self, base: str, adapters: Sequence[FileEntry]) -> Interference:
         """How the adapters get in one another's way.
 
         Raises:
             BaseError, FileError, MountError: as loading and mounting do.
         """
-        with self._turn:
-            model = self._model(base)
-            return interference(model.models(), Mix(tuple((self._adapter(path), s.strength) for path, s in shares)))
+        from atelier.adapters.fusion.interference import interference
 
-    def can_unite(self, shares: Sequence[tuple[Path, MixEntry]], method: str) -> bool:
-        """Whether one adapter file can do what the method does.
+        with self._lock:
+            model = self._model(base)
+            mix = Mix(tuple((self._adapter(path), entry.strength) for path, entry in adapters))
+            return interference(model.models(), mix)
+
+    def can_fuse(self, adapters: Sequence[FileEntry], method: str) -> bool:
+        """Whether one adapter can do what several do by this method.
 
         Raises:
             FileError: a file can't be read.
         """
-        with self._turn:
-            return is_one_file([share.part(self._adapter(path)) for path, share in shares], method)
+        with self._lock:
+            return is_one_file([entry.part(self._adapter(path)) for path, entry in adapters], method)
 
-    def unite(self, base: str, shares: Sequence[tuple[Path, MixEntry]], method: str, prompt: str) -> United:
-        """One adapter that does what the method does, and how far it is from the sum that it stands for.
+    def fuse(
+        self, base: str, adapters: Sequence[FileEntry], method: str, prompt: str
+    ) -> tuple[AdapterSet, float]:
+        """One adapter that does what several do by this method.
+
+        Returns:
+            The adapter, and the relative error of the UNet's output with it.
 
         Raises:
             BaseError, FileError, MountError: as loading and mounting do.
-            SettingError: the method can't be one file.
+            SettingError: the method can't be one adapter.
         """
-        with self._turn:
+        from atelier.training.sampling.fidelity import unet_error
+
+        with self._lock:
             model = self._model(base)
-            parts = [share.part(self._adapter(path)) for path, share in shares]
+            parts = [entry.part(self._adapter(path)) for path, entry in adapters]
             one = as_one(model.models(), parts, method)
             # What DARE and TIES leave out is what they are for; a cut rank is a loss.
             whole = combined(model.models(), parts, "sum" if method in ("svd", "concat") else method)
             assert isinstance(whole, Mix)
             return one, unet_error(model, whole, Mix(((one, 1.0),)), prompt)
 
-    def word_effects(self, base: str, word: str) -> float | None:
+    def compare_export(self, base: str, adapter: Path, exported: Path, prompt: str) -> Fidelity:
+        """How a file made of an adapter differs from it on the base model.
+
+        Raises:
+            BaseError, FileError, MountError: as loading and mounting do.
+        """
+        from atelier.training.sampling.fidelity import compare
+
+        with self._lock:
+            model = self._model(base)
+            return compare(model, Mix(((self._adapter(adapter), 1.0),)), exported, prompt)
+
+    def word_effect(self, base: str, word: str) -> float | None:
         """How much a word means to a base model already.
 
         None where another one is in memory, because it would have to go, or where no neutral word is known.
@@ -147,85 +183,14 @@ class Engine:
         Raises:
             BaseError: as loading does.
         """
-        with self._turn:
-            if (self.loaded and not self.holds(base)) or not identify(base).neutral_words:
+        from atelier.training.sampling.trigger_words import word_effects
+
+        with self._lock:
+            if (self.loaded and not self.is_loaded(base)) or not identify(base).neutral_words:
                 return None
             if word not in self._word_effects:
                 [self._word_effects[word]] = word_effects(self._model(base), [word])
             return self._word_effects[word]
-
-    def compare(self, base: str, parts: Sequence[AdapterFile], exported: Path, prompt: str) -> Fidelity:
-        """How a file made of adapters at their strengths differs from them on the base model.
-
-        Raises:
-            BaseError, FileError, MountError: as loading and mounting do.
-        """
-        with self._turn:
-            model = self._model(base)
-            mix = Mix(tuple((self._adapter(path), strength) for path, strength in parts))
-            return compare(model, mix, exported, prompt)
-
-    def blend(
-        self, base: str, parts: tuple[Path, Path], method: str, strengths: Sequence[tuple[float, float]],
-        request: DrawRequest,
-    ) -> list[Image.Image]:   # fmt: skip
-        """Draw a content and a style at several pairs of strengths, all at once and from one seed.
-
-        Pictures drawn lately are remembered: along one axis of the pad a third of the grid stays as it is.
-
-        Raises:
-            BaseError, BasisError, FileError, MountError, SettingError: as loading, mixing and drawing do.
-        """
-        one = replace(request, count=1)
-        keys = [(base, *map(_file_key, parts), method, one, cell) for cell in strengths]
-        with self._turn:
-            new = {key: cell for key, cell in zip(keys, strengths, strict=True) if key not in self._cells}
-            if new:
-                model = self._model(base)
-                content, style = (self._adapter(path) for path in parts)
-                mixed = blended(model.models(), content, style, method, list(new.values())).to(model.device)
-                one_each = replace(request, count=len(new))
-                drawn = draw(model, one_each, Mix(((mixed, 1.0),)), alike=True, cache=self._cache)
-                self._cells.update(zip(new, drawn, strict=True))
-            for key in keys:
-                self._cells.move_to_end(key)
-            pictures = [self._cells[key] for key in keys]
-            while len(self._cells) > max(CACHED_GRID_PICTURES, len(keys)):
-                self._cells.popitem(last=False)
-            return pictures
-
-    def drawing(
-        self, base: str, parts: Sequence[AdapterFile], request: DrawRequest
-    ) -> Iterator[DrawEvent]:
-        """Draw in another thread: yields (step, of) and what emerges on the way, and the pictures at the end.
-
-        Closing the iterator abandons the drawing at its next step.
-        """
-        told: SimpleQueue[DrawEvent | BaseException] = SimpleQueue()
-        abandoned = threading.Event()
-
-        def on_step(done: int, of: int) -> None:
-            if abandoned.is_set():
-                raise DrawCancelledError
-            told.put((done, of))
-
-        def work() -> None:
-            try:
-                told.put(self.draw(base, parts, request, on_step, lambda small: told.put(LatentPreview(small))))
-            except BaseException as error:
-                told.put(error)
-
-        threading.Thread(target=work, daemon=True).start()
-        try:
-            while True:
-                news = told.get()
-                if isinstance(news, BaseException):
-                    raise news
-                yield news
-                if isinstance(news, list):
-                    return
-        finally:
-            abandoned.set()
 
     def _model(self, base: str) -> BaseModel:
         if self._base is None or self._base[0] != base:
@@ -239,9 +204,15 @@ class Engine:
         if key not in self._adapters:
             self._adapters[key] = load_adapter(path)
         self._adapters.move_to_end(key)
-        while len(self._adapters) > CACHED_ADAPTERS:
+        while len(self._adapters) > MAX_ADAPTERS:
             self._adapters.popitem(last=False)
         return self._adapters[key]
+
+
+def _gates(model: BaseModel) -> GateSet | None:
+    from atelier.training.embedded_base.train_gates import gates_for
+
+    return gates_for(model)
 
 
 def _file_key(path: Path) -> FileKey:

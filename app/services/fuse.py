@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from PIL import Image
 
@@ -14,15 +13,13 @@ from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.fusion.gates import Record
 from atelier.adapters.fusion.interference import Interference
 from atelier.adapters.fusion.methods import METHODS
-from atelier.app.services.draw import with_sampler
-from atelier.app.services.engine import Engine
-from atelier.app.store.gallery import GalleryPicture, find_picture, make_recipe, save_picture
+from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
+from atelier.app.services.engine import Engine, FileEntry
+from atelier.app.store.gallery import GalleryPicture, find_picture, save_picture
 from atelier.app.store.home import Home, explain_write_errors, new_name
 from atelier.app.store.library import AdapterCard, find_adapter, list_adapters
-from atelier.app.store.mixes import MixEntry, SavedMix, fusion_recipe
-from atelier.app.store.models import check_family
+from atelier.app.store.mixes import SavedMix
 from atelier.app.store.search import Proposal, propose_adapters
-from atelier.training.base_models.identify import identify
 from atelier.training.sampling.sample import DrawRequest
 
 LIVE_STEPS, GALLERY_STEPS = 8, 20   # denoising steps while something moves, and of a picture that is kept
@@ -43,23 +40,19 @@ def draw_mix(
     Raises:
         HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
     """
-    return engine.fuse(mix.base, _files(home, mix), mix.method, _request(home, mix, steps), record)[0]
+    [(picture, _)] = draw(engine, _checked(home, mix, steps), record=record)
+    return picture
 
 
-def _request(home: Home, mix: SavedMix, steps: int) -> DrawRequest:
-    cards = [(find_adapter(home, share.name), share.strength) for share in mix.shares]
-    return with_sampler(DrawRequest(prompt=mix.prompt, seed=mix.seed, steps=steps), cards)[0]
+def _checked(home: Home, mix: SavedMix, steps: int) -> CheckedJob:
+    request = DrawRequest(prompt=mix.prompt, seed=mix.seed, steps=steps)
+    return check_job(home, DrawJob(request=request, base=mix.base, adapters=mix.entries, method=mix.method))
 
 
 def draw_mix_to_gallery(home: Home, engine: Engine, mix: SavedMix) -> GalleryPicture:
-    """The same with all its steps, hung in the gallery with the whole Mix in its recipe."""
-    cards = [(find_adapter(home, share.name), share.strength) for share in mix.shares]
-    info = identify(mix.base)
-    check_family(info, [card for card, _ in cards])
-    image = draw_mix(home, engine, mix, GALLERY_STEPS)
-    request = _request(home, mix, GALLERY_STEPS)
-    recipe = make_recipe(request, 0, mix.base, info.family, cards) | fusion_recipe(mix.method, mix.shares)
-    return find_picture(home, save_picture(home, image, recipe).stem)
+    """The same with all its steps, added to the gallery with the whole Mix in its recipe."""
+    [(picture, recipe)] = draw(engine, _checked(home, mix, GALLERY_STEPS))
+    return find_picture(home, save_picture(home, picture, recipe).stem)
 
 
 def draw_by_each_method(home: Home, engine: Engine, mix: SavedMix) -> Iterator[tuple[str, Image.Image]]:
@@ -73,12 +66,12 @@ def draw_by_each_method(home: Home, engine: Engine, mix: SavedMix) -> Iterator[t
 
 def mix_interference(home: Home, engine: Engine, mix: SavedMix) -> Interference | None:
     """How the adapters of a Mix get in one another's way; None for fewer than two."""
-    return engine.meeting(mix.base, _files(home, mix)) if len(mix.shares) > 1 else None
+    return engine.interference(mix.base, _files(home, mix)) if len(mix.entries) > 1 else None
 
 
 def can_be_one_adapter(home: Home, engine: Engine, mix: SavedMix) -> bool:
     """Whether one file does the same as the Mix."""
-    return bool(mix.shares) and engine.can_unite(_files(home, mix), mix.method)
+    return bool(mix.entries) and engine.can_fuse(_files(home, mix), mix.method)
 
 
 def fuse_to_adapter(home: Home, engine: Engine, mix: SavedMix, name: str) -> tuple[AdapterCard, float]:
@@ -88,8 +81,8 @@ def fuse_to_adapter(home: Home, engine: Engine, mix: SavedMix, name: str) -> tup
         HomeError, SettingError: the name is taken, or no file can hold the Mix.
     """
     free = new_name(home, name)
-    cards = [find_adapter(home, share.name) for share in mix.shares]
-    adapters, error = engine.unite(mix.base, _files(home, mix), mix.method, mix.prompt)
+    cards = [find_adapter(home, entry.name) for entry in mix.entries]
+    adapters, error = engine.fuse(mix.base, _files(home, mix), mix.method, mix.prompt)
     first = cards[0]
     known = {
         "name": free, "trigger": " ".join(dict.fromkeys(card.trigger for card in cards if card.trigger)),
@@ -103,5 +96,5 @@ def fuse_to_adapter(home: Home, engine: Engine, mix: SavedMix, name: str) -> tup
     return find_adapter(home, free), error
 
 
-def _files(home: Home, mix: SavedMix) -> list[tuple[Path, MixEntry]]:
-    return [(find_adapter(home, share.name).path, share) for share in mix.shares]
+def _files(home: Home, mix: SavedMix) -> list[FileEntry]:
+    return [(find_adapter(home, entry.name).path, entry) for entry in mix.entries]

@@ -30,7 +30,7 @@ def trigger_word_hint(home: Home, engine: Engine, name: str, trigger: str, base:
     if (name, trigger) != (draft.name, draft.changes.get("trigger", "")):
         return {}   # more was typed meanwhile, and that is looked at next
     try:
-        effect = engine.word_effects(base or EMBEDDED, word)
+        effect = engine.word_effect(base or EMBEDDED, word)
     except ValueError:
         return {}   # a base model that can't be used: the page says so elsewhere
     if effect is not None and effect >= MAX_EFFECT:

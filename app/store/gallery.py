@@ -152,6 +152,18 @@ def trash_picture(home: Home, id: str) -> Path:
     return trashed
 
 
+def erase_picture(home: Home, id: str) -> None:
+    """Delete a picture and its thumbnail for good; one that is gone already is no error.
+
+    Raises:
+        HomeError: it can't be deleted.
+    """
+    if picture := _picture(home, id):
+        with explain_write_errors(home.gallery):
+            picture.path.unlink(missing_ok=True)
+            _thumbnail_path(home, id).unlink(missing_ok=True)
+
+
 def restore_picture(home: Home, trashed: Path) -> Path:
     """Put a picture from the trash back into the gallery, unchanged.
 

@@ -41,7 +41,7 @@ class MixEntry:
 class SavedMix:
     """Everything that decides what a Mix draws."""
 
-    shares: tuple[MixEntry, ...]
+    entries: tuple[MixEntry, ...]
     method: str = "sum"
     prompt: str = ""
     seed: int = 0
@@ -54,10 +54,10 @@ def save_mix(home: Home, name: str, mix: SavedMix) -> Path:
     Raises:
         HomeError: the name can't be used, there is nothing to save, or it can't be written.
     """
-    if not mix.shares:
+    if not mix.entries:
         raise HomeError("There is no adapter in the mix yet. Take up at least one.")
     path = home.mixes / f"{safe_name(name)}{SUFFIX}"
-    write_whole(path, json.dumps(asdict(mix), indent=1, ensure_ascii=False).encode())
+    write_whole(path, json.dumps(_values(mix), indent=1, ensure_ascii=False).encode())
     return path
 
 
@@ -82,9 +82,15 @@ def read_mix(home: Home, name: str) -> SavedMix:
         raise HomeError(f"{name} is no mix that can be read ({error}). Delete {path.name}, or save it anew.") from None
 
 
-def fusion_recipe(method: str, shares: tuple[MixEntry, ...]) -> dict[str, Any]:
+def _values(mix: SavedMix) -> dict[str, Any]:
+    """A Mix as its file has it, under the names of the first files."""
+    entries = [asdict(entry) for entry in mix.entries]
+    return {"shares": entries, "method": mix.method, "prompt": mix.prompt, "seed": mix.seed, "base": mix.base}
+
+
+def fusion_recipe(method: str, entries: tuple[MixEntry, ...]) -> dict[str, Any]:
     """What a picture's recipe says about how its adapters act together."""
-    return {"fuse": method, "shares": [asdict(share) for share in shares]}
+    return {"fuse": method, "shares": [asdict(entry) for entry in entries]}
 
 
 def mix_from_recipe(recipe: Mapping[str, Any]) -> SavedMix | None:
@@ -98,7 +104,7 @@ def mix_from_recipe(recipe: Mapping[str, Any]) -> SavedMix | None:
 def mix_from_values(values: Mapping[str, Any]) -> SavedMix:
     """A Mix from plain values; a ValueError, KeyError or TypeError where they are none."""
     mix = SavedMix(
-        shares=tuple(_entry(share) for share in values["shares"]), method=str(values["method"]),
+        entries=tuple(_entry(entry) for entry in values["shares"]), method=str(values["method"]),
         prompt=str(values["prompt"]), seed=int(values["seed"]), base=str(values["base"]),
     )   # fmt: skip
     if mix.method not in METHODS:

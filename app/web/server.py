@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -76,7 +77,7 @@ def bind(host: str, port: int) -> socket.socket:
             return listener
         except OSError as error:
             listener.close()
-            taken = isinstance(error, PermissionError) or error.errno == 98
+            taken = isinstance(error, PermissionError) or error.errno == errno.EADDRINUSE
             if not taken or port:
                 raise ServeError(phrases.cannot_listen(host, candidate, error.strerror or str(error))) from None
     raise AssertionError("port 0 is never taken")

@@ -39,17 +39,17 @@ def _cover(card: AdapterCard | None) -> list[str]:
     return [card.thumbnail] if card and card.thumbnail else []
 
 
-def curves(shares: Sequence[MixEntry]) -> list[dict[str, Any]]:
+def curves(entries: Sequence[MixEntry]) -> list[dict[str, Any]]:
     """A small chart with handles for each adapter."""
-    return [_curve(share) for share in shares]
+    return [_curve(entry) for entry in entries]
 
 
-def _curve(share: MixEntry) -> dict[str, Any]:
-    handles = share.curve or (1.0,) * CURVE_POINTS
+def _curve(entry: MixEntry) -> dict[str, Any]:
+    handles = entry.curve or (1.0,) * CURVE_POINTS
     places = [(100 * (i + 0.5) / CURVE_POINTS, 90 - 80 * level) for i, level in enumerate(handles)]
     line = "M" + "L".join(f"{x:g} {y:g}" for x, y in [(0, places[0][1]), *places, (100, places[-1][1])])
-    columns = [[_handle(share.name, i, level, handles[i]) for level in LEVELS] for i in range(CURVE_POINTS)]
-    return {"name": share.name, "line": line, "area": f"{line}L100 100L0 100Z", "columns": columns}
+    columns = [[_handle(entry.name, i, level, handles[i]) for level in LEVELS] for i in range(CURVE_POINTS)]
+    return {"name": entry.name, "line": line, "area": f"{line}L100 100L0 100Z", "columns": columns}
 
 
 def _handle(name: str, place: int, level: float, now: float) -> dict[str, str]:
@@ -57,14 +57,14 @@ def _handle(name: str, place: int, level: float, now: float) -> dict[str, str]:
             "say": phrases.handle(name, place / (CURVE_POINTS - 1), level)}   # fmt: skip
 
 
-def moved(shares: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
-    """The shares with one handle elsewhere; what a browser sends may be anything, and then nothing moves."""
+def moved(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
+    """The entries with one handle elsewhere; what a browser sends may be anything, and then nothing moves."""
     name, _, rest = text.partition("|")
     place, _, level = rest.partition("|")
     if not (place.isdecimal() and int(place) < CURVE_POINTS) or level not in {str(known) for known in LEVELS}:
-        return tuple(shares)
-    return tuple(replace(share, curve=_with(share.curve, int(place), float(level))) if share.name == name else share
-                 for share in shares)   # fmt: skip
+        return tuple(entries)
+    return tuple(replace(entry, curve=_with(entry.curve, int(place), float(level))) if entry.name == name else entry
+                 for entry in entries)   # fmt: skip
 
 
 def _with(curve: tuple[float, ...], place: int, level: float) -> tuple[float, ...]:
@@ -73,24 +73,24 @@ def _with(curve: tuple[float, ...], place: int, level: float) -> tuple[float, ..
     return () if set(handles) == {1.0} else tuple(handles)
 
 
-def regions(shares: Sequence[MixEntry], picture: str) -> dict[str, Any]:
+def regions(entries: Sequence[MixEntry], picture: str) -> dict[str, Any]:
     """Fields to paint on for each adapter, over the picture drawn last."""
-    return {"rows": [{"name": share.name, "src": picture, "spots": _spots(share)} for share in shares]}
+    return {"rows": [{"name": entry.name, "src": picture, "spots": _spots(entry)} for entry in entries]}
 
 
-def _spots(share: MixEntry) -> list[dict[str, str]]:
-    marks = "".join(share.region).ljust(REGION_SIDE * REGION_SIDE, "0")
-    return [{"on": str(mark == "1").lower(), "say": phrases.spot(share.name, i % REGION_SIDE + 1, i // REGION_SIDE + 1)}
+def _spots(entry: MixEntry) -> list[dict[str, str]]:
+    marks = "".join(entry.region).ljust(REGION_SIDE * REGION_SIDE, "0")
+    return [{"on": str(mark == "1").lower(), "say": phrases.spot(entry.name, i % REGION_SIDE + 1, i // REGION_SIDE + 1)}
             for i, mark in enumerate(marks)]   # fmt: skip
 
 
-def painted(shares: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
-    """The shares with another region for one; a region without a mark is none. Nonsense changes nothing."""
+def painted(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
+    """The entries with another region for one; a region without a mark is none. Nonsense changes nothing."""
     name, _, marks = text.partition("|")
     if len(marks) != REGION_SIDE * REGION_SIDE or not set(marks) <= {"0", "1"}:
-        return tuple(shares)
+        return tuple(entries)
     rows = tuple(marks[i : i + REGION_SIDE] for i in range(0, len(marks), REGION_SIDE)) if "1" in marks else ()
-    return tuple(replace(share, region=rows) if share.name == name else share for share in shares)
+    return tuple(replace(entry, region=rows) if entry.name == name else entry for entry in entries)
 
 
 def gate_maps(record: Record, mix: SavedMix) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ def gate_maps(record: Record, mix: SavedMix) -> list[dict[str, Any]]:
     if not found:
         return []
     layers = {layer: found[layer] for layer in _in_order(found)}
-    names = [share.name for share in mix.shares if share.strength]
+    names = [entry.name for entry in mix.entries if entry.strength]
     rows = [[(layer_name(layer), row) for layer, row in layers.items()],
             [(phrases.moment_of(progress), row) for progress, row in moments.items()]]   # fmt: skip
     ends = [{"name": phrases.moment_of(end), "span": 1} for end in (min(moments), max(moments))]
@@ -125,7 +125,7 @@ def meeting_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any
     """The interference report: a sentence, and every two adapters by layer."""
     if found is None:
         return []
-    names = [share.name for share in mix.shares]
+    names = [entry.name for entry in mix.entries]
     pairs = list(combinations(range(len(names)), 2))
     layers = _in_order(meeting.layer for meeting in found.meetings)
     known = {(meeting.pair, meeting.layer): meeting for meeting in found.meetings}

@@ -62,9 +62,9 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
                 keep = gr.Button(words.KEEP_PICTURE, variant="primary", elem_id="draw")
                 compare = gr.Button(words.COMPARE, elem_id="compare")
             heat, met = panel("heat", [], elem_id="gates"), panel("heat", [], elem_id="meetings")
-    acts, shares, picture = _Acts(home, engine), gr.State(()), gr.State("")
-    given = [shares, c["method"], c["prompt"], c["seed"], *c["sliders"]]
-    parts = [found, shares, *c["sliders"], when]
+    acts, entries, picture = _Acts(home, engine), gr.State(()), gr.State("")
+    given = [entries, c["method"], c["prompt"], c["seed"], *c["sliders"]]
+    parts = [found, entries, *c["sliders"], when]
     filled = [c["method"], c["prompt"], c["seed"], *parts]
 
     changes = [
@@ -72,8 +72,8 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         c["open"].input(acts.reopened, c["open"], filled, **POLL),
         gr.on([c["prompt"].submit, c["find"].click], acts.find, given, found, **POLL),
         found.act(acts.toggle, given, [c["prompt"], *parts], **POLL),
-        when.act(acts.shape, given, [shares, when], **POLL),
-        where.act(acts.paint, [picture, *given], [shares, where], **POLL),
+        when.act(acts.shape, given, [entries, when], **POLL),
+        where.act(acts.paint, [picture, *given], [entries, where], **POLL),
         strip.act(acts.choose, None, c["method"], **POLL),
     ]
     seen = [drawn, heat, met, where, picture, c["one"], c["hint"]]
@@ -109,13 +109,13 @@ class _Acts:
 
     def shape(self, event: gr.EventData, *values: Any) -> list[Any]:
         mix, (act, text) = _mix(*values), acted(event)
-        shares = moved(mix.shares, text) if act == "handle" else _without(mix, text, "curve")
-        return [shares, curves(shares)]
+        entries = moved(mix.entries, text) if act == "handle" else _without(mix, text, "curve")
+        return [entries, curves(entries)]
 
     def paint(self, event: gr.EventData, picture: str, *values: Any) -> list[Any]:
         mix, (act, text) = _mix(*values), acted(event)
-        shares = painted(mix.shares, text) if act == "paint" else _without(mix, text, "region")
-        return [shares, regions(shares, picture)]
+        entries = painted(mix.entries, text) if act == "paint" else _without(mix, text, "region")
+        return [entries, regions(entries, picture)]
 
     def choose(self, event: gr.EventData) -> str:
         method = acted(event)[1]
@@ -172,58 +172,58 @@ def _controls() -> tuple[dict[str, Any], Any, Any, Any]:
     return c, found, when, where
 
 
-def _mix(shares: Sequence[MixEntry], method: str, prompt: str, seed: float | None, *strengths: float) -> SavedMix:
+def _mix(entries: Sequence[MixEntry], method: str, prompt: str, seed: float | None, *strengths: float) -> SavedMix:
     """What stands on the page."""
-    now = tuple(replace(share, strength=float(value or 0)) for share, value in zip(shares, strengths, strict=False))
-    return SavedMix(shares=now, method=method or DEFAULT, prompt=prompt or "", seed=int(seed or 0))
+    now = tuple(replace(entry, strength=float(value or 0)) for entry, value in zip(entries, strengths, strict=False))
+    return SavedMix(entries=now, method=method or DEFAULT, prompt=prompt or "", seed=int(seed or 0))
 
 
 def _based(home: Home, mix: SavedMix) -> SavedMix:
-    return replace(mix, base=find_adapter(home, mix.shares[0].name).base or EMBEDDED) if mix.shares else mix
+    return replace(mix, base=find_adapter(home, mix.entries[0].name).base or EMBEDDED) if mix.entries else mix
 
 
 def _taken(home: Home, mix: SavedMix, name: str) -> list[Any]:
     """Take an adapter up or put it back; the others keep what they have."""
-    others = tuple(share for share in mix.shares if share.name != name)
-    new = others if len(others) < len(mix.shares) else (*others, MixEntry(find_adapter(home, name).name))
+    others = tuple(entry for entry in mix.entries if entry.name != name)
+    new = others if len(others) < len(mix.entries) else (*others, MixEntry(find_adapter(home, name).name))
     if len(new) > MOST:
         raise HomeError(phrases.too_many(MOST))
     prompt = suggested_prompt(find_adapter(home, name)) if new and not mix.prompt.strip() else gr.skip()
-    return [prompt, _proposals(home, replace(mix, shares=new)), new, *_rows(new), curves(new)]
+    return [prompt, _proposals(home, replace(mix, entries=new)), new, *_rows(new), curves(new)]
 
 
-def _rows(shares: Sequence[MixEntry]) -> list[Any]:
-    used = [gr.Slider(label=share.name, value=share.strength, visible=True) for share in shares]
+def _rows(entries: Sequence[MixEntry]) -> list[Any]:
+    used = [gr.Slider(label=entry.name, value=entry.strength, visible=True) for entry in entries]
     return used + [gr.Slider(visible=False)] * (MOST - len(used))
 
 
 def _proposals(home: Home, mix: SavedMix) -> dict[str, Any]:
     with plainly():
         cards = {card.name: card for card in list_adapters(home)}
-        return proposal_cards(proposed_adapters(home, mix.prompt), cards, [share.name for share in mix.shares])
+        return proposal_cards(proposed_adapters(home, mix.prompt), cards, [entry.name for entry in mix.entries])
 
 
 def _without(mix: SavedMix, name: str, what: str) -> tuple[MixEntry, ...]:
-    return tuple(replace(share, **{what: ()}) if share.name == name else share for share in mix.shares)
+    return tuple(replace(entry, **{what: ()}) if entry.name == name else entry for entry in mix.entries)
 
 
 def _shown(home: Home, engine: Engine, mix: SavedMix) -> list[Any]:
     """Picture, gates, meetings, fields to paint on, and whether one file can hold it."""
     mix = _based(home, mix)
-    if not mix.shares or not mix.prompt.strip():
-        say = words.FUSION_NO_PROMPT if mix.shares else words.FUSION_EMPTY
-        return [{"say": say}, [], [], regions(mix.shares, ""), "", gr.Button(interactive=False), ""]
+    if not mix.entries or not mix.prompt.strip():
+        say = words.FUSION_NO_PROMPT if mix.entries else words.FUSION_EMPTY
+        return [{"say": say}, [], [], regions(mix.entries, ""), "", gr.Button(interactive=False), ""]
     record = Record()
     picture = thumbnail(draw_mix(home, engine, mix, record=record))
     single = can_be_one_adapter(home, engine, mix)
     met = meeting_map(mix_interference(home, engine, mix), mix)
-    return [{"src": picture, "prompt": mix.prompt}, gate_maps(record, mix), met, regions(mix.shares, picture), picture,
+    return [{"src": picture, "prompt": mix.prompt}, gate_maps(record, mix), met, regions(mix.entries, picture), picture,
             gr.Button(interactive=single), "" if single else words.ONE_FILE_NOT]   # fmt: skip
 
 
 def _ready(mix: SavedMix) -> SavedMix:
-    if not mix.shares or not mix.prompt.strip():
-        raise SettingError(words.FUSION_NO_PROMPT if mix.shares else words.FUSION_EMPTY)
+    if not mix.entries or not mix.prompt.strip():
+        raise SettingError(words.FUSION_NO_PROMPT if mix.entries else words.FUSION_EMPTY)
     return mix
 
 
@@ -247,14 +247,15 @@ def _opened(home: Home, query: dict[str, str]) -> list[Any]:
             mix = mix_from_recipe(read_recipe(find_picture(home, query["picture"]).path) or {})
     except HomeError:
         pass   # an address of long ago: the page opens empty
-    mix = mix or SavedMix(shares=(), method=DEFAULT, prompt=query.get("prompt", ""))
+    mix = mix or SavedMix(entries=(), method=DEFAULT, prompt=query.get("prompt", ""))
     known = list_mixes(home)
     return [gr.Dropdown(choices=known, value=query["mix"] if query.get("mix") in known else None), *_filled(home, mix)]
 
 
 def _filled(home: Home, mix: SavedMix | None) -> list[Any]:
     """The controls as a Mix has them, without adapters that are gone."""
-    mix = mix or SavedMix(shares=(), method=DEFAULT)
+    mix = mix or SavedMix(entries=(), method=DEFAULT)
     here = {card.name for card in list_adapters(home)}
-    mix = replace(mix, shares=tuple(share for share in mix.shares if share.name in here)[:MOST])
-    return [mix.method, mix.prompt, mix.seed, _proposals(home, mix), mix.shares, *_rows(mix.shares), curves(mix.shares)]
+    mix = replace(mix, entries=tuple(entry for entry in mix.entries if entry.name in here)[:MOST])
+    proposed = _proposals(home, mix)
+    return [mix.method, mix.prompt, mix.seed, proposed, mix.entries, *_rows(mix.entries), curves(mix.entries)]

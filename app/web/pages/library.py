@@ -197,8 +197,8 @@ def _export(home: Home, engine: Engine, name: str, wanted: Sequence[Any]) -> tup
         limits = Limits(rank=int(rank)) if rank and form in ("kohya", "diffusers") else EXACT
         path, report = export_adapters([(card, 1.0)], form, folder, precision, limits=limits, recipe=recipe)
         told = _told(report)
-        if form != "native" and card.base and (card.base == EMBEDDED or engine.holds(card.base)):
-            told = _compared(told, engine.compare(card.base, [(card.path, 1.0)], path, suggested_prompt(card)))
+        if form != "native" and card.base and (card.base == EMBEDDED or engine.is_loaded(card.base)):
+            told = _compared(told, engine.compare_export(card.base, card.path, path, suggested_prompt(card)))
     return gr.DownloadButton(value=offer(path), visible=True), told
 
 

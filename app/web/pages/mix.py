@@ -145,7 +145,7 @@ def _grid(home: Home, engine: Engine, choice: Choice, prompt: str, seed: float |
     asked = DrawRequest(prompt=prompt, seed=int(seed or 0), count=len(cells), steps=DRAW_STEPS)
     request, _ = with_sampler(asked, list(zip(cards, choice.at, strict=True)))
     paths = (cards[0].path, cards[1].path)
-    pictures = engine.blend(cards[0].base or EMBEDDED, paths, choice.method, cells, request)
+    pictures = engine.draw_grid(cards[0].base or EMBEDDED, paths, choice.method, cells, request)
     shown = zip(pictures, cells, strict=True)
     return {"cells": [{"src": thumbnail(picture), "say": phrases.strengths(*cell)} for picture, cell in shown]}
 

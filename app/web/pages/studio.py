@@ -10,11 +10,19 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from atelier.app.services.draw import DrawJob, draw_to_gallery, job_from_picture, suggested_prompt
-from atelier.app.services.engine import Engine, LatentPreview
-from atelier.app.store.gallery import GalleryPicture, find_picture, read_recipe
+from atelier.app.services.draw import (
+    DrawJob,
+    DrawPreview,
+    Progress,
+    draw_to_gallery,
+    job_from_picture,
+    suggested_prompt,
+)
+from atelier.app.services.engine import Engine
+from atelier.app.store.gallery import GalleryPicture, erase_picture, find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter, list_adapters
+from atelier.app.store.mixes import MixEntry
 from atelier.app.store.models import base_choices
 from atelier.app.text import drawing as drawing_phrases
 from atelier.app.text import phrases, words
@@ -41,26 +49,26 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             progress = panel("drawing", _idle())
             results = panel("results", _results([]))
     # Ids of the pictures that a moving slider drew last: the next ones take their place.
-    passing, at_once = gr.State([]), gr.Textbox(visible=False)
+    live_ids, at_once = gr.State([]), gr.Textbox(visible=False)
     names = list(c)
-    inputs, painted = list(c.values()), [progress, results, c["seed"], passing]
+    inputs, drawn = list(c.values()), [progress, results, c["seed"], live_ids]
     sliders = [c[key] for key in names if key.startswith("strength")]
 
-    def paint_now(*values: Any) -> Iterator[list[Any]]:
+    def draw_now(*values: Any) -> Iterator[list[Any]]:
         *given, _ = values
         yield from _draw(home, engine, dict(zip(names, given, strict=True)), [])
 
-    def paint_live(*values: Any) -> Iterator[list[Any]]:
+    def draw_live(*values: Any) -> Iterator[list[Any]]:
         *given, before = values
         asked = dict(zip(names, given, strict=True))
         # Gradio empties what a generator is to fill when it yields nothing at all.
-        yield [gr.skip()] * len(painted)
+        yield [gr.skip()] * len(drawn)
         if asked["live"] and asked["prompt"].strip():
-            yield from _draw(home, engine, {**asked, "keep_seed": True}, before, passing=True)
+            yield from _draw(home, engine, {**asked, "keep_seed": True}, before, live=True)
 
-    def paint_first(wanted: str, *values: Any) -> Iterator[list[Any]]:
+    def draw_first(wanted: str, *values: Any) -> Iterator[list[Any]]:
         *given, _ = values
-        yield [gr.skip()] * len(painted)
+        yield [gr.skip()] * len(drawn)
         if wanted:
             yield from _draw(home, engine, {**dict(zip(names, given, strict=True)), "keep_seed": True}, [])
 
@@ -71,12 +79,12 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         return _opened(home, names, dict(request.query_params))
 
     first = demo.load(opened, None, [*inputs, shelf, triggers, results, progress, at_once], **POLL)
-    first.then(paint_first, [at_once, *inputs, passing], painted, **_QUIET)
-    gr.on([draw.click, c["prompt"].submit], paint_now, [*inputs, passing], painted, trigger_mode="once", **_QUIET)
+    first.then(draw_first, [at_once, *inputs, live_ids], drawn, **_QUIET)
+    gr.on([draw.click, c["prompt"].submit], draw_now, [*inputs, live_ids], drawn, trigger_mode="once", **_QUIET)
     for slider in sliders:
-        slider.input(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **_QUIET)
+        slider.input(draw_live, [*inputs, live_ids], drawn, trigger_mode="always_last", **_QUIET)
     taken = shelf.act(toggle, inputs, [c["names"], c["prompt"], c["base"], *sliders, shelf, triggers], **POLL)
-    taken.success(paint_live, [*inputs, passing], painted, trigger_mode="always_last", **_QUIET)
+    taken.success(draw_live, [*inputs, live_ids], drawn, trigger_mode="always_last", **_QUIET)
     triggers.act(_add_word, c["prompt"], c["prompt"], **POLL)
     dice.click(_random_seed, None, c["seed"], **POLL)
     c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **POLL)
@@ -114,41 +122,42 @@ def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Butto
 
 
 def _draw(
-    home: Home, engine: Engine, asked: dict[str, Any], before: Sequence[str], passing: bool = False
+    home: Home, engine: Engine, asked: dict[str, Any], before: Sequence[str], live: bool = False
 ) -> Iterator[list[Any]]:
-    """Draw what the controls say, showing each step. ``passing``: drawn while a slider moves, replacing ``before``."""
+    """Draw what the controls say, showing each step. ``live``: drawn while a slider moves, replacing ``before``."""
     skip = gr.skip()
     with plainly():
         if not asked["keep_seed"]:
             asked = {**asked, "seed": _random_seed()}
-        wish, said = _draw_job(asked), ""
+        job, notice = _draw_job(asked), ""
         yield [_busy(0, 0), skip, asked["seed"], skip]
         try:
-            for news in draw_to_gallery(home, engine, wish):
-                match news:
+            for event in draw_to_gallery(home, engine, job):
+                match event:
                     case str():
-                        said = news
-                    case tuple():
-                        yield [_busy(*news), skip, skip, skip]
-                    case LatentPreview(small):
+                        notice = event
+                    case Progress(step, of):
+                        yield [_busy(step, of), skip, skip, skip]
+                    case DrawPreview(small):
                         # What a slider moves stays in sight until the next ones are there.
-                        yield [skip, skip if passing else _preview(small, wish.request), skip, skip]
+                        yield [skip, skip if live else _preview(small, job.request), skip, skip]
                     case list():
                         for id in before:
-                            find_picture(home, id).path.unlink(missing_ok=True)
-                        yield [_said(said), _results(news), skip, [picture.id for picture in news] if passing else []]
+                            erase_picture(home, id)
+                        drawn = [picture.id for picture in event] if live else []
+                        yield [_notice(notice), _results(event), skip, drawn]
         except (ValueError, OSError):
             yield [_idle(), skip, skip, skip]
             raise
 
 
 def _draw_job(asked: dict[str, Any]) -> DrawJob:
-    strengths = [(name, float(asked[f"strength{i}"])) for i, name in enumerate(_names(asked["names"]))]
+    entries = [MixEntry(name, float(asked[f"strength{i}"])) for i, name in enumerate(_names(asked["names"]))]
     known = {f.name: asked[f.name] for f in fields(DrawRequest)}
     if not known["prompt"].strip():
         raise ValueError(words.NO_PROMPT)
     given = {key: value for key, value in known.items() if value is not None}
-    return DrawJob(request=DrawRequest.from_dict(given), base=asked["base"] or EMBEDDED, strengths=tuple(strengths))
+    return DrawJob(request=DrawRequest.from_dict(given), base=asked["base"] or EMBEDDED, adapters=tuple(entries))
 
 
 def _names(text: str) -> list[str]:
@@ -199,25 +208,25 @@ def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]
     values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), "seed": _random_seed()}
     names: list[str] = []
     strengths: dict[str, float] = {}
-    results, draw, said, base = gr.skip(), "", gr.skip(), EMBEDDED
+    results, draw, progress, base = gr.skip(), "", gr.skip(), EMBEDDED
     try:
         if query.get("adapter"):
             card = find_adapter(home, query["adapter"])
             names, draw, base = [card.name], "yes" if (card.base or EMBEDDED) == EMBEDDED else "", card.base
             values |= {"prompt": suggested_prompt(card)}
         elif query.get("picture"):
-            wish, missing = job_from_picture(home, query["picture"])
-            strengths = dict(wish.strengths)
+            job, missing = job_from_picture(home, query["picture"])
+            strengths = {entry.name: entry.strength for entry in job.adapters}
             names = list(strengths)
-            values, base = {**values, **wish.request.to_dict(), "keep_seed": True}, wish.base
+            values, base = {**values, **job.request.to_dict(), "keep_seed": True}, job.base
             results = _results([find_picture(home, query["picture"])])
-            said = _said(phrases.missing(missing)) if missing else said
+            progress = _notice(phrases.missing(missing)) if missing else progress
     except HomeError as error:
-        said = _said(str(error))
+        progress = _notice(str(error))
     # Models may have come since the page was made.
     values["base"] = gr.update(choices=base_choices(home), value=base or EMBEDDED)
     values |= {"names": _BETWEEN.join(names), **{f"strength{i}": row for i, row in enumerate(_rows(names, strengths))}}
-    return [*values.values(), _shelf(home, names), _triggers(home, names), results, said, draw]
+    return [*values.values(), _shelf(home, names), _triggers(home, names), results, progress, draw]
 
 
 def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:
@@ -245,5 +254,5 @@ def _idle() -> dict[str, Any]:
     return {"busy": "false", "percent": 0, "say": ""}
 
 
-def _said(text: str) -> dict[str, Any]:
+def _notice(text: str) -> dict[str, Any]:
     return {"busy": "false", "percent": 0, "say": text}

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from PIL import Image, ImageChops, ImageStat
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.fusion import batched_strengths
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services import engine as module
-from atelier.app.services.engine import CACHED_ADAPTERS, Engine
+from atelier.app.services.engine import MAX_ADAPTERS, Engine
+from atelier.app.store.mixes import MixEntry
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.sampling.sample import DrawRequest
@@ -35,18 +38,18 @@ class Fakes:
         self.at_work = self.most_at_work = 0
         self.before_step: Callable[[int], None] = lambda _step: None
 
-    def load(self, base: str) -> str:
+    def load(self, base: str) -> Any:
         if base == "broken":
             raise BaseError("broken is not a base model")
         self.loaded.append(base)
-        return f"model of {base}"
+        return SimpleNamespace(base=base, models=dict)
 
     def load_adapter(self, path: Path) -> str:
         self.read.append(path.name)
         return path.read_text()
 
     def draw(
-        self, model: str, request: DrawRequest, mix: Mix, on_step: Callable[[int, int], None] | None, **_: Any
+        self, model: Any, request: DrawRequest, mix: Mix, on_step: Callable[[int, int], None] | None, **_: Any
     ) -> list[Any]:
         self.mixes.append(list(mix.parts))
         self.at_work += 1
@@ -81,7 +84,7 @@ def test_a_base_is_loaded_once_and_replaced_by_another(fakes: Fakes) -> None:
     for base in ("one", "one", "two", "one"):
         engine.draw(base, [], REQUEST)
     assert fakes.loaded == ["one", "two", "one"]
-    assert engine.loaded == "model of one"
+    assert engine.loaded is not None and engine.loaded.base == "one"
 
 
 def test_a_base_that_fails_leaves_none_loaded_and_the_engine_working(fakes: Fakes) -> None:
@@ -96,24 +99,24 @@ def test_a_base_that_fails_leaves_none_loaded_and_the_engine_working(fakes: Fake
 def test_an_adapter_is_read_once_until_its_file_changes(fakes: Fakes, tmp_path: Path) -> None:
     engine, path = Engine(), adapter_file(tmp_path, "fox")
     for strength in (1.0, 0.5):
-        engine.draw("one", [(path, strength)], REQUEST)
+        engine.draw("one", [(path, MixEntry("", strength))], REQUEST)
     path.write_text("another fox")
-    engine.draw("one", [(path, 0.5)], REQUEST)
+    engine.draw("one", [(path, MixEntry("", 0.5))], REQUEST)
     assert fakes.read == ["fox", "fox"]
     assert fakes.mixes == [[("fox", 1.0)], [("fox", 0.5)], [("another fox", 0.5)]]
 
 
 def test_the_adapters_used_last_are_kept(fakes: Fakes, tmp_path: Path) -> None:
     engine = Engine()
-    paths = [adapter_file(tmp_path, str(i)) for i in range(CACHED_ADAPTERS + 1)]
+    paths = [adapter_file(tmp_path, str(i)) for i in range(MAX_ADAPTERS + 1)]
     for path in [*paths[:-1], paths[0], paths[-1], paths[0], paths[1]]:
-        engine.draw("one", [(path, 1.0)], REQUEST)
+        engine.draw("one", [(path, MixEntry(""))], REQUEST)
     # "0" was used again before the last one came, so "1" had to go.
     assert fakes.read == [*(path.name for path in paths), "1"]
 
 
 def test_an_adapter_at_zero_is_not_even_read(fakes: Fakes, tmp_path: Path) -> None:
-    Engine().draw("one", [(tmp_path / "missing", 0.0)], REQUEST)
+    Engine().draw("one", [(tmp_path / "missing", MixEntry("", 0.0))], REQUEST)
     assert fakes.mixes == [[]]
 
 
@@ -128,44 +131,13 @@ def test_threads_take_turns(fakes: Fakes) -> None:
     assert len(fakes.mixes) == 4 and fakes.most_at_work == 1
 
 
-def test_drawing_tells_each_step_and_gives_the_pictures_last(fakes: Fakes) -> None:
-    *steps, pictures = Engine().drawing("one", [], DrawRequest(prompt="x", steps=3, count=2))
-    assert steps == [(1, 3), (2, 3), (3, 3)]
-    assert isinstance(pictures, list) and [picture.size for picture in pictures] == [(1, 1), (1, 1)]
-
-
-def test_an_error_reaches_who_waits_for_the_drawing(fakes: Fakes) -> None:
-    with pytest.raises(BaseError, match="not a base model"):
-        list(Engine().drawing("broken", [], REQUEST))
-
-
-def test_a_drawing_nobody_waits_for_makes_room(fakes: Fakes) -> None:
-    seen: list[int] = []
-    more = threading.Event()
-
-    def before_step(step: int) -> None:
-        seen.append(step)
-        if step == 2:
-            assert more.wait(10)
-
-    fakes.before_step = before_step
-    engine = Engine()
-    drawing = engine.drawing("one", [], DrawRequest(prompt="x", steps=50))
-    assert next(drawing) == (1, 50)
-    drawing.close()
-    more.set()
-    fakes.before_step = lambda _step: None
-    engine.draw("one", [], REQUEST)   # waits for its turn
-    assert seen == [1, 2]
-
-
 def test_strength_zero_gives_the_base_models_own_picture_and_one_another(tmp_path: Path) -> None:
     engine = Engine()
     request = DrawRequest(prompt="an emoji of a house", steps=3, seed=5)
     [plain] = engine.draw("embedded", [], request)
     path = wild_adapter(engine, tmp_path / "wild.safetensors")
-    [off] = engine.draw("embedded", [(path, 0.0)], request)
-    [on] = engine.draw("embedded", [(path, 1.0)], request)
+    [off] = engine.draw("embedded", [(path, MixEntry("", 0.0))], request)
+    [on] = engine.draw("embedded", [(path, MixEntry(""))], request)
     [again] = engine.draw("embedded", [], request)
     assert off.tobytes() == plain.tobytes() == again.tobytes()
     assert on.tobytes() != plain.tobytes()
@@ -186,7 +158,7 @@ def test_a_moved_pad_draws_only_the_strengths_that_are_new(monkeypatch: pytest.M
              wild_adapter(engine, tmp_path / "style.safetensors", 2))   # fmt: skip
 
     def grid(engine: Engine, *cells: tuple[float, float]) -> list[Image.Image]:
-        return engine.blend("embedded", parts, "sum", cells, request)
+        return engine.draw_grid("embedded", parts, "sum", cells, request)
 
     first = grid(engine, (0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
     moved = grid(engine, (1.0, 1.0), (0.0, 0.0), (0.0, 0.5), (0.0, 0.5))
@@ -199,6 +171,39 @@ def test_a_moved_pad_draws_only_the_strengths_that_are_new(monkeypatch: pytest.M
     wild_adapter(engine, parts[0], seed=3)
     again = grid(engine, (0.0, 0.5), (1.0, 1.0))
     assert drawn[-1] == 2 and again[1].tobytes() != first[2].tobytes()
+
+
+def test_the_pad_forgets_what_was_not_looked_at_longest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def fake(model: Any, request: DrawRequest, *_: Any, **__: Any) -> list[Image.Image]:
+        drawn.append(request.count)
+        return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
+
+    monkeypatch.setattr(module, "load", lambda _base: SimpleNamespace(models=dict, device="cpu"))
+    monkeypatch.setattr(module, "load_adapter", lambda path: path)
+    monkeypatch.setattr(module, "draw", fake)
+    monkeypatch.setattr(batched_strengths, "blended", lambda *_: SimpleNamespace(to=lambda _device: "mixed"))
+    monkeypatch.setattr(module, "MAX_GRID_PICTURES", 3)
+    engine, files = Engine(), (adapter_file(tmp_path, "content"), adapter_file(tmp_path, "style"))
+
+    def look(*strengths: float) -> list[Image.Image]:
+        pictures = engine.draw_grid("one", files, "sum", [(strength, 1.0) for strength in strengths], REQUEST)
+        assert len(pictures) == len(strengths)
+        return pictures
+
+    look(0, 1, 2)
+    look(0)      # looked at again, so 1 is the oldest
+    look(3)      # 1 has to go
+    look(0, 2, 3)
+    assert drawn == [3, 1], "those that stayed are not drawn again"
+    look(1)
+    assert drawn == [3, 1, 1], "the one that went is"
+    look(4, 5, 6, 7)
+    look(4, 5, 6, 7)
+    assert drawn == [3, 1, 1, 4], "a grid larger than the cache stays whole"
+    look(8)
+    assert len(engine._grid_pictures) == 3
 
 
 def wild_adapter(engine: Engine, path: Path, seed: int = 0) -> Path:

@@ -85,7 +85,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     specs = find_targets({"unet": load("embedded", "cpu").unet}, "attention")
     gates = GateSet(specs, GateSettings(start="faithful"), "embedded").requires_grad_(False)
-    monkeypatch.setattr(engine_module, "gates_for", lambda _: gates)
+    monkeypatch.setattr(engine_module, "_gates", lambda _: gates)
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +94,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusing.draw_mix, "__defaults__", (2, None))
 
 
-BOTH = SavedMix(shares=(MixEntry("rex", 0.8), MixEntry("ink", 0.5)), prompt=PROMPT, seed=3)
-SHAPED = replace(BOTH, shares=(MixEntry("rex", 0.8, (1.0, 0.5, 0.0, 0.0, 0.0)),
+BOTH = SavedMix(entries=(MixEntry("rex", 0.8), MixEntry("ink", 0.5)), prompt=PROMPT, seed=3)
+SHAPED = replace(BOTH, entries=(MixEntry("rex", 0.8, (1.0, 0.5, 0.0, 0.0, 0.0)),
                                MixEntry("ink", 0.5, (), ("1" * 8,) * 8)))
 
 
@@ -105,7 +105,41 @@ def test_a_mix_comes_back_from_its_file_as_it_was(home: Home):
     with pytest.raises(HomeError, match="no mix named 'other'"):
         read_mix(home, "other")
     with pytest.raises(HomeError, match="no adapter in the mix"):
-        save_mix(home, "none", SavedMix(shares=()))
+        save_mix(home, "none", SavedMix(entries=()))
+
+
+def test_a_mix_is_written_as_ever(home: Home):
+    """Files of older versions and newer ones are the same."""
+    path = save_mix(home, "both", SHAPED)
+    rows = ",\n    ".join(['"11111111"'] * 8)
+    assert path.read_text(encoding="utf-8") == f"""{{
+ "shares": [
+  {{
+   "name": "rex",
+   "strength": 0.8,
+   "curve": [
+    1.0,
+    0.5,
+    0.0,
+    0.0,
+    0.0
+   ],
+   "region": []
+  }},
+  {{
+   "name": "ink",
+   "strength": 0.5,
+   "curve": [],
+   "region": [
+    {rows}
+   ]
+  }}
+ ],
+ "method": "sum",
+ "prompt": "{PROMPT}",
+ "seed": 3,
+ "base": "embedded"
+}}"""
 
 
 @pytest.mark.parametrize("change", [
@@ -123,27 +157,27 @@ def test_a_file_that_somebody_changed_is_refused_in_words(home: Home, change: di
 
 
 def test_presses_move_handles_and_paint_fields_and_nonsense_does_nothing():
-    shares = BOTH.shares
+    entries = BOTH.entries
     for text in ("", "rex", "rex|9|1.0", "rex|0|0.3", "rex|x|1.0", "gone|0|0.5"):
-        assert moved(shares, text) == shares
-    [rex, ink] = moved(shares, "rex|1|0.25")
-    assert (rex.curve, ink) == ((1.0, 0.25, 1.0, 1.0, 1.0), shares[1])
-    assert moved([rex, ink], "rex|1|1.0") == shares, "a curve that is 1 throughout is none"
+        assert moved(entries, text) == entries
+    [rex, ink] = moved(entries, "rex|1|0.25")
+    assert (rex.curve, ink) == ((1.0, 0.25, 1.0, 1.0, 1.0), entries[1])
+    assert moved([rex, ink], "rex|1|1.0") == entries, "a curve that is 1 throughout is none"
     marks = "1" + "0" * (REGION_SIDE * REGION_SIDE - 1)
     for text in ("rex|11", "rex|" + "2" * 64, marks):
-        assert painted(shares, text) == shares
-    [rex, ink] = painted(shares, f"rex|{marks}")
+        assert painted(entries, text) == entries
+    [rex, ink] = painted(entries, f"rex|{marks}")
     assert rex.region == ("10000000", *["0" * 8] * 7)
-    assert painted([rex, ink], "rex|" + "0" * 64) == shares, "nothing painted is everywhere"
+    assert painted([rex, ink], "rex|" + "0" * 64) == entries, "nothing painted is everywhere"
 
 
 def test_panels_show_what_stands(home: Home):
-    [rex, _] = curves(SHAPED.shares)
+    [rex, _] = curves(SHAPED.entries)
     pressed = [cell["at"] for column in rex["columns"] for cell in column if cell["on"] == "true"]
     assert pressed == ["rex|0|1.0", "rex|1|0.5", "rex|2|0.0", "rex|3|0.0", "rex|4|0.0"]
-    assert moved(SHAPED.shares, pressed[1]) == SHAPED.shares, "a pressed handle means where it is"
+    assert moved(SHAPED.entries, pressed[1]) == SHAPED.entries, "a pressed handle means where it is"
     assert rex["line"] == "M0 10L10 10L30 50L50 90L70 90L90 90L100 90"
-    fields = regions(SHAPED.shares, "x")["rows"]
+    fields = regions(SHAPED.entries, "x")["rows"]
     assert [sum(spot["on"] == "true" for spot in row["spots"]) for row in fields] == [0, 64]
     cards = proposal_cards(fusing.proposed_adapters(home, "zzz"), {}, ["rex", "gone"])["cards"]
     assert {card["name"]: card["on"] for card in cards} == {"rex": "true", "ink": "false", "gone": "true"}
@@ -155,10 +189,10 @@ def test_every_method_has_a_name_for_people():
 
 def test_what_is_drawn_is_what_the_adapters_give(home: Home, engine: Engine):
     model = load("embedded", "cpu")
-    mix = Mix(tuple((load_adapter(find_adapter(home, s.name).path), s.strength) for s in BOTH.shares))
+    mix = Mix(tuple((load_adapter(find_adapter(home, s.name).path), s.strength) for s in BOTH.entries))
     [expected] = draw(model, DrawRequest(prompt=PROMPT, seed=3, steps=2), mix)
     assert draw_mix(home, engine, BOTH).tobytes() == expected.tobytes()
-    off = replace(BOTH, shares=tuple(replace(share, strength=0.0) for share in BOTH.shares), method="switch")
+    off = replace(BOTH, entries=tuple(replace(entry, strength=0.0) for entry in BOTH.entries), method="switch")
     [bare] = draw(model, DrawRequest(prompt=PROMPT, seed=3, steps=2))
     assert draw_mix(home, engine, off).tobytes() == bare.tobytes()
 
@@ -197,14 +231,14 @@ def test_gates_and_meetings_are_shown_layer_by_layer(home: Home, engine: Engine,
 
 
 def test_advice_follows_the_weights(home: Home, engine: Engine):
-    twice = replace(BOTH, shares=(MixEntry("rex", 1.0), MixEntry("rex", 1.0)))
+    twice = replace(BOTH, entries=(MixEntry("rex", 1.0), MixEntry("rex", 1.0)))
     found = mix_interference(home, engine, twice)
     assert found is not None
     assert found.lost == pytest.approx(-1, abs=1e-4)
     assert "want much the same" in meeting_map(found, twice)[0]["said"]
-    opposed = replace(BOTH, shares=(MixEntry("rex", 1.0), MixEntry("rex", -0.9)))
+    opposed = replace(BOTH, entries=(MixEntry("rex", 1.0), MixEntry("rex", -0.9)))
     assert "push against each other" in meeting_map(mix_interference(home, engine, opposed), opposed)[0]["said"]
-    assert mix_interference(home, engine, replace(BOTH, shares=BOTH.shares[:1])) is None
+    assert mix_interference(home, engine, replace(BOTH, entries=BOTH.entries[:1])) is None
     assert meeting_map(None, BOTH) == []
 
 
@@ -214,8 +248,8 @@ def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, eng
     assert recipe is not None
     assert mix_from_recipe(recipe) == SHAPED
     assert gallery._detail(kept)["again"] == f"/fusion?picture={kept.id}"
-    _, method, prompt, seed, _, shares, *_ = fusion._opened(home, {"picture": kept.id})
-    assert (method, prompt, seed, shares) == ("sum", PROMPT, 3, SHAPED.shares)
+    _, method, prompt, seed, _, entries, *_ = fusion._opened(home, {"picture": kept.id})
+    assert (method, prompt, seed, entries) == ("sum", PROMPT, 3, SHAPED.entries)
     assert mix_from_recipe({"prompt": "x"}) is None
 
 
@@ -227,7 +261,7 @@ def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine,
     assert (card.trigger, card.base) == ("rex ink", "embedded")
     assert error < 1e-4 if method != "svd" else 0.05 < error < 1
     if method == "sum":
-        alone = SavedMix(shares=(MixEntry("united"),), prompt=PROMPT, seed=3)
+        alone = SavedMix(entries=(MixEntry("united"),), prompt=PROMPT, seed=3)
         ours, theirs = (torch.tensor(list(draw_mix(home, engine, each).tobytes())) for each in (alone, mix))
         assert (ours - theirs).abs().max() <= 2, "but for rounding"
     with pytest.raises(HomeError, match="is taken"):
@@ -254,28 +288,28 @@ def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engin
 
 
 def test_taking_up_and_putting_back(home: Home):
-    prompt, cards, shares, *rows, drawn = fusion._taken(home, SavedMix(shares=()), "rex")
+    prompt, cards, entries, *rows, drawn = fusion._taken(home, SavedMix(entries=()), "rex")
     assert prompt == "an emoji of a rex fox"
-    assert shares == (MixEntry("rex"),)
+    assert entries == (MixEntry("rex"),)
     assert (rows[0].label, rows[0].visible, rows[1].visible) == ("rex", True, False)
     assert len(drawn) == 1
     assert [card["name"] for card in cards["cards"] if card["on"] == "true"] == ["rex"]
-    _, _, shares, *_ = fusion._taken(home, BOTH, "rex")
-    assert shares == (BOTH.shares[1],)
-    full = replace(BOTH, shares=tuple(MixEntry(f"a{i}") for i in range(fusion.MOST)))
+    _, _, entries, *_ = fusion._taken(home, BOTH, "rex")
+    assert entries == (BOTH.entries[1],)
+    full = replace(BOTH, entries=tuple(MixEntry(f"a{i}") for i in range(fusion.MOST)))
     with pytest.raises(HomeError, match="are the most"):
         fusion._taken(home, full, "rex")
 
 
 def test_what_was_deleted_is_left_out(home: Home):
-    gone = replace(BOTH, shares=(*BOTH.shares, MixEntry("gone")))
-    assert fusion._filled(home, gone)[4] == BOTH.shares
-    _, method, prompt, _, _, shares, *_ = fusion._opened(home, {"mix": "never", "prompt": "a fox"})
-    assert (method, prompt, shares) == ("sum", "a fox", ())
+    gone = replace(BOTH, entries=(*BOTH.entries, MixEntry("gone")))
+    assert fusion._filled(home, gone)[4] == BOTH.entries
+    _, method, prompt, _, _, entries, *_ = fusion._opened(home, {"mix": "never", "prompt": "a fox"})
+    assert (method, prompt, entries) == ("sum", "a fox", ())
 
 
 def test_an_empty_page_says_what_to_do(home: Home, engine: Engine):
-    assert fusion._shown(home, engine, SavedMix(shares=()))[0] == {"say": words.FUSION_EMPTY}
+    assert fusion._shown(home, engine, SavedMix(entries=()))[0] == {"say": words.FUSION_EMPTY}
     assert fusion._shown(home, engine, replace(BOTH, prompt=" "))[0] == {"say": words.FUSION_NO_PROMPT}
 
 
@@ -298,5 +332,5 @@ def test_the_command_line_draws_by_every_method(home: Home, tmp_path: Path):
         assert recipe is not None
         found = mix_from_recipe(recipe)
         assert found is not None
-        assert (found.method, [s.name for s in found.shares]) == (method, ["rex", "ink"])
+        assert (found.method, [s.name for s in found.entries]) == (method, ["rex", "ink"])
     assert len(set(drawn.values())) == 2

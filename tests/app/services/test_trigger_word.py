@@ -15,6 +15,7 @@ from atelier.app.store.create_draft import edit_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.text import create as create_phrases
 from atelier.app.text import words
+from atelier.training.sampling import trigger_words
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,9 @@ def test_nothing_is_said_of_half_a_word_or_of_a_base_that_cannot_be_used(home: H
 def test_no_base_model_is_put_out_of_memory_for_a_word(home: Home, monkeypatch: pytest.MonkeyPatch):
     loaded: list[str] = []
     monkeypatch.setattr(engine_module, "load", lambda base: loaded.append(base) or SimpleNamespace())
-    monkeypatch.setattr(engine_module, "word_effects", lambda _, words: [float(len(word)) for word in words])
+    monkeypatch.setattr(trigger_words, "word_effects", lambda _, words: [float(len(word)) for word in words])
     engine = Engine()
     engine._model("other")
-    assert engine.word_effects("embedded", "foxy") is None and loaded == ["other"]
+    assert engine.word_effect("embedded", "foxy") is None and loaded == ["other"]
     engine._model("embedded")
-    assert engine.word_effects("embedded", "foxy") == 4.0 and loaded == ["other", "embedded"]
+    assert engine.word_effect("embedded", "foxy") == 4.0 and loaded == ["other", "embedded"]

@@ -1,0 +1,77 @@
+"""``atelier draw``: pictures from a prompt and adapters, into the gallery or a folder."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
+from atelier.app.services.engine import Engine
+from atelier.app.store.gallery import encode_picture, picture_id, save_picture
+from atelier.app.store.home import Home, explain_write_errors, write_whole
+from atelier.app.store.library import find_adapter
+from atelier.app.store.mixes import MixEntry
+from atelier.app.store.models import resolve_base
+from atelier.training.config.train_config import EMBEDDED
+from atelier.training.sampling.sample import DrawRequest
+
+BATCH_SIZE = 4   # more pictures at once need more memory and are hardly drawn faster
+
+
+def run_draw(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | str]:
+    """Draw with a progress bar; yields each picture's file and seed as soon as it is written.
+
+    Before: a notice, if there is something to know about the way it is drawn.
+
+    Raises:
+        HomeError, SettingError, BaseError, FileError, MountError: what was typed can't be used.
+    """
+    checked = check_job(home, _job(home, arguments))
+    if checked.notice:
+        yield checked.notice
+    if arguments.out:
+        with explain_write_errors(arguments.out):
+            arguments.out.mkdir(parents=True, exist_ok=True)
+    for picture, recipe in _with_progress(checked):
+        yield _save(home, arguments.out, picture, recipe), recipe["seed"]
+
+
+def _job(home: Home, arguments: Namespace) -> DrawJob:
+    cards = [find_adapter(home, name) for name, _ in arguments.adapters]
+    own_base = next((card.base for card in cards if card.base), EMBEDDED)
+    return DrawJob(
+        request=_request(arguments), base=resolve_base(home, arguments.base or "") or own_base,
+        adapters=tuple(MixEntry(name, strength) for name, strength in arguments.adapters), method=arguments.fuse or "",
+    )   # fmt: skip
+
+
+def _request(arguments: Namespace) -> DrawRequest:
+    names = ("prompt", "negative", "unwanted", "unwanted_strength", "seed", "count", "steps", "guidance",
+             "sampler")   # fmt: skip
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    width, height = arguments.size or (0, 0)
+    return DrawRequest.from_dict({**given, "width": width, "height": height})
+
+
+def _with_progress(checked: CheckedJob) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+    request = checked.job.request
+    batches = -(-request.count // BATCH_SIZE)
+    with tqdm(total=batches * request.steps, unit="step", leave=False, disable=None) as bar:
+
+        def on_step(_done: int, _of: int) -> None:
+            bar.update()
+
+        yield from draw(Engine(), checked, batch_size=BATCH_SIZE, on_step=on_step)
+
+
+def _save(home: Home, out: Path | None, picture: Image.Image, recipe: dict[str, Any]) -> Path:
+    if out is None:
+        return save_picture(home, picture, recipe)
+    path = out / f"{picture_id()}.png"
+    write_whole(path, encode_picture(picture, recipe))
+    return path

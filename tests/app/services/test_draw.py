@@ -1,0 +1,243 @@
+"""Drawing as pages and the command line do: events on the way, cancelling, recipes, and who decides the sampler."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import save_file
+
+from atelier.adapters.attach.mount import MountError
+from atelier.adapters.formats.foreign_metadata import sampler
+from atelier.app.cli.arguments import build_parser
+from atelier.app.cli.main import main
+from atelier.app.services.draw import (
+    DrawJob,
+    DrawPreview,
+    Progress,
+    check_job,
+    draw,
+    draw_to_gallery,
+    job_from_picture,
+    with_sampler,
+)
+from atelier.app.services.engine import Engine
+from atelier.app.services.fuse import LIVE_STEPS, draw_mix
+from atelier.app.services.import_export import import_file
+from atelier.app.store.gallery import GalleryPicture, encode_picture, gallery_page, make_recipe, picture_id, read_recipe
+from atelier.app.store.home import Home, open_home
+from atelier.app.store.library import find_adapter
+from atelier.app.store.mixes import MixEntry, SavedMix
+from atelier.training.sampling.sample import DrawRequest
+from atelier.training.sampling.samplers import AUTO, SAMPLERS
+
+KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+# As it lay in the gallery before there was a choice of samplers.
+OLD = {"schema": 1, "prompt": "a fox", "negative": "", "seed": 3, "steps": 2, "guidance": 3.0, "base": "embedded",
+       "family": "embedded", "adapters": [], "width": 64, "height": 64}   # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return open_home(tmp_path / "home")
+
+
+def foreign(folder: Path, name: str, up: float = 0.0, **metadata: str) -> Path:
+    """A LoRA as other tools write it; with ``up`` 0 it changes nothing."""
+    folder.mkdir(exist_ok=True)
+    tensors = {f"{KOHYA}.lora_up.weight": torch.full((128, 2), up), f"{KOHYA}.lora_down.weight": torch.ones(2, 192)}
+    save_file(tensors, folder / name, {"format": "pt", **metadata})
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine()
+
+
+def drawn(home: Home, engine: Engine, job: DrawJob) -> tuple[list[Any], list[GalleryPicture]]:
+    """The events on the way, and the pictures."""
+    *way, pictures = draw_to_gallery(home, engine, job)
+    assert isinstance(pictures, list)
+    return way, pictures
+
+
+def add_picture(home: Home, recipe: dict[str, Any]) -> str:
+    """Put a picture with this recipe into the gallery, as an older Atelier did."""
+    chunks, id = PngImagePlugin.PngInfo(), picture_id()
+    chunks.add_itxt("atelier", json.dumps(recipe))
+    Image.new("RGB", (64, 64)).save(home.gallery / f"{id}.png", pnginfo=chunks)
+    return id
+
+
+class FakeEngine:
+    """Draws black pictures, a pixel each, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []   # seed, count
+        self.at_work = threading.Lock()
+        self.before_step: Callable[[int], None] = lambda _step: None
+
+    def draw(
+        self, base: str, adapters: Any, request: DrawRequest, method: str, *,
+        on_step: Callable[[int, int], None] | None, **_: Any,
+    ) -> list[Image.Image]:   # fmt: skip
+        with self.at_work:
+            self.asked.append((request.seed, request.count))
+            for step in range(1, request.steps + 1):
+                self.before_step(step)
+                if on_step:
+                    on_step(step, request.steps)
+            return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
+
+
+def fake_job(**values: Any) -> DrawJob:
+    return DrawJob(request=DrawRequest(prompt="a fox", **values))
+
+
+def test_each_step_is_told_and_the_pictures_come_last(home):
+    *steps, pictures = draw_to_gallery(home, cast(Engine, FakeEngine()), fake_job(steps=3, count=2))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert isinstance(pictures, list)
+    assert [(read_recipe(picture.path) or {})["seed"] for picture in pictures] == [0, 1]
+    assert gallery_page(home) == pictures[::-1]
+
+
+def test_an_error_reaches_who_waits_for_the_drawing(home):
+    engine = FakeEngine()
+
+    def fail(step: int) -> None:
+        raise MountError("It does not fit.")
+
+    engine.before_step = fail
+    with pytest.raises(MountError, match="does not fit"):
+        list(draw_to_gallery(home, cast(Engine, engine), fake_job()))
+
+
+def test_a_drawing_nobody_waits_for_ends_at_its_next_step_and_keeps_nothing(home):
+    engine, seen, more = FakeEngine(), list[int](), threading.Event()
+
+    def before_step(step: int) -> None:
+        seen.append(step)
+        if step == 2:
+            assert more.wait(10)
+
+    engine.before_step = before_step
+    drawing = draw_to_gallery(home, cast(Engine, engine), fake_job(steps=50))
+    assert next(drawing) == (1, 50)
+    drawing.close()
+    more.set()
+    with engine.at_work:   # when it is free again
+        assert seen == [1, 2]
+    assert gallery_page(home) == []
+
+
+@pytest.mark.parametrize(("batch_size", "asked"), [(0, [(5, 6)]), (4, [(5, 4), (9, 2)]), (6, [(5, 6)]), (9, [(5, 6)])])
+def test_batches_go_on_where_the_last_one_ended(home, batch_size, asked):
+    engine = FakeEngine()
+    pictures = list(draw(cast(Engine, engine), check_job(home, fake_job(seed=5, count=6)), batch_size=batch_size))
+    assert engine.asked == asked
+    assert [recipe["seed"] for _, recipe in pictures] == [5, 6, 7, 8, 9, 10]
+
+
+def test_page_command_line_and_fusion_draw_the_same_picture(home, engine, tmp_path):
+    import_file(home, foreign(tmp_path, "wild.safetensors", up=1.0))
+    job = DrawJob(request=DrawRequest(prompt="a fox", steps=LIVE_STEPS, seed=4), adapters=(MixEntry("wild", 0.5),))
+    _, [page] = drawn(home, engine, job)
+    mixed = draw_mix(home, engine, SavedMix(entries=job.adapters, prompt="a fox", seed=4))
+    command = ["draw", "a fox", "--adapter", "wild=0.5", "--steps", str(LIVE_STEPS), "--seed", "4"]
+    assert main([*command, "--home", str(home.path), "--out", str(tmp_path / "out")]) == 0
+    [path] = (tmp_path / "out").iterdir()
+    with Image.open(page.path) as one, Image.open(path) as other:
+        assert one.tobytes() == other.tobytes() == mixed.tobytes()
+    recipes = [read_recipe(path) or {} for path in (page.path, path)]
+    assert {**recipes[0], "created": ""} == {**recipes[1], "created": ""}
+    _, [bare] = drawn(home, engine, DrawJob(request=job.request))
+    with Image.open(bare.path) as image:
+        assert image.tobytes() != mixed.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "metadata"),
+    [
+        ("x", "lcm-lora-sdv1-5.safetensors", {}),
+        ("x", "LCM_LoRA_Weights_SD15.safetensors", {}),
+        ("lcm-lora-sdxl", "pytorch_lora_weights.safetensors", {}),
+        ("x", "fast.safetensors", {"modelspec.title": "My LCM LoRA"}),
+        ("x", "fast.safetensors", {"ss_output_name": "sd15_lcm"}),
+    ],
+)
+def test_a_file_says_that_it_was_made_for_few_steps(folder, name, metadata, tmp_path):
+    assert sampler(tmp_path / folder / name, metadata) == "lcm"
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata"),
+    [("fox.safetensors", {}), ("calcmap.safetensors", {}), ("lcms2.safetensors", {"modelspec.title": "Welcome"}),
+     ("pytorch_lora_weights.safetensors", {})],
+)   # fmt: skip
+def test_other_files_do_not(name, metadata, tmp_path):
+    assert sampler(tmp_path / name, metadata) == ""
+
+
+def test_such_an_adapter_decides_and_says_so(home, engine, tmp_path, capsys):
+    import_file(home, foreign(tmp_path / "lcm-lora-tiny", "pytorch_lora_weights.safetensors"))
+    card = find_adapter(home, "lcm-lora-tiny")
+    assert card.sampler == "lcm"
+    job = DrawJob(request=DrawRequest(prompt="a fox"), adapters=(MixEntry("lcm-lora-tiny"),))
+    (notice, *way), [picture] = drawn(home, engine, job)
+    assert notice.startswith("lcm-lora-tiny was made for few steps: drawn with the LCM sampler, 8 steps, guidance 1.5.")
+    assert [event for event in way if isinstance(event, Progress)] == [(i, 8) for i in range(1, 9)]
+    recipe = read_recipe(picture.path) or {}
+    assert (recipe["sampler"], recipe["steps"], recipe["guidance"]) == ("lcm", 8, 1.5)
+    assert main(["draw", "a fox", "--adapter", "lcm-lora-tiny", "--home", str(home.path), "--steps", "4"]) == 0
+    assert "lcm-lora-tiny was made for few steps: drawn with the LCM sampler, 4 steps" in capsys.readouterr().err
+
+
+def test_it_decides_nothing_that_a_person_decided_and_nothing_at_zero(home, tmp_path):
+    import_file(home, foreign(tmp_path, "lcm.safetensors"))
+    card, plain = find_adapter(home, "lcm"), DrawRequest(prompt="a fox")
+    chosen = DrawRequest(prompt="a fox", sampler="ddim")
+    assert with_sampler(chosen, [(card, 1.0)]) == (chosen, "")
+    assert with_sampler(plain, [(card, 0.0)]) == (plain.settled(), "") == with_sampler(plain, [])
+    lcm = DrawRequest(prompt="a fox", sampler="lcm")
+    assert with_sampler(lcm, [(card, 1.0)]) == (lcm, "")   # steps and guidance are then the person's as well
+
+
+def test_a_picture_names_the_sampler_it_was_drawn_with_and_gives_it_back(home, engine):
+    for asked, used in ((AUTO, DrawRequest().settled().sampler), ("euler", "euler")):
+        request = DrawRequest(prompt="a fox", steps=2, seed=5, sampler=asked)
+        way, [picture] = drawn(home, engine, DrawJob(request=request))
+        assert (read_recipe(picture.path) or {})["sampler"] == used
+        with Image.open(picture.path) as image:
+            assert f"Sampler: {'Euler' if used == 'euler' else 'DPM++ 2M'}," in image.info["parameters"]
+        job, missing = job_from_picture(home, picture.id)
+        assert (job.request.sampler, missing) == (used, [])
+        _, [again] = drawn(home, engine, job)
+        assert Image.open(again.path).tobytes() == Image.open(picture.path).tobytes()
+        assert any(isinstance(event, DrawPreview) for event in way)
+
+
+def test_an_old_picture_was_drawn_with_ddim(home):
+    job, _ = job_from_picture(home, add_picture(home, OLD))
+    assert job.request == DrawRequest(prompt="a fox", seed=3, steps=2, sampler="ddim", width=64, height=64)
+
+
+def test_every_sampler_has_a_name_in_other_tools_and_on_the_command_line():
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    [option] = [action for action in commands.choices["draw"]._actions if action.dest == "sampler"]
+    assert option.choices == (AUTO, *SAMPLERS)
+    words = set()
+    for name in SAMPLERS:
+        recipe = make_recipe(DrawRequest(prompt="a", sampler=name), 0, "embedded", "embedded", [])
+        with Image.open(io.BytesIO(encode_picture(Image.new("RGB", (8, 8)), recipe))) as image:
+            words.add(image.info["parameters"].partition("Sampler: ")[2].partition(",")[0])
+    assert words == {"DDIM", "DPM++ 2M", "UniPC", "Euler", "LCM"}
