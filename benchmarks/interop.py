@@ -158,9 +158,9 @@ def _by_lycoris(unet: Any, path: Path) -> bool:
 
 def _by_rules(tool: str) -> Callable[[Any, Path], bool]:
     def read(unet: nn.Module, path: Path) -> bool:
-        weights = {name: module.weight for name, module in unet.named_modules()
+        weights = {f"unet.{name}": module.weight for name, module in unet.named_modules()
                    if isinstance(module, nn.Linear | nn.Conv2d)}   # fmt: skip
-        deltas = TOOLS[tool](load_file(path), weights)
+        deltas = TOOLS[tool](load_file(path), weights, "embedded")
         with torch.no_grad():
             for name, delta in (deltas or {}).items():
                 weights[name] += delta.to(weights[name].dtype)

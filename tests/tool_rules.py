@@ -1,13 +1,14 @@
 """What other tools make of a file, written down a second time from their loaders' rules: names, types, ΔW.
 
-Independent of adapters/: no name table, no algebra of ours is used. Each function takes the tensors of a file and the
-UNet's weights by diffusers' names, and returns ΔW of the layers that the tool would change; None where it refuses.
+Independent of adapters/: no name table, no algebra of ours is used. Each function takes the tensors of a file, the
+weights of the base by our names (component first, then diffusers' own) and its family, and returns ΔW of the layers
+that the tool would change; None where it refuses the file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,18 +16,86 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 Deltas = dict[str, Tensor]
 FORGE_LIMIT = 12
+ATTENDED = {"embedded": (1, 2, 3), "sd1": (1, 2, 3), "sd2": (1, 2, 3), "sdxl": (0, 1)}   # up blocks with attention
+RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}   # fmt: skip
+SINGLES = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
+           "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+           "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}   # fmt: skip
 
 
-def comfy(tensors: Tensors, weights: Tensors) -> Deltas | None:
+def ldm_name(name: str, family: str) -> str:
+    """What Stability's own code calls a module that diffusers calls ``name``."""
+    if name in SINGLES:
+        return SINGLES[name]
+    if found := re.fullmatch(r"(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.+)", name):
+        side, block, kind, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+        first = 3 * block + number + (side == "down")
+        where = {"down": "input_blocks", "up": "output_blocks"}[side]
+        if kind == "downsamplers":
+            return f"input_blocks.{3 * block + 3}.0.op"
+        if kind == "upsamplers":
+            return f"output_blocks.{3 * block + 2}.{2 if block in ATTENDED[family] else 1}.conv"
+        return f"{where}.{first}.0.{RESNET[rest]}" if kind == "resnets" else f"{where}.{first}.1.{rest}"
+    found = re.fullmatch(r"mid_block\.(\w+)\.(\d)\.(.+)", name)
+    assert found, name
+    if found[1] == "attentions":
+        return f"middle_block.1.{found[3]}"
+    return f"middle_block.{2 * int(found[2])}.{RESNET[found[3]]}"
+
+
+def a1111_name(layer: str) -> str:
+    """What A1111 makes of a layer in diffusers' spelling, whatever the family: networks.py, by pattern."""
+    patterns: list[tuple[str, Callable[[re.Match[str]], str]]] = [
+        (r"lora_unet_conv_in", lambda m: "input_blocks_0_0"),
+        (r"lora_unet_conv_out", lambda m: "out_2"),
+        (r"lora_unet_time_embedding_linear_(\d)", lambda m: f"time_embed_{2 * int(m[1]) - 2}"),
+        (r"lora_unet_down_blocks_(\d)_downsamplers_0_conv", lambda m: f"input_blocks_{3 + 3 * int(m[1])}_0_op"),
+        (r"lora_unet_up_blocks_(\d)_upsamplers_0_conv",
+         lambda m: f"output_blocks_{2 + 3 * int(m[1])}_{2 if int(m[1]) > 0 else 1}_conv"),
+        (r"lora_unet_(down|up)_blocks_(\d)_(attentions|resnets)_(\d)_(.+)", lambda m: (
+            f"{'input' if m[1] == 'down' else 'output'}_blocks_"
+            f"{3 * int(m[2]) + int(m[4]) + (m[1] == 'down')}_{_a1111_inside(m[3], m[5])}")),
+        (r"lora_unet_mid_block_(attentions|resnets)_(\d)_(.+)", lambda m: (
+            f"middle_block_{1 if m[1] == 'attentions' else 2 * int(m[2])}_{_a1111_inside(m[1], m[3])[2:]}")),
+    ]   # fmt: skip
+    for pattern, ours in patterns:
+        if found := re.fullmatch(pattern, layer):
+            return ours(found)
+    return layer.removeprefix("lora_unet_")   # and so names of Stability's own code are right as they are
+
+
+def _a1111_inside(kind: str, rest: str) -> str:
+    return f"1_{rest}" if kind == "attentions" else f"0_{RESNET.get(rest, rest).replace('.', '_')}"
+
+
+def _prefixes(component: str, family: str, tool: str) -> tuple[str, ...]:
+    """How a tool lets a text encoder's layers begin in this family."""
+    if component == "text_encoder_2":
+        return ("lora_te2_",)
+    if family == "sdxl":
+        return ("lora_te1_",) if tool != "comfy" else ("lora_te1_", "lora_te_")
+    numbered = tool == "comfy" or (tool == "a1111" and family != "sd2")
+    return ("lora_te_", "lora_te1_") if numbered else ("lora_te_",)
+
+
+def comfy(tensors: Tensors, weights: Tensors, family: str = "sd1") -> Deltas | None:
     """comfy/lora.py: a map from every accepted spelling of a base key, then the known endings."""
     bases: dict[str, str] = {}
     for name in weights:
-        bases["lora_unet_" + name.replace(".", "_")] = name
-        bases["lycoris_" + name.replace(".", "_")] = name
+        component, _, path = name.partition(".")
+        flat = path.replace(".", "_")
+        if component != "unet":
+            bases |= {prefix + flat: name for prefix in _prefixes(component, family, "comfy")}
+            bases[name] = name
+            continue
+        ldm = ldm_name(path, family)
+        bases |= {f"lora_unet_{flat}": name, f"lycoris_{flat}": name, f"diffusion_model.{ldm}": name,
+                  f"lora_unet_{ldm.replace('.', '_')}": name}   # fmt: skip
         for prefix in ("", "unet."):
-            old = re.sub(r"\.to_(q|k|v)$", r".processor.to_\1", name)
+            old = re.sub(r"\.to_(q|k|v)$", r".processor.to_\1", path)
             old = re.sub(r"\.to_out\.0$", ".processor.to_out", old)
-            if "attn" not in name or old != name:
+            if "attn" not in path or old != path:
                 bases[prefix + old] = name
     found: Deltas = {}
     for base, name in bases.items():
@@ -34,49 +103,136 @@ def comfy(tensors: Tensors, weights: Tensors) -> Deltas | None:
                          (".lora_B.weight", ".lora_A.weight"), (".lora.up.weight", ".lora.down.weight")):   # fmt: skip
             if base + up in tensors:
                 alpha = tensors.get(base + ".alpha")
-                found[name] = _product(tensors[base + up], tensors[base + down], alpha, weights[name])
+                update = _product(tensors[base + up], tensors[base + down], alpha, weights[name])
+                lengths = tensors.get(base + ".dora_scale")
+                found[name] = update if lengths is None else _dora(update, lengths, weights[name], by_base=True)
         if base + ".diff" in tensors:
             found[name] = tensors[base + ".diff"].double().reshape(weights[name].shape)
+        if base + ".oft_blocks" in tensors:
+            constraint = tensors.get(base + ".alpha", torch.tensor(0.0)).item()
+            found[name] = _turned(tensors[base + ".oft_blocks"], constraint, None, weights[name])
     return found
 
 
-def forge(tensors: Tensors, weights: Tensors) -> Deltas | None:
-    """As ComfyUI; more than twelve unmatched keys and the whole file is dropped."""
-    found = comfy(tensors, weights)
-    known = {"lora_unet_" + name.replace(".", "_") for name in weights}
-    unmatched = [key for key in tensors if key.split(".")[0] not in known and ".processor." not in key]
-    return found if found and len(unmatched) <= FORGE_LIMIT else None
+def forge(tensors: Tensors, weights: Tensors, family: str = "sd1") -> Deltas | None:
+    """As ComfyUI, without OFT; more than twelve unmatched keys and the whole file is dropped."""
+    found = comfy({key: value for key, value in tensors.items() if "oft_blocks" not in key}, weights, family)
+    matched = _matched(tensors, weights, family)
+    return found if found and len(tensors) - matched <= FORGE_LIMIT else None
 
 
-def a1111(tensors: Tensors, weights: Tensors) -> Deltas | None:
-    """Every key is cut at its first dot; what is no underscored name is lost without a word."""
+def _matched(tensors: Tensors, weights: Tensors, family: str) -> int:
+    known = set()
+    for name in weights:
+        component, _, path = name.partition(".")
+        flat = path.replace(".", "_")
+        names = {path, ldm_name(path, family)} if component == "unet" else {path}
+        known |= {f"lora_unet_{each.replace('.', '_')}" for each in names} if component == "unet" else {
+            prefix + flat for prefix in _prefixes(component, family, "comfy")}   # fmt: skip
+    return sum(key.split(".")[0] in known or ".processor." in key for key in tensors)
+
+
+def a1111(tensors: Tensors, weights: Tensors, family: str = "sd1") -> Deltas | None:
+    """Every key is cut at its first dot; what is no underscored name of the base's own code is lost without a word."""
+    modules = {}
+    for name in weights:
+        component, _, path = name.partition(".")
+        flat = path.replace(".", "_")
+        if component == "unet":
+            modules[ldm_name(path, family).replace(".", "_")] = name
+        else:
+            modules |= {prefix + flat: name for prefix in _prefixes(component, family, "a1111")}
+    found: Deltas = {}
+    for layer, parts in _by_layer(tensors).items():
+        name = modules.get(a1111_name(layer)) or modules.get(layer.removeprefix("lora_unet_"))
+        if name is None:
+            continue
+        weight = weights[name]
+        if "lora_up.weight" in parts:
+            update = _product(parts["lora_up.weight"], parts["lora_down.weight"], parts.get("alpha"), weight)
+            found[name] = _dora(update, parts["dora_scale"], weight) if "dora_scale" in parts else update
+        elif "diff" in parts:
+            found[name] = parts["diff"].double().reshape(weight.shape)
+        elif "oft_blocks" in parts:
+            constraint = parts.get("alpha", torch.tensor(0.0)).item() * weight.shape[0]
+            found[name] = _turned(parts["oft_blocks"], constraint, parts.get("rescale"), weight)
+        else:
+            return None   # "could not find a module type"
+    return found
+
+
+def invoke(tensors: Tensors, weights: Tensors, family: str = "sd1") -> Deltas | None:
+    """As A1111, but an unknown layer refuses the file, and so does one that can't be told from its attn2 widths.
+
+    Names of Stability's own code are known in SDXL alone, and only if all are.
+    """
+    layers = _by_layer(tensors)
+    spelled = {}
+    for name in weights:
+        component, _, path = name.partition(".")
+        flat = path.replace(".", "_")
+        if component != "unet":
+            spelled |= {prefix + flat: name for prefix in _prefixes(component, family, "invoke")}
+            continue
+        spelled[f"lora_unet_{flat}"] = name
+        if family == "sdxl":
+            spelled[f"lora_unet_{ldm_name(path, family).replace('.', '_')}"] = name
+    inside = [layer for layer in layers if layer.startswith("lora_unet_")]
+    theirs = re.compile(r"lora_unet_((input|middle|output)_block|time_embed_|label_emb|out_)")
+    original = sum(bool(theirs.match(layer)) for layer in inside)
+    told = any(layer.endswith(("_attn2_to_k", "_attn2_to_v")) or layer.startswith("lora_te") for layer in layers)
+    if not layers.keys() <= spelled.keys() or not told or (0 < original < len(inside)):
+        return None
+    found: Deltas = {}
+    for layer, parts in layers.items():
+        weight = weights[spelled[layer]]
+        if "lora_up.weight" in parts:
+            update = _product(parts["lora_up.weight"], parts["lora_down.weight"], parts.get("alpha"), weight)
+            found[spelled[layer]] = _dora(update, parts["dora_scale"], weight) if "dora_scale" in parts else update
+        elif "diff" in parts:
+            found[spelled[layer]] = parts["diff"].double().reshape(weight.shape)
+        else:
+            return None
+    return found
+
+
+def _by_layer(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         layer, _, part = key.partition(".")
         layers.setdefault(layer, {})[part] = tensor
-    found: Deltas = {}
-    for name, weight in weights.items():
-        parts = layers.get("lora_unet_" + name.replace(".", "_"), {})
-        if "lora_up.weight" in parts:
-            found[name] = _product(parts["lora_up.weight"], parts["lora_down.weight"], parts.get("alpha"), weight)
-        elif "diff" in parts:
-            found[name] = parts["diff"].double().reshape(weight.shape)
-    return found
-
-
-def invoke(tensors: Tensors, weights: Tensors) -> Deltas | None:
-    """As A1111, but an unknown layer refuses the file, and so does one that can't be told from its attn2 widths."""
-    known = {"lora_unet_" + name.replace(".", "_") for name in weights}
-    layers = {key.partition(".")[0] for key in tensors}
-    if not layers <= known or not any(layer.endswith(("_attn2_to_k", "_attn2_to_v")) for layer in layers):
-        return None
-    return a1111(tensors, weights)
+    return layers
 
 
 def _product(up: Tensor, down: Tensor, alpha: Tensor | None, weight: Tensor) -> Tensor:
     scale = 1.0 if alpha is None else alpha.item() / down.shape[0]
     product = torch.tensordot(up.double().flatten(1), down.double(), dims=1)
     return scale * product.reshape(weight.shape)
+
+
+def _dora(update: Tensor, lengths: Tensor, weight: Tensor, *, by_base: bool = False) -> Tensor:
+    """A1111 and InvokeAI know lengths of columns only; ComfyUI and Forge measure those of rows on the base's weight."""
+    weight, lengths = weight.double(), lengths.double()
+    after = weight + update
+    axis = 0 if by_base and lengths.shape[0] == weight.shape[0] else 1
+    measured = weight if axis == 0 else after
+    others = [place for place in range(weight.dim()) if place != axis]
+    return after * (lengths / measured.norm(dim=others, keepdim=True)) - weight
+
+
+def _turned(blocks: Tensor, constraint: float, rescale: Tensor | None, weight: Tensor) -> Tensor:
+    """OFT: every block of output rows is turned."""
+    blocks = blocks.double()
+    skew = blocks - blocks.transpose(1, 2)
+    if constraint > 0:
+        skew = skew * min(1.0, constraint / (skew.norm().item() + 1e-8))
+    one = torch.eye(blocks.shape[1], dtype=torch.float64)
+    turn = (one + skew) @ torch.linalg.inv(one - skew)
+    rows = weight.double().reshape(blocks.shape[0], blocks.shape[1], -1)
+    turned = torch.einsum("knm,knp->kmp", turn, rows).reshape(weight.shape)
+    if rescale is not None:
+        turned = turned * rescale.double().reshape(-1, *(1 for _ in weight.shape[1:]))
+    return turned - weight.double()
 
 
 TOOLS = {"ComfyUI": comfy, "A1111": a1111, "Forge": forge, "InvokeAI": invoke}

@@ -6,15 +6,19 @@ Sources and what was tried with each loader: docs/interop.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from atelier.adapters.formats.group_layers import split_key
 from atelier.adapters.formats.layer_parts import algorithm_of
 
-TOOLS = ("ComfyUI", "A1111", "Forge", "InvokeAI", "diffusers")
 YES, PARTLY, NO = "yes", "partly", "no"
 _FORGE_PATIENCE = 12   # unmatched tensors, beyond which Forge drops the whole file
+_EVERYWHERE = {"LoRA", "LoHa", "LoKr", "full", "norm"}
+_READS = {   # tool → algorithms
+    "ComfyUI": {*_EVERYWHERE, "GLoRA", "bias", "OFT", "BOFT"}, "Forge": {*_EVERYWHERE, "GLoRA", "bias"},
+    "A1111": {*_EVERYWHERE, "IA3", "OFT", "BOFT"}, "InvokeAI": {*_EVERYWHERE, "IA3"}, "diffusers": {"LoRA"},
+}   # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +35,13 @@ def verdicts(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str, Ve
     for key in shapes:
         if found := split_key(key):
             layers.setdefault(found[0], {})[found[1]] = key
-    facts = _Facts(shapes, layers, {found.name for parts in layers.values() if (found := algorithm_of(parts))}, family)
-    rules = {"ComfyUI": _comfy, "A1111": _a1111, "Forge": _forge, "InvokeAI": _invoke, "diffusers": _diffusers}
-    return {tool: rule(facts) for tool, rule in rules.items()}
+    algorithms = {found.name for parts in layers.values() if (found := algorithm_of(parts))}
+    return {tool: rule(_Facts(tool, shapes, layers, algorithms, family)) for tool, rule in _RULES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
+    tool: str
     shapes: Mapping[str, tuple[int, ...]]
     layers: Mapping[str, Mapping[str, str]]
     algorithms: set[str]
@@ -46,53 +50,84 @@ class _Facts:
     def has(self, part: str) -> bool:
         return any(part in parts for parts in self.layers.values())
 
+    def strange(self) -> str:
+        """The algorithms that the tool does not read, for a sentence; empty when it reads all."""
+        return " and ".join(sorted(self.algorithms - _READS[self.tool])).replace("IA3", "(IA)³")
 
-_COMFY_UNDERSCORED = re.compile(r"(lora_unet_(?!unet_)|lycoris_|lora_te[12]?_)\w+\.")
+    def words(self) -> bool:
+        """Whether learned words are in the file."""
+        return any(key.startswith("bundle_emb.") for key in self.shapes)
+
+    def by_row(self) -> bool:
+        """Whether there is a DoRA with a length for each row."""
+        return any(key.endswith(".dora_scale") and shape[:1] > (1,) for key, shape in self.shapes.items())
+
+
+_UNDERSCORED = re.compile(r"(lora_unet_(?!unet_)|lora_te[12]?_)\w+\.")
+_LYCORIS = re.compile(r"lycoris_\w+\.")
 # Dotted attention layers only in the spelling of 2023.
 _COMFY_DOTTED = re.compile(r"diffusion_model\.(input|middle|output)_block|text_encoder\.|text_encoders\.clip_[lg]\."
                            r"|(unet\.)?(down|up|mid)_block(?!.*\.attn\d\.to_)|(unet\.)?(down|up|mid)_block.*\.processor\.")
-_CUT_AT_FIRST_DOT = re.compile(r"(lora_unet_(?!unet_)|lycoris_|lora_te[12]?_)\w+\.")
+# Layers in diffusers' spelling that A1111 looks for in the wrong place, or nowhere.
+_A1111_LOSES = {
+    "": re.compile(r"lora_unet_conv_norm_out\.|lycoris_"),
+    "sd2": re.compile(r"lora_te1_"),
+    "sdxl": re.compile(r"lora_unet_(up_blocks_0_upsamplers|add_embedding)_|lora_te_"),
+}
 
 
 def _comfy(facts: _Facts) -> Verdict:
-    known = [key for key in facts.shapes if _COMFY_UNDERSCORED.match(key) or _COMFY_DOTTED.match(key)]
+    known = [key for key in facts.shapes
+             if _UNDERSCORED.match(key) or _LYCORIS.match(key) or _COMFY_DOTTED.match(key)]   # fmt: skip
     if not known:
         return Verdict(NO, "it knows none of the names, and says nothing")
-    if "IA3" in facts.algorithms:
-        return Verdict(PARTLY if facts.algorithms - {"IA3"} else NO, "it has no (IA)³")
-    return Verdict(YES) if len(known) == len(facts.shapes) else Verdict(PARTLY, "it passes over some names")
+    if strange := facts.strange():
+        return Verdict(PARTLY if facts.algorithms & _READS[facts.tool] else NO, f"it has no {strange}")
+    if len(known) < len(facts.shapes):
+        return Verdict(PARTLY, "it passes over the learned words" if facts.words() else "it passes over some names")
+    if facts.by_row():
+        return Verdict(PARTLY, "it measures DoRA's lengths on the base's rows, not on the changed ones")
+    return Verdict(PARTLY, "it passes over rescale") if facts.has("rescale") else Verdict(YES)
 
 
 def _forge(facts: _Facts) -> Verdict:
     verdict = _comfy(facts)
-    unmatched = sum(not (_COMFY_UNDERSCORED.match(key) or _COMFY_DOTTED.match(key)) for key in facts.shapes)
+    unmatched = sum(not (_UNDERSCORED.match(key) or _LYCORIS.match(key) or _COMFY_DOTTED.match(key))
+                    for key in facts.shapes)   # fmt: skip
     if verdict.answer == PARTLY and unmatched > _FORGE_PATIENCE:
         return Verdict(NO, f"it drops files with more than {_FORGE_PATIENCE} names it does not know")
     return verdict
 
 
 def _a1111(facts: _Facts) -> Verdict:
-    if not any(_CUT_AT_FIRST_DOT.match(key) for key in facts.shapes):
+    if not any(_UNDERSCORED.match(key) for key in facts.shapes):
         return Verdict(NO, "it cuts names at the first dot and finds no layer, without a word")
-    if "GLoRA" in facts.algorithms:
-        return Verdict(NO, "it stops at GLoRA's present form")
-    rows = [key for key in facts.shapes if key.endswith(".dora_scale") and facts.shapes[key][0] > 1]
-    return Verdict(PARTLY, "it takes DoRA's lengths for those of columns") if rows else Verdict(YES)
+    if strange := facts.strange():
+        return Verdict(NO, f"it stops at {strange}")
+    if any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
+        return Verdict(NO, "it stops at a normalization without a bias")
+    lost = [key for key in facts.shapes if _A1111_LOSES[""].match(key)
+            or (facts.family in _A1111_LOSES and _A1111_LOSES[facts.family].match(key))]   # fmt: skip
+    if lost:
+        return Verdict(PARTLY, f"it loses {lost[0].partition('.')[0]} without a word")
+    return Verdict(PARTLY, "it takes DoRA's lengths for those of columns") if facts.by_row() else Verdict(YES)
 
 
 def _invoke(facts: _Facts) -> Verdict:
-    if not all(_CUT_AT_FIRST_DOT.match(key) for key in facts.shapes):
+    if facts.words():
+        return Verdict(NO, "it refuses a file with learned words in it")
+    if not all(_UNDERSCORED.match(key) for key in facts.shapes):
         return Verdict(NO, "it refuses a file with names it does not know")
-    if "GLoRA" in facts.algorithms:
-        return Verdict(NO, "it has no GLoRA")
-    if facts.has("w_norm") and any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
+    if strange := facts.strange():
+        return Verdict(NO, f"it has no {strange}")
+    if any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
         return Verdict(NO, "it needs a bias for every normalization")
     if not any(re.search(r"attn2\.to_[kv]$|^text_encoder.*self_attn", name) for name in facts.layers):
         return Verdict(NO, "it can't tell the base model without cross-attention or text encoder layers")
     numbered = any(key.startswith("lora_te1_") for key in facts.shapes)
     if numbered and facts.family in ("sd1", "sd2"):
         return Verdict(PARTLY, "it passes over a numbered text encoder in this family")
-    return Verdict(YES)
+    return Verdict(PARTLY, "it takes DoRA's lengths for those of columns") if facts.by_row() else Verdict(YES)
 
 
 def _diffusers(facts: _Facts) -> Verdict:
@@ -100,8 +135,12 @@ def _diffusers(facts: _Facts) -> Verdict:
     own = all(key.startswith(("unet.", "text_encoder")) for key in facts.shapes)
     if any(key.startswith("lora_unet_unet_") for key in facts.shapes) or not (kohya or own):
         return Verdict(NO, "it finds no layer of its own and applies nothing")
-    if rest := sorted(facts.algorithms - {"LoRA"}):
-        return Verdict(NO, f"it refuses files with {' and '.join(rest)}")
+    if facts.words():
+        return Verdict(NO, "it stops at the learned words in it")
+    if kohya and not all(_UNDERSCORED.match(key) for key in facts.shapes):
+        return Verdict(NO, "it stops at names it does not know")
+    if strange := facts.strange():
+        return Verdict(NO, f"it refuses files with {strange}")
     if facts.has("mid"):
         return Verdict(NO, "it refuses LoCon's Tucker form")
     if facts.has("diff_b"):
@@ -109,3 +148,8 @@ def _diffusers(facts: _Facts) -> Verdict:
     if facts.has("dora_scale"):
         return Verdict(PARTLY, "it drops DoRA's lengths with a warning")
     return Verdict(YES)
+
+
+_RULES: dict[str, Callable[[_Facts], Verdict]] = {
+    "ComfyUI": _comfy, "A1111": _a1111, "Forge": _forge, "InvokeAI": _invoke, "diffusers": _diffusers,
+}   # fmt: skip

@@ -167,7 +167,7 @@ def _foreign(
     if form == "diffusers":
         return to_diffusers(pairs), tuple(left_out)
     tensors = to_kohya(pairs, family)
-    if problems := check_kohya(tensors):
+    if problems := check_kohya(tensors, family):
         raise ConvertError(f"Other tools would refuse this adapter as a kohya file: {problems[0]}. "
                            "The native form takes any adapter.")
     return tensors, tuple(left_out)

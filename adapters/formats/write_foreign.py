@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.formats.low_rank import Change, Pair
-from atelier.adapters.formats.module_names import lasting_name, underscored
+from atelier.adapters.formats.module_names import lasting_name, to_original, underscored
 
 FORMS = ("kohya", "diffusers", "diff", "native")
 
@@ -24,10 +24,15 @@ FORMS = ("kohya", "diffusers", "diff", "native")
 _ONE_ENCODER = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 _TWO_ENCODERS = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 _PREFIXES = {"embedded": _ONE_ENCODER, "sd1": _ONE_ENCODER, "sd2": _ONE_ENCODER, "sdxl": _TWO_ENCODERS}
+_SDXL_ATTENDED = (0, 1)   # up blocks with attention
 _KOHYA_PARTS = ("lora_up.weight", "lora_down.weight")
 _KOHYA_LAYER = re.compile(
     r"lora_unet_(conv_in|conv_out|(time|add)_embedding|(down|up)_blocks_\d+|mid_block)(_\w+)?"
     r"|lora_te[12]?_text_model_\w+"
+)
+_SDXL_LAYER = re.compile(
+    r"lora_unet_((in|out)put_blocks_\d+_\d_\w+|middle_block_\d_\w+|(time_embed|label_emb_0)_\d|out_2)"
+    r"|lora_te[12]_text_model_\w+"
 )
 _TELLS_THE_FAMILY = re.compile(r"lora_unet_\w+_attn2_to_[kv]")
 
@@ -89,14 +94,15 @@ def to_diff(change: Change, family: str) -> dict[str, Tensor]:
     return tensors if change.bias is None else {**tensors, f"{layer}{bias}": change.bias}
 
 
-def check_kohya(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Say what keeps ``tensors`` from being the plain kohya LoRA that every tool loads."""
+def check_kohya(tensors: Mapping[str, Tensor], family: str = "sd1") -> list[str]:
+    """Say what keeps ``tensors`` from being the plain kohya LoRA that every tool loads for this family."""
     problems: list[str] = []
+    pattern = _SDXL_LAYER if family == "sdxl" else _KOHYA_LAYER
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         layer, _, part = key.partition(".")
-        if part not in (*_KOHYA_PARTS, "alpha") or not _KOHYA_LAYER.fullmatch(layer):
-            problems.append(f"{key} is no plain LoRA tensor on a diffusers block name")
+        if part not in (*_KOHYA_PARTS, "alpha") or not pattern.fullmatch(layer):
+            problems.append(f"{key} is no plain LoRA tensor on a block name that every tool knows")
         else:
             layers.setdefault(layer, {})[part] = tensor
     problems += [f"{layer}: {why}" for layer, parts in layers.items() if (why := _layer_problem(parts))]
@@ -122,6 +128,9 @@ def _layer_problem(parts: Mapping[str, Tensor]) -> str:
 def kohya_name(name: str, family: str) -> str:
     """A module's name as kohya writes it, with its prefix.
 
+    Layers of SDXL's UNet are called as in Stability's own code (sd-scripts does so too): A1111 reads diffusers' names
+    by the plan of Stable Diffusion 1, and loses an upsampler of SDXL's without a word.
+
     Raises:
         ConvertError: the family has no such component.
     """
@@ -129,6 +138,11 @@ def kohya_name(name: str, family: str) -> str:
     prefix = _PREFIXES.get(family, {}).get(component)
     if prefix is None:
         raise ConvertError(f"Kohya files for {family!r} have no place for {component} ({name}).")
+    if component == "unet" and family == "sdxl":
+        try:
+            path = to_original(path, _SDXL_ATTENDED)
+        except KeyError:
+            raise ConvertError(f"Stable Diffusion XL has no {name}, so a kohya file has no place for it.") from None
     return prefix + underscored(path)
 
 

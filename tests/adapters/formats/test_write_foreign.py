@@ -16,6 +16,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from families import configuration, small
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -228,16 +229,31 @@ def test_sdxl_numbers_its_text_encoders():
         }
     adapters = trained(find_targets(models, "all"), rank=2)
     tensors = to_kohya(pairs(adapters), "sdxl")
-    assert check_kohya(tensors) == []
+    assert check_kohya(tensors, "sdxl") == []
     counts = {prefix: sum(key.startswith(prefix) for key in tensors) for prefix in ("lora_te1_", "lora_te2_")}
     assert counts == {"lora_te1_": 2 * 6 * 3, "lora_te2_": 2 * 6 * 3}
     assert all("_text_model_encoder_layers_" in key for key in tensors if key.startswith("lora_te"))
     down = tensors["lora_te2_text_model_encoder_layers_1_mlp_fc1.lora_down.weight"]
     assert down.shape == (2, 48)
-    assert "lora_unet_mid_block_attentions_0_transformer_blocks_2_attn2_to_k.alpha" in tensors
+    assert "lora_unet_middle_block_1_transformer_blocks_2_attn2_to_k.alpha" in tensors
     read: Any = StableDiffusionXLPipeline.lora_state_dict
     found, _ = read(dict(tensors), unet_config=models["unet"].config)
     assert len(found) == 2 * len(adapters)
+
+
+def test_diffusers_puts_every_layer_of_sdxl_where_it_belongs():
+    """Our names are those of Stability's code there; diffusers translates them back."""
+    unet: Any = UNet2DConditionModel.from_config(small("unet", configuration("sdxl", "unet")))
+    adapters = trained(find_targets({"unet": unet}, "all"), rank=2)
+    read: Any = StableDiffusionXLPipeline.lora_state_dict
+    found, alphas = read(to_kohya(pairs(adapters), "sdxl"), unet_config=unet.config)
+    StableDiffusionXLPipeline.load_lora_into_unet(found, alphas, unet)
+    changed = {name: module for name, module in unet.named_modules() if hasattr(module, "lora_A")}
+    assert changed.keys() == {spec.name.removeprefix("unet.") for spec in adapters.specs}
+    for name, module in changed.items():
+        adapter = adapters[f"unet.{name}"]
+        expected = adapter.delta(torch.zeros(adapter.spec.shape)).detach()
+        assert_close(module.get_delta_weight("default_0").detach(), expected, rtol=1e-5, atol=1e-7)
 
 
 def raw(path: Path) -> tuple[dict, bytes]:
