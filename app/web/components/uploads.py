@@ -13,6 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,12 @@ def uploaded(path: str) -> Path:
     Raises:
         ValueError: it is not a plain file inside the upload folder, by its own name and not through a link.
     """
-    try:
+    with suppress(OSError, ValueError, RuntimeError):   # too long, a NUL, a loop of links
         given, real = Path(path), Path(path).resolve(strict=True)
         folder = Path(get_upload_folder()).resolve()
-        plain = given.is_absolute() and not given.is_symlink() and real.is_relative_to(folder) and real.is_file()
-    except (OSError, ValueError, RuntimeError):   # too long, a NUL, a loop of links
-        plain = False
-    if not plain:
-        raise ValueError(words.NOT_UPLOADED)
-    return real
+        if given.is_absolute() and not given.is_symlink() and real.is_relative_to(folder) and real.is_file():
+            return real
+    raise ValueError(words.NOT_UPLOADED)
 
 
 def offer(file: Path) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,6 +141,34 @@ def test_guessing_locks_the_guesser_and_nobody_else(web: httpx.Client) -> None:
     locked = sign_in(web, 50)
     assert locked.status_code in (200, 429) if codes.count(400) == FREE_TRIES else locked.status_code == 429
     assert sign_in(web, 51).status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("senders", [1, 80])
+def test_how_long_others_wait_while_passwords_are_guessed(web: httpx.Client, senders: int) -> None:
+    """Measures only: wrong passwords 80 at once, from one address or from 80, and the health route meanwhile."""
+    async def guess(client: httpx.AsyncClient, number: int) -> int:
+        wrong = {**RIGHT, "password": "wrong"}
+        sent_by = {"x-forwarded-for": f"203.0.113.{number % senders}"}
+        return (await client.post("/login", data=wrong, headers=sent_by)).status_code
+
+    async def measure() -> tuple[list[int], list[float], float]:
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(base_url=web.base_url, timeout=120, limits=limits) as client:
+            start, waits = time.perf_counter(), []
+            guesses = asyncio.gather(*(guess(client, number) for number in range(80)))
+            while not guesses.done() or len(waits) < 20:
+                before = time.perf_counter()
+                assert (await client.get("/health")).status_code == 200
+                waits.append(time.perf_counter() - before)
+                await asyncio.sleep(0.01)
+            return await guesses, waits, time.perf_counter() - start
+
+    codes, waits, seconds = asyncio.run(measure())
+    cuts = [1000 * cut for cut in statistics.quantiles(waits, n=20)]
+    print(f"\n80 wrong passwords from {senders}: {codes.count(400)} compared, {codes.count(429)} told to wait, "
+          f"{seconds:.2f} s; /health p50 {cuts[9]:.0f} ms, p95 {cuts[18]:.0f} ms, max {1000 * max(waits):.0f} ms")
+    assert set(codes) <= {400, 429}
 
 
 def test_the_password_is_not_in_the_environment_that_children_get(home: Home, tmp_path: Path) -> None:
