@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from atelier.app.store.home import Home, HomeError, explain_write_errors, safe_name
 from atelier.training.data import captions
 from atelier.training.data.dataset import MOST_PICTURES
-from atelier.training.data.images import PictureError, check_picture, open_picture, pixel_hash
+from atelier.training.data.images import PictureError, check_picture, open_picture, pixel_hash, save_pixels
 
 RESERVED_BYTES = 50_000_000    # stays free on the disk, for what a run writes
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
@@ -33,7 +33,7 @@ class ImportedDataset:
 @dataclass(frozen=True, slots=True)
 class _Source:
     path: Path
-    suffix: str                         # what the content calls for
+    format: str                         # what the content is
     sidecar: Path | None
 
 
@@ -59,7 +59,8 @@ def import_pictures(home: Home, name: str, files: Iterable[Path]) -> ImportedDat
     if not sources:
         reasons = "\n".join(reason for _, reason in refused) or "No picture was given."
         raise PictureError(f"There is no picture to learn from.\n{reasons}")
-    _check_disk_space(home.datasets, sum(source.path.stat().st_size for source in sources))
+    # Written again without what compressed them best, pictures may come out larger.
+    _check_disk_space(home.datasets, 2 * sum(source.path.stat().st_size for source in sources))
     with explain_write_errors(home.datasets), TemporaryDirectory(dir=home.datasets, prefix=".import-") as partial:
         stage = Path(partial) / "pictures"
         stage.mkdir(mode=0o700)
@@ -89,7 +90,7 @@ def _check_files(
             continue
         seen[pixels] = path.name
         sidecar, warning = _sidecar(path, texts)
-        sources.append(_Source(path, SUFFIXES[kind], sidecar))
+        sources.append(_Source(path, kind, sidecar))
         warnings.extend(filter(None, (warning,)))
     warnings.extend(captions.orphan_warnings(list(texts.values()), files))
     return sources, refused, warnings
@@ -114,13 +115,13 @@ def _check_disk_space(place: Path, needed: int) -> None:
 
 
 def _copy(sources: Sequence[_Source], folder: Path) -> list[str]:
-    """Copy pictures and captions under safe names; returns the pictures' names."""
+    """Copy captions, and of pictures the pixels alone, under safe names; returns the pictures' names."""
     names, stems = list[str](), list[str]()
     for source in sources:
         # No two pictures may share a stem, because that is what ties a caption to its picture.
         stems.append(_free_name(_safe_stem(source.path.stem), stems))
-        names.append(stems[-1] + source.suffix)
-        shutil.copyfile(source.path, folder / names[-1])
+        names.append(stems[-1] + SUFFIXES[source.format])
+        save_pixels(open_picture(source.path), folder / names[-1], source.format)
         if source.sidecar is not None:
             shutil.copyfile(source.sidecar, folder / (stems[-1] + captions.SUFFIX))
     return names

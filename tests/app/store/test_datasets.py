@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.ExifTags import GPS, IFD, Base
+from PIL.PngImagePlugin import PngInfo
 
 from atelier.app.store import datasets
 from atelier.app.store.datasets import import_pictures
@@ -42,15 +44,56 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_pictures_arrive_byte_for_byte_with_the_suffix_of_their_content(home, source):
+def test_pictures_arrive_with_their_pixels_and_the_suffix_of_their_content(home, source):
     files = [picture(source / "b.jpg", 0), picture(source / "a", 1, "JPEG"), picture(source / "c.PNG", 2, "WEBP")]
     report = import_pictures(home, "Rex", files)
     assert report.folder == home.datasets / "Rex"
     assert [path.name for path in report.usable] == ["b.png", "a.jpg", "c.webp"]
-    assert [path.read_bytes() for path in report.usable] == [path.read_bytes() for path in files]
+    errors = [np.abs(pixels(path) - pixels(file)) for path, file in zip(report.usable, files, strict=True)]
+    assert [error.max() for error in errors[::2]] == [0, 0], "PNG, and WebP, exactly"
+    assert errors[1].mean() < 3, "of 255, and of pure noise, which JPEG keeps worst"
     assert names(report.folder) == ["a.jpg", "b.png", "c.webp"]
     assert names(home.datasets) == ["Rex"]
     assert report.refused == report.warnings == []
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+SECRETS = (b"52.5163", b"Canon", b"private comment", b"my prompt", b"xmpmeta", b"Exif", b"tEXt", b"iTXt", b"ICC")
+
+
+def telling_picture(path: Path, form: str) -> Path:
+    """A picture that says where, when, with what and from which prompt it was made; lying on its side."""
+    exif = Image.Exif()
+    exif[Base.Make], exif[Base.Orientation], exif[Base.ImageDescription] = "Canon", 6, "private comment"
+    exif.get_ifd(IFD.GPSInfo).update({GPS.GPSLatitudeRef: "N", GPS.GPSMapDatum: "52.5163"})
+    text = PngInfo()
+    text.add_text("parameters", "my prompt")
+    text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta>my prompt</x:xmpmeta>")
+    options = {"exif": exif, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+    options |= {"PNG": {"pnginfo": text}, "JPEG": {"comment": b"private comment", "quality": 95, "subsampling": 0},
+                "WEBP": {"xmp": b"<x:xmpmeta>", "lossless": True}}[form]   # fmt: skip
+    across = np.zeros((40, 60, 3), np.uint8)
+    across[:, :30] = 255   # white on the left
+    Image.fromarray(across).save(path, form, **options)
+    path.write_bytes(path.read_bytes() + b"private comment behind the end")
+    return path
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_pictures_arrive_upright_and_say_nothing_about_where_they_are_from(home, source, form):
+    file = telling_picture(source / "a", form)
+    assert len([secret for secret in SECRETS if secret in file.read_bytes()]) > 3
+    (path,) = import_pictures(home, "Rex", [file]).usable
+    assert not [secret for secret in SECRETS if secret in path.read_bytes()]
+    with Image.open(path) as image:
+        assert image.format == form and not image.getexif() and not getattr(image, "text", {})
+        assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density", "loop", "background",
+                                   "timestamp", "duration"}   # fmt: skip
+    upright = pixels(path)
+    assert upright.shape == (60, 40, 3) and upright[:28].min() > 250 and upright[32:].max() < 5, "white is at the top"
 
 
 def test_captions_come_along_from_beside_the_picture_and_from_the_list(home, tmp_path, source):
@@ -151,15 +194,15 @@ def test_too_little_room_is_noticed_before_anything_is_written(home, source, mon
 
 
 def test_a_disk_that_fills_up_on_the_way_leaves_no_half_dataset(home, source, monkeypatch):
-    copy, calls = shutil.copyfile, []
+    save, calls = datasets.save_pixels, []
 
-    def failing(origin: Path, target: Path) -> None:
+    def failing(picture: Image.Image, target: Path, form: str) -> None:
         calls.append(target)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
-        copy(origin, target)
+        save(picture, target, form)
 
-    monkeypatch.setattr(shutil, "copyfile", failing)
+    monkeypatch.setattr(datasets, "save_pixels", failing)
     with pytest.raises(HomeError, match="is full"):
         import_pictures(home, "Rex", [picture(source / f"{seed}.png", seed) for seed in range(3)])
     assert len(calls) == 2
