@@ -183,7 +183,7 @@ class Retriever(nn.Module):
 
         embedding = self.encode(look)[0].float()
         if not any(heard):
-            raise RetrieveError("It changes none of the layers that read words.")
+            raise RetrieveError("It changes no layer that reads the prompt.")
         return embedding
 
 

@@ -28,7 +28,7 @@ def twin(name: str, tensor: Tensor) -> ModuleType | None:
     """
     asked = os.environ.get(CHOICE, "")
     if asked not in ("", "torch", "triton"):
-        raise ValueError(f"{CHOICE} is {asked!r}; use torch or triton, or leave it empty to choose by the device.")
+        raise ValueError(f"{CHOICE} is {asked!r}, but it must be torch or triton. Unset it to choose by device.")
     by_device = tensor.device.type == "cuda" and name not in WAITING and _available()
     return _module(name) if asked == "triton" or (not asked and by_device) else None
 

@@ -72,7 +72,7 @@ def top_code(bits: int) -> int:
         ValueError: codes of so many bits don't fit a byte.
     """
     if not 1 <= bits <= 8:
-        raise ValueError(f"{bits} bits don't fit a byte: use 1 to 8.")
+        raise ValueError(f"bits is {bits}, but it must be between 1 and 8.")
     return 2**bits - 1
 
 

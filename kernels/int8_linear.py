@@ -73,7 +73,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     group = _group(bits)
     if codes.numel() and int(codes.max()) > top_code(bits):
-        raise ValueError(f"A code of {int(codes.max())} does not fit {bits} bits.")
+        raise ValueError(f"A code of {int(codes.max())} does not fit into {bits} bits.")
     missing = -len(codes) % group
     rows = torch.cat([codes, codes.new_zeros(missing, *codes.shape[1:])]).unflatten(0, (-1, group))
     packed = torch.zeros_like(rows[:, 0])
@@ -95,5 +95,5 @@ def unpack(packed: Tensor, bits: int, rows: int) -> Tensor:
 def _group(bits: int) -> int:
     """How many codes share a byte."""
     if bits not in (1, 2, 4, 8):
-        raise ValueError(f"Codes of {bits} bits can't share a byte evenly: use 8, 4, 2 or 1.")
+        raise ValueError(f"Codes of {bits} bits can't be packed into bytes evenly. Use 8, 4, 2 or 1.")
     return 8 // bits

@@ -148,7 +148,7 @@ def _rank(factor: Factor) -> int:
             return last.shape[2]
         case HaarFactor((first, others)):
             return first.shape[-1] + 3 * others.shape[-1]
-    raise TypeError(f"there is no loader for factors kept as {type(factor).__name__}; use Plain")
+    raise TypeError(f"there is no loader for factors stored as {type(factor).__name__}; use Plain")
 
 
 def _fields(factor: Factor) -> tuple[list[int], list[Tensor]]:
@@ -166,6 +166,6 @@ def _fields(factor: Factor) -> tuple[list[int], list[Tensor]]:
             numbers = [len(first), first.shape[-1], others.shape[-1], taps,
                        sum(fine << place for place, fine in enumerate(details))]
         case _:
-            raise TypeError(f"there is no loader for factors kept as {type(factor).__name__}; use Plain")
+            raise TypeError(f"there is no loader for factors stored as {type(factor).__name__}; use Plain")
     fields = [*(tensor.data_ptr() for tensor in tensors), *[0] * (3 - len(tensors)), *numbers]
     return fields + [0] * (FIELDS.value - len(fields)), tensors

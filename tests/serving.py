@@ -38,7 +38,7 @@ def served(home: Home, *proxies: str, **environment: str) -> Iterator[tuple[http
                                env={**os.environ, **environment})   # fmt: skip
     assert process.stdout
     try:
-        assert process.stdout.readline() == f"Atelier is open at http://127.0.0.1:{port}  (stop it with Ctrl+C)\n"
+        assert process.stdout.readline() == f"Atelier is open at http://127.0.0.1:{port}  (press Ctrl+C to stop)\n"
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield client, psutil.Process(process.pid)
     finally:

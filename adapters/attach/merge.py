@@ -84,7 +84,8 @@ class MergeCache:
     def merge(self, models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
         """As :func:`merge`, from what is here as far as it goes."""
         if mix.live():
-            raise MountError("An adapter that changes with timestep or picture can't be merged into weights: mount it.")
+            raise MountError("An adapter that depends on the timestep or the picture can't be merged into weights. "
+                             "Mount it instead.")
         layers = group_by_module(models, mix)
         for module in layers:
             _check_precision(module)
@@ -200,9 +201,9 @@ def _biases(layers: Layers) -> Iterator[tuple[nn.Parameter, Tensor]]:
 
 def _check_precision(module: nn.Module) -> None:
     if isinstance(module, QuantizedLayer):
-        raise MountError("Weights of 8 bits and less are too coarse to merge into: mount the adapters.")
+        raise MountError("Weights of 8 bits or fewer are too coarse to merge into. Mount the adapters instead.")
     if _parameter(module, "weight").dtype == torch.bfloat16:
-        raise MountError("bfloat16 weights are too coarse to merge into: mount the adapters.")
+        raise MountError("bfloat16 weights are too coarse to merge into. Mount the adapters instead.")
 
 
 def _parameter(module: nn.Module, name: str) -> nn.Parameter:

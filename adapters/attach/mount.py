@@ -38,12 +38,12 @@ def find_target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -
         if not spec.matches_shape(shape):
             wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
         elif getattr(module, "bias", None) is None and adapters[spec.name].needs_bias:
-            wrong.append(f"{spec.name} has no bias here and the adapter changes one")
+            wrong.append(f"{spec.name} has no bias here, but the adapter changes one")
         found[spec.name] = module
     if wrong:
         raise MountError(
-            f"This adapter was made for another base model: {len(wrong)} of {len(adapters)} layers differ "
-            f"({'; '.join(wrong[:3])}). Pick the base model it was trained on."
+            f"This adapter was made for another base model: {len(wrong)} of {len(adapters)} layers don't match "
+            f"({'; '.join(wrong[:3])}). Choose the base model it was trained on."
         )
     return found
 

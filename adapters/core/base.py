@@ -140,7 +140,7 @@ class Adapter(nn.Module):
         """ΔW in the shape of ``weight``: the base model's original one, in whatever precision it is kept."""
         factors = self.factors()
         if factors is None:
-            raise NotImplementedError(f"{type(self).__name__} gives neither factors() nor delta()")
+            raise NotImplementedError(f"{type(self).__name__} implements neither factors() nor delta()")
         up, down = factors
         return (up @ down).reshape(weight.shape)
 
@@ -243,7 +243,7 @@ class AdapterSet(nn.Module):
         own = self.tensors()
         wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
         if wrong:
-            raise ValueError(f"this {self.kind} file does not fit its own header at: {', '.join(wrong[:5])}")
+            raise ValueError(f"this {self.kind} file does not match its own header at: {', '.join(wrong[:5])}")
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(tensors[key])

@@ -54,7 +54,7 @@ class Settings:
         given = {name: convert(name, hints[name], value) for name, value in values.items()}
         missing = [f.name for f in fields(cls) if f.name not in given and f.default is MISSING]
         if missing:
-            raise SettingError(f"{', '.join(missing)} must be given; {cls.__name__} has no default for it")
+            raise SettingError(f"{cls.__name__} needs a value for {', '.join(missing)}: there is no default")
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,13 +102,13 @@ def _check(f: Field[Any], kind: Any, value: Any) -> None:
         raise SettingError(f"{f.name} is {value!r}, but it must be {_NOUNS[plain]}.")
     low, high, choices = (f.metadata.get(k) for k in ("low", "high", "choices"))
     if choices and value not in choices:
-        raise SettingError(f"{f.name} is {value!r}; choose one of: {', '.join(choices)}.")
+        raise SettingError(f"{f.name} is {value!r}, but it must be one of: {', '.join(choices)}.")
     if isinstance(value, float) and not isfinite(value):
-        raise SettingError(f"{f.name} is {value}, but it must be an ordinary number.")
+        raise SettingError(f"{f.name} is {value}, but it must be a finite number.")
     if isinstance(value, int | float) and not isinstance(value, bool):
         too_low, too_high = low is not None and value < low, high is not None and value > high
         if too_low or too_high:
-            raise SettingError(f"{f.name} is {value}; it must be {_range(low, high)}.")
+            raise SettingError(f"{f.name} is {value}, but it must be {_range(low, high)}.")
 
 
 def _range(low: float | None, high: float | None) -> str:

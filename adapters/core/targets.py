@@ -32,7 +32,7 @@ def find_targets(models: Mapping[str, nn.Module], choice: str) -> list[Spec]:
         SettingError: an unknown choice, or no module matches.
     """
     if choice not in TARGETS:
-        raise SettingError(f"targets is {choice!r}; choose one of: {', '.join(TARGETS)}.")
+        raise SettingError(f"targets is {choice!r}, but it must be one of: {', '.join(TARGETS)}.")
     specs = [
         Spec(f"{component}.{name}", weight_shape(module))
         for component, model in models.items()

@@ -80,11 +80,11 @@ def _comfy(facts: _Facts) -> Verdict:
     known = [key for key in facts.shapes
              if _UNDERSCORED.match(key) or _LYCORIS.match(key) or _COMFY_DOTTED.match(key)]   # fmt: skip
     if not known:
-        return Verdict(NO, "it knows none of the names, and says nothing")
+        return Verdict(NO, "it knows none of the names and silently loads nothing")
     if strange := facts.strange():
         return Verdict(PARTLY if facts.algorithms & _READS[facts.tool] else NO, f"it has no {strange}")
     if len(known) < len(facts.shapes):
-        return Verdict(PARTLY, "it passes over the learned words" if facts.words() else "it passes over some names")
+        return Verdict(PARTLY, "it passes over the learned words" if facts.words() else "it ignores some names")
     if facts.by_row():
         return Verdict(PARTLY, "it measures DoRA's lengths on the base's rows, not on the changed ones")
     return Verdict(PARTLY, "it passes over rescale") if facts.has("rescale") else Verdict(YES)
@@ -95,13 +95,13 @@ def _forge(facts: _Facts) -> Verdict:
     unmatched = sum(not (_UNDERSCORED.match(key) or _LYCORIS.match(key) or _COMFY_DOTTED.match(key))
                     for key in facts.shapes)   # fmt: skip
     if verdict.answer == PARTLY and unmatched > _FORGE_PATIENCE:
-        return Verdict(NO, f"it drops files with more than {_FORGE_PATIENCE} names it does not know")
+        return Verdict(NO, f"it rejects files with more than {_FORGE_PATIENCE} unknown names")
     return verdict
 
 
 def _a1111(facts: _Facts) -> Verdict:
     if not any(_UNDERSCORED.match(key) for key in facts.shapes):
-        return Verdict(NO, "it cuts names at the first dot and finds no layer, without a word")
+        return Verdict(NO, "it cuts names at the first dot and silently finds no layer")
     if strange := facts.strange():
         return Verdict(NO, f"it stops at {strange}")
     if any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
@@ -110,43 +110,43 @@ def _a1111(facts: _Facts) -> Verdict:
             or (facts.family in _A1111_LOSES and _A1111_LOSES[facts.family].match(key))]   # fmt: skip
     if lost:
         return Verdict(PARTLY, f"it loses {lost[0].partition('.')[0]} without a word")
-    return Verdict(PARTLY, "it takes DoRA's lengths for those of columns") if facts.by_row() else Verdict(YES)
+    return Verdict(PARTLY, "it reads DoRA's magnitudes as belonging to columns") if facts.by_row() else Verdict(YES)
 
 
 def _invoke(facts: _Facts) -> Verdict:
     if facts.words():
         return Verdict(NO, "it refuses a file with learned words in it")
     if not all(_UNDERSCORED.match(key) for key in facts.shapes):
-        return Verdict(NO, "it refuses a file with names it does not know")
+        return Verdict(NO, "it rejects files with unknown names")
     if strange := facts.strange():
         return Verdict(NO, f"it has no {strange}")
     if any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
-        return Verdict(NO, "it needs a bias for every normalization")
+        return Verdict(NO, "it needs a bias for every normalization layer")
     if not any(re.search(r"attn2\.to_[kv]$|^text_encoder.*self_attn", name) for name in facts.layers):
-        return Verdict(NO, "it can't tell the base model without cross-attention or text encoder layers")
+        return Verdict(NO, "it can't identify the base model without cross-attention or text encoder layers")
     numbered = any(key.startswith("lora_te1_") for key in facts.shapes)
     if numbered and facts.family in ("sd1", "sd2"):
-        return Verdict(PARTLY, "it passes over a numbered text encoder in this family")
-    return Verdict(PARTLY, "it takes DoRA's lengths for those of columns") if facts.by_row() else Verdict(YES)
+        return Verdict(PARTLY, "it ignores a numbered text encoder in this family")
+    return Verdict(PARTLY, "it reads DoRA's magnitudes as belonging to columns") if facts.by_row() else Verdict(YES)
 
 
 def _diffusers(facts: _Facts) -> Verdict:
     kohya = any(key.startswith(("lora_unet_", "lora_te")) for key in facts.shapes)
     own = all(key.startswith(("unet.", "text_encoder")) for key in facts.shapes)
     if any(key.startswith("lora_unet_unet_") for key in facts.shapes) or not (kohya or own):
-        return Verdict(NO, "it finds no layer of its own and applies nothing")
+        return Verdict(NO, "it finds no layer it knows and applies nothing")
     if facts.words():
         return Verdict(NO, "it stops at the learned words in it")
     if kohya and not all(_UNDERSCORED.match(key) for key in facts.shapes):
         return Verdict(NO, "it stops at names it does not know")
     if strange := facts.strange():
-        return Verdict(NO, f"it refuses files with {strange}")
+        return Verdict(NO, f"it rejects files with {strange}")
     if facts.has("mid"):
-        return Verdict(NO, "it refuses LoCon's Tucker form")
+        return Verdict(NO, "it rejects LoCon's Tucker form")
     if facts.has("diff_b"):
-        return Verdict(NO, "it refuses changes of biases")
+        return Verdict(NO, "it rejects changes to biases")
     if facts.has("dora_scale"):
-        return Verdict(PARTLY, "it drops DoRA's lengths with a warning")
+        return Verdict(PARTLY, "it drops DoRA's magnitudes with a warning")
     return Verdict(YES)
 
 

@@ -100,13 +100,15 @@ def _notes(layers: Mapping[str, Layer], shapes: Mapping[str, Shape], unknown: li
     notes = []
     words = [key for key in unknown if key.startswith(("<", "bundle_emb."))]
     if words:
-        notes.append(f"It also holds {len(words)} learned words, which are not used: {', '.join(sorted(words)[:5])}.")
+        notes.append(f"It also contains {len(words)} text embeddings, which are not used: "
+                     f"{', '.join(sorted(words)[:5])}.")
     if rest := [key for key in unknown if key not in words]:
         notes.append(f"{len(rest)} of {len(shapes)} tensors are not used, such as {rest[0]}.")
     if any(key.startswith("lora_unet_unet_") for key in shapes):
-        notes.append("Its names are doubled (lora_unet_unet_) by a wrong conversion; they were read as meant.")
+        notes.append("Its layer names have a doubled prefix (lora_unet_unet_) from a faulty conversion; this was "
+                     "corrected.")
     if not sure:
-        notes.append("Its shapes don't tell the base model; it is taken for Stable Diffusion 1.x.")
+        notes.append("Its shapes don't reveal the base model; Stable Diffusion 1.x is assumed.")
     return [*notes, *_strength_notes(layers)]
 
 
@@ -116,7 +118,7 @@ def _strength_notes(layers: Mapping[str, Layer]) -> list[str]:
     bare = sum(not layer.scaled for layer in scaled)
     notes = []
     if bare and bare == len(scaled):
-        notes.append("It holds no alpha, so every update is used as it is (scale 1).")
+        notes.append("It contains no alpha, so a scale of 1 is used.")
     elif bare:
         notes.append(f"{bare} of {len(scaled)} layers hold no alpha, as others do, so they are used as they are.")
     weights = {name: layer.keys for name, layer in layers.items() if layer.algorithm not in ("norm", "bias")}

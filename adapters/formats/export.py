@@ -76,8 +76,8 @@ def export_mix(
         OSError: ``path_out`` can't be written.
     """
     if form not in FORMS or dtype not in PRECISIONS:
-        raise ConvertError(f"There is no export as {form!r} in {dtype!r}. The forms are {', '.join(FORMS)}; "
-                           f"the precisions are {', '.join(PRECISIONS)}.")
+        raise ConvertError(f"Atelier can't export as {form!r} in {dtype!r}. The formats are {', '.join(FORMS)}; the "
+                           f"precisions are {', '.join(PRECISIONS)}.")
     headers = [read_header(path) for path, _ in parts]
     if form == "native":
         return _native(parts, headers[0], path_out, dtype, recipe)
@@ -103,15 +103,15 @@ def export_mix(
 
 
 def _no_weights(name: str) -> Tensor:
-    raise ConvertError(f"The update of {name} depends on the base model's weights, which are not here. "
-                       "Give the base model it was made for, or export in the native form.")
+    raise ConvertError(f"The update of {name} depends on the base model's weights, but no base model was given. Name "
+                       "the one it was made for, or export in the native format.")
 
 
 def _family(headers: Sequence[Header]) -> str:
     families = {header.metadata.get("atelier.family", "") for header in headers}
     if len(families) > 1:
-        raise ConvertError(f"The adapters were made for different base models ({', '.join(sorted(families))}); "
-                           "one file can hold those of one family only.")
+        raise ConvertError(f"The adapters were made for different base models ({', '.join(sorted(families))}), but one "
+                           "file can hold only one family. Export them separately.")
     family = families.pop()
     check_family(family)
     return family
@@ -131,10 +131,10 @@ def _joined(headers: Sequence[Header]) -> Header:
 
 def _native(parts: Sequence[Part], header: Header, path_out: Path, dtype: str, recipe: bool) -> ExportReport:
     if dtype != "fp32":
-        raise ConvertError(f"A native file keeps every digit. Export it in fp32, or as kohya in {dtype}.")
+        raise ConvertError(f"A native file always has full precision. Export it in fp32, or choose kohya in {dtype}.")
     if len(parts) > 1 or parts[0][1] != 1:
-        raise ConvertError("A native file is one adapter at strength 1. Export several together as kohya, or merge "
-                           "them into a new adapter first.")
+        raise ConvertError("A native file holds one adapter at strength 1. Export several as kohya, or merge them into "
+                           "a new adapter first.")
     adapters = load_adapter(parts[0][0])
     tensors = {key: value.contiguous() for key, value in adapters.tensors().items()}
     write_tensors(path_out, tensors, export_metadata(header, tensors, "native", recipe=recipe))
@@ -163,13 +163,13 @@ def _foreign(
         if len(change.spec.shape) > 1:
             pairs[change.spec] = nearest(change, limits)[0]
     if not pairs:
-        raise ConvertError(f"These adapters change no layer that {form} files have a place for. Export them as diff.")
+        raise ConvertError(f"These adapters change only layers that {form} files can't hold. Export them as diff.")
     if form == "diffusers":
         return to_diffusers(pairs), tuple(left_out)
     tensors = to_kohya(pairs, family)
     if problems := check_kohya(tensors, family):
-        raise ConvertError(f"Other tools would refuse this adapter as a kohya file: {problems[0]}. "
-                           "The native form takes any adapter.")
+        raise ConvertError(f"Other tools would reject this adapter as a kohya file: {problems[0]}. Export it as "
+                           "native, which holds any adapter.")
     return tensors, tuple(left_out)
 
 
@@ -178,8 +178,8 @@ def _rounded(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
                for key, value in tensors.items()}   # fmt: skip
     for key, value in rounded.items():
         if not value.isfinite().all():
-            raise ConvertError(f"{key} holds values that {dtype} cannot. Export in fp32; if that fails too, "
-                               "the adapter is broken and must be trained again.")
+            raise ConvertError(f"{key} has values that {dtype} can't represent. Export in fp32; if that fails too, the "
+                               "adapter is broken and must be trained again.")
     return rounded
 
 

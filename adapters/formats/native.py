@@ -75,7 +75,7 @@ def read_header(path: Path) -> Header:
     try:
         return _header(entries)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FileError(f"{path.name} has a damaged header ({error!r}). Fetch the file again.") from None
+        raise FileError(f"{path.name} has a damaged header ({error!r}). Download or copy the file again.") from None
 
 
 def read_own(path: Path) -> dict[str, str]:
@@ -86,12 +86,13 @@ def read_own(path: Path) -> dict[str, str]:
     """
     entries = read_metadata(path)
     if "atelier.kind" not in entries:
-        raise FileError(f"{path.name} is a safetensors file, but not one of Atelier's: it names no kind.")
+        raise FileError(f"{path.name} is a safetensors file, but not one of Atelier's: its header names no adapter "
+                        "kind. Import it first.")
     schema = entries.get("atelier.schema", "0")
     if schema.isdecimal() and int(schema) > PACKED_SCHEMA:
-        raise FileError(f"{path.name} was written by a newer Atelier. Update Atelier to open it.")
+        raise FileError(f"{path.name} was written by a newer version of Atelier. Update Atelier to open it.")
     if not schema.isdecimal() or not entries.keys() >= {"atelier.settings", "atelier.modules"}:
-        raise FileError(f"{path.name} has a damaged header. Fetch the file again.")
+        raise FileError(f"{path.name} has a damaged header. Download or copy the file again.")
     return entries
 
 
@@ -157,7 +158,7 @@ def _imported_layers(path: Path, found: Header, tensors: Mapping[str, Tensor]) -
     for key, value in tensors.items():
         name, _, part = key.rpartition(".")
         if name not in layers:
-            raise FileError(f"{path.name}: {key} is not in its header. Fetch the file again.")
+            raise FileError(f"{path.name} is damaged: {key} is missing in its header. Download or copy the file again.")
         layers[name][part] = value
     for spec in found.specs:
         if reason := _misfit(spec, {part: tuple(value.shape) for part, value in layers[spec.name].items()}):
@@ -219,7 +220,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (a file, not a dict)
     except (SafetensorError, OSError) as error:
-        raise FileError(f"{path.name} is not a complete safetensors file ({error}). Fetch it again.") from None
+        raise FileError(f"{path.name} is not a complete safetensors file ({error}). Download or copy it "
+                        "again.") from None
 
 
 def content_hash(adapters: AdapterSet) -> str:

@@ -63,7 +63,7 @@ def read_entries(path: Path) -> Entries:
             for name, entry in header.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise HeaderError("is damaged, or not a safetensors file. Fetch it again.") from None
+        raise HeaderError("is damaged, or not a safetensors file. Download or copy it again.") from None
     _check_size(path, raw, max((span[1] for span in spans.values()), default=0))
     return Entries(tensors, metadata)
 
@@ -81,7 +81,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         metadata, _ = json.JSONDecoder().raw_decode(raw.decode(), first.end())
     except ValueError:
-        raise HeaderError("is damaged, or not a safetensors file. Fetch it again.") from None
+        raise HeaderError("is damaged, or not a safetensors file. Download or copy it again.") from None
     _check_size(path, raw, max((int(end) for end in _ENDS.findall(raw)), default=0))
     return metadata
 
@@ -93,17 +93,17 @@ def _read(path: Path) -> bytes:
         opens = file.read(1)
         # A header of 640 bytes begins with the same two bytes as a pickle, but then comes JSON.
         if start.startswith(_PICKLE_STARTS) and opens != b"{":
-            raise HeaderError("is a pickle (.ckpt, .pt, .bin), whatever its name: opening it can run code. "
-                              "Fetch the .safetensors version, or convert it with a tool you trust.")
+            raise HeaderError("is a pickle file (.ckpt, .pt, .bin), whatever its name says, and opening it can run "
+                              "code. Download the .safetensors version, or convert it with a tool you trust.")
         if len(start) < _LENGTH_BYTES:
-            raise HeaderError("is empty or nearly so. Fetch it again.")
+            raise HeaderError("is empty or nearly empty. Download or copy it again.")
         (length,) = struct.unpack("<Q", start)
         if length > _LARGEST_HEADER:
-            raise HeaderError(f"is {_guess(start)}, not a safetensors file. Fetch it again, from the download link "
-                              "and not from the page around it.")
+            raise HeaderError(f"is {_guess(start)}, not a safetensors file. Download it again, from the download link "
+                              "itself and not from the page around it.")
         raw = opens + file.read(max(0, length - 1))
     if len(raw) < length:
-        raise HeaderError("was cut short. Fetch it again.")
+        raise HeaderError("is incomplete. Download or copy it again.")
     return raw
 
 
@@ -111,7 +111,8 @@ def _check_size(path: Path, raw: bytes, data: int) -> None:
     size = path.stat().st_size
     missing = _LENGTH_BYTES + len(raw) + data - size
     if missing > 0:
-        raise HeaderError(f"was cut short: {missing:,} of {missing + size:,} bytes are missing. Fetch it again.")
+        raise HeaderError(f"is incomplete: {missing:,} of {missing + size:,} bytes are missing. Download or copy it "
+                          "again.")
 
 
 def _guess(start: bytes) -> str:

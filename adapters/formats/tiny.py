@@ -41,11 +41,13 @@ def shrink(path_in: Path, path_out: Path, bits: int) -> Shrunk:
     """
     header = read_header(path_in)
     if bits not in BITS:
-        raise TinyError(f"{bits} bits are not possible; choose one of: {', '.join(map(str, BITS))}.")
+        raise TinyError(f"bits is {bits}, but it must be one of: {', '.join(map(str, BITS))}.")
     if header.kind == Imported.kind:
-        raise TinyError(f"{path_in.name} came from another tool. Merge it into a new adapter first; that can be tiny.")
+        raise TinyError(f"{path_in.name} comes from another tool, and only Atelier's own adapters can be made tiny. "
+                        "Merge it into a new adapter first.")
     if not get_kind(header.kind).is_low_rank():
-        raise TinyError(f"{get_kind(header.kind).title} is not a low-rank pair; only those can be made tiny.")
+        raise TinyError(f"{get_kind(header.kind).title} is not a low-rank pair, and only those can be made tiny. Merge "
+                        "it into a new adapter first.")
     adapters = load_adapter(path_in)
     before = [_factors(adapter) for adapter in adapters]
     packed = pack(adapters.tensors(), bits)

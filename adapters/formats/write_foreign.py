@@ -48,8 +48,8 @@ def check_family(family: str) -> None:
         ConvertError: they can't.
     """
     if family not in _PREFIXES:
-        raise ConvertError(f"The adapter was made for a base of the family {family!r}; "
-                           f"files can be written for {', '.join(_PREFIXES)}.")
+        raise ConvertError(f"The adapter was made for a base model of the family {family!r}, but files can be written "
+                           f"only for {', '.join(_PREFIXES)}.")
 
 
 def to_kohya(pairs: Mapping[Spec, Pair], family: str) -> dict[str, Tensor]:
@@ -107,9 +107,9 @@ def check_kohya(tensors: Mapping[str, Tensor], family: str = "sd1") -> list[str]
             layers.setdefault(layer, {})[part] = tensor
     problems += [f"{layer}: {why}" for layer, parts in layers.items() if (why := _layer_problem(parts))]
     if not any(_TELLS_THE_FAMILY.fullmatch(layer) for layer in layers):
-        problems.append("no attn2_to_k or attn2_to_v layer, from which tools tell the base model")
+        problems.append("no attn2_to_k or attn2_to_v layer, by which tools identify the base model")
     if len({layer.startswith("lora_te_") for layer in layers if layer.startswith("lora_te")}) > 1:
-        problems.append("lora_te_ beside lora_te1_ or lora_te2_: one text encoder and two at once")
+        problems.append("both lora_te_ and lora_te1_ or lora_te2_: one text encoder and two at once")
     return problems
 
 
@@ -119,9 +119,9 @@ def _layer_problem(parts: Mapping[str, Tensor]) -> str:
     up, down, alpha = (parts[name] for name in (*_KOHYA_PARTS, "alpha"))
     rank, kernel = down.shape[0], down.shape[2:]
     if len(kernel) not in (0, 2) or up.shape[1:] != (rank, *(1 for _ in kernel)):
-        return f"up {list(up.shape)} does not fit down {list(down.shape)}"
+        return f"up {list(up.shape)} does not match down {list(down.shape)}"
     if alpha.shape != () or not 0 < alpha.item() < inf:
-        return "alpha is not one positive number"
+        return "alpha is not a single positive number"
     return "" if up.isfinite().all() and down.isfinite().all() else "some values are not finite"
 
 
@@ -137,7 +137,7 @@ def kohya_name(name: str, family: str) -> str:
     component, _, path = lasting_name(name).partition(".")
     prefix = _PREFIXES.get(family, {}).get(component)
     if prefix is None:
-        raise ConvertError(f"Kohya files for {family!r} have no place for {component} ({name}).")
+        raise ConvertError(f"Kohya files for {family!r} can't hold {component} ({name}).")
     if component == "unet" and family == "sdxl":
         try:
             path = to_original(path, _SDXL_ATTENDED)

@@ -114,8 +114,8 @@ def blended(
             adapters = [BlendedChoice(layer.spec, _apart(layer.content, layer.style), values, share, clock)
                         for layer, share in zip(found, content_shares(found), strict=True)]
         case _:
-            raise SettingError(f"{method} learns, so its strengths can't be moved live. "
-                               f"The methods that can are: {', '.join(METHODS)}.")
+            raise SettingError(f"{method} has to be trained, so its strengths can't be changed live. Use one of: "
+                               f"{', '.join(METHODS)}.")
     return AdapterSet(Blended, RankSettings(), adapters, shared=shared)
 
 

@@ -38,12 +38,14 @@ def unite(content: AdapterSet, style: AdapterSet) -> AdapterSet:
     """
     for adapters, role in ((content, "content"), (style, "style")):
         if not isinstance(adapters.settings, SplitSettings):
-            raise BasisError(f"The {role} is of the kind {adapters.kind}, and only halves of the kind split fit "
-                             "together. Take another method, or teach it again with the kind split.")
+            raise BasisError(f"The {role} adapter is of the kind {adapters.kind}, but Break-for-Make needs two of the "
+                             "kind split. Choose another method, or train it again with the kind split.")
         if adapters.settings.role not in (role, "both"):
-            raise BasisError(f"What was given as {role} holds only a {adapters.settings.role}. Give a {role} there.")
+            raise BasisError(f"The adapter given as {role} was trained as {adapters.settings.role}. Choose one that "
+                             f"was trained as {role}.")
     if differing := _differences(content, style):
-        raise BasisError(f"These halves do not fit together: {differing}. Teach both with the same settings and base.")
+        raise BasisError(f"These two adapters don't match: {differing}. Train both with the same settings and base "
+                         "model.")
     united = copy.deepcopy(style)
     united.settings = replace(united.settings, role="both")   # type: ignore[type-var]
     for adapter, other in _pairs(united, content):
@@ -60,7 +62,7 @@ def _differences(content: AdapterSet, style: AdapterSet) -> str:
     layers = {spec.name: spec.shape for spec in content.specs}.items() ^ {s.name: s.shape for s in style.specs}.items()
     if layers:
         return f"they change different layers, such as {min(layers)[0]}"
-    return "" if basis(content) == basis(style) else "their frozen halves are not the same"
+    return "" if basis(content) == basis(style) else "their frozen halves differ"
 
 
 @torch.no_grad()

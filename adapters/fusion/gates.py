@@ -29,11 +29,12 @@ _FAITHFUL_OUT = 0.512   # w_o of the authors' training script
 class GateSettings(Settings):
     """What gates look at, and what they start from."""
 
-    start: str = setting("sum", "'sum' begins as the plain sum; 'faithful' with random gates, as the authors do.",
+    start: str = setting("sum", "'sum' starts as the plain sum, 'faithful' with random gates, as the authors do.",
                          choices=("sum", "faithful"))
-    terms: str = setting("all", "'no-base' leaves out what the layer gives by itself (the authors' training script); "
-                         "'no-cross' the product of both.", choices=("all", "no-base", "no-cross"))
-    timed: bool = setting(False, "Whether a gate also sees the timestep itself; else only what it does to activations.")
+    terms: str = setting("all", "'no-base' leaves out the layer's own output (as in the authors' training script); "
+                                "'no-cross' leaves out the product of both.", choices=("all", "no-base", "no-cross"))
+    timed: bool = setting(False, "Whether a gate also sees the timestep itself. If off, it sees the timestep only "
+                                 "through the activations.")
 
 
 class Gate(nn.Module):
@@ -124,7 +125,7 @@ class GateSet(nn.Module):
         own = self.tensors()
         wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
         if wrong:
-            raise ValueError(f"these gates do not fit their own header at: {', '.join(wrong[:5])}")
+            raise ValueError(f"these gates do not match their own header at: {', '.join(wrong[:5])}")
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(tensors[key])
@@ -149,7 +150,7 @@ class GateSet(nn.Module):
         found = read_metadata(path)
         if "atelier.gates" not in found:
             raise FileError(
-                f"{path.name} holds no gates. Train some: python -m atelier.training.embedded_base.train_gates."
+                f"{path.name} contains no gates. Train some with: python -m atelier.training.embedded_base.train_gates."
             )
         try:
             widths = json.loads(found["atelier.modules"])
@@ -157,7 +158,7 @@ class GateSet(nn.Module):
             gates = cls([Spec(name, (width,)) for name, width in widths.items()], settings, found["atelier.family"])
             gates.load_tensors(read_tensors(path))
         except (KeyError, ValueError) as error:
-            raise FileError(f"{path.name} is damaged ({error}). Fetch the file again.") from None
+            raise FileError(f"{path.name} is damaged ({error}). Download or copy the file again.") from None
         return gates.requires_grad_(False)
 
 

@@ -66,13 +66,14 @@ def _check(parts: Sequence[Part], method: str, gates: GateSet | None) -> None:
         raise SettingError(f"There is no method {method!r}. The methods are: {', '.join(METHODS)}.")
     if method == "gated" and gates is None:
         raise SettingError("There are no gates for this base model yet. Use another method, such as sum, or train "
-                           "gates: python -m atelier.training.embedded_base.train_gates.")
+                           "gates with: python -m atelier.training.embedded_base.train_gates.")
     curved, painted = (any(getattr(part, name) is not None for part in parts) for name in ("curve", "region"))
     if curved and method in ("switch", "dare", "ties", "svd", "concat"):
-        raise SettingError(f"{method} decides by itself when and how strongly each adapter acts, so it goes without "
-                           "curves. Use sum, normalised, gated or composite with them.")
+        raise SettingError(f"{method} decides by itself when and how strongly each adapter acts, so it can't follow "
+                           "curves. Use sum, normalised, gated or composite, or reset the curves.")
     if painted and method in ("composite", "dare", "ties", "svd", "concat"):
-        raise SettingError(f"{method} goes without painted regions. Use sum, normalised, gated or switch with them.")
+        raise SettingError(f"{method} can't follow painted regions. Use sum, normalised, gated or switch, or clear the "
+                           "regions.")
 
 
 def _normalised(parts: Sequence[Part]) -> list[Part]:
@@ -97,8 +98,8 @@ def as_one(models: Models, parts: Sequence[Part], method: str, rank: int = 0) ->
         MountError: an adapter does not fit the base model.
     """
     if not is_one_file(parts, method):
-        raise SettingError("What changes with the timestep, the picture or the place in it can't be one file. Use one "
-                           f"of {', '.join(WEIGHTS)}, with neither curves nor regions.")
+        raise SettingError("A mix that changes with the timestep, the picture or the position can't be one file. Use "
+                           f"one of {', '.join(WEIGHTS)}, without curves or regions.")
     chosen = _normalised(parts) if method == "normalised" else parts
     mix = Mix(tuple((part.adapters, part.strength) for part in chosen if part.strength))
     if method in ("dare", "ties"):

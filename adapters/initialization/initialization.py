@@ -41,7 +41,7 @@ def initialize(adapters: AdapterSet, models: Mapping[str, nn.Module], look: Look
     modules = find_target_modules(models, adapters)
     wanted = KINDS[adapters.kind].required_statistics(adapters.settings) if adapters.kind in KINDS else ""
     if wanted and look is None:
-        raise ValueError(f"{adapters.kind} starts from the {wanted} of the base model, so it needs data to look at")
+        raise ValueError(f"{adapters.kind} starts from the {wanted} of the base model, so it needs training data")
     found = collect_statistics(modules, wanted, look) if look is not None else {}
     if isinstance(adapters.settings, LoraSettings) and adapters.settings.budget:
         _spend(adapters.settings, adapters, modules, found)
@@ -63,7 +63,8 @@ def _spend(
     ranks = allocate(adapters.specs, worth, settings.budget)
     if not any(ranks.values()):
         least = min(spec.rows + spec.columns for spec in adapters.specs)
-        raise SettingError(f"budget is {settings.budget}, but one rank of the smallest layer takes {least} already.")
+        raise SettingError(f"budget is {settings.budget}, but one rank per layer already takes {least}. Set a larger "
+                           "budget, or 0.")
     device = next(adapters.parameters()).device
     adapters.replace_with(create_adapters(adapters.kind, settings.to_dict(), adapters.specs, ranks).to(device))
 

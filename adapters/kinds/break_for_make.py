@@ -22,14 +22,15 @@ _GRID = 2.0**16   # frozen halves are multiples of 2⁻¹⁶, so that every mach
 class SplitSettings(RankSettings):
     """Settings of one half, or of both. Two halves fit together when all but the role are the same."""
 
-    rank: int = setting(16, "Inner size; content and style share it, so take twice a LoRA's.", low=2, high=1024)
-    role: str = setting("content", "What is taught: a thing (content) or a way of drawing (style). Halves with the "
-                        "same rank, base and layers can be put together later.", choices=("content", "style", "both"))
-    start: str = setting("clean", "The frozen halves: 'clean' keeps them apart exactly, 'faithful' is the authors' "
-                         "orthogonal basis.", choices=("clean", "faithful"))
-    content_side: str = setting("down", "The half that content owns: 'down' in the authors' code, 'up' in their "
-                                "figure.", choices=("down", "up"))
-    basis_seed: int = setting(0, "Seed of the frozen halves; only halves with the same one fit together.", low=0)
+    rank: int = setting(16, "Rank. Content and style share it, so use twice the rank of a LoRA.", low=2, high=1024)
+    role: str = setting("content", "What is trained: a subject (content) or a way of drawing (style). Two "
+                                   "adapters with the same rank, base model and layers can be combined "
+                                   "later.", choices=("content", "style", "both"))
+    start: str = setting("clean", "The frozen halves: 'clean' keeps them exactly orthogonal, 'faithful' uses the "
+                                  "authors' orthogonal basis.", choices=("clean", "faithful"))
+    content_side: str = setting("down", "The half that content trains: 'down' in the authors' code, 'up' in their "
+                                        "figure.", choices=("down", "up"))
+    basis_seed: int = setting(0, "Seed of the frozen halves. Only adapters with the same seed can be combined.", low=0)
 
 
 class Split(Adapter):

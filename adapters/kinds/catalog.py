@@ -71,7 +71,7 @@ def create_adapters(
         adapters, shared = cls.create_all(specs, checked)
         return AdapterSet(cls, checked, adapters, shared=shared)
     if not isinstance(checked, RankSettings) or cls.create_all(specs[:1], checked)[1]:
-        raise SettingError(f"{cls.title} has no rank of its own for each layer; choose another kind, or one rank.")
+        raise SettingError(f"{cls.title} can't have a different rank for each layer. Choose another kind, or one rank.")
     chosen = [(spec, ranks.get(spec.name, checked.rank)) for spec in specs]
     own = [cls(spec, checked.at(rank)) for spec, rank in chosen if rank]
     return AdapterSet(cls, checked, own, ranks=ranks)

@@ -59,7 +59,7 @@ def cut(adapters: AdapterSet, rank: int) -> AdapterSet:
     """
     settings = adapters.settings
     if adapters.kind != Dylora.kind or not isinstance(settings, RankSettings) or not 1 <= rank <= settings.rank:
-        raise ValueError(f"rank {rank} can't be cut out of {adapters.kind} with {settings.to_dict()}")
+        raise ValueError(f"{adapters.kind} with {settings.to_dict()} can't be truncated to rank {rank}")
     smaller = LoraSettings(rank=rank, alpha=settings.alpha or settings.rank)
     loras = [Lora(spec, smaller) for spec in adapters.specs]
     with torch.no_grad():

@@ -19,17 +19,18 @@ from atelier.adapters.kinds.lora import RankSettings
 class LokrSettings(RankSettings):
     """Settings of a Kronecker adapter."""
 
-    rank: int = setting(4, "Inner size of the larger factor.", low=1, high=1024)
-    factor: int = setting(8, "Largest side of the smaller factor.", low=2, high=256)
-    terms: int = setting(1, "How many Kronecker products are summed.", low=1, high=64)
+    rank: int = setting(4, "Rank of the larger factor.", low=1, high=1024)
+    factor: int = setting(8, "Maximum side of the smaller factor.", low=2, high=256)
+    terms: int = setting(1, "Number of Kronecker products that are summed.", low=1, high=64)
     shared: bool = setting(False, "Layers of the same shape share their smaller factors (Compacter).")
-    start: str = setting("random", "What it starts from: 'weight' is the best Kronecker sum of W.",
+    start: str = setting("random", "Initialization: 'weight' is the best Kronecker sum of W.",
                          choices=("random", "weight"))
 
     def __post_init__(self) -> None:
         RankSettings.__post_init__(self)
         if self.shared and self.start == "weight":
-            raise SettingError("start is 'weight', but shared layers can't each start from their own: turn one off.")
+            raise SettingError("start is 'weight', but layers that share factors can't each start from their own "
+                               "weight. Change start, or turn sharing off.")
 
 
 class Small(nn.Module):

@@ -17,7 +17,7 @@ LEAST_PIVOT = 1e-3   # of the largest
 class LolduSettings(Settings):
     """Settings of an LDU adapter."""
 
-    rank: int = setting(32, "Pivots that are trained.", low=1, high=4096)
+    rank: int = setting(32, "Number of pivots that are trained.", low=1, high=4096)
 
 
 class Loldu(Adapter):

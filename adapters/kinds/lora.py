@@ -16,8 +16,8 @@ from atelier.adapters.core.settings import Settings, setting
 class RankSettings(Settings):
     """Settings of every kind that has a rank and a scale."""
 
-    rank: int = setting(8, "Inner size: larger holds more detail and makes a larger file.", low=1, high=1024)
-    alpha: float = setting(0.0, "Scale of the update is alpha / rank; 0 means alpha = rank.", low=0)
+    rank: int = setting(8, "Rank: a higher one learns more detail and makes a larger file.", low=1, high=1024)
+    alpha: float = setting(0.0, "The update is scaled by alpha / rank. 0 means alpha = rank.", low=0)
 
     @property
     def scale(self) -> float:
@@ -33,11 +33,11 @@ class RankSettings(Settings):
 class LoraSettings(RankSettings):
     """Settings of one LoRA."""
 
-    stabilized: bool = setting(False, "Scale by alpha / √rank instead (rsLoRA): steadier at large ranks.")
-    start: str = setting("random", "What it starts from: 'inputs' (EVA) is a cheap good choice; 'weight' is PiSSA, "
-                         "'gradient' is LoRA-GA.", choices=("random", "inputs", "weight", "gradient"))
-    budget: int = setting(0, "Values in all layers together, spread where they are worth most, up to twice the rank; "
-                          "0 gives every layer the same rank.", low=0)
+    stabilized: bool = setting(False, "Scale by alpha / √rank instead (rsLoRA), which is more stable at high ranks.")
+    start: str = setting("random", "Initialization: 'inputs' (EVA) is a good choice and cheap; 'weight' is PiSSA, "
+                                   "'gradient' is LoRA-GA.", choices=("random", "inputs", "weight", "gradient"))
+    budget: int = setting(0, "Total number of parameters, given to the layers where they help most, up to twice the "
+                             "rank. 0 gives every layer the same rank.", low=0)
 
     @property
     def scale(self) -> float:

@@ -17,8 +17,8 @@ class LoraXsSettings(RankSettings):
     """Settings of a LoRA-XS."""
 
     rank: int = setting(32, "Side of the square matrix that is trained.", low=1, high=1024)
-    start: str = setting("weight", "Where the bases come from: the weight's largest directions, or the first "
-                         "gradient's (LoRA-SB).", choices=("weight", "gradient"))
+    start: str = setting("weight", "Source of the fixed bases: the weight's largest singular directions, or those of "
+                                   "the first gradient (LoRA-SB).", choices=("weight", "gradient"))
 
 
 class LoraXs(Adapter):

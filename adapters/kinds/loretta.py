@@ -20,7 +20,8 @@ from atelier.kernels.tensor_networks import TensorTrainFactor
 class LorettaSettings(RankSettings):
     """Settings of a tensor-train adapter."""
 
-    bond: int = setting(5, "Rank of the tensor trains; the update has the smaller of the two ranks.", low=1, high=256)
+    bond: int = setting(5, "Rank of the tensor trains. It also limits the rank of the update.", low=1,
+                        high=256)
 
 
 class Loretta(Adapter):

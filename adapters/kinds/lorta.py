@@ -24,8 +24,8 @@ SPREAD = 0.02
 class LortaSettings(RankSettings):
     """Settings of a shared tensor adapter."""
 
-    rank: int = setting(32, "Inner size, the same for all layers: 32 is still a very small file.", low=1, high=4096)
-    heads: int = setting(8, "Heads of the base model's attention; they differ by one factor each.", low=1, high=64)
+    rank: int = setting(32, "Rank, shared by all layers. Even 32 makes a very small file.", low=1, high=4096)
+    heads: int = setting(8, "Attention heads of the base model. Each has one factor of its own.", low=1, high=64)
 
 
 @dataclass(frozen=True, slots=True)

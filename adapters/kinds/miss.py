@@ -15,7 +15,7 @@ from atelier.adapters.core.settings import Settings, setting
 class MissSettings(Settings):
     """Settings of a shard-sharing adapter."""
 
-    rank: int = setting(16, "Columns that are trained; all others repeat them.", low=1, high=1024)
+    rank: int = setting(16, "Number of columns that are trained. All others repeat them.", low=1, high=1024)
 
 
 class Miss(Adapter):

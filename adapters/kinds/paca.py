@@ -19,7 +19,7 @@ from atelier.adapters.core.targets import is_output_projection
 class ColumnSettings(Settings):
     """How much of a weight is trained."""
 
-    rank: int = setting(8, "Columns (or rows) that are trained in each layer.", low=1, high=4096)
+    rank: int = setting(8, "Number of columns (or rows) that are trained in each layer.", low=1, high=4096)
 
 
 class Paca(Adapter):

@@ -18,7 +18,7 @@ from atelier.adapters.kinds.lora import RankSettings
 class RandloraSettings(RankSettings):
     """Settings of a random-basis adapter."""
 
-    rank: int = setting(32, "Rank of each random basis: a larger one means fewer bases and a SMALLER file.",
+    rank: int = setting(32, "Rank of each random basis. A higher rank means fewer bases and a smaller file.",
                         low=1, high=1024)
 
 

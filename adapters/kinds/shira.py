@@ -55,7 +55,7 @@ class Sparse(Adapter):
 class SparseSettings(Settings):
     """How many entries a sparse adapter has."""
 
-    rank: int = setting(4, "As many values as a LoRA of this rank.", low=1, high=1024)
+    rank: int = setting(4, "Train as many values as a LoRA of this rank has.", low=1, high=1024)
 
     def count(self, spec: Spec) -> int:
         """Number of entries in one module."""
@@ -66,8 +66,8 @@ class SparseSettings(Settings):
 class ShiraSettings(SparseSettings):
     """Settings of a sparse high-rank adapter."""
 
-    mask: str = setting("magnitude", "Which entries: random, the largest |W|, the largest gradient, the largest "
-                        "|W·gradient| (SNIP), or the diagonal and whole columns.",
+    mask: str = setting("magnitude", "Which entries are trained: random ones, the largest |W|, the largest gradient, "
+                                     "the largest |W·gradient| (SNIP), or the diagonal and whole columns.",
                         choices=("random", "magnitude", "gradient", "snip", "structured"))
 
 

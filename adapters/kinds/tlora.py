@@ -18,7 +18,7 @@ from atelier.adapters.kinds.lora import RankSettings
 class TloraSettings(RankSettings):
     """Settings of a transformed adapter."""
 
-    rank: int = setting(6, "Ring size, or rank, of the residual.", low=1, high=1024)
+    rank: int = setting(6, "Rank of the residual (ring size for a tensor ring).", low=1, high=1024)
     ring: int = setting(2, "Ring size of the transform.", low=1, high=64)
     residual: str = setting("ring", "The part that is added: a tensor ring (smallest) or a LoRA.",
                             choices=("ring", "lora"))

@@ -20,10 +20,10 @@ BANDS = ("all", "smooth", "details")
 class WaraSettings(RankSettings):
     """Settings of a wavelet adapter."""
 
-    rank: int = setting(2, "Rank of every detail band, three to a level.", low=1, high=1024)
-    smooth_rank: int = setting(0, "Rank of the smooth band; 0 means the same.", low=0, high=1024)
-    levels: int = setting(1, "How often the resolution is halved.", low=1, high=6)
-    wavelet: str = setting("haar", "The wavelet; longer ones are smoother.", choices=tuple(WAVELETS))
+    rank: int = setting(2, "Rank of each detail band. There are three per level.", low=1, high=1024)
+    smooth_rank: int = setting(0, "Rank of the smooth band. 0 means the same rank.", low=0, high=1024)
+    levels: int = setting(1, "Number of levels: how often the resolution is halved.", low=1, high=6)
+    wavelet: str = setting("haar", "Wavelet. Longer ones are smoother.", choices=tuple(WAVELETS))
     bands: str = setting("all", "Which sub-bands are trained.", choices=BANDS)
 
 

@@ -17,15 +17,15 @@ from atelier.kernels.wavelet import WAVELETS, padded_width, synthesize_averages,
 class SpectralSettings(Settings):
     """How many coefficients, and how strongly they act."""
 
-    count: int = setting(2592, "Coefficients of each layer.", low=1, high=1_000_000)
-    gain: float = setting(25.0, "What the update is multiplied with: sparse values stay small otherwise.", low=0)
+    count: int = setting(2592, "Number of coefficients per layer.", low=1, high=1_000_000)
+    gain: float = setting(25.0, "Scale of the update. Without it, sparse values stay small.", low=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WaveftSettings(SpectralSettings):
     """Settings of a sparse wavelet adapter."""
 
-    wavelet: str = setting("haar", "The wavelet; longer ones are smoother.", choices=tuple(WAVELETS))
+    wavelet: str = setting("haar", "Wavelet. Longer ones are smoother.", choices=tuple(WAVELETS))
 
 
 class Waveft(Sparse):
@@ -69,7 +69,7 @@ class Waveft(Sparse):
 class WhtSettings(SpectralSettings):
     """Settings of a sparse Walsh-Hadamard adapter."""
 
-    gain: float = setting(150.0, "What the update is multiplied with, over √rows.", low=0)
+    gain: float = setting(150.0, "Scale of the update, before division by √rows.", low=0)
 
 
 class Wht(Sparse):

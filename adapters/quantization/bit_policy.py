@@ -44,7 +44,7 @@ def plan_layers(model: nn.Module, preset: str, *, outliers: bool = True) -> dict
         SettingError: there is no such preset.
     """
     if preset not in PRESETS:
-        raise SettingError(f"There is no preset {preset!r}; choose one of: {', '.join(PRESETS)}.")
+        raise SettingError(f"preset is {preset!r}, but it must be one of: {', '.join(PRESETS)}.")
     low = PRESETS[preset]
     careful = Bits(low.weight, HIGH) if outliers and low.inputs else low
     return {name: _high(low) if is_end(name) else careful if name.endswith(_OUTLIERS) else low

@@ -157,7 +157,7 @@ def read_contents(path: Path) -> Contents:
     with safe_open(path, "pt") as file:
         header = json.loads((file.metadata() or {}).get(HEADER, "null"))
     if header is None:
-        raise ValueError(f"{path.name} is no compressed model")
+        raise ValueError(f"{path.name} is not a compressed model")
     layers = {name: Bits(*bits) for name, bits in header["layers"].items()}
     return Contents(header["preset"], layers, header["timesteps"])
 
@@ -184,7 +184,7 @@ def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
             place += 1
     wrong = sorted(tensors.keys() ^ model.state_dict().keys())
     if wrong:
-        raise ValueError(f"{path.name} does not fit its configuration at {', '.join(wrong[:3])}")
+        raise ValueError(f"{path.name} does not match its configuration at {', '.join(wrong[:3])}")
     exact = {f"{name}.{key}" for name in contents.layers for key in ("codes", "steps", "zeros")}
     state = {key: value if key in exact else value.to(dtype) for key, value in tensors.items()}
     model.load_state_dict(state, assign=True)

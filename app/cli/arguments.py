@@ -9,13 +9,13 @@ from pathlib import Path
 from atelier.app.store.home import absolute_base
 
 _EPILOG = """examples:
-  atelier serve                                          open the Studio in a browser
-  atelier train pictures/ --name rex --subject dog       teach it what the pictures show
-  atelier draw "a photo of rex dog" --adapter rex=0.8    draw it
-  atelier compress --adapter rex --name rex-small        the base with rex in it, in 4 bits
-  atelier export rex --to kohya --out rex.safetensors    take it to another tool
+  atelier serve                                          start the Studio in a browser
+  atelier train pictures/ --name rex --subject dog       train an adapter on a folder of pictures
+  atelier draw "a photo of rex dog" --adapter rex=0.8    draw with it
+  atelier compress --adapter rex --name rex-small        merge it into the base model, in 4 bits
+  atelier export rex --to kohya --out rex.safetensors    use it in another tool
 
-exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 stopped with Ctrl-C
+exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 stopped with Ctrl+C
 """
 
 
@@ -23,127 +23,138 @@ def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="atelier",
-        description="Teach a diffusion model from a handful of pictures, and draw with what it learned.",
+        description="Train adapters for Stable Diffusion on a few pictures, and draw with them.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )   # fmt: skip
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--home", type=Path, metavar="DIR",
-                        help="folder that holds everything (default: $ATELIER_HOME, else a folder of your own)")
+                        help="folder for everything you make (default: $ATELIER_HOME, else your user data folder)")
     readable = argparse.ArgumentParser(add_help=False, parents=[shared])
-    readable.add_argument("--json", action="store_true", help="machine-readable output")
+    readable.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, help: str, parent: argparse.ArgumentParser = readable) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[parent])
 
-    serve = add("serve", "open the Studio: web server and worker", shared)
-    serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: this machine)")
-    serve.add_argument("--port", type=_port, default=0, metavar="P", help="port (default: the first free from 7860)")
-    serve.add_argument("--open", action="store_true", help="show it in the browser of this desktop")
+    serve = add("serve", "start the Studio: web server and worker", shared)
+    serve.add_argument("--host", default="127.0.0.1", metavar="H",
+                       help="address to listen on (default: 127.0.0.1, this machine only)")
+    serve.add_argument("--port", type=_port, default=0, metavar="P",
+                       help="port to listen on (default: the first free one from 7860)")
+    serve.add_argument("--open", action="store_true", help="open the Studio in a browser")
     serve.add_argument("--proxy", type=_network, action="append", default=[], metavar="ADDRESS",
                        help="address of a reverse proxy whose X-Forwarded headers are believed (may be repeated)")
     serve.add_argument("--public-name", action="append", default=[], metavar="HOST",
                        help="host name under which browsers reach that proxy (may be repeated)")
     _add_key(add("key", "make, list or delete the keys by which programs sign in"))
-    add("worker", "work off the queue of training runs", shared)
-    _add_train(add("train", "teach it what a folder of pictures shows"))
-    _add_compress(add("compress", "make a base model smaller, with adapters in it or without"))
-    _add_make(add("make", "mix what is drawn with how it is drawn: two adapters into one"))
+    add("worker", "run the queued jobs", shared)
+    _add_train(add("train", "train an adapter on a folder of pictures"))
+    _add_compress(add("compress", "compress a base model, with adapters merged in or without"))
+    _add_make(add("make", "make one adapter from a content and a style adapter"))
     _add_draw(add("draw", "draw pictures"))
-    _add_find(add("find", "say which adapters fit what you want to draw, by their weights"))
-    _add_words(add("words", "say which words mean nothing to a base model, and so are good trigger words"))
-    add("list", "list the adapters")
-    add("show", "show all that is known about an adapter").add_argument("name", metavar="NAME")
+    _add_find(add("find", "find the adapters that fit a prompt, by their weights"))
+    _add_words(add("words", "check which words have no meaning to a base model, and so are good trigger words"))
+    add("list", "list your adapters")
+    add("show", "show everything about an adapter").add_argument("name", metavar="NAME")
     add("delete", "move an adapter to the trash").add_argument("name", metavar="NAME")
-    _add_import(add("import", "take adapter files of other tools into the library"))
-    _add_inspect(add("inspect", "say what an adapter file holds, from its header"))
-    _add_export(add("export", "write adapters for another tool"))
-    _add_merge(add("merge", "make one new adapter of several"))
-    _add_resize(add("resize", "make a smaller adapter of one"))
-    _add_extract(add("extract", "make an adapter of what turns one base model into another"))
-    _add_models(add("models", "say what base models are"))
-    add("doctor", "say what this machine can do and what will be used")
+    _add_import(add("import", "import adapter files from other tools"))
+    _add_inspect(add("inspect", "show what an adapter file contains, from its header"))
+    _add_export(add("export", "export adapters for another tool"))
+    _add_merge(add("merge", "merge several adapters into a new one"))
+    _add_resize(add("resize", "make a smaller copy of an adapter"))
+    _add_extract(add("extract", "make an adapter from the difference between two base models"))
+    _add_models(add("models", "show facts about base models"))
+    add("doctor", "show what this machine offers, what will be used, and any problems")
     return parser
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("pictures", type=Path, nargs="?", metavar="PICTURES",
-                       help="folder with the pictures (not needed with --resume)")
-    train.add_argument("--name", required=True, metavar="NAME", help="what you call the adapter")
-    train.add_argument("--trigger", metavar="WORD", help="word that calls it in a prompt (default: the name)")
-    train.add_argument("--subject", metavar="WORD", help="what it is, in one or two plain words (default: object)")
-    train.add_argument("--preset", default="normal", metavar="P", help="settings to start from (default: normal)")
+                       help="folder with the training pictures (not needed with --resume)")
+    train.add_argument("--name", required=True, metavar="NAME", help="name of the adapter")
+    train.add_argument("--trigger", metavar="WORD", help="trigger word for prompts (default: the name)")
+    train.add_argument("--subject", metavar="WORD",
+                       help="class word: what it is, in one or two common words (default: object)")
+    train.add_argument("--preset", default="normal", metavar="P",
+                       help="settings to start from: quick, normal or thorough (default: normal)")
     train.add_argument("--kind", metavar="KIND", help="adapter kind (default: the preset's)")
     train.add_argument("--role", choices=("content", "style"),
-                       help="with --kind split: teach a thing or a way of drawing, to be mixed later (atelier make)")
+                       help="with --kind split: train a subject or a way of drawing; 'atelier make' combines the two")
     train.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
                        help="base model: 'embedded', a diffusers folder, a .safetensors checkpoint or a hub id")
-    train.add_argument("--steps", type=int, metavar="N", help="optimizer updates (default: the preset's)")
+    train.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: the preset's)")
     train.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                       help="any other setting; a wrong key lists them all")
-    train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this name")
+                       help="any other setting; an unknown key lists them all")
+    train.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this name")
 
 
 def _add_make(make: argparse.ArgumentParser) -> None:
-    make.add_argument("content", metavar="CONTENT", help="adapter of the thing that is drawn")
-    make.add_argument("style", metavar="STYLE", help="adapter of the way it is drawn")
-    make.add_argument("--name", required=True, metavar="NAME", help="what you call the new adapter")
+    make.add_argument("content", metavar="CONTENT", help="adapter for what is drawn")
+    make.add_argument("style", metavar="STYLE", help="adapter for how it is drawn")
+    make.add_argument("--name", required=True, metavar="NAME", help="name of the new adapter")
     make.add_argument("--method", choices=("break-for-make", "sum", "zip", "k", "np"),
-                      help="break-for-make needs two of the kind split; the others take any two (default: sum)")
+                      help="break-for-make needs two adapters of the kind split; the others work with any two "
+                           "(default: sum)")
     make.add_argument("--steps", type=int, metavar="N",
-                      help="optimizer updates with both sets of pictures; break-for-make can do with 0 (default: 100, "
-                           "and none for sum, k and np, which do not learn)")   # fmt: skip
-    make.add_argument("--content-strength", type=float, default=1.0, metavar="C", help="how much of it (default: 1)")
+                      help="optimizer steps on both sets of pictures; 0 is possible with break-for-make (default: 100; "
+                           "sum, k and np need no training)")   # fmt: skip
+    make.add_argument("--content-strength", type=float, default=1.0, metavar="C",
+                      help="strength of the content (default: 1)")
     make.add_argument("--style-strength", type=float, metavar="S",
-                      help="how much of it (default: 0.75 for sum and np, else 1)")   # fmt: skip
+                      help="strength of the style (default: 0.75 for sum and np, else 1)")   # fmt: skip
 
 
 def _add_compress(compress: argparse.ArgumentParser) -> None:
     compress.add_argument("--base", type=absolute_base, default="embedded", metavar="PATH_OR_ID",
                           help="base model to compress (default: embedded)")
     compress.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
-                          dest="adapters", help="an adapter that goes into its weights first; repeatable")
+                          dest="adapters", help="an adapter to merge into its weights first; repeatable")
     compress.add_argument("--preset", default="w4a8", choices=("w8a8", "w4a8", "w4a4", "w2a8", "w8", "w4"),
-                          help="bits of weights (w) and of what flows between layers (a); the default is w4a8")
-    compress.add_argument("--name", required=True, metavar="NAME", help="what you call the compressed base model")
+                          help="bits of weights (w) and activations (a) (default: w4a8)")
+    compress.add_argument("--name", required=True, metavar="NAME", help="name of the compressed base model")
     compress.add_argument("--steps", type=int, metavar="N",
-                          help="updates of learning to be rounded; 0 only calibrates (default: 400)")
+                          help="training steps; 0 only calibrates (default: 400)")
     compress.add_argument("--prompt", action="append", default=[], metavar="TEXT", dest="prompts",
-                          help="what you like to draw, for it to learn on besides its own list; repeatable")
+                          help="a prompt to train on, in addition to a built-in list; repeatable")
     compress.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                          help="any other setting; a wrong key lists them all")
-    compress.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this name")
+                          help="any other setting; an unknown key lists them all")
+    compress.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this name")
 
 
 def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("prompt", metavar="PROMPT")
     draw.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
-                      dest="adapters", help="an adapter and how strongly it acts (default: 1); repeatable")
+                      dest="adapters", help="an adapter and its strength (default: 1); repeatable")
     draw.add_argument("--fuse", choices=("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd",
                                          "concat"),
-                      help="how several adapters act together (default: sum); 'gated' lets each layer decide for every "
+                      help="how several adapters are combined (default: sum); 'gated' lets each layer decide for every "
                            "token, 'switch' takes turns, 'composite' averages what each would draw")   # fmt: skip
-    draw.add_argument("--negative", metavar="TEXT", help="what must not be in the picture")
-    draw.add_argument("--unwanted", metavar="TEXT", help="what a learned word brings along and should not")
-    draw.add_argument("--unwanted-strength", type=float, metavar="U", help="how much of it is taken out (default: 1)")
+    draw.add_argument("--negative", metavar="TEXT", help="negative prompt: what the picture should not show")
+    draw.add_argument("--unwanted", metavar="TEXT", help="what the trigger word brings along but should not")
+    draw.add_argument("--unwanted-strength", type=float, metavar="U",
+                      help="how strongly the unwanted part is removed (default: 1)")
     draw.add_argument("--seed", type=int, metavar="S", help="seed of the first picture (default: 0)")
     draw.add_argument("--count", type=int, metavar="N", help="number of pictures (default: 1)")
     draw.add_argument("--steps", type=int, metavar="N", help="denoising steps")
-    draw.add_argument("--guidance", type=float, metavar="G", help="how strictly the prompt is followed")
-    draw.add_argument("--sampler", choices=("auto", "ddim", "dpm++", "unipc", "euler", "lcm"), help="way to draw")
-    draw.add_argument("--size", type=_size, metavar="WxH", help="width and height in pixels (default: the base's own)")
+    draw.add_argument("--guidance", type=float, metavar="G", help="guidance scale: how closely the prompt is followed")
+    draw.add_argument("--sampler", choices=("auto", "ddim", "dpm++", "unipc", "euler", "lcm"),
+                      help="sampler (default: auto)")
+    draw.add_argument("--size", type=_size, metavar="WxH",
+                      help="width and height in pixels (default: the base model's own)")
     draw.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
-                      help="base model, or the name of a compressed one (default: the first adapter's, else embedded)")
+                      help="base model, or the name of a compressed one (default: that of the first adapter, else "
+                           "embedded)")
     draw.add_argument("--out", type=Path, metavar="DIR", help="folder for the pictures (default: the gallery)")
 
 
 def _add_find(find: argparse.ArgumentParser) -> None:
     find.add_argument("prompt", metavar="PROMPT", help="what you want to draw, in your own words")
-    find.add_argument("--limit", type=int, default=8, metavar="N", help="how many to name at most (default: 8)")
+    find.add_argument("--limit", type=int, default=8, metavar="N",
+                      help="how many adapters to list at most (default: 8)")
 
 
 def _add_words(words: argparse.ArgumentParser) -> None:
-    words.add_argument("words", nargs="+", metavar="WORD", help="made-up words to try")
+    words.add_argument("words", nargs="+", metavar="WORD", help="made-up words to check")
     words.add_argument("--base", type=absolute_base, default="embedded", metavar="PATH_OR_ID", help="base model")
 
 
@@ -151,19 +162,22 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     _add_parts(export)
     forms = ("kohya", "diffusers", "diff", "native", "tiny", "base", "checkpoint")
     export.add_argument("--to", required=True, choices=forms, dest="form",
-                        help="kohya loads in every tool; diffusers in diffusers; diff is the whole change, exact for "
-                        "every kind, in all but diffusers; native keeps everything for Atelier, tiny the same in a few "
-                        "bits a value; base is a diffusers folder with the adapters in its weights, checkpoint the "
-                        "same as one file")
+                        help="kohya: for every tool; diffusers: for diffusers only; diff: full weight differences, "
+                             "exact for every kind, for every tool but diffusers; native: for Atelier; tiny: for "
+                             "Atelier, in a few bits per value; base: a diffusers folder with the adapters merged in; "
+                             "checkpoint: the same as one file")
     export.add_argument("--out", required=True, type=Path, metavar="FILE")
-    export.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="default: fp32")
-    export.add_argument("--bits", type=int, default=4, choices=(1, 2, 4), help="of a tiny file (default: 4)")
+    export.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"),
+                        help="precision of the file (default: fp32)")
+    export.add_argument("--bits", type=int, default=4, choices=(1, 2, 4),
+                        help="bits per value of a tiny file (default: 4)")
     export.add_argument("--recipe", action="store_true",
-                        help="put into the file how it was trained; that can hold folder names and prompts")
+                        help="include the training settings, which can contain folder names and prompts")
     export.add_argument("--sidecars", action="store_true",
-                        help="write what A1111 and Forge show beside the file: NAME.json and NAME.preview.png")
+                        help="also write the files that A1111 and Forge show: NAME.json and NAME.preview.png")
     export.add_argument("--compare", action="store_true",
-                        help="also say how far the UNet's output is from the adapter's, on the base model itself")
+                        help="also measure how much the UNet's output with the file differs from that with the "
+                             "adapters")
     _add_limits(export)
 
 
@@ -173,43 +187,44 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
 
 def _add_import(importer: argparse.ArgumentParser) -> None:
     importer.add_argument("file", type=Path, metavar="FILE_OR_DIR")
-    importer.add_argument("--name", metavar="NAME", help="what you call it (default: as the file)")
+    importer.add_argument("--name", metavar="NAME", help="name in the library (default: the file's name)")
 
 
 def _add_merge(merge: argparse.ArgumentParser) -> None:
     _add_parts(merge)
-    merge.add_argument("--name", required=True, metavar="NEW", help="what you call the new adapter")
+    merge.add_argument("--name", required=True, metavar="NEW", help="name of the new adapter")
     _add_limits(merge)
 
 
 def _add_resize(resize: argparse.ArgumentParser) -> None:
     resize.add_argument("adapter", metavar="NAME")
-    resize.add_argument("--name", required=True, metavar="NEW", help="what you call the new adapter")
+    resize.add_argument("--name", required=True, metavar="NEW", help="name of the new adapter")
     _add_limits(resize)
 
 
 def _add_extract(extract: argparse.ArgumentParser) -> None:
-    extract.add_argument("tuned", type=absolute_base, metavar="TUNED", help="the base model that was changed")
-    extract.add_argument("--name", required=True, metavar="NEW", help="what you call the new adapter")
+    extract.add_argument("tuned", type=absolute_base, metavar="TUNED", help="the fine-tuned base model")
+    extract.add_argument("--name", required=True, metavar="NEW", help="name of the new adapter")
     _add_limits(extract)
 
 
 def _add_parts(command: argparse.ArgumentParser) -> None:
     command.add_argument("adapters", type=_adapter_strength, nargs="+", metavar="NAME[=STRENGTH]",
-                         help="an adapter and how strongly it acts (default: 1)")
+                         help="an adapter and its strength (default: 1)")
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--rank", type=int, metavar="R", help="largest rank of a layer")
+    command.add_argument("--rank", type=int, metavar="R", help="maximum rank per layer")
     command.add_argument("--energy", type=_fraction, metavar="E",
-                         help="share of each layer's change to keep, such as 0.99 (squared norm)")
+                         help="share of each layer's energy (squared norm) to keep, such as 0.99")
     command.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
-                         help="base model, where it is needed and the adapter does not say it")
+                         help="base model, if the adapter does not name the one it needs")
 
 
 def _add_models(models: argparse.ArgumentParser) -> None:
-    models.add_argument("action", choices=("scan", "show"), help="look through a folder, or at one base model")
-    models.add_argument("what", metavar="DIR_OR_BASE", help="the folder; or 'embedded', a folder, a file, a hub id")
+    models.add_argument("action", choices=("scan", "show"), help="scan a folder, or show one base model")
+    models.add_argument("what", metavar="DIR_OR_BASE",
+                        help="for scan: a folder; for show: 'embedded', a folder, a file or a hub id")
 
 
 def _add_key(key: argparse.ArgumentParser) -> None:
@@ -226,39 +241,44 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is no port; use 0 (the first free one) to 65535")
-    return port
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 1 to 65535, or 0 for the first free one")
+    return int(text)
 
 
 def _key_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} has no value; write KEY=VALUE, such as rank=16")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE, such as rank=16")
     return key, value
 
 
 def _adapter_strength(text: str) -> tuple[str, float]:
     name, _, strength = text.partition("=")
-    try:
-        number = float(strength or 1)
-    except ValueError:
-        number = float("nan")
-    if not abs(number) <= 100:   # also refuses what is no number
-        raise argparse.ArgumentTypeError(f"{strength!r} is no strength; 0 is off, 1 is as trained")
+    number = _number(strength or "1")
+    if not abs(number) <= 100:   # also refuses nan
+        raise argparse.ArgumentTypeError(f"{strength!r} is not a strength; use a number from -100 to 100 (0 is off, 1 "
+                                         "is as trained)")
     return name, number
 
 
+def _number(text: str) -> float:
+    """The number that a text stands for; nan when it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
 def _fraction(text: str) -> float:
-    share = float(text)
+    share = _number(text)
     if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; use a number above 0, and 1 at most")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; use a number above 0 and up to 1")
     return share
 
 
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT in pixels, such as 512x512")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT in pixels, such as 512x512")
     return int(width), int(height)

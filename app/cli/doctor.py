@@ -29,7 +29,7 @@ def examine(home: Path | None) -> dict[str, Any]:
     device = best_device()
     memory = psutil.virtual_memory()
     if memory.available < MIN_MEMORY_BYTES:
-        problems.append("There is little memory free. Close other programs before you train.")
+        problems.append("Little memory is free. Close other programs before you train.")
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -59,7 +59,7 @@ def _home(path: Path | None, problems: list[str]) -> dict[str, Any]:
         return {}
     free = shutil.disk_usage(home.path).free
     if free < MIN_DISK_BYTES:
-        problems.append(f"The disk that holds {home.path} is nearly full. Make room before you train.")
+        problems.append(f"The disk with {home.path} is nearly full. Free some space before you train.")
     worker = "running" if worker_alive(home) else "not running"
     return {"home": str(home.path), "disk_free_bytes": free, "worker": worker}
 

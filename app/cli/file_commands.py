@@ -39,9 +39,9 @@ def import_(arguments: Namespace) -> CommandResult:
     home, place = open_home(arguments.home), arguments.file.expanduser()
     paths = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
     if not paths:
-        raise HomeError(f"{place} holds no .safetensors file. Give the folder your adapters are in.")
+        raise HomeError(f"{place} contains no .safetensors files. Give the folder that your adapters are in.")
     if arguments.name and len(paths) > 1:
-        raise HomeError("--name names one adapter, and this is a folder. Leave it away.")
+        raise HomeError("--name names one adapter, but {place} contains {len(paths)} files. Omit --name.")
     known = imported_sources(home)
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -104,7 +104,7 @@ def merge(arguments: Namespace) -> CommandResult:
 def resize(arguments: Namespace) -> CommandResult:
     """One adapter as a LoRA of another rank."""
     if arguments.rank is None and arguments.energy is None:
-        raise HomeError("Say how small it should become: --rank R, --energy SHARE, or both.")
+        raise HomeError("Set how small the copy should be with --rank R, --energy SHARE, or both.")
     return merge(Namespace(**vars(arguments), adapters=[(arguments.adapter, 1.0)]))
 
 

@@ -100,7 +100,7 @@ def _worker(arguments: Namespace) -> int:
     from atelier.app.jobs.worker import run_worker
 
     home = open_home(arguments.home)
-    print(f"Working off the queue of {home.path}. After Ctrl-C a training that is under way goes on by itself.")
+    print(f"Running the queued jobs of {home.path}. After Ctrl+C, a running job continues on its own.")
     run_worker(home)
     return 0
 
@@ -120,7 +120,7 @@ def _train(arguments: Namespace) -> int:
             prompt = f"{config.trigger_word} {config.subject}"
             name = Path(path).stem   # not the recipe's, if that was taken in the meantime
             values = {"name": name, "path": path, "run": run.id, "step": step, "seconds": round(seconds, 1)}
-            return _print_answer(arguments, values, f"{name} is ready after {seconds:.0f} s: {path}\nDraw it with: "
+            return _print_answer(arguments, values, f"{name} is ready after {seconds:.0f} s: {path}\nDraw with it: "
                                  + shlex.join(["atelier", "draw", prompt, "--adapter", name, *where]))
         case Failed(message):
             return _fail(f"{message}\n{again}")
@@ -184,7 +184,7 @@ def _list(arguments: Namespace) -> int:
     from atelier.app.store.library import list_adapters, list_unreadable
 
     for file in list_unreadable(home):
-        print(f"atelier: passed over: {file.reason}", file=sys.stderr)
+        print(f"atelier: skipped: {file.reason}", file=sys.stderr)
     cards = list_adapters(home)
     return _print_answer(arguments, [adapter_values(card) for card in cards], adapter_table(cards))
 

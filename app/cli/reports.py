@@ -10,7 +10,7 @@ from atelier.adapters.formats.native import read_header
 from atelier.app.cli.tables import columns, size_text
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.models import ModelEntry
-from atelier.app.text.words import NOTHING_FOUND
+from atelier.app.text.fusion import NOTHING_FOUND
 
 if TYPE_CHECKING:   # it loads torch, which a list of adapters does not need
     from atelier.app.store.search import Proposal
@@ -21,7 +21,7 @@ _HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
 def adapter_table(cards: Sequence[AdapterCard]) -> str:
     """The library as a table, one adapter a line."""
     if not cards:
-        return "No adapters yet. Teach your first one: atelier train PICTURES --name NAME"
+        return "No adapters yet. Train your first one: atelier train PICTURES --name NAME"
     rows = [
         (card.name, card.kind, card.trigger, card.title, size_text(card.bytes),
          f"{card.created.astimezone():%Y-%m-%d %H:%M}")
@@ -57,7 +57,7 @@ def model_table(models: Sequence[ModelEntry]) -> str:
             for m in models if m.info]   # fmt: skip
     refused = [f"! {model.reason}" for model in models if not model.info]
     table = [columns([("PATH", "MODEL", "MADE FOR", "PRECISION", "SIZE"), *good])] if good else []
-    return "\n".join([*table, *refused]) or "There is no base model in this folder."
+    return "\n".join([*table, *refused]) or "No base models found in this folder."
 
 
 def model_values(model: ModelEntry, cards: Sequence[AdapterCard]) -> dict[str, Any]:

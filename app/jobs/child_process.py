@@ -43,7 +43,7 @@ def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
     # The heartbeat covers the seconds in which the child imports its libraries and is silent.
     with run.heartbeat():
         if resume:
-            run.append(Preparing("Starting again"))
+            run.append(Preparing("Restarting"))
         try:
             with (run.path / "log.txt").open("ab") as log:
                 child = subprocess.Popen(
@@ -69,7 +69,7 @@ def watch_child(run: RunFolder) -> None:
         elif time.monotonic() - seen > (STALE_SECONDS if (run.path / "heartbeat").exists() else GRACE_SECONDS):
             break
         time.sleep(WATCH_SECONDS)
-    run.append(Interrupted("The training process ended without a word. Resume it to go on."))
+    run.append(Interrupted("The training process ended without giving a reason. Resume it to continue."))
 
 
 def exit_event(code: int, log: Path) -> Interrupted | Failed:
@@ -81,15 +81,16 @@ def exit_event(code: int, log: Path) -> Interrupted | Failed:
     """
     number = -code if code < 0 else max(code - 128, 0)
     if number == signal.SIGKILL:
-        return Interrupted("The training process was killed, most likely because the memory ran out. "
-                           "Close other programs and resume it.")
+        return Interrupted("The training process was killed, most likely because memory ran out. Close other programs "
+                           "and resume it.")
     if number:
-        return Interrupted(f"The training process was ended by a signal ({_signal_name(number)}). "
-                           f"Resume it to go on.")
+        return Interrupted(f"The training process was ended by a signal ({_signal_name(number)}). Resume it to "
+                           "continue.")
     if code == ENDED_BY_REQUEST:
-        return Interrupted("The training process was asked to end, and saved its state. Resume it to go on.")
+        return Interrupted("The training process was asked to end, and saved its state. Resume it to continue.")
     line = _last_line(log)
-    return Failed(f"The training process failed: {line}" if line else f"The training process ended with code {code}.")
+    return Failed(f"The training process failed: {line}" if line else ("The training process ended with exit code "
+                                                                       f"{code}."))
 
 
 def _signal_name(number: int) -> str:

@@ -77,7 +77,7 @@ def prepare_resume(home: Home, state: RunStatus) -> RunFolder:
         HomeError: it is done.
     """
     if state.state == "done":
-        raise HomeError(f"The run of {state.name!r} is done; there is nothing to resume.")
+        raise HomeError(f"The run {state.name!r} is done, so there is nothing to resume.")
     run = find_run(home, state.id)
     for name in COMMANDS:
         run.take_command(name)   # what was meant for the process that is gone
@@ -99,7 +99,7 @@ def cancel(home: Home, id: str) -> None:
     # Left for the process even where none is seen: the worker may be starting it this very moment.
     run.send_command("cancel")
     if not run.is_alive():
-        run.append(Stopped(state.step, "Cancelled while it waited."))
+        run.append(Stopped(state.step, "Cancelled while waiting."))
 
 
 def find_run(home: Home, id: str) -> RunFolder:
@@ -110,7 +110,7 @@ def find_run(home: Home, id: str) -> RunFolder:
     """
     # An id may come from a browser: only a visible folder right inside runs/ will do.
     if id not in (path.name for path in run_folders(home)):
-        raise HomeError("This run does not exist any more.")
+        raise HomeError("This run does not exist. It may have been deleted.")
     return RunFolder(home.runs / id)
 
 

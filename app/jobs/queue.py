@@ -85,5 +85,5 @@ def open_queue(home: Home, work: Handler = lambda _id, _act: None) -> Iterator[Q
         finally:
             queue.huey.storage.close()
     except sqlite3.Error as error:
-        raise HomeError(f"The queue {path} can't be used: {error}. If the disk is not full, delete that file; "
-                        f"the runs that wait are found again when Atelier starts.") from error
+        raise HomeError(f"The queue {path} can't be used: {error}. If the disk is not full, delete this file. Atelier "
+                        "finds waiting runs again when it starts.") from error

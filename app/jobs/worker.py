@@ -30,7 +30,7 @@ def run_worker(home: Home, command: Command = training_command) -> None:
         # worker_alive() holds the lock for a moment; a worker holds it for good.
         held = worker_lock(home, seconds=2).acquire()
     except Timeout:
-        raise HomeError(f"A worker for {home.path} is running already; one is enough.") from None
+        raise HomeError(f"A worker is already running for {home.path}, and one is enough.") from None
 
     def work(id: str, act: Action) -> None:
         _handle(RunFolder(home.runs / id), act, queue, lambda run: run_child(run, home.adapters, command))

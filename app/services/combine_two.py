@@ -82,7 +82,7 @@ def combine(home: Home, recipe: CombineJob) -> Iterator[Stepped | AdapterCard]:
     """
     if recipe.content.family != recipe.style.family:
         raise HomeError(f"{recipe.content.name} was made for {recipe.content.title} and {recipe.style.name} for "
-                        f"{recipe.style.title}. Only adapters of one base model can be mixed.")
+                        f"{recipe.style.title}. Choose two adapters for the same base model.")
     lessons = [_training_recipe(home, card, recipe) for card in (recipe.content, recipe.style)] if recipe.steps else []
     model = load(recipe.content.base or EMBEDDED)
     taught = [encode(model, scan_pictures(lesson)) for lesson in lessons] or [[], []]
@@ -121,8 +121,8 @@ def _training_recipe(home: Home, card: AdapterCard, recipe: CombineJob) -> Train
         config = None
     if config is None or not Path(config.pictures).is_dir():
         cure = "use --steps 0" if recipe.method == "break-for-make" else "use the method np or sum"
-        raise HomeError(f"{recipe.method} learns from the pictures that {card.name} was taught with, and they are not "
-                        f"here any more. To do without them, {cure}.")
+        raise HomeError(f"{recipe.method} needs the pictures that {card.name} was trained on, but they no longer "
+                        f"exist. To do without them, {cure}.")
     return config
 
 

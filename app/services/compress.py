@@ -17,7 +17,7 @@ from atelier.app.services.train import find_unfinished, run_training
 from atelier.app.store.home import Home, HomeError, explain_write_errors, new_base_name, write_whole
 from atelier.app.store.library import find_adapter
 from atelier.app.store.models import check_family
-from atelier.app.text.compress_phrases import compressed_to, per_picture, whole_numbers
+from atelier.app.text.compress import arithmetic, seconds_per_picture, sizes
 from atelier.training.base_models.base_info import read_json
 from atelier.training.base_models.identify import identify
 from atelier.training.compression.compress import RESULT, planned_bytes
@@ -116,9 +116,9 @@ def run_compress(home: Home, arguments: Namespace) -> dict[str, Any]:
     path = accept(home, run.id)
     return {
         "name": arguments.name, "path": str(path), "bytes": report["bytes_after"],
-        "size": compressed_to(report["bytes_before"], report["bytes_after"]),
-        "time": f"{per_picture(report['seconds_before'], report['seconds_after'])} a picture, "
-                f"{whole_numbers(report['whole_numbers'], report['device'])}",
+        "size": sizes(report["bytes_before"], report["bytes_after"]),
+        "time": f"{seconds_per_picture(report['seconds_before'], report['seconds_after'])} per picture, "
+                f"{arithmetic(report['whole_numbers'], report['device'])}",
     }   # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _make_run(home: Home, arguments: Namespace) -> RunFolder:
         given["prompts"] = "\n".join(arguments.prompts)
     for name in ("job", "name", "base", "adapters", "preset"):
         if name in given:
-            raise SettingError(f"{name} is no setting for --set: it has an option of its own.")
+            raise SettingError(f"{name} can't be given with --set: it has its own option.")
     config = make_config(home, arguments.name, arguments.base, arguments.adapters, arguments.preset, **given)
     return new_run(home, config, started=True)
 
@@ -182,7 +182,7 @@ def _result(home: Home, id: str) -> tuple[CompressConfig, Path]:
     run = find_run(home, id)
     config, result = run.compression(), run.path / RESULT
     if config is None or not result.is_dir():
-        raise HomeError("There is no result any more: it was kept or discarded before, or the job is not done.")
+        raise HomeError("There is no result to keep or discard: that was already done, or the job is not finished.")
     return config, result
 
 

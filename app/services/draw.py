@@ -18,7 +18,7 @@ from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, find_adapter
 from atelier.app.store.mixes import MixEntry, fusion_recipe
 from atelier.app.store.models import check_family
-from atelier.app.text.drawing import made_for_few_steps
+from atelier.app.text.studio import few_steps
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.sample import DrawRequest
@@ -101,7 +101,7 @@ def with_sampler(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]
     fast = next((card for card, strength in parts if strength and card.sampler), None)
     decided = request.settled(fast.sampler if fast else "")
     taken = fast and request.sampler == AUTO
-    return decided, made_for_few_steps(fast.name, decided.steps, decided.guidance) if fast and taken else ""
+    return decided, few_steps(fast.name, decided.steps, decided.guidance) if fast and taken else ""
 
 
 def draw(
@@ -189,7 +189,7 @@ def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
     try:
         return _job_from_recipe(home, recipe or {})
     except (KeyError, TypeError, ValueError) as error:
-        raise HomeError(f"This picture holds no recipe that can be read ({error}).") from None
+        raise HomeError(f"The settings of this picture can't be read from its file ({error}).") from None
 
 
 def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:

@@ -10,7 +10,7 @@ from atelier.adapters.core.settings import Settings
 from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.store.create_draft import Draft
 from atelier.app.store.home import absolute_base
-from atelier.app.text import phrases
+from atelier.app.text import create as words
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset, preset_names
@@ -61,7 +61,7 @@ def form_values(keys: Sequence[str], draft: Draft) -> list[Any]:
     preset, base = draft_preset(draft), draft.changes.get("base", EMBEDDED)
     usual = default_values(keys, preset, base)
     values = [draft.changes.get(key, value) for key, value in zip(keys, usual, strict=True)]
-    return [phrases.expert_changes(len(draft.changes)), f"{preset or ''}\n{base}", *values]
+    return [words.changed_settings(len(draft.changes)), f"{preset or ''}\n{base}", *values]
 
 
 def values_or_defaults(controls: Collection[str], values: Mapping[str, Any], settings: type[Settings]) -> list[Any]:

@@ -61,7 +61,7 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
         notes, metadata = _notes(adapters, contents), _metadata(contents, path)
     source = content_hash(adapters)
     if before := (imported_sources(home) if known is None else known).get(source):
-        raise HomeError(f"{path.name} is in your library already: {before}.")
+        raise HomeError(f"{path.name} is already in your library as {before}.")
     with explain_write_errors(home.adapters):
         target = free_path(home.adapters, wanted)
         own = {"atelier.name": target.stem, "atelier.source": source, "atelier.notes": "\n".join(notes)}
@@ -87,7 +87,7 @@ def _name_from(path: Path) -> str:
 
 def _notes(adapters: AdapterSet, contents: Contents) -> tuple[str, ...]:
     empty = untrained(adapters)
-    said = f"{empty} of its {len(adapters)} layers change nothing: they are all zeros, as before training."
+    said = f"{empty} of its {len(adapters)} layers change nothing: they contain only zeros, as before training."
     return (*contents.notes, *([said] if empty else []))
 
 
@@ -126,7 +126,7 @@ def export_adapters(
     """
     path = export_path(parts[0][0], out)
     if any(path.resolve() == card.path.resolve() for card, _ in parts):
-        raise HomeError(f"{path} is the adapter itself. Choose another file to export to.")
+        raise HomeError(f"{path} is the adapter itself. Choose another file for --out.")
     files = [(card.path, strength) for card, strength in parts]
     with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,10 +154,10 @@ def export_tiny(parts: Sequence[CardStrength], out: Path, bits: int) -> Shrunk:
     """
     (card, strength), *others = parts
     if others or strength != 1:
-        raise HomeError("A tiny file is one adapter at strength 1. Merge several into a new adapter first.")
+        raise HomeError("A tiny file holds one adapter at strength 1. Merge several into a new adapter first.")
     path = export_path(card, out)
     if path.resolve() == card.path.resolve():
-        raise HomeError(f"{path} is the adapter itself. Choose another file to export to.")
+        raise HomeError(f"{path} is the adapter itself. Choose another file for --out.")
     with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         return shrink(card.path, path, bits)
@@ -176,7 +176,7 @@ def export_base(parts: Sequence[CardStrength], out: Path, precision: str, *, sin
         BaseError, MountError, FileError: the base or an adapter can't be used.
     """
     if out.exists() and (single_file or not out.is_dir() or any(out.iterdir())):
-        raise HomeError(f"{out} is there already. Choose another place for the merged model.")
+        raise HomeError(f"{out} already exists. Choose another place for the merged model.")
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
     with explain_write_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _weights(parts: Sequence[CardStrength], base: str) -> WeightOf | None:
 def _base(parts: Sequence[CardStrength], base: str) -> str:
     if found := base or next((card.base for card, _ in parts if card.base), ""):
         return found
-    raise HomeError(f"{parts[0][0].name} does not say which base model it belongs to. Name one with --base.")
+    raise HomeError(f"{parts[0][0].name} does not name its base model. Give one with --base.")
 
 
 def merge_adapters(
@@ -204,7 +204,8 @@ def merge_adapters(
     """
     wanted, first = new_name(home, name), parts[0][0]
     if families := {card.family for card, _ in parts} - {first.family}:
-        raise HomeError(f"These adapters belong to different base models ({first.family}, {', '.join(families)}).")
+        raise HomeError(f"These adapters belong to different families of base models ({first.family}, "
+                        f"{', '.join(families)}). Merge adapters of one family.")
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
     weight_of = _weights(parts, base) or _base_required(first)
     made_of = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
@@ -217,8 +218,8 @@ def merge_adapters(
 
 def _base_required(card: AdapterCard) -> WeightOf:
     def weight_of(name: str) -> None:
-        raise FileError(f"{card.name} changes {name} by an amount that depends on the base model, and does not say "
-                        "which one. Name it with --base.")
+        raise FileError(f"The change that {card.name} makes to {name} depends on the base model, but the file does not "
+                        "name one. Give it with --base.")
 
     return weight_of   # type: ignore[return-value]   # it never returns
 

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from atelier.app.text import phrases, words
+from atelier.app.text import create as words
 from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.base_model import best_device
 from atelier.training.base_models.identify import identify
@@ -29,7 +29,7 @@ def memory_lines(config: TrainConfig) -> Iterator[str]:
     precision = _precision(config, device)
     found = forecast(config, precision, device, quickly=True)
     if found is None:
-        yield words.COUNTING
+        yield words.ESTIMATING
         with _COUNT_LOCK:
             found = forecast(config, precision, device)
     assert found is not None
@@ -38,8 +38,8 @@ def memory_lines(config: TrainConfig) -> Iterator[str]:
 
 def _line(config: TrainConfig, found: Forecast) -> str:
     if found.chosen != config:
-        return phrases.needs_levers(found.needed, found.room, levers(config, found.chosen))
-    return phrases.needs(found.needed, found.room, exactly=found.counted)
+        return words.memory_saved(found.needed, found.room, levers(config, found.chosen))
+    return words.memory_needed(found.needed, found.room, exactly=found.counted)
 
 
 def _precision(config: TrainConfig, device: torch.device) -> str:

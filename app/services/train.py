@@ -58,10 +58,10 @@ def make_config(name: str, arguments: Namespace) -> TrainConfig:
 def _files(folder: Path | None) -> list[Path]:
     """The files of a folder that are pictures, were meant as such, or are captions."""
     if folder is None:
-        raise HomeError("Which pictures? Give the folder that they are in: atelier train PICTURES --name NAME.")
+        raise HomeError("No pictures were given. Name the folder that they are in: atelier train PICTURES --name NAME.")
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise HomeError(f"{folder} {what}, but the folder that holds the pictures is needed. Check the path.")
+        raise HomeError(f"{folder} {what}, but a folder with pictures is needed. Check the path.")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return [
         path for path in files
@@ -78,7 +78,7 @@ def find_unfinished(home: Home, name: str) -> RunFolder:
     for state in list_runs(home):
         if state.name == name and state.state != "done":
             if not state.is_over:
-                raise HomeError(f"The run of {name!r} is {state.state} already: it needs no resuming.")
+                raise HomeError(f"The run {name!r} is already {state.state}, so there is nothing to resume.")
             return prepare_resume(home, state)
     raise HomeError(f"There is no unfinished run named {name!r} to resume. Start one without --resume.")
 
@@ -94,7 +94,7 @@ def run_training(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
             progress.show(event)
     progress.close()
     if not has_final_event(run):
-        run.append(Stopped(read_status(run).step, "Stopped from the keyboard. Resume it to go on."))
+        run.append(Stopped(read_status(run).step, "Stopped with Ctrl+C. Resume it to continue."))
     return run.events()[-1][1]
 
 

@@ -8,8 +8,7 @@ from atelier.app.services.engine import Engine
 from atelier.app.store.create_draft import load_draft
 from atelier.app.store.home import Home
 from atelier.app.store.library import list_adapters
-from atelier.app.text import create as create_phrases
-from atelier.app.text import words
+from atelier.app.text import create as words
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.trigger_words import MAX_EFFECT, neutral_word
@@ -36,6 +35,6 @@ def trigger_word_hint(home: Home, engine: Engine, name: str, trigger: str, base:
     if effect is not None and effect >= MAX_EFFECT:
         taken = {card.trigger.lower() for card in list_adapters(home)}
         neutral = neutral_word(identify(base or EMBEDDED), name or word, taken)
-        offer = create_phrases.call_it(neutral) if neutral else ""
-        return {"text": create_phrases.word_with_meaning(word), "word": neutral, "offer": offer}
-    return {"text": create_phrases.called_by(word), "word": "", "offer": words.CALL_BY_NAME} if trigger else {}
+        offer = words.use_word(neutral) if neutral else ""
+        return {"text": words.word_with_meaning(word), "word": neutral, "offer": offer}
+    return {"text": words.trigger_word(word), "word": "", "offer": words.USE_NAME} if trigger else {}

@@ -16,7 +16,7 @@ from uuid import uuid4
 from PIL import Image
 
 from atelier.app.store.home import Home
-from atelier.app.text import phrases, words
+from atelier.app.text import create as words
 from atelier.training.config.run_folder import write_text
 from atelier.training.data.captions import SUFFIX, is_sidecar, read_caption
 from atelier.training.data.images import PictureError, open_picture, pixel_hash, sharpness
@@ -113,7 +113,7 @@ def add_pictures(home: Home, files: Iterable[Path]) -> Iterator[Draft]:
             continue
         usable = load_draft(home).usable
         if len(usable) >= MAX_PICTURES:
-            picture = DraftPicture(uuid4().hex, file.name, note=phrases.too_many_pictures(MAX_PICTURES))
+            picture = DraftPicture(uuid4().hex, file.name, note=words.too_many_pictures(file.name, MAX_PICTURES))
         else:
             picture = _check_picture(home, file, {known.hash: known.name for known in usable})
         yield edit_draft(home, pictures=(*load_draft(home).pictures, picture))
@@ -147,7 +147,7 @@ def _check_picture(home: Home, file: Path, known: dict[str, str]) -> DraftPictur
         return DraftPicture(identity, file.name, note=str(error))
     pixels = pixel_hash(image)
     if pixels in known:
-        return DraftPicture(identity, file.name, note=phrases.duplicate(file.name, known[pixels]))
+        return DraftPicture(identity, file.name, note=words.duplicate(file.name, known[pixels]))
     kept = f"{identity}{file.suffix.lower()}"
     shutil.copyfile(file, _folder(home) / kept)
     thumb = image.copy()
@@ -161,7 +161,7 @@ def _add_caption(home: Home, file: Path) -> Draft:
     picture = next((one for one in draft.usable if Path(one.name).stem == file.stem), None)
     try:
         if picture is None:
-            raise ValueError(phrases.no_picture_for(file.name))
+            raise ValueError(words.no_picture_for(file.name))
         text = read_caption(file)
         shutil.copyfile(file, (_folder(home) / picture.file).with_suffix(SUFFIX))
     except ValueError as error:

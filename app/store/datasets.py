@@ -57,8 +57,8 @@ def import_pictures(home: Home, name: str, files: Iterable[Path]) -> ImportedDat
     texts = {path.stem: path for path in given if captions.is_sidecar(path)}
     sources, refused, warnings = _check_files([path for path in given if not captions.is_sidecar(path)], texts)
     if not sources:
-        reasons = "\n".join(reason for _, reason in refused) or "No picture was given."
-        raise PictureError(f"There is no picture to learn from.\n{reasons}")
+        reasons = "\n".join(reason for _, reason in refused) or "No pictures were given."
+        raise PictureError(f"There are no pictures to train on.\n{reasons}")
     # Written again without what compressed them best, pictures may come out larger.
     _check_disk_space(home.datasets, 2 * sum(source.path.stat().st_size for source in sources))
     with explain_write_errors(home.datasets), TemporaryDirectory(dir=home.datasets, prefix=".import-") as partial:
@@ -77,7 +77,8 @@ def _check_files(
     seen = dict[str, str]()
     for number, path in enumerate(files):
         if len(sources) == MOST_PICTURES:
-            warnings.append(f"At most {MOST_PICTURES} pictures are used; the last {len(files) - number} were left out.")
+            warnings.append(f"At most {MOST_PICTURES} pictures can be used, so the last {len(files) - number} were "
+                            "left out.")
             break
         try:
             kind = check_picture(path).format
@@ -86,7 +87,7 @@ def _check_files(
             refused.append((path.name, str(error)))
             continue
         if pixels in seen:
-            refused.append((path.name, f"{path.name} shows exactly the same as {seen[pixels]}; one is enough."))
+            refused.append((path.name, f"{path.name} is the same picture as {seen[pixels]}, so it is left out."))
             continue
         seen[pixels] = path.name
         sidecar, warning = _sidecar(path, texts)
@@ -101,7 +102,7 @@ def _sidecar(picture: Path, texts: dict[str, Path]) -> tuple[Path | None, str]:
     if not text.is_file():
         return None, ""
     if text.stat().st_size > captions.LARGEST_BYTES:
-        return None, f"{text.name} is too long for a caption and was left out. Shorten it to a sentence."
+        return None, f"{text.name} is too long for a caption, so it was left out. Shorten it to a sentence."
     return text, ""
 
 
@@ -109,8 +110,9 @@ def _check_disk_space(place: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed + RESERVED_BYTES > free:
         raise HomeError(
-            f"The pictures need {needed / 1e6:.1f} MB and {RESERVED_BYTES / 1e6:.0f} MB must stay free, but the disk "
-            f"that holds {place} has {free / 1e6:.1f} MB left. Make room, or choose a home on another disk."
+            f"The pictures need {needed / 1e6:.1f} MB and {RESERVED_BYTES / 1e6:.0f} MB must stay free, "
+            f"but the disk with {place} has only {free / 1e6:.1f} MB left. Free some space, or choose a home on "
+            "another disk."
         )
 
 

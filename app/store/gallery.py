@@ -131,7 +131,7 @@ def find_picture(home: Home, id: str) -> GalleryPicture:
     """
     picture = _picture(home, id)
     if picture is None:
-        raise HomeError("This picture is not in the gallery any more.")
+        raise HomeError("This picture is no longer in the gallery.")
     return picture
 
 
@@ -172,7 +172,7 @@ def restore_picture(home: Home, trashed: Path) -> Path:
     """
     path = trash_folder(home, home.gallery) / trashed.name
     if time_of_id(path.name) is None or not path.is_file() or path.suffix != ".png":
-        raise HomeError("This picture is not in the trash any more.")
+        raise HomeError("This picture is no longer in the trash.")
     with explain_write_errors(home.gallery):
         return path.rename(home.gallery / original_name(path))
 

@@ -123,14 +123,14 @@ def explain_write_errors(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HomeError(f"The disk that holds {place} is full. Make room and try again; "
-                            f"nothing that was there is lost.") from error
+            raise HomeError(f"The disk with {place} is full. Free some space and try again. Your existing files are "
+                            "unchanged.") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise HomeError(f"{place} can't be written. Change its permissions, or choose another home "
-                            f"with --home or ATELIER_HOME.") from error
+            raise HomeError(f"{place} can't be written to. Change its permissions, or choose another home with --home "
+                            "or ATELIER_HOME.") from error
         if isinstance(error, FileExistsError | NotADirectoryError):
-            raise HomeError(f"{place} is in the way: a folder is needed there, and it is a file or lies inside one. "
-                            f"Choose another home with --home or ATELIER_HOME.") from error
+            raise HomeError(f"{place} should be a folder, but it is a file or inside a file. Choose another home with "
+                            "--home or ATELIER_HOME.") from error
         raise HomeError(f"{place} can't be used: {error.strerror or error}.") from error
 
 
@@ -172,14 +172,14 @@ def safe_name(text: str) -> str:
     """
     name = unicodedata.normalize("NFC", text).strip(" ")
     if not name:
-        raise HomeError("The name is empty. Give it one, such as 'fox'.")
+        raise HomeError("The name is empty. Enter one, such as 'fox'.")
     if len(name) > MAX_NAME or len(name.encode(errors="replace")) > _MAX_NAME_BYTES:
-        raise HomeError(f"The name {name[:20]!r}… is too long ({len(name)} characters); use at most {MAX_NAME}.")
+        raise HomeError(f"The name {name[:20]!r}… has {len(name)} characters. Use at most {MAX_NAME}.")
     if not all(_is_plain(character) for character in name) or unicodedata.category(name[0])[0] not in "LN":
-        raise HomeError(f"The name {name!r} can't be used: start with a letter or a digit, and use letters, digits, "
-                        f"spaces, - and _ only.")
+        raise HomeError(f"The name {name!r} can't be used. Start with a letter or digit, and use only letters, digits, "
+                        "spaces, - and _.")
     if name.casefold() in _RESERVED:
-        raise HomeError(f"The name {name!r} is reserved by Windows. Choose another one, such as '{name}-1'.")
+        raise HomeError(f"The name {name!r} is reserved by Windows. Choose another, such as '{name}-1'.")
     return name
 
 
@@ -213,7 +213,7 @@ def _free_name(text: str, others: Set[str]) -> str:
         return name
     stem = re.sub(r"-\d+$", "", name)[: MAX_NAME - 5]
     free = next(f"{stem}-{n}" for n in range(2, len(taken) + 3) if f"{stem}-{n}".casefold() not in taken)
-    raise HomeError(f"The name {name!r} is taken. A free name is {free!r}.")
+    raise HomeError(f"The name {name!r} is already used. Choose another, such as {free!r}.")
 
 
 def absolute_base(text: str) -> str:

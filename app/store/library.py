@@ -77,7 +77,7 @@ def find_adapter(home: Home, name: str) -> AdapterCard:
         raise HomeError(f"{name!r} can't be opened: {found.reason}")
     names = [card.name for card in list_adapters(home)]
     near = get_close_matches(name, names, 1)
-    cure = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names[:10]) or 'none yet'}."
+    cure = f"Did you mean {near[0]!r}?" if near else f"Your adapters: {', '.join(names[:10]) or 'none yet'}."
     raise HomeError(f"There is no adapter named {name!r}. {cure}")
 
 
@@ -101,7 +101,7 @@ def restore_adapter(home: Home, trashed: Path) -> Path:
     """
     path = trash_folder(home, home.adapters) / trashed.name
     if time_of_id(path.name) is None or not path.is_file() or path.suffix != SUFFIX:
-        raise HomeError(f"{trashed.name} is not in the trash any more.")
+        raise HomeError(f"{trashed.name} is no longer in the trash.")
     name = new_name(home, original_name(path).removesuffix(SUFFIX))
     with explain_write_errors(home.adapters):
         return path.rename(home.adapters / f"{name}{SUFFIX}")

@@ -55,7 +55,7 @@ def save_mix(home: Home, name: str, mix: SavedMix) -> Path:
         HomeError: the name can't be used, there is nothing to save, or it can't be written.
     """
     if not mix.entries:
-        raise HomeError("There is no adapter in the mix yet. Take up at least one.")
+        raise HomeError("The mix is empty. Add at least one adapter.")
     path = home.mixes / f"{safe_name(name)}{SUFFIX}"
     write_whole(path, json.dumps(_values(mix), indent=1, ensure_ascii=False).encode())
     return path
@@ -76,10 +76,11 @@ def read_mix(home: Home, name: str) -> SavedMix:
     try:
         return mix_from_values(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise HomeError(f"There is no mix named {name!r}. There are: {', '.join(list_mixes(home)) or 'none yet'}."
+        raise HomeError(f"There is no mix named {name!r}. Saved mixes: {', '.join(list_mixes(home)) or 'none'}."
                         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HomeError(f"{name} is no mix that can be read ({error}). Delete {path.name}, or save it anew.") from None
+        raise HomeError(f"The mix {name!r} can't be read ({error}). Delete {path.name}, or save the mix "
+                        "again.") from None
 
 
 def _values(mix: SavedMix) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def _entry(values: Mapping[str, Any]) -> MixEntry:
     curve, region = tuple(float(handle) for handle in values["curve"]), tuple(str(row) for row in values["region"])
     strength = float(values["strength"])
     if not abs(strength) <= MAX_STRENGTH or len(curve) == 1 or not all(0 <= handle <= 1 for handle in curve):
-        raise ValueError("a strength or a curve is out of bounds")
+        raise ValueError("a strength or a curve is out of range")
     if len({len(row) for row in region}) > 1 or not all(row and set(row) <= {"0", "1"} for row in region):
-        raise ValueError("a region is no rows of 0 and 1")
+        raise ValueError("a region is not made of rows of 0 and 1")
     return MixEntry(str(values["name"]), strength, curve, region)

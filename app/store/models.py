@@ -10,7 +10,8 @@ from pathlib import Path
 
 from atelier.app.store.home import Home, HomeError, write_whole
 from atelier.app.store.library import AdapterCard, list_adapters
-from atelier.app.text import phrases
+from atelier.app.text import settings as settings_words
+from atelier.app.text import shared
 from atelier.training.base_models.base_info import TITLES, BaseError, BaseInfo
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
@@ -62,7 +63,7 @@ def save_model_folders(home: Home, text: str) -> list[Path]:
     folders = [Path(line.strip()).expanduser().absolute() for line in text.splitlines() if line.strip()]
     for folder in folders:
         if not folder.is_dir():
-            raise HomeError(phrases.no_folder(folder))
+            raise HomeError(settings_words.not_a_folder(folder))
     write_whole(home.models, "".join(f"{folder}\n" for folder in folders).encode())
     return folders
 
@@ -77,7 +78,7 @@ def find_models(home: Home) -> list[ModelEntry]:
 def base_choices(home: Home) -> list[tuple[str, str]]:
     """Base models to choose from, as (title, base): the embedded one, those found, those of the adapters here."""
     names = {card.base: card.title for card in list_adapters(home) if card.base}
-    names |= {str(model.path): phrases.base_title(model.info.title, model.info.kind, model.info.precision)
+    names |= {str(model.path): shared.base_title(model.info.title, model.info.kind, model.info.precision)
               for model in find_models(home) if model.info}   # fmt: skip
     names.pop(EMBEDDED, None)
     return [(identify(EMBEDDED).title, EMBEDDED), *((title, base) for base, title in names.items())]
@@ -124,4 +125,4 @@ def check_family(info: BaseInfo, cards: Sequence[AdapterCard]) -> None:
         if card.family in TITLES and card.family != info.family:
             such_as = f", such as {card.title}" if card.title else ""
             raise HomeError(f"{card.name} was made for {TITLES[card.family]}, but {info.title} is "
-                            f"{TITLES[info.family]}. Choose a base model of its own family{such_as}.")
+                            f"{TITLES[info.family]}. Choose a base model of the adapter's family{such_as}.")

@@ -13,8 +13,7 @@ from atelier.app.store.adapter_embeddings import adapter_scores, prompt_reader_f
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home
 from atelier.app.store.library import AdapterCard, adapter_hash, list_adapters
-from atelier.app.text import phrases
-from atelier.app.text.words import NO_LAYERS
+from atelier.app.text import fusion as texts
 
 MAX_PICTURES_READ = 300   # the newest of the gallery
 MAX_PICTURES_SHOWN = 4
@@ -57,7 +56,7 @@ def propose_adapters(home: Home, prompt: str, limit: int = 8) -> list[Proposal]:
     best = sorted([*weighed, *score_by_words(rest, prompt)], key=lambda fit: -fit.score)[: max(0, limit)]
     drew = pictures_drawn_with(home, [fit.card for fit in best])
     return [
-        Proposal(fit.card.name, fit.score, phrases.fit_and_drew(fit.reason, [prompt for _, prompt in drawn]),
+        Proposal(fit.card.name, fit.score, texts.fit_and_last_prompt(fit.reason, [prompt for _, prompt in drawn]),
                  tuple(path for path, _ in drawn))
         for fit, drawn in ((fit, drew[fit.card.name]) for fit in best)
     ]   # fmt: skip
@@ -70,7 +69,7 @@ def score_by_weights(home: Home, cards: Sequence[AdapterCard], prompt: str) -> l
         if reader := prompt_reader_for(family):
             own = {card.name: card for card in cards if card.family == family}
             shares = adapter_scores(home, list(own.values()), reader, prompt)
-            found += [ScoredAdapter(own[name], share, phrases.fits_by_weights(share)) for name, share in shares.items()]
+            found += [ScoredAdapter(own[name], share, texts.fits_by_weights(share)) for name, share in shares.items()]
     return found
 
 
@@ -86,14 +85,14 @@ def score_by_words(cards: Sequence[AdapterCard], prompt: str) -> list[ScoredAdap
     shared = [sorted(words & wanted) for words in said]
     return [
         ScoredAdapter(card, sum(weights[word] for word in words) / total,
-                      phrases.fits_by_words(words, _why_not_by_weights(card)))
+                      texts.fits_by_words(words, _why_not_by_weights(card)))
         for card, words in zip(cards, shared, strict=True) if words
     ]   # fmt: skip
 
 
 def _why_not_by_weights(card: AdapterCard) -> str:
     """Why an adapter's weights are not compared."""
-    return NO_LAYERS if prompt_reader_for(card.family) else phrases.no_reader(card.title or card.family)
+    return texts.READS_NO_PROMPT if prompt_reader_for(card.family) else texts.no_retriever(card.title or card.family)
 
 
 def content_words(text: str) -> set[str]:

@@ -1,23 +1,109 @@
-"""Sentences of the Create page that have a word in them; those without are in words.py."""
+"""What the Create page says."""
 
 from __future__ import annotations
 
+from atelier.app.text.shared import size
+
+TITLE = "Train an adapter"
+LEAD = "Add a few pictures of one subject or style. After training, you can draw it in any scene."
+PICTURES = "Pictures"
+PICTURES_HINT = "4 to 30 pictures of the same subject, from different angles"
+DROP = "Drop pictures here, or click to choose files"
+TIPS = ("One subject per picture, large enough to see.", "Different angles, places and lighting help.",
+        "Five good pictures are better than fifty similar ones.",
+        "To add a caption, drop a text file with the same name as the picture.")
+REMOVE = "Remove"
+SMALL = "Very small: little detail to learn from"
+BLURRED = "Looks blurred"
+WHAT = "What is it?"
+WHAT_CHOICES = {"object": "Object", "animal": "Animal", "person": "Person", "style": "Style"}
+CLASS_WORD = "Class word: what it is, in one or two common words"
+CLASS_WORD_EXAMPLES = {"object": "coffee cup", "animal": "fox", "person": "woman", "style": "watercolour"}
+PERSON_NOTE = "Only train on people who have agreed to it."
+NAME = "Name"
+NAME_HINT = "Also the trigger word: use it in prompts to draw the subject."
+USE_NAME = "Use the name instead"
+LENGTH = "How long to train"
+PRESETS = {"quick": "Quick", "normal": "Normal", "thorough": "Thorough"}
+ESTIMATING = "Estimating how much memory this needs …"
+TRAIN = "Start training"
+EXPERT = "Expert settings"
+AS_PRESET = "All settings are as in the preset."
+NO_PICTURES = "There are no pictures to train on yet. Add at least one; four or more work better."
+NO_NAME = "The name is empty. Enter one, such as 'fox'."
+
+
+def too_many_pictures(name: str, most: int) -> str:
+    """Shown for each picture beyond the limit."""
+    return f"{name} was not added: {most} pictures is the limit."
+
+
+def duplicate(name: str, other: str) -> str:
+    """Shown for a picture that was added before."""
+    return f"{name} is the same picture as {other}, so only one of them is used."
+
+
+def no_picture_for(name: str) -> str:
+    """Shown for a caption file that was added without its picture."""
+    return f"{name} has no picture with the same name here. Add the picture first, then the caption file again."
+
+
+def picture_count(usable: int, refused: int) -> str:
+    """Under the added pictures.
+
+    >>> picture_count(5, 1), picture_count(0, 0)
+    ('5 pictures to train on, 1 not used', '')
+    """
+    if not usable and not refused:
+        return ""
+    text = f"{usable} picture{'' if usable == 1 else 's'} to train on"
+    return f"{text}, {refused} not used" if refused else text
+
+
+def changed_settings(count: int) -> str:
+    """How many Expert settings differ from the preset.
+
+    >>> changed_settings(1)
+    '1 setting differs from the preset.'
+    """
+    if not count:
+        return AS_PRESET
+    return f"{count} setting{' differs' if count == 1 else 's differ'} from the preset."
+
+
+def memory_needed(needed: int, free: int, *, exactly: bool) -> str:
+    """How much memory a run needs, before it starts.
+
+    >>> memory_needed(1_340_000_000, 16_040_000_000, exactly=True)
+    'Needs about 1.3 GB of memory; 16.0 GB is free.'
+    """
+    return f"Needs {'about' if exactly else 'less than'} {size(needed)} of memory; {size(free)} is free."
+
+
+def memory_saved(needed: int, free: int, savings: str) -> str:
+    """The same where the run fits only with savings.
+
+    >>> memory_saved(9_000_000_000, 4_000_000_000, "the batch size is 1 instead of 4")
+    'Needs about 9.0 GB of memory, but only 4.0 GB is free. To fit, the batch size is 1 instead of 4.'
+    """
+    return f"Needs about {size(needed)} of memory, but only {size(free)} is free. To fit, {savings}."
+
 
 def word_with_meaning(word: str) -> str:
-    """Why a word is not the best to call an adapter by.
+    """Why a word is not the best trigger word.
 
     >>> word_with_meaning("fox")
-    '“fox” means something to the base model already. That is fine alone; in a mix it pushes other things aside.'
+    '“fox” already means something to the base model. That is fine alone, but in a mix it can disturb other adapters.'
     """
-    return f"“{word}” means something to the base model already. That is fine alone; in a mix it pushes other things " \
-           "aside."
+    return (f"“{word}” already means something to the base model. That is fine alone, but in a mix it can disturb "
+            "other adapters.")
 
 
-def call_it(word: str) -> str:
-    """A button with a better word."""
-    return f"Call it “{word}” in prompts: that means nothing yet"
+def use_word(word: str) -> str:
+    """A button that offers a better trigger word."""
+    return f"Use “{word}” instead: it has no meaning yet"
 
 
-def called_by(word: str) -> str:
-    """Said where an adapter is called by another word than its name."""
-    return f"In a prompt, “{word}” calls it."
+def trigger_word(word: str) -> str:
+    """Shown when the trigger word is not the name."""
+    return f"Trigger word: “{word}”"

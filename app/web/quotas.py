@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from atelier.app.text import phrases, words
+from atelier.app.text import server as words
 
 UPLOAD = "/gradio_api/upload"
 _MOST_ADDRESSES = 4096   # counted at once; those that asked longest ago make room
@@ -82,7 +82,7 @@ class Limits:
             return (413, words.BODY_TOO_LARGE) if length > self.quotas.body_bytes else (0, "")
         taken = self.coming + folder_bytes(self.uploads)
         if taken + length > self.quotas.upload_bytes:
-            return 413, phrases.uploads_full(taken, self.quotas.upload_bytes)
+            return 413, words.uploads_full(taken, self.quotas.upload_bytes)
         free = shutil.disk_usage(self.uploads).free - self.coming
         return (507, words.NO_ROOM_FOR_UPLOAD) if length + self.quotas.spare_bytes > free else (0, "")
 

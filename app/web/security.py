@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atelier.app.store.home import Home
-from atelier.app.text import words
+from atelier.app.text import server as words
 from atelier.app.web.pictures import Pictures
 from atelier.app.web.quotas import UPLOAD, Limits, Quotas
 from atelier.app.web.sign_in import Password, Sessions, SignIn, Tries

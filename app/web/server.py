@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from atelier.app.jobs.worker_process import worker_for_server
 from atelier.app.store.home import Home
-from atelier.app.text import phrases, words
+from atelier.app.text import server as words
 from atelier.app.web.security import Access, Network, guarded, is_loopback
 
 FIRST_PORT = 7860
@@ -50,12 +50,12 @@ def serve(
     # Out of the environment before anything is started that would inherit it.
     password = os.environ.pop("ATELIER_PASSWORD", "")
     if not password and not (is_loopback(host) and not proxies):
-        raise ServeError(phrases.needs_password(host) if not is_loopback(host) else words.PROXY_NEEDS_PASSWORD)
+        raise ServeError(words.needs_password(host) if not is_loopback(host) else words.PROXY_NEEDS_PASSWORD)
     access = Access(host=host, password=password, proxies=proxies, names=names)
     listener = bind(host, port)
     with listener, worker_for_server(home) if worker else nullcontext():
         app = application(home, access)
-        sys.stdout.write(phrases.served_at(host, listener.getsockname()[1]) + "\n")
+        sys.stdout.write(words.served_at(host, listener.getsockname()[1]) + "\n")
         sys.stdout.flush()
         if browser:
             _show(listener.getsockname()[1])
@@ -79,7 +79,7 @@ def bind(host: str, port: int) -> socket.socket:
             listener.close()
             taken = isinstance(error, PermissionError) or error.errno == errno.EADDRINUSE
             if not taken or port:
-                raise ServeError(phrases.cannot_listen(host, candidate, error.strerror or str(error))) from None
+                raise ServeError(words.cannot_listen(host, candidate, error.strerror or str(error))) from None
     raise AssertionError("port 0 is never taken")
 
 

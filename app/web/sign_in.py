@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from atelier.app.store.api_keys import is_key
 from atelier.app.store.home import Home
-from atelier.app.text import phrases, words
+from atelier.app.text import server as words
 
 USER = "atelier"
 SESSION_SECONDS = 7 * 24 * 3600
@@ -167,7 +167,7 @@ class SignIn:
         if not wait and self.hashing.statistics().tasks_waiting >= _MOST_WAITING:
             wait = 1.0
         if wait:
-            return _refuse(request, page, 429, phrases.wait_to_sign_in(wait), {"retry-after": str(math.ceil(wait))})
+            return _refuse(request, page, 429, words.wait_to_sign_in(wait), {"retry-after": str(math.ceil(wait))})
         right = await anyio.to_thread.run_sync(self.password.is_right, given, limiter=self.hashing)
         if not (right and hmac.compare_digest(user.strip().encode(), USER.encode())):
             return _refuse(request, page, 400, words.WRONG_PASSWORD)

@@ -6,7 +6,7 @@ import gradio as gr
 
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home
-from atelier.app.text import words
+from atelier.app.text import shared
 from atelier.app.web.components.page_frame import frame
 from atelier.app.web.components.uploads import CheckedBlocks
 from atelier.app.web.components.urls import address
@@ -18,21 +18,21 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
     blocks = CheckedBlocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
     with blocks as demo, page(demo, home, "create"):
         create.build(demo, home, engine)
-    with demo.route(words.TITLES["studio"], address("studio")), page(demo, home, "studio"):
+    with demo.route(shared.TITLES["studio"], address("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
-    with demo.route(words.TITLES["mix"], address("mix")), page(demo, home, "mix"):
+    with demo.route(shared.TITLES["mix"], address("mix")), page(demo, home, "mix"):
         mix.build(demo, home, engine)
-    with demo.route(words.TITLES["fusion"], address("fusion")), page(demo, home, "fusion"):
+    with demo.route(shared.TITLES["fusion"], address("fusion")), page(demo, home, "fusion"):
         fusion.build(demo, home, engine)
-    with demo.route(words.TITLES["compress"], address("compress")), page(demo, home, "compress"):
+    with demo.route(shared.TITLES["compress"], address("compress")), page(demo, home, "compress"):
         compress.build(demo, home, engine)
-    with demo.route(words.TITLES["library"], address("library")), page(demo, home, "library"):
+    with demo.route(shared.TITLES["library"], address("library")), page(demo, home, "library"):
         library.build(demo, home, engine)
-    with demo.route(words.TITLES["gallery"], address("gallery")), page(demo, home, "gallery"):
+    with demo.route(shared.TITLES["gallery"], address("gallery")), page(demo, home, "gallery"):
         gallery.build(demo, home)
-    with demo.route(words.TITLES["jobs"], address("jobs")), page(demo, home, "jobs"):
+    with demo.route(shared.TITLES["jobs"], address("jobs")), page(demo, home, "jobs"):
         jobs.build(demo, home)
-    with demo.route(words.TITLES["settings"], address("settings")), page(demo, home, "settings"):
+    with demo.route(shared.TITLES["settings"], address("settings")), page(demo, home, "settings"):
         settings.build(demo, home, engine, has_password=has_password)
     # Closed to direct posts, which would go past the queue and its length.
     demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)

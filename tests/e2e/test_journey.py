@@ -191,15 +191,15 @@ def pixels(page: Page) -> str:
 
 def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, tmp_path: Path) -> None:
     visit(page, "/")
-    expect(page.locator("#room")).to_contain_text("free here.")
+    expect(page.locator("#room")).to_contain_text("is free.")
     page.click("#teach")
-    expect(page.get_by_text("There is no picture to learn from yet.")).to_be_visible()
+    expect(page.get_by_text("There are no pictures to train on yet.")).to_be_visible()
     fake = tmp_path / "${window.probe=3} notes.png"
     fake.write_text("text, whatever its name says")
     page.set_input_files("#pics input[type=file]", [*PICTURES, fake, PICTURES[0]])
-    expect(page.locator("#pictures .count")).to_have_text("5 pictures to learn from, 2 not used")
+    expect(page.locator("#pictures .count")).to_have_text("5 pictures to train on, 2 not used")
     expect(page.locator("#pictures .refused li")).to_have_text([
-        re.compile("is text, but a PNG, JPEG or WebP is needed"), re.compile("shows the same picture as fox_01.png")])
+        re.compile("is text, but a PNG, JPEG or WebP is needed"), re.compile("is the same picture as fox_01.png")])
     page.get_by_label("Animal").check(force=True)
     page.get_by_label("Quick").check(force=True)
     fill(page, "subject", PROBE)
@@ -219,15 +219,15 @@ def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
     expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5", timeout=60_000)
     fill(page, "name", "foxy")
     kept(page, home, name="foxy")
-    expect(page.locator("#word")).to_contain_text("“foxy” means something to the base model already.", timeout=60_000)
+    expect(page.locator("#word")).to_contain_text("“foxy” already means something to the base model.", timeout=60_000)
     page.locator("#word button").click()
-    expect(page.locator("#word")).to_contain_text("In a prompt, “cf” calls it.", timeout=60_000)
+    expect(page.locator("#word")).to_contain_text("Trigger word: “cf”", timeout=60_000)
     kept(page, home, changes={"trigger": "cf"})
-    page.locator("#word").get_by_role("button", name="Call it by its name").click()
-    expect(page.locator("#word")).to_contain_text("“foxy” means something", timeout=60_000)
+    page.locator("#word").get_by_role("button", name="Use the name instead").click()
+    expect(page.locator("#word")).to_contain_text("“foxy” already means something", timeout=60_000)
     kept(page, home, changes={})
     page.locator("#word button").click()
-    expect(page.locator("#word")).to_contain_text("In a prompt, “cf” calls it.", timeout=60_000)
+    expect(page.locator("#word")).to_contain_text("Trigger word: “cf”", timeout=60_000)
     page.screenshot(path=SHOTS / "create-word.png", full_page=True)
     page.click("#teach")
     page.wait_for_url("**/jobs?run=*")
@@ -268,7 +268,7 @@ def test_the_slider_moves_by_keyboard_and_the_picture_changes(page: Page) -> Non
     page.locator("#set-sampler input").click()
     page.get_by_role("option", name="unipc").click()
     page.evaluate("""() => { window.looks = []; const wall = document.querySelector('#results');
-        new MutationObserver(() => { const look = wall.querySelector('img[alt="What it is becoming"]');
+        new MutationObserver(() => { const look = wall.querySelector('img[alt="Unfinished picture"]');
             if (look) window.looks.push(look.src.slice(0, 15)); }).observe(wall, {subtree: true, childList: true,
             attributes: true}); }""")
     fill(page, "prompt", "an emoji of a fox ${window.probe=4}")
@@ -289,7 +289,7 @@ def test_the_gallery_shows_it_and_gives_the_settings_back(page: Page) -> None:
     expect(page.locator("#wall button")).to_have_count(count - 1)
     page.get_by_role("button", name="Undo").click()
     expect(page.locator("#wall button")).to_have_count(count)
-    page.get_by_role("link", name="Use these settings again").click()
+    page.get_by_role("link", name="Use these settings").click()
     page.wait_for_url("**/studio?picture=*")
     expect(page.locator("#prompt :is(textarea, input)")).to_have_value("an emoji of a fox ${window.probe=4}")
     expect(page.locator("#keep-seed input")).to_be_checked()
@@ -314,7 +314,7 @@ def test_the_export_comes_as_a_file_another_tool_reads(page: Page, tmp_path: Pat
         keys, metadata = list(file.keys()), file.metadata()
     assert keys and all(key.startswith("lora_unet_") for key in keys)
     assert metadata["ss_network_module"] == "networks.lora"
-    expect(page.locator("#export-report")).to_contain_text("exact, but for rounding")
+    expect(page.locator("#export-report")).to_contain_text("exact, except for rounding")
 
 
 def test_an_adapter_is_deleted_and_put_back(page: Page) -> None:
@@ -334,7 +334,7 @@ def test_files_of_other_tools_come_in_and_say_what_is_wrong(page: Page, tmp_path
     page.locator("#bring-in > button").click()
     page.set_input_files("#files input[type=file]", sorted(tmp_path.iterdir()))
     expect(page.locator("#brought li")).to_have_count(2)
-    expect(page.locator("#brought li.good")).to_contain_text("ink is in your library")
+    expect(page.locator("#brought li.good")).to_contain_text("ink was added to your library")
     expect(page.locator("#brought li:not(.good)")).to_contain_text("page.safetensors is a web page")
     expect(page.locator("#adapter h2")).to_have_text("ink")
     expect(page.locator("#cards .card")).to_have_count(2)
@@ -402,7 +402,7 @@ def test_base_models_of_a_folder_can_be_chosen(page: Page, tmp_path: Path) -> No
     visit(page, "/settings")
     fill(page, "model-folders", str(tmp_path / "nowhere"))
     page.click("#look")
-    expect(page.get_by_text("is no folder on the machine")).to_be_visible()
+    expect(page.get_by_text("is not a folder on the machine")).to_be_visible()
     fill(page, "model-folders", str(tmp_path))
     page.click("#look")
     expect(page.locator("#models dt")).to_have_text(["mine"])
@@ -450,7 +450,7 @@ def test_a_compressed_model_is_compared_kept_and_used(page: Page, home: Path, co
     assert box
     page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + box["height"] / 2)
     assert seam(page) == pytest.approx(0.25, abs=0.05)
-    page.locator("#compression").get_by_role("button", name="Keep it").click()
+    page.locator("#compression").get_by_role("button", name="Keep").click()
     expect(page.locator("#compression .now")).to_contain_text("Kept.")
     assert (home / "bases" / "little" / "unet" / "packed.safetensors").is_file()
     visit(page, "/studio")

@@ -93,9 +93,9 @@ def family_of(base: str, width: object) -> str:
     """
     family = _WIDTHS.get(width) if isinstance(width, int) else None
     if family is None:
-        what = "the SDXL refiner, which draws no pictures of its own" if width == 1280 else "no family Atelier knows"
-        raise BaseError(f"{base} reads text features of width {width}: that is {what}. "
-                        "Use a Stable Diffusion 1.x, 2.x or XL base model.")
+        what = "the SDXL refiner, which can't draw on its own" if width == 1280 else "a model of an unknown family"
+        raise BaseError(f"{base} reads text features of width {width}: it is {what}. Use a Stable Diffusion 1.x, 2.x "
+                        "or XL base model.")
     return family
 
 
@@ -106,9 +106,9 @@ def check_inputs(base: str, channels: int, latent: int) -> None:
         BaseError: such a UNet, with what it is made for.
     """
     if channels != latent:
-        what = _TASKS.get(channels, "made for another task")
-        raise BaseError(f"{base} is {what}: its UNet has {channels} input channels instead of {latent}. "
-                        "Use the plain text-to-image model of the same family.")
+        what = _TASKS.get(channels, "a model for another task")
+        raise BaseError(f"{base} is {what}: its UNet has {channels} input channels instead of {latent}. Use the "
+                        "text-to-image model of the same family.")
 
 
 def precision_of(tensors: Iterable[Entry]) -> str:
@@ -130,8 +130,8 @@ def read_json(path: Path, base: str, *needed: str) -> dict[str, Any]:
         if isinstance(values, dict) and all(name in values for name in needed):
             return values
     raise BaseError(
-        f"{base} is not a base model: it has no readable {path.name} where a diffusers folder has one. "
-        f"Such a folder holds model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."
+        f"{base} is not a base model: {path.name} is missing or can't be read. A diffusers folder contains "
+        "model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/."
     )
 
 

@@ -45,8 +45,8 @@ def identify(base: str) -> BaseInfo:
         return identify_file(base, path)
     if base.count("/") == 1 and not base.startswith((".", "/", "~")) and path.suffix not in _FILES:
         return identify_folder(base, hub_folder(base, weights=False))
-    raise BaseError(f"{base} does not exist. Give 'embedded', a diffusers folder, a .safetensors file, or a hub id "
-                    "such as 'owner/model'.")
+    raise BaseError(f"{base} does not exist. A base model is 'embedded', a diffusers folder, a .safetensors file, or a "
+                    "hub id such as 'owner/model'.")
 
 
 def hub_folder(base: str, *, weights: bool) -> Path:
@@ -65,8 +65,8 @@ def hub_folder(base: str, *, weights: bool) -> Path:
         return Path(snapshot_download(base, allow_patterns=wanted))
     except (HFValidationError, OSError) as error:   # its errors of network, access and cache are all OSErrors
         reason = str(error).splitlines()[0]
-        raise BaseError(f"{base} is neither a folder or file here nor a model that could be fetched from the hub "
-                        f"({reason}). Check the spelling, the network, and HF_TOKEN for gated models.") from None
+        raise BaseError(f"{base} is not a folder or file here, and it could not be downloaded from the hub ({reason}). "
+                        "Check the spelling, the network, and HF_TOKEN for gated models.") from None
 
 
 def identify_folder(base: str, folder: Path) -> BaseInfo:
@@ -77,8 +77,8 @@ def identify_folder(base: str, folder: Path) -> BaseInfo:
     """
     index = read_json(folder / "model_index.json", base)
     if index.get("_class_name") not in _PIPELINES:
-        raise BaseError(f"{base} holds a {index.get('_class_name')}, which is not supported. Atelier works with "
-                        "Stable Diffusion 1.x, 2.x and XL.")
+        raise BaseError(f"{base} is a {index.get('_class_name')}, which is not supported. Atelier works with Stable "
+                        "Diffusion 1.x, 2.x and XL.")
     unet = read_json(folder / "unet" / "config.json", base, *_UNET_ENTRIES)
     vae = read_json(folder / "vae" / "config.json", base, *_VAE_ENTRIES)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", base)
@@ -101,7 +101,7 @@ def _check_encoders(base: str, folder: Path, index: Mapping[str, Any], width: in
     widths = [values.get("hidden_size", 0) for values in configurations]
     if sum(widths) != width:
         raise BaseError(f"{base} has a text encoder of width {' + '.join(map(str, widths)) or 0}, but its UNet reads "
-                        f"text features of width {width}. Its parts come from different models: fetch it again.")
+                        f"text features of width {width}. Its parts come from different models: download it again.")
 
 
 def _precision(folder: Path) -> str:

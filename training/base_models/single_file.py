@@ -44,20 +44,20 @@ _PADS = {
     "sd1": {"tokenizer": "<|endoftext|>"}, "sd2": {"tokenizer": "!"},
     "sdxl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"},
 }   # fmt: skip
-_ADAPTER = "is an adapter ({}) and no base model: it belongs into the library"
+_ADAPTER = "is an adapter ({}), not a base model. Import it into the library"
 _OTHERS = {   # part of a tensor's name → what such a file is
     "joint_blocks.0.": "is a Stable Diffusion 3 model, which is not supported",
     "double_blocks.0.": "is a FLUX model, which is not supported",
     "single_transformer_blocks.0.": "is a FLUX model, which is not supported",
-    "control_model.": "is a ControlNet and no base model",
+    "control_model.": "is a ControlNet, not a base model",
     "lora_": _ADAPTER.format("LoRA"),
     ".lora.": _ADAPTER.format("LoRA"),
     "hada_w1": _ADAPTER.format("LoHa"),
     "lokr_w": _ADAPTER.format("LoKr"),
-    "emb_params": "is a textual inversion and no base model",
-    "string_to_param": "is a textual inversion and no base model",
-    "up_blocks.": "holds one part of a diffusers model. Give the folder that has model_index.json in it",
-    "decoder.up": "is a VAE alone. Use a full checkpoint",
+    "emb_params": "is a textual inversion, not a base model",
+    "string_to_param": "is a textual inversion, not a base model",
+    "up_blocks.": "is one part of a diffusers model. Use the folder that contains model_index.json",
+    "decoder.up": "is only a VAE. Use a full checkpoint",
 }
 
 
@@ -154,12 +154,12 @@ def _text_width(tensors: Mapping[str, Entry]) -> int:
 def _check_parts(base: str, tensors: Mapping[str, Entry], family: str) -> None:
     cure = "Use the full checkpoint."
     if not any(name.startswith(_VAE) for name in tensors):
-        raise BaseError(f"{base} holds no VAE, the part that turns latents into pictures. {cure}")
+        raise BaseError(f"{base} has no VAE, the part that turns latents into pictures. {cure}")
     for names, width in _ENCODERS[family]:
         found = next((tensors[name].shape[-1] for name in names if name in tensors), None)
         if found != width:
             what = "no text encoder" if found is None else f"a text encoder of width {found}"
-            raise BaseError(f"{base} holds {what} where {TITLES[family]} has one of width {width}. {cure}")
+            raise BaseError(f"{base} has {what}, but {TITLES[family]} needs one of width {width}. {cure}")
 
 
 def _prediction(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Entry], family: str) -> str:
@@ -179,4 +179,4 @@ def _what_else(tensors: Mapping[str, Entry]) -> str:
     for part, what in _OTHERS.items():
         if any(part in name for name in tensors):
             return what
-    return "is a safetensors file, but holds no Stable Diffusion model in a form that Atelier knows"
+    return "is a safetensors file, but contains no Stable Diffusion model in a format that Atelier knows"

@@ -35,7 +35,7 @@ def weights_of(base: str) -> WeightOf:
     def weight_of(name: str) -> Tensor:
         module = find_module(model().models(), name)
         if module is None:
-            raise BaseError(f"{base} has no {name}, which the adapter changes. Give the base model it was made for.")
+            raise BaseError(f"{base} has no {name}, which the adapter changes. Choose the base model it was made for.")
         weight = module.weight
         assert isinstance(weight, Tensor)
         return weight.detach()
@@ -56,7 +56,7 @@ def save_merged(base: str, mix: Mix, out: Path, *, single_file: bool, precision:
     """
     model, dtype = load(base, "cpu", torch.float32), PRECISIONS[precision]
     if single_file and model.info.family == "embedded":
-        raise BaseError(f"{TITLES['embedded']} has no single-file form. Write it as a folder: --to base.")
+        raise BaseError(f"{TITLES['embedded']} can't be written as a single file. Write it as a folder with --to base.")
     with merge(model.models(), mix):
         return _write_file(model, out, dtype) if single_file else _write_folder(model, out, dtype)
 
@@ -94,8 +94,8 @@ def difference(tuned: str, base: str, limits: Limits = EXACT) -> AdapterSet:
     """
     theirs, ours = (load(name, "cpu", torch.float32) for name in (tuned, base))
     if theirs.info.family != ours.info.family:
-        raise BaseError(f"{tuned} is {TITLES[theirs.info.family]} and {base} is {TITLES[ours.info.family]}: "
-                        "only two models of one family can be compared.")
+        raise BaseError(f"{tuned} is {TITLES[theirs.info.family]} and {base} is {TITLES[ours.info.family]}, but both "
+                        "must be of the same family.")
     pairs: dict[Spec, Pair] = {}
     weight_of, original_of = (_looked_up(model) for model in (theirs, ours))
     for spec in find_targets(ours.models(), "all"):
@@ -103,7 +103,7 @@ def difference(tuned: str, base: str, limits: Limits = EXACT) -> AdapterSet:
         if dense.any():
             pairs[spec], _ = nearest(Change(spec, dense=dense), limits)
     if not pairs:
-        raise BaseError(f"{tuned} and {base} have the same weights: there is nothing to extract.")
+        raise BaseError(f"{tuned} and {base} have the same weights, so there is nothing to extract.")
     return lora_of(pairs)
 
 

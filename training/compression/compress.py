@@ -56,20 +56,20 @@ def compress(
     yield Preparing("Loading the base model")
     model = load(config.base, device, torch.float32)
     if any(isinstance(layer, QuantizedLayer) for layer in model.unet.modules()):
-        raise BaseError(f"{config.base} is compressed already. Compress the base model that it was made of.")
+        raise BaseError(f"{config.base} is already compressed. Compress the base model that it was made from.")
     mix = Mix(tuple((load_adapter(Path(path)), strength) for path, strength in config.adapters.items()))
     with ExitStack() as stack:
         stack.enter_context(merge(model.models(), mix))
-        yield Preparing("Drawing, to see what flows between the layers")
+        yield Preparing("Measuring activations")
         student = make_student(model, config)
         before = relative_errors(model, student.held_out)
         learning = Distillation(model, student.switch, course_of(config, model.info), student.held_out, folder.path)
         if resume and not learning.resume():
-            yield Warned("There was no complete checkpoint to resume from, so learning started again.")
+            yield Warned("There was no complete checkpoint to resume from, so training starts again.")
         yield from learning.events(controls)
         if not learning.finished:
             return
-        yield Preparing("Writing and comparing")
+        yield Preparing("Saving and comparing")
         out = write_compressed(model, config, folder.path / RESULT)
         drawn = draw_pairs(student.model, student.switch, out, config)
         write_report(folder.path, config, student, drawn, before)

@@ -113,7 +113,7 @@ class Distillation:
             if controls.should_quit():
                 return
             if controls.take_command("cancel") is not None:
-                yield Stopped(self.step, "Cancelled. Nothing was kept.")
+                yield Stopped(self.step, "Cancelled. Nothing was saved.")
                 return
             yield self._train_step(moment)
         self.before = self.generator.get_state()
@@ -138,7 +138,7 @@ class Distillation:
             group["lr"] = group["initial_lr"] * remaining
         loss = error_at(self.model, moment)
         if not math.isfinite(float(loss.detach())):
-            raise FloatingPointError(f"Compressing became unstable at step {self.step + 1}: the loss is not a finite "
+            raise FloatingPointError(f"Training became unstable at step {self.step + 1}: the loss is not a finite "
                                      "number. Use a preset with more bits.")
         loss.backward()
         self.optimizer.step()

@@ -95,7 +95,7 @@ class RunFolder:
     def send_command(self, name: str, text: str = "") -> None:
         """Leave a command for the training process: pause, resume, stop (keep the best), cancel, preview."""
         if name not in COMMANDS:
-            raise ValueError(f"{name!r} is no command; the commands are: {', '.join(COMMANDS)}")
+            raise ValueError(f"{name!r} is not a command; the commands are: {', '.join(COMMANDS)}")
         if name in _OPPOSITE:
             self.take_command(_OPPOSITE[name])   # of the two, the last word counts
         write_text(self.path / "control" / name, text)
@@ -176,7 +176,8 @@ def status(run: RunFolder) -> RunStatus:
         if isinstance(event, Stepped):
             recent = [*recent[-19:], event.seconds]
     if not result.is_over and result.state != "queued" and not run.is_alive():
-        result.state, result.message = "interrupted", "The training process ended without a word. Resume it to go on."
+        result.state = "interrupted"
+        result.message = "The training process ended without giving a reason. Resume it to continue."
     if result.state == "training" and recent:
         result.seconds_left = (result.total_steps - result.step) * sum(recent) / len(recent)
     return result

@@ -27,73 +27,77 @@ class TrainConfig(Settings):
     Options of the adapter kind are in ``adapter``; when read from text they may stand beside the other fields.
     """
 
-    name: str = setting("", "What you call it.")
-    pictures: str = setting("", "Folder with the pictures to learn from.")
+    name: str = setting("", "Name of the adapter.")
+    pictures: str = setting("", "Folder with the training pictures.")
     base: str = setting(EMBEDDED, "Base model: 'embedded', a diffusers folder, a .safetensors checkpoint, or a hub id.")
-    trigger: str = setting("", "The word that calls it in a prompt; empty means the name.")
-    subject: str = setting("object", "What it is, in one or two plain words: 'fox', 'coffee cup', 'person'.")
-    caption: str = setting("", "Caption of pictures that have none; {trigger} and {subject} are filled in.")
+    trigger: str = setting("", "Trigger word for prompts. Empty means the name.")
+    subject: str = setting("object", "Class word: what it is, in one or two common words, such as 'fox', 'coffee cup' "
+                                     "or 'person'.")
+    caption: str = setting("", "Caption for pictures that have none. {trigger} and {subject} are replaced.")
 
     kind: str = setting("lora", "Adapter kind.", choices=tuple(KINDS))
     adapter: dict[str, Any] = setting(None, "Options of the adapter kind, such as rank.")
-    targets: str = setting("transformer", "Which layers of the UNet change.", choices=tuple(TARGETS))
-    train_text_encoder: bool = setting(False, "Also adapt the text encoder.")
+    targets: str = setting("transformer", "Layers of the UNet to train.", choices=tuple(TARGETS))
+    train_text_encoder: bool = setting(False, "Also train the text encoder.")
 
-    steps: int = setting(300, "Optimizer updates.", low=1, high=1_000_000)
-    batch: int = setting(4, "Pictures in one microstep.", low=1, high=256)
-    accumulate: int = setting(1, "Microsteps in one step.", low=1, high=1024)
-    resolution: int = setting(0, "Picture side in pixels; 0 means what the base model was made for.", low=0, high=4096)
+    steps: int = setting(300, "Optimizer steps.", low=1, high=1_000_000)
+    batch: int = setting(4, "Pictures per microstep (batch size).", low=1, high=256)
+    accumulate: int = setting(1, "Microsteps per step (gradient accumulation).", low=1, high=1024)
+    resolution: int = setting(0, "Training resolution in pixels. 0 means the base model's own.", low=0, high=4096)
 
     optimizer: str = setting("adamw", "Optimizer.", choices=("adamw", "prodigy"))
-    lr: float = setting(1e-3, "Learning rate (Prodigy finds its own: leave it at 1).", low=0, high=10)
-    lr_schedule: str = setting("cosine", "How the learning rate falls.", choices=("constant", "linear", "cosine"))
+    lr: float = setting(1e-3, "Learning rate. With Prodigy, which finds its own, set it to 1.", low=0, high=10)
+    lr_schedule: str = setting("cosine", "Learning rate schedule.", choices=("constant", "linear", "cosine"))
     warmup: int = setting(20, "Steps over which the learning rate rises from 0.", low=0, high=100_000)
-    weight_decay: float = setting(1e-4, "AdamW's weight decay.", low=0, high=1)
-    clip: float = setting(1.0, "Largest gradient norm; 0 turns clipping off.", low=0)
-    up_speed: float = setting(1.0, "How many times faster a LoRA's `up` learns than its `down` (LoRA+); 16 is usual, "
-                              "1 treats both alike.", low=0.01, high=1000)
-    whole_gradient: bool = setting(False, "Step a LoRA's two factors so that their product follows the gradient of "
-                                   "the whole weight (LoRA-Pro).")
-    ema: float = setting(0.0, "Decay of the averaged copy that is kept; 0 turns averaging off.", low=0, high=0.99999)
+    weight_decay: float = setting(1e-4, "Weight decay of AdamW.", low=0, high=1)
+    clip: float = setting(1.0, "Maximum gradient norm. 0 turns clipping off.", low=0)
+    up_speed: float = setting(1.0, "How many times faster `up` learns than `down` in a LoRA (LoRA+). 16 is common, 1 "
+                                   "treats both alike.", low=0.01, high=1000)
+    whole_gradient: bool = setting(False, "Update both factors of a LoRA so that their product follows the gradient of "
+                                          "the full weight (LoRA-Pro).")
+    ema: float = setting(0.0, "Decay of the moving average of the weights, which is saved. 0 turns it off.",
+                         low=0, high=0.99999)
 
-    min_snr_gamma: float = setting(0.0, "Min-SNR loss weighting; 0 weighs all timesteps alike.", low=0, high=100)
-    prior_weight: float = setting(1.0, "Weight of prior preservation: how firmly other things stay as they were.",
+    min_snr_gamma: float = setting(0.0, "Gamma of Min-SNR loss weighting. 0 turns it off.", low=0, high=100)
+    prior_weight: float = setting(1.0, "Weight of prior preservation: how strictly other subjects stay unchanged.",
                                   low=0, high=100)
-    prior_count: int = setting(32, "Pictures the base model draws of other things, for prior preservation.",
+    prior_count: int = setting(32, "Pictures that the base model draws for prior preservation.",
                                low=0, high=10_000)
 
-    precision: str = setting("auto", "Arithmetic; 'auto' measures what is fastest here.",
+    precision: str = setting("auto", "Numeric precision. 'auto' measures which is fastest here.",
                              choices=("auto", "fp32", "bf16", "fp16"))
-    base_in_8_bits: bool = setting(False, "Keep the UNet's frozen weights in 8 bits: half their memory or less, "
-                                   "a little slower and less exact.")
-    gradient_checkpointing: bool = setting(False, "Use less memory, take about a third longer.")
-    compile: bool = setting(False, "Let torch compile parts of the base model first: minutes of waiting, which only a "
-                            "long run on a GPU can earn back.")
-    seed: int = setting(0, "Seed of everything random.", low=0, high=2**31 - 1)
+    base_in_8_bits: bool = setting(False, "Store the UNet's frozen weights in 8 bits: half the memory or less, "
+                                          "slightly slower and less exact.")
+    gradient_checkpointing: bool = setting(False, "Use less memory, but take about a third longer.")
+    compile: bool = setting(False, "Compile parts of the base model with torch first. This takes minutes and pays off "
+                                   "only in long runs on a GPU.")
+    seed: int = setting(0, "Random seed.", low=0, high=2**31 - 1)
 
-    validate_every: int = setting(50, "Steps between validations; 0 turns them off.", low=0)
-    preview_every: int = setting(100, "Steps between previews; 0 turns them off.", low=0)
-    preview_prompts: str = setting("", "Preview prompts, one a line; {trigger} and {subject} are filled in.")
-    checkpoint_every: int = setting(100, "Steps between checkpoints a run can resume from; 0 turns them off.", low=0)
-    keep_best: bool = setting(True, "Keep the step with the best validation loss instead of the last one.")
+    validate_every: int = setting(50, "Steps between validations. 0 turns them off.", low=0)
+    preview_every: int = setting(100, "Steps between previews. 0 turns them off.", low=0)
+    preview_prompts: str = setting("", "Preview prompts, one per line. {trigger} and {subject} are replaced.")
+    checkpoint_every: int = setting(100, "Steps between checkpoints to resume from. 0 turns them off.", low=0)
+    keep_best: bool = setting(True, "Save the step with the lowest validation loss instead of the last one.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapter", dict(self.adapter or {}))
         Settings.__post_init__(self)
         get_kind(self.kind).settings.from_dict(self.adapter)
         if self.optimizer == "prodigy" and self.lr < LEAST_PRODIGY_LR:
-            raise SettingError(f"lr is {self.lr}, but Prodigy finds its own learning rate; set lr=1 with it.")
+            raise SettingError(f"lr is {self.lr}, but Prodigy finds its own learning rate. Set lr=1.")
         if self.optimizer == "prodigy" and self.up_speed != 1:
-            raise SettingError(f"up_speed is {self.up_speed}, but Prodigy finds one rate for all; set up_speed=1.")
+            raise SettingError(f"up_speed is {self.up_speed}, but Prodigy uses one learning rate for all parameters. "
+                               "Set up_speed=1.")
         if self.whole_gradient and not issubclass(get_kind(self.kind), Lora):
-            raise SettingError(f"whole_gradient is made for the kind lora; set it to false with {self.kind}.")
+            raise SettingError(f"whole_gradient works only with lora and kinds built on it, not with {self.kind}. Set "
+                               "it to false.")
         if self.kind == "split" and (self.optimizer == "prodigy" or self.up_speed != 1):
-            raise SettingError("The halves of a split adapter have learning rates of their own: set optimizer=adamw "
-                               "and up_speed=1.")
+            raise SettingError("The halves of a split adapter have their own learning rates. Set optimizer=adamw and "
+                               "up_speed=1.")
 
         if self.base_in_8_bits and self.needs_whole_base:
-            raise SettingError("base_in_8_bits is on, but this start follows the gradient of the base's own weights, "
-                               "which needs them whole. Choose another start, or turn base_in_8_bits off.")
+            raise SettingError("base_in_8_bits is on, but this initialization needs gradients of the full weights. "
+                               "Choose another start, or turn base_in_8_bits off.")
 
     @property
     def needs_whole_base(self) -> bool:
@@ -139,7 +143,7 @@ class TrainConfig(Settings):
         try:
             return cls.from_dict(tomllib.loads(text))
         except tomllib.TOMLDecodeError as error:
-            raise SettingError(f"This is not a recipe: {error}.") from None
+            raise SettingError(f"This is not a valid recipe: {error}.") from None
 
     @property
     def trigger_word(self) -> str:

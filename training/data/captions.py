@@ -57,9 +57,9 @@ def orphan_warnings(files: Sequence[Path], pictures: Sequence[Path]) -> list[str
     warnings = []
     for path in files:
         if is_sidecar(path) and path.stem not in stems:
-            warnings.append(f"{path.name} is no caption, because no picture beside it has the same name.")
+            warnings.append(f"{path.name} is not used as a caption: no picture in the folder has the same name.")
         if path.suffix.lower() == ".caption":
-            warnings.append(f"{path.name} is not read: captions come from text files. Call it {path.stem}{SUFFIX}.")
+            warnings.append(f"{path.name} is not used: captions must be text files. Rename it to {path.stem}{SUFFIX}.")
     return warnings
 
 
@@ -71,8 +71,8 @@ def read_caption(sidecar: Path) -> str:
     """
     size = sidecar.stat().st_size
     if size > LARGEST_BYTES:
-        raise ValueError(f"{sidecar.name} is not used as a caption: it has {size} bytes, but a caption has at most "
-                         f"{LARGEST_BYTES}. Shorten it.")   # fmt: skip
+        raise ValueError(f"{sidecar.name} is not used as a caption: it has {size} bytes, but at most {LARGEST_BYTES} "
+                         "are allowed. Shorten it.")   # fmt: skip
     try:
         return sidecar.read_bytes().decode("utf-8-sig").strip()
     except UnicodeDecodeError:

@@ -100,10 +100,10 @@ def _files(folder: Path) -> list[Path]:
     try:
         entries = sorted(folder.iterdir(), key=lambda path: path.name)
     except NotADirectoryError:
-        raise PictureError(f"{folder} is a file, but the folder that holds the pictures is needed.") from None
+        raise PictureError(f"{folder} is a file. Give the folder that contains the pictures.") from None
     except OSError as error:
         reason = error.strerror or error
-        raise PictureError(f"{folder} can't be opened as a folder of pictures: {reason}. Check the path.") from None
+        raise PictureError(f"{folder} can't be opened: {reason}. Check the path.") from None
     return [path for path in entries if path.is_file() and not path.name.startswith(".")]
 
 
@@ -112,7 +112,7 @@ def _open_new(path: Path, seen: dict[str, str]) -> Image.Image:
     picture = open_picture(path)
     twin = seen.setdefault(pixel_hash(picture), path.name)
     if twin != path.name:
-        raise PictureError(f"{path.name} shows exactly the same as {twin}; it is left out, because one is enough.")
+        raise PictureError(f"{path.name} is the same picture as {twin}, so it is left out.")
     return picture
 
 
@@ -124,12 +124,12 @@ def _quality(name: str, picture: Image.Image, bucket: Size) -> list[str]:
     if width < bucket[0] / 2:
         warnings.append(
             f"{name} has only {picture.width} × {picture.height} pixels and is enlarged to {bucket[0]} × {bucket[1]}, "
-            "so it will look soft. Use a larger picture if there is one."
+            "so it will look soft. Use a larger version if you have one."
         )
     if width * height < SMALLEST_PART * picture.width * picture.height:
         warnings.append(
-            f"{name} is {picture.width} × {picture.height} pixels, too long for any training size: only its middle "
-            "is used. Crop it around the subject."
+            f"{name} has {picture.width} × {picture.height} pixels, which is too long for any training size, so only "
+            "its middle is used. Crop it to the subject."
         )
     if sharpness(fit(picture, (min(bucket[0], round(width)), min(bucket[1], round(height))))) < LEAST_SHARPNESS:
         warnings.append(f"{name} looks blurred, and the model would learn the blur. Use a sharper picture.")
@@ -141,15 +141,15 @@ def _trigger_warning(usable: Sequence[TrainingPicture], captioner: Captioner) ->
     if not silent:
         return []
     return [
-        f"The trigger word '{captioner.trigger}' is missing in the caption of {_listed(silent)}: it will not learn "
-        "to call what is shown there. Write it into the caption, or {trigger} in its place."
+        f"The trigger word '{captioner.trigger}' is missing from the caption of {_listed(silent)}, so it will not be "
+        "linked to these pictures. Add it to the caption, or write {trigger} there."
     ]
 
 
 def _overflow(left_out: Sequence[Path]) -> str:
     return (
-        f"At most {MOST_PICTURES} pictures are used, so {_listed([path.name for path in left_out])} did not fit. "
-        "Move pictures you can do without out of the folder."
+        f"At most {MOST_PICTURES} pictures can be used, so {_listed([path.name for path in left_out])} were left out. "
+        "Remove pictures that you don't need from the folder."
     )
 
 
@@ -159,7 +159,7 @@ def _nothing_usable(folder: Path, refused: Sequence[tuple[str, str]]) -> str:
         more = f"\nand {len(reasons) - 10} more." if len(reasons) > 10 else ""
         return f"None of the pictures in {folder} can be used:\n" + "\n".join(reasons[:10]) + more
     return (
-        f"{folder} holds no pictures, but at least one PNG, JPEG or WebP is needed. Sub-folders are not searched: "
+        f"{folder} contains no pictures, but at least one PNG, JPEG or WebP is needed. Subfolders are not searched: "
         "give the folder that the pictures themselves are in."
     )
 

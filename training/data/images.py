@@ -104,7 +104,8 @@ def open_picture(path: Path) -> Image.Image:
             picture.load()
             return _plain_rgb(_upright(picture))
         except Exception as error:      # a decoder fed with a damaged or hostile file may raise anything
-            raise PictureError(f"{path.name} is cut off or damaged and can't be shown: {error}. {DAMAGED}") from None
+            raise PictureError(f"{path.name} is incomplete or damaged and can't be opened: {error}. "
+                               f"{DAMAGED}") from None
 
 
 def save_pixels(picture: Image.Image, path: Path, format: str) -> None:
@@ -156,7 +157,8 @@ def _checked(path: Path) -> Iterator[tuple[Image.Image, PictureInfo]]:
                 yield picture, _check_header(path.name, picture, size)
     except OSError as error:
         raise PictureError(
-            f"{path.name} can't be read: {error.strerror or error}. Check that the file is there and may be opened."
+            f"{path.name} can't be read: {error.strerror or error}. Check that the file exists and that you may read "
+            "it."
         ) from None
 
 
@@ -165,8 +167,8 @@ def _check_size(name: str, size: int) -> None:
         raise PictureError(f"{name} is empty, but a picture is needed. {DAMAGED}")
     if size > LARGEST_BYTES:
         raise PictureError(
-            f"{name} is a file of {size / 1e6:.1f} MB, but at most {LARGEST_BYTES / 1e6:.0f} MB can be used. "
-            "Make it smaller, or save it as JPEG."
+            f"{name} has {size / 1e6:.1f} MB, but at most {LARGEST_BYTES / 1e6:.0f} MB can be used. Make "
+            "it smaller, or save it as JPEG."
         )
 
 
@@ -181,7 +183,7 @@ def _opened(name: str, file: BinaryIO) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, f"more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels") from None
     except Exception:                   # as above: a parser of hostile headers
-        raise PictureError(f"{name} begins like a {kind} file, but its header is broken. {DAMAGED}") from None
+        raise PictureError(f"{name} starts like a {kind} file, but its header is damaged. {DAMAGED}") from None
 
 
 def _check_header(name: str, picture: Image.Image, size: int) -> PictureInfo:
@@ -202,8 +204,8 @@ def _check_header(name: str, picture: Image.Image, size: int) -> PictureInfo:
 
 def _too_large(name: str, given: str) -> PictureError:
     return PictureError(
-        f"{name} has {given}, but at most {LARGEST_MEGAPIXELS} megapixels and {LARGEST_SIDE} pixels a side "
-        "can be used. Make it smaller."
+        f"{name} has {given}, but at most {LARGEST_MEGAPIXELS} megapixels and {LARGEST_SIDE} pixels per side can be "
+        "used. Make it smaller."
     )
 
 
@@ -223,12 +225,12 @@ def _other_kind(start: bytes) -> str:
         # Incremental, because the last bytes may be the first half of a character.
         text = getincrementaldecoder("utf-8")().decode(start).lower()
     except UnicodeDecodeError:
-        return "a file of unknown kind"
+        return "a file of an unknown type"
     if "<html" in text or "<!doctype html" in text:
         return "a web page"
     if "<svg" in text:
         return "an SVG drawing"
-    return "a file of unknown kind" if "\0" in text else "text"
+    return "a file of an unknown type" if "\0" in text else "text"
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -92,7 +92,7 @@ class GraphRecorder:
         except RuntimeError as error:   # it waits for the device somewhere, or memory is short
             self._enabled = False
             self._graphs.clear()
-            logging.getLogger(__name__).warning("Steps can't be recorded here, so they run one by one: %s", error)
+            logging.getLogger(__name__).warning("CUDA graphs can't be used here, so steps run one by one: %s", error)
             return
         # Every replay reads the tensors of the batch it was recorded with.
         self._graphs[signature] = RecordedGraph(inputs.tensors(), losses, replay)

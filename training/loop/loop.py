@@ -95,7 +95,7 @@ class Training:
             if controls.take_command("stop") is not None:
                 if self.step:
                     break
-                yield Stopped(0, "Stopped before the first step: there was nothing to keep.")
+                yield Stopped(0, "Stopped before the first step, so there is nothing to save.")
                 return
             if controls.take_command("pause") is not None:
                 yield from self._pause(controls)
@@ -110,8 +110,8 @@ class Training:
                 self._update_masks()
             yield event
             if self.skipped_steps == MAX_SKIPPED_STEPS:
-                yield Warned(f"In {MAX_SKIPPED_STEPS} steps in a row the gradients were not finite numbers, so nothing "
-                             f"was learned in them. {ADVICE}")   # fmt: skip
+                yield Warned(f"The gradients were not finite numbers in {MAX_SKIPPED_STEPS} steps in a row, so nothing "
+                             f"was learned. {ADVICE}")   # fmt: skip
             yield from self._periodic_events()
         yield from self._finish()
 
@@ -228,10 +228,10 @@ class Training:
                 yield validated
         if not self.best:
             raise FloatingPointError(
-                f"Training became unstable at step {step}: the loss is not a finite number. There is no earlier good "
-                f"state to keep. {ADVICE}"
+                f"Training became unstable at step {step}: the loss is not a finite number. There is no earlier state "
+                f"to save. {ADVICE}"
             )
-        yield Warned(f"Training became unstable at step {step} and was stopped; step {self.best_step} was kept. "
+        yield Warned(f"Training became unstable at step {step} and was stopped; step {self.best_step} was saved. "
                      f"{ADVICE}")   # fmt: skip
         self._set_result(best=True)
 

@@ -42,7 +42,7 @@ class MicrostepStages(NamedTuple):
 
 
 def _no_validation(weights: AdapterSet) -> float:
-    raise NotImplementedError("this recipe holds nothing back to validate on: set validate_every to 0")
+    raise NotImplementedError("this recipe holds out no pictures to validate on: set validate_every to 0")
 
 
 def _no_preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:   # noqa: ARG001 (as the field says)

@@ -58,7 +58,7 @@ def combine_adapters(
             yield united.requires_grad_(False)
         case "zip":
             if config is None:
-                raise SettingError("zip learns its mixers, so it needs at least 1 step.")
+                raise SettingError("steps is 0, but the method zip needs training. Use at least 1 step.")
             mixers = zipped(models, *parts)
             recipe = ziplora_recipe(model, mixers, content, style, config)
             yield as_lora(models, (yield from _train(model, recipe, config)))

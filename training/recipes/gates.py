@@ -50,11 +50,12 @@ class Scene:
 class GateConfig(Settings):
     """How gates are trained."""
 
-    margin: float = setting(1.1, "How much worse than the base's the first picture is to be from the second's prompt.",
+    margin: float = setting(1.1, "Margin: how much worse than the base model the first picture should be predicted "
+                                 "from the second prompt.",
                             low=0, high=10)
-    hinge_weight: float = setting(1.0, "Weight of that; 0 teaches from the first prompt alone.", low=0, high=100)
-    wordless: float = setting(0.3, "Share of pictures shown without their prompt.", low=0, high=1)
-    common_rank: int = setting(2, "Rank of the third adapter, the best of this rank for both together; 0: none.",
+    hinge_weight: float = setting(1.0, "Weight of the margin loss. 0 turns it off.", low=0, high=100)
+    wordless: float = setting(0.3, "Share of pictures trained without their prompt.", low=0, high=1)
+    common_rank: int = setting(2, "Rank of the third adapter, the best approximation of both together. 0 means none.",
                                low=0, high=64)
 
 
@@ -71,8 +72,8 @@ def gate_recipe(
         SettingError: fewer than two adapters.
     """
     if len(lessons) < 2:
-        raise SettingError(f"Gates learn from at least two adapters with their pictures; {len(lessons)} found here. "
-                           "Teach more, or name a home that has them.")
+        raise SettingError(f"Training gates needs at least two adapters with their pictures, but only {len(lessons)} "
+                           "were found. Train more adapters, or choose a home that has them.")
     text = PromptEmbeddingCache(model, lessons[0].adapters)
     empty = tokenize(model, [""])[0]
     count = model.scheduler.config.num_train_timesteps

@@ -78,8 +78,8 @@ def forecast(
         chosen = cheaper(chosen)
         peak = _peak(chosen, precision, device, processes) if chosen else peak
     if chosen is None:
-        raise BaseError(f"Teaching this base model needs about {peak / 1e9:.1f} GB of memory even in the most "
-                        f"sparing way, and {room / 1e9:.1f} GB are free. Close other programs, or choose a smaller "
+        raise BaseError(f"Training this base model needs about {peak / 1e9:.1f} GB of memory even with every memory "
+                        f"saving, but only {room / 1e9:.1f} GB is free. Close other programs, or choose a smaller "
                         "resolution or base model.")
     return Forecast(chosen, first, room, counted=True)
 
@@ -95,14 +95,14 @@ def fitting(
     found = forecast(config, precision, device, processes)
     if found is None or found.chosen == config:
         return config, ""
-    return found.chosen, (f"It would need about {found.needed / 1e9:.1f} GB of memory, and {found.room / 1e9:.1f} GB "
-                          f"are free: {levers(config, found.chosen)}.")
+    return found.chosen, (f"This run needs about {found.needed / 1e9:.1f} GB of memory, but only "
+                          f"{found.room / 1e9:.1f} GB is free. To fit, {levers(config, found.chosen)}.")
 
 
 def shortage(config: TrainConfig, precision: str, device: torch.device) -> str:
     """What a run needed that ran out of memory, and what is free now."""
-    return (f"There was not enough memory: this run needs about {_peak(config, precision, device) / 1e9:.1f} GB, and "
-            f"{available(device) / 1e9:.1f} GB are free now.")
+    return (f"Out of memory: this run needs about {_peak(config, precision, device) / 1e9:.1f} GB, but only "
+            f"{available(device) / 1e9:.1f} GB is free.")
 
 
 def _peak(config: TrainConfig, precision: str, device: torch.device, processes: int = 1) -> int:
@@ -115,9 +115,9 @@ def levers(config: TrainConfig, chosen: TrainConfig) -> str:
     """What one run does to need less memory than another, in words."""
     said = []
     if chosen.gradient_checkpointing and not config.gradient_checkpointing:
-        said.append("the UNet's blocks are computed twice instead of kept, which takes about a third longer")
+        said.append("activations are recomputed instead of stored, which takes about a third longer")
     if chosen.batch < config.batch:
-        said.append(f"{chosen.batch} pictures are taken at once instead of {config.batch}, and more often")
+        said.append(f"the batch size is {chosen.batch} instead of {config.batch}, with more accumulation")
     if chosen.base_in_8_bits and not config.base_in_8_bits:
-        said.append("the base model's weights are kept in 8 bits, which is a little less exact")
+        said.append("the base model's weights are stored in 8 bits, which is a little less exact")
     return "; ".join(said)

@@ -57,7 +57,7 @@ def ran_out(folder: RunFolder, device: torch.device) -> str:
     if sparing is None:
         return f"{said} Use a smaller resolution or base model."
     _keep(folder, sparing)
-    return f"{said} Resume it, and it goes on more sparingly: {levers(config, sparing)}."
+    return f"{said} Resume it to continue with less memory: {levers(config, sparing)}."
 
 
 def _kept(config: TrainConfig, folder: RunFolder) -> TrainConfig:

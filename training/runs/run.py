@@ -87,9 +87,10 @@ def explain(error: Exception) -> str:
         case SettingError() | BaseError() | FileError() | MountError() | PictureError() | FloatingPointError():
             return str(error)
         case OSError(errno=28):
-            return "The disk is full. Free some space and resume: the last checkpoint is safe."
+            return "The disk is full. Free some space and resume. The last checkpoint is safe."
         case _:
-            return f"Something unexpected went wrong ({type(error).__name__}: {error}). The log has the details."
+            return (f"Something unexpected went wrong ({type(error).__name__}: {error}). The run's log.txt has the "
+                    "details.")
 
 
 def _events(
@@ -101,7 +102,7 @@ def _events(
     while not group.broadcast(group.is_main and _acquired(lock)):
         yield Preparing("Waiting for another job on this device")
         if controls.take_command("cancel") is not None:
-            yield Stopped(0, "Cancelled while it waited.")
+            yield Stopped(0, "Cancelled while waiting.")
             return
         quitting.wait(WAIT_SECONDS)
         if controls.should_quit():
@@ -128,7 +129,7 @@ def _train(
 ) -> Iterator[Event]:
     started, config = time.monotonic(), with_role_caption(folder.config())
     adapters.mkdir(parents=True, exist_ok=True)   # now, and not after an hour of training
-    yield Preparing("Looking at the pictures")
+    yield Preparing("Reading the pictures")
     report = scan_pictures(config)
     yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
     yield Preparing("Loading the base model")
@@ -139,7 +140,7 @@ def _train(
         yield Warned(told)
     model = _load(config, folder, device)
     if config.compile and (reason := cannot_compile(device)):
-        yield Warned(f"The base model can't be compiled here, so it runs as it is: {reason}")
+        yield Warned(f"The base model can't be compiled here, so it runs uncompiled: {reason}")
         config = replace(config, compile=False)
     meaning = trigger_word_warning(model, config.trigger_word) if group.is_main and not resume else ""
     if meaning := group.broadcast(meaning):
@@ -147,10 +148,10 @@ def _train(
     yield Preparing("Encoding the pictures")
     subject = encode(model, report)
     if config.prior_batch:
-        yield Preparing("Drawing other things, to keep them as they are")
+        yield Preparing("Drawing pictures for prior preservation")
     training = _training(model, dreambooth.split_examples(model, config, subject), config, folder, group)
     if resume and not training.resume():
-        yield Warned("There was no complete checkpoint to resume from, so training started again.")
+        yield Warned("There was no complete checkpoint to resume from, so training starts again.")
     yield from training.events(controls)
     if training.result is not None:
         path = group.broadcast(
@@ -223,7 +224,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m atelier.training.runs.run", description="Train one run folder.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--adapters", type=Path, required=True, help="where the adapter file goes")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     arguments = parser.parse_args()
     kinds = [type(event) for event in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume)]
     leave_group(join_group(best_device()))

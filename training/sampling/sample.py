@@ -41,17 +41,18 @@ class DrawRequest(Settings):
     """What to draw. The same request on the same machine gives the same pictures."""
 
     prompt: str = setting("", "What the picture shows.")
-    negative: str = setting("", "What it must not show.")
-    unwanted: str = setting("", "What a learned word brings along and should not, such as 'on a beach' (DECOR).")
-    unwanted_strength: float = setting(1.0, "How much of the unwanted is taken out; 0 leaves the prompt as it is.",
+    negative: str = setting("", "Negative prompt: what the picture should not show.")
+    unwanted: str = setting("", "What the trigger word brings along but should not, such as 'on a beach' (DECOR).")
+    unwanted_strength: float = setting(1.0, "How strongly the unwanted part is removed. 0 leaves the prompt unchanged.",
                                        low=0, high=1)
-    seed: int = setting(0, "Picture i is drawn from seed + i.", low=0, high=2**31 - 1)
+    seed: int = setting(0, "Seed of the first picture. Each further one adds 1.", low=0, high=2**31 - 1)
     count: int = setting(1, "Number of pictures.", low=1, high=64)
     steps: int = setting(20, "Denoising steps.", low=1, high=1000)
-    guidance: float = setting(GUIDANCE, "How strictly the prompt is followed; 1 turns guidance off.", low=1, high=30)
-    width: int = setting(0, "Width in pixels; 0 means what the base model was made for.", low=0, high=4096)
-    height: int = setting(0, "Height in pixels; 0 means what the base model was made for.", low=0, high=4096)
-    sampler: str = setting(AUTO, f"The way from noise to picture; auto is {DEFAULT}, or what an adapter was made for.",
+    guidance: float = setting(GUIDANCE, "Guidance scale: how closely the prompt is followed. 1 turns it off.",
+                              low=1, high=30)
+    width: int = setting(0, "Width in pixels. 0 means the base model's own.", low=0, high=4096)
+    height: int = setting(0, "Height in pixels. 0 means the base model's own.", low=0, high=4096)
+    sampler: str = setting(AUTO, f"Sampler. 'auto' is {DEFAULT}, or the one an adapter was made for.",
                            choices=(AUTO, *SAMPLERS))
 
     def settled(self, made_for: str = "") -> DrawRequest:
@@ -197,5 +198,5 @@ def _size(model: BaseModel, request: DrawRequest) -> tuple[int, int]:
     width, height = (side or model.info.resolution for side in (request.width, request.height))
     multiple = model.info.multiple
     if width % multiple or height % multiple:
-        raise SettingError(f"The size is {width}×{height}; this base model needs multiples of {multiple}.")
+        raise SettingError(f"The size is {width}×{height}, but this base model needs multiples of {multiple}.")
     return width, height

@@ -69,9 +69,8 @@ def trigger_word_warning(model: BaseModel, word: str) -> str:
     known = model.info.neutral_words
     if not known or word in known or word_effects(model, [word])[0] < MAX_EFFECT:
         return ""
-    return (f"The trigger word {word!r} means something to the base model already. Alone the adapter learns to live "
-            f"with that; drawn together with others, it pushes their things aside. A word that means nothing yet, "
-            f"such as {neutral_word(model.info, word)!r}, mixes better.")
+    return (f"The trigger word {word!r} already means something to the base model. That is fine alone, but in a mix it "
+            f"can disturb other adapters. A neutral word, such as {neutral_word(model.info, word)!r}, mixes better.")
 
 
 def _predictions(model: BaseModel, noise: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -13,8 +13,7 @@ from atelier.adapters.fusion.interference import Interference, beyond
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.mixes import CURVE_POINTS, REGION_SIDE, MixEntry, SavedMix
 from atelier.app.store.search import Proposal
-from atelier.app.text import fusion as phrases
-from atelier.app.text import words
+from atelier.app.text import fusion as words
 from atelier.app.web.components.urls import file_address
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -54,7 +53,7 @@ def _curve(entry: MixEntry) -> dict[str, Any]:
 
 def _handle(name: str, place: int, level: float, now: float) -> dict[str, str]:
     return {"at": f"{name}|{place}|{level}", "on": str(abs(now - level) < 0.125).lower(),
-            "say": phrases.handle(name, place / (CURVE_POINTS - 1), level)}   # fmt: skip
+            "say": words.handle(name, place / (CURVE_POINTS - 1), level)}   # fmt: skip
 
 
 def moved(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
@@ -80,7 +79,7 @@ def regions(entries: Sequence[MixEntry], picture: str) -> dict[str, Any]:
 
 def _spots(entry: MixEntry) -> list[dict[str, str]]:
     marks = "".join(entry.region).ljust(REGION_SIDE * REGION_SIDE, "0")
-    return [{"on": str(mark == "1").lower(), "say": phrases.spot(entry.name, i % REGION_SIDE + 1, i // REGION_SIDE + 1)}
+    return [{"on": str(mark == "1").lower(), "say": words.field(entry.name, i % REGION_SIDE + 1, i // REGION_SIDE + 1)}
             for i, mark in enumerate(marks)]   # fmt: skip
 
 
@@ -101,8 +100,8 @@ def gate_maps(record: Record, mix: SavedMix) -> list[dict[str, Any]]:
     layers = {layer: found[layer] for layer in _in_order(found)}
     names = [entry.name for entry in mix.entries if entry.strength]
     rows = [[(layer_name(layer), row) for layer, row in layers.items()],
-            [(phrases.moment_of(progress), row) for progress, row in moments.items()]]   # fmt: skip
-    ends = [{"name": phrases.moment_of(end), "span": 1} for end in (min(moments), max(moments))]
+            [(words.moment(progress), row) for progress, row in moments.items()]]   # fmt: skip
+    ends = [{"name": words.moment(end), "span": 1} for end in (min(moments), max(moments))]
     return [_gate_map(words.GATES_BY_LAYER, names, rows[0], _groups(list(layers))),
             _gate_map(words.GATES_BY_STEP, names, rows[1], ends)]   # fmt: skip
 
@@ -116,9 +115,9 @@ def _gate_map(
     span = high - low or 1.0
     shown = [{"name": name, "cells": [
         {"v": "0" if math.isnan(row[i]) else f"{0.12 + 0.88 * (row[i] - low) / span:.3f}", "against": "",
-         "say": phrases.gate(name, where, row[i])} for where, row in rows
+         "say": words.gate(name, where, row[i])} for where, row in rows
     ]} for i, name in enumerate(names)]   # fmt: skip
-    return {"title": title, "rows": shown, "groups": groups, "hint": phrases.gate_scale(low, high)}
+    return {"title": title, "rows": shown, "groups": groups, "hint": words.gate_scale(low, high)}
 
 
 def meeting_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any]]:
@@ -131,17 +130,17 @@ def meeting_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any
     known = {(meeting.pair, meeting.layer): meeting for meeting in found.meetings}
     rows = []
     for pair in pairs:
-        title = phrases.pair(names[pair[0]], names[pair[1]])
+        title = words.pair(names[pair[0]], names[pair[1]])
         cells = [known.get((pair, layer)) for layer in layers]
         rows.append({"name": title, "cells": [
             {"v": f"{beyond(cell):.3f}", "against": "against" if cell.cosine < 0 else "",
-             "say": phrases.meets(title, layer_name(cell.layer), beyond(cell), cell.cosine)}
+             "say": words.overlap(title, layer_name(cell.layer), beyond(cell), cell.cosine)}
             if cell else {"v": "0", "against": "", "say": ""} for cell in cells
         ]})   # fmt: skip
     most = max(pairs, key=found.overlap)
-    said = phrases.advice((names[most[0]], names[most[1]]), found.overlap(most), found.lost)
-    return [{"title": words.MEETINGS, "said": said, "rows": rows, "groups": _groups(layers),
-             "hint": words.MEETINGS_HINT}]   # fmt: skip
+    said = words.advice((names[most[0]], names[most[1]]), found.overlap(most), found.lost)
+    return [{"title": words.INTERFERENCE, "said": said, "rows": rows, "groups": _groups(layers),
+             "hint": words.INTERFERENCE_HINT}]   # fmt: skip
 
 
 def layer_name(layer: str) -> str:

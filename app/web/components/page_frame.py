@@ -11,7 +11,7 @@ import gradio as gr
 
 from atelier.app.jobs.jobs import list_runs
 from atelier.app.store.home import Home, HomeError
-from atelier.app.text import phrases, words
+from atelier.app.text import shared
 from atelier.app.web.components.icons import PATHS
 from atelier.app.web.components.panel import panel
 from atelier.app.web.components.urls import address
@@ -26,10 +26,10 @@ UNDER = {"fusion": "mix"}   # pages that are reached through another
 def frame(demo: gr.Blocks, home: Home, here: str) -> None:
     """Put the frame at the head of the page that is being built."""
     lit = UNDER.get(here, here)
-    pages = [{"href": address(name), "title": words.TITLES[name], "icon": PATHS[name], "here": name == lit}
+    pages = [{"href": address(name), "title": shared.TITLES[name], "icon": PATHS[name], "here": name == lit}
              for name in PAGES]
     with gr.Row(elem_id="frame"):
-        panel("top", {"pages": pages, "title": words.TITLES[here]})
+        panel("top", {"pages": pages, "title": shared.TITLES[here]})
         bar = panel("job-bar", {})
     timer = gr.Timer(2.0)
     gr.on([demo.load, timer.tick], lambda: job_bar(home), None, bar, **POLL)
@@ -49,13 +49,13 @@ def job_bar(home: Home) -> dict[str, Any]:
 
 
 def _job(run: RunStatus) -> dict[str, Any]:
-    left = phrases.left(run.seconds_left) if run.seconds_left is not None else ""
+    left = shared.time_left(run.seconds_left) if run.seconds_left is not None else ""
     done = run.state == "done"
     return {
         "name": run.name, "state": run.state, "left": left, "percent": percent(run),
-        "say": words.READY if done else phrases.doing(words.STATES[run.state], percent(run)),
+        "say": shared.READY if done else shared.state_and_percent(shared.STATES[run.state], percent(run)),
         "href": run_address(run, done=done),
-        "news": f"{run.name}: {words.STATES[run.state]}",
+        "news": f"{run.name}: {shared.STATES[run.state]}",
     }
 
 
@@ -78,7 +78,7 @@ def heading(title: str, lead: str) -> None:
 
 def mix_tabs(here: str) -> None:
     """Place the way between the two halves of the Mix Lab."""
-    pages = [{"href": address(name), "title": words.MIX_TABS[name], "here": name == here} for name in words.MIX_TABS]
+    pages = [{"href": address(name), "title": shared.MIX_TABS[name], "here": name == here} for name in shared.MIX_TABS]
     panel("tabs", pages)
 
 
@@ -91,4 +91,4 @@ def plainly() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise gr.Error(phrases.sorry(error), print_exception=False) from error
+        raise gr.Error(shared.error_message(error), print_exception=False) from error

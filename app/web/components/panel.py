@@ -11,13 +11,12 @@ from __future__ import annotations
 import re
 from abc import ABCMeta
 from html import escape
+from importlib import import_module
 from typing import Any
 
 import gradio as gr
 from gradio.component_meta import ComponentMeta
 
-from atelier.app.text import compress as compress_words
-from atelier.app.text import words
 from atelier.app.web.components.icons import icon
 from atelier.training.config.assets import ASSETS
 
@@ -62,17 +61,17 @@ def panel(name: str, value: Any = None, *, elem_id: str = "") -> Any:
 def template(name: str) -> str:
     """A panel's Handlebars template, with what is ours filled in.
 
-    ``[[WORD]]`` is that word of words.py or compress.py, ``[[icon name]]`` an icon, and ``[[> name]]`` another
-    template.
+    ``[[jobs.ALL_JOBS]]`` is the constant ``ALL_JOBS`` of ``app/text/jobs.py``, ``[[icon name]]`` an icon, and
+    ``[[> name]]`` another template.
     """
     text = (PANELS / f"{name}.html").read_text(encoding="utf-8")
-    return re.sub(r"\[\[(> ?|icon )?([\w-]+)\]\]", _ours, text)
+    return re.sub(r"\[\[(> ?|icon )?([\w.-]+)\]\]", _ours, text)
 
 
 def _ours(found: re.Match[str]) -> str:
     if found[1] is None:
-        here = words if hasattr(words, found[2]) else compress_words
-        return escape(getattr(here, found[2]))
+        module, _, name = found[2].partition(".")
+        return escape(getattr(import_module(f"atelier.app.text.{module}"), name))
     return icon(found[2]) if found[1].startswith("icon") else template(found[2])
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import gradio as gr
 from gradio.themes.utils import fonts, sizes
 
-from atelier.app.text import words
+from atelier.app.text.create import DROP
+from atelier.app.text.library import IMPORT_DROP
 from atelier.app.web.components.urls import file_address
 from atelier.training.config.assets import ASSETS
 
@@ -115,5 +116,5 @@ def colours() -> str:
     face = f"@font-face{{font-family:'{FACE}';font-weight:200 800;font-display:swap;" \
            f"src:url('{file_address(FONT)}') format('woff2')}}"
     # Gradio's drop zones have a text of their own; the style sheet puts these in its place.
-    light += f"--say-drop:'{words.DROP}';--say-files:'{words.BRING_IN_DROP}';"
+    light += f"--say-drop:'{DROP}';--say-files:'{IMPORT_DROP}';"
     return f":root{{{light}}}\n.dark{{{dark}}}\n{face}"

@@ -20,7 +20,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from atelier.app.text import words
+from atelier.app.text import shared
 
 _OFFERED = "offered"   # below the upload folder: what handlers give to be downloaded
 
@@ -54,7 +54,7 @@ def uploaded(path: str) -> Path:
         folder = Path(get_upload_folder()).resolve()
         if given.is_absolute() and not given.is_symlink() and real.is_relative_to(folder) and real.is_file():
             return real
-    raise ValueError(words.NOT_UPLOADED)
+    raise ValueError(shared.NOT_UPLOADED)
 
 
 def offer(file: Path) -> str:

@@ -23,8 +23,8 @@ from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import list_adapters
 from atelier.app.store.models import base_choices
-from atelier.app.text import compress as compress_words
-from atelier.app.text import compress_phrases, phrases, words
+from atelier.app.text import compress as words
+from atelier.app.text import shared
 from atelier.app.web.components.page_frame import POLL, heading, percent, plainly
 from atelier.app.web.components.panel import acted, panel
 from atelier.app.web.components.plots import curves, loss_chart
@@ -41,15 +41,15 @@ _ACTS = {"pause": "pause", "go-on": "resume", "stop": "stop"}   # button → com
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001 (as every page)
     """Place the page: the form and what was compressed, or with ``?run=ID`` that one."""
     with gr.Column(visible=False) as form:
-        heading(compress_words.COMPRESS_TITLE, compress_words.COMPRESS_LEAD)
+        heading(words.TITLE, words.LEAD)
         with gr.Row(elem_classes="bench"):
             with gr.Column(scale=7, elem_classes="sheet"):
                 base, adapters, strength = _model_questions()
                 preset, how, prompts = _size_questions()
             with gr.Column(scale=5, elem_classes="sheet"):
                 plan = panel("compress-plan", {})
-                name = gr.Textbox(label=compress_words.COMPRESS_NAME, max_length=64, elem_id="compress-name")
-                go = gr.Button(compress_words.COMPRESS_NOW, variant="primary", size="lg", elem_id="compress-now")
+                name = gr.Textbox(label=words.NAME, max_length=64, elem_id="compress-name")
+                go = gr.Button(words.COMPRESS, variant="primary", size="lg", elem_id="compress-now")
         done = panel("compressions", [])
     with gr.Column(visible=False) as one:
         live = panel("compression", {})
@@ -85,23 +85,23 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001
 
 
 def _model_questions() -> tuple[Any, Any, Any]:
-    base = gr.Dropdown([], label=words.BASE, elem_id="compress-base", interactive=True)
+    base = gr.Dropdown([], label=shared.BASE_MODEL, elem_id="compress-base", interactive=True)
     adapters = gr.Dropdown(
-        [], label=compress_words.COMPRESS_ADAPTERS, info=compress_words.COMPRESS_ADAPTERS_HINT, multiselect=True,
+        [], label=words.ADAPTERS, info=words.ADAPTERS_HINT, multiselect=True,
         elem_id="compress-adapters", interactive=True,
     )   # fmt: skip
-    strength = gr.Slider(0, 2, 1, step=0.05, label=compress_words.COMPRESS_STRENGTH, elem_id="compress-strength",
+    strength = gr.Slider(0, 2, 1, step=0.05, label=words.STRENGTH, elem_id="compress-strength",
                          visible=False)   # fmt: skip
     return base, adapters, strength
 
 
 def _size_questions() -> tuple[Any, Any, Any]:
     presets, hows = ([(title, name) for name, title in titles.items()]
-                     for titles in (compress_words.COMPRESS_PRESETS, compress_words.COMPRESS_HOWS))   # fmt: skip
-    preset = gr.Radio(presets, value=_PRESET, label=compress_words.COMPRESS_SIZE, elem_id="compress-preset")
-    how = gr.Radio(hows, value="learn", label=compress_words.COMPRESS_HOW, elem_id="compress-how")
+                     for titles in (words.PRESETS, words.METHODS))   # fmt: skip
+    preset = gr.Radio(presets, value=_PRESET, label=words.BITS, elem_id="compress-preset")
+    how = gr.Radio(hows, value="learn", label=words.METHOD, elem_id="compress-how")
     prompts = gr.Textbox(
-        label=compress_words.COMPRESS_PROMPTS, placeholder=compress_words.COMPRESS_PROMPTS_HINT, lines=2, max_lines=8,
+        label=words.PROMPTS, placeholder=words.PROMPTS_HINT, lines=2, max_lines=8,
         elem_id="compress-prompts",
     )   # fmt: skip
     return preset, how, prompts
@@ -127,13 +127,13 @@ def _plan(home: Home, base: str, preset: str, how: str) -> dict[str, Any]:
     with plainly():
         config = CompressConfig(base=base or EMBEDDED, preset=preset, **steps)
         plan = plan_compression(home, config)
-    takes = compress_words.AT_ONCE_QUICK if not config.steps else compress_words.AFTER_FIRST
+    takes = words.TIME_QUICK if not config.steps else words.TIME_UNKNOWN
     if config.steps and plan.seconds is not None:
-        takes = compress_phrases.takes(plan.seconds)
+        takes = words.time_needed(plan.seconds)
     return {
-        "before": phrases.size(plan.before), "after": phrases.size(plan.after),
+        "before": shared.size(plan.before), "after": shared.size(plan.after),
         "share": f"{100 * plan.after / plan.before:.1f}", "takes": takes,
-        "needs": compress_phrases.at_least(plan.memory), "note": compress_words.COMPRESS_NOTES[preset],
+        "needs": words.memory_needed(plan.memory), "note": words.NOTES[preset],
     }   # fmt: skip
 
 
@@ -147,7 +147,8 @@ def _show(home: Home, chosen: str, seen: str) -> list[Any]:
         config = run.compression()
         assert config is not None
     except (HomeError, AssertionError):
-        gone = {"state": "failed", "say": words.STATES["failed"], "name": words.GONE, "chart": {"empty": True}}
+        gone = {"state": "failed", "say": shared.STATES["failed"], "name": shared.JOB_NOT_FOUND,
+                "chart": {"empty": True}}   # fmt: skip
         return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), gone, ""]
     version = f"{chosen} {status.state} {verdict(run)}"
     shown = gr.skip() if status.is_over and version == seen else _live(run, config, status)
@@ -159,8 +160,8 @@ def _row(home: Home, run: RunStatus) -> dict[str, Any]:
     config, report = folder.compression(), read_report(folder)
     assert config is not None
     return {
-        "href": address("compress", run=run.id), "name": run.name, "state": run.state, "say": words.STATES[run.state],
-        "percent": percent(run), "about": compress_phrases.compression(config.preset, run.total_steps, _moment(run)),
+        "href": address("compress", run=run.id), "name": run.name, "state": run.state, "say": shared.STATES[run.state],
+        "percent": percent(run), "about": words.summary(config.preset, run.total_steps, _moment(run)),
         "picture": file_address(folder.path / report["pairs"][0]["after"]) if report else "",
     }   # fmt: skip
 
@@ -169,17 +170,17 @@ def _live(run: RunFolder, config: CompressConfig, status: RunStatus) -> dict[str
     state, said = status.state, verdict(run)
     report = read_report(run) if state == "done" else {}
     return {
-        "name": status.name, "state": state, "say": words.STATES[state], "step": status.step, "of": status.total_steps,
+        "name": status.name, "state": state, "say": shared.STATES[state], "step": status.step, "of": status.total_steps,
         "message": "" if state == "done" else status.message, "percent": percent(status), "warnings": status.warnings,
-        "left": phrases.left(status.seconds_left) if status.seconds_left is not None else "",
-        "about": compress_phrases.compression(config.preset, status.total_steps, _moment(status)),
+        "left": shared.time_left(status.seconds_left) if status.seconds_left is not None else "",
+        "about": words.summary(config.preset, status.total_steps, _moment(status)),
         "pause": state == "training", "go_on": state == "paused", "stop": state in ("training", "paused"),
         "cancel": not status.is_over, "resume": state in ("interrupted", "failed", "stopped"),
         "decide": bool(report) and not said,
-        "decided": {"": "", ACCEPTED: compress_words.BASE_KEPT}.get(said, compress_words.BASE_DISCARDED),
+        "decided": {"": "", ACCEPTED: words.KEPT}.get(said, words.DISCARDED),
         "chart": loss_chart(_by_trajectory(config, status), status.validation, status.best_step, status.total_steps),
         "best": status.best_step,
-        "chart_say": phrases.chart(status.losses[-1][1] if status.losses else 0.0, status.step),
+        "chart_say": shared.loss_at(status.losses[-1][1] if status.losses else 0.0, status.step),
         "latest": _latest(config, status) if not report else {}, "report": _report(run, report),
     }   # fmt: skip
 
@@ -205,17 +206,17 @@ def _report(run: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
     by_layer, worst = report["by_layer"], max(error for _, error in report["by_layer"]) or 1.0
     times = report["by_timestep"]
     return {
-        "size": compress_phrases.compressed_to(report["bytes_before"], report["bytes_after"]),
+        "size": words.sizes(report["bytes_before"], report["bytes_after"]),
         "share": f"{100 * report['bytes_after'] / report['bytes_before']:.1f}",
-        "time": compress_phrases.per_picture(report["seconds_before"], report["seconds_after"]),
-        "execution": compress_phrases.whole_numbers(report["whole_numbers"], report["device"]),
-        "note": compress_words.COMPRESS_NOTES[report["preset"]],
+        "time": words.seconds_per_picture(report["seconds_before"], report["seconds_after"]),
+        "execution": words.arithmetic(report["whole_numbers"], report["device"]),
+        "note": words.NOTES[report["preset"]],
         "pairs": [{**pair, "before": file_address(run.path / pair["before"]),
                    "after": file_address(run.path / pair["after"]),
-                   "say": compress_phrases.likeness(pair["psnr"])} for pair in report["pairs"]],
+                   "say": words.likeness(pair["psnr"])} for pair in report["pairs"]],
         "times": curves([[error for _, error in times[key]] for key in ("after", "before")]),
         "learned": bool(report["steps"]),
-        "layers": [{"name": compress_phrases.layer(name), "error": f"{error:.3f}",
+        "layers": [{"name": words.layer(name), "error": f"{error:.3f}",
                     "share": f"{100 * error / worst:.1f}"} for name, error in by_layer],
     }   # fmt: skip
 

@@ -29,7 +29,7 @@ from atelier.app.store.create_draft import (
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home, new_name
 from atelier.app.store.models import base_choices
-from atelier.app.text import phrases, words
+from atelier.app.text import create as words
 from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import acted, panel
 from atelier.app.web.components.settings_form import controls
@@ -43,17 +43,17 @@ _COUNTED: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hid
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the page."""
-    heading(words.CREATE_TITLE, words.CREATE_LEAD)
+    heading(words.TITLE, words.LEAD)
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=7, elem_classes="sheet"):
-            _step(1, words.STEP_PICTURES, words.STEP_PICTURES_HINT)
+            _step(1, words.PICTURES, words.PICTURES_HINT)
             drop = gr.File(file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp", ".txt"],
                            label=words.DROP, elem_id="pics", elem_classes="drop", height=230)   # fmt: skip
             thumbs = panel("pictures", _pictures(Draft()))
         with gr.Column(scale=5, elem_classes="sheet"):
             what, subject, name, word, preset, note = _questions()
             room = panel("room", "")
-            teach = gr.Button(words.TEACH, variant="primary", size="lg", elem_id="teach")
+            teach = gr.Button(words.TRAIN, variant="primary", size="lg", elem_id="teach")
     with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="sheet"):
         count, expert = _expert(base_choices(home))
     run = gr.Textbox(visible=False)
@@ -96,27 +96,27 @@ def _step(number: int, title: str, hint: str = "") -> None:
 
 
 def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, Any, gr.Radio, gr.Markdown]:
-    _step(2, words.STEP_WHAT)
-    what = gr.Radio([(title, key) for key, title in words.WHAT.items()], value="object", show_label=False,
-                    label=words.STEP_WHAT, elem_id="what", elem_classes="tiles")   # fmt: skip
-    subject = gr.Textbox(label=words.SUBJECT, placeholder=words.SUBJECT_HINTS["object"], max_length=100,
+    _step(2, words.WHAT)
+    what = gr.Radio([(title, key) for key, title in words.WHAT_CHOICES.items()], value="object", show_label=False,
+                    label=words.WHAT, elem_id="what", elem_classes="tiles")   # fmt: skip
+    subject = gr.Textbox(label=words.CLASS_WORD, placeholder=words.CLASS_WORD_EXAMPLES["object"], max_length=100,
                          elem_id="subject")   # fmt: skip
     note = gr.Markdown(words.PERSON_NOTE, visible=False, elem_classes="hint")
-    _step(3, words.STEP_NAME)
-    name = gr.Textbox(label=words.STEP_NAME, show_label=False, info=words.NAME_HINT, max_length=64, elem_id="name")
+    _step(3, words.NAME)
+    name = gr.Textbox(label=words.NAME, show_label=False, info=words.NAME_HINT, max_length=64, elem_id="name")
     word = panel("word", {})
-    _step(4, words.STEP_LONG)
+    _step(4, words.LENGTH)
     # The shortest first; the usual one is what preset_names() begins with.
     presets = sorted(preset_names(), key=lambda name: load_preset(name, EMBEDDED).get("steps", 0))
     choices = [(words.PRESETS.get(name, name.capitalize()), name) for name in presets]
-    preset = gr.Radio(choices, value=next(iter(preset_names()), None), show_label=False, label=words.STEP_LONG,
+    preset = gr.Radio(choices, value=next(iter(preset_names()), None), show_label=False, label=words.LENGTH,
                       elem_id="preset", elem_classes="tiles")   # fmt: skip
     return what, subject, name, word, preset, note
 
 
 def _expert(bases: Sequence[tuple[str, str]] = ()) -> tuple[gr.Markdown, dict[str, Any]]:
     """Controls for all settings: the run's own by name, those of an adapter kind as ``kind.name``."""
-    count = gr.Markdown(words.EXPERT_SAME, elem_classes="hint")
+    count = gr.Markdown(words.AS_PRESET, elem_classes="hint")
     with gr.Row(elem_classes="settings"):
         found: dict[str, Any] = dict(controls(TrainConfig, skip=_ON_PAGE, offered={"base": bases}))
     groups = {}
@@ -133,7 +133,7 @@ def _pictures(draft: Draft) -> dict[str, Any]:
     refused = [{"id": p.id, "name": p.name, "note": p.note} for p in draft.pictures if p.refused]
     kept = [{"id": p.id, "name": p.name, "note": p.note, "thumb": p.thumb, "caption": p.caption or p.name}
             for p in draft.usable]   # fmt: skip
-    count = phrases.picture_count(len(kept), len(refused))
+    count = words.picture_count(len(kept), len(refused))
     tips = [] if draft.pictures else words.TIPS
     return {"kept": kept, "refused": refused, "usable": len(kept), "count": count, "tips": tips}
 
@@ -203,7 +203,7 @@ def _room(keys: Sequence[str], preset: str | None, basis: str, *values: Any) -> 
 
 
 def _asks_for(what: str) -> tuple[Any, Any]:
-    return gr.Textbox(placeholder=words.SUBJECT_HINTS[what]), gr.Markdown(visible=what == "person")
+    return gr.Textbox(placeholder=words.CLASS_WORD_EXAMPLES[what]), gr.Markdown(visible=what == "person")
 
 
 def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
@@ -215,7 +215,7 @@ def _teach(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
             raise ValueError(words.NO_PICTURES)
         if not name.strip():
             raise ValueError(words.NO_NAME)
-        answers = {"name": new_name(home, name), "subject": subject.strip() or words.WHAT[what].lower()}
+        answers = {"name": new_name(home, name), "subject": subject.strip() or words.WHAT_CHOICES[what].lower()}
         config = TrainConfig.from_dict({**run_settings(keys, expert, basis, preset), **answers})
         config = with_style_caption(config) if what == "style" else config
         imported = import_pictures(home, config.name, picture_files(home, draft))

@@ -26,8 +26,8 @@ from atelier.app.store.gallery import find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter, list_adapters
 from atelier.app.store.mixes import MixEntry, SavedMix, list_mixes, mix_from_recipe, read_mix, save_mix
-from atelier.app.text import fusion as phrases
-from atelier.app.text import words
+from atelier.app.text import fusion as words
+from atelier.app.text import shared
 from atelier.app.web.components.fusion_view import (
     curves,
     gate_maps,
@@ -50,16 +50,16 @@ _LATEST: dict[str, Any] = {"trigger_mode": "always_last", **_QUIET}
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the page."""
-    heading(words.FUSION_TITLE, words.FUSION_LEAD)
+    heading(words.TITLE, words.LEAD)
     mix_tabs("fusion")
     with gr.Row(elem_classes="bench bench-studio"):
         with gr.Column(scale=5, elem_classes="sheet"):
             c, found, when, where = _controls()
         with gr.Column(scale=7, elem_classes="easel"):
-            drawn = panel("fused", {"say": words.FUSION_EMPTY})
+            drawn = panel("fused", {"say": words.EMPTY})
             strip = panel("methods", [])
             with gr.Row(elem_classes="acts"):
-                keep = gr.Button(words.KEEP_PICTURE, variant="primary", elem_id="draw")
+                keep = gr.Button(words.DRAW_AND_SAVE, variant="primary", elem_id="draw")
                 compare = gr.Button(words.COMPARE, elem_id="compare")
             heat, met = panel("heat", [], elem_id="gates"), panel("heat", [], elem_id="meetings")
     acts, entries, picture = _Acts(home, engine), gr.State(()), gr.State("")
@@ -136,39 +136,39 @@ class _Acts:
     def save(self, name: str, *values: Any) -> list[Any]:
         with plainly():
             save_mix(self.home, name, _mix(*values))
-        return [{"text": phrases.saved(name)}, gr.Dropdown(choices=list_mixes(self.home))]
+        return [{"text": words.saved(name)}, gr.Dropdown(choices=list_mixes(self.home))]
 
     def unite(self, name: str, *values: Any) -> dict[str, Any]:
         with plainly():
             card, error = fuse_to_adapter(self.home, self.engine, _based(self.home, _mix(*values)), name)
-        return {"text": phrases.united(card.name, error), "href": address("library", adapter=card.name)}
+        return {"text": words.fused(card.name, error), "href": address("library", adapter=card.name)}
 
 
 def _controls() -> tuple[dict[str, Any], Any, Any, Any]:
     """Everything that decides the picture, and the panels among it."""
     c: dict[str, Any] = {}
-    c["prompt"] = gr.Textbox(label=words.PROMPT, placeholder=words.PROMPT_HINT, max_lines=4, max_length=1000,
+    c["prompt"] = gr.Textbox(label=shared.PROMPT, placeholder=shared.PROMPT_HINT, max_lines=4, max_length=1000,
                              elem_id="prompt")   # fmt: skip
     c["find"] = gr.Button(words.FIND, elem_id="find")
     found = panel("proposals", {"cards": []})
     c["sliders"] = [gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
                               elem_classes="strength") for i in range(MOST)]   # fmt: skip
-    choices = [(words.FUSIONS[name], name) for name in METHODS]
+    choices = [(words.METHODS[name], name) for name in METHODS]
     with gr.Row(elem_classes="seeds"):
-        c["method"] = gr.Dropdown(choices, value=DEFAULT, label=words.FUSION_METHOD, elem_id="fusion-method",
+        c["method"] = gr.Dropdown(choices, value=DEFAULT, label=words.METHOD, elem_id="fusion-method",
                                   interactive=True)   # fmt: skip
-        c["seed"] = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
+        c["seed"] = gr.Number(0, label=shared.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
     with gr.Accordion(words.WHEN, open=False, elem_id="when"):
         when = panel("curves", [])
     with gr.Accordion(words.WHERE, open=False, elem_id="where"):
         where = panel("regions", {"rows": []})
-    c["name"] = gr.Textbox(label=words.NAME_OF_FUSION, max_length=100, elem_id="fusion-name")
+    c["name"] = gr.Textbox(label=words.NAME, max_length=100, elem_id="fusion-name")
     with gr.Row(elem_classes="acts"):
-        c["save"] = gr.Button(words.SAVE_FUSION, elem_id="fusion-save")
-        c["one"] = gr.Button(words.ONE_FILE, interactive=False, elem_id="fusion-one")
+        c["save"] = gr.Button(words.SAVE, elem_id="fusion-save")
+        c["one"] = gr.Button(words.FUSE, interactive=False, elem_id="fusion-one")
     c["hint"] = gr.Markdown("", elem_classes="hint", elem_id="one-hint")
     c["said"] = panel("fusion-said", {})
-    c["open"] = gr.Dropdown([], value=None, label=words.OPEN_FUSION, elem_id="fusion-open", interactive=True)
+    c["open"] = gr.Dropdown([], value=None, label=words.OPEN, elem_id="fusion-open", interactive=True)
     return c, found, when, where
 
 
@@ -187,7 +187,7 @@ def _taken(home: Home, mix: SavedMix, name: str) -> list[Any]:
     others = tuple(entry for entry in mix.entries if entry.name != name)
     new = others if len(others) < len(mix.entries) else (*others, MixEntry(find_adapter(home, name).name))
     if len(new) > MOST:
-        raise HomeError(phrases.too_many(MOST))
+        raise HomeError(shared.too_many_adapters(MOST))
     prompt = suggested_prompt(find_adapter(home, name)) if new and not mix.prompt.strip() else gr.skip()
     return [prompt, _proposals(home, replace(mix, entries=new)), new, *_rows(new), curves(new)]
 
@@ -211,19 +211,19 @@ def _shown(home: Home, engine: Engine, mix: SavedMix) -> list[Any]:
     """Picture, gates, meetings, fields to paint on, and whether one file can hold it."""
     mix = _based(home, mix)
     if not mix.entries or not mix.prompt.strip():
-        say = words.FUSION_NO_PROMPT if mix.entries else words.FUSION_EMPTY
+        say = words.NO_PROMPT if mix.entries else words.EMPTY
         return [{"say": say}, [], [], regions(mix.entries, ""), "", gr.Button(interactive=False), ""]
     record = Record()
     picture = thumbnail(draw_mix(home, engine, mix, record=record))
     single = can_be_one_adapter(home, engine, mix)
     met = meeting_map(mix_interference(home, engine, mix), mix)
     return [{"src": picture, "prompt": mix.prompt}, gate_maps(record, mix), met, regions(mix.entries, picture), picture,
-            gr.Button(interactive=single), "" if single else words.ONE_FILE_NOT]   # fmt: skip
+            gr.Button(interactive=single), "" if single else words.CANNOT_FUSE]   # fmt: skip
 
 
 def _ready(mix: SavedMix) -> SavedMix:
     if not mix.entries or not mix.prompt.strip():
-        raise SettingError(words.FUSION_NO_PROMPT if mix.entries else words.FUSION_EMPTY)
+        raise SettingError(words.NO_PROMPT if mix.entries else words.EMPTY)
     return mix
 
 
@@ -232,7 +232,7 @@ def _tried(home: Home, engine: Engine, mix: SavedMix) -> Iterator[list[dict[str,
     tiles: list[dict[str, Any]] = []
     with plainly():
         for method, image in draw_by_each_method(home, engine, _based(home, _ready(mix))):
-            tiles.append({"method": method, "src": thumbnail(image), "title": words.FUSIONS[method],
+            tiles.append({"method": method, "src": thumbnail(image), "title": words.METHODS[method],
                           "on": str(method == mix.method).lower()})   # fmt: skip
             yield list(tiles)
 

@@ -18,7 +18,8 @@ from atelier.app.store.gallery import (
 )
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.mixes import mix_from_recipe
-from atelier.app.text import phrases, words
+from atelier.app.text import gallery as words
+from atelier.app.text import shared
 from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import acted, panel
 from atelier.app.web.components.urls import address, file_address
@@ -28,7 +29,7 @@ PAGE = 60
 
 def build(demo: gr.Blocks, home: Home) -> None:
     """Place the page."""
-    heading(words.GALLERY_TITLE, words.GALLERY_LEAD)
+    heading(words.TITLE, words.LEAD)
     undo = panel("undo", {})
     chosen, trashed = gr.Textbox(visible=False), gr.Textbox(visible=False)
     pages = gr.Number(1, visible=False, precision=0)
@@ -78,11 +79,11 @@ def _detail(picture: GalleryPicture) -> dict[str, Any]:
     recipe = picture_recipe(picture)
     adapters = ", ".join(f"{part['name']} {part['strength']:g}" for part in recipe.get("adapters", []))
     facts = {
-        words.ADAPTERS: adapters, words.NEGATIVE: recipe.get("negative", ""), words.SEED: recipe.get("seed", ""),
-        words.STEPS: recipe.get("steps", ""), words.GUIDANCE: recipe.get("guidance", ""),
+        words.ADAPTERS: adapters, words.NEGATIVE: recipe.get("negative", ""), shared.SEED: recipe.get("seed", ""),
+        shared.STEPS: recipe.get("steps", ""), words.GUIDANCE: recipe.get("guidance", ""),
         words.SAMPLER: recipe.get("sampler", ""),
-        words.SIZE: f"{recipe.get('width', '?')} × {recipe.get('height', '?')}", words.BASE: recipe.get("base", ""),
-        words.MADE: phrases.moment(picture.created.astimezone()),
+        shared.SIZE: f"{recipe.get('width', '?')} × {recipe.get('height', '?')}",
+        shared.BASE_MODEL: recipe.get("base", ""), shared.CREATED: shared.date_and_time(picture.created.astimezone()),
     }   # fmt: skip
     return {
         "id": picture.id, "src": file_address(picture.path), "prompt": recipe.get("prompt", ""),

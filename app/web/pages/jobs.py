@@ -10,7 +10,8 @@ import gradio as gr
 from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.jobs.jobs import cancel, find_run, list_runs, resume, run_status
 from atelier.app.store.home import Home, HomeError
-from atelier.app.text import phrases, words
+from atelier.app.text import jobs as words
+from atelier.app.text import shared
 from atelier.app.web.components.page_frame import POLL, heading, percent, plainly, run_address
 from atelier.app.web.components.panel import acted, panel
 from atelier.app.web.components.plots import loss_chart
@@ -25,12 +26,12 @@ _ACTS = {"pause": "pause", "go-on": "resume", "stop": "stop"}   # button → com
 def build(demo: gr.Blocks, home: Home) -> None:
     """Place the page: the list, or with ``?run=ID`` that run."""
     with gr.Column(visible=False) as all_runs:
-        heading(words.JOBS_TITLE, words.JOBS_LEAD)
+        heading(words.TITLE, words.LEAD)
         runs = panel("runs", [])
     with gr.Column(visible=False) as one_run:
         live = panel("run", {})
         with gr.Row(elem_classes="sheet try", visible=False) as ask:
-            prompt = gr.Textbox(label=words.TRY_PROMPT, placeholder=words.TRY_HINT, max_length=400, scale=5,
+            prompt = gr.Textbox(label=words.TRY_PROMPT, placeholder=shared.PROMPT_HINT, max_length=400, scale=5,
                                 elem_id="try")   # fmt: skip
             send = gr.Button(words.TRY, elem_id="try-now", scale=1)
     # In the page, not in gr.State: an open page finds its run again after the server was started anew.
@@ -63,11 +64,11 @@ def _show(home: Home, chosen: str, look: str) -> list[Any]:
     try:
         run = run_status(home, chosen)
     except HomeError as error:
-        gone = {"state": "failed", "say": words.STATES["failed"], "message": str(error), "name": words.GONE,
+        gone = {"state": "failed", "say": shared.STATES["failed"], "message": str(error), "name": shared.JOB_NOT_FOUND,
                 "chart": {"empty": True}}   # fmt: skip
         return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), gone, gr.Row(visible=False)]
     if run.compression:
-        elsewhere = {"state": run.state, "say": words.STATES[run.state], "name": run.name, "chart": {"empty": True},
+        elsewhere = {"state": run.state, "say": shared.STATES[run.state], "name": run.name, "chart": {"empty": True},
                      "message": words.SEE_COMPRESS}   # fmt: skip
         return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), elsewhere, gr.Row(visible=False)]
     asking = run.state in ("training", "paused")
@@ -77,8 +78,8 @@ def _show(home: Home, chosen: str, look: str) -> list[Any]:
 
 def _row(home: Home, run: RunStatus) -> dict[str, Any]:
     return {
-        "href": run_address(run), "name": run.name, "state": run.state, "say": words.STATES[run.state],
-        "percent": percent(run), "about": phrases.run_about(run.step, run.total_steps, _moment(run)),
+        "href": run_address(run), "name": run.name, "state": run.state, "say": shared.STATES[run.state],
+        "percent": percent(run), "about": words.progress(run.step, run.total_steps, _moment(run)),
         "picture": _preview(home, run, run.previews[-1][2]) if run.previews else "",
     }   # fmt: skip
 
@@ -87,31 +88,31 @@ def _live(home: Home, run: RunStatus, look: str) -> dict[str, Any]:
     config = find_run(home, run.id).config()
     strip = [
         {"id": path, "src": _preview(home, run, path), "step": step, "prompt": prompt,
-         "say": phrases.preview(step, prompt)}
+         "say": words.preview(step, prompt)}
         for step, prompt, path in run.previews
     ]
     large = next((preview for preview in strip if preview["id"] == look), strip[-1] if strip else {})
     state = run.state
     return {
-        "name": run.name, "state": state, "say": words.STATES[state], "step": run.step, "of": run.total_steps,
+        "name": run.name, "state": state, "say": shared.STATES[state], "step": run.step, "of": run.total_steps,
         "message": run.message, "percent": percent(run), "warnings": run.warnings,
-        "left": phrases.left(run.seconds_left) if run.seconds_left is not None else "",
-        "about": phrases.recipe(KINDS[config.kind].title, config.subject, _moment(run)),
+        "left": shared.time_left(run.seconds_left) if run.seconds_left is not None else "",
+        "about": words.summary(KINDS[config.kind].title, config.subject, _moment(run)),
         "pause": state == "training", "go_on": state == "paused", "stop": state in ("training", "paused"),
         "cancel": not run.is_over, "resume": state in ("interrupted", "failed", "stopped"),
         "open": address("studio", adapter=run.name) if state == "done" else "",
         "large": large, "strip": [{**preview, "chosen": str(preview is large).lower()} for preview in strip],
         "facts": [{"name": name, "value": str(value)} for name, value in _facts(config).items() if value],
         "chart": loss_chart(run.losses, run.validation, run.best_step, run.total_steps), "best": run.best_step,
-        "chart_say": phrases.chart(run.losses[-1][1] if run.losses else 0.0, run.step),
+        "chart_say": shared.loss_at(run.losses[-1][1] if run.losses else 0.0, run.step),
     }   # fmt: skip
 
 
 def _facts(config: TrainConfig) -> dict[str, Any]:
     options = {name.replace("_", " ").capitalize(): value for name, value in config.adapter.items()}
     return {
-        words.BASE: config.base if config.base != EMBEDDED else identify(EMBEDDED).title, **options,
-        words.STEPS: config.steps, words.BATCH: config.batch, words.RATE: f"{config.lr:g}",
+        shared.BASE_MODEL: config.base if config.base != EMBEDDED else identify(EMBEDDED).title, **options,
+        shared.STEPS: config.steps, words.BATCH: config.batch, words.LEARNING_RATE: f"{config.lr:g}",
     }   # fmt: skip
 
 
@@ -140,7 +141,7 @@ def _act(home: Home, chosen: str, look: str, act: str, id: str) -> str:
 def _try(home: Home, chosen: str, prompt: str) -> str:
     with plainly():
         if not prompt.strip():
-            raise ValueError(words.NO_PROMPT)
+            raise ValueError(shared.NO_PROMPT)
         find_run(home, chosen).send_command("preview", prompt.strip())
-    gr.Info(words.TRYING)
+    gr.Info(words.TRY_REQUESTED)
     return ""

@@ -28,7 +28,8 @@ from atelier.app.store.library import (
     list_unreadable,
     restore_adapter,
 )
-from atelier.app.text import phrases, words
+from atelier.app.text import library as words
+from atelier.app.text import shared
 from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import acted, panel
 from atelier.app.web.components.uploads import offer
@@ -52,11 +53,11 @@ SHOWN = 120   # cards at once: a page with thousands of pictures would not load
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the page."""
-    heading(words.LIBRARY_TITLE, words.LIBRARY_LEAD)
+    heading(words.TITLE, words.LEAD)
     search = gr.Textbox(label=words.SEARCH, show_label=False, placeholder=words.SEARCH, max_length=100,
                         elem_id="search")   # fmt: skip
-    with gr.Accordion(words.BRING_IN, open=False, elem_id="bring-in"):
-        bring_in = gr.File(file_count="multiple", file_types=[".safetensors"], label=words.BRING_IN_DROP,
+    with gr.Accordion(words.IMPORT, open=False, elem_id="bring-in"):
+        bring_in = gr.File(file_count="multiple", file_types=[".safetensors"], label=words.IMPORT_DROP,
                            elem_id="files", elem_classes="drop", height=120)   # fmt: skip
         brought = panel("brought", {})
     undo = panel("undo", {})
@@ -103,16 +104,16 @@ def _suits(form: str) -> tuple[gr.Dropdown, gr.Number]:
 def _export_form() -> tuple[list[Any], gr.Button, gr.DownloadButton, Any]:
     """What can be chosen, the button, the file and the report."""
     with gr.Accordion(words.EXPORT, open=False, elem_id="export"):
-        form = gr.Dropdown([(words.FORMS[name], name) for name in FORMS], value="kohya", label=words.FORM,
+        form = gr.Dropdown([(words.FORMATS[name], name) for name in FORMS], value="kohya", label=words.FORMAT,
                            elem_id="form")   # fmt: skip
         precision = gr.Dropdown([(words.PRECISIONS[name], name) for name in PRECISIONS], value="fp16",
                                 label=words.PRECISION, elem_id="precision")   # fmt: skip
-        rank = gr.Number(label=words.MOST_RANK, info=words.MOST_RANK_HINT, value=0, minimum=0, maximum=1024,
+        rank = gr.Number(label=words.MAX_RANK, info=words.MAX_RANK_HINT, value=0, minimum=0, maximum=1024,
                          precision=0, elem_id="rank")   # fmt: skip
         recipe = gr.Checkbox(False, label=words.INCLUDE_RECIPE, info=words.INCLUDE_RECIPE_HINT, elem_id="with-recipe")
         export = gr.Button(words.EXPORT_NOW, elem_id="export-now")
         report = panel("report", {}, elem_id="export-report")
-        file = gr.DownloadButton(words.DOWNLOAD, visible=False, elem_id="download")
+        file = gr.DownloadButton(shared.DOWNLOAD, visible=False, elem_id="download")
     return [form, precision, rank, recipe], export, file, report
 
 
@@ -128,15 +129,15 @@ def _show(home: Home, query: str, name: str) -> list[Any]:
     cards = {
         "cards": [{"name": c.name, "picture": c.thumbnail, "initial": c.name[0].upper(), "about": _about(c),
                    "chosen": str(c == card).lower()} for c in found[:SHOWN]],
-        "more": phrases.more(len(found) - SHOWN),
-        "none": "" if found else words.NOT_FOUND if adapters else words.NO_ADAPTERS,
-        "unreadable": [phrases.unreadable(file.path.name, file.reason) for file in list_unreadable(home)],
+        "more": words.more(len(found) - SHOWN),
+        "none": "" if found else words.NOTHING_FOUND if adapters else words.EMPTY,
+        "unreadable": [words.unreadable(file.path.name, file.reason) for file in list_unreadable(home)],
     }   # fmt: skip
     return [cards, gr.Column(visible=card is not None), _detail(card) if card else {}, card.name if card else ""]
 
 
 def _about(card: AdapterCard) -> str:
-    return " · ".join(part for part in (card.subject, _kind(card), phrases.size(card.bytes)) if part)
+    return " · ".join(part for part in (card.subject, _kind(card), shared.size(card.bytes)) if part)
 
 
 def _kind(card: AdapterCard) -> str:
@@ -145,9 +146,10 @@ def _kind(card: AdapterCard) -> str:
 
 def _detail(card: AdapterCard) -> dict[str, Any]:
     facts = {
-        words.KIND: _kind(card), words.WHAT_IT_IS: card.subject, words.BASE: card.title or TITLES.get(card.family, ""),
-        words.LEARNED_FROM: phrases.pictures(card.pictures), words.SIZE: phrases.size(card.bytes),
-        words.MADE: phrases.moment(card.created.astimezone()), words.TAGS: _tags(card),
+        words.KIND: _kind(card), words.CLASS_WORD: card.subject,
+        shared.BASE_MODEL: card.title or TITLES.get(card.family, ""),
+        words.TRAINED_ON: words.picture_count(card.pictures), shared.SIZE: shared.size(card.bytes),
+        shared.CREATED: shared.date_and_time(card.created.astimezone()), words.CAPTION_TAGS: _tags(card),
         words.NOTES: " ".join(card.notes),
     }   # fmt: skip
     return {
@@ -205,9 +207,9 @@ def _export(home: Home, engine: Engine, name: str, wanted: Sequence[Any]) -> tup
 def _told(report: ExportReport) -> dict[str, Any]:
     """The report as its panel shows it."""
     facts = {
-        words.SIZE: phrases.size(report.bytes), words.LAYERS: report.layers, words.RANK: report.rank or "",
-        words.TRUTH: words.EXACT_FILE if report.exact else phrases.off(report.max_error, report.mean_error),
-        words.KEPT: "" if report.exact else f"{report.energy:.2%}".replace("%", " %"),
+        shared.SIZE: shared.size(report.bytes), words.LAYERS: report.layers, words.RANK: report.rank or "",
+        words.ACCURACY: words.EXACT if report.exact else words.layer_error(report.max_error, report.mean_error),
+        words.ENERGY: "" if report.exact else f"{report.energy:.2%}".replace("%", " %"),
         words.LEFT_OUT: len(report.left_out) or "", words.HASH: report.hash[:12],
     }   # fmt: skip
     tools = [{"name": tool, "answer": verdict.answer, "said": verdict.reason or words.LOADS[verdict.answer]}
@@ -217,7 +219,7 @@ def _told(report: ExportReport) -> dict[str, Any]:
 
 def _compared(told: dict[str, Any], fidelity: Fidelity) -> dict[str, Any]:
     """The report with what the difference does in drawing: a figure, and two pictures from the same noise."""
-    drawn = _pairs({words.IN_DRAWING: f"{fidelity.unet_error:.2%}".replace("%", " %")})
+    drawn = _pairs({words.OUTPUT_ERROR: f"{fidelity.unet_error:.2%}".replace("%", " %")})
     pictures = {"before": thumbnail(fidelity.before), "after": thumbnail(fidelity.after)}
     return {**told, "facts": [*told["facts"], *drawn], **pictures}
 
@@ -232,5 +234,5 @@ def _bring_in(home: Home, files: list[str] | None, query: str) -> list[Any]:
             said.append({"text": str(error), "good": ""})
         else:
             name = taken.card.name
-            said.append({"text": phrases.brought_in(name, " ".join(taken.notes)), "good": "yes"})
+            said.append({"text": words.imported(name, " ".join(taken.notes)), "good": "yes"})
     return [*_show(home, query, name), None, {"said": said}]

@@ -13,7 +13,8 @@ from atelier.app.services.draw import with_sampler
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home, new_name
 from atelier.app.store.library import AdapterCard, find_adapter, list_adapters
-from atelier.app.text import phrases, words
+from atelier.app.text import mix as words
+from atelier.app.text import shared
 from atelier.app.web.components.page_frame import POLL, heading, mix_tabs, plainly
 from atelier.app.web.components.panel import acted, panel
 from atelier.app.web.components.urls import address
@@ -40,7 +41,7 @@ class Choice(NamedTuple):
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the page."""
-    heading(words.MIX_TITLE, words.MIX_LEAD)
+    heading(words.TITLE, words.LEAD)
     mix_tabs("mix")
     with gr.Row(elem_classes="bench bench-studio"):
         with gr.Column(scale=5, elem_classes="sheet"):
@@ -49,14 +50,14 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             method = gr.Dropdown([(words.METHODS[name], name) for name in METHODS], value=BEST_METHOD,
                                  label=words.METHOD, info=words.BEST_METHOD, elem_id="mix-method",
                                  interactive=True)   # fmt: skip
-            prompt = gr.Textbox(label=words.PROMPT, placeholder=words.PROMPT_HINT, max_length=1000, elem_id="prompt")
-            seed = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="mix-seed")
+            prompt = gr.Textbox(label=shared.PROMPT, placeholder=shared.PROMPT_HINT, max_length=1000, elem_id="prompt")
+            seed = gr.Number(0, label=shared.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="mix-seed")
             pad = panel("pad", _pad(*START))
             at = gr.State(START)
         with gr.Column(scale=7, elem_classes="easel"):
             grid = panel("grid", {"cells": []})
-            name = gr.Textbox(label=words.NAME_OF_MIX, max_length=100, elem_id="mix-name")
-            save = gr.Button(words.SAVE_MIX, variant="primary", elem_id="mix-save")
+            name = gr.Textbox(label=words.NAME, max_length=100, elem_id="mix-name")
+            save = gr.Button(words.SAVE, variant="primary", elem_id="mix-save")
             said = panel("mix-said", {})
 
     def opened(request: gr.Request) -> list[Any]:
@@ -128,12 +129,12 @@ def _pad(content: float, style: float) -> dict[str, Any]:
     return {
         "rows": [{"cells": [_notch(across, down, (across, down) == (content, style)) for across in steps]}
                  for down in reversed(steps)],
-        "say": phrases.strengths(content, style),
+        "say": words.strengths(content, style),
     }   # fmt: skip
 
 
 def _notch(content: float, style: float, on: bool) -> dict[str, str]:
-    return {"at": f"{content:g},{style:g}", "say": phrases.strengths(content, style), "on": str(on).lower()}
+    return {"at": f"{content:g},{style:g}", "say": words.strengths(content, style), "on": str(on).lower()}
 
 
 def _grid(home: Home, engine: Engine, choice: Choice, prompt: str, seed: float | None) -> dict[str, Any]:
@@ -147,13 +148,13 @@ def _grid(home: Home, engine: Engine, choice: Choice, prompt: str, seed: float |
     paths = (cards[0].path, cards[1].path)
     pictures = engine.draw_grid(cards[0].base or EMBEDDED, paths, choice.method, cells, request)
     shown = zip(pictures, cells, strict=True)
-    return {"cells": [{"src": thumbnail(picture), "say": phrases.strengths(*cell)} for picture, cell in shown]}
+    return {"cells": [{"src": thumbnail(picture), "say": words.strengths(*cell)} for picture, cell in shown]}
 
 
 def _save(home: Home, choice: Choice, name: str) -> dict[str, Any]:
     """Make the adapter at the pad's strengths, without training."""
     if not choice.content or not choice.style:
-        raise SettingError(words.MIX_NEEDS_TWO)
+        raise SettingError(words.CHOOSE_TWO)
     content, style = (find_adapter(home, one) for one in (choice.content, choice.style))
     recipe = CombineJob(name=new_name(home, name), content=content, style=style, method=choice.method, steps=0,
                         strengths=choice.at)   # fmt: skip

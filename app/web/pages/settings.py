@@ -18,7 +18,8 @@ from atelier.app.store.api_keys import delete_key, list_keys, make_key
 from atelier.app.store.home import Home
 from atelier.app.store.library import list_adapters
 from atelier.app.store.models import ModelEntry, find_models, model_folders, save_model_folders
-from atelier.app.text import phrases, words
+from atelier.app.text import settings as words
+from atelier.app.text import shared
 from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import acted, panel
 from atelier.training.base_models.base_info import TITLES
@@ -32,12 +33,12 @@ PACKAGES = (DISTRIBUTION, "torch", "diffusers", "transformers", "accelerate", "s
 
 def build(demo: gr.Blocks, home: Home, engine: Engine, *, has_password: bool = False) -> None:
     """Place the page; where there is a password, with a way to sign out."""
-    heading(words.SETTINGS_TITLE, words.SETTINGS_LEAD)
+    heading(words.TITLE, words.LEAD)
     facts = panel("facts", [])
     with gr.Column(elem_classes="sheet"):
         folders = gr.Textbox(label=words.MODEL_FOLDERS, info=words.MODEL_FOLDERS_HINT, lines=2, max_lines=8,
                              elem_id="model-folders")   # fmt: skip
-        look = gr.Button(words.LOOK, elem_id="look")
+        look = gr.Button(words.SCAN, elem_id="look")
         models = panel("models", {"hint": "", "models": []})
     _place_keys(demo, home, has_password)
     demo.load(lambda: _groups(home, engine), None, facts, **POLL)
@@ -78,23 +79,23 @@ def _groups(home: Home, engine: Engine) -> list[dict[str, Any]]:
     return [
         _group(words.HOME, _home_facts(home), words.HOME_HINT),
         _group(words.MACHINE, _machine_facts(home)),
-        _group(words.BASE, _base_facts(engine)),
+        _group(shared.BASE_MODEL, _base_facts(engine)),
         _group(words.VERSIONS, {name: _version(name) for name in PACKAGES}),
         _group(words.ABOUT, words.LICENCES, words.ABOUT_HINT),
     ]
 
 
 def _home_facts(home: Home) -> dict[str, str]:
-    used = {title: phrases.size(_bytes(getattr(home, name))) for name, title in words.FOLDERS.items()}
-    return {words.FOLDER: str(home.path), **used, words.FREE: phrases.size(psutil.disk_usage(str(home.path)).free)}
+    used = {title: shared.size(_bytes(getattr(home, name))) for name, title in words.FOLDERS.items()}
+    return {words.FOLDER: str(home.path), **used, words.FREE: shared.size(psutil.disk_usage(str(home.path)).free)}
 
 
 def _machine_facts(home: Home) -> dict[str, str]:
     return {
         words.DEVICE: device_name(),
-        words.MEMORY: phrases.size(psutil.virtual_memory().total),
+        words.MEMORY: shared.size(psutil.virtual_memory().total),
         words.SYSTEM: f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        words.WORKER: words.YES if worker_alive(home) else words.NO_WORKER,
+        words.WORKER: words.WORKER_RUNNING if worker_alive(home) else words.NO_WORKER,
     }
 
 
@@ -102,8 +103,8 @@ def _base_facts(engine: Engine) -> dict[str, str]:
     base = engine.loaded.info if engine.loaded else identify(EMBEDDED)
     return {
         words.NAME: base.title, words.FAMILY: base.family, words.PREDICTION: base.prediction_type,
-        words.SIZE: f"{base.resolution} × {base.resolution}",
-        words.IN_MEMORY: words.YES if engine.loaded else words.NOT_YET,
+        shared.SIZE: f"{base.resolution} × {base.resolution}",
+        words.LOADED: words.YES if engine.loaded else words.NOT_YET,
     }   # fmt: skip
 
 
@@ -127,7 +128,7 @@ def _model_line(model: ModelEntry, adapters: int) -> str:
     if model.info is None:
         return model.reason
     info = model.info
-    return phrases.base_facts(TITLES[info.family], info.prediction_type, info.precision, info.bytes, adapters)
+    return words.base_facts(TITLES[info.family], info.prediction_type, info.precision, info.bytes, adapters)
 
 
 def _group(title: str, facts: dict[str, str], hint: str = "") -> dict[str, Any]:
@@ -139,7 +140,7 @@ def device_name() -> str:
     device = best_device()
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return phrases.processor(os.cpu_count() or 1) if device.type == "cpu" else device.type.upper()
+    return words.processor(os.cpu_count() or 1) if device.type == "cpu" else device.type.upper()
 
 
 def _version(name: str) -> str:

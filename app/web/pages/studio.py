@@ -24,8 +24,8 @@ from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter, list_adapters
 from atelier.app.store.mixes import MixEntry
 from atelier.app.store.models import base_choices
-from atelier.app.text import drawing as drawing_phrases
-from atelier.app.text import phrases, words
+from atelier.app.text import shared
+from atelier.app.text import studio as words
 from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import acted, panel
 from atelier.app.web.components.settings_form import controls
@@ -41,7 +41,7 @@ _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the page."""
-    heading(words.STUDIO_TITLE, words.STUDIO_LEAD)
+    heading(words.TITLE, words.LEAD)
     with gr.Row(elem_classes="bench bench-studio"):
         with gr.Column(scale=5, elem_classes="sheet"):
             c, shelf, triggers, draw, dice = _controls(home)
@@ -98,7 +98,7 @@ def _add_word(event: gr.EventData, prompt: str) -> str:
 def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Button]:
     """Everything that decides a picture, by name, and the buttons around it."""
     c: dict[str, Any] = {}
-    c["prompt"] = gr.Textbox(label=words.PROMPT, placeholder=words.PROMPT_HINT, max_lines=5, max_length=1000,
+    c["prompt"] = gr.Textbox(label=shared.PROMPT, placeholder=shared.PROMPT_HINT, max_lines=5, max_length=1000,
                              elem_id="prompt")   # fmt: skip
     triggers = panel("words", [])
     shelf = panel("shelf", _shelf(home, []))
@@ -107,14 +107,14 @@ def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Butto
         c[f"strength{i}"] = gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
                                       elem_classes="strength")   # fmt: skip
     with gr.Row(elem_classes="seeds"):
-        c["seed"] = gr.Number(0, label=words.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
-        dice = gr.Button(words.DICE, elem_id="dice", min_width=0)
+        c["seed"] = gr.Number(0, label=shared.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
+        dice = gr.Button(words.NEW_SEED, elem_id="dice", min_width=0)
         c["keep_seed"] = gr.Checkbox(False, label=words.KEEP_SEED, elem_id="keep-seed")
     c["count"] = gr.Slider(1, 8, 4, step=1, label=words.COUNT, elem_id="count")
     draw = gr.Button(words.DRAW, variant="primary", size="lg", elem_id="draw")
     c["live"] = gr.Checkbox(True, label=words.LIVE, elem_id="live")
     with gr.Accordion(words.MORE, open=False, elem_id="more"):
-        c["base"] = gr.Dropdown(base_choices(home), value=EMBEDDED, label=words.BASE, allow_custom_value=True,
+        c["base"] = gr.Dropdown(base_choices(home), value=EMBEDDED, label=shared.BASE_MODEL, allow_custom_value=True,
                                 elem_id="base")   # fmt: skip
         with gr.Row(elem_classes="settings"):
             c |= controls(DrawRequest, skip=("prompt", "seed", "count"))
@@ -155,7 +155,7 @@ def _draw_job(asked: dict[str, Any]) -> DrawJob:
     entries = [MixEntry(name, float(asked[f"strength{i}"])) for i, name in enumerate(_names(asked["names"]))]
     known = {f.name: asked[f.name] for f in fields(DrawRequest)}
     if not known["prompt"].strip():
-        raise ValueError(words.NO_PROMPT)
+        raise ValueError(shared.NO_PROMPT)
     given = {key: value for key, value in known.items() if value is not None}
     return DrawJob(request=DrawRequest.from_dict(given), base=asked["base"] or EMBEDDED, adapters=tuple(entries))
 
@@ -177,7 +177,7 @@ def _toggle(home: Home, asked: dict[str, Any], name: str) -> list[Any]:
         if name in names:
             names.remove(name)
         elif len(names) == MOST_ADAPTERS:
-            raise ValueError(phrases.too_many_adapters(MOST_ADAPTERS))
+            raise ValueError(shared.too_many_adapters(MOST_ADAPTERS))
         else:
             names.append(name)
     first = names == [name]
@@ -220,7 +220,7 @@ def _opened(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]
             names = list(strengths)
             values, base = {**values, **job.request.to_dict(), "keep_seed": True}, job.base
             results = _results([find_picture(home, query["picture"])])
-            progress = _notice(phrases.missing(missing)) if missing else progress
+            progress = _notice(words.missing(missing)) if missing else progress
     except HomeError as error:
         progress = _notice(str(error))
     # Models may have come since the page was made.
@@ -238,7 +238,7 @@ def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:
 
 def _preview(small: Sequence[Image.Image], request: DrawRequest) -> dict[str, Any]:
     """Where the pictures will be, what they are becoming."""
-    return _picture_grid([{"id": "", "src": thumbnail(picture), "seed": request.seed + i, "prompt": words.EMERGING}
+    return _picture_grid([{"id": "", "src": thumbnail(picture), "seed": request.seed + i, "prompt": words.UNFINISHED}
                           for i, picture in enumerate(small)])   # fmt: skip
 
 
@@ -247,7 +247,7 @@ def _picture_grid(shown: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _busy(done: int, of: int) -> dict[str, Any]:
-    return {"busy": "true", "percent": 100 * done // of if of else 0, "say": drawing_phrases.drawing(done, of)}
+    return {"busy": "true", "percent": 100 * done // of if of else 0, "say": words.progress(done, of)}
 
 
 def _idle() -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_a_misfit_is_named(models: dict[str, nn.Module], spec: Spec, why: str):
 
 def test_a_misfit_message_counts_and_tells_the_cure(models: dict[str, nn.Module]):
     adapters = create_adapters("lora", {}, [Spec(f"unet.{n}", (6, 4, 3, 3)) for n in (0, 7, 8, 9, 10)])
-    with pytest.raises(MountError, match=r"4 of 5 layers differ.*Pick the base model it was trained on") as error:
+    with pytest.raises(MountError, match=r"4 of 5 layers don't match.*Choose the base model it was trained") as error:
         find_target_modules(models, adapters)
     assert "unet.10" not in str(error.value), "a long list helps nobody"
 

@@ -135,7 +135,7 @@ MEASURED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "a bias alone": ({f"{LAYER}.diff_b": (12,)}, "yes no no no"),
     "LyCORIS's own names": ({f"lycoris_{LAYER.removeprefix('lora_unet_')}{part}": shape
                              for part, shape in PAIR.items()}, "yes no no no"),
-    "wrong conversion": ({f"lora_unet_{LAYER.removeprefix('lora_')}_lora_up.weight": (12, 4),
+    "faulty conversion": ({f"lora_unet_{LAYER.removeprefix('lora_')}_lora_up.weight": (12, 4),
                           f"lora_unet_{LAYER.removeprefix('lora_')}_lora_down.weight": (4, 20)}, "no no no no"),
 }   # fmt: skip
 

@@ -107,7 +107,7 @@ def test_layers_may_have_ranks_of_their_own(tmp_path: Path):
 
 
 def test_ranks_of_their_own_are_refused_where_layers_share():
-    with pytest.raises(SettingError, match="LoRTA has no rank of its own"):
+    with pytest.raises(SettingError, match="LoRTA can't have a different rank"):
         create_adapters("lorta", {}, SPECS, {"unet.conv": 2})
 
 
@@ -178,14 +178,14 @@ def test_tensors_are_read_whole(path: Path):
 def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes, why: str):
     path = tmp_path / "fox.safetensors"
     path.write_bytes(content)
-    with pytest.raises(FileError, match=rf"fox\.safetensors is {why}.*Fetch"):
+    with pytest.raises(FileError, match=rf"fox\.safetensors is {why}.*Download"):
         load_adapter(path)
 
 
 @pytest.mark.parametrize("cut", [4, 300, -1])
 def test_a_cut_file_is_refused(path: Path, cut: int):
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(FileError, match=r"cut short|empty"):
+    with pytest.raises(FileError, match=r"incomplete|empty"):
         load_adapter(path)
 
 
@@ -208,19 +208,19 @@ def test_a_foreign_file_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"schema": str(native.PACKED_SCHEMA + 1)}, "newer Atelier. Update"),
+        ({"schema": str(native.PACKED_SCHEMA + 1)}, "newer version of Atelier. Update"),
         ({"schema": "two"}, "damaged header"),
         ({"modules": None}, "damaged header"),
         ({"modules": "{"}, "damaged header"),
         ({"modules": "[1, 2]"}, "damaged header"),
         ({"settings": "rank = 3"}, "damaged header"),
-        ({"settings": '{"rank": 0}'}, "rank is 0; it must be between 1 and 1024"),
+        ({"settings": '{"rank": 0}'}, "rank is 0, but it must be between 1 and 1024"),
         ({"settings": '{"rnak": 3}'}, "Did you mean 'rank'"),
-        ({"settings": '{"rank": 4, "alpha": 5.0}'}, "does not fit its own header"),
+        ({"settings": '{"rank": 4, "alpha": 5.0}'}, "does not match its own header"),
         ({"kind": "quux"}, "There is no adapter kind 'quux'"),
-        ({"modules": '{"unet.conv": [4, 3, 3, 3]}'}, "does not fit its own header"),
+        ({"modules": '{"unet.conv": [4, 3, 3, 3]}'}, "does not match its own header"),
         ({"modules": '{"unet.conv": [4, 3, 3, 3], "unet.down.0.to_q": [8, 6], "text_encoder.fc1": [7, 5]}'},
-         "does not fit its own header"),
+         "does not match its own header"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, [*value, *value.values()])),
 )
@@ -230,5 +230,5 @@ def test_a_damaged_header_is_refused(path: Path, changes: dict[str, str | None],
 
 
 def test_a_newer_file_is_called_newer_even_if_it_is_laid_out_otherwise(path: Path):
-    with pytest.raises(FileError, match="newer Atelier"):
+    with pytest.raises(FileError, match="newer version of Atelier"):
         read_header(with_metadata(path, schema="3", modules=None))

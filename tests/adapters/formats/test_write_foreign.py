@@ -347,22 +347,22 @@ def without(tensors: Tensors, part: str) -> Tensors:
 BREAKS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "alpha missing": (lambda t: without(t, ALPHA), "conv1: alpha missing"),
     "up missing": (lambda t: without(t, UP), r"conv1: lora_up\.weight missing"),
-    "alpha a vector": (lambda t: t | {ALPHA: torch.tensor([4.0])}, "conv1: alpha is not one positive number"),
-    "alpha zero": (lambda t: t | {ALPHA: torch.tensor(0.0)}, "conv1: alpha is not one positive number"),
-    "ranks differ": (lambda t: t | {DOWN: t[DOWN][:3]}, r"conv1: up \[14, 4, 1, 1\] does not fit down \[3, 6, 3, 3\]"),
-    "swapped": (lambda t: t | {UP: t[DOWN], DOWN: t[UP]}, r"conv1: up \[4, 6, 3, 3\] does not fit"),
-    "no kernel": (lambda t: t | {UP: t[UP].flatten(1)}, r"conv1: up \[14, 4\] does not fit"),
+    "alpha a vector": (lambda t: t | {ALPHA: torch.tensor([4.0])}, "conv1: alpha is not a single positive number"),
+    "alpha zero": (lambda t: t | {ALPHA: torch.tensor(0.0)}, "conv1: alpha is not a single positive number"),
+    "ranks differ": (lambda t: t | {DOWN: t[DOWN][:3]}, r"up \[14, 4, 1, 1\] does not match down \[3, 6, 3, 3\]"),
+    "swapped": (lambda t: t | {UP: t[DOWN], DOWN: t[UP]}, r"conv1: up \[4, 6, 3, 3\] does not match"),
+    "no kernel": (lambda t: t | {UP: t[UP].flatten(1)}, r"conv1: up \[14, 4\] does not match"),
     "not finite": (lambda t: t | {UP: t[UP] * torch.nan}, "conv1: some values are not finite"),
-    "Tucker": (lambda t: t | {f"{LAYER}.lora_mid.weight": torch.ones(4, 4, 3, 3)}, "lora_mid.weight is no plain LoRA"),
-    "DoRA": (lambda t: t | {f"{LAYER}.dora_scale": torch.ones(14, 1)}, "dora_scale is no plain LoRA"),
-    "full difference": (lambda t: t | {f"{LAYER}.diff": torch.ones(14, 6, 3, 3)}, r"conv1\.diff is no plain LoRA"),
-    "embedding": (lambda t: t | {"bundle_emb.zwx.string_to_param.*": torch.ones(1, 768)}, "bundle_emb.* is no plain"),
-    "dotted": (lambda t: renamed(t, DOWN, "unet.down_blocks.1.conv1.lora_down.weight"), "unet.d.* is no plain LoRA"),
-    "doubled prefix": (lambda t: renamed(t, "lora_unet_", "lora_unet_unet_"), "lora_unet_unet_.* is no plain LoRA"),
-    "ldm blocks": (lambda t: renamed(t, "down_blocks", "input_blocks"), "input_blocks.* is no plain LoRA"),
-    "text level": (lambda t: renamed(t, "text_model_", ""), "lora_te_encoder_layers.* is no plain LoRA"),
+    "Tucker": (lambda t: t | {f"{LAYER}.lora_mid.weight": torch.ones(4, 4, 3, 3)}, "lora_mid.weight is not a plain"),
+    "DoRA": (lambda t: t | {f"{LAYER}.dora_scale": torch.ones(14, 1)}, "dora_scale is not a plain LoRA"),
+    "full difference": (lambda t: t | {f"{LAYER}.diff": torch.ones(14, 6, 3, 3)}, r"conv1\.diff is not a plain LoRA"),
+    "embedding": (lambda t: t | {"bundle_emb.zwx.string_to_param.*": torch.ones(1, 768)}, "bundle_emb.* is not"),
+    "dotted": (lambda t: renamed(t, DOWN, "unet.down_blocks.1.conv1.lora_down.weight"), "unet.d.* is not a plain LoRA"),
+    "doubled prefix": (lambda t: renamed(t, "lora_unet_", "lora_unet_unet_"), "lora_unet_unet_.* is not a plain LoRA"),
+    "ldm blocks": (lambda t: renamed(t, "down_blocks", "input_blocks"), "input_blocks.* is not a plain LoRA"),
+    "text level": (lambda t: renamed(t, "text_model_", ""), "lora_te_encoder_layers.* is not a plain LoRA"),
     "no attn2": (lambda t: without(t, "attn2"), "no attn2_to_k or attn2_to_v layer"),
-    "two families": (lambda t: t | renamed(t, "_te_", "_te2_"), "lora_te_ beside lora_te1_ or lora_te2_"),
+    "two families": (lambda t: t | renamed(t, "_te_", "_te2_"), "lora_te_ and lora_te1_ or lora_te2_"),
 }
 
 
@@ -389,7 +389,7 @@ def test_sixteen_bits_hold_a_small_scale(tmp_path: Path):
 
 def test_values_beyond_the_precision_are_refused():
     tensors = {"conv1.diff": torch.full((2, 2), 1e5)}
-    with pytest.raises(ConvertError, match=r"conv1.* holds values that fp16 cannot. Export in fp32"):
+    with pytest.raises(ConvertError, match=r"conv1.* has values that fp16 can't represent. Export in fp32"):
         export_module._rounded(tensors, "fp16")
     assert torch.equal(export_module._rounded(tensors, "fp32")["conv1.diff"], tensors["conv1.diff"])
 
@@ -473,9 +473,9 @@ def test_alpha_is_exact_in_every_precision(tmp_path: Path):
 @pytest.mark.parametrize(
     ("form", "dtype", "said"),
     [
-        ("ckpt", "fp32", "'ckpt'.*forms are kohya, diffusers, diff, native"),
+        ("ckpt", "fp32", "'ckpt'.*formats are kohya, diffusers, diff, native"),
         ("kohya", "fp8", "'fp8'.*precisions are fp32, fp16, bf16"),
-        ("native", "fp16", "keeps every digit"),
+        ("native", "fp16", "always has full precision"),
     ],
 )
 def test_what_does_not_exist_is_refused(native: Path, form: str, dtype: str, said: str):
@@ -494,13 +494,13 @@ def test_an_unknown_family_is_refused(native: Path, form: str, family: str):
 
 def test_a_component_the_family_lacks_is_refused():
     adapters = trained([Spec("text_encoder_2.text_model.encoder.layers.0.mlp.fc1", (6, 5))])
-    with pytest.raises(ConvertError, match="'sd1' have no place for text_encoder_2"):
+    with pytest.raises(ConvertError, match="'sd1' can't hold text_encoder_2"):
         to_kohya(pairs(adapters), "sd1")
 
 
 def test_an_adapter_that_tools_would_refuse_is_refused(native: Path):
     save_adapter(native, trained(SMALL[1:]), METADATA)
-    with pytest.raises(ConvertError, match=r"Other tools would refuse.*no attn2_to_k"):
+    with pytest.raises(ConvertError, match=r"Other tools would reject.*no attn2_to_k"):
         export(native, native.with_name("out.safetensors"), "kohya")
     assert export(native, native.with_name("out.safetensors"), "diffusers").exact
 

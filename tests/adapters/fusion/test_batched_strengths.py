@@ -87,10 +87,10 @@ def test_each_picture_is_drawn_at_its_own_strengths(models, method, start):
 
 def test_a_blend_is_never_merged(models):
     mixed = blended(models, learned(models, "content", 1), learned(models, "style", 2), "sum", STRENGTHS)
-    with pytest.raises(MountError, match="mount it"), merge(models, Mix(((mixed, 1.0),))):
+    with pytest.raises(MountError, match="Mount it"), merge(models, Mix(((mixed, 1.0),))):
         pytest.fail("entered")
 
 
 def test_a_method_that_learns_has_no_live_strengths(models):
-    with pytest.raises(SettingError, match=r"zip learns.*break-for-make, sum, np, k"):
+    with pytest.raises(SettingError, match=r"zip has to be trained.*break-for-make, sum, np, k"):
         blended(models, learned(models, "content", 1), learned(models, "style", 2), "zip", STRENGTHS)

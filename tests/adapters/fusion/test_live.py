@@ -301,7 +301,7 @@ def test_only_what_is_one_file_is_called_so(models, three):
 
 
 @pytest.mark.parametrize(("method", "what"), [
-    ("gated", "no gates"), ("best", "no method"), ("ties", "goes without curves"), ("composite", "painted regions"),
+    ("gated", "no gates"), ("best", "no method"), ("ties", "can't follow curves"), ("composite", "painted regions"),
 ])   # fmt: skip
 def test_what_does_not_go_together_is_said(models, three, method, what):
     curve = Line((0.0, 1.0)) if method == "ties" else None
@@ -322,7 +322,7 @@ def test_gates_survive_their_file(tmp_path: Path, models, three, x):
                        run(models, combined(models, three, "gated", gates=one), x))   # fmt: skip
     assert not any(p.requires_grad for p in again.parameters())
     save_adapter(tmp_path / "other.safetensors", three[0].adapters, {})
-    with pytest.raises(FileError, match="holds no gates"):
+    with pytest.raises(FileError, match="contains no gates"):
         GateSet.load(tmp_path / "other.safetensors")
     with pytest.raises(FileError, match="does not exist"):
         GateSet.load(tmp_path / "none.safetensors")

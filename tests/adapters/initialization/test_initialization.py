@@ -195,7 +195,7 @@ def test_a_kronecker_start_is_the_weight_where_the_rank_suffices(layer: tuple[An
 
 
 def test_layers_that_share_cannot_each_start_from_their_own_weight():
-    with pytest.raises(SettingError, match="turn one off"):
+    with pytest.raises(SettingError, match="turn sharing off"):
         create_adapters("lokr", {"shared": True, "start": "weight"}, [])
 
 
@@ -249,5 +249,5 @@ def test_a_budget_goes_where_it_is_worth_most_and_stays_there(tmp_path: Path, st
 
 def test_a_budget_too_small_for_anything_says_how_much_it_takes():
     module = nn.Linear(24, 16)
-    with pytest.raises(SettingError, match="budget is 39, but one rank of the smallest layer takes 40"):
+    with pytest.raises(SettingError, match="budget is 39, but one rank per layer already takes 40"):
         started("lora", {"budget": 39}, module, torch.randn(40, 24))

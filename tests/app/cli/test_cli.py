@@ -114,9 +114,9 @@ def test_values_arrive_as_what_they_mean():
 @pytest.mark.parametrize(("line", "words"), [
     ("", "COMMAND"), ("fly", "invalid choice"),
     ("draw p --size 64", "such as 512x512"), ("draw p --size 64x-1", "such as 512x512"),
-    ("draw p --adapter fox=much", "0 is off, 1 is as trained"), ("draw p --adapter fox=nan", "is no strength"),
-    ("train p --name n --set rank", "write KEY=VALUE"), ("train p --name n --steps few", "invalid int"),
-    ("train p", "--name"), ("serve --port 99999", "is no port"), ("export n --to gguf --out f", "invalid choice"),
+    ("draw p --adapter fox=much", "0 is off, 1 is as trained"), ("draw p --adapter fox=nan", "is not a strength"),
+    ("train p --name n --set rank", "KEY=VALUE"), ("train p --name n --steps few", "invalid int"),
+    ("train p", "--name"), ("serve --port 99999", "is not a port"), ("export n --to gguf --out f", "invalid choice"),
 ])  # fmt: skip
 def test_wrong_usage_ends_with_two_and_says_what_is_right(capsys, line, words):
     assert words in misused(capsys, *line.split())
@@ -166,18 +166,18 @@ def test_a_base_folder_stays_the_same_from_everywhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("line", "words"), [
     ("train {pictures} --name ../x", r"letters, digits"),
-    ("train {pictures} --name taken", r"'taken' is taken\. A free name is 'taken-2'"),
-    ("train {pictures} --name x --steps 0", r"steps is 0; it must be between 1"),
+    ("train {pictures} --name taken", r"'taken' is already used\. .*'taken-2'"),
+    ("train {pictures} --name x --steps 0", r"steps is 0, but it must be between 1"),
     ("train {pictures} --name x --set rnak=8", r"no setting 'rnak'\. Did you mean 'rank'.* batch, .*warmup"),
     ("train {pictures} --name x --set rank=many", r"rank is 'many', but it must be a whole number"),
     ("train {pictures} --name x --kind magic", r"no adapter kind 'magic'"),
     ("train {pictures} --name x --preset huge", r"no preset 'huge'.*normal"),
     ("train {pictures} --name x --base {pictures}", r"not a base model"),
     ("train {pictures} --name x --base {pictures}/none", r"does not exist"),
-    ("train {pictures}/none --name x", r"none does not exist, but the folder"),
-    ("train {pictures}/0.png --name x", r"0\.png is a file, but the folder"),
+    ("train {pictures}/none --name x", r"none does not exist, but a folder"),
+    ("train {pictures}/0.png --name x", r"0\.png is a file, but a folder"),
     ("train {pictures}/.. --name x", r"picture"),
-    ("train --name x", r"Which pictures\?"),
+    ("train --name x", r"No pictures were given"),
     ("train --name x --resume", r"no unfinished run named 'x'"),
     ("draw p --adapter nobody", r"no adapter named 'nobody'"),
     ("draw p --adapter taken", r"'taken' can't be opened"),
@@ -186,10 +186,10 @@ def test_a_base_folder_stays_the_same_from_everywhere(tmp_path, monkeypatch):
     ("draw p --guidance nan", r"guidance is nan"),
     ("draw p --base {pictures}", r"not a base model"),
     ("draw p --size 63x64", r"63×64.*multiples of"),
-    ("draw p --out {pictures}/0.png", r"in the way"),
+    ("draw p --out {pictures}/0.png", r"should be a folder"),
     ("show nobody", r"no adapter named"), ("delete nobody", r"no adapter named"),
     ("export nobody --to kohya --out {pictures}/x", r"no adapter named"),
-    ("list --home {pictures}/0.png", r"in the way.*--home"),
+    ("list --home {pictures}/0.png", r"should be a folder.*--home"),
     ("serve --host 203.0.113.1", r"password"),
 ])  # fmt: skip
 def test_a_mistake_gets_one_clear_sentence(capsys, home, pictures, line, words):
@@ -231,7 +231,7 @@ def test_damaged_files_are_named_and_the_rest_is_listed(capsys, home):
     (home.adapters / "bad.safetensors").write_text("hello")
     assert run("list", "--json") == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == [] and "passed over: bad.safetensors" in err
+    assert json.loads(out) == [] and "skipped: bad.safetensors" in err
 
 
 def test_the_doctor_knows_the_machine_and_its_troubles(capsys, home, pictures):
@@ -242,7 +242,7 @@ def test_the_doctor_knows_the_machine_and_its_troubles(capsys, home, pictures):
     assert found["device"] in ("cpu", "cuda", "mps") and found["precision"] in ("fp32", "bf16", "fp16")
     assert found["cores"] >= 1 and found["memory_bytes"] >= found["memory_free_bytes"] > 0
     assert run("doctor", "--home", pictures / "0.png") == 1
-    assert "! " in (shown := capsys.readouterr().out) and "in the way" in shown
+    assert "! " in (shown := capsys.readouterr().out) and "should be a folder" in shown
 
 
 # --- resuming
@@ -262,9 +262,9 @@ def test_resuming_picks_the_newest_unfinished_run(capsys, home, monkeypatch):
 
 def test_a_run_that_waits_or_works_is_not_resumed(capsys, home):
     submit(home, TrainConfig(name="rex"))
-    assert "is queued already" in refused(capsys, "train", "--name", "rex", "--resume")
+    assert "is already queued" in refused(capsys, "train", "--name", "rex", "--resume")
     new_run(home, TrainConfig(name="max"), started=True).append(Stepped(1, 2, 0.1, 0.0, 0.1, 0.1))
-    assert "is training already" in refused(capsys, "train", "--name", "max", "--resume")
+    assert "is already training" in refused(capsys, "train", "--name", "max", "--resume")
 
 
 # --- the whole way, on the embedded base model

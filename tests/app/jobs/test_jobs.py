@@ -173,10 +173,10 @@ def test_messages_are_plain_text_that_can_run_nothing(home):
 
 def test_a_name_that_an_adapter_or_a_waiting_run_has_is_refused(home):
     (home.adapters / "fox.safetensors").write_bytes(b"")
-    with pytest.raises(HomeError, match="free name is 'fox-2'"):
+    with pytest.raises(HomeError, match="such as 'fox-2'"):
         submit(home, config("fox"))
     submit(home, config("wolf"))
-    with pytest.raises(HomeError, match="free name is 'wolf-2'"):
+    with pytest.raises(HomeError, match="such as 'wolf-2'"):
         submit(home, config("wolf"))
     with pytest.raises(HomeError, match="letters, digits"):
         submit(home, config("../wolf"))
@@ -272,7 +272,7 @@ def test_an_id_of_nothing_is_refused(home, id):
 
 def test_a_damaged_queue_is_named_with_the_cure(home):
     (home.state / "queue.sqlite").write_text("this is no database at all" * 100)
-    with pytest.raises(HomeError, match=r"queue\.sqlite can't be used.*delete that file"):
+    with pytest.raises(HomeError, match=r"queue\.sqlite can't be used.*delete this file"):
         submit(home, config())
     assert list(home.runs.iterdir()) == []   # nothing half made stays behind
 
@@ -295,7 +295,7 @@ def test_an_end_without_a_word_is_explained(tmp_path, code, kind, words):
     word = exit_event(code, tmp_path / "log.txt")
     assert type(word) is kind and words in word.message
     (tmp_path / "log.txt").write_text("")
-    assert exit_event(1, tmp_path / "log.txt") == Failed("The training process ended with code 1.")
+    assert exit_event(1, tmp_path / "log.txt") == Failed("The training process ended with exit code 1.")
 
 
 def test_a_new_worker_brings_the_queue_in_line_with_the_folders(home):
@@ -372,7 +372,7 @@ def test_a_second_worker_is_refused(home, start_worker):
     until(lambda: worker_alive(home))
     command = [sys.executable, "-m", "atelier.app.cli.main", "worker", "--home", str(home.path)]
     second = subprocess.run(command, capture_output=True, text=True)
-    assert second.returncode == 1 and second.stderr.endswith("is running already; one is enough.\n")
+    assert second.returncode == 1 and second.stderr.endswith("and one is enough.\n")
     assert "Traceback" not in second.stderr and worker_alive(home)
 
 

@@ -110,10 +110,10 @@ def test_unless_somebody_says_otherwise_it_is_the_sum_with_less_style(taught: Ho
 
 
 @pytest.mark.parametrize(("line", "says"), [
-    ("rex ink --name both --method break-for-make", "break-for-make learns from the pictures that rex was.*--steps 0"),
-    ("rex ink --name both --method zip", "zip learns from the pictures.*np or sum"),
-    ("ink rex --name both --method break-for-make --steps 0", "given as content holds only a style"),
-    ("rex ink --name rex --steps 0", "The name 'rex' is taken"),
+    ("rex ink --name both --method break-for-make", "break-for-make needs the pictures that rex was.*--steps 0"),
+    ("rex ink --name both --method zip", "zip needs the pictures.*np or sum"),
+    ("ink rex --name both --method break-for-make --steps 0", "given as content was trained as style"),
+    ("rex ink --name rex --steps 0", "The name 'rex' is already used"),
     ("rexx ink --name both", "Did you mean 'rex'"),
 ])   # fmt: skip
 def test_what_can_not_be_made_is_said(taught: Home, capsys: pytest.CaptureFixture[str], line: str, says: str):
@@ -127,4 +127,4 @@ def test_adapters_of_two_bases_do_not_mix(taught: Home, capsys: pytest.CaptureFi
     path = find_adapter(taught, "ink").path
     path.write_bytes(path.read_bytes().replace(b'"atelier.family":"embedded"', b'"atelier.family":"sdxlxlxl"'))
     assert run("make", "rex", "ink", "--name", "both", "--method", "sum") == 1
-    assert "Only adapters of one base model" in capsys.readouterr().err
+    assert "for the same base model" in capsys.readouterr().err

@@ -27,7 +27,8 @@ from atelier.app.services.compress import (
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.models import base_choices, resolve_base
 from atelier.app.text import compress as compress_words
-from atelier.app.text import words
+from atelier.app.text import jobs as jobs_words
+from atelier.app.text import shared
 from atelier.app.web.components.page_frame import job_bar, run_address
 from atelier.app.web.pages import compress as page
 from atelier.app.web.pages import jobs as jobs_page
@@ -101,9 +102,9 @@ def test_a_kept_result_is_a_base_model_like_any_other(home: Home):
     assert resolve_base(home, "small") == str(path)
     assert resolve_base(home, "embedded") == "embedded"
     assert str(path) in [base for _, base in base_choices(home)]
-    with pytest.raises(HomeError, match="no result any more"):
+    with pytest.raises(HomeError, match="no result to keep"):
         accept(home, run.id)
-    with pytest.raises(HomeError, match="is taken"):
+    with pytest.raises(HomeError, match="is already used"):
         make_config(home, "Small", "embedded", [], "w4a8")
 
 
@@ -114,7 +115,7 @@ def test_a_discarded_result_is_gone_and_its_report_stays(home: Home):
     assert EMBEDDED_FOLDER.exists()
     assert (verdict(run), list(home.bases.iterdir())) == ("discarded", [])
     assert read_report(run)["preset"] == "w4a8"
-    with pytest.raises(HomeError, match="no result any more"):
+    with pytest.raises(HomeError, match="no result to keep"):
         discard(home, run.id)
 
 
@@ -135,7 +136,7 @@ def test_the_page_while_it_learns(home: Home):
     again = page._show(home, run.id, version)
     assert again[3]["step"] == 3   # goes on being drawn
     assert job_bar(home)["href"] == run_address(run_status(home, run.id)) == f"/compress?run={run.id}"
-    assert jobs_page._show(home, run.id, "")[3]["message"] == words.SEE_COMPRESS
+    assert jobs_page._show(home, run.id, "")[3]["message"] == jobs_words.SEE_COMPRESS
 
 
 def test_the_page_when_it_is_done(home: Home):
@@ -143,7 +144,7 @@ def test_the_page_when_it_is_done(home: Home):
     *_, live, version = page._show(home, run.id, "")
     assert (live["decide"], live["decided"], live["message"]) == (True, "", "")
     report = live["report"]
-    assert report["size"] == "22.0 MB → 6.4 MB, 0.29 of it"
+    assert report["size"] == "22.0 MB → 6.4 MB (29 %)"
     assert "81 of 123 layers" in report["execution"]
     assert [layer["share"] for layer in report["layers"]] == ["100.0", "50.0"]
     assert report["pairs"][0]["before"].startswith("/gradio_api/file=")
@@ -151,21 +152,21 @@ def test_the_page_when_it_is_done(home: Home):
     assert page._show(home, run.id, version)[3] == gr.skip()
     page._act(home, run.id, "keep", "")
     after = page._show(home, run.id, version)[3]
-    assert (after["decide"], after["decided"]) == (False, compress_words.BASE_KEPT)
+    assert (after["decide"], after["decided"]) == (False, compress_words.KEPT)
     assert page._row(home, run_status(home, run.id))["picture"].startswith("/gradio_api/file=")
 
 
 def test_the_page_of_no_job_and_of_a_training(home: Home):
-    assert page._show(home, "nothing", "")[3]["name"] == words.GONE
+    assert page._show(home, "nothing", "")[3]["name"] == shared.JOB_NOT_FOUND
     assert page._show(home, "", "")[1] == []
 
 
 def test_the_page_says_what_a_preset_means(home: Home):
-    assert compress_words.COMPRESS_PRESETS.keys() == compress_words.COMPRESS_NOTES.keys() == PRESETS.keys()
+    assert compress_words.PRESETS.keys() == compress_words.NOTES.keys() == PRESETS.keys()
     plan = page._plan(home, "embedded", "w4a4", "learn")
     assert "not for speed" in plan["note"]
-    assert plan["takes"] == compress_words.AFTER_FIRST
-    assert page._plan(home, "embedded", "w4a4", "quick")["takes"] == compress_words.AT_ONCE_QUICK
+    assert plan["takes"] == compress_words.TIME_UNKNOWN
+    assert page._plan(home, "embedded", "w4a4", "quick")["takes"] == compress_words.TIME_QUICK
 
 
 def command(*words: str) -> Any:
@@ -196,7 +197,7 @@ def test_the_command_keeps_its_result(home: Home, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("given", "said"), [
-    (["--set", "preset=w8"], "option of its own"), (["--set", "bits=3"], "There is no setting 'bits'"),
+    (["--set", "preset=w8"], "its own option"), (["--set", "bits=3"], "There is no setting 'bits'"),
     (["--adapter", "nobody"], "nobody"), (["--steps", "-1"], "at least 0|between"),
 ])   # fmt: skip
 def test_what_can_not_be_used_is_said(home: Home, given: list[str], said: str):

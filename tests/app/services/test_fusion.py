@@ -34,7 +34,7 @@ from atelier.app.store.gallery import read_recipe
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import REGION_SIDE, MixEntry, SavedMix, list_mixes, mix_from_recipe, read_mix, save_mix
-from atelier.app.text import words
+from atelier.app.text import fusion as fusion_words
 from atelier.app.web.components.fusion_view import (
     curves,
     gate_maps,
@@ -104,7 +104,7 @@ def test_a_mix_comes_back_from_its_file_as_it_was(home: Home):
     assert (list_mixes(home), read_mix(home, "both")) == (["both"], SHAPED)
     with pytest.raises(HomeError, match="no mix named 'other'"):
         read_mix(home, "other")
-    with pytest.raises(HomeError, match="no adapter in the mix"):
+    with pytest.raises(HomeError, match="mix is empty"):
         save_mix(home, "none", SavedMix(entries=()))
 
 
@@ -152,7 +152,7 @@ def test_a_mix_is_written_as_ever(home: Home):
 def test_a_file_that_somebody_changed_is_refused_in_words(home: Home, change: dict[str, Any]):
     path = save_mix(home, "both", BOTH)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(HomeError, match="no mix that can be read"):
+    with pytest.raises(HomeError, match="can't be read"):
         read_mix(home, "both")
 
 
@@ -184,7 +184,7 @@ def test_panels_show_what_stands(home: Home):
 
 
 def test_every_method_has_a_name_for_people():
-    assert set(words.FUSIONS) == set(METHODS)
+    assert set(fusion_words.METHODS) == set(METHODS)
 
 
 def test_what_is_drawn_is_what_the_adapters_give(home: Home, engine: Engine):
@@ -222,12 +222,12 @@ def test_gates_and_meetings_are_shown_layer_by_layer(home: Home, engine: Engine,
     numbers = [float(cell["say"].rpartition(": ")[2]) for row in by_layer["rows"] for cell in row["cells"]]
     assert all(0 < number < 0.512 for number in numbers), "w_o is .512"
     assert [n for _, n in sorted(zip(shades, numbers, strict=True))] == sorted(numbers), "darker is more"
-    assert by_layer["hint"].startswith(f"Light is {min(numbers):.2f}, dark {max(numbers):.2f}")
+    assert by_layer["hint"].startswith(f"Light is {min(numbers):.2f}, dark is {max(numbers):.2f}")
     [meeting_of] = met
-    assert "hardly meet" in meeting_of["said"]
+    assert "hardly overlap" in meeting_of["said"]
     assert len(meeting_of["rows"]) == 1
     assert not one.interactive
-    assert "no single file" in hint
+    assert "can't be fused" in hint
 
 
 def test_advice_follows_the_weights(home: Home, engine: Engine):
@@ -235,9 +235,9 @@ def test_advice_follows_the_weights(home: Home, engine: Engine):
     found = mix_interference(home, engine, twice)
     assert found is not None
     assert found.lost == pytest.approx(-1, abs=1e-4)
-    assert "want much the same" in meeting_map(found, twice)[0]["said"]
+    assert "make similar changes" in meeting_map(found, twice)[0]["said"]
     opposed = replace(BOTH, entries=(MixEntry("rex", 1.0), MixEntry("rex", -0.9)))
-    assert "push against each other" in meeting_map(mix_interference(home, engine, opposed), opposed)[0]["said"]
+    assert "work against each other" in meeting_map(mix_interference(home, engine, opposed), opposed)[0]["said"]
     assert mix_interference(home, engine, replace(BOTH, entries=BOTH.entries[:1])) is None
     assert meeting_map(None, BOTH) == []
 
@@ -264,7 +264,7 @@ def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine,
         alone = SavedMix(entries=(MixEntry("united"),), prompt=PROMPT, seed=3)
         ours, theirs = (torch.tensor(list(draw_mix(home, engine, each).tobytes())) for each in (alone, mix))
         assert (ours - theirs).abs().max() <= 2, "but for rounding"
-    with pytest.raises(HomeError, match="is taken"):
+    with pytest.raises(HomeError, match="is already used"):
         fuse_to_adapter(home, engine, mix, "united")
     with pytest.raises(SettingError, match="can't be one file"):
         fuse_to_adapter(home, engine, replace(mix, method="composite"), "other")
@@ -297,7 +297,7 @@ def test_taking_up_and_putting_back(home: Home):
     _, _, entries, *_ = fusion._taken(home, BOTH, "rex")
     assert entries == (BOTH.entries[1],)
     full = replace(BOTH, entries=tuple(MixEntry(f"a{i}") for i in range(fusion.MOST)))
-    with pytest.raises(HomeError, match="are the most"):
+    with pytest.raises(HomeError, match="at most"):
         fusion._taken(home, full, "rex")
 
 
@@ -309,8 +309,8 @@ def test_what_was_deleted_is_left_out(home: Home):
 
 
 def test_an_empty_page_says_what_to_do(home: Home, engine: Engine):
-    assert fusion._shown(home, engine, SavedMix(entries=()))[0] == {"say": words.FUSION_EMPTY}
-    assert fusion._shown(home, engine, replace(BOTH, prompt=" "))[0] == {"say": words.FUSION_NO_PROMPT}
+    assert fusion._shown(home, engine, SavedMix(entries=()))[0] == {"say": fusion_words.EMPTY}
+    assert fusion._shown(home, engine, replace(BOTH, prompt=" "))[0] == {"say": fusion_words.NO_PROMPT}
 
 
 def test_nothing_gated_nothing_shown():

@@ -13,8 +13,7 @@ from atelier.app.services.engine import Engine
 from atelier.app.services.trigger_word import trigger_word_hint
 from atelier.app.store.create_draft import edit_draft
 from atelier.app.store.home import Home, open_home
-from atelier.app.text import create as create_phrases
-from atelier.app.text import words
+from atelier.app.text import create as create_words
 from atelier.training.sampling import trigger_words
 
 
@@ -36,17 +35,17 @@ def said(home: Home, engine: Engine, name: str, word: str = "", base: str = "emb
 
 def test_a_neutral_word_is_offered_for_one_with_a_meaning(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
     told = said(home, engine, "foxy")
-    assert told["text"] == create_phrases.word_with_meaning("foxy")
+    assert told["text"] == create_words.word_with_meaning("foxy")
     assert told["word"] == "cf" and "cf" in told["offer"]   # the first that has a letter of it
     monkeypatch.setattr(trigger, "list_adapters", lambda _: [SimpleNamespace(trigger="CF")])
     assert said(home, engine, "foxy")["word"] == "vf"
-    assert said(home, engine, "rex", "house")["text"] == create_phrases.word_with_meaning("house")
+    assert said(home, engine, "rex", "house")["text"] == create_words.word_with_meaning("house")
 
 
 def test_a_neutral_word_needs_no_words_and_can_be_given_up(home: Home, engine: Engine):
     assert said(home, engine, "rex") == said(home, engine, " ") == {}
     told = said(home, engine, "foxy", "cf")
-    assert told == {"text": create_phrases.called_by("cf"), "word": "", "offer": words.CALL_BY_NAME}
+    assert told == {"text": create_words.trigger_word("cf"), "word": "", "offer": create_words.USE_NAME}
 
 
 def test_nothing_is_said_of_half_a_word_or_of_a_base_that_cannot_be_used(home: Home, engine: Engine):

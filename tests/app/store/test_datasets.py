@@ -124,7 +124,7 @@ def test_captions_that_cannot_come_along_are_named(home, source):
     report = import_pictures(home, "Rex", files)
     assert names(report.folder) == ["a.png"]
     first, second = report.warnings
-    assert "a.txt is too long" in first and "lonely.txt is no caption" in second
+    assert "a.txt is too long" in first and "lonely.txt is not used as a caption" in second
 
 
 def test_bad_files_and_twins_are_refused_and_the_others_arrive(home, source):
@@ -135,14 +135,14 @@ def test_bad_files_and_twins_are_refused_and_the_others_arrive(home, source):
     report = import_pictures(home, "Rex", [good, twin, source / "cut.jpg", source / "diary.png", source / "gone.png"])
     assert names(report.folder) == ["good.png"]
     assert [name for name, _ in report.refused] == ["twin.webp", "cut.jpg", "diary.png", "gone.png"]
-    assert "exactly the same as good.png" in report.refused[0][1]
+    assert "the same picture as good.png" in report.refused[0][1]
 
 
 def test_nothing_usable_leaves_nothing(home, source):
     (source / "diary.png").write_text("Dear diary")
-    with pytest.raises(PictureError, match=r"no picture to learn from\.\ndiary\.png is text"):
+    with pytest.raises(PictureError, match=r"no pictures to train on\.\ndiary\.png is text"):
         import_pictures(home, "Rex", [source / "diary.png"])
-    with pytest.raises(PictureError, match="No picture was given"):
+    with pytest.raises(PictureError, match="No pictures were given"):
         import_pictures(home, "Rex", [])
     assert names(home.datasets) == []
 
@@ -180,7 +180,7 @@ def test_two_hundred_pictures_are_enough(home, source, monkeypatch):
     monkeypatch.setattr(datasets, "MOST_PICTURES", 2)
     report = import_pictures(home, "Rex", [picture(source / f"{seed}.png", seed) for seed in range(5)])
     assert names(report.folder) == ["0.png", "1.png"]
-    assert report.warnings == ["At most 2 pictures are used; the last 3 were left out."]
+    assert report.warnings == ["At most 2 pictures can be used, so the last 3 were left out."]
 
 
 def test_too_little_room_is_noticed_before_anything_is_written(home, source, monkeypatch):
@@ -188,7 +188,7 @@ def test_too_little_room_is_noticed_before_anything_is_written(home, source, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**9, 10**9 - 50_000_999, 50_000_999))
     path = picture(source / "a.png")
     assert path.stat().st_size > 1000
-    with pytest.raises(HomeError, match=r"50 MB must stay free, but the disk that holds .* has 50\.0 MB left"):
+    with pytest.raises(HomeError, match=r"50 MB must stay free, but the disk with .* has only 50\.0 MB left"):
         import_pictures(home, "Rex", [path])
     assert names(home.datasets) == []
 

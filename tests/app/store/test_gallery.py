@@ -199,7 +199,7 @@ def test_the_trash_gives_a_picture_back_unchanged(home):
     assert trashed.is_relative_to(home.trash)
     assert restore_picture(home, trashed) == path and path.read_bytes() == content
     assert [picture.id for picture in gallery_page(home)] == [id]
-    with pytest.raises(HomeError, match="not in the trash"):
+    with pytest.raises(HomeError, match="no longer in the trash"):
         restore_picture(home, trashed)
 
 
@@ -207,7 +207,7 @@ def test_the_trash_gives_a_picture_back_unchanged(home):
                                 "20251122-075612-123456-abcdef", "99999999-999999-999999-abcdef"])
 def test_an_id_of_nothing_is_refused(home, id):
     for action in (find_picture, trash_picture, thumbnail):
-        with pytest.raises(HomeError, match="not in the gallery"):
+        with pytest.raises(HomeError, match="no longer in the gallery"):
             action(home, id)
 
 

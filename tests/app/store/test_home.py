@@ -65,7 +65,7 @@ def test_a_relative_home_survives_a_change_of_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["file", "file/home"])
 def test_a_file_in_the_way_is_named_with_the_cure(tmp_path, place):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(HomeError, match=r"in the way.*--home or ATELIER_HOME"):
+    with pytest.raises(HomeError, match=r"should be a folder.*--home or ATELIER_HOME"):
         open_home(tmp_path / place)
 
 
@@ -172,9 +172,9 @@ def test_a_taken_name_proposes_a_free_one(tmp_path):
     (home.adapters / "fox.safetensors").write_bytes(b"")
     (home.adapters / "Fox-2.safetensors").write_bytes(b"")
     for taken in ("fox", "FOX", "fox-2"):
-        with pytest.raises(HomeError, match=r"is taken. A free name is '(fox|FOX)-3'"):
+        with pytest.raises(HomeError, match=r"is already used. Choose another, such as '(fox|FOX)-3'"):
             new_name(home, taken)
-    with pytest.raises(HomeError, match="free name is 'fox-5'"):
+    with pytest.raises(HomeError, match="such as 'fox-5'"):
         new_name(home, "fox", frozenset({"fox-3", "fox-4"}))
 
 

@@ -95,7 +95,7 @@ def test_unreadable_files_are_told_apart_and_the_rest_goes_on(home):
     reasons = {file.path.stem: file.reason for file in list_unreadable(home)}
     assert set(reasons) == {"text", "cut", "foreign", "damaged", "future"}
     assert all(reason.startswith(f"{stem}.safetensors ") for stem, reason in reasons.items())
-    assert "newer Atelier" in reasons["future"]
+    assert "newer version of Atelier" in reasons["future"]
     with pytest.raises(HomeError, match="'cut' can't be opened"):
         find_adapter(home, "cut")
 
@@ -116,7 +116,7 @@ def test_an_unknown_name_names_the_nearest(home):
     add(home, "fox")
     with pytest.raises(HomeError, match=r"no adapter named 'fix'\. Did you mean 'fox'"):
         find_adapter(home, "fix")
-    with pytest.raises(HomeError, match="There are: fox"):
+    with pytest.raises(HomeError, match="Your adapters: fox"):
         find_adapter(home, "elephant")
     with pytest.raises(HomeError, match="letters, digits"):
         find_adapter(home, "../adapters/fox")
@@ -140,7 +140,7 @@ def test_the_trash_keeps_every_version_and_gives_none_over_another(home):
     trashed = delete_adapter(home, "fox")
     assert first != second and len(list(home.trash.rglob("*.safetensors"))) == 2
     third = add(home, "fox").read_bytes()
-    with pytest.raises(HomeError, match="'fox' is taken"):
+    with pytest.raises(HomeError, match="'fox' is already used"):
         restore_adapter(home, trashed)
     assert (home.adapters / "fox.safetensors").read_bytes() == third
     delete_adapter(home, "fox")
@@ -156,7 +156,7 @@ def test_a_damaged_file_can_be_deleted_too(home):
 def test_only_what_is_in_the_trash_is_restored(home, tmp_path):
     path = add(home, "fox")
     for stranger in (path, tmp_path / "20251122-075612-123456-x.safetensors", home.trash / "nothing"):
-        with pytest.raises(HomeError, match="not in the trash"):
+        with pytest.raises(HomeError, match="no longer in the trash"):
             restore_adapter(home, stranger)
     with pytest.raises(HomeError, match="no adapter named 'wolf'"):
         delete_adapter(home, "wolf")
@@ -202,5 +202,5 @@ def test_an_export_never_replaces_the_adapter_itself(home):
 def test_an_export_into_a_file_says_so(home, tmp_path):
     add(home, "fox", family="sd1")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(HomeError, match="in the way"):
+    with pytest.raises(HomeError, match="should be a folder"):
         export_adapters([(find_adapter(home, "fox"), 1.0)], "kohya", tmp_path / "file" / "out.safetensors")

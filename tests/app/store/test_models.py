@@ -13,7 +13,7 @@ from atelier.app.cli.main import main
 from atelier.app.store import models
 from atelier.app.store.home import HomeError, open_home
 from atelier.app.store.models import base_choices, find_models, model_folders, save_model_folders, scan_models
-from atelier.app.text import words
+from atelier.app.text import settings as settings_words
 from atelier.app.web.pages import create, settings, studio
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
 
@@ -70,7 +70,7 @@ def test_folders_are_remembered_and_what_is_in_them_can_be_chosen(shelf: Path, o
     (embedded, small) = base_choices(home)
     assert embedded[1] == "embedded"
     assert small == ("small · Atelier's own small model (v-prediction)", str(shelf / "diffusers" / "small"))
-    with pytest.raises(HomeError, match=r"nowhere is no folder.*leave the line away"):
+    with pytest.raises(HomeError, match=r"nowhere is not a folder.*remove the line"):
         save_model_folders(home, str(tmp_path / "nowhere"))
     assert len(model_folders(home)) == 2   # what can't be used changes nothing
     shelf.rename(tmp_path / "unplugged")
@@ -85,7 +85,7 @@ def test_the_settings_page_says_what_each_model_is(shelf: Path, own_home: Path):
     assert lines["small"] == "Atelier's own small model · predicts v_prediction · fp16 · 28.4 MB"
     assert "is an adapter" in lines["adapter.safetensors"]
     (shelf / "empty").mkdir()
-    assert settings._look(home, str(shelf / "empty"))[1] == {"hint": words.NO_MODELS, "models": []}
+    assert settings._look(home, str(shelf / "empty"))[1] == {"hint": settings_words.NO_MODELS, "models": []}
     assert settings._look(home, "")[1] == {"hint": "", "models": []}
 
 

@@ -86,7 +86,7 @@ def liar(word: str) -> str:
 def test_weights_decide_whatever_files_are_called(home: Home, word: str):
     first, *_ = propose_adapters(home, word)
     assert first.name == liar(word)
-    assert first.reason.startswith("Its weights fit these words better than those of ")
+    assert first.reason.startswith("Its weights fit this prompt better than those of ")
 
 
 def test_renaming_changes_names_and_nothing_else(home: Home):
@@ -142,8 +142,8 @@ def test_other_bases_are_found_by_their_words_and_it_says_so(home: Home):
     save_adapter(home.adapters / "one.safetensors", lora_of(pairs), words)
     found = {p.name: p for p in propose_adapters(home, "a fox at night", limit=20)}
     assert found["one"].score > 0
-    assert found["one"].reason == ("It is called by your words fox; its weights were not compared: "
-                                   "nothing was trained that reads dreams.")
+    assert found["one"].reason == ("Its name or trigger word matches fox. Its weights were not compared: "
+                                   "no retriever is trained for dreams.")
     assert "one" not in {p.name for p in propose_adapters(home, "a violin", limit=20)}
 
 
@@ -152,7 +152,7 @@ def test_an_adapter_of_other_layers_is_found_by_its_words_and_it_says_so(home: H
     save_adapter(home.adapters / "conv.safetensors",
                  lora_of({Spec("unet.conv_in", (4, 6)): (torch.ones(4, 1), torch.ones(1, 6))}), words)
     found = {p.name: p.reason for p in propose_adapters(home, "a fox", limit=20)}
-    assert "none of the layers" in found["conv"]
+    assert "no layers" in found["conv"]
 
 
 def test_a_base_that_was_trained_anew_has_no_reader(home: Home, weights: Path, monkeypatch: pytest.MonkeyPatch):
@@ -169,7 +169,7 @@ def test_it_shows_what_an_adapter_drew_under_whatever_name(home: Home):
     save_picture(home, Image.new("RGB", (8, 8)), {**recipe, "adapters": [{**part, "strength": 0.0}]})
     first, second, *_ = propose_adapters(home, "a rocket")
     assert first.name == card.name and first.drew == (drawn,)
-    assert first.reason.endswith("; it drew “a rocket at night”.")
+    assert first.reason.endswith(" Last used for “a rocket at night”.")
     assert second.drew == ()
 
 
@@ -195,4 +195,4 @@ def test_the_command_answers_people_and_programs(home: Home, capsys: pytest.Capt
     for path in home.adapters.iterdir():
         path.unlink()
     assert main(["find", "a violin", "--home", str(home.path)]) == 0
-    assert "Nothing fits" in capsys.readouterr().out
+    assert "No adapter fits" in capsys.readouterr().out

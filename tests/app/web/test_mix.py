@@ -16,7 +16,7 @@ from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import find_adapter
-from atelier.app.text.words import METHODS
+from atelier.app.text.mix import METHODS
 from atelier.app.web.pages import mix
 from atelier.training.base_models.base_model import load
 from atelier.training.runs import save_adapter as keep
@@ -84,7 +84,7 @@ def test_nine_pictures_from_one_seed(home: Home, monkeypatch: pytest.MonkeyPatch
     assert len(pictures) == 9
     assert all(picture.startswith("data:image/jpeg;base64,") for picture in pictures)
     assert len(set(pictures)) > 5
-    assert grid["cells"][8]["say"] == "thing 1, style 1"
+    assert grid["cells"][8]["say"] == "content 1, style 1"
     off = mix._grid(home, engine, mix.Choice("rex", "ink", "sum", (0.0, 0.0)), prompt, 3)
     assert {cell["src"] for cell in off["cells"]} == {pictures[0]}, "no strength is the base alone, and one seed"
     assert mix._grid(home, engine, mix.Choice("rex", None, "sum", (1.0, 1.0)), prompt, 3) == {"cells": []}
@@ -97,9 +97,9 @@ def test_saving_bakes_the_pads_strengths_in(home: Home, monkeypatch: pytest.Monk
     rex, ink, both = (load_adapter(find_adapter(home, name).path) for name in ("rex", "ink", "both"))
     expected = strengthened(unite(rex, ink), content=0.5, style=1.25).tensors()
     assert all(torch.equal(value, expected[key]) for key, value in both.tensors().items())
-    with pytest.raises(ValueError, match="is taken"):
+    with pytest.raises(ValueError, match="is already used"):
         mix._save(home, mix.Choice("rex", "ink", "sum", (1.0, 1.0)), "both")
-    with pytest.raises(ValueError, match="Pick both"):
+    with pytest.raises(ValueError, match="Choose a content"):
         mix._save(home, mix.Choice("rex", None, "sum", (1.0, 1.0)), "other")
 
 

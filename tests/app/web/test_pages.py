@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -36,7 +38,7 @@ from atelier.app.store.create_draft import (
 )
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import open_home
-from atelier.app.text import words
+from atelier.app.text import create as words
 from atelier.app.web.components.panel import PANELS, inert, panel, template
 from atelier.app.web.components.plots import MOST_POINTS, limits, loss_chart, path, smoothed, thinned
 from atelier.app.web.components.settings_form import controls
@@ -89,12 +91,34 @@ def test_a_template_escapes_its_values_and_its_words_exist(file: Path) -> None:
     assert not re.search(r"\son\w+=", text) and "javascript:" not in text
 
 
-def test_every_word_is_said_somewhere() -> None:
-    app = Path(words.__file__).parent.parent
-    said = "".join(file.read_text(encoding="utf-8") for file in (*app.rglob("*.py"), *PANELS.glob("*.html"))
-                   if file.name != "words.py")   # fmt: skip
-    silent = [name for name in vars(words) if name.isupper() and not re.search(rf"\b{name}\b", said)]
-    assert not silent
+TEXTS = sorted((Path(__file__).parents[3] / "app" / "text").glob("*.py"))
+
+
+def used_in(source: str) -> set[str]:
+    """What a Python file takes from ``app/text``, as ``module.NAME``."""
+    tree, aliases, used = ast.parse(source), dict[str, str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "atelier.app.text":
+            aliases |= {alias.asname or alias.name: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("atelier.app.text."):
+            used |= {f"{(node.module or '').rpartition('.')[2]}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            used.add(f"{aliases.get(node.value.id, '')}.{node.attr}")
+    return used
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.stem)
+def test_every_sentence_is_shown_somewhere(file: Path) -> None:
+    app = file.parents[1]
+    used = set[str]().union(*(used_in(path.read_text(encoding="utf-8")) for path in app.rglob("*.py")))
+    used |= {name for path in PANELS.glob("*.html")
+             for name in re.findall(r"\[\[(\w+\.\w+)\]\]", path.read_text(encoding="utf-8"))}   # fmt: skip
+    names = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)]
+    used |= {f"{file.stem}.{node.id}" for node in names if isinstance(node.ctx, ast.Load)}
+    module = importlib.import_module(f"atelier.app.text.{file.stem}")
+    defined = {f"{file.stem}.{name}" for name, value in vars(module).items()
+               if name.isupper() or getattr(value, "__module__", "") == module.__name__}   # fmt: skip
+    assert defined and not defined - used
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +216,7 @@ def test_the_create_page_says_at_once_that_a_small_run_fits_by_far(monkeypatch) 
     monkeypatch.setattr(levers, "available", lambda _: 16_000_000_000)
     monkeypatch.setattr(levers, "need", lambda *_, **__: pytest.fail("was counted"))
     (line,) = memory_lines(plan())
-    assert re.fullmatch(r"Needs less than \d{3}\.\d MB of the 16\.0 GB free here\.", line)
+    assert re.fullmatch(r"Needs less than \d{3}\.\d MB of memory; 16\.0 GB is free\.", line)
 
 
 def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
@@ -205,11 +229,11 @@ def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
     monkeypatch.setattr(levers, "need", counted)
     monkeypatch.setattr(levers, "PER_MODEL", 10**9)
     monkeypatch.setattr(room, "_fastest", lambda *_: "fp32")
-    sparing = "Needs about 9.0 GB, and 4.0 GB are free here: the UNet's blocks are computed twice"
-    for free, said in ((10, "Needs about 9.0 GB of the 10.0 GB free here."), (4, sparing), (1, "even in the most")):
+    sparing = "Needs about 9.0 GB of memory, but only 4.0 GB is free. To fit, activations are recomputed"
+    for free, said in ((10, "Needs about 9.0 GB of memory; 10.0 GB is free."), (4, sparing), (1, "even with every")):
         monkeypatch.setattr(levers, "available", lambda _, free=free: free * 10**9)
         lines = create._room(["batch", "base", "kind"], "normal", "normal\nembedded", 2, "embedded", "lora")
-        assert next(lines) == words.COUNTING
+        assert next(lines) == words.ESTIMATING
         (line,) = lines
         assert said in line
 
@@ -259,7 +283,7 @@ def test_dropped_text_files_are_the_captions_of_their_pictures(own_home: Path, t
     *_, draft = add_pictures(home, [tmp_path / "red.txt", red, tmp_path / "green.txt", blue, tmp_path / "blue.txt"])
     assert [(p.name, p.caption) for p in draft.usable] == [("red.png", "a {trigger} in red"), ("blue.png", "")]
     lonely, long = (p.note for p in draft.pictures if p.refused)
-    assert "green.txt is no caption" in lonely and "blue.txt is not used as a caption: it has 18000 bytes" in long
+    assert "green.txt has no picture" in lonely and "blue.txt is not used as a caption: it has 18000 bytes" in long
     folder = import_pictures(home, "set", picture_files(home, draft)).folder
     report = scan(folder, trigger="zq", subject="thing", template="a {subject}", resolution=64, multiple=8)
     assert sorted(p.caption for p in report.usable) == ["a thing", "a zq in red"]

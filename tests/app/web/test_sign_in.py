@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from atelier.app.store.api_keys import delete_key, is_key, list_keys, make_key
 from atelier.app.store.home import Home, HomeError, open_home
-from atelier.app.text import words
+from atelier.app.text import server as server_words
 from atelier.app.web.sign_in import FREE_TRIES, LONGEST_WAIT, SESSION_SECONDS, Password, Sessions, SignIn, Tries
 
 PASSWORD = "correct horse battery staple"
@@ -85,7 +85,7 @@ def test_nothing_is_carried_out_without_signing_in(web: httpx.Client, path: str)
 
 def test_a_browser_is_asked_for_the_password_and_told_nothing_else(web: httpx.Client, home: Home) -> None:
     answer = web.get("/library?adapter=<b>fox", headers=HTML)
-    assert answer.status_code == 401 and words.SIGN_IN_TITLE in answer.text
+    assert answer.status_code == 401 and server_words.SIGN_IN_TITLE in answer.text
     assert 'value="/library?adapter=&lt;b&gt;fox"' in answer.text or "%3Cb%3Efox" in answer.text
     assert str(home.path) not in answer.text and "gradio" not in answer.text and "src=" not in answer.text
     assert answer.headers["content-security-policy"]
@@ -111,7 +111,7 @@ def test_a_browser_comes_to_the_page_it_asked_for(web: httpx.Client) -> None:
         answer = web.post("/login", data={**RIGHT, "next": page}, headers={**HTML, **sender(2)})
         assert (answer.status_code, answer.headers["location"]) == (303, opened)
     refused = web.post("/login", data={"password": "wrong", "next": '"><script>'}, headers={**HTML, **sender(2)})
-    assert refused.status_code == 400 and words.WRONG_PASSWORD in refused.text and "<script>" not in refused.text
+    assert refused.status_code == 400 and server_words.WRONG_PASSWORD in refused.text and "<script>" not in refused.text
 
 
 @pytest.mark.parametrize("given", [

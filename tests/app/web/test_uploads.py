@@ -23,7 +23,7 @@ from serving import ask, named, served, upload
 from atelier.app.store.create_draft import load_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import list_adapters
-from atelier.app.text import words
+from atelier.app.text.shared import NOT_UPLOADED
 from atelier.app.web.components.uploads import CheckedBlocks, offer, uploaded
 
 SECRET = b"a secret that was never uploaded"
@@ -137,7 +137,7 @@ def age(path: Path) -> None:
 
 
 def refused(answer: dict[str, Any]) -> bool:
-    return not answer["success"] and words.NOT_UPLOADED in str(answer["output"])
+    return not answer["success"] and NOT_UPLOADED in str(answer["output"])
 
 
 def takes_files(kinds: list[str]) -> bool:
@@ -191,7 +191,7 @@ def test_the_door_beside_the_queue_is_no_way_in(
         if handler == drop or (kinds and handler not in queued):
             body = {"fn_index": handler, "session_hash": "door", "data": [secret] * len(kinds)}
             answer = web.post("/gradio_api/run/predict", json=body)
-            assert answer.status_code == 404 if handler == drop else words.NOT_UPLOADED in answer.text, handler
+            assert answer.status_code == 404 if handler == drop else NOT_UPLOADED in answer.text, handler
 
 
 def test_what_was_uploaded_is_taken_and_an_export_downloaded(

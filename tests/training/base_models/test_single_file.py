@@ -156,7 +156,7 @@ def test_a_truncated_file_says_how_much_is_missing(twin: Twin, tmp_path: Path):
     path.write_bytes(twin.file.read_bytes()[:-1000])
     assert "1,000 of" in refusal(path)
     path.write_bytes(twin.file.read_bytes()[:1000])
-    assert "cut short" in refusal(path)
+    assert "is incomplete" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_the_content_decides_what_a_file_is(tmp_path: Path, content: bytes, word
         ({"control_model.input_blocks.0.0.weight": (4, 4)}, "ControlNet"),
         ({"emb_params": (5, 768)}, "textual inversion"),
         ({"down_blocks.0.resnets.0.conv1.weight": (4, 4), "up_blocks.0.conv": (4,)}, "model_index.json"),
-        ({"encoder.down.0.conv": (4,), "decoder.up.0.conv": (4,)}, "VAE alone"),
+        ({"encoder.down.0.conv": (4,), "decoder.up.0.conv": (4,)}, "only a VAE"),
         ({"something": (4,)}, "no Stable Diffusion model"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3)}, "width 0"),
     ],

@@ -167,7 +167,7 @@ def test_a_compressed_base_is_not_compressed_again(start: Callable[..., RunFolde
     again = RunFolder.create(first.path.parent / "again", config)
     (*_, last) = carry_out(again)
     assert isinstance(last, Failed)
-    assert "compressed already" in last.message
+    assert "already compressed" in last.message
 
 
 def test_a_damaged_file_is_an_error_with_a_name(start: Callable[..., RunFolder], base: Path):
@@ -176,7 +176,7 @@ def test_a_damaged_file_is_an_error_with_a_name(start: Callable[..., RunFolder],
     out = folder.path / RESULT
     config = json.loads((out / "unet" / "config.json").read_text())
     (out / "unet" / "config.json").write_text(json.dumps({**config, "layers_per_block": 2}))
-    with pytest.raises(ValueError, match="does not fit its configuration"):
+    with pytest.raises(ValueError, match="does not match its configuration"):
         load(str(out), "cpu")
 
 

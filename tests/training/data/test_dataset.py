@@ -78,7 +78,7 @@ def test_exact_duplicates_are_dropped_and_named(tmp_path):
     report = look(tmp_path)
     assert [usable.path.name for usable in report.usable] == ["a.webp", "c.png"]
     ((name, reason),) = report.refused
-    assert name == "b.png" and "exactly the same as a.webp" in reason
+    assert name == "b.png" and "the same picture as a.webp" in reason
 
 
 def test_a_damaged_twin_does_not_push_out_the_good_one(tmp_path):
@@ -125,7 +125,7 @@ def test_captions_that_would_be_ignored_are_named(tmp_path):
     (tmp_path / "a.caption").write_text("rex")
     (tmp_path / "B.TXT").write_text("rex")
     first, second = look(tmp_path).warnings
-    assert "B.TXT" in first and "a.caption is not read" in second and "a.txt" in second
+    assert "B.TXT" in first and "a.caption is not used" in second and "a.txt" in second
 
 
 def test_a_sidecar_belongs_to_its_picture_whatever_the_case_of_its_suffix(tmp_path):
@@ -149,7 +149,7 @@ def test_a_caption_without_the_trigger_word_is_used_with_a_warning(tmp_path, tex
     report = look(tmp_path)
     assert captions(report) == ["a rex dog", text]
     (trigger_word_warning,) = report.warnings
-    assert "'rex' is missing in the caption of b.png" in trigger_word_warning
+    assert "'rex' is missing from the caption of b.png" in trigger_word_warning
 
 
 @pytest.mark.parametrize("text", ["REX", "a dog,rex!", "(rex)"])
@@ -198,7 +198,7 @@ def test_long_pictures_lose_their_ends_with_a_warning(tmp_path):
     picture(0, 600, 100).save(tmp_path / "a.png")
     picture(1, 200, 100).save(tmp_path / "b.png")
     (trigger_word_warning,) = look(tmp_path).warnings
-    assert "a.png is 600 × 100 pixels" in trigger_word_warning and "only its middle" in trigger_word_warning
+    assert "a.png has 600 × 100 pixels" in trigger_word_warning and "only its middle" in trigger_word_warning
 
 
 def test_blurred_pictures_are_named_and_used(tmp_path):
@@ -244,9 +244,9 @@ def test_very_many_reasons_are_cut_short(tmp_path):
 def test_folders_that_are_none(tmp_path):
     (tmp_path / "file.png").write_bytes(b"")
     (tmp_path / "empty" / "10_rex").mkdir(parents=True)
-    with pytest.raises(PictureError, match=r"holds no pictures.*Sub-folders are not searched"):
+    with pytest.raises(PictureError, match=r"contains no pictures.*Subfolders are not searched"):
         look(tmp_path / "empty")
-    with pytest.raises(PictureError, match=r"file\.png is a file, but the folder"):
+    with pytest.raises(PictureError, match=r"file\.png is a file. Give the folder"):
         look(tmp_path / "file.png")
     with pytest.raises(PictureError, match=r"gone can't be opened.*No such file"):
         look(tmp_path / "gone")

@@ -118,14 +118,14 @@ def test_levers_are_pulled_until_a_run_fits(tiny: TrainConfig, monkeypatch: pyte
     monkeypatch.setattr(levers, "available", lambda _: need(sparing, "fp32").peak + 1000)
     chosen, said = fitting(config, "fp32", torch.device("cpu"))
     assert chosen == sparing
-    assert "computed twice" in said
-    assert "4 pictures are taken at once instead of 8" in said
+    assert "recomputed" in said
+    assert "the batch size is 4 instead of 8" in said
 
 
 def test_a_run_that_fits_in_no_way_says_what_it_needs(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(levers, "PER_MODEL", 10**9)
     monkeypatch.setattr(levers, "available", lambda _: 100_000_000)
-    with pytest.raises(BaseError, match=r"needs about 0\.\d GB .* 0\.1 GB are free"):
+    with pytest.raises(BaseError, match=r"needs about 0\.\d GB .* 0\.1 GB is free"):
         fitting(replace(tiny, batch=2), "fp32", torch.device("cpu"))
 
 

@@ -198,10 +198,10 @@ def failure(run: RunFolder, adapters: Path) -> str:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"pictures": "/nowhere"}, "/nowhere can't be opened as a folder of pictures"),
+        ({"pictures": "/nowhere"}, "/nowhere can't be opened: "),
         ({"base": "/nowhere"}, "/nowhere does not exist"),
         ({"resolution": 4}, "4"),
-        ({"base": "somebody/their-model"}, "could be fetched from the hub"),
+        ({"base": "somebody/their-model"}, "could not be downloaded from the hub"),
     ],
 )
 def test_what_can_not_be_used_is_a_sentence_and_no_adapter(new_run, adapters, change, words):
@@ -260,7 +260,7 @@ def test_a_run_that_was_short_of_memory_goes_on_more_sparingly(new_run, adapters
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_save", short)
         message = failure(run, adapters)
-    assert re.search(r"needs about \d+\.\d GB, and \d+\.\d GB are free.*Resume it.*computed twice", message)
+    assert re.search(r"needs about \d+\.\d GB, but only \d+\.\d GB is free.*Resume it.*recomputed", message)
     batches: list[tuple[bool, int]] = []
     real = run_module._training
 

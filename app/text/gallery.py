@@ -1,0 +1,13 @@
+"""What the Gallery page says."""
+
+from __future__ import annotations
+
+TITLE = "Gallery"
+LEAD = "Every picture you have drawn. The file itself holds all its settings."
+EMPTY = "No pictures yet."
+DRAW_FIRST = "Draw your first picture"
+SHOW_MORE = "Show more"
+REUSE = "Use these settings"
+COPY_SETTINGS = "Copy settings"
+ADAPTERS, NEGATIVE, GUIDANCE, SAMPLER = "Adapters", "Negative prompt", "Guidance", "Sampler"
+THE_PICTURE = "The picture"

@@ -1,0 +1,57 @@
+"""What the Settings page says."""
+
+from __future__ import annotations
+
+from atelier.app.text.shared import size
+
+TITLE = "Settings"
+LEAD = "Where your files are, what this machine offers, and which versions are installed."
+HOME = "Home folder"
+HOME_HINT = "Everything you make is in this folder. Back it up, move it, or start Atelier with a different one."
+FOLDER, FREE = "Folder", "Free disk space"
+FOLDERS = {"datasets": "Training pictures", "runs": "Jobs", "adapters": "Adapters", "gallery": "Gallery",
+           "bases": "Compressed models", "trash": "Trash"}
+MACHINE, DEVICE, MEMORY, SYSTEM = "This machine", "Device", "Memory", "System"
+WORKER, WORKER_RUNNING = "Worker", "running"
+NO_WORKER = "not running: jobs wait until you start one with 'atelier worker'"
+NAME, FAMILY, PREDICTION = "Name", "Family", "Prediction type"
+LOADED, YES, NOT_YET = "Loaded", "yes", "not yet"
+MODEL_FOLDERS = "Folders with base models"
+MODEL_FOLDERS_HINT = "One folder per line. You can choose the models found there in Create and Studio."
+SCAN = "Scan"
+NO_MODELS = "No base models found in these folders."
+KEY_NAME = "Name of the key"
+KEYS_HINT = "Programs sign in with a key instead of the password. Name each key after its program."
+MAKE_KEY = "Create a key"
+KEEP_KEY = "Copy it now: only its hash is stored. The program sends it as “Authorization: Bearer KEY”:"
+DELETE_KEY = "Delete this key"
+SIGN_OUT = "Sign out"
+VERSIONS = "Versions"
+FROM_SOURCE = "run from source"
+ABOUT = "About"
+ABOUT_HINT = "Atelier sends nothing anywhere: no statistics, no pictures, no prompts."
+LICENCES = {
+    "Atelier": "Apache License 2.0",
+    "Embedded base model": "assets/base/README.md lists its training pictures and their licences",
+    "Typeface": "Bricolage Grotesque, SIL Open Font License 1.1",
+}
+
+
+def base_facts(kind: str, prediction: str, precision: str, count: int, adapters: int) -> str:
+    """A base model in one line.
+
+    >>> base_facts("Stable Diffusion 1.x", "epsilon", "fp16", 2_130_000_000, 1)
+    'Stable Diffusion 1.x · predicts epsilon · fp16 · 2.1 GB · fits 1 of your adapters'
+    """
+    fits = f"fits {adapters} of your adapters" if adapters else ""
+    return " · ".join(filter(None, (kind, f"predicts {prediction}", precision, size(count), fits)))
+
+
+def not_a_folder(path: object) -> str:
+    """Why a folder with base models is refused."""
+    return f"{path} is not a folder on the machine that runs Atelier. Check the path, or remove the line."
+
+
+def processor(count: int) -> str:
+    """The device of a machine without a graphics card."""
+    return f"CPU, {count} cores"

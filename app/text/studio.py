@@ -1,0 +1,42 @@
+"""What the Studio page says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+TITLE = "Studio"
+LEAD = "Describe a picture, and set how strongly each adapter acts."
+TRIGGER_WORDS = "Trigger words:"
+ADAPTERS = "Adapters"
+NEW_SEED = "New"
+KEEP_SEED = "Keep seed"
+COUNT = "Pictures"
+DRAW = "Draw"
+LIVE = "Redraw while a slider moves"
+MORE = "Size, steps and more"
+EMPTY = "Your pictures appear here."
+UNFINISHED = "Unfinished picture"
+
+
+def progress(done: int, of: int) -> str:
+    """Shown while drawing.
+
+    >>> progress(0, 20), progress(3, 20)
+    ('Getting ready', 'Step 3 of 20')
+    """
+    return f"Step {done} of {of}" if done else "Getting ready"
+
+
+def few_steps(name: str, steps: int, guidance: float) -> str:
+    """Shown when an adapter decides the sampler, and with it steps and guidance.
+
+    >>> few_steps("lcm-lora", 8, 1.5)
+    'lcm-lora needs few steps: drawn with the LCM sampler, 8 steps, guidance 1.5. Choose a sampler to change this.'
+    """
+    return (f"{name} needs few steps: drawn with the LCM sampler, {steps} steps, guidance {guidance:g}. Choose a "
+            "sampler to change this.")
+
+
+def missing(names: Sequence[str]) -> str:
+    """Shown when a picture was drawn with adapters that are gone."""
+    return f"No longer in your library: {', '.join(names)}. Drawn again, the picture will look different."
