@@ -26,8 +26,8 @@ from PIL import Image
 from atelier.adapters.quantization.bit_policy import PRESETS
 from atelier.adapters.quantization.fake_quant_layers import settled, unrounded
 from atelier.training.base_models.base_model import BaseModel, load
-from atelier.training.compression.calibrate import Moment, Student, relative_errors, trajectory
-from atelier.training.compression.compress import course_of, make_student
+from atelier.training.compression.calibrate import Student, UnetCall, relative_errors, trajectory
+from atelier.training.compression.compress import distillation_config, make_student
 from atelier.training.compression.distill import Distillation
 from atelier.training.compression.report import psnr
 from atelier.training.config.compress_config import CompressConfig
@@ -99,13 +99,13 @@ def measure(preset: str, method: str) -> dict[str, Any]:
 
 def _learn(student: Student, config: CompressConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        course = course_of(config, student.model.info)
+        course = distillation_config(config, student.model.info)
         learning = Distillation(student.model, student.switch, course, student.held_out, Path(folder))
         for _ in learning.events(Controls(lambda _: None, lambda: False)):
             pass
 
 
-def _held_out(student: Student, seed: int) -> list[Moment]:
+def _held_out(student: Student, seed: int) -> list[UnetCall]:
     prompts = [_prompt(i) for i in range(seed % 2, 4, 2)]
     return list(trajectory(student.model, student.switch, prompts, TIMESTEPS, torch.Generator().manual_seed(seed)))
 

@@ -37,7 +37,7 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Finished
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig, load_preset
-from atelier.training.data.prepare import encode, scan_pictures
+from atelier.training.data.prepare import encode_dataset, scan_pictures
 from atelier.training.embedded_base.judge import Judge
 from atelier.training.loop.batch import AdapterExamples
 from atelier.training.recipes.combine_two import METHOD_STEPS, combine_adapters, training_config
@@ -171,7 +171,7 @@ def taught(
         last = list(run(RunFolder.create(home / "runs" / config.name, config), path.parent))[-1]
         assert isinstance(last, Finished), last
         print(f"taught {config.name} in {last.seconds:.0f} s", flush=True)
-    return AdapterExamples(load_adapter(path), encode(model, scan_pictures(config)))
+    return AdapterExamples(load_adapter(path), encode_dataset(model, scan_pictures(config)))
 
 
 def mix(model: BaseModel, way: Way, content: AdapterExamples, style: AdapterExamples) -> Mix:

@@ -37,7 +37,7 @@ from atelier.adapters.formats.export import export_mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
-from atelier.training.base_models.weights import weights_of
+from atelier.training.base_models.weights import weight_lookup
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("attn1.to_q", "attn2.to_k", "attn2.to_v", "ff.net.2", "resnets.0.conv1")
@@ -64,7 +64,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     os.environ["LYCORIS_KERNEL_BACKEND"] = "torch"   # else it compiles
     disable_progress_bar()
-    model, weight_of = load("embedded", "cpu"), weights_of("embedded")
+    model, weight_of = load("embedded", "cpu"), weight_lookup("embedded")
     readers = ["diffusers", "PEFT", "LyCORIS", *TOOLS]
     lines = [f"| kind | form | rank | file | {' | '.join(readers)} |", "|---" * (4 + len(readers)) + "|"]
     with tempfile.TemporaryDirectory() as place:

@@ -31,7 +31,7 @@ from atelier.training.embedded_base.pictures import PROMPTS, read_prompts
 from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.sample import GUIDANCE, DrawRequest, draw
-from atelier.training.sampling.samplers import DEFAULT, new_sampler, sampling, watch
+from atelier.training.sampling.samplers import DEFAULT, new_sampler, on_denoised, using_sampler
 from benchmarks.base_quality import Task, judged, shares, tasks
 from benchmarks.machine import describe_machine, in_words
 
@@ -109,8 +109,8 @@ def latents_of(model: BaseModel, asked: Sequence[Task], name: str, steps: int) -
         # Not the task's own seeds, which are four: the same noise would stand under a quarter of the pictures.
         seeds = [torch.Generator().manual_seed(first + i) for i in range(len(part))]
         sampler, guesses = new_sampler(model.scheduler, name), []
-        watch(sampler, guesses.append)
-        with sampling(model.pipeline, sampler):
+        on_denoised(sampler, guesses.append)
+        with using_sampler(model.pipeline, sampler):
             drawn.append(model.pipeline([task.prompt for task in part], num_inference_steps=steps, generator=seeds,
                                         guidance_scale=GUIDANCE, output_type="latent").images)   # fmt: skip
         clean.append(guesses[-1])

@@ -60,8 +60,8 @@ def write_models(
     def read(part: str) -> dict[str, Any]:
         return json.loads((configurations / family / part / "config.json").read_text())
 
-    info = BaseInfo(source="", title="", family=family, prediction_type=prediction, resolution=0, factor=8, multiple=8,
-                    channels=0, folder=EMBEDDED_FOLDER, caption="")   # fmt: skip
+    info = BaseInfo(source="", title="", family=family, prediction_type=prediction, resolution=0, vae_scale_factor=8,
+                    size_multiple=8, channels=0, folder=EMBEDDED_FOLDER, caption="")   # fmt: skip
     torch.set_default_dtype(dtype)
     try:
         unet: Any = UNet2DConditionModel.from_config(read("unet"))

@@ -70,5 +70,5 @@ def _base(device: torch.device, problems: list[str]) -> dict[str, Any]:
     except BaseError as error:
         problems.append(str(error))
         return {}
-    precision = choose_precision(device, info.channels, info.resolution // info.factor)
+    precision = choose_precision(device, info.channels, info.resolution // info.vae_scale_factor)
     return {"precision": precision, "base": info.title, "base_resolution": info.resolution}

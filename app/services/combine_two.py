@@ -22,11 +22,11 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Stepped
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
 from atelier.training.data.latent_cache import Example
-from atelier.training.data.prepare import encode, scan_pictures
+from atelier.training.data.prepare import encode_dataset, scan_pictures
 from atelier.training.loop.batch import AdapterExamples
 from atelier.training.recipes.combine_two import METHOD_STEPS, combine_adapters, training_config
 from atelier.training.recipes.companions import with_role_caption
-from atelier.training.runs.save_adapter import write_kept
+from atelier.training.runs.save_adapter import save_with_metadata
 
 BEST_METHOD = "sum"
 """What two adapters are mixed by unless somebody says otherwise: the best of ``docs/content_style.md``."""
@@ -85,7 +85,7 @@ def combine(home: Home, recipe: CombineJob) -> Iterator[Stepped | AdapterCard]:
                         f"{recipe.style.title}. Choose two adapters for the same base model.")
     lessons = [_training_recipe(home, card, recipe) for card in (recipe.content, recipe.style)] if recipe.steps else []
     model = load(recipe.content.base or EMBEDDED)
-    taught = [encode(model, scan_pictures(lesson)) for lesson in lessons] or [[], []]
+    taught = [encode_dataset(model, scan_pictures(lesson)) for lesson in lessons] or [[], []]
     config = None
     if recipe.steps:
         first = lessons[0]
@@ -137,7 +137,7 @@ def _save(home: Home, recipe: CombineJob, model: BaseModel, made: AdapterSet) ->
            "pictures": str(recipe.content.pictures + recipe.style.pictures)}
     with explain_write_errors(home.adapters):
         home.adapters.mkdir(parents=True, exist_ok=True)
-        return write_kept(made, config, model, own, home.adapters)
+        return save_with_metadata(made, config, model, own, home.adapters)
 
 
 def caption_for_both(info: BaseInfo, style: str) -> str:

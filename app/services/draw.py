@@ -99,7 +99,7 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
 def with_sampler(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]]) -> tuple[DrawRequest, str]:
     """The request with its sampler decided, and a notice where an adapter has decided it."""
     fast = next((card for card, strength in parts if strength and card.sampler), None)
-    decided = request.settled(fast.sampler if fast else "")
+    decided = request.with_sampler(fast.sampler if fast else "")
     taken = fast and request.sampler == AUTO
     return decided, few_steps(fast.name, decided.steps, decided.guidance) if fast and taken else ""
 

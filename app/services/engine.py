@@ -109,7 +109,7 @@ class Engine:
                 content, style = (self._adapter(path) for path in adapters)
                 mixed = blended(model.models(), content, style, method, list(new.values())).to(model.device)
                 one_each = replace(request, count=len(new))
-                drawn = draw(model, one_each, Mix(((mixed, 1.0),)), alike=True, cache=self._cache)
+                drawn = draw(model, one_each, Mix(((mixed, 1.0),)), same_seed=True, cache=self._cache)
                 self._grid_pictures.update(zip(new, drawn, strict=True))
             for key in keys:
                 self._grid_pictures.move_to_end(key)

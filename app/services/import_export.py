@@ -24,7 +24,7 @@ from atelier.app.store.home import MAX_NAME, Home, HomeError, explain_write_erro
 from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import identify
-from atelier.training.base_models.weights import difference, save_merged, weights_of
+from atelier.training.base_models.weights import extract_lora, save_merged, weight_lookup
 from atelier.training.runs.save_adapter import free_path
 from atelier.training.sampling.fidelity import compare
 
@@ -184,7 +184,7 @@ def export_base(parts: Sequence[CardStrength], out: Path, precision: str, *, sin
 
 
 def _weights(parts: Sequence[CardStrength], base: str) -> WeightOf | None:
-    return weights_of(base or parts[0][0].base) if base or parts[0][0].base else None
+    return weight_lookup(base or parts[0][0].base) if base or parts[0][0].base else None
 
 
 def _base(parts: Sequence[CardStrength], base: str) -> str:
@@ -232,7 +232,7 @@ def extract_adapter(home: Home, tuned: str, base: str, name: str, limits: Limits
         BaseError: see ``weights.difference``.
     """
     wanted, info = new_name(home, name), identify(base)
-    return _save_to_library(home, wanted, difference(tuned, base, limits), {
+    return _save_to_library(home, wanted, extract_lora(tuned, base, limits), {
         "atelier.family": info.family, "atelier.base": base, "atelier.title": info.title,
         "modelspec.merged_from": Path(tuned).name})
 

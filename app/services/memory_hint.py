@@ -14,7 +14,7 @@ from atelier.training.base_models.base_model import best_device
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.runs.memory_savings import Forecast, forecast, levers
+from atelier.training.runs.memory_savings import MemoryForecast, describe_savings, forecast_memory
 
 _COUNT_LOCK = threading.Lock()   # counting takes seconds of a core; two at once would take twice as long
 
@@ -27,19 +27,20 @@ def memory_lines(config: TrainConfig) -> Iterator[str]:
     """
     device = best_device()
     precision = _precision(config, device)
-    found = forecast(config, precision, device, quickly=True)
-    if found is None:
+    forecast = forecast_memory(config, precision, device, quickly=True)
+    if forecast is None:
         yield words.ESTIMATING
         with _COUNT_LOCK:
-            found = forecast(config, precision, device)
-    assert found is not None
-    yield _line(config, found)
+            forecast = forecast_memory(config, precision, device)
+    assert forecast is not None
+    yield _line(config, forecast)
 
 
-def _line(config: TrainConfig, found: Forecast) -> str:
-    if found.chosen != config:
-        return words.memory_saved(found.needed, found.room, levers(config, found.chosen))
-    return words.memory_needed(found.needed, found.room, exactly=found.counted)
+def _line(config: TrainConfig, forecast: MemoryForecast) -> str:
+    needed, available = forecast.needed, forecast.available
+    if forecast.config != config:
+        return words.memory_saved(needed, available, describe_savings(config, forecast.config))
+    return words.memory_needed(needed, available, exactly=forecast.exact)
 
 
 def _precision(config: TrainConfig, device: torch.device) -> str:
@@ -48,4 +49,4 @@ def _precision(config: TrainConfig, device: torch.device) -> str:
 
 @cache
 def _fastest(device: torch.device, info: BaseInfo) -> str:
-    return choose_precision(device, info.channels, info.resolution // info.factor)
+    return choose_precision(device, info.channels, info.resolution // info.vae_scale_factor)

@@ -21,7 +21,7 @@ from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.retrieval import RetrieveError, Retriever, load_retriever
 from atelier.app.store.home import Home, write_whole
 from atelier.app.store.library import AdapterCard
-from atelier.training.base_models.weights import weights_of
+from atelier.training.base_models.weights import weight_lookup
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.train_retriever import WEIGHTS, text_encoder_hash
 from atelier.training.sampling.prompt_features import PromptEncoder
@@ -110,7 +110,7 @@ def _embed(card: AdapterCard, reader: PromptReader) -> Tensor:
     """One embedding; zeros where there is none, so that a file is not tried again."""
     nothing = torch.zeros_like(reader.read(""))
     try:
-        found = reader.retriever.embed(load_adapter(card.path), weights_of(EMBEDDED))
+        found = reader.retriever.embed(load_adapter(card.path), weight_lookup(EMBEDDED))
     except (RetrieveError, FileError, RuntimeError):   # torch's own where tensors don't fit each other
         return nothing
     return found if found.isfinite().all() else nothing

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from atelier.app.store.home import Home, HomeError, explain_write_errors, safe_name
 from atelier.training.data import captions
-from atelier.training.data.dataset import MOST_PICTURES
+from atelier.training.data.dataset import MAX_PICTURES
 from atelier.training.data.images import PictureError, check_picture, open_picture, pixel_hash, save_pixels
 
 RESERVED_BYTES = 50_000_000    # stays free on the disk, for what a run writes
@@ -76,8 +76,8 @@ def _check_files(
     sources, refused, warnings = list[_Source](), list[tuple[str, str]](), list[str]()
     seen = dict[str, str]()
     for number, path in enumerate(files):
-        if len(sources) == MOST_PICTURES:
-            warnings.append(f"At most {MOST_PICTURES} pictures can be used, so the last {len(files) - number} were "
+        if len(sources) == MAX_PICTURES:
+            warnings.append(f"At most {MAX_PICTURES} pictures can be used, so the last {len(files) - number} were "
                             "left out.")
             break
         try:
@@ -101,7 +101,7 @@ def _sidecar(picture: Path, texts: dict[str, Path]) -> tuple[Path | None, str]:
     text = texts.get(picture.stem, picture.with_suffix(captions.SUFFIX))
     if not text.is_file():
         return None, ""
-    if text.stat().st_size > captions.LARGEST_BYTES:
+    if text.stat().st_size > captions.MAX_BYTES:
         return None, f"{text.name} is too long for a caption, so it was left out. Shorten it to a sentence."
     return text, ""
 

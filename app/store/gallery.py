@@ -56,7 +56,7 @@ def make_recipe(
     return {
         "prompt": request.prompt, "negative": request.negative, **(unwanted if request.unwanted else {}),
         "seed": request.seed + index,
-        "steps": request.steps, "guidance": request.guidance, "sampler": request.settled().sampler,
+        "steps": request.steps, "guidance": request.guidance, "sampler": request.with_sampler().sampler,
         "base": base, "family": family,
         "adapters": [
             {"name": card.name, "sha256": adapter_hash(card), "kind": card.kind, "strength": strength}

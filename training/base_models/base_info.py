@@ -1,4 +1,4 @@
-"""What is known of a base model before its weights are loaded, and the rules that decide whether it can be used."""
+"""Facts on a base model that are read before its weights are loaded, and the rules on which ones can be used."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class BaseInfo:
 
     source: str            # what the person gave: 'embedded', a folder, a file, a hub id
     title: str             # a name for pages
-    family: str            # embedded, sd1, sd2, sdxl
+    family: str            # a key of the families
     prediction_type: str   # epsilon, v_prediction
     resolution: int        # picture side in pixels it was made for
-    factor: int            # picture pixels per latent pixel
-    multiple: int          # picture sides must be multiples of this
+    vae_scale_factor: int            # picture pixels per latent pixel
+    size_multiple: int          # picture sides must be multiples of this
     channels: int          # width of the UNet's first block
     folder: Path           # where the configurations are
     caption: str           # caption template with {trigger} and {subject}
     file: Path | None = None   # the checkpoint, when it is a single file
     precision: str = ""    # of the UNet's weights: fp32, fp16, bf16, fp8, or a preset such as w4a8; empty when unknown
     bytes: int = 0         # size of the weights on disk
-    zero_snr: bool = False   # trained down to pure noise: the schedule must end there as well
+    zero_snr: bool = False   # trained with a zero terminal signal-to-noise ratio: the schedule must end there as well
     prior_prompts: tuple[str, ...] = ()   # varied things it can draw, for prior preservation
     style_template: str = "a {style} picture of a {subject}"   # caption template that names a style
     styles: tuple[str, ...] = ("watercolour", "pencil", "pixel art")   # styles that it knows
@@ -64,24 +64,24 @@ class BaseInfo:
 
 
 def make_info(
-    base: str, folder: Path, family: str, unet: Mapping[str, Any], vae: Mapping[str, Any], **known: Any
+    base: str, folder: Path, family: str, unet: Mapping[str, Any], vae: Mapping[str, Any], **fields: Any
 ) -> BaseInfo:
-    """Put together what the configurations say; ``known`` are the other fields."""
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    """Build the record from the configurations of UNet and VAE; ``fields`` are the others."""
+    vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
     words = _read_prompts(folder)
     return BaseInfo(
         source=base,
         title=TITLES["embedded"] if base == EMBEDDED else Path(base).name,
         family=family,
-        resolution=unet["sample_size"] * factor,
-        factor=factor,
-        multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        resolution=unet["sample_size"] * vae_scale_factor,
+        vae_scale_factor=vae_scale_factor,
+        size_multiple=vae_scale_factor * 2 ** (len(unet["block_out_channels"]) - 1),
         channels=unet["block_out_channels"][0],
         folder=folder,
         caption=words.get("caption", "a photo of {subject}").replace("{subject}", "{trigger} {subject}"),
         prior_prompts=tuple(words.get("prior_prompts", ())),
-        **{name: _frozen(words[name]) for name in _PROMPT_FIELDS if name in words},
-        **known,
+        **{name: _as_tuple(words[name]) for name in _PROMPT_FIELDS if name in words},
+        **fields,
     )
 
 
@@ -135,7 +135,7 @@ def read_json(path: Path, base: str, *needed: str) -> dict[str, Any]:
     )
 
 
-def _frozen(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 

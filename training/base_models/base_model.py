@@ -1,6 +1,6 @@
-"""A base model in memory, whichever family it is of: the one room that knows its parts.
+"""A base model in memory, of whichever family: UNet, VAE, text encoders and scheduler behind one interface.
 
-Everything else asks here for widths, prediction type, text features and the UNet's answer, and hard-codes none.
+Widths, prediction type, prompt embeddings and the UNet's prediction are asked for here and hard-coded nowhere else.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from atelier.training.base_models.offload import CpuOffload, Offload
 from atelier.training.base_models.single_file import load_parts
 from atelier.training.config.train_config import EMBEDDED
 
-# Stable Diffusion XL is told of each picture: height and width it had, top and left of the crop, height and width it
-# has now (Podell et al. 2023, arXiv 2307.01952, sec. 2.2). Other families don't look.
 MicroConditioning = tuple[int, int, int, int, int, int]
+"""What Stable Diffusion XL reads of each picture: original height and width, top and left of the crop, height and width
+now (micro-conditioning: Podell et al. 2023, arXiv 2307.01952, sec. 2.2). Other families ignore it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbeddings:
-    """What the UNet reads of B captions."""
+    """What the UNet reads of B captions or prompts."""
 
     features: Tensor                # [B, T, D]
     pooled: Tensor | None = None    # [B, P], Stable Diffusion XL only
@@ -51,16 +51,16 @@ class BaseModel:
     scheduler: Any      # diffusers noise scheduler
     text_encoder_2: Any = None   # transformers CLIPTextModelWithProjection, Stable Diffusion XL only
     tokenizer_2: Any = None
-    offload_to: Offload | None = None   # where parts wait that a step does not need; None: they stay
+    offload_to: Offload | None = None   # where parts go that a step does not need; None: they stay
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is. Asked several times a step, and diffusers looks at every module to answer."""
+        """The UNet's device. Read several times a step; diffusers' own property looks at every module."""
         return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the UNet computes in."""
+        """The UNet's dtype."""
         return next(self.unet.parameters()).dtype
 
     @property
@@ -71,12 +71,12 @@ class BaseModel:
 
     @property
     def mergeable(self) -> bool:
-        """Whether weights are fine enough to merge adapters into them; else they must be mounted."""
+        """Whether weights are precise enough to merge adapters into them; else adapters must be mounted."""
         quantized = any(isinstance(layer, QuantizedLayer) for layer in self.unet.modules())
         return self.dtype != torch.bfloat16 and not quantized
 
     def models(self) -> dict[str, nn.Module]:
-        """The parts adapters can change, by component name."""
+        """The parts that adapters can change, by component name."""
         parts = {"unet": self.unet, "text_encoder": self.text_encoder}
         return parts if self.text_encoder_2 is None else {**parts, "text_encoder_2": self.text_encoder_2}
 
@@ -86,30 +86,30 @@ class BaseModel:
         return [encoder for _, encoder in self.tokenizers_and_encoders]
 
     def offload(self, *parts: nn.Module) -> None:
-        """Send parts to where they wait; whoever needs them asks for them with :meth:`on_device`."""
+        """Offload parts; :meth:`on_device` brings them back for as long as they are needed."""
         if self.offload_to is not None:
             for part in parts:
                 self.offload_to.offload(part)
 
     @contextmanager
     def on_device(self, *parts: nn.Module) -> Iterator[None]:
-        """These parts are on the UNet's device while this is open; those that were put aside go back afterwards."""
-        away = [] if self.offload_to is None else [part for part in parts if self.offload_to.holds(part)]
-        for part in away:
+        """These parts are on the UNet's device while this is open; those that were offloaded go back afterwards."""
+        offloaded = [] if self.offload_to is None else [part for part in parts if self.offload_to.holds(part)]
+        for part in offloaded:
             self.offload_to.onload(part, self.device)   # type: ignore[union-attr]
         try:
             yield
         finally:
-            self.offload(*away)
+            self.offload(*offloaded)
 
     def predict(
         self, noisy: Tensor, timesteps: Tensor, text: PromptEmbeddings, sizes: Sequence[MicroConditioning] | Tensor
     ) -> Tensor:
-        """The UNet's answer ``[B, C, h, w]`` to noisy latents ``[B, C, h, w]`` at ``timesteps [B]``."""
+        """The UNet's prediction ``[B, C, h, w]`` for noisy latents ``[B, C, h, w]`` at ``timesteps [B]``."""
         added = None
         if text.pooled is not None:
-            told = torch.as_tensor(sizes, device=noisy.device, dtype=self.dtype)
-            added = {"text_embeds": text.pooled, "time_ids": told}
+            time_ids = torch.as_tensor(sizes, device=noisy.device, dtype=self.dtype)
+            added = {"text_embeds": text.pooled, "time_ids": time_ids}
         return self.unet(
             noisy.to(self.dtype), timesteps, text.features, added_cond_kwargs=added, return_dict=False
         )[0]
@@ -157,23 +157,23 @@ def load(
     folder = info.folder
     if base != EMBEDDED and info.file is None and not Path(base).expanduser().is_dir():
         folder = hub_folder(base, weights=True)   # with progress bars: it may take long
-    place = torch.device(device) if device else best_device()
-    kind = dtype or (torch.float32 if place.type == "cpu" else torch.float16)
-    if place.type == "cpu":
+    target = torch.device(device) if device else best_device()
+    unet_dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
+    if target.type == "cpu":
         keep_freed_memory()
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
     try:
-        parts = load_parts(info, kind) if info.file else _folder_parts(folder, info.family, kind)
+        parts = load_parts(info, unet_dtype) if info.file else _folder_parts(folder, info.family, unet_dtype)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
     if in_8_bits:
-        quantize_to_int8(parts["unet"], place)
+        quantize_to_int8(parts["unet"], target)
     for part in parts.values():
         if isinstance(part, nn.Module):
-            part.to(place).eval().requires_grad_(False)
+            part.to(target).eval().requires_grad_(False)
     get_ready(parts["unet"])
     save_less_for_backward(parts["unet"])
-    return BaseModel(info, **parts, offload_to=CpuOffload() if place.type == "cuda" else None)
+    return BaseModel(info, **parts, offload_to=CpuOffload() if target.type == "cuda" else None)
 
 
 def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, An
         "vae": _part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32),
         "text_encoder": _part(CLIPTextModel, folder / "text_encoder", dtype=dtype),
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        # Some files do not mention clipping, and DDIM's own habit, made for pixels, would cut latents off.
+        # Some files do not mention clipping, and DDIM's own default, made for pixels, would clip latents.
         "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False),
     }
     if family == "sdxl":
@@ -197,7 +197,7 @@ def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, An
 
 
 def _unet(folder: Path, dtype: torch.dtype) -> Any:
-    """The UNet of a folder: as diffusers has it, or in codes (`adapters/quantization/packed.py`)."""
+    """The UNet of a folder: as diffusers has it, or packed in integer codes (`adapters/quantization/packed.py`)."""
     from diffusers import UNet2DConditionModel
 
     if not (folder / PACKED_UNET).exists():
@@ -209,11 +209,11 @@ def _unet(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _part(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
-    """Load one part. The libraries fill missing weights with random numbers, which nobody wants to find out."""
-    part, found = kind.from_pretrained(
+    """Load one part. The libraries would fill missing weights with random numbers: here they are an error."""
+    part, report = kind.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **dtype
     )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{len(missing)} weights of {folder.name} are missing, such as {missing[0]}")
     return part
 

@@ -1,4 +1,4 @@
-"""What is this base model? Answered from headers and configuration files, in milliseconds, without loading weights."""
+"""What is this base model? Read from headers and configuration files, in milliseconds, without loading weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that operations let go stays with the process, for the next one (glibc on Linux; elsewhere nothing happens).
+"""Memory that operations free stays with the process, for the next one (glibc on Linux; elsewhere nothing happens).
 
 glibc hands blocks of more than 32 MB back to the kernel at once, and the kernel gives them out again page by page,
 each cleared first. A convolution of 1280 channels needs such a block whenever it puts its weight in order, and spent
@@ -12,21 +12,22 @@ import sys
 from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8   # as in <malloc.h>
-LARGEST = 2**30   # bytes of a block that is kept; more than any one buffer of a step
+MAX_KEPT_BLOCK = 2**30   # bytes; more than any one buffer of a step
 
 
 def keep_freed_memory() -> None:
-    """From now on, hand nothing back to the kernel unasked. Threads that start later share one heap."""
+    """From now on, keep freed memory in the process. Threads that start later share one heap."""
     if libc := _glibc():
-        libc.mallopt(_MMAP_THRESHOLD, LARGEST)
+        libc.mallopt(_MMAP_THRESHOLD, MAX_KEPT_BLOCK)
         libc.mallopt(_TRIM_THRESHOLD, -1)
         libc.mallopt(_ARENA_MAX, 1)   # the other threads' heaps end at 64 MB
 
 
 def return_freed_memory() -> None:
-    """From now on, hand back every block of a megabyte: slower, for runs that are short of memory.
+    """From now on, return every free block of a megabyte to the kernel: slower, for runs that are short of memory.
 
-    What is kept has holes: 1.13 GB instead of .83 GB for a batch of 96 with checkpointing, embedded base (measured).
+    Memory that is kept is fragmented: 1.13 GB instead of .83 GB for a batch of 96 with checkpointing on the embedded
+    base (measured).
     """
     if libc := _glibc():
         libc.mallopt(_MMAP_THRESHOLD, 2**20)
@@ -34,7 +35,7 @@ def return_freed_memory() -> None:
 
 
 def trim_memory() -> None:
-    """Hand back what is free now: other processes may need it while this one waits."""
+    """Return the memory that is free now to the kernel: other processes may need it while this one waits."""
     if libc := _glibc():
         libc.malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""Where parts of a base model wait that a step does not need: beside a GPU in the main memory, else on the disk."""
+"""Offloading parts of a base model that a step does not need: from a GPU to main memory, from there to disk."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from torch import Tensor, nn
 from atelier.training.base_models.malloc_tuning import trim_memory
 
 ALIGNED = 64   # bytes: where a tensor may begin in a file
-MIN_OFFLOAD_BYTES = 50_000_000   # bytes of a part
+MIN_OFFLOAD_BYTES = 50_000_000   # a smaller part stays where it is
 
 
 class Offload(Protocol):
-    """A place for parts that wait."""
+    """A place for parts that are not needed now."""
 
     def holds(self, part: nn.Module) -> bool:
-        """Whether a part waits there."""
+        """Whether a part is offloaded."""
         ...
 
     def offload(self, part: nn.Module) -> None:
-        """Let a part wait there."""
+        """Offload a part."""
         ...
 
     def onload(self, part: nn.Module, device: torch.device) -> None:
-        """Have it back on a device, ready to work."""
+        """Bring a part back to a device."""
         ...
 
 
 class CpuOffload:
-    """For parts whose place is a GPU."""
+    """Offloads from a GPU to main memory."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
 
     def holds(self, part: nn.Module) -> bool:
-        """Whether a part waits there."""
+        """Whether a part is offloaded."""
         return part.device.type == self._device.type   # type: ignore[union-attr]
 
     def offload(self, part: nn.Module) -> None:
-        """Let a part wait there."""
+        """Offload a part."""
         _move(part, self._device)
 
     def onload(self, part: nn.Module, device: torch.device) -> None:
-        """Have it back on a device, ready to work."""
+        """Bring a part back to a device."""
         _move(part, device)
 
 
 class DiskOffload:
-    """For parts whose place is the main memory: a nameless file for each, read by the kernel as it is looked at.
+    """Offloads from main memory to disk: an unnamed, memory-mapped file for each part, written once.
 
-    Written once. A part is always ready to work: what it looks at comes into memory, and goes again when it rests.
-    Small parts stay where they are.
+    A part can be used at any time: the kernel reads the pages that are accessed, and drops them when the part is
+    offloaded again. Small parts stay where they are.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,11 +64,11 @@ class DiskOffload:
         self._files: dict[nn.Module, mmap.mmap] = {}
 
     def holds(self, part: nn.Module) -> bool:
-        """Whether a part waits there."""
+        """Whether a part is offloaded."""
         return part in self._files
 
     def offload(self, part: nn.Module) -> None:
-        """Let a part wait there; where the disk has no room for it, it stays in memory."""
+        """Offload a part; where the disk has no room for it, it stays in memory."""
         tensors = [*part.parameters(), *part.buffers()]
         if sum(tensor.nbytes for tensor in tensors) < MIN_OFFLOAD_BYTES:
             return
@@ -78,27 +78,27 @@ class DiskOffload:
             except OSError:
                 return
             trim_memory()
-        if hasattr(mmap, "MADV_DONTNEED"):   # Windows lets go by itself, when memory is short
+        if hasattr(mmap, "MADV_DONTNEED"):   # Windows drops pages by itself, when memory is short
             self._files[part].madvise(mmap.MADV_DONTNEED)
 
     def onload(self, part: nn.Module, device: torch.device) -> None:
-        """Nothing to do."""
+        """Nothing to do: the kernel reads pages as they are accessed."""
 
 
 def _mapped(tensors: Iterable[Tensor], folder: Path) -> mmap.mmap:
-    """Write tensors to a file and let them be what is in it."""
-    places: list[tuple[Tensor, int]] = []
+    """Write tensors to a file, map it into memory, and make them views of it."""
+    offsets: list[tuple[Tensor, int]] = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for tensor in tensors:
             if tensor.numel():
                 file.seek(-file.tell() % ALIGNED, 1)
-                places.append((tensor, file.tell()))
+                offsets.append((tensor, file.tell()))
                 file.write(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
         file.flush()
         mapped = mmap.mmap(file.fileno(), 0)
     with torch.inference_mode(mode=False):   # weights made in inference mode could not be trained on
-        for tensor, place in places:
-            values = torch.frombuffer(mapped, dtype=tensor.dtype, count=tensor.numel(), offset=place)
+        for tensor, offset in offsets:
+            values = torch.frombuffer(mapped, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
             tensor.data = values.view(tensor.shape)
     return mapped
 

@@ -1,4 +1,4 @@
-"""Which arithmetic is fastest here: measured on the device, not guessed from its name."""
+"""Which precision is fastest here: measured on the device, not guessed from its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single-file checkpoints in the original (ldm) layout, as the web offers them: what they are, and their parts.
+"""Single-file checkpoints in the original (ldm) layout: what a file holds, and how its parts are loaded.
 
 Configurations and tokenizer come from ``assets/models``, because diffusers would ask the network for them.
 """
@@ -163,12 +163,12 @@ def _check_parts(base: str, tensors: Mapping[str, Entry], family: str) -> None:
 
 
 def _prediction(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Entry], family: str) -> str:
-    """Weights don't say what they predict: ask the metadata, a sidecar ``.yaml``, and the marks of trainers."""
-    said = metadata.get("modelspec.prediction_type", "")
+    """The prediction type. Weights don't tell it: metadata, a ``.yaml`` file of the same name or trainers' marks do."""
+    text = metadata.get("modelspec.prediction_type", "")
     with suppress(OSError):
-        said = said or path.with_suffix(".yaml").read_text(encoding="utf-8", errors="replace")
-    if said:
-        return "v_prediction" if said in ("v", "v_prediction") or 'parameterization: "v"' in said else "epsilon"
+        text = text or path.with_suffix(".yaml").read_text(encoding="utf-8", errors="replace")
+    if text:
+        return "v_prediction" if text in ("v", "v_prediction") or 'parameterization: "v"' in text else "epsilon"
     if family == "sd2":   # the model for 768 pixels predicts v, and the one for 512 tells so in its name
         return "epsilon" if "512" in metadata.get("modelspec.architecture", "") + path.stem else "v_prediction"
     return "v_prediction" if "v_pred" in tensors else "epsilon"

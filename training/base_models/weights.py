@@ -1,4 +1,4 @@
-"""The base model's weights, for what is computed from them: updates that depend on W, merged bases, differences."""
+"""A base model's weights, for what is computed from them: updates that depend on W, merged bases, extracted LoRAs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.original_layout import to_original
 
 
-def weights_of(base: str) -> WeightOf:
+def weight_lookup(base: str) -> WeightOf:
     """Look-up of a base model's original weights by module name; it is loaded when the first is asked for.
 
     The look-up raises BaseError where the base can't be loaded or has no such module.
@@ -86,20 +86,20 @@ def _write_folder(model: BaseModel, out: Path, dtype: torch.dtype) -> int:
 
 
 @torch.no_grad()
-def difference(tuned: str, base: str, limits: Limits = EXACT) -> AdapterSet:
-    """What turns ``base`` into ``tuned``, as one LoRA over every linear layer and convolution that differs.
+def extract_lora(tuned: str, base: str, limits: Limits = EXACT) -> AdapterSet:
+    """The difference of two base models, ``tuned`` − ``base``, as one LoRA over every linear layer and convolution.
 
     Raises:
         BaseError: either is no base model, they are of different families, or nothing differs.
     """
-    theirs, ours = (load(name, "cpu", torch.float32) for name in (tuned, base))
-    if theirs.info.family != ours.info.family:
-        raise BaseError(f"{tuned} is {TITLES[theirs.info.family]} and {base} is {TITLES[ours.info.family]}, but both "
+    new, old = (load(name, "cpu", torch.float32) for name in (tuned, base))
+    if new.info.family != old.info.family:
+        raise BaseError(f"{tuned} is {TITLES[new.info.family]} and {base} is {TITLES[old.info.family]}, but both "
                         "must be of the same family.")
     pairs: dict[Spec, Pair] = {}
-    weight_of, original_of = (_looked_up(model) for model in (theirs, ours))
-    for spec in find_targets(ours.models(), "all"):
-        dense = weight_of(spec.name) - original_of(spec.name)
+    new_weight, old_weight = (_weights_by_name(model) for model in (new, old))
+    for spec in find_targets(old.models(), "all"):
+        dense = new_weight(spec.name) - old_weight(spec.name)
         if dense.any():
             pairs[spec], _ = nearest(Change(spec, dense=dense), limits)
     if not pairs:
@@ -107,7 +107,7 @@ def difference(tuned: str, base: str, limits: Limits = EXACT) -> AdapterSet:
     return lora_of(pairs)
 
 
-def _looked_up(model: BaseModel) -> WeightOf:
+def _weights_by_name(model: BaseModel) -> WeightOf:
     parameters = {f"{component}.{name}": value for component, part in model.models().items()
                   for name, value in part.named_parameters()}   # fmt: skip
     return lambda name: parameters[f"{name}.weight"]

@@ -1,4 +1,4 @@
-"""From a base model and adapters to a compressed base model: what the child process of such a job does."""
+"""From a base model and adapters to a compressed base model: the work of a compression job."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseI
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.compression.calibrate import (
     Student,
-    harm_by_layer,
     input_levels,
     relative_errors,
+    sensitivity_by_layer,
     trajectory,
     weights_by_layer,
 )
-from atelier.training.compression.distill import Course, Distillation
+from atelier.training.compression.distill import Distillation, DistillationConfig
 from atelier.training.compression.report import draw_pairs, write_report
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Event, Finished, Preparing, Warned
@@ -40,13 +40,13 @@ from atelier.training.loop.loop import Controls
 
 RESULT = "compressed"           # in the run folder, until a person takes it
 CALIBRATION_SEED, HELD_OUT_SEED = 10_001, 20_001
-HARM_MOMENTS = 3                # at which the harm of each layer is measured
+SENSITIVITY_CALLS = 3           # of the UNet, with which the sensitivity of each layer is measured
 
 
 def compress(
     folder: RunFolder, config: CompressConfig, controls: Controls, device: torch.device, *, resume: bool
 ) -> Iterator[Event]:
-    """Do what the recipe says; the result lies in the run folder until a person takes it.
+    """Carry out the recipe; the result stays in the run folder until a person accepts it.
 
     Raises:
         BaseError, FileError, MountError: the base or an adapter can't be used.
@@ -63,7 +63,8 @@ def compress(
         yield Preparing("Measuring activations")
         student = make_student(model, config)
         before = relative_errors(model, student.held_out)
-        learning = Distillation(model, student.switch, course_of(config, model.info), student.held_out, folder.path)
+        own = distillation_config(config, model.info)
+        learning = Distillation(model, student.switch, own, student.held_out, folder.path)
         if resume and not learning.resume():
             yield Warned("There was no complete checkpoint to resume from, so training starts again.")
         yield from learning.events(controls)
@@ -71,35 +72,35 @@ def compress(
             return
         yield Preparing("Saving and comparing")
         out = write_compressed(model, config, folder.path / RESULT)
-        drawn = draw_pairs(student.model, student.switch, out, config)
-        write_report(folder.path, config, student, drawn, before)
+        pictures = draw_pairs(student.model, student.switch, out, config)
+        write_report(folder.path, config, student, pictures, before)
     yield Finished(learning.best_step, str(out), time.monotonic() - started)
 
 
 def make_student(model: BaseModel, config: CompressConfig) -> Student:
     """Turn a model into its own student, calibrated on drawings of its own."""
     plan = plan_layers(model.unet, config.preset, outliers=config.outliers)
-    _halve_the_rest(model.unet, plan)
+    _round_others_to_half(model.unet, plan)
     student = _calibrated(model, config, plan)
     if config.mixed:
-        moments = student.held_out[:: max(1, len(student.held_out) // HARM_MOMENTS)]
-        harm = harm_by_layer(model, student.switch, moments)
-        plan = raised(plan, harm, weights_by_layer(model.unet, plan), config.mixed)
+        calls = student.held_out[:: max(1, len(student.held_out) // SENSITIVITY_CALLS)]
+        sensitivity = sensitivity_by_layer(model, student.switch, calls)
+        plan = raised(plan, sensitivity, weights_by_layer(model.unet, plan), config.mixed)
         student = _calibrated(model, config, plan)
     student.switch.sparing = config.sparing
     return student
 
 
 def _calibrated(model: BaseModel, config: CompressConfig, plan: dict[str, Bits]) -> Student:
-    torch.manual_seed(config.seed)   # the pairs' start
+    torch.manual_seed(config.seed)   # of the pairs' initial values
     switch = make_rounding(model.unet, plan, rank=config.rank if config.steps else 0, search=config.search)
     prompts = prompts_of(config, model.info)
     seen, held_out = (
-        list(trajectory(model, switch, _some(prompts, seed, config.pictures), config.timesteps,
+        list(trajectory(model, switch, _cycle_prompts(prompts, seed, config.pictures), config.timesteps,
                         torch.Generator().manual_seed(config.seed + seed)))
         for seed in (CALIBRATION_SEED, HELD_OUT_SEED)
     )   # fmt: skip
-    timesteps = [moment.timestep for moment in seen] if config.per_timestep else [0]
+    timesteps = [call.timestep for call in seen] if config.per_timestep else [0]
     inputs = input_levels(model, switch, seen, timesteps, search=config.search)
     if inputs is not None:
         round_inputs(model.unet, inputs)
@@ -107,33 +108,33 @@ def _calibrated(model: BaseModel, config: CompressConfig, plan: dict[str, Bits])
 
 
 @torch.no_grad()
-def _halve_the_rest(unet: nn.Module, plan: dict[str, Bits]) -> None:
-    """What gets no codes is stored in float16. Rounded now, teacher and student know it as it will be."""
-    coded = {f"{name}.weight" for name in plan}
+def _round_others_to_half(unet: nn.Module, plan: dict[str, Bits]) -> None:
+    """Layers that are not quantized are stored in float16. Rounded now, they are the same for teacher and student."""
+    quantized = {f"{name}.weight" for name in plan}
     for name, parameter in unet.named_parameters():
-        if name not in coded:
+        if name not in quantized:
             parameter.copy_(parameter.half())
 
 
-def course_of(config: CompressConfig, info: BaseInfo) -> Course:
-    """What the distillation is told."""
-    return Course(prompts=prompts_of(config, info), steps=config.updates, timesteps=config.timesteps,
+def distillation_config(config: CompressConfig, info: BaseInfo) -> DistillationConfig:
+    """The settings of the distillation."""
+    return DistillationConfig(prompts=prompts_of(config, info), steps=config.updates, timesteps=config.timesteps,
                   pictures=config.pictures, scale_aware=config.scale_aware, seed=config.seed)   # fmt: skip
 
 
 def prompts_of(config: CompressConfig, info: BaseInfo) -> tuple[str, ...]:
-    """The person's prompts, then things the base knows in every way of drawing it knows."""
+    """The person's prompts, then things the base knows in every style it knows."""
     own = [line.strip() for line in config.prompts.splitlines() if line.strip()]
     in_styles = [info.style_caption(style, thing) for thing in info.things for style in info.styles]
     return (*own, *info.prior_prompts, *in_styles)
 
 
-def _some(prompts: Sequence[str], seed: int, count: int) -> list[str]:
+def _cycle_prompts(prompts: Sequence[str], seed: int, count: int) -> list[str]:
     return [prompts[(seed + i) % len(prompts)] for i in range(count)]
 
 
 def write_compressed(model: BaseModel, config: CompressConfig, out: Path) -> Path:
-    """Write the whole model as a diffusers folder whose UNet is in codes; returns the folder."""
+    """Write the whole model as a diffusers folder whose UNet is packed in integer codes; returns the folder."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     parts: dict[str, Any] = {**model.models(), "vae": model.vae, "scheduler": model.scheduler,

@@ -1,10 +1,10 @@
-"""Distillation without data: a rounded student learns to answer as its teacher does, wherever the teacher's own
-drawings lead (EfficientDM, He et al. 2024, arXiv 2310.03270).
+"""Distillation without data: a rounded student learns its teacher's predictions along the teacher's own denoising
+trajectories (EfficientDM, He et al. 2024, arXiv 2310.03270).
 
-A step is one timestep of a trajectory that the teacher draws from pure noise. Both branches of guidance are compared
-on their own: the guided answer multiplies their difference, and with it the noise of the loss. A checkpoint holds the
-random numbers' state at the start of a trajectory: a run that resumes within one draws it again up to there, with the
-teacher alone, and goes on as a run that was never interrupted.
+A step is one timestep of a trajectory that the teacher draws from pure noise. The two branches of guidance are compared
+separately: guidance multiplies their difference, and with it the noise of the loss. A checkpoint holds the state of the
+random generator at the start of a trajectory: a run that resumes within one draws it again up to that step, with the
+teacher alone, and continues as a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from atelier.adapters.quantization.fake_quant_layers import Switch, learned, rounding_layers
 from atelier.training.base_models.base_model import BaseModel
-from atelier.training.compression.calibrate import Moment, error_at, trajectory
+from atelier.training.compression.calibrate import UnetCall, distillation_error, trajectory
 from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated
 from atelier.training.loop import checkpoint
 from atelier.training.loop.checkpoint import TrainingState
@@ -31,17 +31,17 @@ from atelier.training.loop.loop import PAUSE_SECONDS, Controls
 # Learning rates of the official code, for its 16,000 updates: of up and down over the layer's mean step size, of the
 # weights' step sizes over the same, of the factors on the inputs' step sizes, and of their zero points.
 OFFICIAL_UPDATES = 16_000
-PAIR_RATE, STEP_RATE = 1 / 2500, 1e-4
-FACTOR_RATE, ZERO_RATE = 5e-3, 2e-2
-# Fewer updates need a larger rate of the pairs: 1/2500 for 16,000 and .02 for 84, which both work, lie on this power.
-# Step sizes that are hurried in the same way end worse than where they began (docs/LOG.md).
-PACE = 0.75
-SMALLEST = 1e-6   # step sizes stay above it
+PAIR_LR, STEP_SIZE_LR = 1 / 2500, 1e-4
+FACTOR_LR, ZERO_POINT_LR = 5e-3, 2e-2
+# Fewer updates need a larger rate of the low-rank pairs: 1/2500 for 16,000 and .02 for 84, which both work, lie on this
+# power law. Step sizes whose rate is raised in the same way end worse than they began (docs/LOG.md).
+LR_EXPONENT = 0.75
+MIN_STEP_SIZE = 1e-6   # step sizes stay above it
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """How a student learns."""
+class DistillationConfig:
+    """Settings of a distillation."""
 
     prompts: tuple[str, ...]
     steps: int               # optimizer updates; a multiple of ``timesteps``
@@ -55,13 +55,13 @@ class Distillation:
     """One run. Iterate over :meth:`events`; afterwards the model holds the best state that was measured."""
 
     def __init__(
-        self, model: BaseModel, switch: Switch, course: Course, held_out: Sequence[Moment], folder: Path
+        self, model: BaseModel, switch: Switch, config: DistillationConfig, held_out: Sequence[UnetCall], folder: Path
     ) -> None:
-        self.model, self.switch, self.course, self.folder = model, switch, course, folder
+        self.model, self.switch, self.config, self.folder = model, switch, config, folder
         self.held_out = held_out
-        self.optimizer = make_optimizer(model.unet, course)
-        self.generator = torch.Generator().manual_seed(course.seed)
-        self.before = self.generator.get_state()   # where the trajectory under way began
+        self.optimizer = make_optimizer(model.unet, config)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.trajectory_start = self.generator.get_state()   # the state at the start of the current trajectory
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
         self.best: dict[str, Tensor] = {}
         self.finished = False   # False after a cancel or an interruption
@@ -71,7 +71,7 @@ class Distillation:
         state = checkpoint.read_newest(self.folder / "checkpoints")
         if state is None:
             return False
-        _put(self.model.unet, state.weights)
+        _load_values(self.model.unet, state.weights)
         self.optimizer.load_state_dict(state.optimizer)
         self.generator.set_state(state.generator)
         self.best, self.step = state.best, state.step
@@ -79,12 +79,12 @@ class Distillation:
         return True
 
     def events(self, controls: Controls) -> Iterator[Event]:
-        """Learn to the last step, or until told to stop, and say what happens."""
+        """Learn to the last step, or until a command ends the run; every event is yielded."""
         if self.step:
             yield Resumed(self.step)
         else:
             yield self._validate()
-        while self.step < self.course.steps:
+        while self.step < self.config.steps:
             for event in self._trajectory(controls):
                 yield event
                 if isinstance(event, Stopped):
@@ -93,21 +93,21 @@ class Distillation:
                 yield self._save()
                 return
             yield self._validate()
-            if self.step < self.course.steps:
+            if self.step < self.config.steps:
                 yield self._save()
             if controls.take_command("stop") is not None:
                 break
-        _put(self.model.unet, self.best)
+        _load_values(self.model.unet, self.best)
         self.finished = True
 
     def _trajectory(self, controls: Controls) -> Iterator[Event]:
-        """One drawing of the teacher, a step at each of its timesteps."""
-        done = self.step % self.course.timesteps   # before the run was interrupted within it
-        self.before = self.generator.get_state()
-        picks = torch.randint(len(self.course.prompts), (self.course.pictures,), generator=self.generator).tolist()
-        prompts = [self.course.prompts[i] for i in picks]
-        moments = trajectory(self.model, self.switch, prompts, self.course.timesteps, self.generator)
-        for moment in islice(moments, done, None):
+        """One trajectory of the teacher, with one update at each of its timesteps."""
+        done = self.step % self.config.timesteps   # updates before the run was interrupted within it
+        self.trajectory_start = self.generator.get_state()
+        picks = torch.randint(len(self.config.prompts), (self.config.pictures,), generator=self.generator).tolist()
+        prompts = [self.config.prompts[i] for i in picks]
+        calls = trajectory(self.model, self.switch, prompts, self.config.timesteps, self.generator)
+        for call in islice(calls, done, None):
             if controls.take_command("pause") is not None:
                 yield from self._pause(controls)
             if controls.should_quit():
@@ -115,8 +115,8 @@ class Distillation:
             if controls.take_command("cancel") is not None:
                 yield Stopped(self.step, "Cancelled. Nothing was saved.")
                 return
-            yield self._train_step(moment)
-        self.before = self.generator.get_state()
+            yield self._train_step(call)
+        self.trajectory_start = self.generator.get_state()
 
     def _pause(self, controls: Controls) -> Iterator[Event]:
         yield self._save()
@@ -124,34 +124,34 @@ class Distillation:
         while controls.take_command("resume") is None and not controls.should_quit():
             for name in ("stop", "cancel"):
                 text = controls.take_command(name)
-                if text is not None:   # leave it for those who know what to do
+                if text is not None:   # put it back for the loop, which handles it
                     (self.folder / "control" / name).write_text(text, encoding="utf-8")
                     yield Resumed(self.step)
                     return
             time.sleep(PAUSE_SECONDS)
         yield Resumed(self.step)
 
-    def _train_step(self, moment: Moment) -> Stepped:
+    def _train_step(self, call: UnetCall) -> Stepped:
         started = time.perf_counter()
-        remaining = 1 - self.step / self.course.steps   # falls in a line to 0
+        remaining = 1 - self.step / self.config.steps   # falls linearly to 0
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * remaining
-        loss = error_at(self.model, moment)
+        loss = distillation_error(self.model, call)
         if not math.isfinite(float(loss.detach())):
             raise FloatingPointError(f"Training became unstable at step {self.step + 1}: the loss is not a finite "
                                      "number. Use a preset with more bits.")
         loss.backward()
         self.optimizer.step()
-        self.optimizer.zero_grad()   # to None: whoever is not asked in the next step does not move
-        _stay_positive(self.model.unet)
+        self.optimizer.zero_grad()   # to None: parameters that the next step does not use are not updated
+        _clamp_step_sizes(self.model.unet)
         self.step += 1
         lr = self.optimizer.param_groups[0]["lr"]
-        return Stepped(self.step, self.course.steps, float(loss.detach()), 0.0, lr, time.perf_counter() - started)
+        return Stepped(self.step, self.config.steps, float(loss.detach()), 0.0, lr, time.perf_counter() - started)
 
     @torch.no_grad()
     def _validate(self) -> Validated:
-        """The error on the held-out trajectory. The start counts too, so learning never makes it worse."""
-        loss = sum(float(error_at(self.model, moment)) for moment in self.held_out) / len(self.held_out)
+        """The error on the held-out trajectory. The initial state counts too, so the result is never worse."""
+        loss = sum(float(distillation_error(self.model, call)) for call in self.held_out) / len(self.held_out)
         best = loss < self.best_loss
         if best:
             self.best = {name: value.detach().cpu().clone() for name, value in learned(self.model.unet).items()}
@@ -162,7 +162,7 @@ class Distillation:
         state = TrainingState(
             weights={name: value.detach().cpu().clone() for name, value in learned(self.model.unet).items()},
             best=self.best,
-            generator=self.before,
+            generator=self.trajectory_start,
             optimizer=self.optimizer.state_dict(),
             step=self.step,
             best_step=self.best_step,
@@ -172,25 +172,25 @@ class Distillation:
         return Saved(self.step, str(path.relative_to(self.folder)))
 
 
-def make_optimizer(unet: nn.Module, course: Course) -> torch.optim.AdamW:
+def make_optimizer(unet: nn.Module, config: DistillationConfig) -> torch.optim.AdamW:
     """AdamW with one group for each layer's pair and step sizes, and one each for the inputs' factors and zeros.
 
-    AdamW does not notice how large gradients are, so EfficientDM's scale-aware *gradients* would change nothing; as in
-    its code it is the learning rate that follows the layer's mean step size.
+    AdamW does not depend on the scale of gradients, so EfficientDM's scale-aware *gradients* would change nothing; as
+    in its code, the learning rate follows the layer's mean step size.
     """
     layers = [layer for layer in rounding_layers(unet).values() if layer.up is not None and layer.down is not None]
     means = [float(layer.steps.detach().mean()) for layer in layers]
-    even = sum(means) / len(means) if means else 0.0
-    pace = (OFFICIAL_UPDATES / max(1, course.steps)) ** PACE
+    overall_mean = sum(means) / len(means) if means else 0.0
+    factor = (OFFICIAL_UPDATES / max(1, config.steps)) ** LR_EXPONENT
     groups: list[dict[str, Any]] = []
     for layer, mean in zip(layers, means, strict=True):
-        unit = pace * (mean if course.scale_aware else even)
-        groups.append({"params": [layer.up, layer.down], "lr": unit * PAIR_RATE, "weight_decay": 1e-2})
-        groups.append({"params": [layer.steps], "lr": mean * STEP_RATE})
+        unit = factor * (mean if config.scale_aware else overall_mean)
+        groups.append({"params": [layer.up, layer.down], "lr": unit * PAIR_LR, "weight_decay": 1e-2})
+        groups.append({"params": [layer.steps], "lr": mean * STEP_SIZE_LR})
     inputs: Any = getattr(unet, "input_levels", None)
     if inputs is not None:
-        groups.append({"params": list(inputs.factors), "lr": FACTOR_RATE})
-        groups.append({"params": list(inputs.zeros), "lr": ZERO_RATE})
+        groups.append({"params": list(inputs.factors), "lr": FACTOR_LR})
+        groups.append({"params": list(inputs.zeros), "lr": ZERO_POINT_LR})
     if not groups:
         groups.append({"params": [], "lr": 0.0})   # weights alone, and only calibrated: nothing learns
     for group in groups:
@@ -199,13 +199,13 @@ def make_optimizer(unet: nn.Module, course: Course) -> torch.optim.AdamW:
 
 
 @torch.no_grad()
-def _stay_positive(unet: nn.Module) -> None:
+def _clamp_step_sizes(unet: nn.Module) -> None:
     for layer in rounding_layers(unet).values():
-        layer.steps.clamp_(min=SMALLEST)
+        layer.steps.clamp_(min=MIN_STEP_SIZE)
 
 
 @torch.no_grad()
-def _put(unet: nn.Module, values: dict[str, Tensor]) -> None:
+def _load_values(unet: nn.Module, values: dict[str, Tensor]) -> None:
     own = learned(unet)
     for name, value in values.items():
         own[name].copy_(value)

@@ -1,4 +1,4 @@
-"""What a compression changed: size, time, the same pictures before and after, and where the error is."""
+"""The report of a compression: size, time, the same pictures before and after, and the error of each layer."""
 
 from __future__ import annotations
 
@@ -27,48 +27,48 @@ WORST_LAYERS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class ComparisonPictures:
     """The same prompts and seeds, drawn by the base model and by the compressed one."""
 
     prompts: list[str]
     before: list[Image.Image]
     after: list[Image.Image]
     seconds: tuple[float, float]   # of one picture, before and after
-    whole_numbers: tuple[int, int]   # layers that computed in whole numbers, of how many
+    whole_numbers: tuple[int, int]   # layers that computed in integers, and the number of all
 
 
-def draw_pairs(model: BaseModel, switch: Switch, out: Path, config: CompressConfig) -> Drawn:
-    """Draw with the base model, and with the compressed one as it was loaded from its folder."""
+def draw_pairs(model: BaseModel, switch: Switch, out: Path, config: CompressConfig) -> ComparisonPictures:
+    """Draw with the base model, and with the compressed one as it is loaded from its folder."""
     prompts = _prompts(model, config)
     with unrounded(switch):
         before, slow = _draw_all(model, prompts, config.timesteps)
     compressed = load(str(out), model.device, model.dtype)
     after, fast = _draw_all(compressed, prompts, config.timesteps)
-    return Drawn(prompts, before, after, (slow, fast), in_whole_numbers(compressed.unet))
+    return ComparisonPictures(prompts, before, after, (slow, fast), in_whole_numbers(compressed.unet))
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:
     """Peak signal-to-noise ratio of two pictures of one size, in dB; 99 for equal ones."""
-    off = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
-    mean = float(np.square(off).mean())
+    difference = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
+    mean = float(np.square(difference).mean())
     return min(99.0, 10 * np.log10(255**2 / mean)) if mean else 99.0
 
 
 def write_report(
-    folder: Path, config: CompressConfig, student: Student, drawn: Drawn, before: Mapping[int, float]
+    folder: Path, config: CompressConfig, student: Student, pictures: ComparisonPictures, before: Mapping[int, float]
 ) -> None:
     """Write ``report.json`` and the pairs of pictures into the run folder.
 
     Args:
         folder: the run's.
         config: the recipe.
-        student: the model as it was measured, at its best.
-        drawn: the pairs.
+        student: the model, at its best.
+        pictures: the pairs.
         before: relative errors by timestep before anything was learned.
     """
     (folder / PAIRS).mkdir(exist_ok=True)
     pairs = []
-    for i, (prompt, one, other) in enumerate(zip(drawn.prompts, drawn.before, drawn.after, strict=True)):
+    for i, (prompt, one, other) in enumerate(zip(pictures.prompts, pictures.before, pictures.after, strict=True)):
         names = f"{PAIRS}/{i}-before.png", f"{PAIRS}/{i}-after.png"
         for name, picture in zip(names, (one, other), strict=True):
             picture.save(folder / name)
@@ -81,18 +81,18 @@ def write_report(
     packed = folder / "compressed" / "unet"
     report: dict[str, Any] = {
         "preset": config.preset, "steps": config.updates, "pairs": pairs,
-        "bytes_before": 2 * sum(parameter.numel() for parameter in _own(model)),
+        "bytes_before": 2 * sum(parameter.numel() for parameter in _original_parameters(model)),
         "bytes_after": sum(path.stat().st_size for path in packed.glob("*.safetensors")),
-        "seconds_before": drawn.seconds[0], "seconds_after": drawn.seconds[1],
-        "whole_numbers": drawn.whole_numbers, "device": model.device.type,
+        "seconds_before": pictures.seconds[0], "seconds_after": pictures.seconds[1],
+        "whole_numbers": pictures.whole_numbers, "device": model.device.type,
         "layers": len(student.plan), "by_layer": worst,
         "by_timestep": {"before": list(before.items()), "after": list(after.items())},
     }   # fmt: skip
     write_text(folder / REPORT, json.dumps(report))
 
 
-def _own(model: BaseModel) -> Sequence[Any]:
-    """The UNet's parameters without what learning added."""
+def _original_parameters(model: BaseModel) -> Sequence[Any]:
+    """The UNet's parameters without those that distillation added."""
     added = ("up", "down", "steps")
     return [value for name, value in model.unet.named_parameters()
             if name.rsplit(".", 1)[-1] not in added and not name.startswith("input_levels.")]   # fmt: skip

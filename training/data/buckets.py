@@ -6,7 +6,7 @@ from PIL import Image
 
 from atelier.adapters.core.settings import SettingError
 
-LONGEST_ASPECT = 2.0
+MAX_ASPECT = 2.0
 STEPS_PER_SIDE = 16     # as SDXL's own sizes: finer steps would leave a bucket for nearly every single picture
 
 Size = tuple[int, int]                      # width, height in pixels
@@ -33,7 +33,7 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
     sizes = {(square, square)}
     for short in range(square, 0, -step):
         long = resolution**2 // (short * step) * step
-        if long > LONGEST_ASPECT * short:
+        if long > MAX_ASPECT * short:
             break
         sizes |= {(short, long), (long, short)}
     return sorted(sizes)
@@ -76,6 +76,6 @@ def crop_box(size: Size, bucket: Size) -> Box:
     return left, top, width - left, height - top
 
 
-def fit(picture: Image.Image, bucket: Size) -> Image.Image:
+def crop_and_resize(picture: Image.Image, bucket: Size) -> Image.Image:
     """Crop a picture to a bucket's aspect around its middle and resize it to exactly the bucket's size."""
     return picture.resize(bucket, Image.Resampling.LANCZOS, box=crop_box(picture.size, bucket))

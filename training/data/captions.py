@@ -10,7 +10,7 @@ from pathlib import Path
 from atelier.training.data.images import looks_like_picture
 
 SUFFIX = ".txt"
-LARGEST_BYTES = 10_000      # text encoders read some 75 words; a longer file is no caption
+MAX_BYTES = 10_000      # text encoders read some 75 words; a longer file is no caption
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Captioner:
         words = {"trigger": self.trigger, "subject": self.subject}
         return " ".join(re.sub(r"\{(trigger|subject)\}", lambda found: words[found[1]], text).split())
 
-    def calls(self, caption: str) -> bool:
+    def has_trigger(self, caption: str) -> bool:
         """Whether a caption contains the trigger word as a word of its own; case does not matter."""
         word = rf"(?<!\w){re.escape(self.trigger)}(?!\w)"
         return not self.trigger or re.search(word, caption, re.IGNORECASE) is not None
@@ -70,8 +70,8 @@ def read_caption(sidecar: Path) -> str:
         ValueError: it is too long, or no UTF-8 text.
     """
     size = sidecar.stat().st_size
-    if size > LARGEST_BYTES:
-        raise ValueError(f"{sidecar.name} is not used as a caption: it has {size} bytes, but at most {LARGEST_BYTES} "
+    if size > MAX_BYTES:
+        raise ValueError(f"{sidecar.name} is not used as a caption: it has {size} bytes, but at most {MAX_BYTES} "
                          "are allowed. Shorten it.")   # fmt: skip
     try:
         return sidecar.read_bytes().decode("utf-8-sig").strip()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from atelier.training.data.buckets import Box, Size, bucket_sizes, crop_box, fit, nearest_bucket
+from atelier.training.data.buckets import Box, Size, bucket_sizes, crop_and_resize, crop_box, nearest_bucket
 from atelier.training.data.captions import Captioner, is_sidecar, orphan_warnings
 from atelier.training.data.images import PictureError, looks_like_picture, open_picture, pixel_hash, sharpness
 
-MOST_PICTURES = 200
+MAX_PICTURES = 200
 # A file with one of these endings was meant as a picture, so it is named when it is none; other files are no business
 # of ours. What a file really is, is decided by its content.
 PICTURE_SUFFIXES = frozenset(
@@ -75,7 +75,7 @@ def scan(
     sidecars = {path.stem: path for path in files if is_sidecar(path)}
     report, seen = Report(), dict[str, str]()
     for number, path in enumerate(candidates):
-        if len(report.usable) == MOST_PICTURES:
+        if len(report.usable) == MAX_PICTURES:
             report.warnings.append(_overflow(candidates[number:]))
             break
         try:
@@ -131,13 +131,14 @@ def _quality(name: str, picture: Image.Image, bucket: Size) -> list[str]:
             f"{name} has {picture.width} × {picture.height} pixels, which is too long for any training size, so only "
             "its middle is used. Crop it to the subject."
         )
-    if sharpness(fit(picture, (min(bucket[0], round(width)), min(bucket[1], round(height))))) < LEAST_SHARPNESS:
+    size = min(bucket[0], round(width)), min(bucket[1], round(height))
+    if sharpness(crop_and_resize(picture, size)) < LEAST_SHARPNESS:
         warnings.append(f"{name} looks blurred, and the model would learn the blur. Use a sharper picture.")
     return warnings
 
 
 def _trigger_warning(usable: Sequence[TrainingPicture], captioner: Captioner) -> list[str]:
-    silent = [picture.path.name for picture in usable if not captioner.calls(picture.caption)]
+    silent = [picture.path.name for picture in usable if not captioner.has_trigger(picture.caption)]
     if not silent:
         return []
     return [
@@ -148,7 +149,7 @@ def _trigger_warning(usable: Sequence[TrainingPicture], captioner: Captioner) ->
 
 def _overflow(left_out: Sequence[Path]) -> str:
     return (
-        f"At most {MOST_PICTURES} pictures can be used, so {_listed([path.name for path in left_out])} were left out. "
+        f"At most {MAX_PICTURES} pictures can be used, so {_listed([path.name for path in left_out])} were left out. "
         "Remove pictures that you don't need from the folder."
     )
 

@@ -23,10 +23,10 @@ from torch import Tensor
 FORMATS = ("PNG", "JPEG", "WEBP")
 _ENCODING: dict[str, dict[str, Any]] = {
     "PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "method": 0}}   # fmt: skip
-LARGEST_BYTES = 25_000_000
-LARGEST_MEGAPIXELS = 40
-LARGEST_SIDE = 16_384
-SMALLEST_SIDE = 16
+MAX_BYTES = 25_000_000
+MAX_MEGAPIXELS = 40
+MAX_SIDE = 16_384
+MIN_SIDE = 16
 SIGNATURE_BYTES = 1024
 
 # A file of another kind is named, so that the person knows at once what to convert.
@@ -165,9 +165,9 @@ def _checked(path: Path) -> Iterator[tuple[Image.Image, PictureInfo]]:
 def _check_size(name: str, size: int) -> None:
     if size == 0:
         raise PictureError(f"{name} is empty, but a picture is needed. {DAMAGED}")
-    if size > LARGEST_BYTES:
+    if size > MAX_BYTES:
         raise PictureError(
-            f"{name} has {size / 1e6:.1f} MB, but at most {LARGEST_BYTES / 1e6:.0f} MB can be used. Make "
+            f"{name} has {size / 1e6:.1f} MB, but at most {MAX_BYTES / 1e6:.0f} MB can be used. Make "
             "it smaller, or save it as JPEG."
         )
 
@@ -188,11 +188,11 @@ def _opened(name: str, file: BinaryIO) -> Image.Image:
 
 def _check_header(name: str, picture: Image.Image, size: int) -> PictureInfo:
     width, height = picture.size
-    if min(width, height) < SMALLEST_SIDE:
+    if min(width, height) < MIN_SIDE:
         raise PictureError(
-            f"{name} has {width} × {height} pixels, but each side needs at least {SMALLEST_SIDE}. Use a larger picture."
+            f"{name} has {width} × {height} pixels, but each side needs at least {MIN_SIDE}. Use a larger picture."
         )
-    if width * height > LARGEST_MEGAPIXELS * 1e6 or max(width, height) > LARGEST_SIDE:
+    if width * height > MAX_MEGAPIXELS * 1e6 or max(width, height) > MAX_SIDE:
         raise _too_large(name, f"{width} × {height} pixels, {width * height / 1e6:.0f} megapixels")
     # Phones write a second view (depth, brightness) behind the JPEG proper, known as MPO: that is no animation.
     frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
@@ -204,7 +204,7 @@ def _check_header(name: str, picture: Image.Image, size: int) -> PictureInfo:
 
 def _too_large(name: str, given: str) -> PictureError:
     return PictureError(
-        f"{name} has {given}, but at most {LARGEST_MEGAPIXELS} megapixels and {LARGEST_SIDE} pixels per side can be "
+        f"{name} has {given}, but at most {MAX_MEGAPIXELS} megapixels and {MAX_SIDE} pixels per side can be "
         "used. Make it smaller."
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.data.buckets import fit, micro_conditioning
+from atelier.training.data.buckets import crop_and_resize, micro_conditioning
 from atelier.training.data.dataset import Report, scan
 from atelier.training.data.images import open_picture, to_tensor
 from atelier.training.data.latent_cache import Example, encode_pictures
@@ -26,12 +26,12 @@ def scan_pictures(config: TrainConfig) -> Report:
         subject=config.subject,
         template=config.caption or info.caption,
         resolution=config.resolution or info.resolution,
-        multiple=info.multiple,
+        multiple=info.size_multiple,
     )
 
 
-def encode(model: BaseModel, report: Report) -> list[Example]:
+def encode_dataset(model: BaseModel, report: Report) -> list[Example]:
     """Pictures and captions as the model reads them."""
-    pictures = (to_tensor(fit(open_picture(picture.path), picture.bucket)) for picture in report.usable)
+    pictures = (to_tensor(crop_and_resize(open_picture(picture.path), picture.bucket)) for picture in report.usable)
     sizes = [micro_conditioning((picture.width, picture.height), picture.bucket) for picture in report.usable]
     return encode_pictures(model, pictures, [picture.caption for picture in report.usable], sizes)

@@ -26,7 +26,7 @@ from atelier.training.config.assets import ASSETS
 from atelier.training.config.events import Event
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
-from atelier.training.data.prepare import encode, scan_pictures
+from atelier.training.data.prepare import encode_dataset, scan_pictures
 from atelier.training.embedded_base.gate_dataset import scenes
 from atelier.training.embedded_base.pictures import load as load_pictures
 from atelier.training.loop.batch import AdapterExamples
@@ -63,7 +63,8 @@ def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> lis
         if header.metadata.get("atelier.family") == model.info.family and (run.path / "recipe.toml").exists():
             config = run.config()
             if Path(config.pictures).is_dir():
-                found.append(AdapterExamples(load_adapter(path).to(model.device), encode(model, scan_pictures(config))))
+                examples = encode_dataset(model, scan_pictures(config))
+                found.append(AdapterExamples(load_adapter(path).to(model.device), examples))
     return found
 
 

@@ -26,7 +26,7 @@ from atelier.adapters.formats.native import data_hash, load_adapter
 from atelier.adapters.retrieval import Look, Retriever, Sizes, save_retriever
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
-from atelier.training.base_models.weights import weights_of
+from atelier.training.base_models.weights import weight_lookup
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.retriever_dataset import Exhibit, read_index
 from atelier.training.sampling.prompt_features import PromptEncoder
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args(arguments)
     exhibits = [exhibit for exhibit in read_index(options.zoo) if not exhibit.held_out]
-    layers, prompt_encoder, weight_of = looked_at(), PromptEncoder.load(), weights_of(EMBEDDED)
+    layers, prompt_encoder, weight_of = looked_at(), PromptEncoder.load(), weight_lookup(EMBEDDED)
 
     def those(chosen: Sequence[Exhibit]) -> tuple[Stack, Said]:
         files = [options.zoo / f"{exhibit.file}.safetensors" for exhibit in chosen]

@@ -159,7 +159,7 @@ def draw_preview(
     model: BaseModel, config: TrainConfig, weights: AdapterSet, prompt: str, steps: int = PREVIEW_STEPS
 ) -> Image.Image:
     """Draw with a fixed seed, at the size that is trained."""
-    side = config.resolution // model.info.multiple * model.info.multiple   # as the buckets are
+    side = config.resolution // model.info.size_multiple * model.info.size_multiple   # as the buckets are
     request = DrawRequest(prompt=prompt, seed=PREVIEW_SEED, steps=steps, width=side, height=side)
     return draw(model, request, Mix(((weights, 1.0),)))[0]
 

@@ -1,7 +1,7 @@
 """How much memory a run will need, counted before it starts.
 
-The run's own phases are carried out on tensors without contents, and every allocation and release is counted as it
-would happen. So the figure follows from the model's code, whatever the family, size, kind and options.
+The run's phases are executed on fake tensors, which have no contents, and every allocation and release is counted as it
+would happen. So the estimate follows from the model's code, whatever the family, size, kind and options.
 """
 
 from __future__ import annotations
@@ -32,88 +32,91 @@ from atelier.training.config.train_config import TrainConfig
 from atelier.training.recipes.prior_preservation import prior_batch_size
 
 PROGRAM_BYTES = 650_000_000   # Python with torch, diffusers and transformers loaded, before any model (measured)
-CAPTION = 77
+CAPTION_TOKENS = 77
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class MemoryNeed:
     """Bytes a run needs on its device at most, and in which phase."""
 
     weights: int    # of the base model, all parts together
-    encode: int     # beside them while pictures become latents
-    train: int      # beside them in a step, adapter and optimizer included
-    draw: int       # beside them while a preview is drawn
+    encode: int     # on top of the weights, while pictures are encoded
+    train: int      # on top of the weights, in a step with adapter and optimizer
+    draw: int       # on top of the weights, while a preview is drawn
     program: int    # of the process itself, where the device is the main memory
-    load: int = 0   # beside them while they are loaded, before they are put into 8 bits
-    # Of the weights, what waits elsewhere (`offload.py`):
-    texts: int = 0  # text encoders that only encode captions and prompts
-    vae: int = 0    # needed to encode and to draw, not in a step
+    load: int = 0   # on top of the weights, while they are loaded and not yet quantized to 8 bits
+    # The part of the weights that is offloaded (`offload.py`):
+    text_encoders: int = 0   # those that are not trained
+    vae: int = 0             # needed to encode and to draw, not in a step
 
     @property
     def peak(self) -> int:
         """The most at any one time."""
-        phases = (self.load, self.encode - self.texts, self.train - self.texts - self.vae, self.draw - self.texts)
-        return self.program + self.weights + max(0, *phases)
+        without_text = self.weights - self.text_encoders
+        phases = (self.weights + self.load, without_text + self.encode, without_text - self.vae + self.train,
+                  without_text + self.draw, self.weights)   # fmt: skip
+        return self.program + max(phases)
 
 
-def need(config: TrainConfig, precision: str, *, device: str = "cpu", processes: int = 1) -> Need:
-    """Count what a run needs with UNet and text encoders in ``precision``: seconds, up to a minute for the largest.
+def estimate_memory(config: TrainConfig, precision: str, *, device: str = "cpu", processes: int = 1) -> MemoryNeed:
+    """Count what a run needs with UNet and text encoders in ``precision``; takes seconds, a minute for the largest.
 
-    What is needed on the type of ``device``: on all but "cuda" the process's own memory is the same. The figure is one
-    process's where several share each batch.
+    On all types of ``device`` but "cuda" the process's own memory counts as well. Where several ``processes`` share
+    each batch, the estimate is for one of them.
 
     Raises:
         BaseError: the base model can't be identified.
     """
     info = identify(config.base)
-    facts = ("kind", "targets", "train_text_encoder", "resolution", "gradient_checkpointing", "optimizer",
-             "ema", "base_in_8_bits")   # fmt: skip
-    key = tuple((name, getattr(config, name)) for name in facts)
+    fields = ("kind", "targets", "train_text_encoder", "resolution", "gradient_checkpointing", "optimizer",
+              "ema", "base_in_8_bits")   # fmt: skip
+    key = tuple((name, getattr(config, name)) for name in fields)
     pictures = -(-(config.batch + config.prior_batch) // processes)
-    counted = _counted(info, key, json.dumps(config.adapter), pictures, bool(config.prior_batch), precision)
+    need = _counted(info, key, json.dumps(config.adapter), pictures, bool(config.prior_batch), precision)
     if device == "cuda":
-        return replace(counted, program=0, load=0)
-    waits = {name: size for name in ("texts", "vae") if (size := getattr(counted, name)) >= MIN_OFFLOAD_BYTES}
-    return replace(counted, **{"texts": 0, "vae": 0} | (waits if device == "cpu" else {}))
+        return replace(need, program=0, load=0)
+    sizes = {name: getattr(need, name) for name in ("text_encoders", "vae")}
+    on_disk = {name: size if device == "cpu" and size >= MIN_OFFLOAD_BYTES else 0 for name, size in sizes.items()}
+    return replace(need, **on_disk)
 
 
 @lru_cache(maxsize=64)
 def _counted(
     info: BaseInfo, key: tuple[tuple[str, Any], ...], adapter: str, pictures: int, prior: bool, precision: str
-) -> Need:
+) -> MemoryNeed:
     config = TrainConfig(**dict(key), adapter=json.loads(adapter))
     with FakeTensorMode(allow_non_fake_inputs=True), _Counter() as counter:
         parts = _parts(info, DTYPES[precision])
-        whole = counter.now
+        unquantized = counter.now
         if config.base_in_8_bits:
             quantize_to_int8(parts["unet"])
         weights = counter.now
-        side = (config.resolution or info.resolution) // info.multiple * info.multiple
+        side = (config.resolution or info.resolution) // info.size_multiple * info.size_multiple
 
-        def beside(work: Callable[[], object]) -> int:
+        def extra_peak(work: Callable[[], object]) -> int:
             before = counter.peak = counter.now
             work()
             return counter.peak - before
 
-        return Need(
+        return MemoryNeed(
             weights=weights,
-            encode=beside(lambda: _encode(parts["vae"], side)),
-            draw=beside(lambda: _draw(parts, info, side, prior)) + _merged(parts, config),
-            train=beside(lambda: _train(parts, info, config, side, pictures)),
+            encode=extra_peak(lambda: _encode(parts["vae"], side)),
+            draw=extra_peak(lambda: _draw(parts, info, side, prior)) + _merged_bytes(parts, config),
+            train=extra_peak(lambda: _train(parts, info, config, side, pictures)),
             program=PROGRAM_BYTES,
-            load=whole - weights,
-            texts=sum(_bytes(part) for name, part in parts.items() if name not in ("vae", *_trained(parts, config))),
+            load=unquantized - weights,
+            text_encoders=sum(_bytes(parts[name]) for name in parts if name not in ("vae", *_trained(parts, config))),
             vae=_bytes(parts["vae"]),
         )
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, until they are let go."""
+    """Counts the bytes of all storages that operations allocate, until they are released."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._storages: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -123,10 +126,10 @@ class _Counter(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:
+        if storage in self._storages:
             return
         size = storage.nbytes()
-        self._seen.add(storage)
+        self._storages.add(storage)
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._release, size)
@@ -136,7 +139,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
-    """The base model's parts without contents, from their configurations."""
+    """The base model's parts as fake tensors, from their configurations."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -164,7 +167,7 @@ def _parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _convert(part: nn.Module, dtype: torch.dtype) -> None:
-    """What ``part.to(dtype)`` does, which can't be done to tensors without contents."""
+    """The same as ``part.to(dtype)``, which does not work on fake tensors."""
     for module in part.modules():
         for name, value in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(value.detach().to(dtype)))
@@ -175,12 +178,12 @@ def _bytes(part: nn.Module) -> int:
 
 
 def _trained(names: Iterable[str], config: TrainConfig) -> list[str]:
-    """The parts that adapters change; the others can wait elsewhere while a step is computed."""
+    """The parts that adapters change; the others can be offloaded during a step."""
     return [name for name in names if name == "unet" or (config.train_text_encoder and name != "vae")]
 
 
-def _merged(parts: Mapping[str, Any], config: TrainConfig) -> int:
-    """Bytes of the weights that drawing keeps twice, merged and as they were; coarse ones are never merged into."""
+def _merged_bytes(parts: Mapping[str, Any], config: TrainConfig) -> int:
+    """Bytes of the weights that drawing keeps twice, merged and original; low-precision ones are never merged into."""
     if config.base_in_8_bits or parts["unet"].dtype == torch.bfloat16:
         return 0
     specs = find_targets({name: parts[name] for name in _trained(parts, config)}, config.targets)
@@ -195,10 +198,10 @@ def _encode(vae: Any, side: int) -> None:
 @torch.no_grad()
 def _draw(parts: Mapping[str, Any], info: BaseInfo, side: int, prior: bool) -> None:
     if prior:
-        _ask(parts["unet"], info, info.resolution, 2 * prior_batch_size(info.resolution))
-    _ask(parts["unet"], info, side, 2)   # with words and without
+        _predict(parts["unet"], info, info.resolution, 2 * prior_batch_size(info.resolution))
+    _predict(parts["unet"], info, side, 2)   # conditional and unconditional
     vae = parts["vae"]
-    vae.decode(torch.zeros(1, vae.config.latent_channels, side // info.factor, side // info.factor))
+    vae.decode(torch.zeros(1, vae.config.latent_channels, side // info.vae_scale_factor, side // info.vae_scale_factor))
 
 
 def _train(parts: Mapping[str, Any], info: BaseInfo, config: TrainConfig, side: int, batch: int) -> None:
@@ -209,12 +212,12 @@ def _train(parts: Mapping[str, Any], info: BaseInfo, config: TrainConfig, side: 
         unet.train()
     adapters = create_adapters(config.kind, config.adapter, find_targets(models, config.targets))
     optimizer = torch.optim.AdamW(adapters.parameters())
-    # The averaged copy, and what Prodigy keeps beyond AdamW: where it began and a running sum.
+    # The averaged copy, and what Prodigy keeps beyond AdamW: the initial values and a running sum.
     copies = bool(config.ema) + 2 * (config.optimizer == "prodigy")
-    kept = [parameter.detach().clone() for parameter in adapters.parameters() for _ in range(copies)]
+    extra = [parameter.detach().clone() for parameter in adapters.parameters() for _ in range(copies)]
     for parameter in adapters.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()   # its state is there from the second step on: that is the one to count
+    optimizer.step()   # allocates its state, which the step to be counted has as well
     optimizer.zero_grad()
     with mount(models, Mix(((adapters, 1.0),))):
         text = None
@@ -222,16 +225,16 @@ def _train(parts: Mapping[str, Any], info: BaseInfo, config: TrainConfig, side: 
             encoders = [part for name, part in models.items() if name != "unet"]
             ids = torch.zeros(batch, encoders[0].config.max_position_embeddings, dtype=torch.long)
             text = torch.cat([encoder(ids).last_hidden_state for encoder in encoders], -1)
-        _ask(unet, info, side, batch, text).float().square().mean().backward()
+        _predict(unet, info, side, batch, text).float().square().mean().backward()
         optimizer.step()
-    del kept
+    del extra
 
 
-def _ask(unet: Any, info: BaseInfo, side: int, batch: int, text: Tensor | None = None) -> Tensor:
-    dtype, width = unet.dtype, side // info.factor
+def _predict(unet: Any, info: BaseInfo, side: int, batch: int, text: Tensor | None = None) -> Tensor:
+    dtype, width = unet.dtype, side // info.vae_scale_factor
     noisy = torch.zeros(batch, unet.config.in_channels, width, width, dtype=dtype)
     if text is None:
-        text = torch.zeros(batch, CAPTION, unet.config.cross_attention_dim, dtype=dtype)
+        text = torch.zeros(batch, CAPTION_TOKENS, unet.config.cross_attention_dim, dtype=dtype)
     added = None
     if info.family == "sdxl":
         added = {"text_embeds": torch.zeros(batch, 1280, dtype=dtype), "time_ids": torch.zeros(batch, 6, dtype=dtype)}

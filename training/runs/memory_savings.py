@@ -1,4 +1,4 @@
-"""Does a run fit into the memory here, and what can it do to need less? Counted where it is not plain."""
+"""Does a run fit into the memory here, and which savings make it fit? Counted exactly only where that is needed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.runs.memory_estimate import PROGRAM_BYTES, need
+from atelier.training.runs.memory_estimate import PROGRAM_BYTES, estimate_memory
 
-RESERVE = 0.05                # of the device, for what fragments and for the desktop
+RESERVE = 0.05                # of the device, for fragmentation and for the desktop
 PER_MODEL, PER_PICTURE = 8, 2   # more than any run needs, in sizes of the base on disk: about 4 times what was counted
 
 
-def available(device: torch.device) -> int:
+def available_memory(device: torch.device) -> int:
     """Bytes that a run may use on a device now."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -25,11 +25,11 @@ def available(device: torch.device) -> int:
     return int(memory.available - RESERVE * memory.total)
 
 
-def cheaper(config: TrainConfig) -> TrainConfig | None:
-    """The same run with less memory and more time: the next lever, or None when there is none left.
+def next_saving(config: TrainConfig) -> TrainConfig | None:
+    """The same run with one more saving, which needs less memory and more time; None when there is none left.
 
-    Checkpointing computes the UNet's blocks a second time instead of keeping what is in them. Half the batch, taken
-    twice as often, gives the same mean gradient. Weights in 8 bits come last, because they alone change the result.
+    Checkpointing computes the UNet's blocks a second time instead of keeping their activations. Half the batch,
+    accumulated twice as often, gives the same mean gradient. Weights in 8 bits come last: they alone change the result.
     """
     if not config.gradient_checkpointing:
         return replace(config, gradient_checkpointing=True)
@@ -41,19 +41,19 @@ def cheaper(config: TrainConfig) -> TrainConfig | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """What a run needs of the memory here, and how it gets along with it."""
+class MemoryForecast:
+    """What a run needs of the memory here, and the savings that make it fit."""
 
-    chosen: TrainConfig   # the run with as many levers as it takes
-    needed: int           # bytes the run takes without them
-    room: int             # bytes that are free
-    counted: bool         # else ``needed`` is a bound that the run stays far below
+    config: TrainConfig   # the run with as many savings as it takes
+    needed: int           # bytes the run takes without savings
+    available: int        # bytes
+    exact: bool           # False: ``needed`` is an upper bound that the run stays far below
 
 
-def forecast(
+def forecast_memory(
     config: TrainConfig, precision: str, device: torch.device, processes: int = 1, *, quickly: bool = False
-) -> Forecast | None:
-    """Say what a run needs, and which levers make it fit.
+) -> MemoryForecast | None:
+    """Forecast what a run needs, and which savings make it fit.
 
     Args:
         config: the run.
@@ -63,61 +63,63 @@ def forecast(
         quickly: return None rather than spend seconds on counting.
 
     Raises:
-        BaseError: it does not fit even with all levers; says what is needed and what there is.
+        BaseError: it does not fit even with all savings; says what is needed and what is available.
     """
-    room, info = available(device), identify(config.base)
+    available, info = available_memory(device), identify(config.base)
     pictures = (config.batch + config.prior_batch) * max(1.0, config.resolution / info.resolution) ** 2
     bound = int(PROGRAM_BYTES + info.bytes * (PER_MODEL + PER_PICTURE * pictures)) * processes
-    if info.bytes and bound < room:   # a hub model that is not here yet has no bytes
-        return Forecast(config, bound, room, counted=False)
+    if info.bytes and bound < available:   # a hub model that is not here yet has no bytes
+        return MemoryForecast(config, bound, available, exact=False)
     if quickly:
         return None
-    chosen: TrainConfig | None = config
-    peak = first = _peak(config, precision, device, processes)
-    while chosen is not None and peak > room:
-        chosen = cheaper(chosen)
-        peak = _peak(chosen, precision, device, processes) if chosen else peak
-    if chosen is None:
+    fitting: TrainConfig | None = config
+    peak = needed = _peak(config, precision, device, processes)
+    while fitting is not None and peak > available:
+        fitting = next_saving(fitting)
+        peak = _peak(fitting, precision, device, processes) if fitting else peak
+    if fitting is None:
         raise BaseError(f"Training this base model needs about {peak / 1e9:.1f} GB of memory even with every memory "
-                        f"saving, but only {room / 1e9:.1f} GB is free. Close other programs, or choose a smaller "
-                        "resolution or base model.")
-    return Forecast(chosen, first, room, counted=True)
+                        f"saving, but only {available / 1e9:.1f} GB is free. Close other programs, or choose a "
+                        "smaller resolution or base model.")
+    return MemoryForecast(fitting, needed, available, exact=True)
 
 
-def fitting(
+def fit_to_memory(
     config: TrainConfig, precision: str, device: torch.device, processes: int = 1
 ) -> tuple[TrainConfig, str]:
-    """The run itself where it fits; else with as many levers as it takes, and what to tell about them.
+    """The run itself where it fits; else with as many savings as it takes, and a warning that names them.
 
     Raises:
-        BaseError: see :func:`forecast`.
+        BaseError: see :func:`forecast_memory`.
     """
-    found = forecast(config, precision, device, processes)
-    if found is None or found.chosen == config:
+    forecast = forecast_memory(config, precision, device, processes)
+    if forecast is None or forecast.config == config:
         return config, ""
-    return found.chosen, (f"This run needs about {found.needed / 1e9:.1f} GB of memory, but only "
-                          f"{found.room / 1e9:.1f} GB is free. To fit, {levers(config, found.chosen)}.")
+    return forecast.config, (
+        f"This run needs about {forecast.needed / 1e9:.1f} GB of memory, but only {forecast.available / 1e9:.1f} GB "
+        f"is free. To fit, {describe_savings(config, forecast.config)}."
+    )
 
 
-def shortage(config: TrainConfig, precision: str, device: torch.device) -> str:
-    """What a run needed that ran out of memory, and what is free now."""
+def memory_shortage(config: TrainConfig, precision: str, device: torch.device) -> str:
+    """A sentence on what a run needed that ran out of memory, and what is free now."""
     return (f"Out of memory: this run needs about {_peak(config, precision, device) / 1e9:.1f} GB, but only "
-            f"{available(device) / 1e9:.1f} GB is free.")
+            f"{available_memory(device) / 1e9:.1f} GB is free.")
 
 
 def _peak(config: TrainConfig, precision: str, device: torch.device, processes: int = 1) -> int:
-    """Bytes of one device; the main memory is one for all processes."""
-    shared = device.type != "cuda"
-    return need(config, precision, device=device.type, processes=processes).peak * (processes if shared else 1)
+    """Peak bytes on one device; all processes share the main memory."""
+    peak = estimate_memory(config, precision, device=device.type, processes=processes).peak
+    return peak if device.type == "cuda" else peak * processes
 
 
-def levers(config: TrainConfig, chosen: TrainConfig) -> str:
-    """What one run does to need less memory than another, in words."""
-    said = []
-    if chosen.gradient_checkpointing and not config.gradient_checkpointing:
-        said.append("activations are recomputed instead of stored, which takes about a third longer")
-    if chosen.batch < config.batch:
-        said.append(f"the batch size is {chosen.batch} instead of {config.batch}, with more accumulation")
-    if chosen.base_in_8_bits and not config.base_in_8_bits:
-        said.append("the base model's weights are stored in 8 bits, which is a little less exact")
-    return "; ".join(said)
+def describe_savings(config: TrainConfig, fitting: TrainConfig) -> str:
+    """The savings of ``fitting`` over ``config``, in words."""
+    savings = []
+    if fitting.gradient_checkpointing and not config.gradient_checkpointing:
+        savings.append("activations are recomputed instead of stored, which takes about a third longer")
+    if fitting.batch < config.batch:
+        savings.append(f"the batch size is {fitting.batch} instead of {config.batch}, with more accumulation")
+    if fitting.base_in_8_bits and not config.base_in_8_bits:
+        savings.append("the base model's weights are stored in 8 bits, which is a little less exact")
+    return "; ".join(savings)

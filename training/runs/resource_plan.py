@@ -1,4 +1,4 @@
-"""How a run uses the machine it is on: precision and memory, chosen once and kept beside its recipe.
+"""How a run uses the machine it is on: precision and memory savings, chosen once and stored beside its recipe.
 
 A run that is resumed on a busy machine must not choose otherwise, or its weights would not be those of an
 uninterrupted run.
@@ -16,54 +16,54 @@ from atelier.training.base_models.identify import identify
 from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.run_folder import RunFolder, write_text
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.runs.memory_savings import cheaper, fitting, levers, shortage
+from atelier.training.runs.memory_savings import describe_savings, fit_to_memory, memory_shortage, next_saving
 
 PLAN, PRECISION = "plan.toml", "precision.txt"
-_LEVERS = ("gradient_checkpointing", "batch", "accumulate", "base_in_8_bits")
+_SAVINGS = ("gradient_checkpointing", "batch", "accumulate", "base_in_8_bits")   # the fields that savings change
 
 
-def precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> str:
-    """The precision that the recipe names, or the one that was measured to be the fastest here."""
+def run_precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> str:
+    """The precision that the recipe names; for ``auto`` the fastest on this device, measured once."""
     if config.precision != "auto":
         return config.precision
-    kept = folder.path / PRECISION
-    if not kept.exists():
+    path = folder.path / PRECISION
+    if not path.exists():
         info = identify(config.base)
-        write_text(kept, choose_precision(device, info.channels, info.resolution // info.factor))
-    return kept.read_text(encoding="utf-8")
+        write_text(path, choose_precision(device, info.channels, info.resolution // info.vae_scale_factor))
+    return path.read_text(encoding="utf-8")
 
 
-def planned(
+def plan_run(
     config: TrainConfig, folder: RunFolder, device: torch.device, processes: int = 1
 ) -> tuple[TrainConfig, str]:
-    """The run with what it does to fit into memory, and what to tell about it, where ``processes`` share a batch.
+    """The run with the savings that make it fit where ``processes`` share a batch, and a warning that names them.
 
     Raises:
-        BaseError: it fits in no way.
+        BaseError: it does not fit even with all savings.
     """
     if (folder.path / PLAN).exists():
-        return _kept(config, folder), ""
-    chosen, told = fitting(config, precision(config, folder, device), device, processes)
-    if told:
-        _keep(folder, chosen)
-    return chosen, told
+        return _with_plan(config, folder), ""
+    fitting, warning = fit_to_memory(config, run_precision(config, folder, device), device, processes)
+    if warning:
+        _write_plan(folder, fitting)
+    return fitting, warning
 
 
-def ran_out(folder: RunFolder, device: torch.device) -> str:
-    """Memory ran out: keep the next more sparing plan for a resume; say what was needed and what there is."""
-    config = _kept(folder.config(), folder)   # not `planned`: it would look for room while there is none
-    said = shortage(config, precision(config, folder, device), device)
-    sparing = cheaper(config)
-    if sparing is None:
-        return f"{said} Use a smaller resolution or base model."
-    _keep(folder, sparing)
-    return f"{said} Resume it to continue with less memory: {levers(config, sparing)}."
+def plan_after_out_of_memory(folder: RunFolder, device: torch.device) -> str:
+    """Store the plan with one more saving for a resume; returns a sentence on what was needed and what is free."""
+    config = _with_plan(folder.config(), folder)   # not `plan_run`: it would measure while there is no memory
+    shortage = memory_shortage(config, run_precision(config, folder, device), device)
+    smaller = next_saving(config)
+    if smaller is None:
+        return f"{shortage} Use a smaller resolution or base model."
+    _write_plan(folder, smaller)
+    return f"{shortage} Resume it to continue with less memory: {describe_savings(config, smaller)}."
 
 
-def _kept(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+def _with_plan(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     path = folder.path / PLAN
     return replace(config, **tomllib.loads(path.read_text(encoding="utf-8"))) if path.exists() else config
 
 
-def _keep(folder: RunFolder, config: TrainConfig) -> None:
-    write_text(folder.path / PLAN, tomli_w.dumps({name: getattr(config, name) for name in _LEVERS}))
+def _write_plan(folder: RunFolder, config: TrainConfig) -> None:
+    write_text(folder.path / PLAN, tomli_w.dumps({name: getattr(config, name) for name in _SAVINGS}))

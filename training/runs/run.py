@@ -1,4 +1,4 @@
-"""One run from recipe to adapter file: what the child process of a job does, and the command line in its own.
+"""One run from recipe to adapter file: the work of a job's child process, and of `atelier train` in its own process.
 
 ``python -m atelier.training.runs.run RUN_FOLDER --adapters FOLDER [--resume]`` ends with 0 when the adapter is in the
 library, 1 when the run failed (the reason is its last event), 3 when it was stopped, cancelled or interrupted.
@@ -35,13 +35,13 @@ from atelier.training.base_models.base_model import BaseModel, best_device, load
 from atelier.training.base_models.malloc_tuning import return_freed_memory
 from atelier.training.base_models.offload import DiskOffload
 from atelier.training.base_models.precision import DTYPES
-from atelier.training.base_models.torch_compile import cannot_compile, compile_blocks
+from atelier.training.base_models.torch_compile import compile_blocks, compile_error
 from atelier.training.compression.compress import compress
 from atelier.training.config.events import Event, Failed, Finished, Preparing, Stopped, Warned
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.images import PictureError
-from atelier.training.data.prepare import encode, scan_pictures
+from atelier.training.data.prepare import encode_dataset, scan_pictures
 from atelier.training.loop.cuda_graph import CudaGraphs, can_record
 from atelier.training.loop.distributed import ProcessGroup, join_group, leave_group
 from atelier.training.loop.loop import Controls, Training
@@ -50,8 +50,8 @@ from atelier.training.loop.recipe import Recipe
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes.break_for_make import half_recipe
 from atelier.training.recipes.companions import draw_companions, role_of, with_role_caption
-from atelier.training.runs.resource_plan import planned, precision, ran_out
-from atelier.training.runs.save_adapter import keep
+from atelier.training.runs.resource_plan import plan_after_out_of_memory, plan_run, run_precision
+from atelier.training.runs.save_adapter import save_result
 from atelier.training.runs.signals import quit_signals
 from atelier.training.sampling.trigger_words import trigger_word_warning
 
@@ -63,21 +63,21 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
     """Train what the folder's recipe says and put the adapter file into ``adapters``.
 
     Every event is written to the folder before it is yielded. Errors become a :class:`Failed` event; the traceback
-    goes to the log. With ``resume``, training goes on from the newest complete checkpoint. Of several processes, the
-    first alone writes.
+    goes to the log. With ``resume``, training continues from the newest complete checkpoint. Of several processes, only
+    the main one writes.
     """
     group = join_group(best_device())
-    say = folder.append if group.is_main else lambda _: None
+    record = folder.append if group.is_main else lambda _: None
     with folder.heartbeat() if group.is_main else nullcontext(), quit_signals() as quitting:
         try:
             for event in _events(folder, adapters, resume, quitting, group):
-                say(event)
+                record(event)
                 yield event
-        except Exception as error:   # whatever happened, the person must learn of it
+        except Exception as error:   # whatever happened, the person has to be told
             logging.getLogger(__name__).error("%s", traceback.format_exc())
-            short = isinstance(error, torch.OutOfMemoryError | MemoryError) and group.is_main
-            failed = Failed(ran_out(folder, best_device()) if short else explain(error))
-            say(failed)
+            out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) and group.is_main
+            failed = Failed(plan_after_out_of_memory(folder, best_device()) if out_of_memory else explain(error))
+            record(failed)
             yield failed
 
 
@@ -117,7 +117,7 @@ def _events(
 
 
 def _controls(folder: RunFolder, quitting: threading.Event, group: ProcessGroup) -> Controls:
-    """Commands reach the first process, which passes them on."""
+    """Commands reach the main process, which broadcasts them."""
     return Controls(
         take_command=lambda name: group.broadcast(folder.take_command(name) if group.is_main else None),
         should_quit=lambda: group.broadcast(quitting.is_set()),
@@ -133,20 +133,20 @@ def _train(
     report = scan_pictures(config)
     yield from (Warned(message) for message in [*(reason for _, reason in report.refused), *report.warnings])
     yield Preparing("Loading the base model")
-    # What is measured here is measured once.
-    config, told = group.broadcast(planned(config, folder, device, group.size) if group.is_main else (config, ""))
-    group.broadcast(precision(config, folder, device) if group.is_main else "")
-    if told:
-        yield Warned(told)
+    # Only the main process measures; the others take its plan.
+    config, savings = group.broadcast(plan_run(config, folder, device, group.size) if group.is_main else (config, ""))
+    group.broadcast(run_precision(config, folder, device) if group.is_main else "")
+    if savings:
+        yield Warned(savings)
     model = _load(config, folder, device)
-    if config.compile and (reason := cannot_compile(device)):
+    if config.compile and (reason := compile_error(device)):
         yield Warned(f"The base model can't be compiled here, so it runs uncompiled: {reason}")
         config = replace(config, compile=False)
     meaning = trigger_word_warning(model, config.trigger_word) if group.is_main and not resume else ""
     if meaning := group.broadcast(meaning):
         yield Warned(meaning)
     yield Preparing("Encoding the pictures")
-    subject = encode(model, report)
+    subject = encode_dataset(model, report)
     if config.prior_batch:
         yield Preparing("Drawing pictures for prior preservation")
     training = _training(model, dreambooth.split_examples(model, config, subject), config, folder, group)
@@ -155,13 +155,13 @@ def _train(
     yield from training.events(controls)
     if training.result is not None:
         path = group.broadcast(
-            keep(training, config, model, len(report.usable), folder, adapters) if group.is_main else None
+            save_result(training, config, model, len(report.usable), folder, adapters) if group.is_main else None
         )
         yield Finished(training.result_step, str(path), time.monotonic() - started)
 
 
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
-    model = load(config.base, device, DTYPES[precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
+    model = load(config.base, device, DTYPES[run_precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
     if model.offload_to is None and device.type == "cpu":
         model = replace(model, offload_to=DiskOffload(folder.path))
     model.offload(model.vae, *([] if config.train_text_encoder else model.text_encoders))
@@ -175,17 +175,17 @@ def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseM
 def _training(
     model: BaseModel, data: dreambooth.TrainingData, config: TrainConfig, folder: RunFolder, group: ProcessGroup
 ) -> Training:
-    torch.manual_seed(config.seed)   # the adapter's start
+    torch.manual_seed(config.seed)   # of the adapter's initial values
     parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
     targets = find_targets(parts, config.targets)
     adapters: AdapterSet = create_adapters(config.kind, config.adapter, targets).to(model.device)
     recipe = _recipe(model, adapters, data, config, folder.path)
-    looking = torch.Generator().manual_seed(config.seed)
-    initialize(adapters, model.models(), lambda: recipe.microstep(looking).subject)
+    generator = torch.Generator().manual_seed(config.seed)
+    initialize(adapters, model.models(), lambda: recipe.microstep(generator).subject)
     if config.compile:
         compile_blocks(model.unet, [spec.name for spec in targets])
     gpu = CudaGraphs() if can_record(model.device, config, adapters, group) else None
-    return Training(_shared(recipe, group), config, folder.path, make_accelerator(model), group, gpu)
+    return Training(_distributed(recipe, group), config, folder.path, make_accelerator(model), group, gpu)
 
 
 def _recipe(
@@ -196,7 +196,7 @@ def _recipe(
     return dreambooth.recipe(model, adapters, data, config, folder)
 
 
-def _shared(recipe: Recipe, group: ProcessGroup) -> Recipe:
+def _distributed(recipe: Recipe, group: ProcessGroup) -> Recipe:
     """The recipe as several processes carry it out: steps together, all else by the main process."""
     return replace(
         recipe,
@@ -226,9 +226,9 @@ def main() -> int:
     parser.add_argument("--adapters", type=Path, required=True, help="where the adapter file goes")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     arguments = parser.parse_args()
-    kinds = [type(event) for event in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume)]
+    events = [type(event) for event in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume)]
     leave_group(join_group(best_device()))
-    return {Finished: DONE, Failed: FAILED}.get(kinds[-1] if kinds else None, STOPPED)
+    return {Finished: DONE, Failed: FAILED}.get(events[-1] if events else None, STOPPED)
 
 
 if __name__ == "__main__":

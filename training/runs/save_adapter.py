@@ -1,4 +1,4 @@
-"""From the weights of a finished training to a file in the library, with everything it should remember."""
+"""From the weights of a finished training to a file in the library, with its metadata and thumbnail."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from atelier.training.loop.loop import Training
 from atelier.training.recipes.dreambooth import draw_preview, preview_prompts
 
 THUMBNAIL_SIDE = 256
-COVER_STEPS = 20   # it is drawn once, and seen for as long as the adapter is there
+THUMBNAIL_STEPS = 20   # more than a preview: it is drawn once and shown for as long as the adapter is kept
 
 
-def keep(
+def save_result(
     training: Training, config: TrainConfig, model: BaseModel, pictures: int, run: RunFolder, adapters: Path
 ) -> Path:
     """Write the adapter file and return its path. A name that is taken gets a number: nothing is overwritten."""
     assert training.result is not None
     own = {"pictures": str(pictures), "best_step": str(training.result_step), "run": run.id}
-    return write_kept(training.result, config, model, own, adapters)
+    return save_with_metadata(training.result, config, model, own, adapters)
 
 
-def write_kept(
+def save_with_metadata(
     result: AdapterSet, config: TrainConfig, model: BaseModel, own: Mapping[str, str], adapters: Path
 ) -> Path:
-    """Write an adapter with all that its recipe says about it, and ``own`` entries, under a name that is free."""
+    """Write an adapter with metadata from its recipe and with the entries ``own``, under a name that is free."""
     known = {
         "name": config.name,
         "trigger": config.trigger_word,
@@ -50,9 +50,9 @@ def write_kept(
     if result.kind == Split.kind:
         known["basis"] = basis(result)   # halves with the same one fit together
     metadata = {f"atelier.{name}": text for name, text in {**known, **own}.items()}
-    if config.preview_every:   # a training picture would do without drawing, but it may be private
-        cover = draw_preview(model, config, result, preview_prompts(model, config)[0], COVER_STEPS)
-        metadata["modelspec.thumbnail"] = thumbnail(cover)
+    if config.preview_every:   # drawn, because a training picture may be private
+        picture = draw_preview(model, config, result, preview_prompts(model, config)[0], THUMBNAIL_STEPS)
+        metadata["modelspec.thumbnail"] = thumbnail(picture)
     path = free_path(adapters, config.name)
     save_adapter(path, result, metadata)
     return path

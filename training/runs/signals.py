@@ -1,4 +1,7 @@
-"""What Ctrl-C and SIGTERM do to a job: the first is a request, the second an end."""
+"""Ctrl-C and SIGTERM: the first one asks a job to save and quit, the second one ends it at once.
+
+A file of its own, because it is all that a run has to do with signals.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ def quit_signals() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C or SIGTERM into a request to save and leave at the next step boundary."""
     quitting = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield quitting   # signals belong to the main thread; elsewhere the control folder does the job
+        yield quitting   # only the main thread gets signals; others are stopped through the control folder
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, _frame: object) -> None:
         quitting.set()
-        signal.signal(number, before[signal.Signals(number)])   # whoever asks twice does not want to wait
+        signal.signal(number, before[signal.Signals(number)])   # the second signal acts at once
 
     for number in before:
         signal.signal(number, ask)

@@ -1,4 +1,4 @@
-"""What a drawing leaves to the next one with the same model: merged weights, prompts as they were read, the glimpse."""
+"""What drawings with one model share: merged weights, prompt embeddings, the map of the latent preview."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ MAX_CACHED_PROMPTS = 64   # those of Stable Diffusion XL have 0.3 MB each in flo
 
 @dataclass(slots=True)
 class DrawCache:
-    """Belongs to one loaded base model. Whoever draws often with it keeps this beside it."""
+    """A cache for one loaded base model; kept by callers that draw with it more than once."""
 
     merges: MergeCache = field(default_factory=MergeCache)
     _texts: OrderedDict[str, PromptEmbeddings] = field(default_factory=OrderedDict)
     _latent_preview: LatentPreview | None = None
 
-    def read(self, model: BaseModel, texts: Sequence[str]) -> list[PromptEmbeddings]:
-        """What the UNet reads of each text, as the bare text encoders put it; those read lately are remembered."""
+    def encode_prompts(self, model: BaseModel, texts: Sequence[str]) -> list[PromptEmbeddings]:
+        """Embeddings of each text by the text encoders without adapters; the latest texts are cached."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        self._texts.update(zip(missing, read(model, missing), strict=True))
+        self._texts.update(zip(missing, encode_prompts(model, missing), strict=True))
         for text in texts:
             self._texts.move_to_end(text)
-        found = [self._texts[text] for text in texts]
+        embeddings = [self._texts[text] for text in texts]
         while len(self._texts) > MAX_CACHED_PROMPTS:
             self._texts.popitem(last=False)
-        return found
+        return embeddings
 
     def latent_preview(self, model: BaseModel) -> LatentPreview:
-        """The map from latents to colours, found when it is first asked for."""
+        """The map from latents to colours, fitted when it is first asked for."""
         if self._latent_preview is None:
             self._latent_preview = fit_latent_preview(model)
         return self._latent_preview
 
 
-def read(model: BaseModel, texts: Sequence[str], copies: int = 1) -> list[PromptEmbeddings]:
-    """What the UNet reads of each text, by the encoders as they are now: ``copies`` rows of each.
+def encode_prompts(model: BaseModel, texts: Sequence[str], copies: int = 1) -> list[PromptEmbeddings]:
+    """Embeddings of each text by the text encoders with the adapters mounted now: ``copies`` rows of each.
 
-    Adapters can make the rows differ. Encoders that wait elsewhere come only if there is something to read.
+    Adapters can make the rows differ. Offloaded encoders are loaded only if there is a text to encode.
     """
     if not texts:
         return []

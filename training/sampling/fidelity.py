@@ -1,4 +1,4 @@
-"""How an exported file compares with the adapter it was made from, on the base model itself."""
+"""Fidelity: how an exported file compares with the adapter it was made from, on the base model itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMESTEPS = (801, 401, 101)   # early, middle and late in drawing
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What the difference between file and adapter does."""
+    """How far the exported file is from the adapter."""
 
     unet_error: float       # ‖difference of the UNet's outputs‖ / ‖what the adapter changes in them‖
     before: Image.Image     # drawn with the adapter
@@ -35,28 +35,28 @@ def compare(model: BaseModel, mix: Mix, exported: Path, prompt: str) -> Fidelity
         FileError: the file can't be read back.
         MountError: it does not fit the base model.
     """
-    theirs = Mix(((read_foreign(exported)[0].to(model.device), 1.0),))
+    exported_mix = Mix(((read_foreign(exported)[0].to(model.device), 1.0),))
     request = DrawRequest(prompt=prompt)
-    before, after = (draw(model, request, each)[0] for each in (mix, theirs))
-    return Fidelity(unet_error(model, mix, theirs, prompt), before, after)
+    before, after = (draw(model, request, each)[0] for each in (mix, exported_mix))
+    return Fidelity(unet_error(model, mix, exported_mix, prompt), before, after)
 
 
-def unet_error(model: BaseModel, mix: Mix, theirs: Mix, prompt: str) -> float:
-    """How far the UNet's answers with one Mix are from those with another, over what the first changes in them.
+def unet_error(model: BaseModel, mix: Mix, other: Mix, prompt: str) -> float:
+    """How far the UNet's outputs with one Mix are from those with another, relative to what the first Mix changes.
 
     Raises:
         MountError: one of them does not fit the base model.
     """
-    base, ours, other = (_outputs(model, each, prompt) for each in (Mix(), mix, theirs))
-    change = torch.linalg.vector_norm(ours - base).item()
-    error = torch.linalg.vector_norm(other - ours).item()
+    base, first, second = (_outputs(model, each, prompt) for each in (Mix(), mix, other))
+    change = torch.linalg.vector_norm(first - base).item()
+    error = torch.linalg.vector_norm(second - first).item()
     return error / change if change else error
 
 
 @torch.inference_mode()
 def _outputs(model: BaseModel, mix: Mix, prompt: str) -> Tensor:
-    """The UNet's answers to fixed noise at a few timesteps, with the Mix on all it changes."""
-    side = model.info.resolution // model.info.factor
+    """The UNet's outputs for fixed noise at a few timesteps, with the Mix mounted."""
+    side = model.info.resolution // model.info.vae_scale_factor
     shape = (len(TIMESTEPS), model.unet.config.in_channels, side, side)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     sizes = [(model.info.resolution, model.info.resolution, 0, 0, model.info.resolution, model.info.resolution)]

@@ -1,4 +1,4 @@
-"""A prompt as the embedded base's own text encoder reads it: what a retriever compares adapters with."""
+"""Prompt features: a prompt encoded by the embedded base's text encoder, for a retriever to compare adapters with."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class PromptEncoder:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Prompts → text features ``[B, T, D]``, and which tokens are said ``[B, T]``: the words and the first end."""
+        """Prompts → text features ``[B, T, D]`` and a mask ``[B, T]`` of the tokens that count: words, first end."""
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length,
                                 return_tensors="pt").input_ids   # fmt: skip
         ends = (tokens == self.tokenizer.eos_token_id).cumsum(1)
-        said = (ends == 0) | ((ends == 1) & (tokens == self.tokenizer.eos_token_id))
-        said[:, 0] = False   # the token that starts every text says nothing
-        return self.encoder(tokens)[0], said
+        mask = (ends == 0) | ((ends == 1) & (tokens == self.tokenizer.eos_token_id))
+        mask[:, 0] = False   # the start token is the same in every text
+        return self.encoder(tokens)[0], mask

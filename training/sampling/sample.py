@@ -20,7 +20,7 @@ from atelier.adapters.decor import without_directions
 from atelier.adapters.fusion.live import Fusion, fusing
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.malloc_tuning import trim_memory
-from atelier.training.sampling.draw_cache import DrawCache, read
+from atelier.training.sampling.draw_cache import DrawCache, encode_prompts
 from atelier.training.sampling.samplers import (
     AUTO,
     DEFAULT,
@@ -28,12 +28,12 @@ from atelier.training.sampling.samplers import (
     LCM_STEPS,
     SAMPLERS,
     new_sampler,
-    sampling,
-    watch,
+    on_denoised,
+    using_sampler,
 )
 
 GUIDANCE = 3.0
-LATENT_PREVIEW_SECONDS = 0.2   # seconds: oftener than this nobody sees more, and the drawing would wait for the looking
+LATENT_PREVIEW_SECONDS = 0.2   # between two; more frequent ones would only slow the drawing down
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,14 +55,14 @@ class DrawRequest(Settings):
     sampler: str = setting(AUTO, f"Sampler. 'auto' is {DEFAULT}, or the one an adapter was made for.",
                            choices=(AUTO, *SAMPLERS))
 
-    def settled(self, made_for: str = "") -> DrawRequest:
-        """The same with ``auto`` decided; ``made_for`` is the sampler that an adapter of the Mix was made for, if any.
+    def with_sampler(self, adapter_sampler: str = "") -> DrawRequest:
+        """The request with ``auto`` replaced; ``adapter_sampler`` is the sampler an adapter of the Mix was made for.
 
-        With ``lcm``, steps and guidance come down to what such adapters can do.
+        With ``lcm``, steps and guidance are reduced to what such adapters need.
         """
         if self.sampler != AUTO:
             return self
-        if made_for != "lcm":
+        if adapter_sampler != "lcm":
             return replace(self, sampler=DEFAULT)
         return replace(self, sampler="lcm", steps=min(self.steps, LCM_STEPS), guidance=min(self.guidance, LCM_GUIDANCE))
 
@@ -74,38 +74,38 @@ def draw(
     on_step: Callable[[int, int], None] | None = None,
     *,
     on_latent_preview: Callable[[list[Image.Image]], None] | None = None,
-    alike: bool = False,
+    same_seed: bool = False,
     cache: DrawCache | None = None,
 ) -> list[Image.Image]:
     """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths, or as a fusion says.
 
     ``on_step(done, of)`` is called after every denoising step; a few times a second ``on_latent_preview`` gets small
     previews of the pictures. ``cache``: what earlier drawings with this model computed, so that only what is new is
-    computed. ``alike``: all from the one seed, for a mix that treats the pictures of a batch differently.
+    computed. ``same_seed``: all from the one seed, for a mix that treats the pictures of a batch differently.
 
     Raises:
         SettingError: a size the model can't draw.
         MountError: an adapter of another base model.
     """
-    request, cache = request.settled(), cache or DrawCache()
+    request, cache = request.with_sampler(), cache or DrawCache()
     width, height = _size(model, request)
     sampler = new_sampler(model.scheduler, request.sampler)
     if on_latent_preview:
-        watch(sampler, _latent_previews(model, cache, on_latent_preview))
+        on_denoised(sampler, _latent_previews(model, cache, on_latent_preview))
 
     def report(_pipeline: object, step: int, _timestep: object, values: dict[str, object]) -> dict[str, object]:
         if on_step:
             on_step(step + 1, request.steps)
         return values
 
-    with torch.inference_mode(), _attached(model, mix, cache), sampling(model.pipeline, sampler):
+    with torch.inference_mode(), _apply_mix(model, mix, cache), using_sampler(model.pipeline, sampler):
         result = model.pipeline(
-            **_prompt(model, request, mix, cache, each=alike),
+            **_prompt(model, request, mix, cache, each=same_seed),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             width=width,
             height=height,
-            generator=_generators(request.seed, request.count, step=0 if alike else 1),
+            generator=_generators(request.seed, request.count, step=0 if same_seed else 1),
             callback_on_step_end=report,
             output_type="latent",
         )
@@ -114,8 +114,8 @@ def draw(
     return pictures
 
 
-def _attached(model: BaseModel, mix: Mix | Fusion, cache: DrawCache) -> AbstractContextManager[None]:
-    """Merging costs nothing per step, where it can be done."""
+def _apply_mix(model: BaseModel, mix: Mix | Fusion, cache: DrawCache) -> AbstractContextManager[None]:
+    """The adapters of a Mix, merged where that is possible: merging costs nothing per step."""
     if isinstance(mix, Fusion):
         return fusing(model.models(), mix)
     attach = cache.merges.merge if model.mergeable and can_merge(model.models(), mix) else mount
@@ -125,58 +125,58 @@ def _attached(model: BaseModel, mix: Mix | Fusion, cache: DrawCache) -> Abstract
 def _latent_previews(
     model: BaseModel, cache: DrawCache, show: Callable[[list[Image.Image]], None]
 ) -> Callable[[Tensor], None]:
-    """Show what the sampler takes the latents to be, at the first step and then a few times a second."""
+    """A callback that shows the denoised latents at the first step and then a few times a second."""
     latent_preview, last = cache.latent_preview(model), -LATENT_PREVIEW_SECONDS
 
-    def see(latents: Tensor) -> None:
+    def preview(latents: Tensor) -> None:
         nonlocal last
         if (now := time.monotonic()) - last >= LATENT_PREVIEW_SECONDS:
             last = now
-            show(latent_preview.pictures(latents))
+            show(latent_preview.to_pictures(latents))
 
-    return see
+    return preview
 
 
 def _prompt(
     model: BaseModel, request: DrawRequest, mix: Mix | Fusion, cache: DrawCache, *, each: bool
 ) -> dict[str, Any]:
-    """What the pipeline reads as the prompts: their features, so that the text encoders need not stay.
+    """The pipeline's prompt arguments as embeddings, so that the text encoders can be offloaded.
 
-    ``each``: read once for every picture, where adapters make each picture's text another.
+    ``each``: encoded once for every picture, where adapters make each picture's embedding different.
     """
     texts = (request.prompt, request.negative, request.unwanted)
-    changed = _adapts_text(mix)
-    copies = request.count if each and changed else 1
-    prompt, negative, unwanted = read(model, texts, copies) if changed else cache.read(model, texts)
+    adapted = _adapts_text(mix)
+    copies = request.count if each and adapted else 1
+    prompt, negative, unwanted = encode_prompts(model, texts, copies) if adapted else cache.encode_prompts(model, texts)
     words = model.tokenizers_and_encoders[0][0](request.unwanted, add_special_tokens=False).input_ids
     features = prompt.features
     if words and request.unwanted_strength:
-        # Only the words count: the tokens that mark start and end are alike in every text.
+        # Only the words count: start and end tokens are the same in every text.
         directions = unwanted.features[0, 1:-1][: len(words)]
         features = without_directions(features, directions, request.unwanted_strength)
-    found: dict[str, Any] = {"prompt_embeds": features, "negative_prompt_embeds": negative.features}
+    arguments: dict[str, Any] = {"prompt_embeds": features, "negative_prompt_embeds": negative.features}
     if prompt.pooled is not None and negative.pooled is not None:
-        found |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
-    return {name: tensor.repeat_interleave(request.count // copies, 0) for name, tensor in found.items()}
+        arguments |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
+    return {name: tensor.repeat_interleave(request.count // copies, 0) for name, tensor in arguments.items()}
 
 
 def _adapts_text(mix: Mix | Fusion) -> bool:
-    """Whether prompts read otherwise than by the bare text encoders."""
+    """Whether an active adapter changes a text encoder."""
     active = mix.active() if isinstance(mix, Mix) else ((part.adapters, part.strength) for part in mix.parts)
     return any(strength and adapters.components() != {"unet"} for adapters, strength in active)
 
 
 def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
-    """Latents ``[B, C, h, w]`` → pictures. The pipeline would hand them to the VAE in the UNet's dtype, not its own."""
+    """Latents ``[B, C, h, w]`` → pictures. The pipeline would pass them to the VAE in the UNet's dtype, not its own."""
     with model.on_device(model.vae):
         pixels = model.vae.decode(latents.to(model.vae.dtype) / model.vae.config.scaling_factor).sample
     return model.pipeline.image_processor.postprocess(pixels)
 
 
 def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: int) -> Tensor:
-    """Draw one picture a prompt with the bare base model and leave them as latents ``[B, C, h, w]`` on the CPU.
+    """Draw one picture for each prompt with the base model alone; returns latents ``[B, C, h, w]`` on the CPU.
 
-    By DDIM, whatever is the default elsewhere: what was drawn earlier for prior preservation stays of use.
+    With DDIM, whatever the default elsewhere: so prior pictures that were drawn earlier stay valid.
     """
     with model.on_device(*model.text_encoders), torch.inference_mode():
         latents = model.pipeline(
@@ -196,7 +196,7 @@ def _generators(seed: int, count: int, step: int = 1) -> list[torch.Generator]:
 
 def _size(model: BaseModel, request: DrawRequest) -> tuple[int, int]:
     width, height = (side or model.info.resolution for side in (request.width, request.height))
-    multiple = model.info.multiple
+    multiple = model.info.size_multiple
     if width % multiple or height % multiple:
         raise SettingError(f"The size is {width}×{height}, but this base model needs multiples of {multiple}.")
     return width, height

@@ -1,8 +1,8 @@
-"""Samplers: ways from noise to a picture, each made anew from the base model's own noise schedule.
+"""Samplers: each drawing gets a new one, made from the base model's own noise schedule.
 
-Training noises with the model's scheduler, so a drawing never uses that object itself. What the base model was trained
-with goes along: betas, prediction type, spacing of timesteps, zero terminal signal. The solvers are diffusers'; which
-one is the default, and how many steps each needs, was measured (docs/samplers.md).
+Training uses the model's scheduler, so a drawing never changes that object. A sampler takes over what the base model
+was trained with: betas, prediction type, timestep spacing, zero terminal SNR. The solvers are diffusers'; which one is
+the default, and how many steps each needs, was measured (docs/samplers.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 AUTO, DEFAULT = "auto", "dpm++"
-SAMPLERS = {   # name → the class in diffusers
+SAMPLERS = {   # name → class in diffusers
     "ddim": "DDIMScheduler",                  # Song et al. 2021, arXiv 2010.02502
     "dpm++": "DPMSolverMultistepScheduler",   # DPM-Solver++ (2M): Lu et al. 2022, arXiv 2211.01095
     "unipc": "UniPCMultistepScheduler",       # Zhao et al. 2023, arXiv 2302.04867
@@ -27,16 +27,16 @@ LCM_STEPS, LCM_GUIDANCE = 8, 1.5
 
 
 def new_sampler(scheduler: Any, name: str) -> Any:
-    """A sampler over the schedule of a base model's scheduler, which stays as it is."""
+    """A new sampler with the noise schedule of a base model's scheduler, which is not changed."""
     import diffusers
 
-    # Left to themselves, diffusers' classes replace a spacing that no file mentions by their own habit.
+    # Without this, diffusers' classes replace a spacing that no file mentions by a default of their own.
     spacing = scheduler.config.timestep_spacing
     return getattr(diffusers, SAMPLERS[name]).from_config(scheduler.config, timestep_spacing=spacing)
 
 
 @contextmanager
-def sampling(pipeline: Any, sampler: Any) -> Iterator[None]:
+def using_sampler(pipeline: Any, sampler: Any) -> Iterator[None]:
     """The pipeline draws with this sampler while the context is open."""
     own = pipeline.scheduler
     pipeline.scheduler = sampler
@@ -46,15 +46,15 @@ def sampling(pipeline: Any, sampler: Any) -> Iterator[None]:
         pipeline.scheduler = own
 
 
-def watch(sampler: Any, see: Callable[[Tensor], None]) -> None:
-    """After every step, let ``see`` have what the sampler takes the finished latents ``[B, C, h, w]`` to be."""
+def on_denoised(sampler: Any, callback: Callable[[Tensor], None]) -> None:
+    """After every step, call back with the sampler's estimate of the denoised latents ``[B, C, h, w]``."""
     step = sampler.step
 
-    @wraps(step)   # the pipeline looks at the signature
-    def seen(*args: Any, **kwargs: Any) -> Any:
-        made = step(*args, **kwargs)
-        # Solvers of several steps remember it, the others give it back.
-        see(sampler.model_outputs[-1] if hasattr(sampler, "model_outputs") else made[1])
-        return made
+    @wraps(step)   # the pipeline inspects the signature
+    def step_and_call_back(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        # Multistep solvers store the estimate, the others return it.
+        callback(sampler.model_outputs[-1] if hasattr(sampler, "model_outputs") else result[1])
+        return result
 
-    sampler.step = seen
+    sampler.step = step_and_call_back

@@ -207,13 +207,13 @@ def test_it_decides_nothing_that_a_person_decided_and_nothing_at_zero(home, tmp_
     card, plain = find_adapter(home, "lcm"), DrawRequest(prompt="a fox")
     chosen = DrawRequest(prompt="a fox", sampler="ddim")
     assert with_sampler(chosen, [(card, 1.0)]) == (chosen, "")
-    assert with_sampler(plain, [(card, 0.0)]) == (plain.settled(), "") == with_sampler(plain, [])
+    assert with_sampler(plain, [(card, 0.0)]) == (plain.with_sampler(), "") == with_sampler(plain, [])
     lcm = DrawRequest(prompt="a fox", sampler="lcm")
     assert with_sampler(lcm, [(card, 1.0)]) == (lcm, "")   # steps and guidance are then the person's as well
 
 
 def test_a_picture_names_the_sampler_it_was_drawn_with_and_gives_it_back(home, engine):
-    for asked, used in ((AUTO, DrawRequest().settled().sampler), ("euler", "euler")):
+    for asked, used in ((AUTO, DrawRequest().with_sampler().sampler), ("euler", "euler")):
         request = DrawRequest(prompt="a fox", steps=2, seed=5, sampler=asked)
         way, [picture] = drawn(home, engine, DrawJob(request=request))
         assert (read_recipe(picture.path) or {})["sampler"] == used

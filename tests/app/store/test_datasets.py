@@ -177,7 +177,7 @@ def test_odd_file_names_arrive_under_plain_ones(home, source, stem):
 
 
 def test_two_hundred_pictures_are_enough(home, source, monkeypatch):
-    monkeypatch.setattr(datasets, "MOST_PICTURES", 2)
+    monkeypatch.setattr(datasets, "MAX_PICTURES", 2)
     report = import_pictures(home, "Rex", [picture(source / f"{seed}.png", seed) for seed in range(5)])
     assert names(report.folder) == ["0.png", "1.png"]
     assert report.warnings == ["At most 2 pictures can be used, so the last 3 were left out."]

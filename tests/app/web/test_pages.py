@@ -49,8 +49,8 @@ from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig, load_preset, preset_names
 from atelier.training.data.dataset import scan
 from atelier.training.data.images import open_picture
-from atelier.training.runs import memory_savings as levers
-from atelier.training.runs.memory_estimate import Need
+from atelier.training.runs import memory_savings
+from atelier.training.runs.memory_estimate import MemoryNeed
 
 
 def literal(text: str) -> str:
@@ -213,8 +213,8 @@ def plan(**changes: Any) -> TrainConfig:
 
 
 def test_the_create_page_says_at_once_that_a_small_run_fits_by_far(monkeypatch) -> None:
-    monkeypatch.setattr(levers, "available", lambda _: 16_000_000_000)
-    monkeypatch.setattr(levers, "need", lambda *_, **__: pytest.fail("was counted"))
+    monkeypatch.setattr(memory_savings, "available_memory", lambda _: 16_000_000_000)
+    monkeypatch.setattr(memory_savings, "estimate_memory", lambda *_, **__: pytest.fail("was counted"))
     (line,) = memory_lines(plan())
     assert re.fullmatch(r"Needs less than \d{3}\.\d MB of memory; 16\.0 GB is free\.", line)
 
@@ -222,16 +222,16 @@ def test_the_create_page_says_at_once_that_a_small_run_fits_by_far(monkeypatch) 
 def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
     sizes = {(False, 2): 9, (True, 2): 6, (True, 1): 3}   # GB, by checkpointing and batch
 
-    def counted(config: TrainConfig, precision: str, *, device: str, processes: int) -> Need:
+    def counted(config: TrainConfig, precision: str, *, device: str, processes: int) -> MemoryNeed:
         assert precision == "fp32" and device == "cpu" and processes == 1
-        return Need(0, 0, 0, 0, program=sizes[config.gradient_checkpointing, config.batch] * 10**9)
+        return MemoryNeed(0, 0, 0, 0, program=sizes[config.gradient_checkpointing, config.batch] * 10**9)
 
-    monkeypatch.setattr(levers, "need", counted)
-    monkeypatch.setattr(levers, "PER_MODEL", 10**9)
+    monkeypatch.setattr(memory_savings, "estimate_memory", counted)
+    monkeypatch.setattr(memory_savings, "PER_MODEL", 10**9)
     monkeypatch.setattr(room, "_fastest", lambda *_: "fp32")
     sparing = "Needs about 9.0 GB of memory, but only 4.0 GB is free. To fit, activations are recomputed"
     for free, said in ((10, "Needs about 9.0 GB of memory; 10.0 GB is free."), (4, sparing), (1, "even with every")):
-        monkeypatch.setattr(levers, "available", lambda _, free=free: free * 10**9)
+        monkeypatch.setattr(memory_savings, "available_memory", lambda _, free=free: free * 10**9)
         lines = create._room(["batch", "base", "kind"], "normal", "normal\nembedded", 2, "embedded", "lora")
         assert next(lines) == words.ESTIMATING
         (line,) = lines

@@ -27,9 +27,10 @@ def test_the_embedded_base_model():
     info = identify("embedded")
     unet, vae = (json.loads((EMBEDDED_FOLDER / part / "config.json").read_text()) for part in ("unet", "vae"))
     assert (info.source, info.family, info.folder) == ("embedded", "embedded", EMBEDDED_FOLDER)
-    assert (info.prediction_type, info.resolution, info.factor, info.multiple) == ("v_prediction", 64, 4, 16)
+    assert (info.prediction_type, info.resolution) == ("v_prediction", 64)
+    assert (info.vae_scale_factor, info.size_multiple) == (4, 16)
     assert info.channels == unet["block_out_channels"][0]
-    assert info.resolution == unet["sample_size"] * info.factor == vae["sample_size"]
+    assert info.resolution == unet["sample_size"] * info.vae_scale_factor == vae["sample_size"]
     assert "{trigger} {subject}" in info.caption
     assert len(info.prior_prompts) >= 16
     assert not any("{" in prompt for prompt in info.prior_prompts)
@@ -38,7 +39,7 @@ def test_the_embedded_base_model():
 def test_a_folder_is_identified_by_its_configurations(base):
     info = identify(str(base))
     assert (info.source, info.title, info.family, info.folder) == (str(base), "tiny", "embedded", base)
-    assert (info.prediction_type, info.resolution, info.factor, info.multiple, info.channels) == (
+    assert (info.prediction_type, info.resolution, info.vae_scale_factor, info.size_multiple, info.channels) == (
         "v_prediction", 32, 4, 8, 16,
     )  # fmt: skip
     assert info.caption == "a photo of {trigger} {subject}"

@@ -61,7 +61,8 @@ def test_a_file_is_told_from_its_header_alone(twin: Twin):
     assert (info.file, info.bytes) == (twin.file, twin.file.stat().st_size)
     folder = identify(str(twin.folder))
     assert (folder.family, folder.prediction_type, folder.precision) == (twin.family, twin.prediction, "fp32")
-    assert (folder.multiple, folder.factor, folder.channels) == (info.multiple, info.factor, info.channels)
+    assert (folder.size_multiple, folder.vae_scale_factor) == (info.size_multiple, info.vae_scale_factor)
+    assert folder.channels == info.channels
 
 
 def test_both_forms_hold_the_same_weights(pair: tuple[BaseModel, BaseModel]):

@@ -16,7 +16,7 @@ from atelier.adapters.core.targets import find_targets
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models import less_activation_memory as lean
 from atelier.training.base_models.base_model import BaseModel
-from atelier.training.base_models.torch_compile import cannot_compile, compile_blocks
+from atelier.training.base_models.torch_compile import compile_blocks, compile_error
 from atelier.training.config.events import Finished, Warned
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
@@ -84,7 +84,7 @@ def test_where_it_cannot_be_done_the_run_goes_on_and_says_so(
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand much more")
 
     monkeypatch.setattr(torch, "compile", without)
-    assert cannot_compile(CPU) == "InvalidCxxCompiler: No working C++ compiler found"
+    assert compile_error(CPU) == "InvalidCxxCompiler: No working C++ compiler found"
     config = TrainConfig(name="rex", subject="fox", pictures=str(pictures), base=str(base), steps=1, batch=1,
                          prior_count=0, validate_every=0, preview_every=0, checkpoint_every=0, precision="fp32",
                          adapter={"rank": 2}, compile=True)   # fmt: skip

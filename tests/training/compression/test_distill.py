@@ -20,15 +20,15 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.compression.calibrate import (
     GUIDANCE,
     Student,
-    answer_of,
-    error_at,
+    distillation_error,
     error_by_layer,
-    harm_by_layer,
+    predict_at,
     relative_errors,
+    sensitivity_by_layer,
     trajectory,
 )
-from atelier.training.compression.compress import course_of, make_student, prompts_of
-from atelier.training.compression.distill import Course, Distillation, make_optimizer
+from atelier.training.compression.compress import distillation_config, make_student, prompts_of
+from atelier.training.compression.distill import Distillation, DistillationConfig, make_optimizer
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Stepped, Validated
 from atelier.training.loop.loop import Controls
@@ -49,7 +49,8 @@ def student(base: Path) -> Callable[..., tuple[Student, CompressConfig]]:
 
 
 def learning(student: Student, config: CompressConfig, folder: Path) -> Distillation:
-    return Distillation(student.model, student.switch, course_of(config, student.model.info), student.held_out, folder)
+    own = distillation_config(config, student.model.info)
+    return Distillation(student.model, student.switch, own, student.held_out, folder)
 
 
 def test_the_layers_of_stable_diffusion():
@@ -82,7 +83,7 @@ def test_it_learns_on_the_teachers_own_drawing(base: Path):
     """The latents are those of diffusers' own pipeline with the same noise, guidance and η."""
     model = load(str(base), "cpu")
     off = Switch()
-    moments = list(trajectory(model, off, ["a red hat"], 4, torch.Generator().manual_seed(5)))
+    calls = list(trajectory(model, off, ["a red hat"], 4, torch.Generator().manual_seed(5)))
     latents: list[Tensor] = []
 
     def keep(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -91,9 +92,9 @@ def test_it_learns_on_the_teachers_own_drawing(base: Path):
 
     model.pipeline(prompt="a red hat", num_inference_steps=4, guidance_scale=GUIDANCE, eta=1.0, output_type="latent",
                    generator=torch.Generator().manual_seed(5), callback_on_step_end=keep)   # fmt: skip
-    assert [moment.timestep for moment in moments] == model.scheduler.timesteps.tolist()
-    for moment, expected in zip(moments[1:], latents[:-1], strict=True):
-        for half in moment.noisy.chunk(2):
+    assert [call.timestep for call in calls] == model.scheduler.timesteps.tolist()
+    for call, expected in zip(calls[1:], latents[:-1], strict=True):
+        for half in call.noisy.chunk(2):
             assert_close(half, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -127,8 +128,8 @@ def test_learning_lowers_the_error_on_drawings_it_has_not_seen(
 
 
 @torch.no_grad()
-def _error(model: BaseModel, moments: list[Any]) -> float:
-    return sum(error_at(model, moment).item() for moment in moments)
+def _error(model: BaseModel, calls: list[Any]) -> float:
+    return sum(distillation_error(model, call).item() for call in calls)
 
 
 def test_step_sizes_come_to_differ_over_time_and_each_belongs_to_its_own(
@@ -139,13 +140,13 @@ def test_step_sizes_come_to_differ_over_time_and_each_belongs_to_its_own(
     levels: Any = ready.model.unet.input_levels
     steps = levels.start * torch.stack([factor.detach() for factor in levels.factors])
     assert (steps.std(0) / steps.mean(0)).max() > 0.005
-    moments = ready.held_out
-    own = _error(ready.model, moments)
+    calls = ready.held_out
+    own = _error(ready.model, calls)
     with torch.no_grad():
         turned = [factor.detach().clone() for factor in levels.factors]
         for factor, other in zip(levels.factors, [*turned[2:], *turned[:2]], strict=True):
             factor.copy_(other)
-    assert _error(ready.model, moments) > own
+    assert _error(ready.model, calls) > own
 
 
 def test_the_best_state_is_kept_and_never_worse_than_calibration(
@@ -164,12 +165,12 @@ def test_the_best_state_is_kept_and_never_worse_than_calibration(
 
 def test_both_branches_at_once_or_one_after_the_other(student: Callable[..., tuple[Student, CompressConfig]]):
     ready, _ = student()
-    moment = ready.held_out[1]
+    call = ready.held_out[1]
     with torch.no_grad():
-        together = answer_of(ready.model, moment.noisy, moment.timestep, moment.text)
-        halves = [type(moment.text)(features) for features in moment.text.features.chunk(2)]
-        apart = [answer_of(ready.model, noisy, moment.timestep, text)
-                 for noisy, text in zip(moment.noisy.chunk(2), halves, strict=True)]   # fmt: skip
+        together = predict_at(ready.model, call.noisy, call.timestep, call.text)
+        halves = [type(call.text)(features) for features in call.text.features.chunk(2)]
+        apart = [predict_at(ready.model, noisy, call.timestep, text)
+                 for noisy, text in zip(call.noisy.chunk(2), halves, strict=True)]   # fmt: skip
     assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
 
 
@@ -182,7 +183,7 @@ def test_recomputing_blocks_in_the_backward_pass_changes_no_gradient(
         if checkpointing:
             ready.model.unet.enable_gradient_checkpointing()
             ready.model.unet.train()
-        error_at(ready.model, ready.held_out[2]).backward()
+        distillation_error(ready.model, ready.held_out[2]).backward()
         found.append({name: value.grad for name, value in learned(ready.model.unet).items() if value.grad is not None})
         ready.model.unet.zero_grad()
     assert found[0].keys() == found[1].keys()
@@ -193,12 +194,12 @@ def test_recomputing_blocks_in_the_backward_pass_changes_no_gradient(
 def test_errors_by_timestep_and_layer(student: Callable[..., tuple[Student, CompressConfig]]):
     ready, _ = student(preset="w2a8")
     errors = relative_errors(ready.model, ready.held_out)
-    assert list(errors) == [moment.timestep for moment in ready.held_out]
+    assert list(errors) == [call.timestep for call in ready.held_out]
     by_layer = error_by_layer(ready.model, ready.switch, ready.held_out[:2])
     ends = [by_layer[name] for name in by_layer if is_end(name)]
     others = [by_layer[name] for name in by_layer if not is_end(name)]
     assert max(ends) < min(others)   # 8 bits against 2
-    harm = harm_by_layer(ready.model, ready.switch, ready.held_out[1:2])
+    harm = sensitivity_by_layer(ready.model, ready.switch, ready.held_out[1:2])
     assert harm.keys() == {name for name in by_layer if not is_end(name)}
     assert all(value > 0 for value in harm.values())
     assert sum(harm.values()) > 0.1 * _error(ready.model, ready.held_out[1:2])
@@ -230,7 +231,7 @@ def taught(seed: int, rule: str, rank: int = 8) -> tuple[float, list[float]]:
     """Relative output error after 300 updates, and the share of integer codes that changed in each layer."""
     teacher, net = chain(seed), chain(seed)
     make_rounding(net, dict.fromkeys("0123", Bits(4, 0)), rank=rank, search=False)
-    optimizer = make_optimizer(net, Course(prompts=(), steps=300, scale_aware=rule == "aware"))
+    optimizer = make_optimizer(net, DistillationConfig(prompts=(), steps=300, scale_aware=rule == "aware"))
     if rule == "smallest":
         means = [float(layer.steps.detach().mean()) for layer in rounding_layers(net).values()]
         for group in optimizer.param_groups[::2]:
@@ -304,7 +305,7 @@ def test_the_rate_of_a_pair_over_its_mean_step_size_is_the_same_in_all_layers(
 ):
     ready, _ = student()
     unet = ready.model.unet
-    optimizer = make_optimizer(unet, Course(prompts=(), steps=16_000))
+    optimizer = make_optimizer(unet, DistillationConfig(prompts=(), steps=16_000))
     layers = {id(layer.up): layer for layer in rounding_layers(unet).values() if layer.up is not None}
     ratios = [group["lr"] / float(layers[id(group["params"][0])].steps.detach().mean())
               for group in optimizer.param_groups if id(group["params"][0]) in layers]   # fmt: skip

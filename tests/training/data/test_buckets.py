@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from atelier.adapters.core.settings import SettingError
-from atelier.training.data.buckets import bucket_sizes, crop_box, fit, nearest_bucket
+from atelier.training.data.buckets import bucket_sizes, crop_and_resize, crop_box, nearest_bucket
 
 multiples = st.sampled_from([4, 8, 16, 32, 64])
 sides = st.integers(1, 4000)
@@ -81,7 +81,7 @@ def test_fit_agrees_with_pillow(size, bucket):
     values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     picture = Image.fromarray(values)
     expected = ImageOps.fit(picture, bucket, Image.Resampling.LANCZOS)
-    fitted = fit(picture, bucket)
+    fitted = crop_and_resize(picture, bucket)
     assert fitted.size == bucket
     assert np.abs(np.asarray(fitted, int) - np.asarray(expected, int)).max() <= 1
 
@@ -89,11 +89,12 @@ def test_fit_agrees_with_pillow(size, bucket):
 @given(st.integers(16, 300), st.integers(16, 300), grids().filter(lambda grid: grid[0] <= 256))
 def test_fit_takes_any_picture_to_its_bucket(width, height, grid):
     bucket = nearest_bucket((width, height), bucket_sizes(*grid))
-    assert fit(Image.new("RGB", (width, height), "red"), bucket).getcolors() == [(bucket[0] * bucket[1], (255, 0, 0))]
+    red = crop_and_resize(Image.new("RGB", (width, height), "red"), bucket)
+    assert red.getcolors() == [(bucket[0] * bucket[1], (255, 0, 0))]
 
 
 def test_fit_shows_the_middle():
     picture = Image.new("RGB", (300, 100), "red")
     picture.paste("blue", (100, 0, 200, 100))
-    assert fit(picture, (64, 64)).getpixel((32, 32)) == (0, 0, 255)
+    assert crop_and_resize(picture, (64, 64)).getpixel((32, 32)) == (0, 0, 255)
     assert crop_box((300, 100), (64, 64)) == (100, 0, 200, 100)

@@ -174,7 +174,7 @@ def test_filling_is_one_pass_and_keeps_the_words_as_they_are(trigger, subject):
     captioner = Captioner(trigger=trigger, subject=subject, template="")
     filled = captioner.fill("of {trigger} and {subject}")
     assert filled == " ".join(["of", trigger, "and", subject])
-    assert captioner.calls(f"see {trigger} there")
+    assert captioner.has_trigger(f"see {trigger} there")
 
 
 def test_two_hundred_pictures_are_enough(tmp_path):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFilter, ImageOps
 
 from atelier.training.data.images import (
-    LARGEST_BYTES,
+    MAX_BYTES,
     PictureError,
     check_picture,
     looks_like_picture,
@@ -170,11 +170,11 @@ def test_a_webp_and_a_jpeg_that_claim_too_much(put):
 
 def test_a_file_of_too_many_bytes_is_refused_before_it_is_read(put):
     path = put("heavy.png", encoded(corners(), "PNG"))
-    os.truncate(path, LARGEST_BYTES + 1)
+    os.truncate(path, MAX_BYTES + 1)
     with pytest.raises(PictureError, match=r"heavy\.png has 25\.0 MB, but at most 25 MB"):
         check_picture(path)
-    os.truncate(path, LARGEST_BYTES)
-    assert check_picture(path).bytes == LARGEST_BYTES
+    os.truncate(path, MAX_BYTES)
+    assert check_picture(path).bytes == MAX_BYTES
 
 
 def test_a_tiny_picture_is_refused_and_the_smallest_is_not(put):

@@ -26,7 +26,7 @@ from atelier.training.sampling.sample import DrawRequest, draw
 def answers(model: BaseModel) -> Tensor:
     """What the UNet says to eight noisy latents from the last timestep to the first, of four prompts."""
     prompts = ["a 3d emoji of a fox on a blue background", "a flat emoji of a guitar", "a rocket", ""]
-    side = model.info.resolution // model.info.factor
+    side = model.info.resolution // model.info.vae_scale_factor
     noisy = torch.randn(8, model.unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(3))
     text = encode_text(model, tokenize(model, prompts * 2))
     return model.predict(noisy, torch.linspace(999, 0, 8).long(), text, [(64, 64, 0, 0, 64, 64)] * 8)

@@ -23,15 +23,15 @@ from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.events import Finished
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.runs import memory_savings as levers
-from atelier.training.runs.memory_estimate import PROGRAM_BYTES, Need, need
-from atelier.training.runs.memory_savings import available, cheaper, fitting
+from atelier.training.runs import memory_savings
+from atelier.training.runs.memory_estimate import PROGRAM_BYTES, MemoryNeed, estimate_memory
+from atelier.training.runs.memory_savings import available_memory, fit_to_memory, next_saving
 
 SMALL = TrainConfig(batch=1, prior_count=0)
 
 
 def test_weights_are_counted_to_the_byte(model):
-    counted = need(replace(SMALL, base=model.info.source), "fp32")
+    counted = estimate_memory(replace(SMALL, base=model.info.source), "fp32")
     tensors = [t for part in (*model.models().values(), model.vae) for t in part.state_dict().values()]
     buffers = [b for part in (*model.models().values(), model.vae) for _, b in part.named_buffers()]
     least = sum(t.numel() * t.element_size() for t in tensors)
@@ -39,27 +39,27 @@ def test_weights_are_counted_to_the_byte(model):
 
 
 def test_half_the_precision_takes_half_of_the_unet(model):
-    fp32, bf16 = (need(replace(SMALL, base=model.info.source), kind).weights for kind in ("fp32", "bf16"))
+    fp32, bf16 = (estimate_memory(replace(SMALL, base=model.info.source), kind).weights for kind in ("fp32", "bf16"))
     halved = sum(p.numel() for part in model.models().values() for p in part.parameters()) * 2
     assert abs((fp32 - bf16) - halved) < 4096
 
 
 def test_in_8_bits_the_layers_of_the_unet_take_a_quarter(model: BaseModel):
     config = replace(SMALL, base=model.info.source)
-    whole, small = (need(replace(config, base_in_8_bits=flag), "fp32") for flag in (False, True))
+    whole, small = (estimate_memory(replace(config, base_in_8_bits=flag), "fp32") for flag in (False, True))
     layers = [layer for name, layer in model.unet.named_modules()
               if isinstance(layer, nn.Linear | nn.Conv2d) and name not in ("conv_in", "conv_out")]   # fmt: skip
     saved = sum(3 * layer.weight.numel() - 4 * len(layer.weight) for layer in layers)
     assert whole.weights - small.weights == saved
     assert (whole.load, small.load) == (0, saved)
     assert small.train < 1.05 * whole.train   # weights that are made in a step are let go again
-    assert need(replace(config, base_in_8_bits=True), "fp32", device="cuda").load == 0
+    assert estimate_memory(replace(config, base_in_8_bits=True), "fp32", device="cuda").load == 0
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
-    one, eight = (need(replace(SMALL, batch=batch), "fp32").train for batch in (1, 8))
+    one, eight = (estimate_memory(replace(SMALL, batch=batch), "fp32").train for batch in (1, 8))
     assert 5 < eight / one < 8.5   # the adapter's own state does not grow
-    saved = need(replace(SMALL, batch=8, gradient_checkpointing=True), "fp32").train
+    saved = estimate_memory(replace(SMALL, batch=8, gradient_checkpointing=True), "fp32").train
     assert saved < 0.7 * eight
 
 
@@ -70,7 +70,7 @@ def tiny(model: BaseModel) -> TrainConfig:
 
 
 def test_a_larger_rank_costs_its_optimizer_state(model: BaseModel, tiny: TrainConfig):
-    small, large = (need(replace(tiny, adapter={"rank": rank}), "fp32").train for rank in (8, 256))
+    small, large = (estimate_memory(replace(tiny, adapter={"rank": rank}), "fp32").train for rank in (8, 256))
     specs = find_targets({"unet": model.unet}, "transformer")
     more = 248 * sum(spec.rows + spec.columns for spec in specs)
     # Weight, gradient and two moments in float32, less the activations, which are the peak of the small one alone.
@@ -78,59 +78,59 @@ def test_a_larger_rank_costs_its_optimizer_state(model: BaseModel, tiny: TrainCo
 
 
 def test_merging_into_fine_weights_counts_them_twice(model: BaseModel, tiny: TrainConfig):
-    fine, coarse = (need(replace(tiny, targets="all"), precision).draw for precision in ("fp16", "bf16"))
-    small = need(replace(tiny, targets="all", base_in_8_bits=True), "fp16").draw
+    fine, coarse = (estimate_memory(replace(tiny, targets="all"), precision).draw for precision in ("fp16", "bf16"))
+    small = estimate_memory(replace(tiny, targets="all", base_in_8_bits=True), "fp16").draw
     targets = sum(spec.rows * spec.columns for spec in find_targets({"unet": model.unet}, "all")) * 2
     assert fine - coarse == targets
     assert small < coarse + targets / 2   # one layer's weight at a time
 
 
 def test_the_peak_is_the_hungriest_phase():
-    counted = Need(weights=100, encode=5, train=20, draw=30, program=7)
+    counted = MemoryNeed(weights=100, encode=5, train=20, draw=30, program=7)
     assert counted.peak == 137
 
 
 def test_levers_come_in_order_and_end():
     config: TrainConfig | None = TrainConfig(batch=4)
     seen: list[tuple[bool, int, int, bool]] = []
-    while config := cheaper(config):
+    while config := next_saving(config):
         seen.append((config.gradient_checkpointing, config.batch, config.accumulate, config.base_in_8_bits))
     assert seen == [(True, 4, 1, False), (True, 2, 2, False), (True, 1, 4, False), (True, 1, 4, True)]
 
 
 def test_a_start_that_needs_the_whole_base_is_never_put_into_8_bits():
     config = TrainConfig(batch=1, gradient_checkpointing=True, adapter={"start": "gradient"})
-    assert cheaper(config) is None
-    assert cheaper(replace(config, adapter={})) is not None
+    assert next_saving(config) is None
+    assert next_saving(replace(config, adapter={})) is not None
 
 
 def test_a_run_that_fits_is_left_alone(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(levers, "available", lambda _: 10**12)
-    assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
-    monkeypatch.setattr(levers, "PER_MODEL", 10**9)   # counted all the same
-    assert fitting(tiny, "fp32", torch.device("cpu")) == (tiny, "")
+    monkeypatch.setattr(memory_savings, "available_memory", lambda _: 10**12)
+    assert fit_to_memory(tiny, "fp32", torch.device("cpu")) == (tiny, "")
+    monkeypatch.setattr(memory_savings, "PER_MODEL", 10**9)   # counted all the same
+    assert fit_to_memory(tiny, "fp32", torch.device("cpu")) == (tiny, "")
 
 
 def test_levers_are_pulled_until_a_run_fits(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     config = replace(tiny, batch=8)
     sparing = replace(config, gradient_checkpointing=True, batch=4, accumulate=2)
-    monkeypatch.setattr(levers, "PER_MODEL", 10**9)
-    monkeypatch.setattr(levers, "available", lambda _: need(sparing, "fp32").peak + 1000)
-    chosen, said = fitting(config, "fp32", torch.device("cpu"))
+    monkeypatch.setattr(memory_savings, "PER_MODEL", 10**9)
+    monkeypatch.setattr(memory_savings, "available_memory", lambda _: estimate_memory(sparing, "fp32").peak + 1000)
+    chosen, said = fit_to_memory(config, "fp32", torch.device("cpu"))
     assert chosen == sparing
     assert "recomputed" in said
     assert "the batch size is 4 instead of 8" in said
 
 
 def test_a_run_that_fits_in_no_way_says_what_it_needs(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(levers, "PER_MODEL", 10**9)
-    monkeypatch.setattr(levers, "available", lambda _: 100_000_000)
+    monkeypatch.setattr(memory_savings, "PER_MODEL", 10**9)
+    monkeypatch.setattr(memory_savings, "available_memory", lambda _: 100_000_000)
     with pytest.raises(BaseError, match=r"needs about 0\.\d GB .* 0\.1 GB is free"):
-        fitting(replace(tiny, batch=2), "fp32", torch.device("cpu"))
+        fit_to_memory(replace(tiny, batch=2), "fp32", torch.device("cpu"))
 
 
 def test_less_is_available_than_there_is():
-    assert 0 < available(torch.device("cpu")) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory(torch.device("cpu")) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_the_estimate_is_within_15_percent_of_what_a_process_takes(
         "name": "rex", "pictures": str(tmp_path / "pictures"), "steps": 2, "batch": 1, "warmup": 0, "prior_count": 0,
         "precision": "fp32", "validate_every": 0, "preview_every": 0, "checkpoint_every": 0, **changes, "base": base,
     })   # fmt: skip
-    counted = need(config, "fp32")
+    counted = estimate_memory(config, "fp32")
     # Without previews nothing is drawn.
     estimate = replace(counted, draw=0).peak
     took = measured(config, tmp_path)

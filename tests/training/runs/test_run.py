@@ -46,7 +46,7 @@ from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.images import PictureError
 from atelier.training.loop import checkpoint
 from atelier.training.loop.loop import Training
-from atelier.training.runs import resource_plan as plan
+from atelier.training.runs import resource_plan
 from atelier.training.runs import run as run_module
 from atelier.training.runs.signals import quit_signals
 
@@ -471,6 +471,6 @@ def test_a_child_that_is_killed_and_told_to_end_still_ends_in_the_same_weights(n
 def test_a_measured_precision_is_kept_for_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = RunFolder.create(tmp_path / "run", TrainConfig(name="rex"))
     answers = iter(["bf16", "fp32"])
-    monkeypatch.setattr(plan, "choose_precision", lambda *_: next(answers))
-    asked = [plan.precision(run.config(), run, torch.device("cpu")) for _ in range(2)]
+    monkeypatch.setattr(resource_plan, "choose_precision", lambda *_: next(answers))
+    asked = [resource_plan.run_precision(run.config(), run, torch.device("cpu")) for _ in range(2)]
     assert asked == ["bf16", "bf16"]

@@ -14,7 +14,7 @@ from atelier.adapters.fusion.live import Fusion, Part
 from atelier.training.base_models import single_file
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.sampling import draw_cache as module
-from atelier.training.sampling.draw_cache import DrawCache, read
+from atelier.training.sampling.draw_cache import DrawCache, encode_prompts
 from atelier.training.sampling.sample import DrawRequest, draw
 
 ASK = DrawRequest(prompt="a red fox", negative="blue", steps=2, seed=11)
@@ -85,7 +85,7 @@ def test_what_was_not_asked_for_lately_goes(model, readings, monkeypatch):
     monkeypatch.setattr(module, "MAX_CACHED_PROMPTS", 2)
     cache = DrawCache()
     for text in ("a", "b", "a", "c", "a", "b"):
-        cache.read(model, [text])
+        cache.encode_prompts(model, [text])
     assert len(readings) == 4   # a, b, c, and b again
 
 
@@ -95,8 +95,9 @@ def test_the_second_encoder_s_pooled_words_are_kept_too(tmp_path, monkeypatch):
     folder, _ = write_models(tmp_path, "sdxl", configurations=configurations)
     model, cache = load(str(folder), "cpu"), DrawCache()
     with torch.inference_mode():
-        cache.read(model, ["a fox", ""])
-        for found, fresh in zip(cache.read(model, ["", "a fox"]), read(model, ["", "a fox"]), strict=True):
+        cache.encode_prompts(model, ["a fox", ""])
+        prompts = ["", "a fox"]
+        for found, fresh in zip(cache.encode_prompts(model, prompts), encode_prompts(model, prompts), strict=True):
             assert found.pooled is not None and fresh.pooled is not None
             assert torch.equal(found.features, fresh.features)
             assert torch.equal(found.pooled, fresh.pooled)

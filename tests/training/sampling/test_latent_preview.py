@@ -8,7 +8,7 @@ from PIL import Image
 
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.sampling import sample
-from atelier.training.sampling.latent_preview import SHOWN, LatentPreview, fit_latent_preview
+from atelier.training.sampling.latent_preview import UPSCALING, LatentPreview, fit_latent_preview
 from atelier.training.sampling.sample import DrawRequest, draw
 
 PROMPTS = ("an emoji of a fox on a blue background", "a watercolour picture of a dog", "a pencil picture of a boat",
@@ -70,7 +70,7 @@ def test_a_broken_map_would_be_found(embedded, drawings, broken):
 def test_a_glimpse_is_small_and_of_the_picture_s_shape(model):
     seen: list[list[Image.Image]] = []
     draw(model, DrawRequest(prompt="a", steps=2, count=3, width=48, height=24), on_latent_preview=seen.append)
-    assert [picture.size for picture in seen[0]] == [(12 * SHOWN, 6 * SHOWN)] * 3
+    assert [picture.size for picture in seen[0]] == [(12 * UPSCALING, 6 * UPSCALING)] * 3
 
 
 def test_looking_changes_no_pixel_and_is_not_asked_for_too_often(model):

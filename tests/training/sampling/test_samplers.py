@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from atelier.adapters.core.settings import SettingError
 from atelier.training.base_models.base_model import load
 from atelier.training.sampling.sample import DrawRequest, draw
-from atelier.training.sampling.samplers import AUTO, DEFAULT, SAMPLERS, new_sampler, sampling, watch
+from atelier.training.sampling.samplers import AUTO, DEFAULT, SAMPLERS, new_sampler, on_denoised, using_sampler
 
 ASK = DrawRequest(prompt="a red fox", negative="blue", steps=5, seed=11)
 SOLVERS = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler",
@@ -102,8 +102,8 @@ def test_an_error_on_the_way_gives_the_scheduler_back(model):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_last_guess_is_the_picture(model, name):
     sampler, guesses = new_sampler(model.scheduler, name), []
-    watch(sampler, guesses.append)
-    with sampling(model.pipeline, sampler), torch.inference_mode():
+    on_denoised(sampler, guesses.append)
+    with using_sampler(model.pipeline, sampler), torch.inference_mode():
         latents = model.pipeline("a fox", num_inference_steps=4, generator=torch.Generator().manual_seed(1),
                                  output_type="latent").images   # fmt: skip
     assert len(guesses) == 4
@@ -113,19 +113,19 @@ def test_the_last_guess_is_the_picture(model, name):
 
 
 def test_auto_is_decided_once(model):
-    settled = ASK.settled()
+    decided = ASK.with_sampler()
     assert ASK.sampler == AUTO
-    assert settled == with_sampler(DEFAULT) == settled.settled("lcm")
-    assert draw(model, ASK)[0].tobytes() == draw(model, settled)[0].tobytes()
+    assert decided == with_sampler(DEFAULT) == decided.with_sampler("lcm")
+    assert draw(model, ASK)[0].tobytes() == draw(model, decided)[0].tobytes()
 
 
 def test_an_adapter_made_for_few_steps_decides_them():
-    fast = ASK.settled("lcm")
+    fast = ASK.with_sampler("lcm")
     assert (fast.sampler, fast.steps, fast.guidance) == ("lcm", 5, 1.5)
-    assert DrawRequest(steps=20, guidance=1.0).settled("lcm").to_dict() == {
+    assert DrawRequest(steps=20, guidance=1.0).with_sampler("lcm").to_dict() == {
         **DrawRequest(steps=8, guidance=1.0, sampler="lcm").to_dict()
     }
-    assert with_sampler("ddim").settled("lcm") == with_sampler("ddim")
+    assert with_sampler("ddim").with_sampler("lcm") == with_sampler("ddim")
 
 
 def test_a_sampler_nobody_knows_is_refused():
