@@ -18,7 +18,7 @@ from torch import Tensor
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.formats import safetensors_header as header
 from atelier.adapters.formats.check_values import number_problem, value_problem
-from atelier.adapters.formats.codebook import unpack
+from atelier.adapters.formats.codebook import BITS, unpack
 from atelier.adapters.formats.layer_parts import algorithm_of
 from atelier.adapters.formats.layer_shapes import ShapeError, Shapes, weight_shape
 from atelier.adapters.formats.lycoris import Imported, imported_set
@@ -74,7 +74,7 @@ def read_header(path: Path) -> Header:
     entries = read_own(path)
     try:
         return _header(entries)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"{path.name} has a damaged header ({error!r}). Download or copy the file again.") from None
 
 
@@ -97,9 +97,19 @@ def read_own(path: Path) -> dict[str, str]:
 
 
 def _header(entries: dict[str, str]) -> Header:
-    specs = tuple(Spec(name, tuple(shape)) for name, shape in json.loads(entries["atelier.modules"]).items())
+    specs = tuple(Spec(name, _shape(shape)) for name, shape in json.loads(entries["atelier.modules"]).items())
+    if len(specs) > header.MAX_TENSORS:
+        raise ValueError(f"{len(specs)} modules")
     ranks = {name: int(rank) for name, rank in json.loads(entries.get("atelier.ranks", "{}")).items()}
     return Header(entries["atelier.kind"], json.loads(entries["atelier.settings"]), specs, entries, ranks)
+
+
+def _shape(sizes: list[Any]) -> tuple[int, ...]:
+    if not 1 <= len(sizes) <= header.MAX_DIMENSIONS:
+        raise ValueError(f"a shape of {len(sizes)} dimensions")
+    if wrong := [size for size in sizes if type(size) is not int or not 0 <= size <= header.MAX_SIZE]:
+        raise ValueError(f"a shape with the size {str(wrong[0])[:20]}")
+    return tuple(sizes)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -131,6 +141,7 @@ def load_adapter(path: Path) -> AdapterSet:
     if found.kind == Imported.kind:
         return _load_imported(path, found)
     try:
+        _check_size(path, found)
         with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
             adapters = create_adapters(found.kind, found.settings, found.specs, found.ranks)
         tensors = read_sound_tensors(path)
@@ -141,6 +152,30 @@ def load_adapter(path: Path) -> AdapterSet:
     except ValueError as error:
         raise FileError(f"{path.name}: {error}") from None
     return adapters.requires_grad_(False)
+
+
+def _check_size(path: Path, found: Header) -> None:
+    """See to it that what the header describes is what the file holds, before memory is taken for it.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape; the first ones are named.
+    """
+    entries = header.read_entries(path).tensors
+    with torch.device("meta"):   # shapes without memory
+        own = create_adapters(found.kind, found.settings, found.specs, found.ranks).tensors()
+    bits = int(found.metadata.get("atelier.bits", "0"))
+    if bits not in (0, *BITS):
+        raise ValueError(f"{bits} bits a value, but only {', '.join(map(str, BITS))} are known")
+    wrong = [name for name, tensor in own.items() if not _holds(entries, name, tensor.shape, bits)]
+    if wrong:
+        raise ValueError(f"this {found.kind} file does not match its own header at: {', '.join(sorted(wrong)[:5])}")
+
+
+def _holds(entries: Mapping[str, header.Entry], name: str, shape: torch.Size, bits: int) -> bool:
+    """Whether the file has a tensor, as it is or in a few bits a value."""
+    if bits and f"{name}|codes" in entries:
+        return 8 * entries[f"{name}|codes"].bytes >= bits * shape.numel()
+    return name in entries and entries[name].shape == tuple(shape)
 
 
 def _load_imported(path: Path, found: Header) -> AdapterSet:

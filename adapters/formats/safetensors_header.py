@@ -8,11 +8,26 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 _LENGTH_BYTES = 8
-_LARGEST_HEADER = 100_000_000   # the format's own limit
+_FORMAT_LIMIT = 100_000_000   # bytes of a header, by the format
+# What is read. The largest checkpoints have headers of 1 MB and 5,000 tensors; with all a training tool writes of its
+# captions, and a picture, adapters come to a few MB. Parsing takes up to 25 times as much memory.
+MAX_HEADER = 16_000_000
+MAX_TENSORS = 50_000
+MAX_DIMENSIONS = 8
+MAX_SIZE = 2**31 - 1
+# Bits of a value, for every number format of safetensors 0.8.
+BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, **dict.fromkeys(("BOOL", "U8", "I8"), 8),
+    **dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16), **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
+}   # fmt: skip
+_DAMAGED = "is damaged, or not a safetensors file. Download or copy it again."
 _METADATA_FIRST = re.compile(rb'\{\s*"__metadata__"\s*:\s*')   # as the format's own library writes it
-_ENDS = re.compile(rb'"data_offsets":\s*\[\d+,\s*(\d+)\]')
+_ENDS = re.compile(rb'"data_offsets":\s*\[\d{1,19},\s*(\d{1,19})\]')
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -54,18 +69,45 @@ def read_entries(path: Path) -> Entries:
         OSError: the file can't be read.
     """
     raw = _read(path)
+    header = _parse(raw)
+    metadata = _texts(header.pop("__metadata__", {}))
+    if len(header) > MAX_TENSORS:
+        raise HeaderError(f"holds {len(header):,} tensors, but at most {MAX_TENSORS:,} can be read.")
+    tensors = {name: _entry(name, value) for name, value in header.items()}
+    _check_size(path, raw, max((value["data_offsets"][1] for value in header.values()), default=0))
+    return Entries(tensors, metadata)
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
-        spans = {name: entry["data_offsets"] for name, entry in header.items()}
-        tensors = {
-            name: Entry(entry["dtype"], tuple(entry["shape"]), spans[name][1] - spans[name][0])
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise HeaderError("is damaged, or not a safetensors file. Download or copy it again.") from None
-    _check_size(path, raw, max((span[1] for span in spans.values()), default=0))
-    return Entries(tensors, metadata)
+    except (ValueError, RecursionError):
+        raise HeaderError(_DAMAGED) from None
+    if not isinstance(header, dict):
+        raise HeaderError(_DAMAGED)
+    return header
+
+
+def _texts(metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise HeaderError(_DAMAGED)
+    return metadata
+
+
+def _entry(name: str, value: object) -> Entry:
+    """Check what a header says of one tensor, so that nothing is allocated on the word of a file that lies."""
+    match value:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+            pass
+        case _:
+            raise HeaderError(_DAMAGED)
+    if dtype not in BITS:
+        raise HeaderError(f"holds {name[:80]} in a number format that is not known, {dtype[:20]!r}.")
+    if len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 <= size <= MAX_SIZE for size in shape):
+        raise HeaderError(f"is damaged: {name[:80]} has a shape that no tensor has. Download or copy it again.")
+    if not 0 <= start <= end or prod(shape) * BITS[dtype] != 8 * (end - start):
+        raise HeaderError(f"is damaged: the bytes of {name[:80]} do not fit its shape. Download or copy it again.")
+    return Entry(dtype, tuple(shape), end - start)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -80,10 +122,10 @@ def read_metadata(path: Path) -> dict[str, str]:
         return read_entries(path).metadata
     try:
         metadata, _ = json.JSONDecoder().raw_decode(raw.decode(), first.end())
-    except ValueError:
-        raise HeaderError("is damaged, or not a safetensors file. Download or copy it again.") from None
+    except (ValueError, RecursionError):
+        raise HeaderError(_DAMAGED) from None
     _check_size(path, raw, max((int(end) for end in _ENDS.findall(raw)), default=0))
-    return metadata
+    return _texts(metadata)
 
 
 def _read(path: Path) -> bytes:
@@ -98,7 +140,9 @@ def _read(path: Path) -> bytes:
         if len(start) < _LENGTH_BYTES:
             raise HeaderError("is empty or nearly empty. Download or copy it again.")
         (length,) = struct.unpack("<Q", start)
-        if length > _LARGEST_HEADER:
+        if MAX_HEADER < length <= _FORMAT_LIMIT and opens == b"{":
+            raise HeaderError(f"has a header of {length / 1e6:.0f} MB, but at most {MAX_HEADER / 1e6:.0f} MB are read.")
+        if length > MAX_HEADER:
             raise HeaderError(f"is {_guess(start)}, not a safetensors file. Download it again, from the download link "
                               "itself and not from the page around it.")
         raw = opens + file.read(max(0, length - 1))

@@ -114,6 +114,8 @@ class Split(Adapter):
 
 def _noise(seed: int, spec: Spec, what: str, rows: int, columns: int) -> Tensor:
     """``[rows, columns]`` even in −1 … 1, from a hash: another torch, or one used before, gives the same numbers."""
+    if torch.get_default_device().type == "meta":   # only shapes are asked for
+        return torch.empty(rows, columns, dtype=torch.float64)
     text = f"{seed} {spec.name} {list(spec.shape)} {what}"
     drawn = hashlib.shake_256(text.encode()).digest(4 * rows * columns)
     if not drawn:   # of a layer with one row or one input, a half is empty

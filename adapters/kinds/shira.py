@@ -24,9 +24,7 @@ class Sparse(Adapter):
         super().__init__(spec, settings)
         self.values = nn.Parameter(torch.zeros(count))
         area = self.area(spec)
-        # Drawing without repetition, in memory for the drawn alone: some layers have 30 million entries.
-        drawn = torch.randint(area, (2 * count,)).unique() if 4 * count < area else torch.arange(area)
-        self.register_buffer("index", drawn[torch.randperm(len(drawn))[:count]].sort().values.int())
+        self.register_buffer("index", _positions(area, count))
 
     @classmethod
     def area(cls, spec: Spec) -> int:
@@ -49,6 +47,15 @@ class Sparse(Adapter):
 
     def delta(self, weight: Tensor) -> Tensor:
         return self.scattered(self.values).reshape(weight.shape)
+
+
+def _positions(area: int, count: int) -> Tensor:
+    """Draw ``count`` of ``area`` positions without repetition, ascending."""
+    if torch.get_default_device().type == "meta":   # only shapes are asked for, and `unique` has none there
+        return torch.empty(count, dtype=torch.int)
+    # In memory for the drawn alone: some layers have 30 million entries.
+    drawn = torch.randint(area, (2 * count,)).unique() if 4 * count < area else torch.arange(area)
+    return drawn[torch.randperm(len(drawn))[:count]].sort().values.int()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
