@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_house import LAYERS, ROOT
 
-from atelier.app.text.words import TITLES
+from atelier.app.text.shared import TITLES
 
 EXAMPLE = ROOT / "docs" / "examples" / "dreambooth_in_60_lines.py"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,6 +43,13 @@ def test_the_map_has_a_line_for_every_package() -> None:
 
 def test_the_guide_has_a_chapter_for_every_page() -> None:
     assert set(TITLES.values()) <= set(re.findall(r"^## (.+)$", text_of(ROOT / "docs" / "guide.md"), re.M))
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+def test_buttons_and_pages_are_called_as_they_are(name: str) -> None:
+    pages = "".join(text_of(path) for path in (ROOT / "app" / "text").glob("*.py"))
+    named = re.findall(r"(?<!\*)\*([A-Z][\w ]*)\*(?!\*)", text_of(ROOT / name))
+    assert [words for words in named if f'"{words}"' not in pages] == []
 
 
 def test_dreambooth_fits_on_one_screen_and_runs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from atelier.adapters.core.targets import find_targets
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import load
 from atelier.training.config.assets import ASSETS
-from atelier.training.data.buckets import fit
+from atelier.training.data.buckets import crop_and_resize
 from atelier.training.data.images import open_picture, to_tensor
 from atelier.training.data.latent_cache import encode_text, tokenize
 from atelier.training.loop.losses import mse_per_sample
@@ -30,7 +30,7 @@ model = load("embedded", "cpu")   # UNet, VAE and text encoder, all frozen
 # The subject: pictures as latents, and captions that hold a trigger word and the class word, "rex fox".
 files = sorted((ASSETS / "examples" / "fox").glob("*.png"))
 captions = [file.with_suffix(".txt").read_text().strip().replace("{trigger}", "rex") for file in files]
-pictures = torch.stack([to_tensor(fit(open_picture(file), (64, 64))) for file in files])   # −1 … 1
+pictures = torch.stack([to_tensor(crop_and_resize(open_picture(file), (64, 64))) for file in files])   # −1 … 1
 with torch.no_grad():
     subject = model.vae.encode(pictures).latent_dist.mean * model.vae.config.scaling_factor
 
