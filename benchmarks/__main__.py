@@ -1,7 +1,7 @@
 """All timings in one run, or the document from the last ones.
 
     python -m benchmarks [--quick] [--only NAME …] [--json FILE]       the last line sums it up
-    python -m benchmarks --render                                      writes docs/benchmarks.md, with profile_step.py's
+    python -m benchmarks --render          writes docs/benchmarks.md, with those of profile_step.py and cold_draw.py
 
 Contenders take turns, a process each with one thread, after they have proved that they compute the same
 (``interleaved.py``). ``--quick`` takes a UNet with a tenth of the channels at 64 pixels: it shows that everything runs,
@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .cold_draw import RESULTS as COLD_DRAW
+from .cold_draw import section as cold_draw_section
 from .from_click import from_click_to_file
 from .interleaved import ROOT, compare
 from .machine import describe_machine, in_words
@@ -24,6 +26,7 @@ from .profile_step import RESULTS as PROFILE
 from .profile_step import section as profile_section
 
 DOCUMENT, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results" / "speed.json"
+SECTIONS = ((PROFILE, profile_section), (COLD_DRAW, cold_draw_section))   # measured by programs of their own
 
 
 def step_with_vae(options: dict[str, Any]) -> dict[str, Any]:
@@ -78,8 +81,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.render:
         result = json.loads((given.json or RESULTS).read_text(encoding="utf-8"))
-        seen = json.loads(PROFILE.read_text(encoding="utf-8")) if PROFILE.exists() else None
-        DOCUMENT.write_text(rendered(result) + (profile_section(seen) if seen else ""), encoding="utf-8")
+        others = [write(json.loads(path.read_text(encoding="utf-8"))) for path, write in SECTIONS if path.exists()]
+        DOCUMENT.write_text("".join([rendered(result), *others]), encoding="utf-8")
         return
     options = {"quick": given.quick, "side": given.side or (64 if given.quick else 256), "rank": 16,
                "repeats": given.repeats or (2 if given.quick else 5), "steps": 6 if given.quick else 300}   # fmt: skip
