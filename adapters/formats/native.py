@@ -128,8 +128,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise FileError(f"{path.name} can't be read: {error.strerror}.") from None
 
 
-def load_adapter(path: Path) -> AdapterSet:
-    """Rebuild the adapter set that :func:`save_adapter` wrote, in float32.
+def load_adapter(path: Path, device: torch.device | str = "cpu") -> AdapterSet:
+    """Rebuild the adapter set that :func:`save_adapter` wrote, in float32, where the model is that it will change.
 
     Raises:
         FileError: see :func:`read_header`; also when the tensors do not fit the header, or hold NaN, infinity or
@@ -139,7 +139,7 @@ def load_adapter(path: Path) -> AdapterSet:
     if problem := number_problem(found.settings):
         raise FileError(f"{path.name} is damaged: {problem}.")
     if found.kind == Imported.kind:
-        return _load_imported(path, found)
+        return _load_imported(path, found).to(device)
     try:
         _check_size(path, found)
         with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
@@ -151,7 +151,7 @@ def load_adapter(path: Path) -> AdapterSet:
         adapters.load_tensors(tensors)
     except ValueError as error:
         raise FileError(f"{path.name}: {error}") from None
-    return adapters.requires_grad_(False)
+    return adapters.requires_grad_(False).to(device)
 
 
 def _check_size(path: Path, found: Header) -> None:

@@ -14,7 +14,7 @@ import torch
 from atelier.app.jobs.jobs import worker_alive
 from atelier.app.store.home import HomeError, open_home
 from atelier.training.base_models.base_info import BaseError
-from atelier.training.base_models.base_model import best_device
+from atelier.training.base_models.device import best_device
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.train_config import EMBEDDED

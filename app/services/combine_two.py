@@ -106,7 +106,7 @@ def _loaded_pair(
     model: BaseModel, recipe: CombineJob, taught: list[list[Example]]
 ) -> tuple[AdapterExamples, AdapterExamples]:
     """Both adapters, each at its strength; Break-for-Make's halves get theirs in the end."""
-    loaded = [load_adapter(card.path) for card in (recipe.content, recipe.style)]
+    loaded = [load_adapter(card.path, model.device) for card in (recipe.content, recipe.style)]
     if recipe.method != "break-for-make" and recipe.strengths != (1, 1):
         loaded = [as_lora(model.models(), part, s) for part, s in zip(loaded, recipe.strengths, strict=True)]
     content, style = (AdapterExamples(*pair) for pair in zip(loaded, taught, strict=True))

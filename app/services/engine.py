@@ -17,6 +17,7 @@ from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.fusion.methods import DEFAULT, as_one, combined, is_one_file
 from atelier.app.store.mixes import MixEntry
 from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.device import best_device
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.sampling.draw_cache import DrawCache
@@ -202,7 +203,7 @@ class Engine:
     def _adapter(self, path: Path) -> AdapterSet:
         key = _file_key(path)
         if key not in self._adapters:
-            self._adapters[key] = load_adapter(path)
+            self._adapters[key] = load_adapter(path, best_device())
         self._adapters.move_to_end(key)
         while len(self._adapters) > MAX_ADAPTERS:
             self._adapters.popitem(last=False)

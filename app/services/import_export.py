@@ -141,7 +141,7 @@ def unet_error(parts: Sequence[CardStrength], exported: Path, base: str = "") ->
         HomeError, BaseError, FileError, MountError: the base or the file can't be used.
     """
     model = load(_base(parts, base))
-    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
+    mix = Mix(tuple((load_adapter(card.path, model.device), strength) for card, strength in parts))
     return compare(model, mix, exported, suggested_prompt(parts[0][0])).unet_error
 
 

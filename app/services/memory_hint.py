@@ -10,7 +10,7 @@ import torch
 
 from atelier.app.text import create as words
 from atelier.training.base_models.base_info import BaseInfo
-from atelier.training.base_models.base_model import best_device
+from atelier.training.base_models.device import best_device
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.train_config import TrainConfig

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, quantize_to_int8
 from atelier.adapters.quantization.packed import get_ready, load_packed
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo, read_json
+from atelier.training.base_models.device import best_device, has_own_memory
 from atelier.training.base_models.identify import hub_folder, identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.base_models.offload import CpuOffload, Offload
@@ -161,6 +162,8 @@ def load(
     unet_dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
     if target.type == "cpu":
         keep_freed_memory()
+    if has_own_memory(target):
+        torch.set_float32_matmul_precision("high")   # products of float32 on tensor cores, as convolutions already are
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
     try:
         parts = load_parts(info, unet_dtype) if info.file else _folder_parts(folder, info.family, unet_dtype)
@@ -173,7 +176,7 @@ def load(
             part.to(target).eval().requires_grad_(False)
     get_ready(parts["unet"])
     save_less_for_backward(parts["unet"])
-    return BaseModel(info, **parts, offload_to=CpuOffload() if target.type == "cuda" else None)
+    return BaseModel(info, **parts, offload_to=CpuOffload() if has_own_memory(target) else None)
 
 
 def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -216,10 +219,3 @@ def _part(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{len(missing)} weights of {folder.name} are missing, such as {missing[0]}")
     return part
-
-
-def best_device() -> torch.device:
-    """The fastest device of this machine."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Which precision is fastest here: measured on the device, not guessed from its name."""
+"""Which precision to train in: by rule on a GPU, elsewhere measured on the device."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ import time
 import torch
 import torch.nn.functional as F
 
+from atelier.training.base_models.device import has_own_memory, synchronize
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(device: torch.device, channels: int = 320, side: int = 32) -> str:
-    """Time a 3×3 convolution of a base model's width, forward and backward, in each precision; name the fastest.
+    """Name the precision to train in.
 
-    bfloat16 must win by a quarter to be chosen: on a CPU without matrix units it is several times slower than
-    float32, and where both are alike float32 is the more exact. float16 is offered only to GPUs that lack bfloat16.
+    A GPU takes bfloat16 where it has it, else float16. Elsewhere a 3×3 convolution of a base model's width is timed,
+    forward and backward: bfloat16 must win by a quarter to be chosen. On a CPU without matrix units it is several times
+    slower than float32, and where both are alike float32 is the more exact.
 
     Args:
         device: where training will run.
         channels: width of the convolution (the UNet's first block).
         side: latent height and width in pixels.
     """
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "fp16"
+    if has_own_memory(device):
+        return "bf16" if torch.get_device_module(device).is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "fp32"   # emulated, at a tenth of the speed: a busy machine must not mistake it for the faster one
-    seconds = {name: _seconds(device, DTYPES[name], channels, side) for name in ("fp32", "bf16")}
+    try:
+        seconds = {name: _seconds(device, DTYPES[name], channels, side) for name in ("fp32", "bf16")}
+    except (RuntimeError, TypeError):   # macOS before 14 has no bfloat16
+        return "fp32"
     return "bf16" if seconds["bf16"] < 0.75 * seconds["fp32"] else "fp32"
 
 
@@ -37,7 +43,6 @@ def _seconds(device: torch.device, dtype: torch.dtype, channels: int, side: int)
     for _ in range(5):
         started = time.perf_counter()
         F.conv2d(x, weight, padding=1).sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - started)
     return best

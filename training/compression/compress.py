@@ -57,7 +57,7 @@ def compress(
     model = load(config.base, device, torch.float32)
     if any(isinstance(layer, QuantizedLayer) for layer in model.unet.modules()):
         raise BaseError(f"{config.base} is already compressed. Compress the base model that it was made from.")
-    mix = Mix(tuple((load_adapter(Path(path)), strength) for path, strength in config.adapters.items()))
+    mix = Mix(tuple((load_adapter(Path(path), model.device), strength) for path, strength in config.adapters.items()))
     with ExitStack() as stack:
         stack.enter_context(merge(model.models(), mix))
         yield Preparing("Measuring activations")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,11 @@ def encode_text(model: BaseModel, tokens: Tensor) -> PromptEmbeddings:
     Stable Diffusion XL reads the last layer but one of both encoders, and the second one's pooled projection.
     """
     encoders = model.text_encoders
+    with model.on_device(*encoders):
+        return _encode(model, encoders, tokens)
+
+
+def _encode(model: BaseModel, encoders: Sequence[Any], tokens: Tensor) -> PromptEmbeddings:
     rows = tokens.to(encoders[0].device).chunk(len(encoders), 1)
     if len(encoders) == 1:
         return PromptEmbeddings(encoders[0](rows[0])[0].to(model.dtype))

@@ -125,7 +125,7 @@ def scenes(
 ) -> list[Scene]:   # fmt: skip
     """So many mixes of two or three lessons of different roles that were taught in a home, with their truth."""
     there = [one for one in lessons or plan(pictures) if (home / "adapters" / f"{one.name}.safetensors").exists()]
-    adapters = {one: load_adapter(home / "adapters" / f"{one.name}.safetensors").to(model.device) for one in there}
+    adapters = {one: load_adapter(home / "adapters" / f"{one.name}.safetensors", model.device) for one in there}
     found = []
     for _ in range(count):
         asked = _mix(there, dice)

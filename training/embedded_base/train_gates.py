@@ -64,7 +64,7 @@ def home_lessons(model: BaseModel, home: Path, names: Sequence[str] = ()) -> lis
             config = run.config()
             if Path(config.pictures).is_dir():
                 examples = encode_dataset(model, scan_pictures(config))
-                found.append(AdapterExamples(load_adapter(path).to(model.device), examples))
+                found.append(AdapterExamples(load_adapter(path, model.device), examples))
     return found
 
 

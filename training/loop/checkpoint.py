@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from atelier.adapters.core.base import AdapterSet
 
@@ -51,7 +52,8 @@ def write(folder: Path, state: TrainingState) -> Path:
     for name in ("weights", "average", "best"):
         save_file(getattr(state, name), partial / f"{name}.safetensors")
     save_file({"generator": state.generator}, partial / "generator.safetensors")
-    torch.save(state.optimizer, partial / "optimizer.pt")
+    # From the CPU, so that a run can go on where that device is not: on another card, or on none.
+    torch.save(tree_map_only(Tensor, Tensor.cpu, state.optimizer), partial / "optimizer.pt")
     numbers = {name: getattr(state, name) for name in ("step", "best_step", "best_loss", "scaler")}
     (partial / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
     if final.exists():

@@ -25,6 +25,7 @@ from atelier.adapters.core.targets import find_targets
 from atelier.adapters.core.weight_only_int8 import quantize_to_int8
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_info import BaseInfo, read_json
+from atelier.training.base_models.device import has_own_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.offload import MIN_OFFLOAD_BYTES
 from atelier.training.base_models.precision import DTYPES
@@ -61,8 +62,8 @@ class MemoryNeed:
 def estimate_memory(config: TrainConfig, precision: str, *, device: str = "cpu", processes: int = 1) -> MemoryNeed:
     """Count what a run needs with UNet and text encoders in ``precision``; takes seconds, a minute for the largest.
 
-    On all types of ``device`` but "cuda" the process's own memory counts as well. Where several ``processes`` share
-    each batch, the estimate is for one of them.
+    Where the ``device`` has no memory of its own, the process's own memory counts as well. Where several ``processes``
+    share each batch, the estimate is for one of them.
 
     Raises:
         BaseError: the base model can't be identified.
@@ -73,7 +74,7 @@ def estimate_memory(config: TrainConfig, precision: str, *, device: str = "cpu",
     key = tuple((name, getattr(config, name)) for name in fields)
     pictures = -(-(config.batch + config.prior_batch) // processes)
     need = _counted(info, key, json.dumps(config.adapter), pictures, bool(config.prior_batch), precision)
-    if device == "cuda":
+    if has_own_memory(torch.device(device)):
         return replace(need, program=0, load=0)
     sizes = {name: getattr(need, name) for name in ("text_encoders", "vae")}
     on_disk = {name: size if device == "cpu" and size >= MIN_OFFLOAD_BYTES else 0 for name, size in sizes.items()}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 
 from atelier.training.base_models.base_info import BaseError
+from atelier.training.base_models.device import has_own_memory, memory
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.runs.memory_estimate import PROGRAM_BYTES, estimate_memory
@@ -18,11 +18,8 @@ PER_MODEL, PER_PICTURE = 8, 2   # more than any run needs, in sizes of the base 
 
 def available_memory(device: torch.device) -> int:
     """Bytes that a run may use on a device now."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(free - RESERVE * total)
-    memory = psutil.virtual_memory()
-    return int(memory.available - RESERVE * memory.total)
+    free, total = memory(device)
+    return int(free - RESERVE * total)
 
 
 def next_saving(config: TrainConfig) -> TrainConfig | None:
@@ -110,7 +107,7 @@ def memory_shortage(config: TrainConfig, precision: str, device: torch.device) -
 def _peak(config: TrainConfig, precision: str, device: torch.device, processes: int = 1) -> int:
     """Peak bytes on one device; all processes share the main memory."""
     peak = estimate_memory(config, precision, device=device.type, processes=processes).peak
-    return peak if device.type == "cuda" else peak * processes
+    return peak if has_own_memory(device) else peak * processes
 
 
 def describe_savings(config: TrainConfig, fitting: TrainConfig) -> str:

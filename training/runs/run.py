@@ -31,7 +31,8 @@ from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.initialization.initialization import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_info import BaseError
-from atelier.training.base_models.base_model import BaseModel, best_device, load
+from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.device import best_device
 from atelier.training.base_models.malloc_tuning import return_freed_memory
 from atelier.training.base_models.offload import DiskOffload
 from atelier.training.base_models.precision import DTYPES

@@ -178,7 +178,8 @@ def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: 
 
     With DDIM, whatever the default elsewhere: so prior pictures that were drawn earlier stay valid.
     """
-    with model.on_device(*model.text_encoders), torch.inference_mode():
+    sampler = new_sampler(model.scheduler, "ddim")
+    with model.on_device(*model.text_encoders), torch.inference_mode(), using_sampler(model.pipeline, sampler):
         latents = model.pipeline(
             prompt=list(prompts),
             num_inference_steps=steps,

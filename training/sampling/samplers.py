@@ -32,7 +32,7 @@ def new_sampler(scheduler: Any, name: str) -> Any:
 
     # Without this, diffusers' classes replace a spacing that no file mentions by a default of their own.
     spacing = scheduler.config.timestep_spacing
-    return getattr(diffusers, SAMPLERS[name]).from_config(scheduler.config, timestep_spacing=spacing)
+    return _on_the_cpu(getattr(diffusers, SAMPLERS[name]).from_config(scheduler.config, timestep_spacing=spacing))
 
 
 @contextmanager
@@ -44,6 +44,18 @@ def using_sampler(pipeline: Any, sampler: Any) -> Iterator[None]:
         yield
     finally:
         pipeline.scheduler = own
+
+
+def _on_the_cpu(sampler: Any) -> Any:
+    """The sampler with its timesteps on the CPU: it looks up its constants by them, and would wait for the device."""
+    place = sampler.set_timesteps
+
+    @wraps(place)   # the pipeline looks at the signature
+    def placed(*args: Any, device: object = None, **kwargs: Any) -> None:   # noqa: ARG001 (the pipeline's)
+        place(*args, device="cpu", **kwargs)
+
+    sampler.set_timesteps = placed
+    return sampler
 
 
 def on_denoised(sampler: Any, callback: Callable[[Tensor], None]) -> None:

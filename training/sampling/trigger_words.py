@@ -9,13 +9,12 @@ it changes.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from atelier.training.base_models.base_info import BaseInfo
-from atelier.training.base_models.base_model import BaseModel
+from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.data.latent_cache import encode_text, tokenize
 
 MAX_EFFECT = 0.2
@@ -36,14 +35,8 @@ def word_effects(model: BaseModel, words: Sequence[str], *, seed: int = 0) -> li
     side = model.unet.config.sample_size
     shape = (len(things), model.unet.config.in_channels, side, side)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
-    predict = partial(_predictions, model, noise)
     with_style = [info.style_caption(info.styles[0], thing) for thing in things]
     without_style = [prompt.replace(f"{info.styles[0]} ", "") for prompt in with_style]
-    expected, unconditional = predict(without_style), predict([""] * len(things))
-    scale = (expected - unconditional).square().mean()
-
-    def change(prompts: Sequence[str]) -> float:
-        return float((predict(prompts) - expected).square().mean() / scale)
 
     def before_things(word: str) -> list[str]:
         return [prompt.replace(thing, f"{word} {thing}") for prompt, thing in zip(without_style, things, strict=True)]
@@ -51,7 +44,14 @@ def word_effects(model: BaseModel, words: Sequence[str], *, seed: int = 0) -> li
     def in_place_of_style(word: str) -> list[str]:
         return [prompt.replace(info.styles[0], word) for prompt in with_style]
 
-    return [max(change(in_place_of_style(word)), change(before_things(word))) for word in words]
+    changed = [prompts for word in words for prompts in (in_place_of_style(word), before_things(word))]
+    with model.on_device(*model.text_encoders):   # for all prompts at once, and gone before the UNet works
+        texts = [encode_text(model, tokenize(model, prompts))
+                 for prompts in (without_style, [""] * len(things), *changed)]
+    expected, unconditional, *predicted = (_predictions(model, noise, text) for text in texts)
+    scale = (expected - unconditional).square().mean()
+    changes = [float((one - expected).square().mean() / scale) for one in predicted]
+    return [max(pair) for pair in zip(changes[::2], changes[1::2], strict=True)]
 
 
 def neutral_word(info: BaseInfo, like: str, taken: Collection[str] = ()) -> str:
@@ -73,11 +73,10 @@ def trigger_word_warning(model: BaseModel, word: str) -> str:
             f"can disturb other adapters. A neutral word, such as {neutral_word(model.info, word)!r}, mixes better.")
 
 
-def _predictions(model: BaseModel, noise: Tensor, prompts: Sequence[str]) -> Tensor:
-    text = encode_text(model, tokenize(model, prompts))
+def _predictions(model: BaseModel, noise: Tensor, text: PromptEmbeddings) -> Tensor:
     count, side = model.scheduler.config.num_train_timesteps, model.info.resolution
-    sizes = [(side, side, 0, 0, side, side)] * len(prompts)
+    sizes = [(side, side, 0, 0, side, side)] * len(noise)
     return torch.stack([
-        model.predict(noise, torch.full((len(prompts),), int(share * count), device=noise.device), text, sizes)
+        model.predict(noise, torch.full((len(noise),), int(share * count), device=noise.device), text, sizes)
         for share in TIMESTEPS
     ])   # fmt: skip

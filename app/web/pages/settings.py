@@ -23,7 +23,7 @@ from atelier.app.text import shared
 from atelier.app.web.components.page_frame import POLL, heading, plainly
 from atelier.app.web.components.panel import acted, panel
 from atelier.training.base_models.base_info import TITLES
-from atelier.training.base_models.base_model import best_device
+from atelier.training.base_models.device import best_device
 from atelier.training.base_models.identify import identify
 from atelier.training.config.assets import DISTRIBUTION
 from atelier.training.config.train_config import EMBEDDED

@@ -44,7 +44,7 @@ class Fakes:
         self.loaded.append(base)
         return SimpleNamespace(base=base, models=dict)
 
-    def load_adapter(self, path: Path) -> str:
+    def load_adapter(self, path: Path, _device: object) -> str:
         self.read.append(path.name)
         return path.read_text()
 
@@ -181,7 +181,7 @@ def test_the_pad_forgets_what_was_not_looked_at_longest(monkeypatch: pytest.Monk
         return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
 
     monkeypatch.setattr(module, "load", lambda _base: SimpleNamespace(models=dict, device="cpu"))
-    monkeypatch.setattr(module, "load_adapter", lambda path: path)
+    monkeypatch.setattr(module, "load_adapter", lambda path, _device: path)
     monkeypatch.setattr(module, "draw", fake)
     monkeypatch.setattr(batched_strengths, "blended", lambda *_: SimpleNamespace(to=lambda _device: "mixed"))
     monkeypatch.setattr(module, "MAX_GRID_PICTURES", 3)

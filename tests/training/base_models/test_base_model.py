@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from atelier.training.base_models.base_info import BaseError
-from atelier.training.base_models.base_model import best_device, load
+from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import EMBEDDED_FOLDER, identify
 
 
@@ -217,10 +217,3 @@ def test_a_missing_tokenizer_is_refused(variant):
     shutil.rmtree(folder / "tokenizer")
     with pytest.raises(BaseError, match="could not be loaded"):
         load(str(folder), "cpu")
-
-
-@pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
-def test_the_best_device_is_a_gpu_where_there_is_one(monkeypatch, cuda, mps, device):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert best_device() == torch.device(device)

@@ -31,7 +31,7 @@ def machine(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA, torch.device("mps")])
+@pytest.mark.parametrize("device", [CPU, torch.device("mps")])
 @pytest.mark.parametrize(("bf16", "choice"), [(0.1, "bf16"), (0.74, "bf16"), (0.76, "fp32"), (9.0, "fp32")])
 def test_bfloat16_must_win_by_a_quarter(machine, device, bf16, choice):
     asked = machine(True, fp32=1.0, bf16=bf16)
@@ -39,10 +39,28 @@ def test_bfloat16_must_win_by_a_quarter(machine, device, bf16, choice):
     assert asked == [(device, torch.float32, 96, 12), (device, torch.bfloat16, 96, 12)]
 
 
-def test_a_gpu_without_bfloat16_computes_in_half_precision(machine):
-    asked = machine(False)
-    assert choose_precision(CUDA) == "fp16"
+@pytest.mark.parametrize(("bf16", "choice"), [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_is_not_timed_but_asked_whether_it_has_bfloat16(machine, bf16, choice):
+    asked = machine(bf16)
+    assert choose_precision(CUDA) == choice
     assert asked == []
+
+
+def test_a_device_without_bfloat16_stays_with_float32(monkeypatch):
+    def measure(device: torch.device, dtype: torch.dtype, *_: int) -> float:
+        if dtype == torch.bfloat16:
+            raise TypeError("BFloat16 is not supported on MPS")
+        return 1.0
+
+    monkeypatch.setattr(precision, "_seconds", measure)
+    assert choose_precision(torch.device("mps")) == "fp32"
+
+
+def test_the_clock_is_read_when_the_device_is_done(monkeypatch):
+    done: list[torch.device] = []
+    monkeypatch.setattr(precision, "synchronize", done.append)
+    precision._seconds(CPU, torch.float32, 4, 4)
+    assert done == [CPU] * 5
 
 
 def test_a_cpu_that_only_emulates_bfloat16_is_not_even_asked(machine):

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.native import load_adapter, read_header
 from atelier.training.base_models.base_info import BaseError
-from atelier.training.base_models.base_model import best_device
+from atelier.training.base_models.device import best_device
 from atelier.training.config.events import (
     Event,
     Failed,

@@ -1,0 +1,104 @@
+"""Runs on a device with memory of its own (``pretend_device.py``): that they finish, and what a step waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretend_device import Pretended, pretend_device
+from safetensors.torch import load_file
+
+from atelier.training.base_models.base_model import load
+from atelier.training.config.events import Finished, Previewed, Stepped, Stopped, Validated
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.train_config import TrainConfig
+from atelier.training.runs import run as run_module
+from atelier.training.sampling.trigger_words import word_effects
+
+RUNS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "bf16": {"precision": "bf16"},
+    "text encoder": {"train_text_encoder": True},
+    "8 bits and checkpointing": {"base_in_8_bits": True, "gradient_checkpointing": True, "ema": 0.9},
+    "preview and validation": {"preview_every": 2, "validate_every": 1, "prior_weight": 1.0, "prior_count": 2},
+    "split": {"kind": "split", "adapter": {"role": "style"}},
+    "dora": {"kind": "dora"},
+    "tlora": {"kind": "tlora", "adapter": {}},
+    "start from the inputs": {"adapter": {"rank": 2, "start": "inputs"}},
+    "start from the gradient": {"adapter": {"rank": 2, "start": "gradient"}},
+}
+
+
+@pytest.fixture
+def device() -> Iterator[Pretended]:
+    with pretend_device() as one:
+        yield one
+
+
+@pytest.fixture
+def config(base: Path, pictures: Path) -> TrainConfig:
+    return TrainConfig(
+        name="rex", subject="fox", pictures=str(pictures), base=str(base), steps=3, batch=1, prior_weight=0.0,
+        lr=0.05, warmup=0, validate_every=0, preview_every=0, checkpoint_every=0, precision="fp32", targets="attention",
+        adapter={"rank": 2},
+    )   # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_finishes_and_a_step_waits_once(name: str, config: TrainConfig, device: Pretended, tmp_path: Path):
+    run = RunFolder.create(tmp_path / "run", replace(config, **{"adapter": {}} | RUNS[name]))
+    waits: Counter[str] = Counter()
+    kinds = set()
+    for event in run_module.run(run, tmp_path / "adapters"):
+        kinds.add(type(event))
+        if isinstance(event, Stepped):
+            if event.step == 2:
+                waits = Counter(device.waits)   # since the step before
+            device.forget()
+    assert isinstance(event, Finished), event
+    assert kinds >= {Stepped} | ({Validated, Previewed} if "preview" in name else set())
+    if "preview" not in name:   # else those are between the steps
+        assert sum(waits.values()) == 1, waits
+
+
+def test_a_run_there_is_the_run_on_the_cpu(config: TrainConfig, tmp_path: Path):
+    near = list(run_module.run(RunFolder.create(tmp_path / "near", config), tmp_path / "adapters"))[-1]
+    with pretend_device():
+        far = list(run_module.run(RunFolder.create(tmp_path / "far", config), tmp_path / "adapters"))[-1]
+    assert isinstance(near, Finished) and isinstance(far, Finished)
+    one, other = load_file(near.path), load_file(far.path)
+    assert all(one[name].sub(other[name]).abs().max() < 1e-4 for name in one)
+
+
+def test_a_run_is_resumed_there(config: TrainConfig, device: Pretended, tmp_path: Path):
+    run = RunFolder.create(tmp_path / "run", replace(config, checkpoint_every=1))
+    events = run_module.run(run, tmp_path / "adapters")
+    next(event for event in events if isinstance(event, Stepped) and event.step == 2)
+    run.send_command("cancel")
+    assert isinstance(list(events)[-1], Stopped)
+    steps = list(run_module.run(run, tmp_path / "adapters", resume=True))
+    assert isinstance(steps[-1], Finished)
+    assert [event.step for event in steps if isinstance(event, Stepped)] == [3]
+
+
+def test_nothing_of_the_base_but_the_unet_is_there_in_a_step(config: TrainConfig, device: Pretended, tmp_path: Path):
+    free = device.free
+    events = run_module.run(RunFolder.create(tmp_path / "run", config), tmp_path / "adapters")
+    next(event for event in events if isinstance(event, Stepped))
+    unet = load(config.base, "cpu").unet
+    weights = sum(tensor.nbytes for tensor in (*unet.parameters(), *unet.buffers()))
+    assert weights <= free - device.free < 1.3 * weights   # and the adapter with its optimizer
+
+
+def test_words_are_measured_while_the_text_encoder_waits_elsewhere(base: Path, device: Pretended):
+    """The first thing that a training of the embedded base does, once its parts are where they wait."""
+    model = load(str(base), "npu", torch.float32)
+    model.offload(model.vae, *model.text_encoders)
+    there, here = (word_effects(one, ["house"])[0] for one in (model, load(str(base), "cpu")))
+    assert there == pytest.approx(here, rel=1e-3)
+    assert {encoder.device.type for encoder in model.text_encoders} == {"cpu"}
