@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from atelier.adapters.formats.native import data_hash, read_own
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.app.store.health import FileState, problems
 from atelier.app.store.home import Home, HomeError, explain_write_errors, new_name, safe_name, time_id, time_of_id
+from atelier.app.store.previews import is_showable
 
 SUFFIX = ".safetensors"
 _MOST_NOTES = 20
-# Text in a file is somebody's word: only a small picture made of plain base64 may reach a page.
-_THUMBNAIL = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/=]{1,400000}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +186,7 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | UnreadableFile:
         family=text.get("atelier.family", ""),
         bytes=size,
         created=_parse_time(text.get("atelier.created", ""), modified),
-        thumbnail=thumbnail if _THUMBNAIL.fullmatch(thumbnail) else "",
+        thumbnail=thumbnail if is_showable(thumbnail) else "",
         pictures=int(pictures[:9]) if pictures.isdecimal() else 0,
         algorithms=text.get("atelier.algorithms", ""),
         source=text.get("atelier.source", ""),

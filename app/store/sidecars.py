@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from atelier.app.store.home import write_whole
 from atelier.app.store.library import AdapterCard
+from atelier.app.store.previews import preview_png
 
 # What their "sd version" field knows; the embedded base is none of them.
 _VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
@@ -33,14 +30,7 @@ def write_sidecars(parts: Sequence[tuple[AdapterCard, float]], path: Path) -> li
              "preferred weight": 1.0, "negative text": "", "notes": ""}   # fmt: skip
     written = [path.with_suffix(".json")]
     write_whole(written[0], json.dumps(facts, indent=4, ensure_ascii=False).encode())
-    if cards[0].thumbnail:
+    if preview := preview_png(cards[0].thumbnail):
         written.append(path.with_suffix(".preview.png"))
-        write_whole(written[1], _png(cards[0].thumbnail))
+        write_whole(written[1], preview)
     return written
-
-
-def _png(thumbnail: str) -> bytes:
-    """A picture in a ``data:`` address as a PNG file."""
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(thumbnail.split(",", 1)[1]))).save(buffer, "PNG")
-    return buffer.getvalue()
