@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from atelier.adapters.core.byte_size import format_bytes
+
 _LENGTH_BYTES = 8
 _FORMAT_LIMIT = 100_000_000   # bytes of a header, by the format
 # What is read. The largest checkpoints have headers of 1 MB and 5,000 tensors; with all a training tool writes of its
@@ -141,7 +143,8 @@ def _read(path: Path) -> bytes:
             raise HeaderError("is empty or nearly empty. Download or copy it again.")
         (length,) = struct.unpack("<Q", start)
         if MAX_HEADER < length <= _FORMAT_LIMIT and opens == b"{":
-            raise HeaderError(f"has a header of {length / 1e6:.0f} MB, but at most {MAX_HEADER / 1e6:.0f} MB are read.")
+            most = format_bytes(MAX_HEADER)
+            raise HeaderError(f"has a header of {format_bytes(length)}, but at most {most} are read.")
         if length > MAX_HEADER:
             raise HeaderError(f"is {_guess(start)}, not a safetensors file. Download it again, from the download link "
                               "itself and not from the page around it.")

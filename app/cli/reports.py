@@ -6,8 +6,9 @@ import tomllib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from atelier.adapters.core.byte_size import format_bytes
 from atelier.adapters.formats.native import read_header
-from atelier.app.cli.tables import columns, size_text
+from atelier.app.cli.tables import columns
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.models import ModelEntry
 from atelier.app.text.fusion import NOTHING_FOUND
@@ -23,7 +24,7 @@ def adapter_table(cards: Sequence[AdapterCard]) -> str:
     if not cards:
         return "No adapters yet. Train your first one: atelier train PICTURES --name NAME"
     rows = [
-        (card.name, card.kind, card.trigger, card.title, size_text(card.bytes),
+        (card.name, card.kind, card.trigger, card.title, format_bytes(card.bytes),
          f"{card.created.astimezone():%Y-%m-%d %H:%M}")
         for card in cards
     ]   # fmt: skip
@@ -53,7 +54,7 @@ def adapter_details(card: AdapterCard) -> dict[str, Any]:
 
 def model_table(models: Sequence[ModelEntry]) -> str:
     """Base models as a table; those that can't be used say why below it."""
-    good = [(str(m.path), m.info.kind, f"{m.info.resolution} px", m.info.precision, size_text(m.info.bytes))
+    good = [(str(m.path), m.info.kind, f"{m.info.resolution} px", m.info.precision, format_bytes(m.info.bytes))
             for m in models if m.info]   # fmt: skip
     refused = [f"! {model.reason}" for model in models if not model.info]
     table = [columns([("PATH", "MODEL", "MADE FOR", "PRECISION", "SIZE"), *good])] if good else []

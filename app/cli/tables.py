@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from atelier.adapters.core.byte_size import format_bytes
+
 
 def sheet(values: Mapping[str, Any]) -> str:
     """Names and values, one a line; tables inside are indented."""
@@ -15,7 +17,7 @@ def sheet(values: Mapping[str, Any]) -> str:
             inner = sheet(value)
             lines += [f"{name.replace('_', ' ')}:", *(f"  {line}" for line in inner.splitlines())] if inner else []
         elif value not in ("", None):
-            text = size_text(value) if name.endswith("bytes") else str(value)
+            text = format_bytes(value) if name.endswith("bytes") else str(value)
             lines.append(f"{name.replace('_', ' ').removesuffix(' bytes'):{width}}  {text}")
     return "\n".join(lines)
 
@@ -26,16 +28,3 @@ def columns(rows: Iterable[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)) for row in table)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def size_text(count: float) -> str:
-    """A number of bytes for people.
-
-    >>> size_text(512), size_text(2_400_000)
-    ('512 B', '2.4 MB')
-    """
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from atelier.adapters.core.byte_size import format_bytes
 from atelier.app.store.home import Home, HomeError, explain_write_errors, safe_name
 from atelier.training.data import captions
 from atelier.training.data.dataset import MAX_PICTURES
@@ -110,8 +111,8 @@ def _check_disk_space(place: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed + RESERVED_BYTES > free:
         raise HomeError(
-            f"The pictures need {needed / 1e6:.1f} MB and {RESERVED_BYTES / 1e6:.0f} MB must stay free, "
-            f"but the disk with {place} has only {free / 1e6:.1f} MB left. Free some space, or choose a home on "
+            f"The pictures need {format_bytes(needed)} and {format_bytes(RESERVED_BYTES)} must stay free, "
+            f"but the disk with {place} has only {format_bytes(free)} left. Free some space, or choose a home on "
             "another disk."
         )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from atelier.app.text.shared import date_and_time, duration, size
+from atelier.adapters.core.byte_size import format_bytes
+from atelier.app.text.shared import date_and_time, duration
 
 TITLE = "Compress a base model"
 LEAD = "Nearly the same pictures from a fraction of the size. No training pictures needed: it draws its own."
@@ -56,9 +57,9 @@ def sizes(before: int, after: int) -> str:
     """Sizes of a UNet.
 
     >>> sizes(1_719_000_000, 495_000_000)
-    '1.7 GB → 495.0 MB (29 %)'
+    '1.7 GB → 495 MB (29 %)'
     """
-    return f"{size(before)} → {size(after)} ({100 * after / before:.0f} %)"
+    return f"{format_bytes(before)} → {format_bytes(after)} ({100 * after / before:.0f} %)"
 
 
 def time_needed(seconds: float) -> str:
@@ -72,7 +73,7 @@ def time_needed(seconds: float) -> str:
 
 def memory_needed(count: int) -> str:
     """Memory for the weights; what activations need comes on top."""
-    return f"at least {size(count)}"
+    return f"at least {format_bytes(count)}"
 
 
 def arithmetic(counted: Sequence[int], device: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atelier.app.text.shared import size
+from atelier.adapters.core.byte_size import format_bytes
 
 TITLE = "Train an adapter"
 LEAD = "Add a few pictures of one subject or style. After training, you can draw it in any scene."
@@ -75,18 +75,19 @@ def memory_needed(needed: int, free: int, *, exactly: bool) -> str:
     """How much memory a run needs, before it starts.
 
     >>> memory_needed(1_340_000_000, 16_040_000_000, exactly=True)
-    'Needs about 1.3 GB of memory; 16.0 GB is free.'
+    'Needs about 1.3 GB of memory; 16 GB is free.'
     """
-    return f"Needs {'about' if exactly else 'less than'} {size(needed)} of memory; {size(free)} is free."
+    about = "about" if exactly else "less than"
+    return f"Needs {about} {format_bytes(needed)} of memory; {format_bytes(free)} is free."
 
 
 def memory_saved(needed: int, free: int, savings: str) -> str:
     """The same where the run fits only with savings.
 
     >>> memory_saved(9_000_000_000, 4_000_000_000, "the batch size is 1 instead of 4")
-    'Needs about 9.0 GB of memory, but only 4.0 GB is free. To fit, the batch size is 1 instead of 4.'
+    'Needs about 9 GB of memory, but only 4 GB is free. To fit, the batch size is 1 instead of 4.'
     """
-    return f"Needs about {size(needed)} of memory, but only {size(free)} is free. To fit, {savings}."
+    return f"Needs about {format_bytes(needed)} of memory, but only {format_bytes(free)} is free. To fit, {savings}."
 
 
 def word_with_meaning(word: str) -> str:

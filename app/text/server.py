@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import ceil
 
+from atelier.adapters.core.byte_size import format_bytes
+
 SIGN_IN_TITLE = "Sign in to Atelier"
 SIGN_IN = "The password is the value of ATELIER_PASSWORD on the server."
 SIGN_IN_NOW = "Sign in"
@@ -43,9 +45,9 @@ def uploads_full(taken: float, most: float) -> str:
     """Shown when all uploads together are too large.
 
     >>> uploads_full(9_500_000_000, 10_000_000_000)
-    'Recent uploads take 9.5 of 10.0 GB, so there is no room for another. Try again tomorrow, or restart Atelier.'
+    'Recent uploads take 9.5 GB of 10 GB, so there is no room for another. Try again tomorrow, or restart Atelier.'
     """
-    return (f"Recent uploads take {taken / 1e9:.1f} of {most / 1e9:.1f} GB, so there is no room for another. "
+    return (f"Recent uploads take {format_bytes(taken)} of {format_bytes(most)}, so there is no room for another. "
             "Try again tomorrow, or restart Atelier.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atelier.app.text.shared import size
+from atelier.adapters.core.byte_size import format_bytes
 
 TITLE = "Settings"
 LEAD = "Where your files are, what this machine offers, and which versions are installed."
@@ -44,7 +44,7 @@ def base_facts(kind: str, prediction: str, precision: str, count: int, adapters:
     'Stable Diffusion 1.x · predicts epsilon · fp16 · 2.1 GB · fits 1 of your adapters'
     """
     fits = f"fits {adapters} of your adapters" if adapters else ""
-    return " · ".join(filter(None, (kind, f"predicts {prediction}", precision, size(count), fits)))
+    return " · ".join(filter(None, (kind, f"predicts {prediction}", precision, format_bytes(count), fits)))
 
 
 def not_a_folder(path: object) -> str:

@@ -74,17 +74,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def size(count: int) -> str:
-    """A number of bytes, in decimal units.
-
-    >>> size(312_400), size(18_900_000)
-    ('312 KB', '18.9 MB')
-    """
-    if count < 1e6:
-        return f"{count / 1e3:.0f} KB"
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
-
-
 def date_and_time(time: datetime) -> str:
     """Day, month and time of day.
 

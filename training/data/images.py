@@ -20,6 +20,8 @@ from PIL.ExifTags import Base
 from PIL.Image import Transpose
 from torch import Tensor
 
+from atelier.adapters.core.byte_size import format_bytes
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 _ENCODING: dict[str, dict[str, Any]] = {
     "PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "method": 0}}   # fmt: skip
@@ -167,7 +169,7 @@ def _check_size(name: str, size: int) -> None:
         raise PictureError(f"{name} is empty, but a picture is needed. {DAMAGED}")
     if size > MAX_BYTES:
         raise PictureError(
-            f"{name} has {size / 1e6:.1f} MB, but at most {MAX_BYTES / 1e6:.0f} MB can be used. Make "
+            f"{name} has {format_bytes(size)}, but at most {format_bytes(MAX_BYTES)} can be used. Make "
             "it smaller, or save it as JPEG."
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from atelier.adapters.core.byte_size import format_bytes
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.device import has_own_memory, memory
 from atelier.training.base_models.identify import identify
@@ -75,8 +76,8 @@ def forecast_memory(
         fitting = next_saving(fitting)
         peak = _peak(fitting, precision, device, processes) if fitting else peak
     if fitting is None:
-        raise BaseError(f"Training this base model needs about {peak / 1e9:.1f} GB of memory even with every memory "
-                        f"saving, but only {available / 1e9:.1f} GB is free. Close other programs, or choose a "
+        raise BaseError(f"Training this base model needs about {format_bytes(peak)} of memory even with every memory "
+                        f"saving, but only {format_bytes(available)} is free. Close other programs, or choose a "
                         "smaller resolution or base model.")
     return MemoryForecast(fitting, needed, available, exact=True)
 
@@ -93,15 +94,15 @@ def fit_to_memory(
     if forecast is None or forecast.config == config:
         return config, ""
     return forecast.config, (
-        f"This run needs about {forecast.needed / 1e9:.1f} GB of memory, but only {forecast.available / 1e9:.1f} GB "
+        f"This run needs about {format_bytes(forecast.needed)} of memory, but only {format_bytes(forecast.available)} "
         f"is free. To fit, {describe_savings(config, forecast.config)}."
     )
 
 
 def memory_shortage(config: TrainConfig, precision: str, device: torch.device) -> str:
     """A sentence on what a run needed that ran out of memory, and what is free now."""
-    return (f"Out of memory: this run needs about {_peak(config, precision, device) / 1e9:.1f} GB, but only "
-            f"{available_memory(device) / 1e9:.1f} GB is free.")
+    return (f"Out of memory: this run needs about {format_bytes(_peak(config, precision, device))}, but only "
+            f"{format_bytes(available_memory(device))} is free.")
 
 
 def _peak(config: TrainConfig, precision: str, device: torch.device, processes: int = 1) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from atelier.adapters.core.byte_size import format_bytes
 from atelier.app.jobs.jobs import cancel, find_run, resume, run_status, submit
 from atelier.app.services.compress import (
     ACCEPTED,
@@ -131,7 +132,7 @@ def _plan(home: Home, base: str, preset: str, how: str) -> dict[str, Any]:
     if config.steps and plan.seconds is not None:
         takes = words.time_needed(plan.seconds)
     return {
-        "before": shared.size(plan.before), "after": shared.size(plan.after),
+        "before": format_bytes(plan.before), "after": format_bytes(plan.after),
         "share": f"{100 * plan.after / plan.before:.1f}", "takes": takes,
         "needs": words.memory_needed(plan.memory), "note": words.NOTES[preset],
     }   # fmt: skip

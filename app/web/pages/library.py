@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from atelier.adapters.core.byte_size import format_bytes
 from atelier.adapters.formats import foreign_metadata
 from atelier.adapters.formats.export import PRECISIONS, ExportReport
 from atelier.adapters.formats.low_rank import EXACT, Limits
@@ -137,7 +138,7 @@ def _show(home: Home, query: str, name: str) -> list[Any]:
 
 
 def _about(card: AdapterCard) -> str:
-    return " · ".join(part for part in (card.subject, _kind(card), shared.size(card.bytes)) if part)
+    return " · ".join(part for part in (card.subject, _kind(card), format_bytes(card.bytes)) if part)
 
 
 def _kind(card: AdapterCard) -> str:
@@ -148,7 +149,7 @@ def _detail(card: AdapterCard) -> dict[str, Any]:
     facts = {
         words.KIND: _kind(card), words.CLASS_WORD: card.subject,
         shared.BASE_MODEL: card.title or TITLES.get(card.family, ""),
-        words.TRAINED_ON: words.picture_count(card.pictures), shared.SIZE: shared.size(card.bytes),
+        words.TRAINED_ON: words.picture_count(card.pictures), shared.SIZE: format_bytes(card.bytes),
         shared.CREATED: shared.date_and_time(card.created.astimezone()), words.CAPTION_TAGS: _tags(card),
         words.NOTES: " ".join(card.notes),
     }   # fmt: skip
@@ -207,7 +208,7 @@ def _export(home: Home, engine: Engine, name: str, wanted: Sequence[Any]) -> tup
 def _told(report: ExportReport) -> dict[str, Any]:
     """The report as its panel shows it."""
     facts = {
-        shared.SIZE: shared.size(report.bytes), words.LAYERS: report.layers, words.RANK: report.rank or "",
+        shared.SIZE: format_bytes(report.bytes), words.LAYERS: report.layers, words.RANK: report.rank or "",
         words.ACCURACY: words.EXACT if report.exact else words.layer_error(report.max_error, report.mean_error),
         words.ENERGY: "" if report.exact else f"{report.energy:.2%}".replace("%", " %"),
         words.LEFT_OUT: len(report.left_out) or "", words.HASH: report.hash[:12],

@@ -12,6 +12,7 @@ import gradio as gr
 import psutil
 import torch
 
+from atelier.adapters.core.byte_size import format_bytes
 from atelier.app.jobs.jobs import worker_alive
 from atelier.app.services.engine import Engine
 from atelier.app.store.api_keys import delete_key, list_keys, make_key
@@ -86,14 +87,14 @@ def _groups(home: Home, engine: Engine) -> list[dict[str, Any]]:
 
 
 def _home_facts(home: Home) -> dict[str, str]:
-    used = {title: shared.size(_bytes(getattr(home, name))) for name, title in words.FOLDERS.items()}
-    return {words.FOLDER: str(home.path), **used, words.FREE: shared.size(psutil.disk_usage(str(home.path)).free)}
+    used = {title: format_bytes(_bytes(getattr(home, name))) for name, title in words.FOLDERS.items()}
+    return {words.FOLDER: str(home.path), **used, words.FREE: format_bytes(psutil.disk_usage(str(home.path)).free)}
 
 
 def _machine_facts(home: Home) -> dict[str, str]:
     return {
         words.DEVICE: device_name(),
-        words.MEMORY: shared.size(psutil.virtual_memory().total),
+        words.MEMORY: format_bytes(psutil.virtual_memory().total),
         words.SYSTEM: f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         words.WORKER: words.WORKER_RUNNING if worker_alive(home) else words.NO_WORKER,
     }

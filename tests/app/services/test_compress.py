@@ -144,7 +144,7 @@ def test_the_page_when_it_is_done(home: Home):
     *_, live, version = page._show(home, run.id, "")
     assert (live["decide"], live["decided"], live["message"]) == (True, "", "")
     report = live["report"]
-    assert report["size"] == "22.0 MB → 6.4 MB (29 %)"
+    assert report["size"] == "22 MB → 6.4 MB (29 %)"
     assert "81 of 123 layers" in report["execution"]
     assert [layer["share"] for layer in report["layers"]] == ["100.0", "50.0"]
     assert report["pairs"][0]["before"].startswith("/gradio_api/file=")

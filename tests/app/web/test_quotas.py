@@ -61,7 +61,7 @@ def test_uploads_together_stay_below_the_quota(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a" * 60)
     os.link(tmp_path / "a", tmp_path / "b")   # a second name takes no room
     answer = web.post(UPLOAD, content=b"a" * 50)
-    assert answer.status_code == 413 and "0.0 GB" in answer.text
+    assert answer.status_code == 413 and "60 B of 100 B" in answer.text
     assert web.post(f"{UPLOAD}/", content=b"a" * 50).status_code == 413
     assert web.post(UPLOAD, content=b"a" * 40).status_code == 200
     assert folder_bytes(tmp_path) == 60
