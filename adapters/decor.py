@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def without_directions(features: Tensor, unwanted: Tensor, strength: float = 1.0, share: float = 0.9) -> Tensor:
+def remove_directions(features: Tensor, unwanted: Tensor, strength: float = 1.0, share: float = 0.9) -> Tensor:
     """Project the subspace of ``unwanted`` text features out of a prompt's (DECOR, Jang et al. 2024, 2412.09169).
 
     A learned word often carries more than its subject: the pose or the background of the training pictures. The
@@ -22,7 +22,7 @@ def without_directions(features: Tensor, unwanted: Tensor, strength: float = 1.0
         Features in the shape and dtype of ``features``.
 
     >>> prompt, noise = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
-    >>> without_directions(prompt, noise)
+    >>> remove_directions(prompt, noise)
     tensor([[3., 0.]])
     """
     _, s, v = torch.linalg.svd(unwanted.float(), full_matrices=False)

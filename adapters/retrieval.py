@@ -32,7 +32,7 @@ from atelier.adapters.formats.native import read_metadata, read_tensors, write_t
 
 # Sends probes [P, columns] through the change of one layer in B adapters: the answers [B, P, rows]. They are zero
 # where an adapter does not change the layer, and such layers take no part.
-Look = Callable[[Spec, Tensor], Tensor]
+ProbeResponse = Callable[[Spec, Tensor], Tensor]
 
 
 class RetrieveError(ValueError):
@@ -40,7 +40,7 @@ class RetrieveError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class RetrieverSizes:
     """How large a retriever is."""
 
     text: int            # width of the text features
@@ -50,12 +50,12 @@ class Sizes:
     heads: int = 4
 
 
-class Echo(nn.Module):
+class EchoEncoder(nn.Module):
     """Which words a change answers to."""
 
     middle: Tensor
 
-    def __init__(self, layers: Sequence[Spec], sizes: Sizes) -> None:
+    def __init__(self, layers: Sequence[Spec], sizes: RetrieverSizes) -> None:
         super().__init__()
         self.layers = [spec for spec in layers if role(spec.name) in ("attn2.to_k", "attn2.to_v")]
         pairs = sizes.echo * (sizes.echo + 1) // 2
@@ -67,7 +67,7 @@ class Echo(nn.Module):
         self.usual, self.usual_words = nn.Parameter(torch.zeros(pairs)), nn.Parameter(torch.zeros(pairs))
         self.log_scale = _log_scale()
 
-    def forward(self, look: Look) -> Tensor:
+    def forward(self, look: ProbeResponse) -> Tensor:
         """B adapters → ``[B, pairs]``."""
         return F.normalize(self.energy(look) - self.usual, dim=1)
 
@@ -75,7 +75,7 @@ class Echo(nn.Module):
         """Text features ``[B, T, D]`` with ``said [B, T]``, true where a token belongs to the prompt → [B, pairs]."""
         return F.normalize(self.word_energy(features, said) - self.usual_words, dim=1)
 
-    def energy(self, look: Look) -> Tensor:
+    def energy(self, look: ProbeResponse) -> Tensor:
         """G of B adapters, of trace 1, before what all have in common is taken off."""
         total = torch.zeros(())
         for spec, weight in zip(self.layers, self.layer_weights.exp(), strict=True):
@@ -92,12 +92,12 @@ class Echo(nn.Module):
         return _pairs(torch.einsum("bt,btk,btj->bkj", weights, seen, seen))
 
 
-class View(nn.Module):
+class ViewEncoder(nn.Module):
     """What a change does, layer by layer."""
 
     middle: Tensor
 
-    def __init__(self, layers: Sequence[Spec], sizes: Sizes) -> None:
+    def __init__(self, layers: Sequence[Spec], sizes: RetrieverSizes) -> None:
         super().__init__()
         self.layers = list(layers)
         self.register_buffer("middle", torch.zeros(sizes.text))
@@ -111,7 +111,7 @@ class View(nn.Module):
         self.out, self.from_words = nn.LayerNorm(sizes.width), nn.Linear(sizes.text, sizes.width)
         self.log_scale = _log_scale()
 
-    def forward(self, look: Look) -> Tensor:
+    def forward(self, look: ProbeResponse) -> Tensor:
         """B adapters → ``[B, width]``."""
         tokens, missing = [], []
         for spec, probes, place in zip(self.layers, self.probes, self.place, strict=True):
@@ -129,7 +129,7 @@ class View(nn.Module):
         return F.normalize(mean, dim=1)
 
     def words(self, features: Tensor, said: Tensor) -> Tensor:
-        """As :meth:`Echo.words`, from the token that ends the prompt → [B, width]."""
+        """As :meth:`EchoEncoder.words`, from the token that ends the prompt → [B, width]."""
         ends = features[torch.arange(len(features)), said.long().cumsum(1).argmax(1)]
         return F.normalize(self.from_words(ends - self.middle), dim=1)
 
@@ -143,19 +143,19 @@ class Retriever(nn.Module):
     share: Tensor
     chance: Tensor
 
-    def __init__(self, layers: Sequence[Spec], sizes: Sizes) -> None:
+    def __init__(self, layers: Sequence[Spec], sizes: RetrieverSizes) -> None:
         super().__init__()
         self.layers, self.sizes = tuple(layers), sizes
-        self.echo, self.view = Echo(layers, sizes), View(layers, sizes)
+        self.echo, self.view = EchoEncoder(layers, sizes), ViewEncoder(layers, sizes)
         self.register_buffer("share", torch.tensor(0.5))
         self.register_buffer("chance", torch.tensor([0.0, 1.0]))   # mean and deviation of scores with strangers
 
-    def encode(self, look: Look) -> Tensor:
+    def encode(self, look: ProbeResponse) -> Tensor:
         """B adapters, each with at least one layer that is looked at → ``[B, E]``."""
         return self._joined(self.echo(look), self.view(look))
 
     def encode_words(self, features: Tensor, said: Tensor) -> Tensor:
-        """Prompts → ``[B, E]``; for the arguments see :meth:`Echo.words`."""
+        """Prompts → ``[B, E]``; for the arguments see :meth:`EchoEncoder.words`."""
         return self._joined(self.echo.words(features, said), self.view.words(features, said))
 
     def _joined(self, echo: Tensor, view: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class Retriever(nn.Module):
         Raises:
             RetrieveError: it changes none of the layers that read text features.
         """
-        changes = {spec.name: change_of(adapters[spec.name], weight_of) for spec in adapters.specs
+        changes = {spec.name: update_function(adapters[spec.name], weight_of) for spec in adapters.specs
                    if spec in self.layers}   # fmt: skip
         heard: list[Tensor] = []
 
@@ -187,7 +187,7 @@ class Retriever(nn.Module):
         return embedding
 
 
-def change_of(adapter: Adapter, weight_of: WeightOf) -> Callable[[Tensor], Tensor]:
+def update_function(adapter: Adapter, weight_of: WeightOf) -> Callable[[Tensor], Tensor]:
     """One layer's x ↦ ΔW x, for rows ``x [P, columns]``, in the precision of x."""
     factors = adapter.factors()
     if factors is not None:
@@ -213,7 +213,7 @@ def load_retriever(path: Path) -> tuple[Retriever, dict[str, str]]:
     known = read_metadata(path)
     layers = [Spec(name, tuple(shape)) for name, shape in json.loads(known["layers"]).items()]
     with torch.random.fork_rng(devices=[]):
-        retriever = Retriever(layers, Sizes(**json.loads(known["sizes"])))
+        retriever = Retriever(layers, RetrieverSizes(**json.loads(known["sizes"])))
     retriever.double().load_state_dict(read_tensors(path))
     return retriever.eval().requires_grad_(False), known
 

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from atelier.adapters.quantization.bit_policy import PRESETS
-from atelier.adapters.quantization.fake_quant_layers import settled, unrounded
+from atelier.adapters.quantization.fake_quant_layers import cache_quantized_weights, disable_fake_quant
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.compression.calibrate import Student, UnetCall, relative_errors, trajectory
 from atelier.training.compression.compress import distillation_config, make_student
@@ -84,7 +84,7 @@ def measure(preset: str, method: str) -> dict[str, Any]:
         _learn(student, config)
     seconds = time.perf_counter() - started
     judged = [moment for seed in SEEDS for moment in _held_out(student, seed)]
-    with settled(model.unet):
+    with cache_quantized_weights(model.unet):
         errors = relative_errors(model, judged)
         drawn = _pictures(model)
     _keep(drawn, f"{preset}-{method}")
@@ -123,7 +123,7 @@ def _pictures(model: BaseModel) -> list[Image.Image]:
 def _base_pictures(student: Student) -> list[Image.Image]:
     """The base's own, drawn once."""
     if not (PICTURES / "base").exists():
-        with unrounded(student.switch):
+        with disable_fake_quant(student.switch):
             _keep(_pictures(student.model), "base")
     return [Image.open(path) for path in sorted((PICTURES / "base").glob("*.png"))]
 

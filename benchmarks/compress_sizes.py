@@ -17,9 +17,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from atelier.adapters.quantization.activation_quantizers import InputLevels
-from atelier.adapters.quantization.bit_policy import plan_layers
-from atelier.adapters.quantization.fake_quant_layers import make_rounding, round_inputs, rounding_layers
+from atelier.adapters.quantization.activation_quantizers import ActivationQuantizers
+from atelier.adapters.quantization.bit_policy import assign_bits
+from atelier.adapters.quantization.fake_quant_layers import (
+    add_activation_quantizers,
+    add_fake_quant,
+    find_fake_quant_layers,
+)
 from atelier.adapters.quantization.packed import save_packed
 from atelier.training.base_models.single_file import MODELS
 from benchmarks.machine import describe_machine
@@ -47,10 +51,11 @@ def measure(preset: str, path: Path) -> int:
     if preset == "fp16":
         save_file({name: value.half() for name, value in unet.state_dict().items()}, path)
         return path.stat().st_size
-    make_rounding(unet, plan_layers(unet, preset), rank=0, search=False)
-    bits = [layer.bits.inputs for layer in rounding_layers(unet).values() if layer.bits.inputs]
+    add_fake_quant(unet, assign_bits(unet, preset), rank=0, search=False)
+    bits = [layer.bits.inputs for layer in find_fake_quant_layers(unet).values() if layer.bits.inputs]
     if bits:
-        round_inputs(unet, InputLevels(TIMESTEPS, torch.full((len(bits),), 0.02), torch.zeros(len(bits)), bits))
+        steps, zeros = torch.full((len(bits),), 0.02), torch.zeros(len(bits))
+        add_activation_quantizers(unet, ActivationQuantizers(TIMESTEPS, steps, zeros, bits))
     save_packed(unet, path, preset, {})
     return path.stat().st_size
 

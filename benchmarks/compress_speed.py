@@ -32,11 +32,15 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from atelier.adapters.quantization.activation_quantizers import InputLevels
-from atelier.adapters.quantization.bit_policy import plan_layers
-from atelier.adapters.quantization.fake_quant_layers import make_rounding, round_inputs, rounding_layers
-from atelier.adapters.quantization.int8 import linear, prepare
-from atelier.adapters.quantization.packed import get_ready, in_whole_numbers, load_packed, save_packed
+from atelier.adapters.quantization.activation_quantizers import ActivationQuantizers
+from atelier.adapters.quantization.bit_policy import assign_bits
+from atelier.adapters.quantization.fake_quant_layers import (
+    add_activation_quantizers,
+    add_fake_quant,
+    find_fake_quant_layers,
+)
+from atelier.adapters.quantization.int8 import onednn_linear, prepare_weight
+from atelier.adapters.quantization.packed import count_integer_layers, load_packed, prepare_layers, save_packed
 from atelier.kernels.fake_quant import encode
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.single_file import MODELS
@@ -128,8 +132,8 @@ def _work(contender: str, rows: int, inner: int, out: int) -> Callable[[], objec
         return _torchao(x, weight) if find_spec("torchao") else None
     largest = LARGEST[contender]
     numbers = torch.randint(-largest, largest + 1, (out, inner), dtype=torch.int8)
-    ready = prepare(numbers, torch.full((out,), 0.01), None)
-    return None if ready is None else lambda: linear(encode(x, 0.03, 128, 8), 0.03, 128, ready)
+    ready = prepare_weight(numbers, torch.full((out,), 0.01), None)
+    return None if ready is None else lambda: onednn_linear(encode(x, 0.03, 128, 8), 0.03, 128, ready)
 
 
 def _torchao(x: Tensor, weight: Tensor) -> Callable[[], object]:
@@ -165,7 +169,7 @@ def whole_unets() -> dict[str, Any]:
                     unet(x, torch.tensor(500), text)
                     if turn:   # the first warms up
                         seconds[each].append(time.process_time() - started)
-        found["unets"][name] = {"rows": compared(seconds), "in_whole_numbers": in_whole_numbers(unets["w4a8"])}
+        found["unets"][name] = {"rows": compared(seconds), "in_whole_numbers": count_integer_layers(unets["w4a8"])}
     return found
 
 
@@ -193,16 +197,17 @@ def half_sd1() -> Any:
 def packed(plain: Any) -> Any:
     """The UNet in W4A8, ready to draw."""
     student = copy.deepcopy(plain)
-    make_rounding(student, plan_layers(student, "w4a8"), rank=0, search=False)
-    count = len(rounding_layers(student))
-    round_inputs(student, InputLevels((500,), torch.full((count,), 0.05), torch.full((count,), 128.0), [8] * count))
+    add_fake_quant(student, assign_bits(student, "w4a8"), rank=0, search=False)
+    count = len(find_fake_quant_layers(student))
+    steps, zeros = torch.full((count,), 0.05), torch.full((count,), 128.0)
+    add_activation_quantizers(student, ActivationQuantizers((500,), steps, zeros, [8] * count))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "unet.safetensors"
         save_packed(student, path, "w4a8", {})
         with torch.device("meta"):
             unet: Any = UNet2DConditionModel.from_config(plain.config)
         load_packed(unet, path, torch.float32)
-    get_ready(unet)
+    prepare_layers(unet)
     return unet.eval()
 
 

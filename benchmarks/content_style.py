@@ -32,7 +32,7 @@ from machine import describe_machine
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
-from atelier.adapters.fusion.batched_strengths import blended
+from atelier.adapters.fusion.batched_strengths import combine_batched
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Finished
 from atelier.training.config.run_folder import RunFolder
@@ -179,7 +179,7 @@ def mix(model: BaseModel, way: Way, content: AdapterExamples, style: AdapterExam
     if not way.method:
         return Mix(((content.adapters, way.at[0]), (style.adapters, way.at[1])))
     if not way.steps:
-        return Mix(((blended(model.models(), content.adapters, style.adapters, way.method, [way.at]), 1.0),))
+        return Mix(((combine_batched(model.models(), content.adapters, style.adapters, way.method, [way.at]), 1.0),))
     lr = load_preset("normal", "embedded")["lr"]
     config = training_config(way.method, steps=way.steps, batch=4, lr=lr, seed=0)
     *_, made = combine_adapters(model, content, style, way.method, config)

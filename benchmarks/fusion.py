@@ -31,8 +31,8 @@ from machine import describe_machine, in_words
 
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.fusion.gates import GateSet
-from atelier.adapters.fusion.live import Part
-from atelier.adapters.fusion.methods import METHODS, combined
+from atelier.adapters.fusion.live import WeightedAdapter
+from atelier.adapters.fusion.methods import METHODS, combine
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.embedded_base.judge import Judge, background_colour
 from atelier.training.embedded_base.train_gates import gates_for
@@ -84,7 +84,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for method in options.methods:
         for concepts in SETS[: options.sets]:
-            parts = [Part(load_adapter(adapter_path(options.home, lesson))) for lesson in concepts]
+            parts = [WeightedAdapter(load_adapter(adapter_path(options.home, lesson))) for lesson in concepts]
             measure(model, judge, folder, concepts, parts, (method, gates))
     rows = read(folder)
     print("\n".join(table(rows)))
@@ -111,7 +111,7 @@ def _options() -> argparse.Namespace:
 
 
 def measure(
-    model: BaseModel, judge: Judge, folder: Path, concepts: Sequence[Lesson], parts: Sequence[Part],
+    model: BaseModel, judge: Judge, folder: Path, concepts: Sequence[Lesson], parts: Sequence[WeightedAdapter],
     how: tuple[str, GateSet | None],
 ) -> None:   # fmt: skip
     """Draw and judge one set by one method, unless that was done before."""
@@ -120,7 +120,7 @@ def measure(
     if (folder / f"{name}.json").exists():
         return
     started = time.process_time()
-    mixed = combined(model.models(), parts, method, steps=REQUEST.steps, gates=gates)
+    mixed = combine(model.models(), parts, method, steps=REQUEST.steps, gates=gates)
     request = DrawRequest.from_dict({**REQUEST.to_dict(), "prompt": prompt(concepts)})
     pictures = draw(model, request, mixed)
     seconds = (time.process_time() - started) / len(pictures)

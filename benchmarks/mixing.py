@@ -32,8 +32,8 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.fusion.gates import GateSet
-from atelier.adapters.fusion.live import Fusion, Part, fusing
-from atelier.adapters.fusion.methods import combined
+from atelier.adapters.fusion.live import Fusion, WeightedAdapter, mount_fusion
+from atelier.adapters.fusion.methods import combine
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 
@@ -112,9 +112,9 @@ def contenders_of(
         mix = Mix(tuple((one, 1.0) for one in adapters[:count]))
         yield ("constant strengths", count), ("ours", lambda mix=mix: merge(ours, mix))
     for count in GATED:
-        fusion = combined(ours, [Part(one) for one in adapters[:count]], "gated", gates=gates)
+        fusion = combine(ours, [WeightedAdapter(one) for one in adapters[:count]], "gated", gates=gates)
         assert isinstance(fusion, Fusion)
-        yield ("gated", count), ("ours", lambda fusion=fusion: fusing(ours, fusion))
+        yield ("gated", count), ("ours", lambda fusion=fusion: mount_fusion(ours, fusion))
     for count in PEFT:
         yield ("PEFT, several active", count), ("peft", lambda count=count: active(models["peft"], count))
 

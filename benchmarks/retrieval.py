@@ -29,9 +29,9 @@ from machine import describe_machine, in_words
 from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet, Spec
-from atelier.adapters.formats.low_rank import Pair, WeightOf, lora_of
+from atelier.adapters.formats.low_rank import Pair, WeightOf, lora_from_factors
 from atelier.adapters.formats.native import load_adapter
-from atelier.adapters.retrieval import Retriever, Sizes, load_retriever
+from atelier.adapters.retrieval import Retriever, RetrieverSizes, load_retriever
 from atelier.app.store.adapter_embeddings import PromptReader
 from atelier.app.store.search import content_words
 from atelier.training.base_models.weights import weight_lookup
@@ -185,7 +185,7 @@ def _shuffled(scores: Tensor) -> Tensor:
     return scores.roll(scores.shape[1] // 2, 1)
 
 
-def _misled(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: Sizes) -> Retriever:
+def _misled(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: RetrieverSizes) -> Retriever:
     order = torch.randperm(len(said.alike), generator=torch.Generator().manual_seed(0))
     return teach(zoo, Said(said.features[order], said.said[order], said.alike[order][:, order]), layers, sizes)
 
@@ -210,8 +210,9 @@ def _rewritten(retriever: Retriever, adapters: AdapterSet, weight_of: WeightOf) 
         "GL(r)": turned, "zero-padding": padded, "SVD": decomposed, "scale folded": lambda up, down: (up * 2, down / 2),
     }
     plain = retriever.embed(adapters, weight_of)
-    return {name: (retriever.embed(lora_of({spec: way(*pair) for spec, pair in pairs.items()}), weight_of) - plain)
-            .norm().item() for name, way in ways.items()}   # fmt: skip
+    changed = {name: lora_from_factors({spec: way(*pair) for spec, pair in pairs.items()})
+               for name, way in ways.items()}
+    return {name: (retriever.embed(lora, weight_of) - plain).norm().item() for name, lora in changed.items()}
 
 
 def _timed(reader: PromptReader, width: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from machine import describe_machine
 
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.formats.low_rank import Change, Limits, nearest
+from atelier.adapters.formats.low_rank import LowRankLimits, WeightChange, nearest_low_rank
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,9 +41,9 @@ def main() -> None:
     seconds, values, excess = 0.0, 0, 1.0
     for spec in specs:
         dense, spectrum = _update(spec.rows, spec.columns)
-        change = Change(spec, dense=dense.reshape(spec.shape))
+        change = WeightChange(spec, dense=dense.reshape(spec.shape))
         began = time.perf_counter()
-        (up, down), _ = nearest(change, Limits(energy=1.0, rank=options.rank))
+        (up, down), _ = nearest_low_rank(change, LowRankLimits(energy=1.0, rank=options.rank))
         seconds += time.perf_counter() - began
         matrix = change.matrix()
         error = (matrix - up @ down).norm() / matrix.norm()

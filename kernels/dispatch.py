@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 CHOICE = "ATELIER_KERNELS"
-WAITING = frozenset({"low_rank"})
+OPT_IN_TWINS = frozenset({"low_rank"})
 """Twins that have a library's fast path to beat, and no GPU has shown yet that they do: they run when asked for."""
 
 
@@ -29,7 +29,7 @@ def twin(name: str, tensor: Tensor) -> ModuleType | None:
     asked = os.environ.get(CHOICE, "")
     if asked not in ("", "torch", "triton"):
         raise ValueError(f"{CHOICE} is {asked!r}, but it must be torch or triton. Unset it to choose by device.")
-    by_device = tensor.device.type == "cuda" and name not in WAITING and _available()
+    by_device = tensor.device.type == "cuda" and name not in OPT_IN_TWINS and _available()
     return _module(name) if asked == "triton" or (not asked and by_device) else None
 
 

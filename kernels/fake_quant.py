@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from atelier.kernels.dispatch import twin
 
-WHOLE = 1.5 * 2**23
+ROUNDING_OFFSET = 1.5 * 2**23
 
 
 def fake_quant(values: Tensor, step: Tensor | float, zero: Tensor | float, bits: int) -> Tensor:
@@ -55,8 +55,8 @@ def encode(values: Tensor, step: Tensor | float, zero: Tensor | float, bits: int
         return _ratio(values, step).round_().add_(zero).clamp_(0, top_code(bits)).to(torch.uint8)
     # So near to 1.5 · 2²³, float32 has no fractions: the sum is rounded, half to even, and its lowest byte is the
     # number. Rounding, and turning floats into bytes, would be passes of their own over the memory.
-    ends: Any = (WHOLE - zero, WHOLE - zero + top_code(bits))
-    sums = _ratio(values, step).add_(WHOLE).clamp_(*ends)
+    ends: Any = (ROUNDING_OFFSET - zero, ROUNDING_OFFSET - zero + top_code(bits))
+    sums = _ratio(values, step).add_(ROUNDING_OFFSET).clamp_(*ends)
     return sums.view(torch.int32).to(torch.int8).view(torch.uint8).add_(int(zero))
 
 

@@ -21,7 +21,7 @@ from atelier.adapters.core.base import Adapter
 from atelier.adapters.core.cast_factors import ScaledAdapter
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer
-from atelier.adapters.kinds.shira import Sparse
+from atelier.adapters.kinds.shira import SparseAdapter
 from atelier.kernels.factor_forms import DenseFactor, Factor, factor_to
 from atelier.kernels.merge_low_rank import LowRankUpdate, merge_low_rank
 
@@ -164,7 +164,7 @@ class MergeCache:
 
 def _sparse_entries(parts: Sequence[ScaledAdapter], weight: Tensor) -> tuple[Tensor, Tensor] | None:
     """Flat positions that change and by how much, where all adapters of a layer are sparse."""
-    found = [(adapter.entries(), strength) for adapter, strength in parts if isinstance(adapter, Sparse)]
+    found = [(adapter.entries(), strength) for adapter, strength in parts if isinstance(adapter, SparseAdapter)]
     if len(found) < len(parts) or any(entries is None for entries, _ in found):
         return None
     index = torch.cat([entries[0] for entries, _ in found if entries]).to(weight.device)

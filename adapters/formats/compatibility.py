@@ -29,7 +29,7 @@ class Verdict:
     reason: str = ""
 
 
-def verdicts(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str, Verdict]:
+def check_tools(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str, Verdict]:
     """What each tool makes of a file with tensors of these names and shapes, made for a base of ``family``."""
     layers: dict[str, dict[str, str]] = {}
     for key in shapes:

@@ -12,18 +12,23 @@ from pathlib import Path
 from types import MappingProxyType
 
 from atelier.adapters.formats import foreign_metadata, peft_config
-from atelier.adapters.formats.group_layers import Layer, bias_free, group, lacking, made
+from atelier.adapters.formats.group_layers import Layer, bias_free, build_layers, group_layers, modules_without
 from atelier.adapters.formats.layer_shapes import Shape
 from atelier.adapters.formats.not_adapters import what_else
 from atelier.adapters.formats.peft_config import PeftConfig
-from atelier.adapters.formats.safetensors_header import Entries, FileError, HeaderError, read_entries
+from atelier.adapters.formats.safetensors_header import (
+    FileError,
+    HeaderError,
+    SafetensorsHeader,
+    read_safetensors_header,
+)
 
 _TEXT_WIDTHS = {192: "embedded", 768: "sd1", 1024: "sd2", 2048: "sdxl"}   # of the features that attn2 reads → family
 _ENCODER_WIDTHS = {192: "embedded", 1024: "sd2", 1280: "sdxl"}   # of a text encoder; 768 is sd1's and sdxl's first
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class AdapterContents:
     """What one adapter file holds."""
 
     family: str                            # of the base model it was made for
@@ -38,15 +43,15 @@ class Contents:
     metadata: dict[str, str]
 
 
-def look(path: Path) -> Contents:
+def detect(path: Path) -> AdapterContents:
     """Say what an adapter file holds.
 
     Raises:
         FileError: it is no adapter, or one that Atelier can't use; says what it is and the cure.
     """
     try:
-        entries = read_entries(path)
-        return sort(entries, path.name, peft_config.configs(path, entries.metadata))
+        entries = read_safetensors_header(path)
+        return detect_entries(entries, path.name, peft_config.configs(path, entries.metadata))
     except FileNotFoundError:
         raise FileError(f"{path.name} does not exist.") from None
     except HeaderError as error:
@@ -55,27 +60,29 @@ def look(path: Path) -> Contents:
         raise FileError(f"{path.name} can't be read: {error.strerror}.") from None
 
 
-def sort(entries: Entries, name: str, configs: Mapping[str, PeftConfig] = MappingProxyType({})) -> Contents:
+def detect_entries(
+    entries: SafetensorsHeader, name: str, configs: Mapping[str, PeftConfig] = MappingProxyType({})
+) -> AdapterContents:
     """Sort the tensors of a header into layers; ``name`` is the file's in messages, ``configs`` what is said elsewhere.
 
     Raises:
-        FileError: see :func:`look`.
+        FileError: see :func:`detect`.
     """
     shapes = {key: entry.shape for key, entry in entries.tensors.items()}
     try:
-        grouped = group(shapes, entries.metadata)
+        grouped = group_layers(shapes, entries.metadata)
         if not grouped.layers:
             raise HeaderError(f"{what_else(shapes)}.")
-        family, sure = _family(made(grouped, shapes, configs), entries.metadata)
-        layers = made(grouped, shapes, configs, family)
+        family, sure = _family(build_layers(grouped, shapes, configs), entries.metadata)
+        layers = build_layers(grouped, shapes, configs, family)
     except HeaderError as error:
         raise FileError(f"{name} {error}") from None
     ranks = {shapes[layer.keys["down"]][0] for layer in layers.values() if "down" in layer.keys}
-    return Contents(
+    return AdapterContents(
         family=family, layers=layers, shapes=shapes,
         algorithms=dict(Counter(layer.algorithm for layer in layers.values())), ranks=tuple(sorted(ranks)),
         unknown=tuple(grouped.unknown), notes=tuple(_notes(layers, shapes, grouped.unknown, sure)),
-        trigger=foreign_metadata.trigger(entries.metadata), tags=foreign_metadata.tags(entries.metadata),
+        trigger=foreign_metadata.find_trigger(entries.metadata), tags=foreign_metadata.find_tags(entries.metadata),
         metadata=entries.metadata,
     )   # fmt: skip
 
@@ -92,7 +99,7 @@ def _family(layers: Mapping[str, Layer], metadata: Mapping[str, str]) -> tuple[s
     encoder = (width for name, width in widths.items() if name.startswith("text_encoder.") and ".self_attn." in name)
     if found := next((_ENCODER_WIDTHS[width] for width in encoder if width in _ENCODER_WIDTHS), ""):
         return found, True
-    named = foreign_metadata.family(metadata)
+    named = foreign_metadata.find_family(metadata)
     return named or "sd1", bool(named)
 
 
@@ -123,6 +130,6 @@ def _strength_notes(layers: Mapping[str, Layer]) -> list[str]:
         notes.append(f"{bare} of {len(scaled)} layers hold no alpha, as others do, so they are used as they are.")
     weights = {name: layer.keys for name, layer in layers.items() if layer.algorithm not in ("norm", "bias")}
     biased = {name: keys for name, keys in weights.items() if not bias_free(name)}
-    if without := [*lacking("diff_b", biased), *lacking("up_bias", weights)]:
+    if without := [*modules_without("diff_b", biased), *modules_without("up_bias", weights)]:
         notes.append(f"{len(without)} layers change no bias, as others do, such as {without[0]}.")
     return notes

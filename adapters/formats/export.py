@@ -12,11 +12,26 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.formats.compatibility import YES, Verdict, verdicts
+from atelier.adapters.formats.compatibility import YES, Verdict, check_tools
 from atelier.adapters.formats.export_metadata import export_metadata
-from atelier.adapters.formats.low_rank import EXACT, Change, Limits, Pair, WeightOf, changes, nearest
-from atelier.adapters.formats.module_names import lasting_name
-from atelier.adapters.formats.native import Header, data_hash, load_adapter, read_header, read_tensors, write_tensors
+from atelier.adapters.formats.low_rank import (
+    EXACT,
+    LowRankLimits,
+    Pair,
+    WeightChange,
+    WeightOf,
+    nearest_low_rank,
+    weight_changes,
+)
+from atelier.adapters.formats.module_names import canonical_name
+from atelier.adapters.formats.native import (
+    AdapterHeader,
+    data_hash,
+    load_adapter,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.adapters.formats.write_foreign import (
     FORMS,
@@ -29,7 +44,7 @@ from atelier.adapters.formats.write_foreign import (
 )
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-Part = tuple[Path, float]   # a native file and its strength
+WeightedFile = tuple[Path, float]   # a native file and its strength
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +70,8 @@ def export(path_in: Path, path_out: Path, form: str, dtype: str = "fp32") -> Exp
 
 
 def export_mix(
-    parts: Sequence[Part], path_out: Path, form: str, dtype: str = "fp32", *,
-    limits: Limits = EXACT, weight_of: WeightOf | None = None, recipe: bool = False,
+    parts: Sequence[WeightedFile], path_out: Path, form: str, dtype: str = "fp32", *,
+    limits: LowRankLimits = EXACT, weight_of: WeightOf | None = None, recipe: bool = False,
 ) -> ExportReport:   # fmt: skip
     """Write native adapter files as one in another form, read the result back and compare every layer.
 
@@ -88,7 +103,7 @@ def export_mix(
     tensors = _rounded(tensors, dtype)
     write_tensors(path_out, tensors, export_metadata(_joined(headers), tensors, form, recipe=recipe))
     # Normalizations have no place but in the whole form; of a layer whose bias was left out, the weight is there.
-    expected = (change for change in changes(mix, weights) if form == "diff" or len(change.spec.shape) > 1)
+    expected = (change for change in weight_changes(mix, weights) if form == "diff" or len(change.spec.shape) > 1)
     errors, ranks = _errors(expected, path_out, dtype)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     return ExportReport(
@@ -98,7 +113,7 @@ def export_mix(
         max_error=max(error.relative for error in errors),
         mean_error=sum(error.relative for error in errors) / len(errors),
         energy=1 - sum(error.gap**2 for error in errors) / (sum(error.size**2 for error in errors) or 1),
-        loads=verdicts(shapes, family),
+        loads=check_tools(shapes, family),
     )   # fmt: skip
 
 
@@ -107,7 +122,7 @@ def _no_weights(name: str) -> Tensor:
                        "the one it was made for, or export in the native format.")
 
 
-def _family(headers: Sequence[Header]) -> str:
+def _family(headers: Sequence[AdapterHeader]) -> str:
     families = {header.metadata.get("atelier.family", "") for header in headers}
     if len(families) > 1:
         raise ConvertError(f"The adapters were made for different base models ({', '.join(sorted(families))}), but one "
@@ -117,7 +132,7 @@ def _family(headers: Sequence[Header]) -> str:
     return family
 
 
-def _joined(headers: Sequence[Header]) -> Header:
+def _joined(headers: Sequence[AdapterHeader]) -> AdapterHeader:
     """One header for all: the first one's, under all their names."""
     first = headers[0]
     if len(headers) == 1:
@@ -129,7 +144,9 @@ def _joined(headers: Sequence[Header]) -> Header:
     return replace(first, metadata={**first.metadata, **words})
 
 
-def _native(parts: Sequence[Part], header: Header, path_out: Path, dtype: str, recipe: bool) -> ExportReport:
+def _native(
+    parts: Sequence[WeightedFile], header: AdapterHeader, path_out: Path, dtype: str, recipe: bool
+) -> ExportReport:
     if dtype != "fp32":
         raise ConvertError(f"A native file always has full precision. Export it in fp32, or choose kohya in {dtype}.")
     if len(parts) > 1 or parts[0][1] != 1:
@@ -150,18 +167,18 @@ def _native(parts: Sequence[Part], header: Header, path_out: Path, dtype: str, r
 
 
 def _foreign(
-    mix: Mix, weight_of: WeightOf, form: str, family: str, limits: Limits
+    mix: Mix, weight_of: WeightOf, form: str, family: str, limits: LowRankLimits
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if form == "diff":
-        whole = [to_diff(change, family) for change in changes(mix, weight_of)]
+        whole = [to_diff(change, family) for change in weight_changes(mix, weight_of)]
         return {key: value for layer in whole for key, value in layer.items()}, ()
     pairs: dict[Spec, Pair] = {}
     left_out = []
-    for change in changes(mix, weight_of):
+    for change in weight_changes(mix, weight_of):
         if change.bias is not None or len(change.spec.shape) == 1:
             left_out.append(change.spec.name)
         if len(change.spec.shape) > 1:
-            pairs[change.spec] = nearest(change, limits)[0]
+            pairs[change.spec] = nearest_low_rank(change, limits)[0]
     if not pairs:
         raise ConvertError(f"These adapters change only layers that {form} files can't hold. Export them as diff.")
     if form == "diffusers":
@@ -194,13 +211,13 @@ class _Error:
         return self.gap / self.size if self.size else 0.0 if self.gap == 0 else inf
 
 
-def _errors(expected: Iterable[Change], path: Path, dtype: str) -> tuple[list[_Error], tuple[int, ...]]:
+def _errors(expected: Iterable[WeightChange], path: Path, dtype: str) -> tuple[list[_Error], tuple[int, ...]]:
     """For each layer, how far the file is from the adapters, and the ranks: read as any tool's file is read."""
     written, contents = read_foreign(path)
     theirs = {adapter.spec.name: adapter for adapter in written.double()}
     errors = []
     for change in expected:
-        adapter = theirs.get(lasting_name(change.spec.name))
+        adapter = theirs.get(canonical_name(change.spec.name))
         if adapter is None:   # a layer that never reached the file
             size = change.matrix().norm().item()
             errors.append(_Error(size, size, rounding=not size))
@@ -224,7 +241,7 @@ def _pair_error(ours: Pair, theirs: Pair, dtype: str) -> _Error:
     return _Error(gap, _norm(up, down), gap <= da * b + a * db + da * db)
 
 
-def _dense_error(change: Change, delta: Tensor, dtype: str) -> _Error:
+def _dense_error(change: WeightChange, delta: Tensor, dtype: str) -> _Error:
     own = change.matrix()
     gap, size = (delta.reshape(own.shape) - own).norm().item(), own.norm().item()
     limits = torch.finfo(PRECISIONS[dtype])

@@ -14,7 +14,7 @@ from datetime import datetime
 from safetensors.torch import save
 from torch import Tensor
 
-from atelier.adapters.formats.native import Header
+from atelier.adapters.formats.native import AdapterHeader
 
 # ComfyUI shows no metadata from a larger header.
 HEADER_LIMIT = 1 << 20
@@ -49,7 +49,7 @@ _PRIVATE = ("recipe", "base", "title")
 
 
 def export_metadata(
-    header: Header, tensors: Mapping[str, Tensor], form: str, *, recipe: bool = False
+    header: AdapterHeader, tensors: Mapping[str, Tensor], form: str, *, recipe: bool = False
 ) -> dict[str, str]:
     """Text entries for the exported ``tensors`` of the adapter that ``header`` describes.
 

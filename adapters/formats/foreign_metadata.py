@@ -16,19 +16,19 @@ NO_NAMES = ("adapter_model", "pytorch_lora_weights")   # files that PEFT and dif
 _LCM = re.compile(r"(?<![a-z])lcm(?![a-z])")
 
 
-def family(metadata: Mapping[str, str]) -> str:
+def find_family(metadata: Mapping[str, str]) -> str:
     """The base family that is named; empty when none is."""
     said = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
-    named = next((family for word, family in _FAMILIES.items() if word in said), "")
+    named = next((find_family for word, find_family in _FAMILIES.items() if word in said), "")
     return named or ("sd2" if metadata.get("ss_v2") == "True" else "")
 
 
-def trigger(metadata: Mapping[str, str]) -> str:
+def find_trigger(metadata: Mapping[str, str]) -> str:
     """The word that calls the adapter; empty when the file does not say."""
     return metadata.get("modelspec.trigger_phrase", "").strip()
 
 
-def tags(metadata: Mapping[str, str], most: int = 30) -> tuple[tuple[str, int], ...]:
+def find_tags(metadata: Mapping[str, str], most: int = 30) -> tuple[tuple[str, int], ...]:
     """Words of the captions it was trained with and how often, over all its folders (kohya's ss_tag_frequency)."""
     counts: Counter[str] = Counter()
     with suppress(ValueError, AttributeError, TypeError):
@@ -37,7 +37,7 @@ def tags(metadata: Mapping[str, str], most: int = 30) -> tuple[tuple[str, int], 
     return tuple(counts.most_common(most))
 
 
-def sampler(path: Path, metadata: Mapping[str, str]) -> str:
+def find_sampler(path: Path, metadata: Mapping[str, str]) -> str:
     """The sampler an adapter was made for: ``lcm`` where its name or title says so, else empty.
 
     LCM-LoRAs (arXiv 2311.05556) have no mark of their own, but hardly one hides it: ``lcm-lora-sdv1-5``,

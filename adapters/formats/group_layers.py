@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from atelier.adapters.formats.layer_parts import ENDINGS, UNIFORM, Algorithm, algorithm_of
 from atelier.adapters.formats.layer_shapes import Shape, ShapeError, weight_shape
-from atelier.adapters.formats.module_names import module_named, position_names
+from atelier.adapters.formats.module_names import parse_module_name, position_names
 from atelier.adapters.formats.peft_config import NOTHING, PeftConfig, Settings
 from atelier.adapters.formats.safetensors_header import HeaderError
 
@@ -57,7 +57,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 def _parse(key: str) -> Key | None:
     plain = key.removeprefix(_PEFT_PREFIX)
     for ending, part in ENDINGS.items():
-        if plain.endswith(ending) and (module := module_named(plain.removesuffix(ending))):
+        if plain.endswith(ending) and (module := parse_module_name(plain.removesuffix(ending))):
             return Key(module, part, key.removesuffix(ending))
     return None
 
@@ -70,7 +70,7 @@ class Grouped(NamedTuple):
     unknown: list[str]                  # tensors of no layer, or of one that is not whole
 
 
-def group(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> Grouped:
+def group_layers(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> Grouped:
     """Sort tensors into whole layers.
 
     Raises:
@@ -123,7 +123,7 @@ def _numbered(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> dict[
     return found
 
 
-def made(
+def build_layers(
     grouped: Grouped, shapes: Mapping[str, Shape], configs: Mapping[str, PeftConfig], family: str = ""
 ) -> dict[str, Layer]:
     """Whole layers with what they are, how strong, and the shapes of the weights they change.
@@ -172,15 +172,15 @@ def _check_uniform(layers: Mapping[str, Mapping[str, str]], known: Mapping[str, 
     for name in {algorithm.name for algorithm in known.values()} - {"bias"}:
         alike = {module: layers[module] for module, algorithm in known.items() if algorithm.name == name}
         for part in UNIFORM:
-            if without := lacking(part, alike):
+            if without := modules_without(part, alike):
                 key = next(parts[part] for parts in alike.values() if part in parts)
                 raise HeaderError(f"is not whole: {key} is there, but {without[0]} has no such tensor. Fetch it again.")
 
 
-def lacking(part: str, layers: Mapping[str, Mapping[str, str]]) -> list[str]:
+def modules_without(part: str, layers: Mapping[str, Mapping[str, str]]) -> list[str]:
     """The layers without a part that others have; none where all or no layers have it.
 
-    >>> lacking("alpha", {"a": {"alpha": "a.alpha"}, "b": {}})
+    >>> modules_without("alpha", {"a": {"alpha": "a.alpha"}, "b": {}})
     ['b']
     """
     without = [module for module, parts in layers.items() if part not in parts]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.formats.module_names import lasting_name
+from atelier.adapters.formats.module_names import canonical_name
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora
 
@@ -26,19 +26,19 @@ _WORTH_IT = 3      # a matrix must be this many times wider than what is sought,
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LowRankLimits:
     """How far a file may be from the adapter, and how large; an exact pair is cut only where these are given."""
 
     energy: float | None = None   # share of each layer's ‖ΔW‖² to keep at least
     rank: int | None = None       # largest rank of a layer, whatever the energy
 
 
-EXACT = Limits()
+EXACT = LowRankLimits()
 ENERGY, RANK = 0.9999, 128   # where there is no exact pair: an error of 1 %, if the rank suffices
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class WeightChange:
     """What a Mix adds to one module, all strengths included."""
 
     spec: Spec
@@ -55,7 +55,7 @@ class Change:
 
 
 @torch.no_grad()
-def changes(mix: Mix, weight_of: WeightOf) -> Iterator[Change]:
+def weight_changes(mix: Mix, weight_of: WeightOf) -> Iterator[WeightChange]:
     """What the Mix adds to each module, in the order of its first adapters; one at a time, to save memory.
 
     ``weight_of`` is asked only where an adapter's update depends on the base model.
@@ -63,25 +63,25 @@ def changes(mix: Mix, weight_of: WeightOf) -> Iterator[Change]:
     parts: dict[str, list[tuple[Adapter, float]]] = {}
     for adapters, strength in mix.active():
         for adapter in adapters:
-            parts.setdefault(lasting_name(adapter.spec.name), []).append((adapter, strength))
+            parts.setdefault(canonical_name(adapter.spec.name), []).append((adapter, strength))
     return (_change(own, weight_of) for own in parts.values())
 
 
 @torch.no_grad()
-def _change(parts: list[tuple[Adapter, float]], weight_of: WeightOf) -> Change:
+def _change(parts: list[tuple[Adapter, float]], weight_of: WeightOf) -> WeightChange:
     spec = parts[0][0].spec
     shifts = [shift * strength for adapter, strength in parts if (shift := adapter.bias_delta()) is not None]
     bias = torch.stack(shifts).sum(0) if shifts else None
     pairs = [(adapter.factors(), strength) for adapter, strength in parts]
     if all(pair is not None for pair, _ in pairs):
         ups, downs = zip(*((pair[0] * strength, pair[1]) for pair, strength in pairs if pair), strict=True)
-        return Change(spec, pair=(torch.cat(ups, 1), torch.cat(downs)), bias=bias)
+        return WeightChange(spec, pair=(torch.cat(ups, 1), torch.cat(downs)), bias=bias)
     weight = weight_of(spec.name)
     dense = torch.stack([adapter.delta(weight) * strength for adapter, strength in parts]).sum(0)
-    return Change(Spec(spec.name, tuple(weight.shape)), dense=dense, bias=bias)
+    return WeightChange(Spec(spec.name, tuple(weight.shape)), dense=dense, bias=bias)
 
 
-def nearest(change: Change, limits: Limits = EXACT) -> tuple[Pair, float]:
+def nearest_low_rank(change: WeightChange, limits: LowRankLimits = EXACT) -> tuple[Pair, float]:
     """A low-rank pair for a change, and the share of ‖ΔW‖² that it keeps: 1 where it is exact."""
     if change.pair is not None:
         up, down = change.pair
@@ -95,13 +95,13 @@ def nearest(change: Change, limits: Limits = EXACT) -> tuple[Pair, float]:
         return (left @ u[:, :rank] * root, root[:, None] * (v[:rank] @ right.T)), energy
     matrix = change.matrix()
     most, wanted = limits.rank or RANK, limits.energy or ENERGY
-    u, s, v = largest_directions(matrix, most)
+    u, s, v = truncated_svd(matrix, most)
     rank, energy = _enough(s, matrix.square().sum().item(), wanted, most)
     root = s[:rank].sqrt()
     return (u[:, :rank] * root, root[:, None] * v[:rank]), energy
 
 
-def largest_directions(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def truncated_svd(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The top of the SVD, ``u [m, k]``, ``s [k]``, ``v [k, n]`` with k ≥ count where there are so many.
 
     Large matrices by a randomized range finder, always with the same random numbers.
@@ -125,14 +125,14 @@ def _enough(values: Tensor, total: float, energy: float, most: int) -> tuple[int
     return rank, min(1.0, shares[rank - 1].item())
 
 
-def fused(mix: Mix, weight_of: WeightOf, limits: Limits = EXACT) -> AdapterSet:
+def mix_to_lora(mix: Mix, weight_of: WeightOf, limits: LowRankLimits = EXACT) -> AdapterSet:
     """The Mix as one LoRA with a rank of its own for every layer. Changes of biases and normalizations stay out."""
-    matrices = (change for change in changes(mix, weight_of) if len(change.spec.shape) > 1)
-    return lora_of({change.spec: nearest(change, limits)[0] for change in matrices})
+    matrices = (change for change in weight_changes(mix, weight_of) if len(change.spec.shape) > 1)
+    return lora_from_factors({change.spec: nearest_low_rank(change, limits)[0] for change in matrices})
 
 
 @torch.no_grad()
-def lora_of(pairs: Mapping[Spec, Pair]) -> AdapterSet:
+def lora_from_factors(pairs: Mapping[Spec, Pair]) -> AdapterSet:
     """A LoRA set that holds these pairs, each layer with the rank of its own."""
     ranks = {spec.name: len(down) for spec, (_, down) in pairs.items()}
     with torch.random.fork_rng(devices=[]):   # its start values are overwritten; nobody's dice may move for them

@@ -238,7 +238,7 @@ _CLASSES: dict[str, type[Imported]] = {
 }   # fmt: skip
 
 
-def imported_set(layers: Mapping[Spec, Mapping[str, Tensor]]) -> AdapterSet:
+def create_imported(layers: Mapping[Spec, Mapping[str, Tensor]]) -> AdapterSet:
     """An adapter set of the parts of each layer, whatever mixture of algorithms they are."""
     return AdapterSet(Imported, Settings(), [_adapter(spec, parts) for spec, parts in layers.items()])
 

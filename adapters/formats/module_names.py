@@ -55,19 +55,19 @@ _TEXT_STARTS = ("text_model.encoder.", "text_model.embeddings.", "text_model.fin
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
-def underscored(name: str) -> str:
+def to_underscores(name: str) -> str:
     """A module's name as kohya writes it, without prefix.
 
-    >>> underscored("mid_block.attentions.0.proj_in")
+    >>> to_underscores("mid_block.attentions.0.proj_in")
     'mid_block_attentions_0_proj_in'
     """
     return name.replace(".", "_")
 
 
-def dotted(text: str) -> str | None:
-    """The name that :func:`underscored` wrote so; None when it is made of other words.
+def from_underscores(text: str) -> str | None:
+    """The name that :func:`to_underscores` wrote so; None when it is made of other words.
 
-    >>> dotted("mid_block_attentions_0_proj_in")
+    >>> from_underscores("mid_block_attentions_0_proj_in")
     'mid_block.attentions.0.proj_in'
     """
     words, place = [], 0
@@ -80,18 +80,18 @@ def dotted(text: str) -> str | None:
     return ".".join(words) or None
 
 
-def module_named(text: str) -> str | None:
+def parse_module_name(text: str) -> str | None:
     """Our name, component first, for the module that any tool calls ``text``; None when it is no module we know.
 
-    >>> module_named("lora_te_text_model_encoder_layers_3_mlp_fc1")
+    >>> parse_module_name("lora_te_text_model_encoder_layers_3_mlp_fc1")
     'text_encoder.text_model.encoder.layers.3.mlp.fc1'
-    >>> module_named("diffusion_model.middle_block.1.proj_in")
+    >>> parse_module_name("diffusion_model.middle_block.1.proj_in")
     'unet.mid_block.attentions.0.proj_in'
     """
     for prefix, component, writing in _PREFIXES:
         if text.startswith(prefix):
             rest = text.removeprefix(prefix)
-            name = dotted(rest) if writing == "_" else _checked(rest)
+            name = from_underscores(rest) if writing == "_" else _checked(rest)
             if name and component == "unet" and writing != ".":
                 name = from_original(name) if writing == "original" else from_original(name) or name
             elif name and component != "unet":
@@ -100,7 +100,7 @@ def module_named(text: str) -> str | None:
     return None
 
 
-def lasting_name(name: str) -> str:
+def canonical_name(name: str) -> str:
     """A module's name as files keep it: transformers 5 dropped the level ``text_model`` from some text encoders."""
     component, _, path = name.partition(".")
     if component.startswith("text_encoder") and not path.startswith("text_model."):
@@ -113,7 +113,7 @@ def _checked(text: str) -> str | None:
     if text.startswith(("text_model.", "encoder.")):
         text = re.sub(r"self_attn\.(to_q|to_k|to_v|to_out)$", lambda found: f"self_attn.{_OLD_TEXT[found[1]]}", text)
     text = re.sub(r"\.to_out$", ".to_out.0", text.replace(".processor.", "."))
-    return text if dotted(underscored(text)) == text else None
+    return text if from_underscores(to_underscores(text)) == text else None
 
 
 def _known(component: str, name: str) -> bool:

@@ -21,7 +21,7 @@ from atelier.adapters.formats.check_values import number_problem, value_problem
 from atelier.adapters.formats.codebook import BITS, unpack
 from atelier.adapters.formats.layer_parts import algorithm_of
 from atelier.adapters.formats.layer_shapes import ShapeError, Shapes, weight_shape
-from atelier.adapters.formats.lycoris import Imported, imported_set
+from atelier.adapters.formats.lycoris import Imported, create_imported
 from atelier.adapters.formats.safetensors_header import FileError, HeaderError
 from atelier.adapters.kinds.catalog import create_adapters
 
@@ -31,7 +31,7 @@ _LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class AdapterHeader:
     """What an adapter file says about itself, read without touching its tensors."""
 
     kind: str
@@ -65,20 +65,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         partial.unlink(missing_ok=True)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> AdapterHeader:
     """Read kind, settings, target modules and metadata of a native adapter file, without its tensors.
 
     Raises:
         FileError: not a safetensors file, cut short, or not written by Atelier.
     """
-    entries = read_own(path)
+    entries = read_native_metadata(path)
     try:
         return _header(entries)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(f"{path.name} has a damaged header ({error!r}). Download or copy the file again.") from None
 
 
-def read_own(path: Path) -> dict[str, str]:
+def read_native_metadata(path: Path) -> dict[str, str]:
     """All text entries of a native adapter file; a list of thousands takes seconds.
 
     Raises:
@@ -96,12 +96,12 @@ def read_own(path: Path) -> dict[str, str]:
     return entries
 
 
-def _header(entries: dict[str, str]) -> Header:
+def _header(entries: dict[str, str]) -> AdapterHeader:
     specs = tuple(Spec(name, _shape(shape)) for name, shape in json.loads(entries["atelier.modules"]).items())
     if len(specs) > header.MAX_TENSORS:
         raise ValueError(f"{len(specs)} modules")
     ranks = {name: int(rank) for name, rank in json.loads(entries.get("atelier.ranks", "{}")).items()}
-    return Header(entries["atelier.kind"], json.loads(entries["atelier.settings"]), specs, entries, ranks)
+    return AdapterHeader(entries["atelier.kind"], json.loads(entries["atelier.settings"]), specs, entries, ranks)
 
 
 def _shape(sizes: list[Any]) -> tuple[int, ...]:
@@ -154,13 +154,13 @@ def load_adapter(path: Path, device: torch.device | str = "cpu") -> AdapterSet:
     return adapters.requires_grad_(False).to(device)
 
 
-def _check_size(path: Path, found: Header) -> None:
+def _check_size(path: Path, found: AdapterHeader) -> None:
     """See to it that what the header describes is what the file holds, before memory is taken for it.
 
     Raises:
         ValueError: a tensor is missing or has another shape; the first ones are named.
     """
-    entries = header.read_entries(path).tensors
+    entries = header.read_safetensors_header(path).tensors
     with torch.device("meta"):   # shapes without memory
         own = create_adapters(found.kind, found.settings, found.specs, found.ranks).tensors()
     bits = int(found.metadata.get("atelier.bits", "0"))
@@ -171,19 +171,19 @@ def _check_size(path: Path, found: Header) -> None:
         raise ValueError(f"this {found.kind} file does not match its own header at: {', '.join(sorted(wrong)[:5])}")
 
 
-def _holds(entries: Mapping[str, header.Entry], name: str, shape: torch.Size, bits: int) -> bool:
+def _holds(entries: Mapping[str, header.TensorEntry], name: str, shape: torch.Size, bits: int) -> bool:
     """Whether the file has a tensor, as it is or in a few bits a value."""
     if bits and f"{name}|codes" in entries:
         return 8 * entries[f"{name}|codes"].bytes >= bits * shape.numel()
     return name in entries and entries[name].shape == tuple(shape)
 
 
-def _load_imported(path: Path, found: Header) -> AdapterSet:
+def _load_imported(path: Path, found: AdapterHeader) -> AdapterSet:
     layers = _imported_layers(path, found, read_sound_tensors(path))
-    return imported_set({spec: layers[spec.name] for spec in found.specs}).requires_grad_(False)
+    return create_imported({spec: layers[spec.name] for spec in found.specs}).requires_grad_(False)
 
 
-def _imported_layers(path: Path, found: Header, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _imported_layers(path: Path, found: AdapterHeader, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors of each layer, by their parts.
 
     Raises:

@@ -10,19 +10,19 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.formats.check_values import LARGEST_RMS, value_problem
-from atelier.adapters.formats.detect import Contents, look
-from atelier.adapters.formats.lycoris import imported_set
+from atelier.adapters.formats.detect import AdapterContents, detect
+from atelier.adapters.formats.lycoris import create_imported
 from atelier.adapters.formats.native import read_tensors
 from atelier.adapters.formats.safetensors_header import FileError
 
 
-def read_foreign(path: Path) -> tuple[AdapterSet, Contents]:
+def read_foreign(path: Path) -> tuple[AdapterSet, AdapterContents]:
     """Open an adapter file of any tool.
 
     Raises:
-        FileError: see ``detect.look``; also when a value is no ordinary number, or an update is absurdly large.
+        FileError: see ``detect.detect``; also when a value is no ordinary number, or an update is absurdly large.
     """
-    contents = look(path)
+    contents = detect(path)
     tensors = read_tensors(path)
     layers: dict[Spec, dict[str, Tensor]] = {}
     for name, layer in contents.layers.items():
@@ -32,7 +32,7 @@ def read_foreign(path: Path) -> tuple[AdapterSet, Contents]:
                             "it came from broke down.")
         numbers = {part: torch.tensor(value, dtype=torch.float64) for part, value in layer.settings.items()}
         layers[Spec(name, layer.shape)] = parts | numbers
-    adapters = imported_set(layers).requires_grad_(False)
+    adapters = create_imported(layers).requires_grad_(False)
     if large := next((adapter.spec.name for adapter in adapters if _rms(adapter) > LARGEST_RMS), ""):
         raise FileError(f"{path.name} is damaged: what it adds to {large} is thousands of times larger than the "
                         "weights themselves. Fetch it again.")
@@ -58,7 +58,7 @@ def _rms(adapter: Adapter) -> float:
     return (total / (up.shape[0] * down.shape[1])).sqrt().item()
 
 
-def untrained(adapters: AdapterSet) -> int:
+def count_zero_layers(adapters: AdapterSet) -> int:
     """How many layers change nothing, because a factor is all zeros."""
     return sum(any(not value.any() for key, value in adapter.state_dict().items() if key in _FACTORS)
                for adapter in adapters)   # fmt: skip

@@ -42,7 +42,7 @@ class HeaderError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """One tensor in the file."""
 
     dtype: str               # as the format spells it: F32, F16, BF16 …
@@ -56,14 +56,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
+class SafetensorsHeader:
     """A whole header."""
 
-    tensors: dict[str, Entry]
+    tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
 
 
-def read_entries(path: Path) -> Entries:
+def read_safetensors_header(path: Path) -> SafetensorsHeader:
     """Read a safetensors header. The content decides, not the file's name.
 
     Raises:
@@ -77,7 +77,7 @@ def read_entries(path: Path) -> Entries:
         raise HeaderError(f"holds {len(header):,} tensors, but at most {MAX_TENSORS:,} can be read.")
     tensors = {name: _entry(name, value) for name, value in header.items()}
     _check_size(path, raw, max((value["data_offsets"][1] for value in header.values()), default=0))
-    return Entries(tensors, metadata)
+    return SafetensorsHeader(tensors, metadata)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _texts(metadata: object) -> dict[str, str]:
     return metadata
 
 
-def _entry(name: str, value: object) -> Entry:
+def _entry(name: str, value: object) -> TensorEntry:
     """Check what a header says of one tensor, so that nothing is allocated on the word of a file that lies."""
     match value:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
@@ -109,19 +109,19 @@ def _entry(name: str, value: object) -> Entry:
         raise HeaderError(f"is damaged: {name[:80]} has a shape that no tensor has. Download or copy it again.")
     if not 0 <= start <= end or prod(shape) * BITS[dtype] != 8 * (end - start):
         raise HeaderError(f"is damaged: the bytes of {name[:80]} do not fit its shape. Download or copy it again.")
-    return Entry(dtype, tuple(shape), end - start)
+    return TensorEntry(dtype, tuple(shape), end - start)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Only the text entries of a header: many times faster, for lists of thousands of files.
 
     Raises:
-        HeaderError, OSError: as :func:`read_entries`.
+        HeaderError, OSError: as :func:`read_safetensors_header`.
     """
     raw = _read(path)
     first = _METADATA_FIRST.match(raw)
     if not first:
-        return read_entries(path).metadata
+        return read_safetensors_header(path).metadata
     try:
         metadata, _ = json.JSONDecoder().raw_decode(raw.decode(), first.end())
     except (ValueError, RecursionError):

@@ -20,7 +20,7 @@ class TinyError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Shrunk:
+class TinyReport:
     """What was written, and how far it is from the adapter it was made from."""
 
     bytes: int
@@ -28,7 +28,7 @@ class Shrunk:
     worst_error: float
 
 
-def shrink(path_in: Path, path_out: Path, bits: int) -> Shrunk:
+def shrink(path_in: Path, path_out: Path, bits: int) -> TinyReport:
     """Write a native adapter file in ``bits`` a value; ``load_adapter`` opens it like any other.
 
     After training, without data (after Jie et al. 2023, arXiv 2307.16867, who train with the codebook in place; 1 bit
@@ -56,7 +56,7 @@ def shrink(path_in: Path, path_out: Path, bits: int) -> Shrunk:
     shrunk = {"atelier.schema": str(PACKED_SCHEMA), "atelier.bits": str(bits),
               "atelier.error": f"{sum(errors) / len(errors):.4f}", "atelier.worst_error": f"{max(errors):.4f}"}
     write_tensors(path_out, packed, {**header.metadata, **shrunk})
-    return Shrunk(path_out.stat().st_size, sum(errors) / len(errors), max(errors))
+    return TinyReport(path_out.stat().st_size, sum(errors) / len(errors), max(errors))
 
 
 def _factors(adapter: Adapter) -> tuple[Tensor, Tensor]:

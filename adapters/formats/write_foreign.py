@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from atelier.adapters.core.base import Spec
-from atelier.adapters.formats.low_rank import Change, Pair
-from atelier.adapters.formats.module_names import lasting_name, to_original, underscored
+from atelier.adapters.formats.low_rank import Pair, WeightChange
+from atelier.adapters.formats.module_names import canonical_name, to_original, to_underscores
 
 FORMS = ("kohya", "diffusers", "diff", "native")
 
@@ -77,12 +77,12 @@ def to_diffusers(pairs: Mapping[Spec, Pair]) -> dict[str, Tensor]:
     """Tensors under the names that diffusers' ``load_lora_weights`` reads, where the scale is always 1."""
     tensors: dict[str, Tensor] = {}
     for spec, pair in pairs.items():
-        layer, (up, down) = lasting_name(spec.name), _shaped(spec, pair)
+        layer, (up, down) = canonical_name(spec.name), _shaped(spec, pair)
         tensors |= {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down}
     return tensors
 
 
-def to_diff(change: Change, family: str) -> dict[str, Tensor]:
+def to_diff(change: WeightChange, family: str) -> dict[str, Tensor]:
     """One layer as the whole change of its weight, and of its bias if any: LyCORIS's ``full`` and ``norm``.
 
     Raises:
@@ -134,7 +134,7 @@ def kohya_name(name: str, family: str) -> str:
     Raises:
         ConvertError: the family has no such component.
     """
-    component, _, path = lasting_name(name).partition(".")
+    component, _, path = canonical_name(name).partition(".")
     prefix = _PREFIXES.get(family, {}).get(component)
     if prefix is None:
         raise ConvertError(f"Kohya files for {family!r} can't hold {component} ({name}).")
@@ -143,7 +143,7 @@ def kohya_name(name: str, family: str) -> str:
             path = to_original(path, _SDXL_ATTENDED)
         except KeyError:
             raise ConvertError(f"Stable Diffusion XL has no {name}, so a kohya file has no place for it.") from None
-    return prefix + underscored(path)
+    return prefix + to_underscores(path)
 
 
 def _shaped(spec: Spec, pair: Pair) -> Pair:

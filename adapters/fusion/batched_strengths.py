@@ -16,19 +16,19 @@ from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.timestep import TimestepTracker
 from atelier.adapters.formats.low_rank import Pair
-from atelier.adapters.fusion.break_for_make_halves import parts, unite
-from atelier.adapters.fusion.pairwise import Models, content_shares, giving_way, layers
-from atelier.adapters.kinds.break_for_make import Split
+from atelier.adapters.fusion.break_for_make_halves import combine_halves, strength_terms
+from atelier.adapters.fusion.pairwise import Models, pair_layers, project_out_style, switch_points
+from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.adapters.kinds.lora import RankSettings
 
-METHODS = ("break-for-make", "sum", "np", "k")
+UNTRAINED_METHODS = ("break-for-make", "sum", "np", "k")
 """Those that need no training, so that strengths can move while somebody looks."""
 
 
 Term = tuple[Pair, tuple[int, int]]   # factors, and the powers of the content's and the style's strength
 
 
-class Strengths(nn.Module):
+class BatchStrengths(nn.Module):
     """Content and style strengths, one pair for each picture of a batch."""
 
     values: Tensor
@@ -38,7 +38,7 @@ class Strengths(nn.Module):
         self.register_buffer("values", torch.tensor(values))   # [N, 2]
 
 
-class Blended(Adapter):
+class BatchedStrengthAdapter(Adapter):
     """ΔW of picture n = Σ contentₙ^i · styleₙ^j · up @ down, over pairs that each have their (i, j).
 
     A batch of several times N pictures, as guidance makes it, has the strengths again and again. Not in the catalog:
@@ -50,12 +50,12 @@ class Blended(Adapter):
     settings = RankSettings
     live = True
 
-    def __init__(self, spec: Spec, parts: Sequence[Term], strengths: Strengths) -> None:
+    def __init__(self, spec: Spec, terms: Sequence[Term], strengths: BatchStrengths) -> None:
         super().__init__(spec, RankSettings())
         self._strengths = (strengths,)   # in a tuple, for the set holds it once for all
-        self.register_buffer("up", torch.cat([up for (up, _), _ in parts], 1))
-        self.register_buffer("down", torch.cat([down for (_, down), _ in parts]))
-        powers = [power for (_, down), power in parts for _ in range(len(down))]
+        self.register_buffer("up", torch.cat([up for (up, _), _ in terms], 1))
+        self.register_buffer("down", torch.cat([down for (_, down), _ in terms]))
+        powers = [power for (_, down), power in terms for _ in range(len(down))]
         self.register_buffer("powers", torch.tensor(powers).reshape(-1, 2))
 
     def gains(self) -> Tensor:
@@ -73,13 +73,13 @@ class Blended(Adapter):
         return linear(linear(x, down) * gains.reshape(len(x), *(1 for _ in range(x.dim() - 2)), -1), up)
 
 
-class BlendedChoice(Blended):
+class BatchedKLora(BatchedStrengthAdapter):
     """The same for K-LoRA: the content's part until the clock says it is time, then the style's."""
 
     def __init__(
-        self, spec: Spec, parts: Sequence[Term], strengths: Strengths, share: float, clock: TimestepTracker
+        self, spec: Spec, terms: Sequence[Term], strengths: BatchStrengths, share: float, clock: TimestepTracker
     ) -> None:
-        super().__init__(spec, parts, strengths)
+        super().__init__(spec, terms, strengths)
         self.share, self._clock = share, (clock,)
 
     def gains(self) -> Tensor:
@@ -88,7 +88,7 @@ class BlendedChoice(Blended):
         return super().gains() * (self.get_buffer("powers")[:, side] == 1)
 
 
-def blended(
+def combine_batched(
     models: Models, content: AdapterSet, style: AdapterSet, method: str, strengths: Sequence[tuple[float, float]]
 ) -> AdapterSet:
     """Both in one, to draw a batch in which every picture has its own ``(content, style)`` strengths.
@@ -98,26 +98,26 @@ def blended(
         BasisError: ``break-for-make`` needs two halves that fit together.
         MountError: one of them does not fit the base model.
     """
-    values = Strengths(strengths)
+    values = BatchStrengths(strengths)
     shared: dict[str, nn.Module] = {"strengths": values}
     match method:
         case "break-for-make":
-            halves = [adapter for adapter in unite(content, style) if isinstance(adapter, Split)]
-            adapters = [Blended(half.spec, parts(half), values) for half in halves]
+            halves = [adapter for adapter in combine_halves(content, style) if isinstance(adapter, BreakForMake)]
+            adapters = [BatchedStrengthAdapter(half.spec, strength_terms(half), values) for half in halves]
         case "sum" | "np":
-            found = layers(models, content, style)
-            firsts = [giving_way(layer) if method == "np" else layer.content for layer in found]
-            adapters = [Blended(layer.spec, _apart(first, layer.style), values)
+            found = pair_layers(models, content, style)
+            firsts = [project_out_style(layer) if method == "np" else layer.content for layer in found]
+            adapters = [BatchedStrengthAdapter(layer.spec, _separate_terms(first, layer.style), values)
                         for layer, first in zip(found, firsts, strict=True)]
         case "k":
-            found, shared["clock"] = layers(models, content, style), (clock := TimestepTracker())
-            adapters = [BlendedChoice(layer.spec, _apart(layer.content, layer.style), values, share, clock)
-                        for layer, share in zip(found, content_shares(found), strict=True)]
+            found, shared["clock"] = pair_layers(models, content, style), (clock := TimestepTracker())
+            adapters = [BatchedKLora(layer.spec, _separate_terms(layer.content, layer.style), values, share, clock)
+                        for layer, share in zip(found, switch_points(found), strict=True)]
         case _:
             raise SettingError(f"{method} has to be trained, so its strengths can't be changed live. Use one of: "
-                               f"{', '.join(METHODS)}.")
-    return AdapterSet(Blended, RankSettings(), adapters, shared=shared)
+                               f"{', '.join(UNTRAINED_METHODS)}.")
+    return AdapterSet(BatchedStrengthAdapter, RankSettings(), adapters, shared=shared)
 
 
-def _apart(content: Pair, style: Pair) -> list[Term]:
+def _separate_terms(content: Pair, style: Pair) -> list[Term]:
     return [(content, (1, 0)), (style, (0, 1))]

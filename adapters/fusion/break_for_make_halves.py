@@ -10,7 +10,7 @@ import torch
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.formats.low_rank import Pair
-from atelier.adapters.kinds.break_for_make import Split, SplitSettings
+from atelier.adapters.kinds.break_for_make import BreakForMake, BreakForMakeSettings
 
 _FREE = ("role",)   # settings in which two halves may differ and still fit
 
@@ -19,7 +19,7 @@ class BasisError(ValueError):
     """Halves that can't be put together; the message says where they differ and what to do."""
 
 
-def basis(adapters: AdapterSet) -> str:
+def basis_hash(adapters: AdapterSet) -> str:
     """SHA-256 of the frozen halves of all layers: equal where two halves fit together."""
     digest = hashlib.sha256()
     for adapter in sorted(adapters, key=lambda adapter: adapter.spec.name):
@@ -30,14 +30,14 @@ def basis(adapters: AdapterSet) -> str:
 
 
 @torch.no_grad()
-def unite(content: AdapterSet, style: AdapterSet) -> AdapterSet:
+def combine_halves(content: AdapterSet, style: AdapterSet) -> AdapterSet:
     """One adapter with the content's half of ``content`` and the style's half of ``style``, without any training.
 
     Raises:
         BasisError: one is of another kind or has the other role, or their frozen halves differ.
     """
     for adapters, role in ((content, "content"), (style, "style")):
-        if not isinstance(adapters.settings, SplitSettings):
+        if not isinstance(adapters.settings, BreakForMakeSettings):
             raise BasisError(f"The {role} adapter is of the kind {adapters.kind}, but Break-for-Make needs two of the "
                              "kind split. Choose another method, or train it again with the kind split.")
         if adapters.settings.role not in (role, "both"):
@@ -49,7 +49,7 @@ def unite(content: AdapterSet, style: AdapterSet) -> AdapterSet:
     united = copy.deepcopy(style)
     united.settings = replace(united.settings, role="both")   # type: ignore[type-var]
     for adapter, other in _pairs(united, content):
-        adapter.owned_by("content").copy_(other.owned_by("content"))
+        adapter.trainable_half("content").copy_(other.trainable_half("content"))
     return united
 
 
@@ -62,23 +62,23 @@ def _differences(content: AdapterSet, style: AdapterSet) -> str:
     layers = {spec.name: spec.shape for spec in content.specs}.items() ^ {s.name: s.shape for s in style.specs}.items()
     if layers:
         return f"they change different layers, such as {min(layers)[0]}"
-    return "" if basis(content) == basis(style) else "their frozen halves differ"
+    return "" if basis_hash(content) == basis_hash(style) else "their frozen halves differ"
 
 
 @torch.no_grad()
-def strengthened(adapters: AdapterSet, *, content: float, style: float) -> AdapterSet:
+def scale_halves(adapters: AdapterSet, *, content: float, style: float) -> AdapterSet:
     """A copy with each concept's half multiplied by a strength of its own: 0 takes it out, 1 is as trained."""
     scaled = copy.deepcopy(adapters)
     for adapter in scaled:
-        assert isinstance(adapter, Split)
-        adapter.muted = ""
-        adapter.owned_by("content").mul_(content)
-        adapter.owned_by("style").mul_(style)
+        assert isinstance(adapter, BreakForMake)
+        adapter.disabled_role = ""
+        adapter.trainable_half("content").mul_(content)
+        adapter.trainable_half("style").mul_(style)
     return scaled
 
 
 @torch.no_grad()
-def parts(adapter: Split) -> list[tuple[Pair, tuple[int, int]]]:
+def strength_terms(adapter: BreakForMake) -> list[tuple[Pair, tuple[int, int]]]:
     """ΔW as a sum of factors, each with the powers of the content's and the style's strength that it is scaled by."""
     up, down = torch.zeros_like(adapter.halves()[0]), torch.zeros_like(adapter.halves()[1])
     rows, columns = len(adapter.frozen_up), adapter.frozen_down.shape[1]
@@ -96,7 +96,7 @@ def parts(adapter: Split) -> list[tuple[Pair, tuple[int, int]]]:
     ]
 
 
-def _pairs(one: AdapterSet, two: AdapterSet) -> list[tuple[Split, Split]]:
+def _pairs(one: AdapterSet, two: AdapterSet) -> list[tuple[BreakForMake, BreakForMake]]:
     """The adapters of two sets of this kind, layer by layer."""
     pairs = [(adapter, two[adapter.spec.name]) for adapter in one]
-    return [(a, b) for a, b in pairs if isinstance(a, Split) and isinstance(b, Split)]
+    return [(a, b) for a, b in pairs if isinstance(a, BreakForMake) and isinstance(b, BreakForMake)]

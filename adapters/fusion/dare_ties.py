@@ -13,16 +13,16 @@ from torch import Tensor
 from atelier.adapters.attach.mount import find_target_modules
 from atelier.adapters.core.base import AdapterSet, weight_of
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.formats.low_rank import Change, changes
-from atelier.adapters.formats.lycoris import imported_set
-from atelier.adapters.formats.module_names import lasting_name
+from atelier.adapters.formats.low_rank import WeightChange, weight_changes
+from atelier.adapters.formats.lycoris import create_imported
+from atelier.adapters.formats.module_names import canonical_name
 from atelier.adapters.fusion.pairwise import Models
 
-DROP = 0.8   # share of the values that DARE drops: AutoLoRA's baseline
-KEEP = 0.2   # share of the values that TIES keeps: its authors' choice
+DROP_RATE = 0.8   # share of the values that DARE drops: AutoLoRA's baseline
+KEEP_RATIO = 0.2   # share of the values that TIES keeps: its authors' choice
 
 
-def dropped(models: Models, mix: Mix, drop: float = DROP, seed: int = 0) -> AdapterSet:
+def dare(models: Models, mix: Mix, drop: float = DROP_RATE, seed: int = 0) -> AdapterSet:
     """DARE (Yu et al. 2023, arXiv 2311.03099): of each ΔW a random share is dropped, the rest divided by 1 − drop.
 
     The same seed drops the same values, layer by layer and adapter by adapter in their order.
@@ -33,43 +33,48 @@ def dropped(models: Models, mix: Mix, drop: float = DROP, seed: int = 0) -> Adap
         kept = [delta * (torch.rand(delta.shape, generator=generator) >= drop).to(delta) for delta in deltas]
         return torch.stack(kept).sum(0) / (1 - drop)
 
-    return _merged(models, mix, rescaled)
+    return _merge_updates(models, mix, rescaled)
 
 
-def trimmed(models: Models, mix: Mix, keep: float = KEEP) -> AdapterSet:
+def ties(models: Models, mix: Mix, keep: float = KEEP_RATIO) -> AdapterSet:
     """TIES (Yadav et al. 2023, arXiv 2306.01708): trim each ΔW, elect a sign for each value, average those who agree.
 
     Trimming keeps the largest values of each layer; strengths count in the election.
     """
-    return _merged(models, mix, lambda deltas: elected(torch.stack([largest(delta, keep) for delta in deltas])))
+    def trim_and_elect(deltas: Sequence[Tensor]) -> Tensor:
+        return elect_signs(torch.stack([keep_largest(delta, keep) for delta in deltas]))
+
+    return _merge_updates(models, mix, trim_and_elect)
 
 
-def largest(delta: Tensor, keep: float) -> Tensor:
+def keep_largest(delta: Tensor, keep: float) -> Tensor:
     """The ``keep`` share of the values that are largest in size; 0 for the others."""
     count = max(1, int(keep * delta.numel()))
     places = delta.abs().flatten().topk(count).indices
     return torch.zeros_like(delta).flatten().index_put((places,), delta.flatten()[places]).view_as(delta)
 
 
-def elected(deltas: Tensor) -> Tensor:
+def elect_signs(deltas: Tensor) -> Tensor:
     """``[K, …]`` → ``[…]``: the mean of those values that have the sign of their sum."""
     agree = (deltas * deltas.sum(0)) > 0
     return (deltas * agree).sum(0) / agree.sum(0).clamp_min(1)
 
 
 @torch.no_grad()
-def _merged(models: Models, mix: Mix, method: Callable[[Sequence[Tensor]], Tensor]) -> AdapterSet:
+def _merge_updates(models: Models, mix: Mix, method: Callable[[Sequence[Tensor]], Tensor]) -> AdapterSet:
     """Every matrix by ``method``; biases and normalizations are added, for there is nothing to drop."""
     modules = {name: module for part, _ in mix.parts for name, module in find_target_modules(models, part).items()}
-    found: dict[str, list[Change]] = {}
+    found: dict[str, list[WeightChange]] = {}
     for part in mix.active():
-        for change in changes(Mix((part,)), lambda name: weight_of(modules[name])):
-            found.setdefault(lasting_name(change.spec.name), []).append(change)
-    return imported_set({own[0].spec: _parts(own, weight_of(modules[own[0].spec.name]), method)
+        for change in weight_changes(Mix((part,)), lambda name: weight_of(modules[name])):
+            found.setdefault(canonical_name(change.spec.name), []).append(change)
+    return create_imported({own[0].spec: _parts(own, weight_of(modules[own[0].spec.name]), method)
                          for own in found.values()})   # fmt: skip
 
 
-def _parts(own: Sequence[Change], weight: Tensor, method: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, Tensor]:
+def _parts(
+    own: Sequence[WeightChange], weight: Tensor, method: Callable[[Sequence[Tensor]], Tensor]
+) -> dict[str, Tensor]:
     biases = [change.bias for change in own if change.bias is not None]
     parts = {"diff_b": torch.stack(biases).sum(0)} if biases else {}
     deltas = [change.matrix().reshape(weight.shape) for change in own]

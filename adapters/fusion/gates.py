@@ -75,7 +75,7 @@ class Gate(nn.Module):
         return gated_sum(base, parts, self.vectors(), self.offset(moments, base.dim()))
 
     @torch.no_grad()
-    def open(self, base: Tensor, parts: Tensor, moments: Tensor) -> Tensor:
+    def mean_gate(self, base: Tensor, parts: Tensor, moments: Tensor) -> Tensor:
         """Mean of w_o ⊙ g over tokens and channels, ``[K]``: 1 is an adapter as in the plain sum."""
         opened = gates(base, parts, self.vectors(), self.offset(moments, base.dim())) * self.out
         return opened.flatten(1).mean(1)
@@ -163,13 +163,13 @@ class GateSet(nn.Module):
 
 
 @dataclass(slots=True)
-class Record:
+class GateRecord:
     """What gates did: for layers, and for the timesteps in the order of drawing, the mean of w_o ⊙ g of each part."""
 
     layers: dict[str, list[Tensor]] = field(default_factory=dict)       # each [K], part by part; NaN: not there
     moments: dict[float, list[Tensor]] = field(default_factory=dict)    # by progress
 
-    def note(self, name: str, progress: float, opened: Tensor) -> None:
+    def add_step(self, name: str, progress: float, opened: Tensor) -> None:
         """Take down one layer's gates at one step."""
         self.layers.setdefault(name, []).append(opened)
         self.moments.setdefault(round(progress, 4), []).append(opened)
@@ -178,7 +178,7 @@ class Record:
         """Mean over the steps: a row for each layer, a number for each part."""
         return {name: _mean(seen) for name, seen in self.layers.items()}
 
-    def by_moment(self) -> dict[float, list[float]]:
+    def by_timestep(self) -> dict[float, list[float]]:
         """Mean over the layers: a row for each step."""
         return {progress: _mean(seen) for progress, seen in sorted(self.moments.items())}
 

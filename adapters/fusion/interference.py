@@ -16,11 +16,11 @@ from torch import Tensor
 from atelier.adapters.core.base import Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.low_rank import Pair
-from atelier.adapters.fusion.pairwise import Models, exact_pairs, row_space
+from atelier.adapters.fusion.pairwise import Models, exact_factors, row_space
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class LayerOverlap:
     """Two adapters in one layer."""
 
     layer: str
@@ -36,7 +36,7 @@ class Meeting:
 class Interference:
     """What a Mix does to itself."""
 
-    meetings: tuple[Meeting, ...]
+    meetings: tuple[LayerOverlap, ...]
     cancelled: dict[str, float]   # by layer: 1 − ‖ΣΔ‖² / Σ‖Δ‖²; above 0 they cancel, below they reinforce
     lost: float                   # the same of all layers together
 
@@ -44,25 +44,25 @@ class Interference:
         """Mean overlap of two adapters' rows and columns beyond chance, over the layers as they matter, 0 … 1."""
         own = [meeting for meeting in self.meetings if meeting.pair == pair]
         whole = sum(meeting.weight for meeting in own)
-        return sum(meeting.weight * beyond(meeting) for meeting in own) / whole if whole else 0.0
+        return sum(meeting.weight * excess_overlap(meeting) for meeting in own) / whole if whole else 0.0
 
 
-def beyond(meeting: Meeting) -> float:
+def excess_overlap(meeting: LayerOverlap) -> float:
     """Overlap of one meeting, rows times columns, root taken, above what chance gives."""
     both = (meeting.rows * meeting.columns) ** 0.5
     return max(0.0, (both - meeting.chance) / (1 - meeting.chance)) if meeting.chance < 1 else 0.0
 
 
 @torch.no_grad()
-def interference(models: Models, mix: Mix) -> Interference:
+def measure_interference(models: Models, mix: Mix) -> Interference:
     """Compare every two adapters of a Mix in every layer that both change.
 
     Raises:
         MountError: an adapter does not fit the base model.
     """
-    found = [exact_pairs(models, Mix((part,))) if part[1] else {} for part in mix.parts]
+    found = [exact_factors(models, Mix((part,))) if part[1] else {} for part in mix.parts]
     specs = list(dict.fromkeys(spec for own in found for spec in own))
-    meetings: list[Meeting] = []
+    meetings: list[LayerOverlap] = []
     cancelled: dict[str, float] = {}
     apart = together = 0.0
     for spec in specs:
@@ -79,7 +79,7 @@ def interference(models: Models, mix: Mix) -> Interference:
 
 def _meetings(
     spec: Spec, pairs: Mapping[int, Pair], products: Mapping[tuple[int, int], float]
-) -> Sequence[Meeting]:
+) -> Sequence[LayerOverlap]:
     rows = {i: row_space(pair) for i, pair in pairs.items()}
     columns = {i: row_space((pair[1].T, pair[0].T)) for i, pair in pairs.items()}
     meetings = []
@@ -87,8 +87,9 @@ def _meetings(
         weight = (products[i, i] * products[j, j]) ** 0.5
         if weight:
             chance = max(rows[i].shape[1], rows[j].shape[1]) / (spec.columns * spec.rows) ** 0.5
-            meetings.append(Meeting(spec.name, (i, j), _overlap(rows[i], rows[j]), _overlap(columns[i], columns[j]),
-                                    min(1.0, chance), products[i, j] / weight, weight))   # fmt: skip
+            shared_rows, shared_columns = _overlap(rows[i], rows[j]), _overlap(columns[i], columns[j])
+            meetings.append(LayerOverlap(spec.name, (i, j), shared_rows, shared_columns, min(1.0, chance),
+                                         products[i, j] / weight, weight))   # fmt: skip
     return meetings
 
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from atelier.adapters.attach.mount import find_target_modules, is_channels_first, replace_forward
 from atelier.adapters.core.base import Adapter, AdapterSet
 from atelier.adapters.core.timestep import TimestepTracker
-from atelier.adapters.fusion.gates import Gate, GateSet, Record
+from atelier.adapters.fusion.gates import Gate, GateRecord, GateSet
 
 Curve = Callable[[float], float]   # progress of denoising, 0 … 1 → what the strength is multiplied with
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightedAdapter:
     """One adapter of a fusion."""
 
     adapters: AdapterSet
@@ -34,7 +34,7 @@ class Part:
     curve: Curve | None = None    # None: the same at every step
     region: Tensor | None = None  # [h, w] of any size, 0 … 1: where in the picture it acts; None: everywhere
 
-    def now(self, progress: float) -> float:
+    def strength_at(self, progress: float) -> float:
         """Its strength at this moment."""
         return self.strength * (1.0 if self.curve is None else self.curve(progress))
 
@@ -48,24 +48,24 @@ class Fusion:
     what all parts without a region give, and aᵢ the same with part i.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[WeightedAdapter, ...]
     gates: GateSet | None = None
-    apart: bool = False
-    record: Record | None = None
+    separate_passes: bool = False
+    record: GateRecord | None = None
 
-    def passes(self) -> list[Pass]:
+    def passes(self) -> list[UNetPass]:
         """The runs of the UNet that one answer is made of; their weights add up to 1 at every place."""
         everywhere = tuple(i for i, part in enumerate(self.parts) if part.region is None)
         regions = [(i, part.region) for i, part in enumerate(self.parts) if part.region is not None]
-        if self.apart:
-            return [Pass((i,), 1 / len(self.parts)) for i in everywhere] or [Pass((), 1.0)]
+        if self.separate_passes:
+            return [UNetPass((i,), 1 / len(self.parts)) for i in everywhere] or [UNetPass((), 1.0)]
         if not regions:
-            return [Pass(everywhere, 1.0)]
-        return [*(Pass((*everywhere, i), region) for i, region in regions), Pass(everywhere, None)]
+            return [UNetPass(everywhere, 1.0)]
+        return [*(UNetPass((*everywhere, i), region) for i, region in regions), UNetPass(everywhere, None)]
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class UNetPass:
     """One run of the UNet: the parts that act in it, and how much its answer counts."""
 
     parts: tuple[int, ...]
@@ -73,7 +73,7 @@ class Pass:
 
 
 @contextmanager
-def fusing(models: Mapping[str, nn.Module], fusion: Fusion) -> Iterator[None]:
+def mount_fusion(models: Mapping[str, nn.Module], fusion: Fusion) -> Iterator[None]:
     """Let the adapters act as the fusion says while the context is open; the weights are never touched.
 
     Text encoders read the prompt before there is a timestep: what is adapted there is the plain sum.
@@ -81,12 +81,12 @@ def fusing(models: Mapping[str, nn.Module], fusion: Fusion) -> Iterator[None]:
     Raises:
         MountError: an adapter does not fit.
     """
-    stage = _Stage(fusion)
-    layers: dict[nn.Module, _Layer] = {}
+    stage = _FusionState(fusion)
+    layers: dict[nn.Module, _LayerHook] = {}
     for i, part in enumerate(fusion.parts):
         if part.strength:
             for name, module in find_target_modules(models, part.adapters).items():
-                layers.setdefault(module, _Layer(name, module, stage)).add(i, part.adapters[name])
+                layers.setdefault(module, _LayerHook(name, module, stage)).add(i, part.adapters[name])
     with ExitStack() as stack:
         for clock in (stage.clock, *_clocks(fusion)):
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.read_timestep, with_kwargs=True))
@@ -95,7 +95,7 @@ def fusing(models: Mapping[str, nn.Module], fusion: Fusion) -> Iterator[None]:
         passes = fusion.passes()
         if len(passes) > 1:
             unet = models["unet"]
-            stack.enter_context(replace_forward(unet, partial(_averaged, unet.forward, passes, stage)))
+            stack.enter_context(replace_forward(unet, partial(_run_passes, unet.forward, passes, stage)))
         yield
 
 
@@ -104,7 +104,7 @@ def _clocks(fusion: Fusion) -> list[TimestepTracker]:
     return [module for module in modules if isinstance(module, TimestepTracker)]
 
 
-class _Stage:
+class _FusionState:
     """Which parts are acting at this moment, and how strongly."""
 
     def __init__(self, fusion: Fusion) -> None:
@@ -116,11 +116,11 @@ class _Stage:
         one = self.fusion.parts[part]
         if not name.startswith("unet."):
             return one.strength
-        return one.now(self.clock.progress) if part in self.turn else 0.0
+        return one.strength_at(self.clock.progress) if part in self.turn else 0.0
 
 
-def _averaged(
-    forward: Callable[..., Any], passes: Sequence[Pass], stage: _Stage, *args: Any, **kwargs: Any
+def _run_passes(
+    forward: Callable[..., Any], passes: Sequence[UNetPass], stage: _FusionState, *args: Any, **kwargs: Any
 ) -> Any:
     """The weighted mean of what the UNet answers with the parts of each pass."""
     before = stage.turn
@@ -131,14 +131,14 @@ def _averaged(
         for one in passes:
             stage.turn = one.parts
             answer = forward(*args, **kwargs)
-            weight = rest if one.weight is None else _fitted(one.weight, answer[0])
+            weight = rest if one.weight is None else _resize_region(one.weight, answer[0])
             total, rest = total + answer[0] * weight, rest - weight
     finally:
         stage.turn = before
     return (total,) if isinstance(answer, tuple) else answer.__class__({"sample": total})
 
 
-def _fitted(weight: float | Tensor, like: Tensor) -> float | Tensor:
+def _resize_region(weight: float | Tensor, like: Tensor) -> float | Tensor:
     """A region at the size of the latents ``like [B, C, h, w]``."""
     if not isinstance(weight, Tensor):
         return weight
@@ -146,10 +146,10 @@ def _fitted(weight: float | Tensor, like: Tensor) -> float | Tensor:
     return F.interpolate(weight[None, None].float(), size, mode="bilinear", antialias=True).to(like)
 
 
-class _Layer:
+class _LayerHook:
     """A layer's hook: its adapters' outputs, each apart, put together by its gate or added."""
 
-    def __init__(self, name: str, module: nn.Module, stage: _Stage) -> None:
+    def __init__(self, name: str, module: nn.Module, stage: _FusionState) -> None:
         self.name, self.stage = name, stage
         self.adapters: dict[int, Adapter] = {}
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
@@ -178,14 +178,14 @@ class _Layer:
             mixed = base + parts.sum(0)
         else:
             if (record := self.stage.fusion.record) is not None:
-                self._note(record, acting, self.gate.open(base, parts, moments))
+                self._note(record, acting, self.gate.mean_gate(base, parts, moments))
             mixed = self.gate(base, parts, moments)
         return mixed.movedim(-1, 1) if first else mixed
 
-    def _note(self, record: Record, acting: Mapping[int, float], opened: Tensor) -> None:
+    def _note(self, record: GateRecord, acting: Mapping[int, float], opened: Tensor) -> None:
         row = torch.full((len(self.stage.fusion.parts),), float("nan"))
         row[list(acting)] = opened.float().cpu()
-        record.note(self.name, self.stage.clock.progress, row)
+        record.add_step(self.name, self.stage.clock.progress, row)
 
     def _outputs(self, module: nn.Module, x: Tensor, acting: Mapping[int, float]) -> Tensor:
         """What each acting part adds at its strength, ``[K, …, m]`` with features last."""

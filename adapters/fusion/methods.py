@@ -15,21 +15,21 @@ import torch
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.formats.low_rank import Change, Limits, lora_of, nearest
-from atelier.adapters.fusion.curves import turns
-from atelier.adapters.fusion.dare_ties import dropped, trimmed
-from atelier.adapters.fusion.gates import GateSet, Record
-from atelier.adapters.fusion.live import Fusion, Part
-from atelier.adapters.fusion.pairwise import Models, exact_pairs
+from atelier.adapters.formats.low_rank import LowRankLimits, WeightChange, lora_from_factors, nearest_low_rank
+from atelier.adapters.fusion.curves import switch_curves
+from atelier.adapters.fusion.dare_ties import dare, ties
+from atelier.adapters.fusion.gates import GateRecord, GateSet
+from atelier.adapters.fusion.live import Fusion, WeightedAdapter
+from atelier.adapters.fusion.pairwise import Models, exact_factors
 
 METHODS = ("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd", "concat")
-DEFAULT = "sum"   # nothing is clearly better: docs/fusion.md
-WEIGHTS = ("sum", "normalised", "dare", "ties", "svd", "concat")   # those that come to weights
+DEFAULT_METHOD = "sum"   # nothing is clearly better: docs/fusion.md
+WEIGHT_METHODS = ("sum", "normalised", "dare", "ties", "svd", "concat")   # those that come to weights
 
 
-def combined(
-    models: Models, parts: Sequence[Part], method: str, *, steps: int = 20, gates: GateSet | None = None,
-    record: Record | None = None, rank: int = 0,
+def combine(
+    models: Models, parts: Sequence[WeightedAdapter], method: str, *, steps: int = 20, gates: GateSet | None = None,
+    record: GateRecord | None = None, rank: int = 0,
 ) -> Mix | Fusion:   # fmt: skip
     """What to draw with: a Mix where it comes to weights, which merge, else a Fusion.
 
@@ -50,18 +50,18 @@ def combined(
     # Strength 0 is no adapter: it takes no turn and no share of a mean.
     parts = [part for part in parts if part.strength]
     if method == "normalised":
-        parts = _normalised(parts)
+        parts = _normalise(parts)
     if method == "switch":
-        parts = [replace(part, curve=turn) for part, turn in zip(parts, turns(len(parts), steps), strict=True)]
+        parts = [replace(part, curve=turn) for part, turn in zip(parts, switch_curves(len(parts), steps), strict=True)]
     plain = all(part.curve is None and part.region is None for part in parts)
     if method in ("sum", "normalised") and plain:
         return Mix(tuple((part.adapters, part.strength) for part in parts))
-    if method in WEIGHTS and plain:
-        return Mix(((as_one(models, parts, method, rank), 1.0),))
+    if method in WEIGHT_METHODS and plain:
+        return Mix(((fuse_adapters(models, parts, method, rank), 1.0),))
     return Fusion(tuple(parts), gates if method == "gated" else None, method == "composite", record)
 
 
-def _check(parts: Sequence[Part], method: str, gates: GateSet | None) -> None:
+def _check(parts: Sequence[WeightedAdapter], method: str, gates: GateSet | None) -> None:
     if method not in METHODS:
         raise SettingError(f"There is no method {method!r}. The methods are: {', '.join(METHODS)}.")
     if method == "gated" and gates is None:
@@ -76,41 +76,41 @@ def _check(parts: Sequence[Part], method: str, gates: GateSet | None) -> None:
                            "regions.")
 
 
-def _normalised(parts: Sequence[Part]) -> list[Part]:
+def _normalise(parts: Sequence[WeightedAdapter]) -> list[WeightedAdapter]:
     """Strengths that add up to 1 at most, in size."""
     whole = max(1.0, sum(abs(part.strength) for part in parts))
     return [replace(part, strength=part.strength / whole) for part in parts]
 
 
-def is_one_file(parts: Sequence[Part], method: str) -> bool:
+def can_fuse(parts: Sequence[WeightedAdapter], method: str) -> bool:
     """Whether one adapter file does the same, at every step and for every picture."""
     constant = all(part.curve is None and part.region is None for part in parts)
     alive = any(adapter.live for part in parts if part.strength for adapter in part.adapters)
-    return method in WEIGHTS and constant and not alive
+    return method in WEIGHT_METHODS and constant and not alive
 
 
 @torch.no_grad()
-def as_one(models: Models, parts: Sequence[Part], method: str, rank: int = 0) -> AdapterSet:
-    """One adapter that does what the method does, for those of ``WEIGHTS``.
+def fuse_adapters(models: Models, parts: Sequence[WeightedAdapter], method: str, rank: int = 0) -> AdapterSet:
+    """One adapter that does what the method does, for those of ``WEIGHT_METHODS``.
 
     Raises:
         SettingError: the method needs more than weights.
         MountError: an adapter does not fit the base model.
     """
-    if not is_one_file(parts, method):
+    if not can_fuse(parts, method):
         raise SettingError("A mix that changes with the timestep, the picture or the position can't be one file. Use "
-                           f"one of {', '.join(WEIGHTS)}, without curves or regions.")
-    chosen = _normalised(parts) if method == "normalised" else parts
+                           f"one of {', '.join(WEIGHT_METHODS)}, without curves or regions.")
+    chosen = _normalise(parts) if method == "normalised" else parts
     mix = Mix(tuple((part.adapters, part.strength) for part in chosen if part.strength))
     if method in ("dare", "ties"):
-        return (dropped if method == "dare" else trimmed)(models, mix)
-    pairs = exact_pairs(models, mix)
+        return (dare if method == "dare" else ties)(models, mix)
+    pairs = exact_factors(models, mix)
     if method == "svd":
-        limits = Limits(rank=rank or _largest_rank(models, mix))
-        pairs = {spec: nearest(Change(spec, pair), limits)[0] for spec, pair in pairs.items()}
-    return lora_of(pairs)
+        limits = LowRankLimits(rank=rank or _largest_rank(models, mix))
+        pairs = {spec: nearest_low_rank(WeightChange(spec, pair), limits)[0] for spec, pair in pairs.items()}
+    return lora_from_factors(pairs)
 
 
 def _largest_rank(models: Models, mix: Mix) -> int:
     """Of any layer of any one of the adapters."""
-    return max(len(down) for part in mix.parts for _, down in exact_pairs(models, Mix((part,))).values())
+    return max(len(down) for part in mix.parts for _, down in exact_factors(models, Mix((part,))).values())

@@ -16,17 +16,17 @@ from atelier.adapters.attach.mount import find_target_modules
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec, weight_of
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.timestep import TimestepTracker
-from atelier.adapters.formats.low_rank import Change, Pair, changes, lora_of
+from atelier.adapters.formats.low_rank import Pair, WeightChange, lora_from_factors, weight_changes
 from atelier.adapters.kinds.lora import RankSettings
 
 Models = Mapping[str, nn.Module]   # component name → model, as everywhere
-PROJECTION = 0.5                   # NP-LoRA's μ
-GROWTH, START = 1.5, 0.5           # K-LoRA's α and β
+NP_LORA_MU = 0.5                   # NP-LoRA's μ
+K_LORA_ALPHA, K_LORA_BETA = 1.5, 0.5           # K-LoRA's α and β
 _NEGLIGIBLE = 1e-7                 # of the largest singular value: rounding
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerPair:
     """What two adapters do to one module; where one of them does nothing, its pair has rank 0."""
 
     spec: Spec
@@ -34,12 +34,13 @@ class Layer:
     style: Pair
 
 
-def added(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
+def sum_adapters(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
     """A LoRA whose ΔW is the sum of both, exactly: the factors side by side."""
-    return lora_of({layer.spec: beside(layer.content, layer.style) for layer in layers(models, content, style)})
+    found = pair_layers(models, content, style)
+    return lora_from_factors({layer.spec: add_factors(layer.content, layer.style) for layer in found})
 
 
-def projected(models: Models, content: AdapterSet, style: AdapterSet, amount: float = PROJECTION) -> AdapterSet:
+def np_lora(models: Models, content: AdapterSet, style: AdapterSet, amount: float = NP_LORA_MU) -> AdapterSet:
     """NP-LoRA's soft projection: ΔW = ΔW_style + ΔW_content (I − μ/(1+μ) QQᵀ).
 
     The columns of Q are an orthonormal basis of the style's row space, so content gives way where style looks.
@@ -50,43 +51,45 @@ def projected(models: Models, content: AdapterSet, style: AdapterSet, amount: fl
         style: adapter of any kind.
         amount: μ; 0 is the plain sum, ∞ takes the style's row space out of the content whole.
     """
-    found = layers(models, content, style)
-    return lora_of({layer.spec: beside(giving_way(layer, amount), layer.style) for layer in found})
+    found = pair_layers(models, content, style)
+    return lora_from_factors({
+        layer.spec: add_factors(project_out_style(layer, amount), layer.style) for layer in found
+    })   # fmt: skip
 
 
 @torch.no_grad()
-def giving_way(layer: Layer, amount: float = PROJECTION) -> Pair:
+def project_out_style(layer: LayerPair, amount: float = NP_LORA_MU) -> Pair:
     """The content's factors, softly projected out of the style's row space."""
     up, down = layer.content
     rows = row_space(layer.style)
     return up, down - amount / (1 + amount) * (down @ rows) @ rows.T
 
 
-def chosen(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
+def k_lora(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
     """K-LoRA (Ouyang et al. 2025, arXiv 2502.18461): each layer has the content early on and the style later.
 
     When a layer changes over depends on how large the K largest values of both updates are, K = product of the ranks:
     content while ΣtopK|ΔW_content| ≥ γ (α·progress + β) ΣtopK|ΔW_style|, where γ balances all of both. The set has a
-    clock, so it is mounted, never merged; :func:`averaged` is the nearest plain LoRA.
+    clock, so it is mounted, never merged; :func:`k_lora_mean` is the nearest plain LoRA.
     """
-    found = layers(models, content, style)
+    found = pair_layers(models, content, style)
     clock = TimestepTracker()
-    shares = content_shares(found)
-    adapters = [Switched(layer, share, clock) for layer, share in zip(found, shares, strict=True)]
-    return AdapterSet(Switched, RankSettings(), adapters, shared={"clock": clock})
+    shares = switch_points(found)
+    adapters = [KLora(layer, share, clock) for layer, share in zip(found, shares, strict=True)]
+    return AdapterSet(KLora, RankSettings(), adapters, shared={"clock": clock})
 
 
-def averaged(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
+def k_lora_mean(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
     """A LoRA that is the mean of K-LoRA's choice over the whole of denoising: both, each by its share of the time."""
-    found = layers(models, content, style)
-    return lora_of({
-        layer.spec: beside(_times(layer.content, share), _times(layer.style, 1 - share))
-        for layer, share in zip(found, content_shares(found), strict=True)
+    found = pair_layers(models, content, style)
+    return lora_from_factors({
+        layer.spec: add_factors(_scale(layer.content, share), _scale(layer.style, 1 - share))
+        for layer, share in zip(found, switch_points(found), strict=True)
     })   # fmt: skip
 
 
 @torch.no_grad()
-def content_shares(found: list[Layer]) -> list[float]:
+def switch_points(found: list[LayerPair]) -> list[float]:
     """For each layer the progress at which K-LoRA changes over from content to style, 0 … 1."""
     sizes = [(_delta(layer.content).abs(), _delta(layer.style).abs()) for layer in found]
     whole = [sum(size[side].sum().item() for size in sizes) for side in (0, 1)]
@@ -96,18 +99,18 @@ def content_shares(found: list[Layer]) -> list[float]:
         most = max(1, rank_of(layer.content)) * max(1, rank_of(layer.style))
         mine, theirs = (size.flatten().topk(min(most, size.numel())).values.sum().item()
                         for size in (of_content, of_style))
-        shares.append(_changes_over(mine, balance * theirs))
+        shares.append(_switch_point(mine, balance * theirs))
     return shares
 
 
-def _changes_over(content: float, style: float) -> float:
+def _switch_point(content: float, style: float) -> float:
     """The progress p at which ``content = (α·p + β)·style``, within 0 … 1; where only one does anything, it has all."""
     if not style:
         return 1.0
-    return min(1.0, max(0.0, (content / style - START) / GROWTH))
+    return min(1.0, max(0.0, (content / style - K_LORA_BETA) / K_LORA_ALPHA))
 
 
-class Switched(Adapter):
+class KLora(Adapter):
     """K-LoRA's layer: ΔW is the content's until the clock says it is time, then the style's. Nothing to train."""
 
     kind = "switched"
@@ -115,7 +118,7 @@ class Switched(Adapter):
     settings = RankSettings
     live = True
 
-    def __init__(self, layer: Layer, share: float, clock: TimestepTracker) -> None:
+    def __init__(self, layer: LayerPair, share: float, clock: TimestepTracker) -> None:
         super().__init__(layer.spec, RankSettings())
         self.share, self._clock = share, (clock,)   # in a tuple, for the set holds it once for all
         for name, (up, down) in (("content", layer.content), ("style", layer.style)):
@@ -127,30 +130,30 @@ class Switched(Adapter):
         return self.get_buffer(f"{name}_up"), self.get_buffer(f"{name}_down")
 
 
-def layers(models: Models, content: AdapterSet, style: AdapterSet) -> list[Layer]:
+def pair_layers(models: Models, content: AdapterSet, style: AdapterSet) -> list[LayerPair]:
     """The layers that either adapter changes.
 
     Raises:
         MountError: one of them does not fit the base model.
     """
-    one, two = (exact_pairs(models, Mix(((part, 1.0),))) for part in (content, style))
+    one, two = (exact_factors(models, Mix(((part, 1.0),))) for part in (content, style))
     dtype = next(up.dtype for up, _ in (*one.values(), *two.values()))
     specs = list(dict.fromkeys((*one, *two)))
-    return [Layer(spec, *(part.get(spec, _nothing(spec, dtype)) for part in (one, two))) for spec in specs]
+    return [LayerPair(spec, *(part.get(spec, _empty_pair(spec, dtype)) for part in (one, two))) for spec in specs]
 
 
 @torch.no_grad()
-def exact_pairs(models: Models, mix: Mix) -> dict[Spec, Pair]:
+def exact_factors(models: Models, mix: Mix) -> dict[Spec, Pair]:
     """Factors of all that a Mix adds: the kinds' own, else the SVD down to rounding, whatever rank that takes.
 
     Changes of biases and normalizations have none and stay out.
     """
     modules = {name: module for part, _ in mix.parts for name, module in find_target_modules(models, part).items()}
-    found = changes(mix, lambda name: weight_of(modules[name]))
-    return {_known(change.spec, modules): exact_pair(change) for change in found if len(change.spec.shape) > 1}
+    found = weight_changes(mix, lambda name: weight_of(modules[name]))
+    return {_complete_spec(change.spec, modules): factorize(change) for change in found if len(change.spec.shape) > 1}
 
 
-def exact_pair(change: Change) -> Pair:
+def factorize(change: WeightChange) -> Pair:
     """Factors of one change."""
     if change.pair is not None:
         return change.pair
@@ -160,13 +163,13 @@ def exact_pair(change: Change) -> Pair:
     return (u[:, :rank] * s[:rank]).to(matrix.dtype), v[:rank].to(matrix.dtype)
 
 
-def as_lora(models: Models, adapters: AdapterSet, strength: float = 1.0) -> AdapterSet:
+def to_lora(models: Models, adapters: AdapterSet, strength: float = 1.0) -> AdapterSet:
     """``strength``·ΔW as a plain LoRA.
 
     Raises:
         MountError: the adapter does not fit the base model.
     """
-    return lora_of(exact_pairs(models, Mix(((adapters, strength),))))
+    return lora_from_factors(exact_factors(models, Mix(((adapters, strength),))))
 
 
 @torch.no_grad()
@@ -180,7 +183,7 @@ def row_space(pair: Pair) -> Tensor:
     return q @ v[s > _NEGLIGIBLE * s[0].clamp_min(torch.finfo(s.dtype).tiny)].T
 
 
-def beside(one: Pair, two: Pair) -> Pair:
+def add_factors(one: Pair, two: Pair) -> Pair:
     """The factors of a sum."""
     return torch.cat([one[0], two[0]], 1), torch.cat([one[1], two[1]])
 
@@ -190,7 +193,7 @@ def rank_of(pair: Pair) -> int:
     return len(pair[1])
 
 
-def _times(pair: Pair, number: float) -> Pair:
+def _scale(pair: Pair, number: float) -> Pair:
     return pair[0] * number, pair[1]
 
 
@@ -198,10 +201,10 @@ def _delta(pair: Pair) -> Tensor:
     return pair[0] @ pair[1]
 
 
-def _known(spec: Spec, modules: Mapping[str, nn.Module]) -> Spec:
+def _complete_spec(spec: Spec, modules: Mapping[str, nn.Module]) -> Spec:
     """The spec with the shape that the module has: imported files may leave a side open."""
     return Spec(spec.name, tuple(weight_of(modules[spec.name]).shape))
 
 
-def _nothing(spec: Spec, dtype: torch.dtype) -> Pair:
+def _empty_pair(spec: Spec, dtype: torch.dtype) -> Pair:
     return torch.zeros(spec.rows, 0, dtype=dtype), torch.zeros(0, spec.columns, dtype=dtype)

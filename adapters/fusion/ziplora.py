@@ -8,23 +8,23 @@ from torch.nn.functional import cosine_similarity
 
 from atelier.adapters.core.base import Adapter, AdapterSet
 from atelier.adapters.formats.low_rank import Pair
-from atelier.adapters.fusion.pairwise import Layer, Models, beside, layers
+from atelier.adapters.fusion.pairwise import LayerPair, Models, add_factors, pair_layers
 from atelier.adapters.kinds.lora import RankSettings
 
 
-class Zipped(Adapter):
+class ZipLora(Adapter):
     """ΔW = ΔW_content · diag(m) + ΔW_style · diag(n)   (ZipLoRA, Shah et al. 2023, arXiv 2311.13600).
 
-    Parameters: 2 · columns, all 1 at the start, where ΔW is the plain sum. It is trained so that the mix does with
-    each prompt what its own adapter does alone, while m and n are kept apart (:func:`overlap`). Not in the catalog: it
-    is never saved; ``compose.as_lora`` makes the file.
+    Parameters: 2 · columns, all 1 at the start, where ΔW is the plain sum. Training brings the sum's predictions for
+    each prompt close to those of the prompt's own adapter, and m and n away from each other
+    (:func:`mixer_similarity`). Not in the catalog, for it is never saved: ``pairwise.to_lora`` makes the file.
     """
 
     kind = "zipped"
     title = "ZipLoRA"
     settings = RankSettings
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: LayerPair) -> None:
         super().__init__(layer.spec, RankSettings())
         self.content_mix = nn.Parameter(torch.ones(layer.spec.columns))
         self.style_mix = nn.Parameter(torch.ones(layer.spec.columns))
@@ -33,22 +33,22 @@ class Zipped(Adapter):
             self.register_buffer(f"{name}_down", down)
 
     def factors(self) -> Pair:
-        return beside(
+        return add_factors(
             (self.get_buffer("content_up"), self.get_buffer("content_down") * self.content_mix),
             (self.get_buffer("style_up"), self.get_buffer("style_down") * self.style_mix),
         )
 
 
-def zipped(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
+def create_ziplora(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
     """Both adapters with mixers to train; until then the sum.
 
     Raises:
         MountError: one of them does not fit the base model.
     """
-    return AdapterSet(Zipped, RankSettings(), [Zipped(layer) for layer in layers(models, content, style)])
+    return AdapterSet(ZipLora, RankSettings(), [ZipLora(layer) for layer in pair_layers(models, content, style)])
 
 
-def overlap(adapters: AdapterSet) -> Tensor:
+def mixer_similarity(adapters: AdapterSet) -> Tensor:
     """Mean |cosine| between the two mixers of each layer, a scalar: what training keeps small."""
-    mixers = [(a.content_mix, a.style_mix) for a in adapters if isinstance(a, Zipped)]
+    mixers = [(a.content_mix, a.style_mix) for a in adapters if isinstance(a, ZipLora)]
     return torch.stack([cosine_similarity(one, two, dim=0).abs() for one, two in mixers]).mean()

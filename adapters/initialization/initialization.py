@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from atelier.adapters.attach.mount import find_target_modules
 from atelier.adapters.core.base import AdapterSet, BaseStatistics, weight_of
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.initialization.rank_budget import allocate, by_gradient, by_inputs
+from atelier.adapters.initialization.rank_budget import (
+    allocate_ranks,
+    importance_from_gradients,
+    importance_from_inputs,
+)
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.lora import LoraSettings
 
@@ -22,10 +26,10 @@ PASSES = 4        # looks at the training pictures: directions settle after a fe
 DIRECTIONS = 64   # of the inputs that are kept for each module
 ROWS = 2048       # inputs of one call that are looked at, evenly spread: neighbours say almost the same
 
-Look = Callable[[], Tensor]   # runs the model on a batch of the training data and returns the loss
+LossFunction = Callable[[], Tensor]   # runs the model on a batch of the training data and returns the loss
 
 
-def initialize(adapters: AdapterSet, models: Mapping[str, nn.Module], look: Look | None = None) -> None:
+def initialize(adapters: AdapterSet, models: Mapping[str, nn.Module], look: LossFunction | None = None) -> None:
     """Let every adapter of a fresh set take from the base model what its update is made of, and its rank.
 
     Args:
@@ -44,23 +48,23 @@ def initialize(adapters: AdapterSet, models: Mapping[str, nn.Module], look: Look
         raise ValueError(f"{adapters.kind} starts from the {wanted} of the base model, so it needs training data")
     found = collect_statistics(modules, wanted, look) if look is not None else {}
     if isinstance(adapters.settings, LoraSettings) and adapters.settings.budget:
-        _spend(adapters.settings, adapters, modules, found)
+        _allocate_ranks(adapters.settings, adapters, modules, found)
     for adapter in adapters:
         name = adapter.spec.name
         weight = weight_of(modules[name]).detach().float()
         adapter.initialize(BaseStatistics(weight, **{wanted: found[name]} if wanted else {}))
 
 
-def _spend(
+def _allocate_ranks(
     settings: LoraSettings, adapters: AdapterSet, modules: Mapping[str, nn.Module], found: Mapping[str, Tensor]
 ) -> None:
     """Give every layer the rank that it is worth."""
     most = 2 * settings.rank
     if settings.start == "gradient":
-        worth = by_gradient(found, {name: weight_of(module) for name, module in modules.items()}, most)
+        worth = importance_from_gradients(found, {name: weight_of(module) for name, module in modules.items()}, most)
     else:
-        worth = {name: shares[:most] for name, shares in by_inputs(found).items()}
-    ranks = allocate(adapters.specs, worth, settings.budget)
+        worth = {name: shares[:most] for name, shares in importance_from_inputs(found).items()}
+    ranks = allocate_ranks(adapters.specs, worth, settings.budget)
     if not any(ranks.values()):
         least = min(spec.rows + spec.columns for spec in adapters.specs)
         raise SettingError(f"budget is {settings.budget}, but one rank per layer already takes {least}. Set a larger "
@@ -69,7 +73,7 @@ def _spend(
     adapters.replace_with(create_adapters(adapters.kind, settings.to_dict(), adapters.specs, ranks).to(device))
 
 
-def collect_statistics(modules: Mapping[str, nn.Module], wanted: str, look: Look) -> dict[str, Tensor]:
+def collect_statistics(modules: Mapping[str, nn.Module], wanted: str, look: LossFunction) -> dict[str, Tensor]:
     """Watch ``modules`` (name → module) during a few looks and return what is ``wanted`` of each.
 
     ``inputs``: ``[k, columns]``, singular vectors of all inputs times their singular values, largest first.
@@ -84,7 +88,7 @@ def collect_statistics(modules: Mapping[str, nn.Module], wanted: str, look: Look
             return {}
 
 
-def _inputs(modules: Mapping[str, nn.Module], look: Look) -> dict[str, Tensor]:
+def _inputs(modules: Mapping[str, nn.Module], look: LossFunction) -> dict[str, Tensor]:
     sketches: dict[str, Tensor] = {}
 
     def watch(module: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
@@ -121,7 +125,7 @@ def _main_directions(rows: Tensor) -> Tensor:
     return (right * spread).flip(1)[:, :DIRECTIONS].T.contiguous()
 
 
-def _gradients(modules: Mapping[str, nn.Module], look: Look) -> dict[str, Tensor]:
+def _gradients(modules: Mapping[str, nn.Module], look: LossFunction) -> dict[str, Tensor]:
     weights = {name: weight_of(module) for name, module in modules.items()}
     totals: dict[str, Tensor] = {}
     with torch.enable_grad(), _differentiable(list(weights.values())):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet
-from atelier.adapters.kinds.break_for_make import Split
+from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.adapters.kinds.lora import Lora
 
 _DAMPING = 1e-6   # of the mean squared length of a factor's rows: a factor that has just left zero is nearly singular
 
 
-def plus_groups(adapters: AdapterSet, ratio: float = 16.0) -> list[dict[str, Any]]:
+def lora_plus_groups(adapters: AdapterSet, ratio: float = 16.0) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer with LoRA+'s rates (Hayou et al. 2024, arXiv 2402.12354).
 
     ``up`` starts at zero and moves the output directly, so it can take ``ratio`` times the learning rate of ``down``.
@@ -30,7 +30,7 @@ def plus_groups(adapters: AdapterSet, ratio: float = 16.0) -> list[dict[str, Any
 
 
 @torch.no_grad()
-def corrected(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def lora_pro_gradients(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """LoRA-Pro's gradients (Wang et al. 2024, arXiv 2407.18242, theorem 2.1).
 
     Among all steps of the two factors these move the product as nearly as a low-rank pair can along the gradient G of
@@ -58,17 +58,17 @@ def corrected(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor, scale: f
 
 
 @torch.no_grad()
-def correct(adapters: AdapterSet) -> None:
+def apply_lora_pro(adapters: AdapterSet) -> None:
     """Replace the gradients of every LoRA by LoRA-Pro's, in place; call between backward pass and optimizer step."""
     for adapter in adapters:
         if isinstance(adapter, Lora) and not adapter.has_first:
             up, down = adapter.up, adapter.down
             if up.grad is not None and down.grad is not None:
-                up.grad, down.grad = corrected(up, down, up.grad, down.grad, adapter.scale)
+                up.grad, down.grad = lora_pro_gradients(up, down, up.grad, down.grad, adapter.scale)
 
 
 @torch.no_grad()
-def preconditioned(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor) -> tuple[Tensor, Tensor]:
+def scaled_gradients(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled gradients (Zhang & Pilanci 2024, arXiv 2402.02347): ``of_up (down downᵀ)⁻¹`` and ``(upᵀ up)⁻¹ of_down``.
 
     The first-order change of the product ``up @ down`` then does not depend on how it is split into factors.
@@ -83,11 +83,11 @@ def preconditioned(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor) -> 
 
 
 @torch.no_grad()
-def precondition(adapters: AdapterSet) -> None:
+def apply_scaled_gradients(adapters: AdapterSet) -> None:
     """Scale the gradients of every split adapter, in place; call between backward pass and optimizer step."""
     for adapter in adapters:
-        if isinstance(adapter, Split) and adapter.up.grad is not None and adapter.down.grad is not None:
-            scaled = preconditioned(*adapter.halves(), adapter.up.grad, adapter.down.grad)
+        if isinstance(adapter, BreakForMake) and adapter.up.grad is not None and adapter.down.grad is not None:
+            scaled = scaled_gradients(*adapter.halves(), adapter.up.grad, adapter.down.grad)
             adapter.up.grad, adapter.down.grad = scaled
 
 

@@ -13,7 +13,7 @@ from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora, LoraSettings
 
 
-def allocate(specs: Sequence[Spec], worth: Mapping[str, Sequence[float]], budget: int) -> dict[str, int]:
+def allocate_ranks(specs: Sequence[Spec], worth: Mapping[str, Sequence[float]], budget: int) -> dict[str, int]:
     """Give every module a rank so that their factors hold at most ``budget`` values in all.
 
     Greedy: the next rank always goes where it is worth most for each value it takes. Called again during training
@@ -29,7 +29,7 @@ def allocate(specs: Sequence[Spec], worth: Mapping[str, Sequence[float]], budget
         Rank by module name, 0 where a module is not worth one: for ``catalog.create_adapters``.
 
     >>> two = [Spec("a", (4, 4)), Spec("b", (2, 2))]
-    >>> allocate(two, {"a": [8.0, 1.0], "b": [3.0, 2.9]}, budget=16)
+    >>> allocate_ranks(two, {"a": [8.0, 1.0], "b": [3.0, 2.9]}, budget=16)
     {'a': 1, 'b': 2}
     """
     ranks = {spec.name: 0 for spec in specs}
@@ -47,7 +47,7 @@ def allocate(specs: Sequence[Spec], worth: Mapping[str, Sequence[float]], budget
     return ranks
 
 
-def by_inputs(inputs: Mapping[str, Tensor]) -> dict[str, list[float]]:
+def importance_from_inputs(inputs: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """EVA's worth: the share of its inputs' variance that each direction of a module explains.
 
     Args:
@@ -60,15 +60,17 @@ def by_inputs(inputs: Mapping[str, Tensor]) -> dict[str, list[float]]:
     return worth
 
 
-def by_gradient(gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], most: int) -> dict[str, list[float]]:
+def importance_from_gradients(
+    gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor], most: int
+) -> dict[str, list[float]]:
     """The loss's sensitivity Σ|W·gradient| (AdaLoRA's, eq. 8); each further rank of a module is worth less."""
     score = {name: (weights[name].float() * gradient).abs().sum().item() for name, gradient in gradients.items()}
     return {name: [value / rank for rank in range(1, most + 1)] for name, value in score.items()}
 
 
 @torch.no_grad()
-def resize(adapters: AdapterSet, specs: Sequence[Spec], ranks: Mapping[str, int]) -> AdapterSet:
-    """A LoRA set with other ranks, to go on training with: grow and prune, as :func:`allocate` says.
+def resize_ranks(adapters: AdapterSet, specs: Sequence[Spec], ranks: Mapping[str, int]) -> AdapterSet:
+    """A LoRA set with other ranks, to go on training with: grow and prune, as :func:`allocate_ranks` says.
 
     A module that keeps its rank or grows has the ΔW it had; one that shrinks keeps the largest directions.
 

@@ -19,7 +19,7 @@ _GRID = 2.0**16   # frozen halves are multiples of 2⁻¹⁶, so that every mach
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SplitSettings(RankSettings):
+class BreakForMakeSettings(RankSettings):
     """Settings of one half, or of both. Two halves fit together when all but the role are the same."""
 
     rank: int = setting(16, "Rank. Content and style share it, so use twice the rank of a LoRA.", low=2, high=1024)
@@ -33,7 +33,7 @@ class SplitSettings(RankSettings):
     basis_seed: int = setting(0, "Seed of the frozen halves. Only adapters with the same seed can be combined.", low=0)
 
 
-class Split(Adapter):
+class BreakForMake(Adapter):
     """ΔW = scale · [[0, A @ D], [B @ C, B @ (E + D)]]   (Break-for-Make, Xu et al. 2024, arXiv 2403.19456).
 
     The rows of LoRA's ``up`` and the columns of its ``down`` are cut in half: ``up = [A; B]``, ``down = [C, D]``. A
@@ -56,57 +56,57 @@ class Split(Adapter):
 
     kind = "split"
     title = "Content and style (Break-for-Make)"
-    settings = SplitSettings
+    settings = BreakForMakeSettings
     frozen_up: Tensor
     frozen_down: Tensor
     first_down: Tensor
 
-    def __init__(self, spec: Spec, settings: SplitSettings) -> None:
+    def __init__(self, spec: Spec, settings: BreakForMakeSettings) -> None:
         super().__init__(spec, settings)
         self.scale, self.content_is_down = settings.scale, settings.content_side == "down"
         rows, columns, rank = spec.rows // 2, spec.features // 2 * spec.taps, settings.rank
         self.up = nn.Parameter(torch.zeros(spec.rows - rows, rank))
         self.down = nn.Parameter(torch.zeros(rank, spec.columns - columns))
-        self.muted = ""   # the role whose half counts as zero for now
+        self.disabled_role = ""   # the role whose half counts as zero for now
         self.faithful = settings.start == "faithful"
         if self.faithful:
             basis = _orthonormal(_noise(settings.basis_seed, spec, "both", max(spec.rows, spec.columns), rank))
             up, down = basis[columns : columns + rows], basis[:columns].T
             noise = _noise(settings.basis_seed, spec, "first", rank, spec.columns - columns)
-            self.register_buffer("first_down", _rounded(noise * 3**0.5 / rank))
+            self.register_buffer("first_down", _round_to_grid(noise * 3**0.5 / rank))
         else:
             half = rank // 2
             up, down = torch.zeros(rows, rank), torch.zeros(rank, columns)
             up[:, :half] = _orthonormal(_noise(settings.basis_seed, spec, "up", rows, half))
             down[half:] = _orthonormal(_noise(settings.basis_seed, spec, "down", columns, rank - half)).T
-        self.register_buffer("frozen_up", _rounded(up))
-        self.register_buffer("frozen_down", _rounded(down))
+        self.register_buffer("frozen_up", _round_to_grid(up))
+        self.register_buffer("frozen_down", _round_to_grid(down))
 
     @classmethod
-    def parameter_count(cls, spec: Spec, settings: SplitSettings) -> int:
+    def parameter_count(cls, spec: Spec, settings: BreakForMakeSettings) -> int:
         rows, features = spec.rows - spec.rows // 2, spec.features - spec.features // 2
         return settings.rank * (rows + features * spec.taps)
 
-    def owned_by(self, role: str) -> nn.Parameter:
+    def trainable_half(self, role: str) -> nn.Parameter:
         """What ``content`` or ``style`` owns."""
         return self.down if (role == "content") == self.content_is_down else self.up
 
-    def own(self) -> tuple[Tensor, Tensor]:
+    def trainable_halves(self) -> tuple[Tensor, Tensor]:
         """B and D, as far as they are heard."""
-        muted = self.owned_by(self.muted) if self.muted else None
+        muted = self.trainable_half(self.disabled_role) if self.disabled_role else None
         up, down = (torch.zeros_like(half) if half is muted else half for half in (self.up, self.down))
         return up, down
 
     def halves(self) -> tuple[Tensor, Tensor]:
         """``up = [A; B]`` and ``down = [C, E + D]``, whole and without the scale."""
-        up, down = self.own()
+        up, down = self.trainable_halves()
         down = self.first_down + down if self.faithful else down
         return torch.cat([self.frozen_up, up]), torch.cat([self.frozen_down, down], 1)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         up, down = self.halves()
         if self.faithful:   # A @ C and A @ E belong to the start, which is taken away
-            own_up, own_down = self.own()
+            own_up, own_down = self.trainable_halves()
             up = torch.block_diag(self.frozen_up, own_up)
             down = torch.cat([torch.cat([torch.zeros_like(self.frozen_down), own_down], 1), down])
         return up * self.scale, down
@@ -131,5 +131,5 @@ def _orthonormal(values: Tensor) -> Tensor:
     return q.T if wide else q
 
 
-def _rounded(values: Tensor) -> Tensor:
+def _round_to_grid(values: Tensor) -> Tensor:
     return ((values * _GRID).round() / _GRID).float().contiguous()

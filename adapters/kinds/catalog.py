@@ -7,7 +7,7 @@ from typing import Any
 
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.kinds.break_for_make import Split
+from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.adapters.kinds.dora import Dora
 from atelier.adapters.kinds.dylora import Dylora
 from atelier.adapters.kinds.hydra import Hydra
@@ -32,7 +32,7 @@ KINDS: dict[str, type[Adapter]] = {
     cls.kind: cls
     for cls in (
         Lora, Dora, Lokr, Loha, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
-        Miss, Paca, S2ft, Hydra, Dylora, Randlora, Split,
+        Miss, Paca, S2ft, Hydra, Dylora, Randlora, BreakForMake,
     )
 }
 
@@ -73,5 +73,5 @@ def create_adapters(
     if not isinstance(checked, RankSettings) or cls.create_all(specs[:1], checked)[1]:
         raise SettingError(f"{cls.title} can't have a different rank for each layer. Choose another kind, or one rank.")
     chosen = [(spec, ranks.get(spec.name, checked.rank)) for spec in specs]
-    own = [cls(spec, checked.at(rank)) for spec, rank in chosen if rank]
+    own = [cls(spec, checked.with_rank(rank)) for spec, rank in chosen if rank]
     return AdapterSet(cls, checked, own, ranks=ranks)

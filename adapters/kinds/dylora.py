@@ -15,7 +15,7 @@ class Dylora(Adapter):
     Shapes: ``up [rows, rank]``, ``down [rank, columns]``. Parameters: rank · (rows + columns).
     Start: ``up`` zero, so ΔW = 0; ``down`` Kaiming-uniform with a = √5.
     While gradients are recorded, b is drawn anew from 1 … rank after every update, so the first rows learn to do
-    alone; :func:`cut` then takes a LoRA of any rank out of the file.
+    alone; :func:`extract_lora` then takes a LoRA of any rank out of the file.
     Difference: every layer draws its own b, where the authors draw one for all; and all b rows are trained, not the
     last alone.
     """
@@ -36,10 +36,10 @@ class Dylora(Adapter):
         return settings.rank * (spec.rows + spec.columns)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        rank = self.drawn() if torch.is_grad_enabled() and self.up.requires_grad else len(self.down)
+        rank = self.sample_rank() if torch.is_grad_enabled() and self.up.requires_grad else len(self.down)
         return self.up[:, :rank] * (self.alpha / rank), self.down[:rank]
 
-    def drawn(self) -> int:
+    def sample_rank(self) -> int:
         """b for the present weights.
 
         Their last bits are as good as a die, and come again when a run resumes or a layer is computed twice.
@@ -51,7 +51,7 @@ class Dylora(Adapter):
         return (self.up * (self.alpha / len(self.down)) @ self.down).reshape(weight.shape)
 
 
-def cut(adapters: AdapterSet, rank: int) -> AdapterSet:
+def extract_lora(adapters: AdapterSet, rank: int) -> AdapterSet:
     """The LoRA of ``rank`` inside a DyLoRA.
 
     Raises:

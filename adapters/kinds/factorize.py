@@ -26,10 +26,10 @@ def modes(n: int) -> tuple[int, int, int]:
     return min(triples, key=sum)
 
 
-def share(n: int, most: int) -> int:
+def largest_divisor(n: int, most: int) -> int:
     """The largest divisor of ``n`` that is at most ``most``: how many equal heads or blocks it has.
 
-    >>> share(320, 8), share(30, 8), share(11, 8)
+    >>> largest_divisor(320, 8), largest_divisor(30, 8), largest_divisor(11, 8)
     (8, 6, 1)
     """
     return max(d for d in divisors(n) if d <= most)

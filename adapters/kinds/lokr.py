@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atelier.adapters.core.base import Adapter, BaseStatistics, Spec
 from atelier.adapters.core.settings import SettingError, setting
-from atelier.adapters.kinds.factorize import share
+from atelier.adapters.kinds.factorize import largest_divisor
 from atelier.adapters.kinds.lora import RankSettings
 
 
@@ -33,7 +33,7 @@ class LokrSettings(RankSettings):
                                "weight. Change start, or turn sharing off.")
 
 
-class Small(nn.Module):
+class SmallFactor(nn.Module):
     """The smaller factors ``small [terms, f_out, f_in]``."""
 
     def __init__(self, terms: int, f_out: int, f_in: int) -> None:
@@ -65,13 +65,13 @@ class Lokr(Adapter):
     first_up: Tensor
     first_down: Tensor
 
-    def __init__(self, spec: Spec, settings: LokrSettings, small: Small | None = None) -> None:
+    def __init__(self, spec: Spec, settings: LokrSettings, small: SmallFactor | None = None) -> None:
         super().__init__(spec, settings)
         terms, f_out, f_in = _sides(spec, settings)
         self.scale, self.has_first = settings.scale, settings.start == "weight"
         self.common = () if small is None else (small,)   # a tuple: torch must count it once, with the set
         if small is None:
-            self.own = Small(terms, f_out, f_in)
+            self.own = SmallFactor(terms, f_out, f_in)
         self.down = nn.Parameter(_random(terms, settings.rank, spec.columns // f_in))
         self.up = nn.Parameter(torch.zeros(terms, spec.rows // f_out, settings.rank))
         if self.has_first:
@@ -85,7 +85,7 @@ class Lokr(Adapter):
     def create_all(cls, specs: Sequence[Spec], settings: LokrSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         if not settings.shared:
             return super().create_all(specs, settings)
-        smalls = {side: Small(*side) for side in sorted({_sides(spec, settings) for spec in specs})}
+        smalls = {side: SmallFactor(*side) for side in sorted({_sides(spec, settings) for spec in specs})}
         adapters = [cls(spec, settings, smalls[_sides(spec, settings)]) for spec in specs]
         return adapters, {f"{f_out}x{f_in}": small for (_, f_out, f_in), small in smalls.items()}
 
@@ -148,7 +148,7 @@ def kronecker_sum(matrix: Tensor, f_out: int, f_in: int, terms: int) -> tuple[Te
 
 def _sides(spec: Spec, settings: LokrSettings) -> tuple[int, int, int]:
     """Terms and the two sides of the smaller factor."""
-    return settings.terms, share(spec.rows, settings.factor), share(spec.features, settings.factor)
+    return settings.terms, largest_divisor(spec.rows, settings.factor), largest_divisor(spec.features, settings.factor)
 
 
 def _random(terms: int, rows: int, columns: int) -> Tensor:

@@ -24,7 +24,7 @@ class RankSettings(Settings):
         """What the update is multiplied with."""
         return (self.alpha or self.rank) / self.rank
 
-    def at(self, rank: int) -> Self:
+    def with_rank(self, rank: int) -> Self:
         """The same settings for a module that has another rank: the scale stays."""
         return replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
 
@@ -74,7 +74,7 @@ class Lora(Adapter):
 
     def __init__(self, spec: Spec, settings: LoraSettings) -> None:
         super().__init__(spec, settings)
-        self.scale, self.begins = settings.scale, settings.start
+        self.scale, self.start_method = settings.scale, settings.start
         down, up = torch.empty(settings.rank, spec.columns), torch.zeros(spec.rows, settings.rank)
         nn.init.kaiming_uniform_(down, a=5**0.5)
         self.has_first = settings.start in ("weight", "gradient")
@@ -97,17 +97,17 @@ class Lora(Adapter):
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
         rank = len(self.down)
-        if self.begins == "inputs":
+        if self.start_method == "inputs":
             assert statistics.inputs is not None
-            _turn(self.down, statistics.inputs)
-        elif self.begins == "weight":
+            _align_rows(self.down, statistics.inputs)
+        elif self.start_method == "weight":
             u, s, v = torch.linalg.svd(statistics.matrix(), full_matrices=False)
             root = (s[:rank] / self.scale).sqrt()
             self.first_up[:, : len(root)], self.first_down[: len(root)] = u[:, :rank] * root, root[:, None] * v[:rank]
-        elif self.begins == "gradient":
+        elif self.start_method == "gradient":
             u, _, v = torch.linalg.svd(statistics.gradient_matrix(), full_matrices=False)
             half = min(rank, len(v) // 2)   # small layers have too few directions for two halves of `rank`
-            _turn(self.first_down, v[:half])
+            _align_rows(self.first_down, v[:half])
             self.first_up[:, :half] = u[:, half : 2 * half] * self.first_down.norm(dim=1).mean()
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ class Lora(Adapter):
         return up * self.scale, down
 
 
-def _turn(down: Tensor, directions: Tensor) -> None:
+def _align_rows(down: Tensor, directions: Tensor) -> None:
     """Give the rows of ``down`` new directions, as far as there are any, and leave them their lengths."""
     found = directions[: len(down)]
     down[: len(found)] = nn.functional.normalize(found, dim=1) * down[: len(found)].norm(dim=1, keepdim=True)

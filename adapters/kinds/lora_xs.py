@@ -41,7 +41,7 @@ class LoraXs(Adapter):
     def __init__(self, spec: Spec, settings: LoraXsSettings) -> None:
         super().__init__(spec, settings)
         rank = min(settings.rank, spec.rows, spec.columns)
-        self.scale, self.begins = settings.scale, settings.start
+        self.scale, self.start_method = settings.scale, settings.start
         self.core = nn.Parameter(torch.zeros(rank, rank))
         self.register_buffer("left", torch.zeros(spec.rows, rank))
         self.register_buffer("right", torch.zeros(rank, spec.columns))
@@ -56,10 +56,10 @@ class LoraXs(Adapter):
 
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
-        matrix = statistics.gradient_matrix() if self.begins == "gradient" else statistics.matrix()
+        matrix = statistics.gradient_matrix() if self.start_method == "gradient" else statistics.matrix()
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         rank = len(self.core)
-        self.left.copy_(u[:, :rank] if self.begins == "gradient" else u[:, :rank] * s[:rank])
+        self.left.copy_(u[:, :rank] if self.start_method == "gradient" else u[:, :rank] * s[:rank])
         self.right.copy_(v[:rank])
 
     def factors(self) -> tuple[Tensor, Tensor]:

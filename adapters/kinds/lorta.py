@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.settings import setting
 from atelier.adapters.core.targets import is_output_projection, role
-from atelier.adapters.kinds.factorize import share
+from atelier.adapters.kinds.factorize import largest_divisor
 from atelier.adapters.kinds.lora import RankSettings
 from atelier.kernels.factor_forms import DenseFactor, Factor, factor_matrices
 from atelier.kernels.tensor_networks import KhatriRaoFactor
@@ -29,7 +29,7 @@ class LortaSettings(RankSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class GroupShape:
     """What the modules of a group have in common."""
 
     model: int   # features on the side without heads
@@ -37,13 +37,13 @@ class Shape:
     taps: int
 
     @classmethod
-    def of(cls, spec: Spec) -> Shape:
+    def of(cls, spec: Spec) -> GroupShape:
         """The shape of a module; one with heads on its input side counts as its transpose."""
         turned = is_output_projection(spec.name) and spec.taps == 1
         return cls(*((spec.rows, spec.features) if turned else (spec.features, spec.rows)), spec.taps)
 
 
-class Group(nn.Module):
+class LortaGroup(nn.Module):
     """The factors all modules of one shape share: ``model [rank, model]``, the others ``[size of the mode, rank]``."""
 
     heads: nn.Parameter
@@ -51,9 +51,9 @@ class Group(nn.Module):
     roles: nn.Parameter
     taps: nn.Parameter
 
-    def __init__(self, shape: Shape, settings: LortaSettings, layers: int, roles: int) -> None:
+    def __init__(self, shape: GroupShape, settings: LortaSettings, layers: int, roles: int) -> None:
         super().__init__()
-        heads = share(shape.wide, settings.heads)
+        heads = largest_divisor(shape.wide, settings.heads)
         self.model = nn.Parameter(torch.empty(settings.rank, shape.model))
         nn.init.kaiming_uniform_(self.model, a=5**0.5)
         self.head = nn.Parameter(torch.zeros(shape.wide // heads, settings.rank))
@@ -80,7 +80,7 @@ class Lorta(Adapter):
     title = "LoRTA"
     settings = LortaSettings
 
-    def __init__(self, spec: Spec, settings: LortaSettings, group: Group, layer: int, place: int) -> None:
+    def __init__(self, spec: Spec, settings: LortaSettings, group: LortaGroup, layer: int, place: int) -> None:
         super().__init__(spec, settings)
         self.scale, self.layer, self.place = settings.scale, layer, place
         self.group = (group,)   # a tuple: torch must count it once, with the set
@@ -88,7 +88,7 @@ class Lorta(Adapter):
     @classmethod
     def create_all(cls, specs: Sequence[Spec], settings: LortaSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         tables = _tables(specs)
-        groups = {shape: Group(shape, settings, max(map(len, roles.values())), len(roles))
+        groups = {shape: LortaGroup(shape, settings, max(map(len, roles.values())), len(roles))
                   for shape, roles in tables.items()}
         adapters: dict[str, Self] = {}
         for shape, roles in tables.items():
@@ -106,7 +106,7 @@ class Lorta(Adapter):
     def total_count(cls, specs: Sequence[Spec], settings: LortaSettings) -> int:
         total = 0
         for shape, roles in _tables(specs).items():
-            heads = share(shape.wide, settings.heads)
+            heads = largest_divisor(shape.wide, settings.heads)
             modes = _modes(heads, max(map(len, roles.values())), len(roles), shape.taps)
             total += settings.rank * (shape.model + shape.wide // heads + sum(modes.values()))
         return total
@@ -124,11 +124,11 @@ class Lorta(Adapter):
         return factor_matrices(*self.structured_factors())
 
 
-def _tables(specs: Sequence[Spec]) -> dict[Shape, dict[str, list[Spec]]]:
+def _tables(specs: Sequence[Spec]) -> dict[GroupShape, dict[str, list[Spec]]]:
     """The groups: by shape, then by role, the modules in the order of the base model."""
-    tables: dict[Shape, dict[str, list[Spec]]] = {}
+    tables: dict[GroupShape, dict[str, list[Spec]]] = {}
     for spec in specs:
-        tables.setdefault(Shape.of(spec), {}).setdefault(role(spec.name), []).append(spec)
+        tables.setdefault(GroupShape.of(spec), {}).setdefault(role(spec.name), []).append(spec)
     return tables
 
 

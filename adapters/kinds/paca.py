@@ -47,7 +47,7 @@ class Paca(Adapter):
         return min(settings.rank, spec.columns) * spec.rows
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return self.up, _picking(self.index, self.spec.columns, self.up)
+        return self.up, _selection_matrix(self.index, self.spec.columns, self.up)
 
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
         if isinstance(module, nn.Linear):
@@ -93,7 +93,7 @@ class S2ft(Adapter):
         return min(settings.rank, _side(spec)) * (spec.rows * spec.columns // _side(spec))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        picking = _picking(self.index, _side(self.spec), self.values)
+        picking = _selection_matrix(self.index, _side(self.spec), self.values)
         return (self.values.T, picking) if self.by_column else (picking.T, self.values)
 
 
@@ -109,6 +109,6 @@ def _side(spec: Spec) -> int:
     return spec.columns if is_output_projection(spec.name) else spec.rows
 
 
-def _picking(index: Tensor, size: int, like: Tensor) -> Tensor:
+def _selection_matrix(index: Tensor, size: int, like: Tensor) -> Tensor:
     """``[r, size]``, one 1 in each row."""
     return F.one_hot(index.long(), size).to(like.dtype)

@@ -22,7 +22,7 @@ class RandloraSettings(RankSettings):
                         low=1, high=1024)
 
 
-class Bases(nn.Module):
+class RandomBases(nn.Module):
     """Random bytes ``wide [longest side, bases · rank]`` and ``narrow [rank, shortest side]``; never trained.
 
     Bytes, not signs: with a small rank there are too few patterns of signs, and columns that share one cost rank.
@@ -52,7 +52,7 @@ class Randlora(Adapter):
     title = "RandLoRA"
     settings = RandloraSettings
 
-    def __init__(self, spec: Spec, settings: RandloraSettings, bases: Bases) -> None:
+    def __init__(self, spec: Spec, settings: RandloraSettings, bases: RandomBases) -> None:
         super().__init__(spec, settings)
         self.scale = settings.scale * 3 / 127**2   # bytes uniform in ±127 have a variance of 127² / 3
         self.bases = (bases,)   # a tuple: torch must count them once, with the set
@@ -66,7 +66,7 @@ class Randlora(Adapter):
         cls, specs: Sequence[Spec], settings: RandloraSettings
     ) -> tuple[Sequence[Self], dict[str, nn.Module]]:
         sides = [sorted((spec.rows, spec.columns)) for spec in specs]
-        bases = Bases(max((long for _, long in sides), default=1), max((short for short, _ in sides), default=1),
+        bases = RandomBases(max((long for _, long in sides), default=1), max((short for short, _ in sides), default=1),
                       settings.rank)
         return [cls(spec, settings, bases) for spec in specs], {"bases": bases}
 

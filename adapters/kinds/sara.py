@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from atelier.adapters.core.base import BaseStatistics, Spec
-from atelier.adapters.kinds.shira import Sparse, SparseSettings
+from atelier.adapters.kinds.shira import SparseAdapter, SparseSettings
 
 
-class Sara(Sparse):
+class Sara(SparseAdapter):
     """ΔW = values at the entries where |W| is smallest   (SaRA, Hu et al. 2024, arXiv 2409.06633).
 
     Shapes: ``values``, ``index``, ``settled`` and ``kept``, all ``[count]``.
@@ -38,7 +38,7 @@ class Sara(Sparse):
 
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
-        self.choose(-statistics.matrix().abs())
+        self.select_largest(-statistics.matrix().abs())
 
     @torch.no_grad()
     def update_mask(self, weight: Tensor) -> None:
@@ -56,4 +56,4 @@ class Sara(Sparse):
         return self.index, self.current()
 
     def delta(self, weight: Tensor) -> Tensor:
-        return self.scattered(self.current()).reshape(weight.shape)
+        return self.scatter_values(self.current()).reshape(weight.shape)

@@ -11,7 +11,7 @@ from atelier.adapters.core.base import Adapter, BaseStatistics, Spec
 from atelier.adapters.core.settings import Settings, setting
 
 
-class Sparse(Adapter):
+class SparseAdapter(Adapter):
     """ΔW = values at ``index``, the flat positions of a matrix of :meth:`area` entries; 0 elsewhere.
 
     A kind says how many and which. The positions are drawn at random here; a kind that chooses them from the base
@@ -23,21 +23,21 @@ class Sparse(Adapter):
     def __init__(self, spec: Spec, settings: Settings, count: int) -> None:
         super().__init__(spec, settings)
         self.values = nn.Parameter(torch.zeros(count))
-        area = self.area(spec)
+        area = self.position_count(spec)
         self.register_buffer("index", _positions(area, count))
 
     @classmethod
-    def area(cls, spec: Spec) -> int:
+    def position_count(cls, spec: Spec) -> int:
         """Number of positions there are to choose from."""
         return spec.rows * spec.columns
 
-    def choose(self, score: Tensor) -> None:
+    def select_largest(self, score: Tensor) -> None:
         """Take the positions where ``score [rows, columns]`` is largest."""
         self.index.copy_(score.flatten().topk(len(self.values)).indices.sort().values)
 
-    def scattered(self, values: Tensor) -> Tensor:
+    def scatter_values(self, values: Tensor) -> Tensor:
         """``values`` at their positions, ``[area]``."""
-        return torch.zeros(self.area(self.spec), dtype=values.dtype, device=values.device).scatter(
+        return torch.zeros(self.position_count(self.spec), dtype=values.dtype, device=values.device).scatter(
             0, self.index.long(), values
         )
 
@@ -46,7 +46,7 @@ class Sparse(Adapter):
         return None
 
     def delta(self, weight: Tensor) -> Tensor:
-        return self.scattered(self.values).reshape(weight.shape)
+        return self.scatter_values(self.values).reshape(weight.shape)
 
 
 def _positions(area: int, count: int) -> Tensor:
@@ -78,7 +78,7 @@ class ShiraSettings(SparseSettings):
                         choices=("random", "magnitude", "gradient", "snip", "structured"))
 
 
-class Shira(Sparse):
+class Shira(SparseAdapter):
     """ΔW = values at chosen entries   (SHiRA, Bhardwaj et al. 2024, arXiv 2406.13175).
 
     Shapes: ``values [count]``, ``index [count]``, the flat positions in W.
@@ -112,13 +112,13 @@ class Shira(Sparse):
     def initialize(self, statistics: BaseStatistics) -> None:
         match self.mask:
             case "magnitude":
-                self.choose(statistics.matrix().abs())
+                self.select_largest(statistics.matrix().abs())
             case "gradient":
-                self.choose(statistics.gradient_matrix().abs())
+                self.select_largest(statistics.gradient_matrix().abs())
             case "snip":
-                self.choose((statistics.matrix() * statistics.gradient_matrix()).abs())
+                self.select_largest((statistics.matrix() * statistics.gradient_matrix()).abs())
             case "structured":
-                self.choose(_diagonal_and_columns(self.spec))
+                self.select_largest(_diagonal_and_columns(self.spec))
 
 
 def _diagonal_and_columns(spec: Spec) -> Tensor:

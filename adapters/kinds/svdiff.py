@@ -13,7 +13,7 @@ from atelier.adapters.core.settings import Settings
 from atelier.adapters.kinds.factorize import modes
 
 
-class Decomposition:
+class CachedSvd:
     """The singular value decomposition of the last weight it was asked for.
 
     It is twice as large as W, so files do not hold it and copies of an adapter share one.
@@ -52,14 +52,14 @@ class Svdiff(Adapter):
     def __init__(self, spec: Spec, settings: Settings) -> None:
         super().__init__(spec, settings)
         self.shift = nn.Parameter(torch.zeros(min(spec.rows, spec.columns)))
-        self.decomposed = Decomposition()
+        self.svd = CachedSvd()
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: Settings) -> int:   # noqa: ARG003
         return min(spec.rows, spec.columns)
 
     def delta(self, weight: Tensor) -> Tensor:
-        u, _, v = self.decomposed(weight, self.shift.dtype)
+        u, _, v = self.svd(weight, self.shift.dtype)
         return ((u * self.shift) @ v).reshape(weight.shape)
 
 
@@ -95,7 +95,7 @@ class Soda(Svdiff):
         return torch.linalg.solve(one + skew, one - skew)
 
     def delta(self, weight: Tensor) -> Tensor:
-        u, s, v = self.decomposed(weight, self.shift.dtype)
+        u, s, v = self.svd(weight, self.shift.dtype)
         sizes = [i for i in modes(self.spec.features) if i > 1]
         turned = (u * (s + self.shift)) @ v
         whole = turned.reshape(self.spec.rows, *sizes, self.spec.taps)

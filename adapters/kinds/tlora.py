@@ -24,7 +24,7 @@ class TloraSettings(RankSettings):
                             choices=("ring", "lora"))
 
 
-class Ring(nn.Module):
+class TensorRing(nn.Module):
     """Δ[o, i] = tr(Π_d outs_d[o_d] · Π_d ins_d[i_d]), with cores ``[mode, rank, rank]``; 0 because ``outs₁`` is."""
 
     def __init__(self, rows: int, columns: int, rank: int) -> None:
@@ -41,7 +41,7 @@ class Ring(nn.Module):
         return torch.einsum("oab,iba->oi", out, back)
 
 
-class LowRank(nn.Module):
+class LowRankResidual(nn.Module):
     """Δ = up @ down, with ``up`` zero at the start."""
 
     def __init__(self, rows: int, columns: int, rank: int) -> None:
@@ -79,7 +79,7 @@ class Tlora(Adapter):
         mixers = torch.eye(ring) + torch.randn(3, ring, ring) / ring   # far from singular, so the trace is not near 0
         mixers[0] /= torch.trace(mixers[0] @ mixers[1] @ mixers[2])
         self.register_buffer("mixers", mixers)
-        residual = Ring if settings.residual == "ring" else LowRank
+        residual = TensorRing if settings.residual == "ring" else LowRankResidual
         self.residual = residual(spec.rows, spec.columns, settings.rank)
 
     @classmethod

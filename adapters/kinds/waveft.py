@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.core.settings import Settings, setting
-from atelier.adapters.kinds.shira import Sparse
+from atelier.adapters.kinds.shira import SparseAdapter
 from atelier.kernels.wavelet import WAVELETS, padded_width, synthesize_averages, synthesize_details
 
 
@@ -28,7 +28,7 @@ class WaveftSettings(SpectralSettings):
     wavelet: str = setting("haar", "Wavelet. Longer ones are smoother.", choices=tuple(WAVELETS))
 
 
-class Waveft(Sparse):
+class Waveft(SparseAdapter):
     """ΔW = gain · Sᵣᵀ C S_c, C zero but for ``values`` at ``index``   (WaveFT, Bilican et al. 2025, arXiv 2505.12532).
 
     S_r, S_c: one level of an orthonormal wavelet transform of the output rows and of the input features, for every tap
@@ -46,17 +46,17 @@ class Waveft(Sparse):
         self.gain, self.wavelet = settings.gain, settings.wavelet
 
     @classmethod
-    def area(cls, spec: Spec) -> int:
+    def position_count(cls, spec: Spec) -> int:
         """Number of coefficients, those of padded rows and features too."""
         return padded_width(spec.rows, 1) * padded_width(spec.features, 1) * spec.taps
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: WaveftSettings) -> int:
-        return min(settings.count, cls.area(spec))
+        return min(settings.count, cls.position_count(spec))
 
     def delta(self, weight: Tensor) -> Tensor:
         spec = self.spec
-        packed = self.scattered(self.values * self.gain).reshape(padded_width(spec.rows, 1), -1, spec.taps)
+        packed = self.scatter_values(self.values * self.gain).reshape(padded_width(spec.rows, 1), -1, spec.taps)
         by_row = self._back(packed)[: spec.rows]
         return self._back(by_row.transpose(0, 1))[: spec.features].transpose(0, 1).reshape(weight.shape)
 
@@ -72,7 +72,7 @@ class WhtSettings(SpectralSettings):
     gain: float = setting(150.0, "Scale of the update, before division by √rows.", low=0)
 
 
-class Wht(Sparse):
+class Wht(SparseAdapter):
     """ΔW = gain / √rows · C H, C zero but for ``values`` at ``index``   (QWHA, Jeon et al. 2025, arXiv 2509.17428).
 
     H: the orthonormal Walsh-Hadamard transform of the input features, for every tap of a kernel alike; only signs.
@@ -91,10 +91,11 @@ class Wht(Sparse):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: WhtSettings) -> int:
-        return min(settings.count, cls.area(spec))
+        return min(settings.count, cls.position_count(spec))
 
     def delta(self, weight: Tensor) -> Tensor:
-        packed = self.scattered(self.values * self.gain).reshape(self.spec.rows, self.spec.features, self.spec.taps)
+        spec = self.spec
+        packed = self.scatter_values(self.values * self.gain).reshape(spec.rows, spec.features, spec.taps)
         return hadamard(packed.transpose(1, 2)).transpose(1, 2).reshape(weight.shape)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from atelier.kernels.fake_quant import top_code
 
 
-class InputLevels(nn.Module):
+class ActivationQuantizers(nn.Module):
     """Step size and zero point of L layers' inputs at T timesteps; one timestep stands for all.
 
     Each timestep is a parameter of its own, so that an optimizer leaves alone those that a step did not use: it
@@ -51,7 +51,7 @@ class InputLevels(nn.Module):
             self._now = torch.stack(steps), torch.stack(zeros)
         self._numbers = []
 
-    def at(self, layer: int, dimensions: int) -> tuple[Tensor, Tensor]:
+    def layer_parameters(self, layer: int, dimensions: int) -> tuple[Tensor, Tensor]:
         """Step size and zero point of a layer's input of so many dimensions: ``[]``, or ``[B, 1, …]``."""
         steps, zeros = self._now or self._row(float(self.timesteps[0]))
         step, zero = steps[..., layer], zeros[..., layer]
@@ -59,7 +59,7 @@ class InputLevels(nn.Module):
             step, zero = (part.reshape(-1, *[1] * (dimensions - 1)) for part in (step, zero))
         return step, zero
 
-    def numbers(self, layer: int) -> tuple[float, int] | None:
+    def scalar_parameters(self, layer: int) -> tuple[float, int] | None:
         """The same as plain numbers, read for all layers at once; None where the pictures of a batch differ."""
         if not self._numbers:
             steps, zeros = self._now or self._row(float(self.timesteps[0]))

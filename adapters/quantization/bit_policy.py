@@ -10,21 +10,22 @@ from torch import nn
 from atelier.adapters.core.settings import SettingError
 
 
-class Bits(NamedTuple):
+class LayerBits(NamedTuple):
     """Of a layer's weight, and of its input; 0 leaves the input as it is."""
 
     weight: int
     inputs: int
 
 
-PRESETS: dict[str, Bits] = {
-    "w8a8": Bits(8, 8), "w4a8": Bits(4, 8), "w4a4": Bits(4, 4), "w2a8": Bits(2, 8), "w8": Bits(8, 0), "w4": Bits(4, 0),
+PRESETS: dict[str, LayerBits] = {
+    "w8a8": LayerBits(8, 8), "w4a8": LayerBits(4, 8), "w4a4": LayerBits(4, 4), "w2a8": LayerBits(2, 8),
+    "w8": LayerBits(8, 0), "w4": LayerBits(4, 0),
 }   # fmt: skip
 # What touches the latents and the timestep decides over everything after it: EfficientDM's code keeps it in 8 bits,
 # without QALoRA. The parts that carry the residual stream past the blocks stay whole.
-_ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2", "add_embedding.linear_1",
-         "add_embedding.linear_2")   # fmt: skip
-_WHOLE = ("conv_shortcut", "downsamplers.0.conv")
+_BOUNDARY_LAYERS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2",
+                    "add_embedding.linear_1", "add_embedding.linear_2")   # fmt: skip
+_UNQUANTIZED = ("conv_shortcut", "downsamplers.0.conv")
 # Inputs whose few largest values a range in 4 bits can't hold: what the gate of a feed-forward lets through (QuEST,
 # arXiv 2402.03666, finds that feed-forwards fail first), and the text's features. EfficientDM's code has no such rule.
 # It costs no byte of a file; docs/LOG.md has what it gives.
@@ -32,7 +33,7 @@ _OUTLIERS = ("attn2.to_k", "attn2.to_v", "ff.net.2")
 HIGH = 8
 
 
-def plan_layers(model: nn.Module, preset: str, *, outliers: bool = True) -> dict[str, Bits]:
+def assign_bits(model: nn.Module, preset: str, *, outliers: bool = True) -> dict[str, LayerBits]:
     """Bits of every Linear and Conv2d that is not kept whole, by its name, in the model's order.
 
     Args:
@@ -46,19 +47,19 @@ def plan_layers(model: nn.Module, preset: str, *, outliers: bool = True) -> dict
     if preset not in PRESETS:
         raise SettingError(f"preset is {preset!r}, but it must be one of: {', '.join(PRESETS)}.")
     low = PRESETS[preset]
-    careful = Bits(low.weight, HIGH) if outliers and low.inputs else low
-    return {name: _high(low) if is_end(name) else careful if name.endswith(_OUTLIERS) else low
-            for name, module in model.named_modules() if _can_be(name, module)}   # fmt: skip
+    careful = LayerBits(low.weight, HIGH) if outliers and low.inputs else low
+    return {name: _to_8_bits(low) if is_boundary_layer(name) else careful if name.endswith(_OUTLIERS) else low
+            for name, module in model.named_modules() if _is_quantizable(name, module)}   # fmt: skip
 
 
-def is_end(name: str) -> bool:
+def is_boundary_layer(name: str) -> bool:
     """Whether a layer belongs to the UNet's ends, which have 8 bits in every preset and learn nothing."""
-    return name in _ENDS
+    return name in _BOUNDARY_LAYERS
 
 
-def raised(
-    plan: Mapping[str, Bits], harm: Mapping[str, float], sizes: Mapping[str, int], share: float
-) -> dict[str, Bits]:
+def raise_sensitive_layers(
+    plan: Mapping[str, LayerBits], harm: Mapping[str, float], sizes: Mapping[str, int], share: float
+) -> dict[str, LayerBits]:
     """The plan with the layers that suffer most in 8 bits, as long as they hold at most ``share`` of the weights.
 
     Args:
@@ -69,18 +70,18 @@ def raised(
     """
     result, room = dict(plan), share * sum(sizes[name] for name in plan)
     for name in sorted(harm, key=lambda each: harm[each] / sizes[each], reverse=True):   # most help for a byte first
-        if plan[name] != _high(plan[name]) and sizes[name] <= room:
-            result[name], room = _high(plan[name]), room - sizes[name]
+        if plan[name] != _to_8_bits(plan[name]) and sizes[name] <= room:
+            result[name], room = _to_8_bits(plan[name]), room - sizes[name]
     return result
 
 
-def _high(bits: Bits) -> Bits:
+def _to_8_bits(bits: LayerBits) -> LayerBits:
     """Weight and input in 8 bits, unless inputs are not rounded at all."""
-    return Bits(HIGH, HIGH if bits.inputs else 0)
+    return LayerBits(HIGH, HIGH if bits.inputs else 0)
 
 
-def _can_be(name: str, module: nn.Module) -> bool:
-    if name.endswith(_WHOLE):
+def _is_quantizable(name: str, module: nn.Module) -> bool:
+    if name.endswith(_UNQUANTIZED):
         return False
     plain = isinstance(module, nn.Conv2d) and module.groups == 1 and not isinstance(module.padding, str)
     return isinstance(module, nn.Linear) or (plain and module.padding_mode == "zeros")

@@ -23,21 +23,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from atelier.adapters.quantization.activation_quantizers import InputLevels
-from atelier.adapters.quantization.bit_policy import Bits, is_end
-from atelier.adapters.quantization.quantizers import weight_levels
+from atelier.adapters.quantization.activation_quantizers import ActivationQuantizers
+from atelier.adapters.quantization.bit_policy import LayerBits, is_boundary_layer
+from atelier.adapters.quantization.quantizers import fit_weight_quantizer
 from atelier.kernels.fake_quant import fake_quant
 
 
-class Switch:
+class FakeQuantSwitch:
     """Shared by the layers of one model."""
 
     def __init__(self) -> None:
         self.on = True
-        self.sparing = False   # make each layer's weight again in the backward pass, instead of keeping it
+        self.recompute_weights = False   # make each layer's weight again in the backward pass, instead of keeping it
 
 
-class Rounding(nn.Module):
+class FakeQuantLayer(nn.Module):
     """What a Linear or Conv2d becomes while it learns."""
 
     weight: nn.Parameter        # the original, frozen
@@ -46,55 +46,55 @@ class Rounding(nn.Module):
     zeros: Tensor               # [out, 1, …], whole numbers; they do not learn
     up: nn.Parameter | None     # [out, rank], zero at the start; the UNet's ends have none
     down: nn.Parameter | None   # [rank, in, …]
-    bits: Bits
-    switch: Switch
-    inputs: InputLevels | None   # of the whole model
-    place: int                   # this layer's in it
+    bits: LayerBits
+    switch: FakeQuantSwitch
+    inputs: ActivationQuantizers | None   # of the whole model
+    input_index: int                 # this layer's in it
 
-    kept: Tensor | None = None   # the rounded weight, see `settled`
+    cached_weight: Tensor | None = None   # the rounded weight, see `cache_quantized_weights`
 
-    def whole(self) -> Tensor:
+    def updated_weight(self) -> Tensor:
         """The weight before rounding, W + up·down, in float32 at least: half precision swallows small updates."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         if self.up is None or self.down is None:
             return weight
         return weight + (self.up @ self.down.flatten(1)).reshape(weight.shape)
 
-    def rounded(self) -> Tensor:
+    def quantized_weight(self) -> Tensor:
         """The weight after it."""
-        if self.kept is not None:
-            return self.kept
-        return fake_quant(self.whole(), self.steps, self.zeros, self.bits.weight).to(self.weight.dtype)
+        if self.cached_weight is not None:
+            return self.cached_weight
+        return fake_quant(self.updated_weight(), self.steps, self.zeros, self.bits.weight).to(self.weight.dtype)
 
-    def rounded_input(self, x: Tensor) -> Tensor:
+    def quantize_input(self, x: Tensor) -> Tensor:
         """The input as the layer sees it."""
         if self.inputs is None or not self.bits.inputs:
             return x
-        return fake_quant(x, *self.inputs.at(self.place, x.ndim), self.bits.inputs)
+        return fake_quant(x, *self.inputs.layer_parameters(self.input_index, x.ndim), self.bits.inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's own operation, rounded or, with the switch off, exactly as it was."""
         if not self.switch.on:
             return self._apply_weight(x, self.weight)
-        if self.switch.sparing and torch.is_grad_enabled():
+        if self.switch.recompute_weights and torch.is_grad_enabled():
             return checkpoint(self._rounded_forward, x, use_reentrant=False)   # type: ignore[return-value]
         return self._rounded_forward(x)
 
     def _rounded_forward(self, x: Tensor) -> Tensor:
-        return self._apply_weight(self.rounded_input(x), self.rounded())
+        return self._apply_weight(self.quantize_input(x), self.quantized_weight())
 
     def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-class RoundingLinear(Rounding, nn.Linear):   # type: ignore[misc]
+class FakeQuantLinear(FakeQuantLayer, nn.Linear):   # type: ignore[misc]
     """A Linear that learns to be rounded."""
 
     def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight, self.bias)
 
 
-class RoundingConv(Rounding, nn.Conv2d):   # type: ignore[misc]
+class FakeQuantConv2d(FakeQuantLayer, nn.Conv2d):   # type: ignore[misc]
     """A Conv2d that learns to be rounded."""
 
     def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class RoundingConv(Rounding, nn.Conv2d):   # type: ignore[misc]
 _LEARNED = ("steps", "up", "down")
 
 
-def make_rounding(model: nn.Module, plan: Mapping[str, Bits], *, rank: int, search: bool) -> Switch:
+def add_fake_quant(model: nn.Module, plan: Mapping[str, LayerBits], *, rank: int, search: bool) -> FakeQuantSwitch:
     """Turn the planned layers of a model into learning ones, in place; their inputs are not rounded yet.
 
     Args:
@@ -117,23 +117,23 @@ def make_rounding(model: nn.Module, plan: Mapping[str, Bits], *, rank: int, sear
         The switch of all of them, on.
     """
     model.requires_grad_(False)
-    switch = Switch()
+    switch = FakeQuantSwitch()
     for name, bits in plan.items():
         layer = model.get_submodule(name)
-        levels = weight_levels(layer.weight, bits.weight, search=search).over(layer.weight.ndim)   # type: ignore[arg-type]
+        levels = fit_weight_quantizer(layer.weight, bits.weight, search=search).broadcast_over(layer.weight.ndim)   # type: ignore[arg-type]
         # So every reference, hook and name of the layer stays as it was.
-        layer.__class__ = RoundingLinear if isinstance(layer, nn.Linear) else RoundingConv   # type: ignore[assignment]
-        assert isinstance(layer, Rounding)
-        layer.bits, layer.switch, layer.inputs, layer.place = bits, switch, None, -1
+        layer.__class__ = FakeQuantLinear if isinstance(layer, nn.Linear) else FakeQuantConv2d   # type: ignore[assignment]
+        assert isinstance(layer, FakeQuantLayer)
+        layer.bits, layer.switch, layer.inputs, layer.input_index = bits, switch, None, -1
         layer.steps = nn.Parameter(levels.steps)
         layer.register_buffer("zeros", levels.zeros)
         layer.up, layer.down = None, None
-        if rank and not is_end(name):
+        if rank and not is_boundary_layer(name):
             _add_pair(layer, rank)
     return switch
 
 
-def _add_pair(layer: Rounding, rank: int) -> None:
+def _add_pair(layer: FakeQuantLayer, rank: int) -> None:
     out, *others = layer.weight.shape
     down = torch.empty(rank, *others, device=layer.weight.device)
     nn.init.kaiming_uniform_(down, a=sqrt(5))
@@ -141,25 +141,25 @@ def _add_pair(layer: Rounding, rank: int) -> None:
     layer.up = nn.Parameter(torch.zeros(out, rank, device=layer.weight.device))
 
 
-def round_inputs(model: nn.Module, inputs: InputLevels) -> None:
+def add_activation_quantizers(model: nn.Module, inputs: ActivationQuantizers) -> None:
     """Give every layer whose plan says so its place among the input levels, in the model's order.
 
     The levels become part of the model, which tells them the timestep of every call.
     """
-    for place, layer in enumerate(layer for layer in rounding_layers(model).values() if layer.bits.inputs):
+    for place, layer in enumerate(layer for layer in find_fake_quant_layers(model).values() if layer.bits.inputs):
         # Past nn.Module's own bookkeeping: it is the model's part, not the layer's.
-        layer.__dict__["inputs"], layer.place = inputs, place
+        layer.__dict__["inputs"], layer.input_index = inputs, place
     model.add_module("input_levels", inputs)
     model.register_forward_pre_hook(inputs.read_timestep, with_kwargs=True)
 
 
-def rounding_layers(model: nn.Module) -> dict[str, Rounding]:
+def find_fake_quant_layers(model: nn.Module) -> dict[str, FakeQuantLayer]:
     """The learning layers of a model by name."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Rounding)}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, FakeQuantLayer)}
 
 
 @contextmanager
-def unrounded(switch: Switch) -> Iterator[None]:
+def disable_fake_quant(switch: FakeQuantSwitch) -> Iterator[None]:
     """The model is its own teacher while this is open."""
     switch.on = False
     try:
@@ -169,22 +169,22 @@ def unrounded(switch: Switch) -> Iterator[None]:
 
 
 @contextmanager
-def settled(model: nn.Module) -> Iterator[None]:
+def cache_quantized_weights(model: nn.Module) -> Iterator[None]:
     """Weights are rounded once and kept while this is open, for drawing and measuring."""
-    layers = rounding_layers(model).values()
+    layers = find_fake_quant_layers(model).values()
     try:
         with torch.no_grad():
             for layer in layers:
-                layer.kept = layer.rounded()
+                layer.cached_weight = layer.quantized_weight()
         yield
     finally:
         for layer in layers:
-            layer.kept = None
+            layer.cached_weight = None
 
 
-def learned(model: nn.Module) -> dict[str, Tensor]:
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Everything that training changes, by name: what a checkpoint holds."""
-    own = {f"{name}.{key}": value for name, layer in rounding_layers(model).items() for key in _LEARNED
+    own = {f"{name}.{key}": value for name, layer in find_fake_quant_layers(model).items() for key in _LEARNED
            if isinstance(value := getattr(layer, key), Tensor)}   # fmt: skip
     inputs: Any = getattr(model, "input_levels", None)
     if inputs is not None:

@@ -23,7 +23,7 @@ LARGEST_INPUT = 255
 _CHANNELS, _SIDE = 8, 4   # of the layer that is asked for known sums: each is of 72 products
 
 
-class Way(NamedTuple):
+class ConvGeometry(NamedTuple):
     """How a kernel goes over its input: for height and width each."""
 
     stride: tuple[int, ...] = (1, 1)
@@ -31,10 +31,10 @@ class Way(NamedTuple):
     dilation: tuple[int, ...] = (1, 1)
 
 
-POINT = Way()
+POINT = ConvGeometry()
 
 
-class Prepared(NamedTuple):
+class PreparedWeight(NamedTuple):
     """A layer's weight in the form that oneDNN wants."""
 
     weight: Any      # oneDNN's own layout
@@ -42,10 +42,12 @@ class Prepared(NamedTuple):
     zeros: Tensor    # [out], all 0
     bias: Tensor     # [out]
     sums: Tensor     # [out], steps · Σ numbers: what an input of 1 adds to every sum
-    way: Way
+    way: ConvGeometry
 
 
-def prepare(numbers: Tensor, steps: Tensor, bias: Tensor | None, way: Way = POINT) -> Prepared | None:
+def prepare_weight(
+    numbers: Tensor, steps: Tensor, bias: Tensor | None, way: ConvGeometry = POINT
+) -> PreparedWeight | None:
     """Make a weight ready, or say that this machine can't multiply it exactly.
 
     Args:
@@ -54,33 +56,33 @@ def prepare(numbers: Tensor, steps: Tensor, bias: Tensor | None, way: Way = POIN
         bias: ``[out]`` or None.
         way: of a convolution.
     """
-    if numbers.device.type != "cpu" or not exact_to(int(numbers.abs().max()) if numbers.numel() else 0):
+    if numbers.device.type != "cpu" or not is_exact(int(numbers.abs().max()) if numbers.numel() else 0):
         return None
     return _prepare(numbers, steps, bias, way)
 
 
-def _prepare(numbers: Tensor, steps: Tensor, bias: Tensor | None, way: Way) -> Prepared:
+def _prepare(numbers: Tensor, steps: Tensor, bias: Tensor | None, way: ConvGeometry) -> PreparedWeight:
     taps = numbers.reshape(*numbers.shape, *[1] * (4 - numbers.ndim))
     packed = torch.ops.onednn.qconv_prepack(taps, steps, 1.0, 0, way.stride, (0, 0), way.dilation, 1, None)
     sums = steps * numbers.flatten(1).sum(1)
     whole = torch.zeros_like(steps) if bias is None else bias.float()
-    return Prepared(packed, steps, torch.zeros(len(steps), dtype=torch.int64), whole, sums, way)
+    return PreparedWeight(packed, steps, torch.zeros(len(steps), dtype=torch.int64), whole, sums, way)
 
 
-def linear(codes: Tensor, step: float, zero: int, layer: Prepared) -> Tensor:
+def onednn_linear(codes: Tensor, step: float, zero: int, layer: PreparedWeight) -> Tensor:
     """uint8 codes ``[…, in]`` → float32 ``[…, out]``: step · steps · Σ (code − zero) · number + bias."""
     pixels = codes.view(1, -1, 1, codes.shape[-1]).permute(0, 3, 1, 2)
     return _sums(pixels, step, zero, layer).permute(0, 2, 3, 1).view(*codes.shape[:-1], -1)
 
 
-def convolution(codes: Tensor, step: float, zero: int, layer: Prepared) -> Tensor:
+def onednn_conv2d(codes: Tensor, step: float, zero: int, layer: PreparedWeight) -> Tensor:
     """The same for ``[B, in, h, w]``, best in ``channels_last``; ``[B, out, h', w']`` is in it."""
     high, wide = layer.way.padding
     padded = F.pad(codes, (wide, wide, high, high), value=zero) if high or wide else codes
     return _sums(padded, step, zero, layer)
 
 
-def _sums(codes: Tensor, step: float, zero: int, layer: Prepared) -> Tensor:
+def _sums(codes: Tensor, step: float, zero: int, layer: PreparedWeight) -> Tensor:
     bias = torch.add(layer.bias, layer.sums, alpha=-step * zero)
     return _operation()(
         codes, step, 0, layer.weight, layer.steps, layer.zeros, bias, layer.way.stride, (0, 0), layer.way.dilation, 1,
@@ -95,7 +97,7 @@ def _operation() -> Any:
 
 
 @cache
-def exact_to(largest: int) -> bool:
+def is_exact(largest: int) -> bool:
     """Whether sums of products of 255 and ± ``largest`` come out right here."""
     if not hasattr(torch.ops.onednn, "qconv_pointwise") or largest > 127:
         return False
@@ -104,7 +106,7 @@ def exact_to(largest: int) -> bool:
     numbers[1] *= -1
     try:
         layer = _prepare(numbers, torch.ones(2), None, POINT)
-        found = convolution(codes.contiguous(memory_format=torch.channels_last), 1.0, 0, layer)
+        found = onednn_conv2d(codes.contiguous(memory_format=torch.channels_last), 1.0, 0, layer)
     except RuntimeError:   # a build of torch without oneDNN, or another signature
         return False
     right = LARGEST_INPUT * largest * numbers[0].numel()

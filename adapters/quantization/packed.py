@@ -20,44 +20,51 @@ from torch import Tensor, nn
 
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, weight_shape
 from atelier.adapters.formats.native import write_tensors
-from atelier.adapters.quantization.activation_quantizers import InputLevels
-from atelier.adapters.quantization.bit_policy import Bits
-from atelier.adapters.quantization.fake_quant_layers import rounding_layers
-from atelier.adapters.quantization.int8 import POINT, Prepared, Way, convolution, linear, prepare
+from atelier.adapters.quantization.activation_quantizers import ActivationQuantizers
+from atelier.adapters.quantization.bit_policy import LayerBits
+from atelier.adapters.quantization.fake_quant_layers import find_fake_quant_layers
+from atelier.adapters.quantization.int8 import (
+    POINT,
+    ConvGeometry,
+    PreparedWeight,
+    onednn_conv2d,
+    onednn_linear,
+    prepare_weight,
+)
 from atelier.kernels.dispatch import twin
 from atelier.kernels.fake_quant import decode, encode, fake_quant
 from atelier.kernels.int8_linear import PackedWeight, int8_linear, pack, unpack
 
 HEADER = "atelier.quant"
 # Products below which asking for whole numbers takes longer than they save (docs/notes/0010).
-WORTH = 4_000_000
+MIN_INTEGER_PRODUCTS = 4_000_000
 _LEVELS = "input_levels"
 
 
-class Packed(QuantizedLayer):
+class PackedLayer(QuantizedLayer):
     """A layer of codes."""
 
     codes: Tensor     # uint8 [⌈out · bits / 8⌉, …]
     steps: Tensor     # [out] float32
     zeros: Tensor     # [out] uint8
     bias: nn.Parameter | None
-    bits: Bits
-    inputs: InputLevels | None = None   # of the whole model; None where inputs stay as they are
-    place: int = -1                     # this layer's in it
-    each: int = 0                           # products of every number of the input
-    whole_numbers: Prepared | None = None   # the weight as this machine's integer arithmetic wants it
-    keeps: bool = False                     # whether the weight stays once it was made
-    made: Tensor | None = None              # the weight, if it was
-    counted: bool = False                   # whether the last call was in whole numbers
+    bits: LayerBits
+    inputs: ActivationQuantizers | None = None   # of the whole model; None where inputs stay as they are
+    input_index: int = -1                   # this layer's in it
+    products_per_input: int = 0                           # products of every number of the input
+    prepared_weight: PreparedWeight | None = None   # the weight as this machine's integer arithmetic wants it
+    caches_weight: bool = False                     # whether the weight stays once it was made
+    cached_weight: Tensor | None = None              # the weight, if it was
+    used_integers: bool = False                   # whether the last call was in whole numbers
 
     @property
     def weight(self) -> Tensor:   # type: ignore[override]
         """The weight that the codes stand for, in the dtype the model computes in."""
-        if self.made is not None:
-            return self.made
+        if self.cached_weight is not None:
+            return self.cached_weight
         made = self._decoded()
-        if self.keeps:
-            self.made = made
+        if self.caches_weight:
+            self.cached_weight = made
         return made
 
     def _decoded(self) -> Tensor:
@@ -77,61 +84,63 @@ class Packed(QuantizedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's own operation on its rounded input."""
-        self.counted = False
+        self.used_integers = False
         if self.inputs is None:
             return super().forward(x)
-        numbers = None if torch.is_grad_enabled() or x.device.type != "cpu" else self.inputs.numbers(self.place)
+        scalar = not torch.is_grad_enabled() and x.device.type == "cpu"
+        numbers = self.inputs.scalar_parameters(self.input_index) if scalar else None
         if numbers is None:
-            return super().forward(fake_quant(x, *self.inputs.at(self.place, x.ndim), self.bits.inputs))
-        if self.whole_numbers is None or x.numel() * self.each < WORTH:
+            parameters = self.inputs.layer_parameters(self.input_index, x.ndim)
+            return super().forward(fake_quant(x, *parameters, self.bits.inputs))
+        if self.prepared_weight is None or x.numel() * self.products_per_input < MIN_INTEGER_PRODUCTS:
             return super().forward(fake_quant(x, *numbers, self.bits.inputs))
-        self.counted = True
-        return self._multiply(encode(x, *numbers, self.bits.inputs), *numbers, self.whole_numbers).to(x.dtype)
+        self.used_integers = True
+        return self._multiply(encode(x, *numbers, self.bits.inputs), *numbers, self.prepared_weight).to(x.dtype)
 
-    def _multiply(self, codes: Tensor, step: float, zero: int, ready: Prepared) -> Tensor:
+    def _multiply(self, codes: Tensor, step: float, zero: int, ready: PreparedWeight) -> Tensor:
         raise NotImplementedError
 
 
-class PackedLinear(Packed, nn.Linear):   # type: ignore[misc]
+class PackedLinear(PackedLayer, nn.Linear):   # type: ignore[misc]
     """A Linear of codes."""
 
     def forward(self, x: Tensor) -> Tensor:   # type: ignore[override]
         """In whole numbers on tensor cores, where there are some; else as every packed layer."""
         if self.inputs and self.bits.inputs == 8 and not torch.is_grad_enabled() and twin("int8_linear", x):
-            step, zero = self.inputs.at(self.place, x.ndim)
+            step, zero = self.inputs.layer_parameters(self.input_index, x.ndim)
             if not step.ndim:
-                self.counted = True
+                self.used_integers = True
                 weight = PackedWeight(self.codes, self.steps, self.zeros, self.bits.weight)
                 return int8_linear(x, step, zero, weight, self.bias)
         return super().forward(x)
 
-    def _multiply(self, codes: Tensor, step: float, zero: int, ready: Prepared) -> Tensor:
-        return linear(codes, step, zero, ready)
+    def _multiply(self, codes: Tensor, step: float, zero: int, ready: PreparedWeight) -> Tensor:
+        return onednn_linear(codes, step, zero, ready)
 
 
-class PackedConv(Packed, nn.Conv2d):   # type: ignore[misc]
+class PackedConv2d(PackedLayer, nn.Conv2d):   # type: ignore[misc]
     """A Conv2d of codes."""
 
-    def _multiply(self, codes: Tensor, step: float, zero: int, ready: Prepared) -> Tensor:
-        return convolution(codes, step, zero, ready)
+    def _multiply(self, codes: Tensor, step: float, zero: int, ready: PreparedWeight) -> Tensor:
+        return onednn_conv2d(codes, step, zero, ready)
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class PackedContents:
     """What the header of a compressed model says."""
 
     preset: str
-    layers: dict[str, Bits]
+    layers: dict[str, LayerBits]
     timesteps: list[int]
 
 
 @torch.no_grad()
 def save_packed(model: nn.Module, path: Path, preset: str, metadata: Mapping[str, str]) -> None:
     """Write a model of learning layers as codes. Nothing of their low-rank pairs remains."""
-    layers = rounding_layers(model)
+    layers = find_fake_quant_layers(model)
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        codes = encode(layer.whole(), layer.steps, layer.zeros, layer.bits.weight)
+        codes = encode(layer.updated_weight(), layer.steps, layer.zeros, layer.bits.weight)
         tensors[f"{name}.codes"] = pack(codes, layer.bits.weight)
         tensors[f"{name}.steps"] = layer.steps.flatten().float()
         tensors[f"{name}.zeros"] = layer.zeros.flatten().to(torch.uint8)
@@ -148,7 +157,7 @@ def save_packed(model: nn.Module, path: Path, preset: str, metadata: Mapping[str
     write_tensors(path, kept, {HEADER: json.dumps(header), **metadata})
 
 
-def read_contents(path: Path) -> Contents:
+def read_packed_contents(path: Path) -> PackedContents:
     """Read what a compressed model's header says.
 
     Raises:
@@ -158,8 +167,8 @@ def read_contents(path: Path) -> Contents:
         header = json.loads((file.metadata() or {}).get(HEADER, "null"))
     if header is None:
         raise ValueError(f"{path.name} is not a compressed model")
-    layers = {name: Bits(*bits) for name, bits in header["layers"].items()}
-    return Contents(header["preset"], layers, header["timesteps"])
+    layers = {name: LayerBits(*bits) for name, bits in header["layers"].items()}
+    return PackedContents(header["preset"], layers, header["timesteps"])
 
 
 def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
@@ -168,19 +177,20 @@ def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
     Raises:
         ValueError: no compressed model, or one of another architecture.
     """
-    contents = read_contents(path)
+    contents = read_packed_contents(path)
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (not a dict)
     inputs = None
     if contents.timesteps:
         bits = [each.inputs for each in contents.layers.values() if each.inputs]
-        inputs = InputLevels(contents.timesteps, tensors.pop(f"{_LEVELS}.steps"), tensors.pop(f"{_LEVELS}.zeros"), bits)
+        steps, zeros = tensors.pop(f"{_LEVELS}.steps"), tensors.pop(f"{_LEVELS}.zeros")
+        inputs = ActivationQuantizers(contents.timesteps, steps, zeros, bits)
     place = 0
     for name, each in contents.layers.items():
         layer = _become(model, name, each)
         if each.inputs:
             # Past nn.Module's own bookkeeping: it is the model's part, not the layer's.
-            layer.__dict__["inputs"], layer.place = inputs, place
+            layer.__dict__["inputs"], layer.input_index = inputs, place
             place += 1
     wrong = sorted(tensors.keys() ^ model.state_dict().keys())
     if wrong:
@@ -194,7 +204,7 @@ def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
         model.register_forward_pre_hook(inputs.read_timestep, with_kwargs=True)
 
 
-def get_ready(model: nn.Module) -> None:
+def prepare_layers(model: nn.Module) -> None:
     """Choose how each packed layer computes on the device it is on, once it is there.
 
     On a CPU, layers compute in whole numbers where this machine does that exactly and they have enough to multiply.
@@ -203,38 +213,38 @@ def get_ready(model: nn.Module) -> None:
     """
     layers = packed_layers(model)
     for layer in layers:
-        layer.keeps, layer.made = layer.codes.device.type == "cpu", None
-        layer.each = prod(layer.shape) // layer.shape[1]
-        layer.whole_numbers = _in_numbers(layer) if layer.inputs is not None and layer.bits.inputs == 8 else None
-    if any(layer.whole_numbers is not None for layer in layers):
+        layer.caches_weight, layer.cached_weight = layer.codes.device.type == "cpu", None
+        layer.products_per_input = prod(layer.shape) // layer.shape[1]
+        layer.prepared_weight = _in_numbers(layer) if layer.inputs is not None and layer.bits.inputs == 8 else None
+    if any(layer.prepared_weight is not None for layer in layers):
         model.to(memory_format=torch.channels_last)   # oneDNN's whole numbers know no other   # type: ignore[call-overload]
 
 
-def _in_numbers(layer: Packed) -> Prepared | None:
+def _in_numbers(layer: PackedLayer) -> PreparedWeight | None:
     codes = unpack(layer.codes, layer.bits.weight, len(layer.steps))
     numbers = (codes.short() - layer.zeros.short().reshape(-1, *[1] * (codes.ndim - 1))).to(torch.int8)
-    way = Way(layer.stride, layer.padding, layer.dilation) if isinstance(layer, nn.Conv2d) else POINT   # type: ignore[arg-type]
-    return prepare(numbers, layer.steps, layer.bias, way)
+    way = ConvGeometry(layer.stride, layer.padding, layer.dilation) if isinstance(layer, nn.Conv2d) else POINT   # type: ignore[arg-type]
+    return prepare_weight(numbers, layer.steps, layer.bias, way)
 
 
-def in_whole_numbers(model: nn.Module) -> tuple[int, int]:
+def count_integer_layers(model: nn.Module) -> tuple[int, int]:
     """How many of the packed layers computed in whole numbers when they were last asked, of how many."""
     layers = packed_layers(model)
-    return sum(layer.counted for layer in layers), len(layers)
+    return sum(layer.used_integers for layer in layers), len(layers)
 
 
-def packed_layers(model: nn.Module) -> list[Packed]:
+def packed_layers(model: nn.Module) -> list[PackedLayer]:
     """The layers of codes, in the model's order."""
-    return [layer for layer in model.modules() if isinstance(layer, Packed)]
+    return [layer for layer in model.modules() if isinstance(layer, PackedLayer)]
 
 
-def _become(model: nn.Module, name: str, bits: Bits) -> Packed:
+def _become(model: nn.Module, name: str, bits: LayerBits) -> PackedLayer:
     """Turn one layer into one of codes, still without them."""
     layer = model.get_submodule(name)
     out, *others = weight_shape(layer)
     del layer.weight
-    layer.__class__ = PackedLinear if isinstance(layer, nn.Linear) else PackedConv   # type: ignore[assignment]
-    assert isinstance(layer, Packed)
+    layer.__class__ = PackedLinear if isinstance(layer, nn.Linear) else PackedConv2d   # type: ignore[assignment]
+    assert isinstance(layer, PackedLayer)
     rows = -(-out * bits.weight // 8)
     for key, shape in (("codes", (rows, *others)), ("steps", (out,)), ("zeros", (out,))):
         layer.register_buffer(key, torch.empty(shape, device="meta"))

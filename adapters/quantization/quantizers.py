@@ -17,32 +17,32 @@ MIDDLE = 128      # zero point of 8-bit weights: code − zero then fits a signe
 LARGEST = 127
 
 
-class Levels(NamedTuple):
+class QuantizerParameters(NamedTuple):
     """Quantizers, one for each row they were chosen from."""
 
     steps: Tensor   # [rows], step sizes, above 0
     zeros: Tensor   # [rows], zero points, whole numbers from 0 to 2^bits − 1
 
-    def over(self, dimensions: int) -> Levels:
+    def broadcast_over(self, dimensions: int) -> QuantizerParameters:
         """The same with ones added to the shape, to go along with a weight of so many dimensions."""
-        return Levels(*(part.reshape(-1, *[1] * (dimensions - 1)) for part in self))
+        return QuantizerParameters(*(part.reshape(-1, *[1] * (dimensions - 1)) for part in self))
 
 
-def weight_levels(weight: Tensor, bits: int, *, search: bool) -> Levels:
+def fit_weight_quantizer(weight: Tensor, bits: int, *, search: bool) -> QuantizerParameters:
     """Levels for each output channel of a weight ``[out, …]``; 8 bits are symmetric about 0 and need no search."""
     rows = weight.detach().flatten(1).float()
     if bits == 8:
         steps = _positive(rows.abs().amax(1) / LARGEST)
-        return Levels(steps, torch.full_like(steps, MIDDLE))
+        return QuantizerParameters(steps, torch.full_like(steps, MIDDLE))
     return _row_levels(rows, bits, _WEIGHT_CUTS if search else range(0), _WEIGHT_POWER)
 
 
-def input_level(values: Tensor, bits: int, *, search: bool) -> Levels:
+def fit_input_quantizer(values: Tensor, bits: int, *, search: bool) -> QuantizerParameters:
     """Levels for a layer's inputs, of which these are some, as a single row."""
     return _row_levels(values.flatten()[None], bits, _INPUT_CUTS if search else range(0), _INPUT_POWER)
 
 
-def _row_levels(rows: Tensor, bits: int, cuts: range, power: float) -> Levels:
+def _row_levels(rows: Tensor, bits: int, cuts: range, power: float) -> QuantizerParameters:
     """Levels for each row of ``[rows, n]``: its whole range, or the one among the cut ones that rounds best.
 
     A range always holds 0, which is then a level of its own: padding and what a ReLU left stay exact.
@@ -57,17 +57,17 @@ def _row_levels(rows: Tensor, bits: int, cuts: range, power: float) -> Levels:
         errors = _errors(rows, levels, bits, power)
         better = errors < least
         least = torch.where(better, errors, least)
-        best = Levels(*(torch.where(better, new, old) for new, old in zip(levels, best, strict=True)))
+        best = QuantizerParameters(*(torch.where(better, new, old) for new, old in zip(levels, best, strict=True)))
     return best
 
 
-def _between(low: Tensor, high: Tensor, bits: int) -> Levels:
+def _between(low: Tensor, high: Tensor, bits: int) -> QuantizerParameters:
     steps = _positive((high - low) / top_code(bits))
-    return Levels(steps, (-low / steps).round().clamp(0, top_code(bits)))
+    return QuantizerParameters(steps, (-low / steps).round().clamp(0, top_code(bits)))
 
 
-def _errors(rows: Tensor, levels: Levels, bits: int, power: float) -> Tensor:
-    steps, zeros = levels.over(2)
+def _errors(rows: Tensor, levels: QuantizerParameters, bits: int, power: float) -> Tensor:
+    steps, zeros = levels.broadcast_over(2)
     off = rows - fake_quant(rows, steps, zeros, bits)
     return (off.square() if power == 2 else off.abs().pow(power)).mean(1)
 

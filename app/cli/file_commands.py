@@ -118,9 +118,9 @@ def extract(arguments: Namespace) -> CommandResult:
 
 
 def _limits(arguments: Namespace) -> Any:
-    from atelier.adapters.formats.low_rank import Limits
+    from atelier.adapters.formats.low_rank import LowRankLimits
 
-    return Limits(arguments.energy, arguments.rank)
+    return LowRankLimits(arguments.energy, arguments.rank)
 
 
 def _adapter_result(card: Any) -> CommandResult:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from atelier.adapters.formats.compatibility import verdicts
-from atelier.adapters.formats.detect import Contents, look
-from atelier.adapters.formats.foreign_metadata import sampler
-from atelier.adapters.formats.safetensors_header import read_entries
+from atelier.adapters.formats.compatibility import check_tools
+from atelier.adapters.formats.detect import AdapterContents, detect
+from atelier.adapters.formats.foreign_metadata import find_sampler
+from atelier.adapters.formats.safetensors_header import read_safetensors_header
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
@@ -18,10 +18,10 @@ def inspect_file(path: Path) -> dict[str, Any]:
         FileError: it is no adapter, or one that can't be used; says what it is.
     """
     try:
-        own = read_entries(path)
+        own = read_safetensors_header(path)
     except (OSError, ValueError):
-        return _foreign(path, look(path))   # says what is wrong with it
-    return _native(path, own.metadata) if "atelier.kind" in own.metadata else _foreign(path, look(path))
+        return _foreign(path, detect(path))   # says what is wrong with it
+    return _native(path, own.metadata) if "atelier.kind" in own.metadata else _foreign(path, detect(path))
 
 
 def _native(path: Path, entries: dict[str, str]) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def _native(path: Path, entries: dict[str, str]) -> dict[str, Any]:
     return {"file": path.name, "form": "Atelier's own", **facts, "bytes": path.stat().st_size}
 
 
-def _foreign(path: Path, contents: Contents) -> dict[str, Any]:
-    rules = verdicts(contents.shapes, contents.family)
+def _foreign(path: Path, contents: AdapterContents) -> dict[str, Any]:
+    rules = check_tools(contents.shapes, contents.family)
     return {
         "file": path.name,
         "form": ", ".join(f"{name} ({count} layers)" for name, count in contents.algorithms.items()),
@@ -39,7 +39,7 @@ def _foreign(path: Path, contents: Contents) -> dict[str, Any]:
         "ranks": ", ".join(map(str, contents.ranks[:10])),
         "trigger": contents.trigger,
         "tags": ", ".join(f"{tag} ({count})" for tag, count in contents.tags[:10]),
-        "made for sampler": sampler(path, contents.metadata),
+        "made for sampler": find_sampler(path, contents.metadata),
         "bytes": path.stat().st_size,
         "loads in": {tool: f"{verdict.answer}{f': {verdict.reason}' if verdict.reason else ''}"
                      for tool, verdict in rules.items()},

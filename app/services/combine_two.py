@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.formats.native import load_adapter, read_header
-from atelier.adapters.fusion.break_for_make_halves import strengthened
-from atelier.adapters.fusion.pairwise import as_lora
+from atelier.adapters.fusion.break_for_make_halves import scale_halves
+from atelier.adapters.fusion.pairwise import to_lora
 from atelier.app.jobs.jobs import find_run
 from atelier.app.store.home import Home, HomeError, explain_write_errors, new_name
 from atelier.app.store.library import AdapterCard, find_adapter
@@ -98,7 +98,7 @@ def combine(home: Home, recipe: CombineJob) -> Iterator[Stepped | AdapterCard]:
             made = news
     assert made is not None
     if recipe.method == "break-for-make":
-        made = strengthened(made, content=recipe.strengths[0], style=recipe.strengths[1])
+        made = scale_halves(made, content=recipe.strengths[0], style=recipe.strengths[1])
     yield find_adapter(home, _save(home, recipe, model, made).stem)
 
 
@@ -108,7 +108,7 @@ def _loaded_pair(
     """Both adapters, each at its strength; Break-for-Make's halves get theirs in the end."""
     loaded = [load_adapter(card.path, model.device) for card in (recipe.content, recipe.style)]
     if recipe.method != "break-for-make" and recipe.strengths != (1, 1):
-        loaded = [as_lora(model.models(), part, s) for part, s in zip(loaded, recipe.strengths, strict=True)]
+        loaded = [to_lora(model.models(), part, s) for part, s in zip(loaded, recipe.strengths, strict=True)]
     content, style = (AdapterExamples(*pair) for pair in zip(loaded, taught, strict=True))
     return content, style
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from atelier.adapters.fusion.methods import DEFAULT
+from atelier.adapters.fusion.methods import DEFAULT_METHOD
 from atelier.app.services.engine import Engine, FileEntry
 from atelier.app.store.gallery import GalleryPicture, find_picture, make_recipe, read_recipe, save_picture
 from atelier.app.store.home import Home, HomeError
@@ -25,7 +25,7 @@ from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import AUTO
 
 if TYPE_CHECKING:
-    from atelier.adapters.fusion.gates import Record
+    from atelier.adapters.fusion.gates import GateRecord
 
 RecipePicture = tuple[Image.Image, dict[str, Any]]   # a picture, and the recipe it was drawn by
 
@@ -105,7 +105,7 @@ def with_sampler(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]
 
 
 def draw(
-    engine: Engine, checked: CheckedJob, *, batch_size: int = 0, record: Record | None = None,
+    engine: Engine, checked: CheckedJob, *, batch_size: int = 0, record: GateRecord | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_latent_preview: Callable[[list[Image.Image]], None] | None = None,
 ) -> Iterator[RecipePicture]:   # fmt: skip
@@ -126,7 +126,7 @@ def draw(
     for first in range(0, request.count, batch_size or request.count):
         count = min(batch_size or request.count, request.count - first)
         batch = replace(request, seed=request.seed + first, count=count)
-        pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT, record=record,
+        pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT_METHOD, record=record,
                                on_step=on_step, on_latent_preview=on_latent_preview)   # fmt: skip
         yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
 

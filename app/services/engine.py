@@ -14,7 +14,7 @@ from PIL import Image
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
-from atelier.adapters.fusion.methods import DEFAULT, as_one, combined, is_one_file
+from atelier.adapters.fusion.methods import DEFAULT_METHOD, can_fuse, combine, fuse_adapters
 from atelier.app.store.mixes import MixEntry
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.device import best_device
@@ -24,7 +24,7 @@ from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.sample import DrawRequest, draw
 
 if TYPE_CHECKING:   # what only one method needs is imported there: `atelier draw` waits for every import
-    from atelier.adapters.fusion.gates import GateSet, Record
+    from atelier.adapters.fusion.gates import GateRecord, GateSet
     from atelier.adapters.fusion.interference import Interference
     from atelier.training.sampling.fidelity import Fidelity
 
@@ -56,9 +56,9 @@ class Engine:
         return self._base is not None and self._base[0] == base
 
     def draw(
-        self, base: str, adapters: Sequence[FileEntry], request: DrawRequest, method: str = DEFAULT, *,
+        self, base: str, adapters: Sequence[FileEntry], request: DrawRequest, method: str = DEFAULT_METHOD, *,
         on_step: Callable[[int, int], None] | None = None,
-        on_latent_preview: Callable[[list[Image.Image]], None] | None = None, record: Record | None = None,
+        on_latent_preview: Callable[[list[Image.Image]], None] | None = None, record: GateRecord | None = None,
     ) -> list[Image.Image]:   # fmt: skip
         """Draw ``request.count`` pictures in one batch.
 
@@ -78,7 +78,7 @@ class Engine:
             model = self._model(base)
             parts = [entry.part(self._adapter(path)) for path, entry in adapters if entry.strength]
             gates = _gates(model) if method == "gated" else None
-            mix = combined(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
+            mix = combine(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
             return draw(model, request, mix, on_step, on_latent_preview=on_latent_preview, cache=self._cache)
 
     def draw_grid(
@@ -99,7 +99,7 @@ class Engine:
         Raises:
             BaseError, BasisError, FileError, MountError, SettingError: as loading, mixing and drawing do.
         """
-        from atelier.adapters.fusion.batched_strengths import blended
+        from atelier.adapters.fusion.batched_strengths import combine_batched
 
         one = replace(request, count=1)
         keys = [(base, *map(_file_key, adapters), method, one, pair) for pair in strengths]
@@ -108,7 +108,7 @@ class Engine:
             if new:
                 model = self._model(base)
                 content, style = (self._adapter(path) for path in adapters)
-                mixed = blended(model.models(), content, style, method, list(new.values())).to(model.device)
+                mixed = combine_batched(model.models(), content, style, method, list(new.values())).to(model.device)
                 one_each = replace(request, count=len(new))
                 drawn = draw(model, one_each, Mix(((mixed, 1.0),)), same_seed=True, cache=self._cache)
                 self._grid_pictures.update(zip(new, drawn, strict=True))
@@ -125,12 +125,12 @@ class Engine:
         Raises:
             BaseError, FileError, MountError: as loading and mounting do.
         """
-        from atelier.adapters.fusion.interference import interference
+        from atelier.adapters.fusion.interference import measure_interference
 
         with self._lock:
             model = self._model(base)
             mix = Mix(tuple((self._adapter(path), entry.strength) for path, entry in adapters))
-            return interference(model.models(), mix)
+            return measure_interference(model.models(), mix)
 
     def can_fuse(self, adapters: Sequence[FileEntry], method: str) -> bool:
         """Whether one adapter can do what several do by this method.
@@ -139,7 +139,7 @@ class Engine:
             FileError: a file can't be read.
         """
         with self._lock:
-            return is_one_file([entry.part(self._adapter(path)) for path, entry in adapters], method)
+            return can_fuse([entry.part(self._adapter(path)) for path, entry in adapters], method)
 
     def fuse(
         self, base: str, adapters: Sequence[FileEntry], method: str, prompt: str
@@ -158,9 +158,9 @@ class Engine:
         with self._lock:
             model = self._model(base)
             parts = [entry.part(self._adapter(path)) for path, entry in adapters]
-            one = as_one(model.models(), parts, method)
+            one = fuse_adapters(model.models(), parts, method)
             # What DARE and TIES leave out is what they are for; a cut rank is a loss.
-            whole = combined(model.models(), parts, "sum" if method in ("svd", "concat") else method)
+            whole = combine(model.models(), parts, "sum" if method in ("svd", "concat") else method)
             assert isinstance(whole, Mix)
             return one, unet_error(model, whole, Mix(((one, 1.0),)), prompt)
 

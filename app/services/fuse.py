@@ -10,7 +10,7 @@ from PIL import Image
 
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.native import save_adapter
-from atelier.adapters.fusion.gates import Record
+from atelier.adapters.fusion.gates import GateRecord
 from atelier.adapters.fusion.interference import Interference
 from atelier.adapters.fusion.methods import METHODS
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
@@ -33,7 +33,7 @@ def proposed_adapters(home: Home, prompt: str) -> list[Proposal]:
 
 
 def draw_mix(
-    home: Home, engine: Engine, mix: SavedMix, steps: int = LIVE_STEPS, record: Record | None = None
+    home: Home, engine: Engine, mix: SavedMix, steps: int = LIVE_STEPS, record: GateRecord | None = None
 ) -> Image.Image:
     """One picture of a Mix.
 

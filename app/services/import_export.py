@@ -11,14 +11,20 @@ from pathlib import Path
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.formats.detect import Contents
+from atelier.adapters.formats.detect import AdapterContents
 from atelier.adapters.formats.export import ExportReport, export_mix
-from atelier.adapters.formats.foreign_metadata import NO_NAMES, sampler
-from atelier.adapters.formats.low_rank import EXACT, Limits, WeightOf, fused
-from atelier.adapters.formats.native import content_hash, load_adapter, read_metadata, read_own, save_adapter
-from atelier.adapters.formats.read_foreign import read_foreign, untrained
+from atelier.adapters.formats.foreign_metadata import NO_NAMES, find_sampler
+from atelier.adapters.formats.low_rank import EXACT, LowRankLimits, WeightOf, mix_to_lora
+from atelier.adapters.formats.native import (
+    content_hash,
+    load_adapter,
+    read_metadata,
+    read_native_metadata,
+    save_adapter,
+)
+from atelier.adapters.formats.read_foreign import count_zero_layers, read_foreign
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.formats.tiny import Shrunk, shrink
+from atelier.adapters.formats.tiny import TinyReport, shrink
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.store.home import MAX_NAME, Home, HomeError, explain_write_errors, new_name
 from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters
@@ -55,7 +61,7 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
     """
     wanted = new_name(home, name) if name else _name_from(path)
     if _is_own(path):
-        adapters, notes, metadata = load_adapter(path), (), read_own(path)
+        adapters, notes, metadata = load_adapter(path), (), read_native_metadata(path)
     else:
         adapters, contents = read_foreign(path)
         notes, metadata = _notes(adapters, contents), _metadata(contents, path)
@@ -85,19 +91,19 @@ def _name_from(path: Path) -> str:
     return re.sub(r"-+", "-", plain).strip(" -_")[:MAX_NAME] or "imported"
 
 
-def _notes(adapters: AdapterSet, contents: Contents) -> tuple[str, ...]:
-    empty = untrained(adapters)
+def _notes(adapters: AdapterSet, contents: AdapterContents) -> tuple[str, ...]:
+    empty = count_zero_layers(adapters)
     said = f"{empty} of its {len(adapters)} layers change nothing: they contain only zeros, as before training."
     return (*contents.notes, *([said] if empty else []))
 
 
-def _metadata(contents: Contents, path: Path) -> dict[str, str]:
+def _metadata(contents: AdapterContents, path: Path) -> dict[str, str]:
     theirs = {key: value for key, value in contents.metadata.items() if key.startswith(("ss_", "modelspec."))}
     if sum(map(len, theirs.values())) > MAX_METADATA_CHARACTERS:
         theirs = {key: value for key, value in theirs.items() if len(value) < 1000}
     own = {"atelier.family": contents.family, "atelier.trigger": contents.trigger,
            "atelier.algorithms": ", ".join(contents.algorithms), "atelier.created": _now(),
-           "atelier.sampler": sampler(path, contents.metadata)}   # fmt: skip
+           "atelier.sampler": find_sampler(path, contents.metadata)}   # fmt: skip
     return {**theirs, **own}
 
 
@@ -106,7 +112,7 @@ def _now() -> str:
 
 
 def export_adapters(
-    parts: Sequence[CardStrength], form: str, out: Path, precision: str = "fp32", *, limits: Limits = EXACT,
+    parts: Sequence[CardStrength], form: str, out: Path, precision: str = "fp32", *, limits: LowRankLimits = EXACT,
     base: str = "", recipe: bool = False,
 ) -> tuple[Path, ExportReport]:   # fmt: skip
     """Write adapters as one file for another tool; into a folder, the file is named after the first.
@@ -145,7 +151,7 @@ def unet_error(parts: Sequence[CardStrength], exported: Path, base: str = "") ->
     return compare(model, mix, exported, suggested_prompt(parts[0][0])).unet_error
 
 
-def export_tiny(parts: Sequence[CardStrength], out: Path, bits: int) -> Shrunk:
+def export_tiny(parts: Sequence[CardStrength], out: Path, bits: int) -> TinyReport:
     """Write one adapter in a few bits a value, for Atelier.
 
     Raises:
@@ -194,7 +200,7 @@ def _base(parts: Sequence[CardStrength], base: str) -> str:
 
 
 def merge_adapters(
-    home: Home, parts: Sequence[CardStrength], name: str, limits: Limits = EXACT, base: str = ""
+    home: Home, parts: Sequence[CardStrength], name: str, limits: LowRankLimits = EXACT, base: str = ""
 ) -> AdapterCard:
     """Several adapters at their strengths as one new adapter of the library, a LoRA; or one with another rank.
 
@@ -212,7 +218,7 @@ def merge_adapters(
     words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
              "atelier.subject": ", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject)),
              "modelspec.merged_from": made_of, "modelspec.thumbnail": first.thumbnail}   # fmt: skip
-    return _save_to_library(home, wanted, fused(mix, weight_of, limits), {
+    return _save_to_library(home, wanted, mix_to_lora(mix, weight_of, limits), {
         "atelier.family": first.family, "atelier.base": first.base, "atelier.title": first.title, **words})
 
 
@@ -224,7 +230,7 @@ def _base_required(card: AdapterCard) -> WeightOf:
     return weight_of   # type: ignore[return-value]   # it never returns
 
 
-def extract_adapter(home: Home, tuned: str, base: str, name: str, limits: Limits = EXACT) -> AdapterCard:
+def extract_adapter(home: Home, tuned: str, base: str, name: str, limits: LowRankLimits = EXACT) -> AdapterCard:
     """What turns one base model into another, as a new adapter of the library.
 
     Raises:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from atelier.adapters.formats.native import data_hash, read_own
+from atelier.adapters.formats.native import data_hash, read_native_metadata
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.app.store.health import FileState, problems
 from atelier.app.store.home import Home, HomeError, explain_write_errors, new_name, safe_name, time_id, time_of_id
@@ -171,7 +171,7 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | UnreadableFile:
     # The time and size are arguments so that a changed file is read again.
     path = Path(name)
     try:
-        text = read_own(path)
+        text = read_native_metadata(path)
     except FileError as error:
         return UnreadableFile(path, str(error))
     thumbnail, pictures = text.get("modelspec.thumbnail", ""), text.get("atelier.pictures", "")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from atelier.adapters.core.base import AdapterSet
-from atelier.adapters.fusion.curves import Line
-from atelier.adapters.fusion.live import Part
+from atelier.adapters.fusion.curves import StrengthCurve
+from atelier.adapters.fusion.live import WeightedAdapter
 from atelier.adapters.fusion.methods import METHODS
 from atelier.app.store.home import Home, HomeError, safe_name, write_whole
 from atelier.training.config.train_config import EMBEDDED
@@ -31,10 +31,10 @@ class MixEntry:
     curve: tuple[float, ...] = ()    # handles at even distances over drawing, 0 … 1; none: always the same
     region: tuple[str, ...] = ()     # rows of 0 and 1, where it acts; none: everywhere
 
-    def part(self, adapters: AdapterSet) -> Part:
+    def part(self, adapters: AdapterSet) -> WeightedAdapter:
         """The same with the adapter itself."""
         region = torch.tensor([[float(mark) for mark in row] for row in self.region]) if self.region else None
-        return Part(adapters, self.strength, Line(self.curve) if self.curve else None, region)
+        return WeightedAdapter(adapters, self.strength, StrengthCurve(self.curve) if self.curve else None, region)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

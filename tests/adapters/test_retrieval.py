@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from atelier.adapters.core.base import AdapterSet, BaseStatistics, Spec
-from atelier.adapters.formats.low_rank import lora_of
+from atelier.adapters.formats.low_rank import lora_from_factors
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
-from atelier.adapters.retrieval import RetrieveError, Retriever, Sizes, load_retriever, save_retriever
+from atelier.adapters.retrieval import RetrieveError, Retriever, RetrieverSizes, load_retriever, save_retriever
 
 BLOCK = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
 SHAPES = {"attn1.to_q": (10, 10), "attn2.to_k": (10, 12), "attn2.to_v": (10, 12), "attn2.to_out.0": (10, 10)}
 LAYERS = [Spec(f"{BLOCK}.{name}", shape) for name, shape in SHAPES.items()]
 OTHER = Spec("unet.conv_in", (10, 4, 3, 3))
-SIZES = Sizes(12, echo=6, view=2, width=8, heads=2)
+SIZES = RetrieverSizes(12, echo=6, view=2, width=8, heads=2)
 WEIGHTS = {spec.name: torch.randn(spec.shape, generator=torch.Generator().manual_seed(i))
            for i, spec in enumerate([*LAYERS, OTHER])}   # fmt: skip
 
@@ -68,9 +68,10 @@ def test_one_change_has_one_embedding_however_it_is_written(
     plain = pairs()
     again = {spec: rewrite(*pair) for spec, pair in plain.items()}
     # The rewritten factors are rounded to float32, which is all that may be left of the difference.
-    assert_close(embedded(retriever, lora_of(again)), embedded(retriever, lora_of(plain)), rtol=0, atol=3e-6)
-    others = embedded(retriever, lora_of(pairs(seed=2)))
-    assert (others - embedded(retriever, lora_of(plain))).norm() > 0.1
+    once, twice = (embedded(retriever, lora_from_factors(pairs)) for pairs in (plain, again))
+    assert_close(twice, once, rtol=0, atol=3e-6)
+    others = embedded(retriever, lora_from_factors(pairs(seed=2)))
+    assert (others - embedded(retriever, lora_from_factors(plain))).norm() > 0.1
 
 
 def test_alpha_is_folded_into_the_change(retriever: Retriever):
@@ -98,7 +99,7 @@ def test_a_kind_and_the_lora_that_does_the_same_are_alike(retriever: Retriever, 
     adapters.requires_grad_(False)
     dense = {spec: adapters[spec.name].delta(WEIGHTS[spec.name]).flatten(1) for spec in LAYERS}
     assert all(change.any() for change in dense.values())
-    same = lora_of({spec: (change, torch.eye(spec.columns)) for spec, change in dense.items()})
+    same = lora_from_factors({spec: (change, torch.eye(spec.columns)) for spec, change in dense.items()})
     assert_close(embedded(retriever, adapters), embedded(retriever, same), rtol=0, atol=2e-5)
 
 
@@ -106,14 +107,14 @@ def test_layers_that_are_missing_or_do_nothing_take_no_part(retriever: Retriever
     some, changed = pairs(layers=LAYERS[:2]), pairs()
     zero = {spec: some.get(spec, (torch.zeros(spec.rows, 1), torch.zeros(1, spec.columns))) for spec in LAYERS}
     foreign = {**some, **pairs(layers=[OTHER])}
-    expected = embedded(retriever, lora_of(some))
-    assert expected.isfinite().all() and (expected - embedded(retriever, lora_of(changed))).norm() > 0.05
-    for adapters in (lora_of(zero), lora_of(foreign)):
+    expected = embedded(retriever, lora_from_factors(some))
+    assert expected.isfinite().all() and (expected - embedded(retriever, lora_from_factors(changed))).norm() > 0.05
+    for adapters in (lora_from_factors(zero), lora_from_factors(foreign)):
         assert_close(embedded(retriever, adapters), expected, rtol=0, atol=1e-6)
 
 
 def test_what_can_not_be_compared_says_so(retriever: Retriever):
-    other_layers = (lora_of(pairs(layers=[OTHER])), lora_of(pairs(layers=LAYERS[:1])))
+    other_layers = (lora_from_factors(pairs(layers=[OTHER])), lora_from_factors(pairs(layers=LAYERS[:1])))
     for adapters in (*other_layers, create_adapters("lora", {}, LAYERS)):
         with pytest.raises(RetrieveError, match="no layer"):
             embedded(retriever, adapters)
@@ -124,7 +125,7 @@ def test_embeddings_have_length_one_and_words_end_where_they_end(retriever: Retr
     said[0, 1:4], said[1, 1:6] = True, True
     words = retriever.encode_words(features, said)
     assert_close(words.norm(dim=1), torch.ones(2).double())
-    assert_close(embedded(retriever, lora_of(pairs())).norm(), torch.tensor(1.0))
+    assert_close(embedded(retriever, lora_from_factors(pairs())).norm(), torch.tensor(1.0))
     features[0, 4:] = 100.0   # behind the end
     features[0, 0] = 100.0    # before the words
     assert_close(retriever.encode_words(features, said), words)
@@ -132,12 +133,13 @@ def test_embeddings_have_length_one_and_words_end_where_they_end(retriever: Retr
 
 def test_an_adapter_is_nearest_to_the_words_that_it_answers_to():
     """Without any training: a change along one direction of text features scores highest with that direction."""
-    retriever = Retriever(LAYERS, Sizes(12, echo=12, view=1, width=8, heads=2)).double().requires_grad_(False)
+    retriever = Retriever(LAYERS, RetrieverSizes(12, echo=12, view=1, width=8, heads=2)).double().requires_grad_(False)
     for probes in (retriever.echo.probes, retriever.echo.word_probes):
         probes.copy_(torch.eye(12))
     words = torch.linalg.qr(torch.randn(12, 12).double())[0][:5]
     readers = [spec for spec in LAYERS if spec.columns == 12]
-    sets = [lora_of({spec: (torch.randn(spec.rows, 1), word[None].float()) for spec in readers}) for word in words]
+    sets = [lora_from_factors({spec: (torch.randn(spec.rows, 1), word[None].float()) for spec in readers})
+            for word in words]
     seen = retriever.echo.words(words[:, None], torch.ones(5, 1, dtype=torch.bool))
     length = seen.shape[1]
     scores = torch.stack([embedded(retriever, adapters)[:length].double() for adapters in sets]) @ seen.T
@@ -149,7 +151,7 @@ def test_a_retriever_comes_back_from_its_file(retriever: Retriever, tmp_path):
     save_retriever(path, retriever, {"family": "embedded"})
     again, known = load_retriever(path)
     assert known["family"] == "embedded" and again.sizes == SIZES and list(again.layers) == LAYERS
-    adapters = lora_of(pairs())
+    adapters = lora_from_factors(pairs())
     # Half precision in the file moves the embedding a little.
     assert (embedded(again, adapters) - embedded(retriever, adapters)).norm() < 5e-3
     path.write_bytes(path.read_bytes()[:-50])

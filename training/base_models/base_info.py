@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atelier.adapters.formats.safetensors_header import Entry
+from atelier.adapters.formats.safetensors_header import TensorEntry
 from atelier.training.config.train_config import EMBEDDED
 
 # The width of the text features the cross-attention reads tells the families apart.
@@ -111,7 +111,7 @@ def check_inputs(base: str, channels: int, latent: int) -> None:
                         "text-to-image model of the same family.")
 
 
-def precision_of(tensors: Iterable[Entry]) -> str:
+def precision_of(tensors: Iterable[TensorEntry]) -> str:
     """What most of the weights are stored in."""
     sizes: dict[str, int] = {}
     for entry in tensors:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, quantize_to_int8
-from atelier.adapters.quantization.packed import get_ready, load_packed
+from atelier.adapters.quantization.packed import load_packed, prepare_layers
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo, read_json
 from atelier.training.base_models.device import best_device, has_own_memory
 from atelier.training.base_models.identify import hub_folder, identify
@@ -174,7 +174,7 @@ def load(
     for part in parts.values():
         if isinstance(part, nn.Module):
             part.to(target).eval().requires_grad_(False)
-    get_ready(parts["unet"])
+    prepare_layers(parts["unet"])
     save_less_for_backward(parts["unet"])
     return BaseModel(info, **parts, offload_to=CpuOffload() if has_own_memory(target) else None)
 

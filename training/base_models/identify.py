@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from atelier.adapters.formats.safetensors_header import HeaderError, read_entries
-from atelier.adapters.quantization.packed import read_contents
+from atelier.adapters.formats.safetensors_header import HeaderError, read_safetensors_header
+from atelier.adapters.quantization.packed import read_packed_contents
 from atelier.training.base_models.base_info import (
     PACKED_UNET,
     BaseError,
@@ -108,6 +108,6 @@ def _precision(folder: Path) -> str:
     for path in sorted((folder / "unet").glob("*.safetensors")):
         with suppress(HeaderError, ValueError):
             if path.name == PACKED_UNET:
-                return read_contents(path).preset
-            return precision_of(read_entries(path).tensors.values())
+                return read_packed_contents(path).preset
+            return precision_of(read_safetensors_header(path).tensors.values())
     return ""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from atelier.adapters.formats.safetensors_header import Entry, HeaderError, read_entries
+from atelier.adapters.formats.safetensors_header import HeaderError, TensorEntry, read_safetensors_header
 from atelier.training.base_models.base_info import (
     TITLES,
     BaseError,
@@ -68,7 +68,7 @@ def identify_file(base: str, path: Path) -> BaseInfo:
         BaseError: not a checkpoint of a supported family, or one without all its parts.
     """
     try:
-        header = read_entries(path)
+        header = read_safetensors_header(path)
     except HeaderError as error:
         raise BaseError(f"{base} {error}") from None
     tensors = header.tensors
@@ -146,12 +146,12 @@ def clip_tokenizer(pad: str) -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, pad_token=pad, model_max_length=77)
 
 
-def _text_width(tensors: Mapping[str, Entry]) -> int:
+def _text_width(tensors: Mapping[str, TensorEntry]) -> int:
     names = (name for name in tensors if name.startswith(_UNET) and name.endswith("attn2.to_k.weight"))
     return next((tensors[name].shape[-1] for name in names), 0)
 
 
-def _check_parts(base: str, tensors: Mapping[str, Entry], family: str) -> None:
+def _check_parts(base: str, tensors: Mapping[str, TensorEntry], family: str) -> None:
     cure = "Use the full checkpoint."
     if not any(name.startswith(_VAE) for name in tensors):
         raise BaseError(f"{base} has no VAE, the part that turns latents into pictures. {cure}")
@@ -162,7 +162,7 @@ def _check_parts(base: str, tensors: Mapping[str, Entry], family: str) -> None:
             raise BaseError(f"{base} has {what}, but {TITLES[family]} needs one of width {width}. {cure}")
 
 
-def _prediction(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Entry], family: str) -> str:
+def _prediction(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, TensorEntry], family: str) -> str:
     """The prediction type. Weights don't tell it: metadata, a ``.yaml`` file of the same name or trainers' marks do."""
     text = metadata.get("modelspec.prediction_type", "")
     with suppress(OSError):
@@ -174,7 +174,7 @@ def _prediction(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, E
     return "v_prediction" if "v_pred" in tensors else "epsilon"
 
 
-def _what_else(tensors: Mapping[str, Entry]) -> str:
+def _what_else(tensors: Mapping[str, TensorEntry]) -> str:
     """What a safetensors file is that holds no UNet of the original layout."""
     for part, what in _OTHERS.items():
         if any(part in name for name in tensors):

@@ -15,7 +15,15 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.export import PRECISIONS
-from atelier.adapters.formats.low_rank import EXACT, Change, Limits, Pair, WeightOf, lora_of, nearest
+from atelier.adapters.formats.low_rank import (
+    EXACT,
+    LowRankLimits,
+    Pair,
+    WeightChange,
+    WeightOf,
+    lora_from_factors,
+    nearest_low_rank,
+)
 from atelier.adapters.formats.native import write_tensors
 from atelier.training.base_models.base_info import TITLES, BaseError
 from atelier.training.base_models.base_model import BaseModel, load
@@ -86,7 +94,7 @@ def _write_folder(model: BaseModel, out: Path, dtype: torch.dtype) -> int:
 
 
 @torch.no_grad()
-def extract_lora(tuned: str, base: str, limits: Limits = EXACT) -> AdapterSet:
+def extract_lora(tuned: str, base: str, limits: LowRankLimits = EXACT) -> AdapterSet:
     """The difference of two base models, ``tuned`` − ``base``, as one LoRA over every linear layer and convolution.
 
     Raises:
@@ -101,10 +109,10 @@ def extract_lora(tuned: str, base: str, limits: Limits = EXACT) -> AdapterSet:
     for spec in find_targets(old.models(), "all"):
         dense = new_weight(spec.name) - old_weight(spec.name)
         if dense.any():
-            pairs[spec], _ = nearest(Change(spec, dense=dense), limits)
+            pairs[spec], _ = nearest_low_rank(WeightChange(spec, dense=dense), limits)
     if not pairs:
         raise BaseError(f"{tuned} and {base} have the same weights, so there is nothing to extract.")
-    return lora_of(pairs)
+    return lora_from_factors(pairs)
 
 
 def _weights_by_name(model: BaseModel) -> WeightOf:

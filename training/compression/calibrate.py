@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.quantization.activation_quantizers import InputLevels
-from atelier.adapters.quantization.bit_policy import Bits, is_end
-from atelier.adapters.quantization.fake_quant_layers import Switch, rounding_layers, unrounded
-from atelier.adapters.quantization.quantizers import input_level
+from atelier.adapters.quantization.activation_quantizers import ActivationQuantizers
+from atelier.adapters.quantization.bit_policy import LayerBits, is_boundary_layer
+from atelier.adapters.quantization.fake_quant_layers import FakeQuantSwitch, disable_fake_quant, find_fake_quant_layers
+from atelier.adapters.quantization.quantizers import fit_input_quantizer
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.data.latent_cache import encode_text, tokenize
 
@@ -37,14 +37,14 @@ class Student:
     """A model whose weights and inputs can be rounded (student) or not (teacher), and what it is validated on."""
 
     model: BaseModel
-    switch: Switch
-    plan: dict[str, Bits]
+    switch: FakeQuantSwitch
+    plan: dict[str, LayerBits]
     held_out: list[UnetCall]
 
 
 @torch.no_grad()
 def trajectory(
-    model: BaseModel, switch: Switch, prompts: Sequence[str], steps: int, generator: torch.Generator
+    model: BaseModel, switch: FakeQuantSwitch, prompts: Sequence[str], steps: int, generator: torch.Generator
 ) -> Iterator[UnetCall]:
     """Draw ``prompts`` with the teacher from pure noise, and yield every call of its UNet.
 
@@ -58,7 +58,7 @@ def trajectory(
         text = encode_text(model, tokenize(model, [""] * len(prompts) + list(prompts)))
     for t in model.scheduler.timesteps.tolist():
         noisy = torch.cat([x, x])
-        with unrounded(switch):
+        with disable_fake_quant(switch):
             prediction = predict_at(model, noisy, t, text)
         yield UnetCall(t, noisy, text, prediction)
         unconditional, conditional = prediction.float().chunk(2)
@@ -91,8 +91,8 @@ def relative_errors(model: BaseModel, calls: Sequence[UnetCall]) -> dict[int, fl
 
 @torch.no_grad()
 def input_levels(
-    model: BaseModel, switch: Switch, calls: Sequence[UnetCall], timesteps: Sequence[int], *, search: bool
-) -> InputLevels | None:
+    model: BaseModel, switch: FakeQuantSwitch, calls: Sequence[UnetCall], timesteps: Sequence[int], *, search: bool
+) -> ActivationQuantizers | None:
     """Quantizers of all layers' inputs, initially the same at every timestep; None where no input is rounded.
 
     Args:
@@ -102,16 +102,16 @@ def input_levels(
         timesteps: those that get an entry of their own.
         search: whether ranges are searched, or taken whole.
     """
-    layers = {name: layer for name, layer in rounding_layers(model.unet).items() if layer.bits.inputs}
+    layers = {name: layer for name, layer in find_fake_quant_layers(model.unet).items() if layer.bits.inputs}
     if not layers:
         return None
-    with unrounded(switch), _record_inputs(layers) as seen:
+    with disable_fake_quant(switch), _record_inputs(layers) as seen:
         for call in calls:
             predict_at(model, call.noisy, call.timestep, call.text)
     bits = [layer.bits.inputs for layer in layers.values()]
-    found = [input_level(torch.cat(seen[name]), b, search=search) for name, b in zip(layers, bits, strict=True)]
+    found = [fit_input_quantizer(torch.cat(seen[name]), b, search=search) for name, b in zip(layers, bits, strict=True)]
     steps, zeros = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return InputLevels(timesteps, steps, zeros, bits).to(model.device)
+    return ActivationQuantizers(timesteps, steps, zeros, bits).to(model.device)
 
 
 @contextmanager
@@ -131,16 +131,16 @@ def _record_inputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[T
 
 
 @torch.no_grad()
-def sensitivity_by_layer(model: BaseModel, switch: Switch, calls: Sequence[UnetCall]) -> dict[str, float]:
+def sensitivity_by_layer(model: BaseModel, switch: FakeQuantSwitch, calls: Sequence[UnetCall]) -> dict[str, float]:
     """The error in the UNet's prediction when one layer alone is rounded; without first and last, which keep 8 bits."""
-    layers, alone, off = rounding_layers(model.unet), Switch(), Switch()
+    layers, alone, off = find_fake_quant_layers(model.unet), FakeQuantSwitch(), FakeQuantSwitch()
     off.on = False
     try:
         for layer in layers.values():
             layer.switch = off
         sensitivity: dict[str, float] = {}
         for name, layer in layers.items():
-            if not is_end(name):
+            if not is_boundary_layer(name):
                 layer.switch = alone
                 sensitivity[name] = sum(float(distillation_error(model, call)) for call in calls) / len(calls)
                 layer.switch = off
@@ -151,13 +151,13 @@ def sensitivity_by_layer(model: BaseModel, switch: Switch, calls: Sequence[UnetC
 
 
 @torch.no_grad()
-def error_by_layer(model: BaseModel, switch: Switch, calls: Sequence[UnetCall]) -> dict[str, float]:
+def error_by_layer(model: BaseModel, switch: FakeQuantSwitch, calls: Sequence[UnetCall]) -> dict[str, float]:
     """‖rounded − whole‖ / ‖whole‖ of each layer's own output, on its inputs when the teacher draws."""
-    layers = rounding_layers(model.unet)
+    layers = find_fake_quant_layers(model.unet)
     sums = {name: [0.0, 0.0] for name in layers}
 
     def look(layer: Any, args: tuple[Any, ...], output: Tensor, *, name: str) -> None:
-        layer.switch = Switch()
+        layer.switch = FakeQuantSwitch()
         rounded = type(layer).forward(layer, args[0])
         layer.switch = switch
         sums[name][0] += float((rounded - output).float().square().sum())
@@ -167,11 +167,11 @@ def error_by_layer(model: BaseModel, switch: Switch, calls: Sequence[UnetCall]) 
         for name, layer in layers.items():
             stack.enter_context(layer.register_forward_hook(partial(look, name=name)))
         for call in calls:
-            with unrounded(switch):
+            with disable_fake_quant(switch):
                 predict_at(model, call.noisy, call.timestep, call.text)
     return {name: (off / whole) ** 0.5 if whole else 0.0 for name, (off, whole) in sums.items()}
 
 
-def weights_by_layer(model: nn.Module, plan: Mapping[str, Bits]) -> dict[str, int]:
+def weights_by_layer(model: nn.Module, plan: Mapping[str, LayerBits]) -> dict[str, int]:
     """Number of weights of each layer in the plan."""
     return {name: model.get_submodule(name).weight.numel() for name in plan}   # type: ignore[union-attr, operator]

@@ -18,8 +18,8 @@ from atelier.adapters.attach.merge import merge
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer
 from atelier.adapters.formats.native import load_adapter
-from atelier.adapters.quantization.bit_policy import Bits, plan_layers, raised
-from atelier.adapters.quantization.fake_quant_layers import make_rounding, round_inputs
+from atelier.adapters.quantization.bit_policy import LayerBits, assign_bits, raise_sensitive_layers
+from atelier.adapters.quantization.fake_quant_layers import add_activation_quantizers, add_fake_quant
 from atelier.adapters.quantization.packed import save_packed
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo
 from atelier.training.base_models.base_model import BaseModel, load
@@ -79,21 +79,21 @@ def compress(
 
 def make_student(model: BaseModel, config: CompressConfig) -> Student:
     """Turn a model into its own student, calibrated on drawings of its own."""
-    plan = plan_layers(model.unet, config.preset, outliers=config.outliers)
+    plan = assign_bits(model.unet, config.preset, outliers=config.outliers)
     _round_others_to_half(model.unet, plan)
     student = _calibrated(model, config, plan)
     if config.mixed:
         calls = student.held_out[:: max(1, len(student.held_out) // SENSITIVITY_CALLS)]
         sensitivity = sensitivity_by_layer(model, student.switch, calls)
-        plan = raised(plan, sensitivity, weights_by_layer(model.unet, plan), config.mixed)
+        plan = raise_sensitive_layers(plan, sensitivity, weights_by_layer(model.unet, plan), config.mixed)
         student = _calibrated(model, config, plan)
-    student.switch.sparing = config.sparing
+    student.switch.recompute_weights = config.recompute_weights
     return student
 
 
-def _calibrated(model: BaseModel, config: CompressConfig, plan: dict[str, Bits]) -> Student:
+def _calibrated(model: BaseModel, config: CompressConfig, plan: dict[str, LayerBits]) -> Student:
     torch.manual_seed(config.seed)   # of the pairs' initial values
-    switch = make_rounding(model.unet, plan, rank=config.rank if config.steps else 0, search=config.search)
+    switch = add_fake_quant(model.unet, plan, rank=config.rank if config.steps else 0, search=config.search)
     prompts = prompts_of(config, model.info)
     seen, held_out = (
         list(trajectory(model, switch, _cycle_prompts(prompts, seed, config.pictures), config.timesteps,
@@ -103,12 +103,12 @@ def _calibrated(model: BaseModel, config: CompressConfig, plan: dict[str, Bits])
     timesteps = [call.timestep for call in seen] if config.per_timestep else [0]
     inputs = input_levels(model, switch, seen, timesteps, search=config.search)
     if inputs is not None:
-        round_inputs(model.unet, inputs)
+        add_activation_quantizers(model.unet, inputs)
     return Student(model, switch, plan, held_out)
 
 
 @torch.no_grad()
-def _round_others_to_half(unet: nn.Module, plan: dict[str, Bits]) -> None:
+def _round_others_to_half(unet: nn.Module, plan: dict[str, LayerBits]) -> None:
     """Layers that are not quantized are stored in float16. Rounded now, they are the same for teacher and student."""
     quantized = {f"{name}.weight" for name in plan}
     for name, parameter in unet.named_parameters():
@@ -158,7 +158,7 @@ def write_compressed(model: BaseModel, config: CompressConfig, out: Path) -> Pat
 
 def planned_bytes(unet: nn.Module, preset: str) -> tuple[int, int]:
     """Bytes of a UNet in float16, and compressed: counted from its shapes, before anything is made."""
-    plan = plan_layers(unet, preset)
+    plan = assign_bits(unet, preset)
     whole = 2 * sum(parameter.numel() for parameter in unet.parameters())
     packed = whole
     for name, each in plan.items():

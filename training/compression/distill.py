@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.quantization.fake_quant_layers import Switch, learned, rounding_layers
+from atelier.adapters.quantization.fake_quant_layers import FakeQuantSwitch, find_fake_quant_layers, trained_tensors
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.compression.calibrate import UnetCall, distillation_error, trajectory
 from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated
@@ -55,8 +55,9 @@ class Distillation:
     """One run. Iterate over :meth:`events`; afterwards the model holds the best state that was measured."""
 
     def __init__(
-        self, model: BaseModel, switch: Switch, config: DistillationConfig, held_out: Sequence[UnetCall], folder: Path
-    ) -> None:
+        self, model: BaseModel, switch: FakeQuantSwitch, config: DistillationConfig, held_out: Sequence[UnetCall],
+        folder: Path,
+    ) -> None:   # fmt: skip
         self.model, self.switch, self.config, self.folder = model, switch, config, folder
         self.held_out = held_out
         self.optimizer = make_optimizer(model.unet, config)
@@ -154,13 +155,13 @@ class Distillation:
         loss = sum(float(distillation_error(self.model, call)) for call in self.held_out) / len(self.held_out)
         best = loss < self.best_loss
         if best:
-            self.best = {name: value.detach().cpu().clone() for name, value in learned(self.model.unet).items()}
+            self.best = {name: value.detach().cpu().clone() for name, value in trained_tensors(self.model.unet).items()}
             self.best_step, self.best_loss = self.step, loss
         return Validated(self.step, loss, best)
 
     def _save(self) -> Saved:
         state = TrainingState(
-            weights={name: value.detach().cpu().clone() for name, value in learned(self.model.unet).items()},
+            weights={name: value.detach().cpu().clone() for name, value in trained_tensors(self.model.unet).items()},
             best=self.best,
             generator=self.trajectory_start,
             optimizer=self.optimizer.state_dict(),
@@ -178,7 +179,8 @@ def make_optimizer(unet: nn.Module, config: DistillationConfig) -> torch.optim.A
     AdamW does not depend on the scale of gradients, so EfficientDM's scale-aware *gradients* would change nothing; as
     in its code, the learning rate follows the layer's mean step size.
     """
-    layers = [layer for layer in rounding_layers(unet).values() if layer.up is not None and layer.down is not None]
+    layers = [layer for layer in find_fake_quant_layers(unet).values()
+              if layer.up is not None and layer.down is not None]
     means = [float(layer.steps.detach().mean()) for layer in layers]
     overall_mean = sum(means) / len(means) if means else 0.0
     factor = (OFFICIAL_UPDATES / max(1, config.steps)) ** LR_EXPONENT
@@ -200,12 +202,12 @@ def make_optimizer(unet: nn.Module, config: DistillationConfig) -> torch.optim.A
 
 @torch.no_grad()
 def _clamp_step_sizes(unet: nn.Module) -> None:
-    for layer in rounding_layers(unet).values():
+    for layer in find_fake_quant_layers(unet).values():
         layer.steps.clamp_(min=MIN_STEP_SIZE)
 
 
 @torch.no_grad()
 def _load_values(unet: nn.Module, values: dict[str, Tensor]) -> None:
-    own = learned(unet)
+    own = trained_tensors(unet)
     for name, value in values.items():
         own[name].copy_(value)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from atelier.adapters.quantization.fake_quant_layers import Switch, unrounded
-from atelier.adapters.quantization.packed import in_whole_numbers
+from atelier.adapters.quantization.fake_quant_layers import FakeQuantSwitch, disable_fake_quant
+from atelier.adapters.quantization.packed import count_integer_layers
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.compression.calibrate import Student, error_by_layer, relative_errors
 from atelier.training.config.compress_config import CompressConfig
@@ -37,14 +37,14 @@ class ComparisonPictures:
     whole_numbers: tuple[int, int]   # layers that computed in integers, and the number of all
 
 
-def draw_pairs(model: BaseModel, switch: Switch, out: Path, config: CompressConfig) -> ComparisonPictures:
+def draw_pairs(model: BaseModel, switch: FakeQuantSwitch, out: Path, config: CompressConfig) -> ComparisonPictures:
     """Draw with the base model, and with the compressed one as it is loaded from its folder."""
     prompts = _prompts(model, config)
-    with unrounded(switch):
+    with disable_fake_quant(switch):
         before, slow = _draw_all(model, prompts, config.timesteps)
     compressed = load(str(out), model.device, model.dtype)
     after, fast = _draw_all(compressed, prompts, config.timesteps)
-    return ComparisonPictures(prompts, before, after, (slow, fast), in_whole_numbers(compressed.unet))
+    return ComparisonPictures(prompts, before, after, (slow, fast), count_integer_layers(compressed.unet))
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:

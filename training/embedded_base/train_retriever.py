@@ -21,9 +21,9 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.formats.low_rank import Change, Limits, Pair, WeightOf, nearest
+from atelier.adapters.formats.low_rank import LowRankLimits, Pair, WeightChange, WeightOf, nearest_low_rank
 from atelier.adapters.formats.native import data_hash, load_adapter
-from atelier.adapters.retrieval import Look, Retriever, Sizes, save_retriever
+from atelier.adapters.retrieval import ProbeResponse, Retriever, RetrieverSizes, save_retriever
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
 from atelier.training.base_models.weights import weight_lookup
@@ -47,7 +47,7 @@ class Stack:
     ups: dict[str, Tensor]
     downs: dict[str, Tensor]
 
-    def look(self, chosen: Tensor, keep: Tensor | None = None) -> Look:
+    def look(self, chosen: Tensor, keep: Tensor | None = None) -> ProbeResponse:
         """Send probes through the chosen ones; ``keep [layers, B]`` leaves layers out, in the order of the stack."""
         kept = dict(zip(self.ups, keep if keep is not None else torch.ones(len(self.ups), 1), strict=True))
 
@@ -75,8 +75,10 @@ def _pair(adapter: Adapter, weight_of: WeightOf) -> Pair:
     factors = adapter.factors()
     if factors is None:
         dense = adapter.delta(weight_of(adapter.spec.name)).flatten(1)
-        return nearest(Change(adapter.spec, dense=dense), Limits(None, RANK))[0]
-    return factors if factors[1].shape[0] <= RANK else nearest(Change(adapter.spec, factors), Limits(None, RANK))[0]
+        return nearest_low_rank(WeightChange(adapter.spec, dense=dense), LowRankLimits(None, RANK))[0]
+    if factors[1].shape[0] <= RANK:
+        return factors
+    return nearest_low_rank(WeightChange(adapter.spec, factors), LowRankLimits(None, RANK))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Said:
         return self.features[chosen, which], self.said[chosen, which]
 
 
-def teach(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: Sizes, steps: int = STEPS) -> Retriever:
+def teach(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: RetrieverSizes, steps: int = STEPS) -> Retriever:
     """Train both readings on a stack, each by itself: the one that learns by heart would leave the other no work."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -137,7 +139,7 @@ def contrast(scores: Tensor, same: Tensor) -> Tensor:
     return F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)
 
 
-def begun(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: Sizes) -> Retriever:
+def begun(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: RetrieverSizes) -> Retriever:
     """A fresh retriever whose echo needs no lesson: probes along which prompts differ, and what is usual taken off."""
     retriever = Retriever(layers, sizes)
     rows = said.features[said.said]
@@ -209,7 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return stack([load_adapter(file) for file in files], layers, weight_of), Said.read(prompt_encoder, chosen)
 
     back = those(exhibits[::KEPT_BACK])
-    retriever = teach(*those([e for i, e in enumerate(exhibits) if i % KEPT_BACK]), layers, Sizes(prompt_encoder.width))
+    sizes = RetrieverSizes(prompt_encoder.width)
+    retriever = teach(*those([e for i, e in enumerate(exhibits) if i % KEPT_BACK]), layers, sizes)
     retriever.share.fill_(best_share(retriever, *back))
     retriever.chance.copy_(chance(retriever, *back))
     options.out.parent.mkdir(parents=True, exist_ok=True)

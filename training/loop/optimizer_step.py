@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from atelier.adapters.initialization.lora_pro import correct
+from atelier.adapters.initialization.lora_pro import apply_lora_pro
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.loop.distributed import ProcessGroup
@@ -46,7 +46,7 @@ def apply_gradients(
             optimizer.step()   # skipped inside, too; it makes the scaler lower its scale
         return
     if config.whole_gradient:
-        correct(recipe.adapters)
+        apply_lora_pro(recipe.adapters)
     recipe.reshape_gradients()
     if config.clip:
         accelerator.clip_grad_norm_(list(recipe.adapters.parameters()), config.clip)

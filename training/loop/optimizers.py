@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from atelier.adapters.core.base import AdapterSet
-from atelier.adapters.initialization.lora_pro import plus_groups
+from atelier.adapters.initialization.lora_pro import lora_plus_groups
 from atelier.training.config.train_config import TrainConfig
 
 COMPANION_LR_RATIO = 0.1
@@ -31,7 +31,7 @@ def make_optimizer(
         parameters = [{"params": own, "ratio": lr_ratio},
                       {"params": list(companions), "ratio": lr_ratio * COMPANION_LR_RATIO}]   # fmt: skip
     elif config.up_speed != 1:
-        parameters = plus_groups(adapters, config.up_speed)
+        parameters = lora_plus_groups(adapters, config.up_speed)
     if config.optimizer == "prodigy":
         import prodigyopt
 

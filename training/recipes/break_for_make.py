@@ -17,9 +17,9 @@ import torch
 from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.fusion.break_for_make_halves import strengthened
-from atelier.adapters.initialization.lora_pro import precondition
-from atelier.adapters.kinds.break_for_make import Split
+from atelier.adapters.fusion.break_for_make_halves import scale_halves
+from atelier.adapters.initialization.lora_pro import apply_scaled_gradients
+from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
@@ -52,12 +52,12 @@ def half_recipe(
     text = PromptEmbeddingCache(model, adapters)
     text.precompute([*data.subject, *data.prior, *(example for one in companions for example in one)])
     each = max(1, config.batch // 4)   # of every companion set
-    halves = [adapter for adapter in adapters if isinstance(adapter, Split)]
+    halves = [adapter for adapter in adapters if isinstance(adapter, BreakForMake)]
 
     def microstep(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> Losses:
         together = torch.rand((), generator=generator).item() < COMPANION_SHARE
         for half in halves:   # stays so until the next microstep: gradient checkpointing runs the model again
-            half.muted = "" if together else OTHER_ROLE[role]
+            half.disabled_role = "" if together else OTHER_ROLE[role]
         batch = dreambooth.sample_subject_and_prior(model, data, config, generator)
         positions = group.shard(len(batch.examples))
         losses = dreambooth.losses(batch_losses(model, config, batch, text, positions), batch, positions, config)
@@ -68,7 +68,7 @@ def half_recipe(
         return replace(losses, companion=companion_losses.sum() / len(others.examples))
 
     def alone(weights: AdapterSet) -> AdapterSet:
-        return strengthened(weights, content=float(role == "content"), style=float(role == "style"))
+        return scale_halves(weights, content=float(role == "content"), style=float(role == "style"))
 
     return replace(
         plain,
@@ -76,7 +76,7 @@ def half_recipe(
         stages=None,   # a microstep decides on the CPU which half learns
         validate=lambda weights: plain.validate(alone(weights)),
         preview=lambda weights, step, prompt: plain.preview(alone(weights), step, prompt),
-        companions=[half.owned_by(OTHER_ROLE[role]) for half in halves],
+        companions=[half.trainable_half(OTHER_ROLE[role]) for half in halves],
         lr_ratio=LR_RATIO[role],
         finalize=alone,
     )
@@ -111,7 +111,7 @@ def joint_recipe(
         adapters=adapters,
         mount=lambda: mount(model.models(), Mix(((adapters, 1.0),))),
         microstep=microstep,
-        reshape_gradients=lambda: precondition(adapters),
+        reshape_gradients=lambda: apply_scaled_gradients(adapters),
     )
 
 

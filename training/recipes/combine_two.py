@@ -14,9 +14,9 @@ from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.fusion.break_for_make_halves import unite
-from atelier.adapters.fusion.pairwise import added, as_lora, averaged, projected
-from atelier.adapters.fusion.ziplora import overlap, zipped
+from atelier.adapters.fusion.break_for_make_halves import combine_halves
+from atelier.adapters.fusion.pairwise import k_lora_mean, np_lora, sum_adapters, to_lora
+from atelier.adapters.fusion.ziplora import create_ziplora, mixer_similarity
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.events import Event
 from atelier.training.config.train_config import TrainConfig
@@ -51,7 +51,7 @@ def combine_adapters(
     models, parts = model.models(), (content.adapters, style.adapters)
     match method:
         case "break-for-make":
-            united = unite(*parts).requires_grad_(True)
+            united = combine_halves(*parts).requires_grad_(True)
             if config is not None:
                 recipe = joint_recipe(model, united, content.examples, style.examples, config)
                 united = yield from _train(model, recipe, config)
@@ -59,15 +59,15 @@ def combine_adapters(
         case "zip":
             if config is None:
                 raise SettingError("steps is 0, but the method zip needs training. Use at least 1 step.")
-            mixers = zipped(models, *parts)
+            mixers = create_ziplora(models, *parts)
             recipe = ziplora_recipe(model, mixers, content, style, config)
-            yield as_lora(models, (yield from _train(model, recipe, config)))
+            yield to_lora(models, (yield from _train(model, recipe, config)))
         case "sum":
-            yield added(models, *parts)
+            yield sum_adapters(models, *parts)
         case "np":
-            yield projected(models, *parts)
+            yield np_lora(models, *parts)
         case "k":
-            yield averaged(models, *parts)
+            yield k_lora_mean(models, *parts)
         case _:
             raise SettingError(f"There is no method {method!r}. The methods are: {', '.join(METHOD_STEPS)}.")
 
@@ -92,7 +92,7 @@ def ziplora_recipe(
             _output_difference(model, batch, text, mixers, part.adapters)
             for batch, part in zip(batches, (content, style), strict=True)
         ])   # fmt: skip
-        return Losses(differences.sum(), OVERLAP_WEIGHT * overlap(mixers))
+        return Losses(differences.sum(), OVERLAP_WEIGHT * mixer_similarity(mixers))
 
     return Recipe(mixers, nullcontext, microstep)   # mounted inside, in turn with the adapter it is compared with
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from atelier.adapters.kinds.break_for_make import SplitSettings
+from atelier.adapters.kinds.break_for_make import BreakForMakeSettings
 from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.identify import identify
@@ -48,7 +48,7 @@ def role_of(config: TrainConfig) -> str:
     """``content`` or ``style`` where one half of a split adapter is trained; empty for everything else."""
     if config.kind != "split":
         return ""
-    settings = SplitSettings.from_dict(config.adapter)
+    settings = BreakForMakeSettings.from_dict(config.adapter)
     return "" if settings.role == "both" else settings.role
 
 

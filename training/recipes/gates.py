@@ -20,8 +20,8 @@ from torch import Tensor
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.settings import SettingError, Settings, setting
 from atelier.adapters.fusion.gates import GateSet
-from atelier.adapters.fusion.live import Fusion, Part, fusing
-from atelier.adapters.fusion.methods import as_one
+from atelier.adapters.fusion.live import Fusion, WeightedAdapter, mount_fusion
+from atelier.adapters.fusion.methods import fuse_adapters
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
@@ -79,14 +79,14 @@ def gate_recipe(
     count = model.scheduler.config.num_train_timesteps
     commons: dict[tuple[int, int], AdapterSet] = {}
 
-    def parts(pair: tuple[int, int]) -> tuple[Part, ...]:
-        both = tuple(Part(lessons[i].adapters) for i in pair)
+    def parts(pair: tuple[int, int]) -> tuple[WeightedAdapter, ...]:
+        both = tuple(WeightedAdapter(lessons[i].adapters) for i in pair)
         if not own.common_rank:
             return both
         key = (min(pair), max(pair))
         if key not in commons:
             commons[key] = common_adapter(model, [lessons[i].adapters for i in key], own.common_rank)
-        return (*both, Part(commons[key]))
+        return (*both, WeightedAdapter(commons[key]))
 
     def microstep(generator: torch.Generator) -> Losses:
         pair = random_pair(len(lessons), generator)
@@ -96,12 +96,12 @@ def gate_recipe(
         captions = exchange_captions(other.examples, lessons[pair[1]].examples, generator)
         other_prompts = replace(other, examples=captions)
         fusion = Fusion(parts(pair), gates)
-        right = prediction_errors(model, own_prompts, text, fusing(model.models(), fusion)).mean()
+        right = prediction_errors(model, own_prompts, text, mount_fusion(model.models(), fusion)).mean()
         if not own.hinge_weight:
             return Losses(right, torch.zeros_like(right))
         with torch.no_grad():
             base_errors = prediction_errors(model, other_prompts, text, nullcontext())
-        wrong = prediction_errors(model, other_prompts, text, fusing(model.models(), fusion))
+        wrong = prediction_errors(model, other_prompts, text, mount_fusion(model.models(), fusion))
         return Losses(right, own.hinge_weight * hinge_loss(wrong, base_errors, own.margin).mean())
 
     learner: Any = gates   # the loop asks of it what it asks of adapters: parameters and tensors
@@ -122,8 +122,8 @@ def scene_recipe(model: BaseModel, gates: GateSet, scenes: Sequence[Scene], conf
         batch = random_batch(scene.examples, config.batch, count, generator)
         with torch.no_grad():
             base_errors = prediction_errors(model, batch, text, nullcontext())
-        fusion = Fusion(tuple(Part(one) for one in scene.adapters), gates)
-        loss = (prediction_errors(model, batch, text, fusing(model.models(), fusion)) / base_errors).mean()
+        fusion = Fusion(tuple(WeightedAdapter(one) for one in scene.adapters), gates)
+        loss = (prediction_errors(model, batch, text, mount_fusion(model.models(), fusion)) / base_errors).mean()
         return Losses(loss, torch.zeros_like(loss))
 
     learner: Any = gates
@@ -135,7 +135,7 @@ def common_adapter(model: BaseModel, adapters: Sequence[AdapterSet], rank: int) 
 
     It is active while gates learn, as in the paper, and not when they are used.
     """
-    return as_one(model.models(), [Part(one) for one in adapters], "svd", rank)
+    return fuse_adapters(model.models(), [WeightedAdapter(one) for one in adapters], "svd", rank)
 
 
 def random_pair(count: int, generator: torch.Generator) -> tuple[int, int]:

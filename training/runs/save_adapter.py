@@ -12,8 +12,8 @@ from PIL import Image
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.formats.native import save_adapter
-from atelier.adapters.fusion.break_for_make_halves import basis
-from atelier.adapters.kinds.break_for_make import Split
+from atelier.adapters.fusion.break_for_make_halves import basis_hash
+from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
@@ -47,8 +47,8 @@ def save_with_metadata(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": config.to_toml(without=("pictures",)),
     }
-    if result.kind == Split.kind:
-        known["basis"] = basis(result)   # halves with the same one fit together
+    if result.kind == BreakForMake.kind:
+        known["basis"] = basis_hash(result)   # halves with the same one fit together
     metadata = {f"atelier.{name}": text for name, text in {**known, **own}.items()}
     if config.preview_every:   # drawn, because a training picture may be private
         picture = draw_preview(model, config, result, preview_prompts(model, config)[0], THUMBNAIL_STEPS)

@@ -16,8 +16,8 @@ from atelier.adapters.attach.merge import can_merge
 from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError, Settings, setting
-from atelier.adapters.decor import without_directions
-from atelier.adapters.fusion.live import Fusion, fusing
+from atelier.adapters.decor import remove_directions
+from atelier.adapters.fusion.live import Fusion, mount_fusion
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.malloc_tuning import trim_memory
 from atelier.training.sampling.draw_cache import DrawCache, encode_prompts
@@ -117,7 +117,7 @@ def draw(
 def _apply_mix(model: BaseModel, mix: Mix | Fusion, cache: DrawCache) -> AbstractContextManager[None]:
     """The adapters of a Mix, merged where that is possible: merging costs nothing per step."""
     if isinstance(mix, Fusion):
-        return fusing(model.models(), mix)
+        return mount_fusion(model.models(), mix)
     attach = cache.merges.merge if model.mergeable and can_merge(model.models(), mix) else mount
     return attach(model.models(), mix)
 
@@ -153,7 +153,7 @@ def _prompt(
     if words and request.unwanted_strength:
         # Only the words count: start and end tokens are the same in every text.
         directions = unwanted.features[0, 1:-1][: len(words)]
-        features = without_directions(features, directions, request.unwanted_strength)
+        features = remove_directions(features, directions, request.unwanted_strength)
     arguments: dict[str, Any] = {"prompt_embeds": features, "negative_prompt_embeds": negative.features}
     if prompt.pooled is not None and negative.pooled is not None:
         arguments |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}

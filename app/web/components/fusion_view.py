@@ -8,8 +8,8 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from atelier.adapters.fusion.gates import Record
-from atelier.adapters.fusion.interference import Interference, beyond
+from atelier.adapters.fusion.gates import GateRecord
+from atelier.adapters.fusion.interference import Interference, excess_overlap
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.mixes import CURVE_POINTS, REGION_SIDE, MixEntry, SavedMix
 from atelier.app.store.search import Proposal
@@ -92,9 +92,9 @@ def painted(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
     return tuple(replace(entry, region=rows) if entry.name == name else entry for entry in entries)
 
 
-def gate_maps(record: Record, mix: SavedMix) -> list[dict[str, Any]]:
+def gate_maps(record: GateRecord, mix: SavedMix) -> list[dict[str, Any]]:
     """Two heat maps: adapter by layer, and adapter by step. None where no gate was asked."""
-    found, moments = record.by_layer(), record.by_moment()
+    found, moments = record.by_layer(), record.by_timestep()
     if not found:
         return []
     layers = {layer: found[layer] for layer in _in_order(found)}
@@ -133,8 +133,8 @@ def meeting_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any
         title = words.pair(names[pair[0]], names[pair[1]])
         cells = [known.get((pair, layer)) for layer in layers]
         rows.append({"name": title, "cells": [
-            {"v": f"{beyond(cell):.3f}", "against": "against" if cell.cosine < 0 else "",
-             "say": words.overlap(title, layer_name(cell.layer), beyond(cell), cell.cosine)}
+            {"v": f"{excess_overlap(cell):.3f}", "against": "against" if cell.cosine < 0 else "",
+             "say": words.overlap(title, layer_name(cell.layer), excess_overlap(cell), cell.cosine)}
             if cell else {"v": "0", "against": "", "say": ""} for cell in cells
         ]})   # fmt: skip
     most = max(pairs, key=found.overlap)

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.fusion.gates import Record
-from atelier.adapters.fusion.methods import DEFAULT, METHODS
+from atelier.adapters.fusion.gates import GateRecord
+from atelier.adapters.fusion.methods import DEFAULT_METHOD, METHODS
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.services.engine import Engine
 from atelier.app.services.fuse import (
@@ -119,7 +119,7 @@ class _Acts:
 
     def choose(self, event: gr.EventData) -> str:
         method = acted(event)[1]
-        return method if method in METHODS else DEFAULT
+        return method if method in METHODS else DEFAULT_METHOD
 
     def show(self, *values: Any) -> list[Any]:
         with plainly():
@@ -155,7 +155,7 @@ def _controls() -> tuple[dict[str, Any], Any, Any, Any]:
                               elem_classes="strength") for i in range(MOST)]   # fmt: skip
     choices = [(words.METHODS[name], name) for name in METHODS]
     with gr.Row(elem_classes="seeds"):
-        c["method"] = gr.Dropdown(choices, value=DEFAULT, label=words.METHOD, elem_id="fusion-method",
+        c["method"] = gr.Dropdown(choices, value=DEFAULT_METHOD, label=words.METHOD, elem_id="fusion-method",
                                   interactive=True)   # fmt: skip
         c["seed"] = gr.Number(0, label=shared.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
     with gr.Accordion(words.WHEN, open=False, elem_id="when"):
@@ -175,7 +175,7 @@ def _controls() -> tuple[dict[str, Any], Any, Any, Any]:
 def _mix(entries: Sequence[MixEntry], method: str, prompt: str, seed: float | None, *strengths: float) -> SavedMix:
     """What stands on the page."""
     now = tuple(replace(entry, strength=float(value or 0)) for entry, value in zip(entries, strengths, strict=False))
-    return SavedMix(entries=now, method=method or DEFAULT, prompt=prompt or "", seed=int(seed or 0))
+    return SavedMix(entries=now, method=method or DEFAULT_METHOD, prompt=prompt or "", seed=int(seed or 0))
 
 
 def _based(home: Home, mix: SavedMix) -> SavedMix:
@@ -213,7 +213,7 @@ def _shown(home: Home, engine: Engine, mix: SavedMix) -> list[Any]:
     if not mix.entries or not mix.prompt.strip():
         say = words.NO_PROMPT if mix.entries else words.EMPTY
         return [{"say": say}, [], [], regions(mix.entries, ""), "", gr.Button(interactive=False), ""]
-    record = Record()
+    record = GateRecord()
     picture = thumbnail(draw_mix(home, engine, mix, record=record))
     single = can_be_one_adapter(home, engine, mix)
     met = meeting_map(mix_interference(home, engine, mix), mix)
@@ -247,14 +247,14 @@ def _opened(home: Home, query: dict[str, str]) -> list[Any]:
             mix = mix_from_recipe(read_recipe(find_picture(home, query["picture"]).path) or {})
     except HomeError:
         pass   # an address of long ago: the page opens empty
-    mix = mix or SavedMix(entries=(), method=DEFAULT, prompt=query.get("prompt", ""))
+    mix = mix or SavedMix(entries=(), method=DEFAULT_METHOD, prompt=query.get("prompt", ""))
     known = list_mixes(home)
     return [gr.Dropdown(choices=known, value=query["mix"] if query.get("mix") in known else None), *_filled(home, mix)]
 
 
 def _filled(home: Home, mix: SavedMix | None) -> list[Any]:
     """The controls as a Mix has them, without adapters that are gone."""
-    mix = mix or SavedMix(entries=(), method=DEFAULT)
+    mix = mix or SavedMix(entries=(), method=DEFAULT_METHOD)
     here = {card.name for card in list_adapters(home)}
     mix = replace(mix, entries=tuple(entry for entry in mix.entries if entry.name in here)[:MOST])
     proposed = _proposals(home, mix)

@@ -10,10 +10,10 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.core.byte_size import format_bytes
-from atelier.adapters.formats import foreign_metadata
 from atelier.adapters.formats.export import PRECISIONS, ExportReport
-from atelier.adapters.formats.low_rank import EXACT, Limits
-from atelier.adapters.formats.native import read_header, read_own
+from atelier.adapters.formats.foreign_metadata import find_tags
+from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
+from atelier.adapters.formats.native import read_header, read_native_metadata
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.formats.write_foreign import FORMS
 from atelier.adapters.kinds.catalog import KINDS
@@ -161,7 +161,8 @@ def _detail(card: AdapterCard) -> dict[str, Any]:
 
 def _tags(card: AdapterCard, most: int = 8) -> str:
     """Words of the captions that another tool trained it with."""
-    return ", ".join(tag for tag, _ in foreign_metadata.tags(read_own(card.path), most)) if card.algorithms else ""
+    tags = find_tags(read_native_metadata(card.path), most) if card.algorithms else ()
+    return ", ".join(tag for tag, _ in tags)
 
 
 def _recipe(card: AdapterCard) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def _export(home: Home, engine: Engine, name: str, wanted: Sequence[Any]) -> tup
         card = find_adapter(home, name)
         folder = home.state / "exports" / f"{form}-{precision}"
         folder.mkdir(parents=True, exist_ok=True)
-        limits = Limits(rank=int(rank)) if rank and form in ("kohya", "diffusers") else EXACT
+        limits = LowRankLimits(rank=int(rank)) if rank and form in ("kohya", "diffusers") else EXACT
         path, report = export_adapters([(card, 1.0)], form, folder, precision, limits=limits, recipe=recipe)
         told = _told(report)
         if form != "native" and card.base and (card.base == EMBEDDED or engine.is_loaded(card.base)):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.fusion.batched_strengths import METHODS
+from atelier.adapters.fusion.batched_strengths import UNTRAINED_METHODS
 from atelier.app.services.combine_two import BEST_METHOD, STYLE_STRENGTHS, CombineJob, caption_for_both, combine
 from atelier.app.services.draw import with_sampler
 from atelier.app.services.engine import Engine
@@ -47,7 +47,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         with gr.Column(scale=5, elem_classes="sheet"):
             content = gr.Dropdown([], label=words.CONTENT, elem_id="mix-content", interactive=True)
             style = gr.Dropdown([], label=words.STYLE, elem_id="mix-style", interactive=True)
-            method = gr.Dropdown([(words.METHODS[name], name) for name in METHODS], value=BEST_METHOD,
+            method = gr.Dropdown([(words.METHODS[name], name) for name in UNTRAINED_METHODS], value=BEST_METHOD,
                                  label=words.METHOD, info=words.BEST_METHOD, elem_id="mix-method",
                                  interactive=True)   # fmt: skip
             prompt = gr.Textbox(label=shared.PROMPT, placeholder=shared.PROMPT_HINT, max_length=1000, elem_id="prompt")

@@ -17,10 +17,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.formats.compatibility import NO, PARTLY, YES, verdicts
+from atelier.adapters.formats.compatibility import NO, PARTLY, YES, check_tools
 from atelier.adapters.formats.export import export_mix
-from atelier.adapters.formats.low_rank import Limits
-from atelier.adapters.formats.module_names import lasting_name
+from atelier.adapters.formats.low_rank import LowRankLimits
+from atelier.adapters.formats.module_names import canonical_name
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.kinds.catalog import create_adapters
 
@@ -46,7 +46,7 @@ def test_every_tool_gets_what_the_verdict_promises(tmp_path: Path, kind: str, fo
     adapters = trained(kind)
     save_adapter(tmp_path / "a.safetensors", adapters, {"atelier.family": "sd1"})
     report = export_mix([(tmp_path / "a.safetensors", 1.0)], tmp_path / "b.safetensors", form,
-                        weight_of=WEIGHTS.__getitem__, limits=Limits(energy=1.0, rank=20))   # fmt: skip
+                        weight_of=WEIGHTS.__getitem__, limits=LowRankLimits(energy=1.0, rank=20))   # fmt: skip
     tensors = load_file(tmp_path / "b.safetensors")
     for tool, rule in TOOLS.items():
         deltas = rule(tensors, WEIGHTS) or {}
@@ -81,13 +81,13 @@ def test_a_kohya_file_reaches_every_layer_in_every_tool(topology: tuple[str, lis
     report = export_mix([(tmp_path / "a.safetensors", 1.0)], tmp_path / "b.safetensors", "kohya")
     assert {tool: verdict.answer for tool, verdict in report.loads.items()} == dict.fromkeys([*TOOLS, "diffusers"], YES)
     tensors = load_file(tmp_path / "b.safetensors")
-    weights = {lasting_name(spec.name): torch.zeros(spec.shape) for spec in specs}
+    weights = {canonical_name(spec.name): torch.zeros(spec.shape) for spec in specs}
     for tool, rule in TOOLS.items():
         deltas = rule(tensors, weights, family)
         assert deltas is not None and deltas.keys() == weights.keys(), tool
         for spec in specs:
-            expected = adapters[spec.name].delta(weights[lasting_name(spec.name)]).detach().double()
-            assert_close(deltas[lasting_name(spec.name)], expected, rtol=1e-5, atol=1e-7)
+            expected = adapters[spec.name].delta(weights[canonical_name(spec.name)]).detach().double()
+            assert_close(deltas[canonical_name(spec.name)], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_diffusers_names_lose_an_upsampler_of_sdxl_in_a1111(topology: tuple[str, list[Spec]]):
@@ -99,7 +99,7 @@ def test_diffusers_names_lose_an_upsampler_of_sdxl_in_a1111(topology: tuple[str,
                                                          else (weights[name].shape[0], 1))
                for name, layer in layers.items() for side in ("up", "down")}   # fmt: skip
     lost = weights.keys() - (TOOLS["A1111"](tensors, weights, family) or {}).keys()
-    verdict = verdicts({key: tuple(value.shape) for key, value in tensors.items()}, family)["A1111"]
+    verdict = check_tools({key: tuple(value.shape) for key, value in tensors.items()}, family)["A1111"]
     if family == "sdxl":
         assert lost == {"unet.up_blocks.0.upsamplers.0.conv"}
         assert verdict.answer == PARTLY and "lora_unet_up_blocks_0_upsamplers_0_conv" in verdict.reason
@@ -143,7 +143,7 @@ MEASURED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
 @pytest.mark.parametrize("what", MEASURED)
 def test_verdicts_are_what_was_measured_with_the_tools(what: str):
     shapes, answers = MEASURED[what]
-    found = verdicts(shapes, "sd1")
+    found = check_tools(shapes, "sd1")
     assert [found[tool].answer for tool in ("ComfyUI", "A1111", "InvokeAI", "diffusers")] == answers.split()
     assert all(verdict.reason for verdict in found.values() if verdict.answer != YES)
 
@@ -151,10 +151,10 @@ def test_verdicts_are_what_was_measured_with_the_tools(what: str):
 def test_forge_drops_a_file_of_many_unknown_names():
     few = {f"{BLOCK}.ff.net.2.lora_B.weight": (12, 4)}
     many = [f"unet.down_blocks.{i}.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight" for i in range(13)]
-    assert verdicts(few | dict.fromkeys(many[:12], (4, 4)), "sd1")["Forge"].answer == PARTLY
-    assert verdicts(few | dict.fromkeys(many, (4, 4)), "sd1")["Forge"].answer == NO
+    assert check_tools(few | dict.fromkeys(many[:12], (4, 4)), "sd1")["Forge"].answer == PARTLY
+    assert check_tools(few | dict.fromkeys(many, (4, 4)), "sd1")["Forge"].answer == NO
 
 
 def test_invoke_must_tell_the_base_model():
     shapes = {f"lora_unet_mid_block_resnets_0_conv1{part}": shape for part, shape in PAIR.items()}
-    assert verdicts(shapes, "sd1")["InvokeAI"].answer == NO
+    assert check_tools(shapes, "sd1")["InvokeAI"].answer == NO

@@ -16,7 +16,7 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.formats.export import export
 from atelier.adapters.formats.export_metadata import export_metadata
 from atelier.adapters.formats.low_rank import Pair
-from atelier.adapters.formats.native import Header, load_adapter, read_header, save_adapter, write_tensors
+from atelier.adapters.formats.native import AdapterHeader, load_adapter, read_header, save_adapter, write_tensors
 from atelier.adapters.formats.write_foreign import FORMS, to_kohya
 from atelier.adapters.kinds.catalog import create_adapters
 
@@ -39,7 +39,7 @@ OWN = {
     "atelier.best_step": "250",
     "modelspec.thumbnail": THUMBNAIL,
 }
-LITTLE = Header("lora", {}, (), {"atelier.family": "sd1"})
+LITTLE = AdapterHeader("lora", {}, (), {"atelier.family": "sd1"})
 # Kept by kohya's trainer even when it is told to write no metadata.
 KOHYA_MINIMUM = {
     "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
@@ -203,7 +203,8 @@ def test_the_layers_count_towards_the_header(tmp_path: Path):
     names = [f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_{n}_attn2_to_k" for n in range(2000)]
     parts = {"lora_up.weight": torch.zeros(2, 1), "lora_down.weight": torch.zeros(1, 2), "alpha": torch.tensor(1.0)}
     tensors = {f"{name}.{part}": tensor.clone() for name in names for part, tensor in parts.items()}
-    found = export_metadata(Header("lora", {}, (), OWN | {"modelspec.thumbnail": "x" * 500_000}), tensors, "kohya")
+    header = AdapterHeader("lora", {}, (), OWN | {"modelspec.thumbnail": "x" * 500_000})
+    found = export_metadata(header, tensors, "kohya")
     assert "modelspec.thumbnail" not in found
     write_tensors(tmp_path / "out.safetensors", tensors, found)
     length = raw(tmp_path / "out.safetensors")[2]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from atelier.adapters.core.base import AdapterSet, Spec
-from atelier.adapters.formats.detect import look
+from atelier.adapters.formats.detect import detect
 from atelier.adapters.formats.native import content_hash, load_adapter, save_adapter
 from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.adapters.formats.safetensors_header import FileError
@@ -129,7 +129,7 @@ MISFITS: dict[str, tuple[Tensors, str]] = {
 def test_tensors_that_do_not_fit_each_other_are_refused_by_name(tmp_path: Path, what: str):
     tensors, part = MISFITS[what]
     with pytest.raises(FileError, match=rf"a\.safetensors can't be used: \S+\.{part} has the shape \[.*\], but "):
-        look(written(tmp_path, tensors))
+        detect(written(tmp_path, tensors))
 
 
 INSIDE: dict[str, tuple[Tensors, str]] = {
@@ -150,7 +150,7 @@ INSIDE: dict[str, tuple[Tensors, str]] = {
 def test_a_tensor_inside_a_layer_is_never_passed_over(tmp_path: Path, what: str):
     tensors, said = INSIDE[what]
     with pytest.raises(FileError, match=said):
-        look(written(tmp_path, tensors))
+        detect(written(tmp_path, tensors))
 
 
 @pytest.mark.parametrize("part", ["dora_scale", "scalar", "scale"])
@@ -158,7 +158,7 @@ def test_a_layer_that_lost_what_the_others_have_is_refused(tmp_path: Path, part:
     extra = torch.ones(12, 1) if part == "dora_scale" else torch.tensor(0.5)
     tensors = kohya() | {f"{KOHYA}.{part}": extra} | kohya("lora_unet_" + TO_Q.replace(".", "_"))
     with pytest.raises(FileError, match=rf"is not whole: {KOHYA}\.{part} is there, but unet\.{TO_Q} has no"):
-        look(written(tmp_path, tensors))
+        detect(written(tmp_path, tensors))
 
 
 def test_a_lost_alpha_is_said(tmp_path: Path):
@@ -267,7 +267,7 @@ def test_a_configuration_that_can_not_be_used_is_no_reason_to_guess(tmp_path: Pa
     text, said = UNREADABLE[what]
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(FileError, match=rf"adapter_model\.safetensors .*{said}"):
-        look(written(tmp_path, peft(to_q=4), name="adapter_model"))
+        detect(written(tmp_path, peft(to_q=4), name="adapter_model"))
 
 
 # Identity

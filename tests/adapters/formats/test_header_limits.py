@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from atelier.adapters.core.base import Spec
 from atelier.adapters.formats import safetensors_header as header
 from atelier.adapters.formats.native import load_adapter, read_header, read_metadata, save_adapter
-from atelier.adapters.formats.safetensors_header import BITS, FileError, HeaderError, read_entries
+from atelier.adapters.formats.safetensors_header import BITS, FileError, HeaderError, read_safetensors_header
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -60,7 +60,7 @@ def tensor(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **other
 )   # fmt: skip
 def test_a_header_that_lies_is_refused(tmp_path: Path, text: str | bytes, why: str) -> None:
     with pytest.raises(HeaderError, match=why):
-        read_entries(written(tmp_path / "a.safetensors", text, 8))
+        read_safetensors_header(written(tmp_path / "a.safetensors", text, 8))
 
 
 @pytest.mark.parametrize("text", [f'{{"__metadata__": {DEEP}}}', '{"__metadata__": 1}', '{"__metadata__": {"a": {}}}',
@@ -82,15 +82,15 @@ def test_a_header_of_many_megabytes_is_not_parsed(tmp_path: Path) -> None:
         file.write(struct.pack("<Q", 50_000_000) + b"{")
         file.truncate(60_000_000)
     with pytest.raises(HeaderError, match="has a header of 50 MB, but at most 16 MB are read"):
-        read_entries(path)
+        read_safetensors_header(path)
 
 
 def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({str(i): torch.zeros(1) for i in range(4)}, tmp_path / "a.safetensors")
-    assert len(read_entries(tmp_path / "a.safetensors").tensors) == 4
+    assert len(read_safetensors_header(tmp_path / "a.safetensors").tensors) == 4
     monkeypatch.setattr(header, "MAX_TENSORS", 3)
     with pytest.raises(HeaderError, match="holds 4 tensors, but at most 3 can be read"):
-        read_entries(tmp_path / "a.safetensors")
+        read_safetensors_header(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
               torch.float8_e4m3fn, torch.float8_e5m2, torch.int16, torch.complex64])   # fmt: skip
 def test_every_number_format_that_torch_writes_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     save_file({"x": torch.zeros(3, 5).to(dtype), "empty": torch.zeros(0, 7).to(dtype)}, tmp_path / "a.safetensors")
-    entries = read_entries(tmp_path / "a.safetensors").tensors
+    entries = read_safetensors_header(tmp_path / "a.safetensors").tensors
     assert entries["x"].shape == (3, 5) and BITS[entries["x"].dtype] == 8 * dtype.itemsize
 
 

@@ -15,12 +15,12 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from atelier.adapters.formats.group_layers import split_key
 from atelier.adapters.formats.module_names import (
-    dotted,
     from_original,
-    module_named,
+    from_underscores,
+    parse_module_name,
     position_names,
     to_original,
-    underscored,
+    to_underscores,
 )
 
 MODELS = Path(__file__).parents[3] / "assets" / "models"
@@ -41,10 +41,10 @@ def unet(request: pytest.FixtureRequest) -> tuple[str, list[str]]:
 def test_every_module_has_one_underscored_name_and_back(unet: tuple[str, list[str]]):
     _, names = unet
     assert len(names) > 250
-    spelled = [underscored(name) for name in names]
+    spelled = [to_underscores(name) for name in names]
     assert len(set(spelled)) == len(names)
-    assert [dotted(text) for text in spelled] == names
-    assert [module_named(f"lora_unet_{text}") for text in spelled] == [f"unet.{name}" for name in names]
+    assert [from_underscores(text) for text in spelled] == names
+    assert [parse_module_name(f"lora_unet_{text}") for text in spelled] == [f"unet.{name}" for name in names]
 
 
 def test_every_module_has_one_original_name_and_back(unet: tuple[str, list[str]]):
@@ -53,7 +53,7 @@ def test_every_module_has_one_original_name_and_back(unet: tuple[str, list[str]]
     assert len(set(originals)) == len(names)
     assert [from_original(name) for name in originals] == names
     for prefix, text in (("diffusion_model.", ".".join), ("lora_unet_", "_".join)):
-        read = [module_named(prefix + text(name.split("."))) for name in originals]
+        read = [parse_module_name(prefix + text(name.split("."))) for name in originals]
         assert read == [f"unet.{name}" for name in names]
 
 
@@ -64,7 +64,7 @@ def test_text_encoders():
     inner = [name if name.startswith("text_") else f"text_model.{name}" for name in names]
     for prefix, component in (("lora_te_", "text_encoder"), ("lora_te1_", "text_encoder"),
                               ("lora_te2_", "text_encoder_2")):   # fmt: skip
-        read = [module_named(prefix + name.replace(".", "_")) for name in inner if name.startswith("text_model")]
+        read = [parse_module_name(prefix + name.replace(".", "_")) for name in inner if name.startswith("text_model")]
         assert read == [f"{component}.{name}" for name in inner if name.startswith("text_model")]
 
 
@@ -106,7 +106,7 @@ def test_what_is_no_module_has_no_name(key: str):
 @given(st.text(alphabet="abcdelnotuw_.0123", max_size=60))
 def test_any_text_is_read_without_complaint(text: str):
     split_key(text)
-    module_named(f"lora_unet_{text}")
+    parse_module_name(f"lora_unet_{text}")
 
 
 def test_numbered_layers_are_as_many_as_the_first_files_had():

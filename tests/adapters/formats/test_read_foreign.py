@@ -24,10 +24,10 @@ from atelier.adapters.attach.merge import merge
 from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.formats.detect import look
+from atelier.adapters.formats.detect import detect
 from atelier.adapters.formats.export import export_mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
-from atelier.adapters.formats.read_foreign import read_foreign, untrained
+from atelier.adapters.formats.read_foreign import count_zero_layers, read_foreign
 from atelier.adapters.formats.safetensors_header import FileError
 
 WILD = Path(__file__).parents[4] / "shared" / "real_adapters"   # beside the project, where there are any
@@ -264,7 +264,7 @@ def lora(width: int = 768, prefix: str = "lora_unet_", block: str = "down_blocks
 
 @pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (192, "embedded")])
 def test_the_family_is_told_from_shapes_whatever_the_metadata_say(tmp_path: Path, width: int, family: str):
-    contents = look(written(tmp_path, lora(width), {"ss_base_model_version": "sdxl_base_v1-0"}))
+    contents = detect(written(tmp_path, lora(width), {"ss_base_model_version": "sdxl_base_v1-0"}))
     assert contents.family == family
     assert contents.ranks == (4,)
 
@@ -272,13 +272,13 @@ def test_the_family_is_told_from_shapes_whatever_the_metadata_say(tmp_path: Path
 def test_what_metadata_say_is_shown(tmp_path: Path):
     tags = {"folder": {"zwx dog": 5, "grass": 2}, "other": {"grass": 9}}
     metadata = {"modelspec.trigger_phrase": "zwx", "ss_tag_frequency": json.dumps(tags)}
-    contents = look(written(tmp_path, lora(), metadata))
+    contents = detect(written(tmp_path, lora(), metadata))
     assert (contents.trigger, contents.tags) == ("zwx", (("grass", 11), ("zwx dog", 5)))
 
 
 def test_what_is_not_used_is_named(tmp_path: Path):
     half = "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"
-    contents = look(written(tmp_path, {**lora(), "strange": torch.ones(1), half: torch.ones(2)}))
+    contents = detect(written(tmp_path, {**lora(), "strange": torch.ones(1), half: torch.ones(2)}))
     assert set(contents.unknown) == {"strange", half}
     assert any("2 of 4 tensors are not used" in note for note in contents.notes)
 
@@ -286,7 +286,7 @@ def test_what_is_not_used_is_named(tmp_path: Path):
 def test_an_untrained_layer_is_counted(tmp_path: Path):
     tensors = lora()
     tensors[next(iter(tensors))].zero_()
-    assert untrained(read_foreign(written(tmp_path, tensors))[0]) == 1
+    assert count_zero_layers(read_foreign(written(tmp_path, tensors))[0]) == 1
 
 
 REFUSED = {
@@ -304,7 +304,7 @@ REFUSED = {
 def test_what_can_not_be_used_is_refused_by_name(tmp_path: Path, what: str):
     tensors, said = REFUSED[what]
     with pytest.raises(FileError, match=rf"a\.safetensors .*{said}"):
-        look(written(tmp_path, tensors))
+        detect(written(tmp_path, tensors))
 
 
 def test_what_is_no_safetensors_file(tmp_path: Path):
@@ -313,7 +313,7 @@ def test_what_is_no_safetensors_file(tmp_path: Path):
                        (b"", "empty"), (b"\x10\0\0\0\0\0\0\0{", "is incomplete")):   # fmt: skip
         path.write_bytes(blob)
         with pytest.raises(FileError, match=said):
-            look(path)
+            detect(path)
 
 
 # Files met in the wild: never part of the project, read where they lie
@@ -346,4 +346,4 @@ def test_good_files_from_the_wild(name: str):
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_from_the_wild(name: str):
     with pytest.raises(FileError, match=BAD[name]):
-        look(WILD / name)
+        detect(WILD / name)

@@ -12,9 +12,9 @@ from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.fusion.batched_strengths import METHODS, blended
-from atelier.adapters.fusion.break_for_make_halves import strengthened, unite
-from atelier.adapters.fusion.pairwise import as_lora, chosen, projected
+from atelier.adapters.fusion.batched_strengths import UNTRAINED_METHODS, combine_batched
+from atelier.adapters.fusion.break_for_make_halves import combine_halves, scale_halves
+from atelier.adapters.fusion.pairwise import k_lora, np_lora, to_lora
 from atelier.adapters.kinds.catalog import create_adapters
 
 STRENGTHS = [(0.0, 0.0), (1.0, 0.5), (0.3, 2.0)]
@@ -57,13 +57,13 @@ def expected(models: dict[str, nn.Module], method: str, parts: tuple[AdapterSet,
              x: Tensor) -> Tensor:   # fmt: skip
     content, style = parts
     if method == "break-for-make":
-        return run(models, strengthened(unite(content, style), content=at[0], style=at[1]), x)
+        return run(models, scale_halves(combine_halves(content, style), content=at[0], style=at[1]), x)
     if method == "np":   # the row space is the style's at any strength but 0
-        whole, alone = run(models, projected(models, content, style), x), run(models, as_lora(models, style), x)
-        bare = run(models, as_lora(models, style, 0.0 + 1e-300), x)
+        whole, alone = run(models, np_lora(models, content, style), x), run(models, to_lora(models, style), x)
+        bare = run(models, to_lora(models, style, 0.0 + 1e-300), x)
         return bare + at[0] * (whole - alone) + at[1] * (alone - bare)
     if method == "k":
-        one = chosen(models, content, style)
+        one = k_lora(models, content, style)
         for adapter in one:
             adapter.get_buffer("content_up").mul_(at[0])
             adapter.get_buffer("style_up").mul_(at[1])
@@ -73,11 +73,11 @@ def expected(models: dict[str, nn.Module], method: str, parts: tuple[AdapterSet,
 
 
 @pytest.mark.parametrize("start", ["clean", "faithful"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", UNTRAINED_METHODS)
 def test_each_picture_is_drawn_at_its_own_strengths(models, method, start):
     parts = learned(models, "content", 1, start), learned(models, "style", 2, start)
     x = torch.randn(6, 5, 12).double()   # twice as many as strengths: guidance draws each picture twice
-    found = run(models, blended(models, *parts, method, STRENGTHS).double(), x)
+    found = run(models, combine_batched(models, *parts, method, STRENGTHS).double(), x)
     for n in range(6):
         assert_close(found[n : n + 1], expected(models, method, parts, STRENGTHS[n % 3], x[n : n + 1]),
                      rtol=1e-5, atol=1e-5)
@@ -86,11 +86,11 @@ def test_each_picture_is_drawn_at_its_own_strengths(models, method, start):
 
 
 def test_a_blend_is_never_merged(models):
-    mixed = blended(models, learned(models, "content", 1), learned(models, "style", 2), "sum", STRENGTHS)
+    mixed = combine_batched(models, learned(models, "content", 1), learned(models, "style", 2), "sum", STRENGTHS)
     with pytest.raises(MountError, match="Mount it"), merge(models, Mix(((mixed, 1.0),))):
         pytest.fail("entered")
 
 
 def test_a_method_that_learns_has_no_live_strengths(models):
     with pytest.raises(SettingError, match=r"zip has to be trained.*break-for-make, sum, np, k"):
-        blended(models, learned(models, "content", 1), learned(models, "style", 2), "zip", STRENGTHS)
+        combine_batched(models, learned(models, "content", 1), learned(models, "style", 2), "zip", STRENGTHS)

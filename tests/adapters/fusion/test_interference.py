@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.formats.low_rank import lora_of
-from atelier.adapters.fusion.interference import beyond, interference
+from atelier.adapters.formats.low_rank import lora_from_factors
+from atelier.adapters.fusion.interference import excess_overlap, measure_interference
 
 ROWS, COLUMNS = 12, 10
 
@@ -20,7 +20,7 @@ def models() -> dict[str, nn.Module]:
 
 
 def adapter(up: Tensor, down: Tensor, layer: str = "a") -> AdapterSet:
-    return lora_of({Spec(f"unet.{layer}", (ROWS, COLUMNS)): (up, down)})
+    return lora_from_factors({Spec(f"unet.{layer}", (ROWS, COLUMNS)): (up, down)})
 
 
 def axes(size: int, *places: int) -> Tensor:
@@ -31,9 +31,9 @@ def axes(size: int, *places: int) -> Tensor:
 def test_overlap_is_the_share_of_directions_in_common(places: tuple[int, int], overlap: float):
     one = adapter(axes(ROWS, 0, 1).T, axes(COLUMNS, 0, 1))
     two = adapter(axes(ROWS, *places).T, axes(COLUMNS, *places))
-    [meeting] = interference(models(), Mix(((one, 1.0), (two, 0.5)))).meetings
+    [meeting] = measure_interference(models(), Mix(((one, 1.0), (two, 0.5)))).meetings
     assert_close([meeting.rows, meeting.columns], [overlap, overlap], rtol=0, atol=1e-6)
-    assert (beyond(meeting) > 0.3) == (overlap >= 0.5)
+    assert (excess_overlap(meeting) > 0.3) == (overlap >= 0.5)
 
 
 @pytest.mark.parametrize("strength", [1.0, -0.5])
@@ -42,7 +42,7 @@ def test_cancelling_is_what_the_dense_sum_loses(strength: float):
     pairs = [(torch.randn(ROWS, 3), torch.randn(3, COLUMNS)) for _ in range(3)]
     parts = tuple((adapter(*pair), strength if i else 1.0) for i, pair in enumerate(pairs))
     deltas = [(up @ down) * scale for (up, down), (_, scale) in zip(pairs, parts, strict=True)]
-    found = interference(models(), Mix(parts))
+    found = measure_interference(models(), Mix(parts))
     expected = 1 - sum(deltas).square().sum() / sum(delta.square().sum() for delta in deltas)   # type: ignore[union-attr]
     assert_close(torch.tensor(found.cancelled["unet.a"]), expected, rtol=1e-4, atol=1e-5)
     assert_close(torch.tensor(found.lost), expected, rtol=1e-4, atol=1e-5)
@@ -54,16 +54,16 @@ def test_cancelling_is_what_the_dense_sum_loses(strength: float):
 
 def test_an_adapter_and_its_opposite_cancel_whole_and_twice_itself_reinforces():
     one = adapter(axes(ROWS, 0).T, axes(COLUMNS, 0))
-    assert interference(models(), Mix(((one, 1.0), (one, -1.0)))).lost == pytest.approx(1.0)
-    assert interference(models(), Mix(((one, 1.0), (one, 1.0)))).lost == pytest.approx(-1.0)
+    assert measure_interference(models(), Mix(((one, 1.0), (one, -1.0)))).lost == pytest.approx(1.0)
+    assert measure_interference(models(), Mix(((one, 1.0), (one, 1.0)))).lost == pytest.approx(-1.0)
 
 
 def test_layers_that_only_one_changes_don_t_meet():
     one, two = (adapter(axes(ROWS, 0).T, axes(COLUMNS, 0), layer) for layer in "ab")
-    found = interference(models(), Mix(((one, 1.0), (two, 1.0))))
+    found = measure_interference(models(), Mix(((one, 1.0), (two, 1.0))))
     assert (found.meetings, found.cancelled, found.lost) == ((), {}, 0.0)
     assert found.overlap((0, 1)) == 0.0
-    assert interference(models(), Mix(((one, 1.0), (one, 0.0)))).meetings == ()
+    assert measure_interference(models(), Mix(((one, 1.0), (one, 0.0)))).meetings == ()
 
 
 def test_random_updates_overlap_as_chance_says():
@@ -71,7 +71,7 @@ def test_random_updates_overlap_as_chance_says():
     overlaps, expected = [], 3 / (ROWS * COLUMNS) ** 0.5
     for _ in range(200):
         parts = tuple((adapter(torch.randn(ROWS, 3), torch.randn(3, COLUMNS)), 1.0) for _ in range(2))
-        [meeting] = interference(models(), Mix(parts)).meetings
+        [meeting] = measure_interference(models(), Mix(parts)).meetings
         assert meeting.chance == pytest.approx(expected)
         overlaps.append((meeting.rows * meeting.columns) ** 0.5)
     assert sum(overlaps) / len(overlaps) == pytest.approx(expected, abs=0.03)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft.utils.merge_utils import ties
+from peft.utils import merge_utils
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -19,11 +19,12 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.fusion.curves import Line, Turn
-from atelier.adapters.fusion.dare_ties import dropped, trimmed
-from atelier.adapters.fusion.gates import GateSet, GateSettings, Record
-from atelier.adapters.fusion.live import Fusion, Part, fusing
-from atelier.adapters.fusion.methods import METHODS, WEIGHTS, as_one, combined, is_one_file
+from atelier.adapters.fusion.curves import StrengthCurve, SwitchCurve
+from atelier.adapters.fusion.dare_ties import dare, ties
+from atelier.adapters.fusion.gates import GateRecord, GateSet, GateSettings
+from atelier.adapters.fusion.live import Fusion, WeightedAdapter, mount_fusion
+from atelier.adapters.fusion.methods import METHODS, WEIGHT_METHODS, can_fuse, combine, fuse_adapters
+from atelier.adapters.fusion.pairwise import k_lora
 from atelier.adapters.initialization.initialization import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 
@@ -68,10 +69,11 @@ def learned(models: dict[str, nn.Module], kind: str = "lora", seed: int = 1, nam
 
 
 @pytest.fixture
-def three(models: dict[str, nn.Module]) -> list[Part]:
+def three(models: dict[str, nn.Module]) -> list[WeightedAdapter]:
     """Two low-rank kinds of different ranks and targets, and one that has no factors."""
-    return [Part(learned(models, seed=1)), Part(learned(models, seed=2, rank=3, names="tall conv"), 0.7),
-            Part(learned(models, "dora", seed=3), -0.4)]   # fmt: skip
+    return [WeightedAdapter(learned(models, seed=1)),
+            WeightedAdapter(learned(models, seed=2, rank=3, names="tall conv"), 0.7),
+            WeightedAdapter(learned(models, "dora", seed=3), -0.4)]   # fmt: skip
 
 
 def gates(settings: GateSettings | None = None) -> GateSet:
@@ -81,13 +83,15 @@ def gates(settings: GateSettings | None = None) -> GateSet:
 
 
 def run(models: dict[str, nn.Module], how: Mix | Fusion | None, x: Tensor, timestep: int = 500) -> Tensor:
-    context = mount(models, how or Mix()) if not isinstance(how, Fusion) else fusing(models, how)
+    context = mount(models, how or Mix()) if not isinstance(how, Fusion) else mount_fusion(models, how)
     with context:
         return models["unet"](x, timestep=torch.tensor(timestep))[0]
 
 
-def fuse(models: dict[str, nn.Module], parts: list[Part], method: str = "gated", **more: Any) -> Mix | Fusion:
-    return combined(models, parts, method, **({"gates": gates()} if method == "gated" else {}), **more)
+def fuse(
+    models: dict[str, nn.Module], parts: list[WeightedAdapter], method: str = "gated", **more: Any
+) -> Mix | Fusion:
+    return combine(models, parts, method, **({"gates": gates()} if method == "gated" else {}), **more)
 
 
 def test_nothing_mixed_is_the_base_and_safe_gates_are_the_plain_sum(models, three, x):
@@ -102,7 +106,7 @@ def test_closed_gates_are_the_base(models, three, x):
     closed = gates()
     for name in closed:
         closed.get(name).bias.data.fill_(-1e9)   # type: ignore[union-attr]
-    fusion = combined(models, three, "gated", gates=closed)
+    fusion = combine(models, three, "gated", gates=closed)
     assert_close(run(models, fusion, x), run(models, None, x), rtol=0, atol=1e-6)
 
 
@@ -113,12 +117,13 @@ def test_order_and_empty_adapters_make_no_difference(models, three, x, settings)
     if settings.timed:
         for name in one:
             one.get(name).waves.data.normal_()   # type: ignore[union-attr]
-    expected = run(models, combined(models, three, "gated", gates=one), x)
+    expected = run(models, combine(models, three, "gated", gates=one), x)
     assert not torch.allclose(expected, run(models, fuse(models, three), x), atol=1e-3)
-    turned = combined(models, [three[2], three[0], three[1]], "gated", gates=one)
+    turned = combine(models, [three[2], three[0], three[1]], "gated", gates=one)
     assert_close(run(models, turned, x), expected, rtol=0, atol=1e-6)
     empty = create_adapters("lora", {"rank": 4}, [Spec("unet.conv", SHAPES["conv"])]).requires_grad_(False)
-    more = combined(models, [*three, Part(empty), Part(three[0].adapters, 0.0)], "gated", gates=one)
+    inactive = [WeightedAdapter(empty), WeightedAdapter(three[0].adapters, 0.0)]
+    more = combine(models, [*three, *inactive], "gated", gates=one)
     assert_close(run(models, more, x), expected, rtol=0, atol=1e-6)
 
 
@@ -129,7 +134,7 @@ def test_a_gated_layer_is_what_its_parts_give_alone(models, three, x, count):
     seen: dict[str, Tensor] = {}
     conv, spec = models["unet"].conv, "unet.conv"
     faithful = gates(GateSettings(start="faithful"))
-    with fusing(models, combined(models, three, "gated", gates=faithful)):   # type: ignore[arg-type]
+    with mount_fusion(models, combine(models, three, "gated", gates=faithful)):   # type: ignore[arg-type]
         watching = conv.register_forward_hook(lambda _, args, output: seen.update(x=args[0], y=output))
         models["unet"](x, timestep=torch.tensor(500))
     watching.remove()
@@ -142,22 +147,22 @@ def test_a_gated_layer_is_what_its_parts_give_alone(models, three, x, count):
 
 
 def test_gates_lie_between_and_differ_over_layers_inputs_and_time(models, three, x):
-    record = Record()
+    record = GateRecord()
     faithful = gates(GateSettings(start="faithful", timed=True))
     for name in faithful:
         faithful.get(name).waves.data.normal_()   # type: ignore[union-attr]
-    fusion = combined(models, three, "gated", gates=faithful, record=record)
+    fusion = combine(models, three, "gated", gates=faithful, record=record)
     for timestep in (900, 500, 100):
         run(models, fusion, x, timestep)
-    layers, moments = record.by_layer(), record.by_moment()
+    layers, moments = record.by_layer(), record.by_timestep()
     assert set(layers) == {f"unet.{name}" for name in SHAPES}
     assert list(moments) == [0.1, 0.5, 0.9]
     assert all(0 < value < 0.512 for row in layers.values() for value in row if value == value)
     assert layers["unet.wide"][1] != layers["unet.wide"][1], "this adapter has no such layer"
     assert len({row[0] for row in layers.values()}) == 3
     assert len({row[0] for row in moments.values()}) == 3
-    other = Record()
-    run(models, combined(models, three, "gated", gates=faithful, record=other), x + 1, 900)
+    other = GateRecord()
+    run(models, combine(models, three, "gated", gates=faithful, record=other), x + 1, 900)
     assert other.by_layer() != layers
 
 
@@ -165,7 +170,7 @@ def test_only_gates_get_gradients(models, three, x):
     open_gates = gates(GateSettings(start="faithful", timed=True)).requires_grad_()
     before = [copy.deepcopy(part.adapters.tensors()) for part in three]
     base = copy.deepcopy(models["unet"].state_dict())
-    run(models, combined(models, three, "gated", gates=open_gates), x).square().sum().backward()
+    run(models, combine(models, three, "gated", gates=open_gates), x).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in open_gates.parameters())
     assert all(p.grad is None for part in three for p in part.adapters.parameters())
     assert all(torch.equal(value, base[key]) for key, value in models["unet"].state_dict().items())
@@ -177,8 +182,8 @@ def test_the_timestep_term_follows_each_picture_of_a_batch(models, three, x):
     timed = gates(GateSettings(timed=True))
     for name in timed:
         timed.get(name).waves.data.normal_()   # type: ignore[union-attr]
-    fusion = combined(models, three, "gated", gates=timed)
-    with fusing(models, fusion):   # type: ignore[arg-type]
+    fusion = combine(models, three, "gated", gates=timed)
+    with mount_fusion(models, fusion):   # type: ignore[arg-type]
         both = models["unet"](x, timestep=torch.tensor([900, 100]))[0]
     assert_close(both[:1], run(models, fusion, x[:1], 900), rtol=0, atol=1e-6)
     assert_close(both[1:], run(models, fusion, x[1:], 100), rtol=0, atol=1e-6)
@@ -198,12 +203,12 @@ def test_switch_lets_one_adapter_act_for_a_tenth_of_the_steps(models, three, x, 
         timestep = 999 - 1000 // steps * step
         expected = run(models, Mix(((alone.adapters, alone.strength),)), x)
         assert_close(run(models, fusion, x, timestep), expected, rtol=0, atol=1e-6)
-    turns = [[Turn(i, 2, 8, 3)(step / 8) for step in range(8)] for i in range(2)]
+    turns = [[SwitchCurve(i, 2, 8, 3)(step / 8) for step in range(8)] for i in range(2)]
     assert turns == [[1, 1, 1, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1, 0, 0]]
 
 
 def test_a_curve_is_a_strength_for_each_timestep(models, three, x):
-    part = Part(three[0].adapters, 2.0, curve=Line((0.0, 1.0, 0.5)))
+    part = WeightedAdapter(three[0].adapters, 2.0, curve=StrengthCurve((0.0, 1.0, 0.5)))
     for timestep, strength in ((1000, 0.0), (750, 1.0), (500, 2.0), (0, 1.0)):
         expected = run(models, Mix(((part.adapters, strength),)), x)
         assert_close(run(models, fuse(models, [part], "sum"), x, timestep), expected, rtol=0, atol=1e-6)
@@ -212,13 +217,13 @@ def test_a_curve_is_a_strength_for_each_timestep(models, three, x):
 def test_a_region_is_where_an_adapter_acts(models, three, x):
     left = torch.zeros(3, 3)
     left[:, 0] = 1
-    painted = [three[0], Part(three[1].adapters, 0.7, region=left)]
+    painted = [three[0], WeightedAdapter(three[1].adapters, 0.7, region=left)]
     everywhere = run(models, Mix(((three[0].adapters, 1.0),)), x)
     both = run(models, Mix(((three[0].adapters, 1.0), (three[1].adapters, 0.7))), x)
     found = run(models, fuse(models, painted, "sum"), x)
     assert_close(found[..., 2], everywhere[..., 2], rtol=0, atol=1e-5)
     assert_close(found[..., 0], both[..., 0], rtol=0, atol=1e-5)
-    whole = [three[0], Part(three[1].adapters, 0.7, region=torch.ones(2, 2))]
+    whole = [three[0], WeightedAdapter(three[1].adapters, 0.7, region=torch.ones(2, 2))]
     assert_close(run(models, fuse(models, whole, "sum"), x), both, rtol=0, atol=1e-6)
 
 
@@ -233,7 +238,7 @@ def test_text_encoders_are_added_plainly_and_left_as_they_were(x):
     with mount(models, Mix(((words, 0.5),))):
         expected = models["text_encoder"](tokens)
     for method in ("switch", "composite"):
-        with fusing(models, combined(models, [Part(other), Part(words, 0.5)], method)):   # type: ignore[arg-type]
+        with mount_fusion(models, combine(models, [WeightedAdapter(other), WeightedAdapter(words, 0.5)], method)):   # type: ignore[arg-type]
             assert_close(models["text_encoder"](tokens), expected)
     assert models["text_encoder"][0]._forward_hooks == {}
     assert "forward" not in models["unet"].__dict__
@@ -246,7 +251,7 @@ def weights(models, adapters: AdapterSet) -> dict[str, Tensor]:
 @pytest.mark.parametrize("method", ["sum", "normalised", "concat"])
 def test_exact_methods_are_one_file_that_does_the_same(models, three, x, method):
     expected = run(models, fuse(models, three, method), x)
-    one = as_one(models, three, method)
+    one = fuse_adapters(models, three, method)
     assert_close(run(models, Mix(((one, 1.0),)), x), expected, rtol=1e-5, atol=1e-6)
     with merge(models, Mix(((one, 1.0),))):
         assert_close(models["unet"](x, 500)[0], expected, rtol=1e-5, atol=1e-6)
@@ -256,58 +261,59 @@ def test_normalised_strengths_add_up_to_one(models, three):
     mix = fuse(models, three, "normalised")
     assert isinstance(mix, Mix)
     assert_close([strength for _, strength in mix.parts], [1 / 2.1, 0.7 / 2.1, -0.4 / 2.1])
-    small = fuse(models, [Part(three[0].adapters, 0.3)], "normalised")
+    small = fuse(models, [WeightedAdapter(three[0].adapters, 0.3)], "normalised")
     assert isinstance(small, Mix)
     assert small.parts[0][1] == 0.3, "what is small stays small"
 
 
 def test_svd_is_the_best_of_its_rank(models, three):
-    whole, cut = weights(models, as_one(models, three[:2], "sum")), as_one(models, three[:2], "svd", rank=2)
+    whole = weights(models, fuse_adapters(models, three[:2], "sum"))
+    cut = fuse_adapters(models, three[:2], "svd", rank=2)
     for name, delta in weights(models, cut).items():
         s = torch.linalg.svdvals(whole[name].flatten(1))
         assert_close(torch.linalg.vector_norm(whole[name] - delta), s[2:].norm(), rtol=1e-4, atol=1e-5)
-    assert max(len(a.factors()[1]) for a in as_one(models, three[:2], "svd")) == 3   # type: ignore[index]
+    assert max(len(a.factors()[1]) for a in fuse_adapters(models, three[:2], "svd")) == 3   # type: ignore[index]
 
 
 def test_ties_is_the_reference_of_peft(models):
     parts = [learned(models, seed=seed) for seed in (1, 2, 3)]
-    ours = weights(models, trimmed(models, Mix(tuple((part, 1.0) for part in parts)), keep=0.4))
+    ours = weights(models, ties(models, Mix(tuple((part, 1.0) for part in parts)), keep=0.4))
     for name in ours:
         deltas = [weights(models, part)[name] for part in parts]
-        theirs = ties(deltas, torch.ones(3), density=0.4)
+        theirs = merge_utils.ties(deltas, torch.ones(3), density=0.4)
         assert_close(ours[name], theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_dare_keeps_a_share_and_the_mean(models):
     part = learned(models, seed=1, names="conv")
     [whole] = weights(models, part).values()
-    [kept] = weights(models, dropped(models, Mix(((part, 2.0),)), drop=0.5)).values()
+    [kept] = weights(models, dare(models, Mix(((part, 2.0),)), drop=0.5)).values()
     zero = kept == 0
     assert 0.35 < zero.float().mean() < 0.65
     assert_close(kept[~zero], 4 * whole[~zero])
-    again = dropped(models, Mix(((part, 2.0),)), drop=0.5)
+    again = dare(models, Mix(((part, 2.0),)), drop=0.5)
     assert torch.equal(weights(models, again)["unet.conv"], kept), "the same dice every time"
 
 
 def test_only_what_is_one_file_is_called_so(models, three):
-    alive = Part(learned(models, "tlora", seed=4))
-    assert {m for m in METHODS if is_one_file(three, m)} == set(WEIGHTS)
-    for parts in ([Part(three[0].adapters, curve=Line((0.0, 1.0)))], [Part(three[0].adapters, region=torch.ones(2, 2))],
-                  [alive] if any(a.live for a in alive.adapters) else []):   # fmt: skip
-        if parts:
-            assert not any(is_one_file(parts, method) for method in METHODS)
-            with pytest.raises(SettingError, match="can't be one file"):
-                as_one(models, parts, "sum")
+    assert {m for m in METHODS if can_fuse(three, m)} == set(WEIGHT_METHODS)
+    curved = WeightedAdapter(three[0].adapters, curve=StrengthCurve((0.0, 1.0)))
+    regional = WeightedAdapter(three[0].adapters, region=torch.ones(2, 2))
+    timed = WeightedAdapter(k_lora(models, three[0].adapters, three[1].adapters))
+    for part in (curved, regional, timed):
+        assert not any(can_fuse([part], method) for method in METHODS)
+        with pytest.raises(SettingError, match="can't be one file"):
+            fuse_adapters(models, [part], "sum")
 
 
 @pytest.mark.parametrize(("method", "what"), [
     ("gated", "no gates"), ("best", "no method"), ("ties", "can't follow curves"), ("composite", "painted regions"),
 ])   # fmt: skip
 def test_what_does_not_go_together_is_said(models, three, method, what):
-    curve = Line((0.0, 1.0)) if method == "ties" else None
+    curve = StrengthCurve((0.0, 1.0)) if method == "ties" else None
     region = torch.ones(2, 2) if method == "composite" else None
     with pytest.raises(SettingError, match=what):
-        combined(models, [Part(three[0].adapters, curve=curve, region=region)], method)
+        combine(models, [WeightedAdapter(three[0].adapters, curve=curve, region=region)], method)
 
 
 def test_gates_survive_their_file(tmp_path: Path, models, three, x):
@@ -318,8 +324,8 @@ def test_gates_survive_their_file(tmp_path: Path, models, three, x):
     one.save(path, {"atelier.trained": "yes"})
     again = GateSet.load(path)
     assert (again.family, again.settings, list(again)) == ("tiny", one.settings, list(one))
-    assert torch.equal(run(models, combined(models, three, "gated", gates=again), x),
-                       run(models, combined(models, three, "gated", gates=one), x))   # fmt: skip
+    assert torch.equal(run(models, combine(models, three, "gated", gates=again), x),
+                       run(models, combine(models, three, "gated", gates=one), x))   # fmt: skip
     assert not any(p.requires_grad for p in again.parameters())
     save_adapter(tmp_path / "other.safetensors", three[0].adapters, {})
     with pytest.raises(FileError, match="contains no gates"):

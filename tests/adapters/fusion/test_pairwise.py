@@ -16,15 +16,15 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.fusion.pairwise import (
-    GROWTH,
-    START,
-    added,
-    as_lora,
-    averaged,
-    chosen,
-    projected,
+    K_LORA_ALPHA,
+    K_LORA_BETA,
+    k_lora,
+    k_lora_mean,
+    np_lora,
+    sum_adapters,
+    to_lora,
 )
-from atelier.adapters.fusion.ziplora import overlap, zipped
+from atelier.adapters.fusion.ziplora import create_ziplora, mixer_similarity
 from atelier.adapters.initialization.initialization import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora
@@ -81,11 +81,11 @@ def deltas(models: dict[str, nn.Module], adapters: AdapterSet) -> dict[str, Tens
 
 
 def test_a_sum_is_exact(models, content, style):
-    total, one, two = (deltas(models, part) for part in (added(models, content, style), content, style))
+    total, one, two = (deltas(models, part) for part in (sum_adapters(models, content, style), content, style))
     for name, delta in total.items():
         assert_close(delta, one[name] + two[name], rtol=1e-6, atol=1e-6)
-    assert {a.spec.name: len(a.down) for a in added(models, content, style) if isinstance(a, Lora)} == dict.fromkeys(
-        one, 5)   # ranks add up
+    ranks = {a.spec.name: len(a.down) for a in sum_adapters(models, content, style) if isinstance(a, Lora)}
+    assert ranks == dict.fromkeys(one, 5)   # ranks add up
 
 
 @pytest.mark.parametrize("kind", ["split", "dora", "waveft", "loha"])
@@ -94,13 +94,13 @@ def test_any_kinds_add_up_as_they_do_when_both_are_mounted(models, style, kind):
     x = torch.randn(5, 12).double()
     with torch.no_grad(), mount(models, Mix(((other, 1.0), (style, 1.0)))):
         expected = models["unet"](x, 0)
-    with torch.no_grad(), mount(models, Mix(((added(models, other, style), 1.0),))):
+    with torch.no_grad(), mount(models, Mix(((sum_adapters(models, other, style), 1.0),))):
         assert_close(models["unet"](x, 0), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_layers_that_only_one_of_them_changes_are_kept(models, content):
     other = learned(models, "lora", STYLE, 2, ("conv",))
-    for method in (added, projected, averaged):
+    for method in (sum_adapters, np_lora, k_lora_mean):
         found, one = deltas(models, method(models, content, other)), deltas(models, content)
         assert found.keys() == one.keys()
         assert_close(found["unet.wide"], one["unet.wide"], rtol=1e-6, atol=1e-6)
@@ -109,13 +109,13 @@ def test_layers_that_only_one_of_them_changes_are_kept(models, content):
 def test_projection_takes_the_styles_rows_out_of_the_content(models, content, style):
     one, two = deltas(models, content), deltas(models, style)
     for amount in (0.0, 0.5, 3.0):
-        found = deltas(models, projected(models, content, style, amount))
+        found = deltas(models, np_lora(models, content, style, amount))
         for name, delta in found.items():
             onto = torch.linalg.pinv(two[name]) @ two[name]
             expected = two[name] + one[name] @ (torch.eye(len(onto)).double() - amount / (1 + amount) * onto)
             assert_close(delta, expected, rtol=1e-5, atol=1e-5)
     inputs = two["unet.wide"].T @ torch.randn(8, 1).double()   # what the style looks at
-    gone = deltas(models, projected(models, content, style, 1e12))["unet.wide"] - two["unet.wide"]
+    gone = deltas(models, np_lora(models, content, style, 1e12))["unet.wide"] - two["unet.wide"]
     assert (gone @ inputs).abs().max() < 1e-5 * (one["unet.wide"] @ inputs).abs().max()
 
 
@@ -124,7 +124,7 @@ def test_projection_looks_at_what_the_style_does_and_not_at_unused_factors(model
     half = learned(models, "split", {"rank": 4, "role": "style"}, 2)
     with torch.no_grad():
         half["unet.tall"].get_parameter("up").zero_()
-    sets = projected(models, content, half, 2.0), half, content
+    sets = np_lora(models, content, half, 2.0), half, content
     found, two, one = (deltas(models, part)["unet.tall"] for part in sets)
     onto = torch.linalg.pinv(two) @ two
     assert_close(found, two + one @ (torch.eye(len(onto)).double() - 2 / 3 * onto), rtol=1e-5, atol=1e-5)
@@ -140,7 +140,7 @@ def unequal(adapters: AdapterSet) -> None:
 def by_the_book(content: dict[str, Tensor], style: dict[str, Tensor], progress: float, most: int) -> dict[str, bool]:
     """K-LoRA's rule for one moment: whether each layer has the content."""
     balance = sum(d.abs().sum() for d in content.values()) / sum(d.abs().sum() for d in style.values())
-    scale = (GROWTH * progress + START) * balance
+    scale = (K_LORA_ALPHA * progress + K_LORA_BETA) * balance
     def size(delta: Tensor) -> Tensor:
         return delta.abs().flatten().sort(descending=True).values[:most].sum()
 
@@ -150,7 +150,7 @@ def by_the_book(content: dict[str, Tensor], style: dict[str, Tensor], progress: 
 @pytest.mark.parametrize("timestep", [999, 850, 700, 400, 0])
 def test_the_choice_of_layers_follows_the_timestep(models, content, style, timestep):
     unequal(content)
-    mixed, one, two = chosen(models, content, style), deltas(models, content), deltas(models, style)
+    mixed, one, two = k_lora(models, content, style), deltas(models, content), deltas(models, style)
     rule = by_the_book(one, two, 1 - timestep / 1000, most=6)
     x = torch.randn(5, 12).double()
     with torch.no_grad(), mount(models, Mix(((mixed, 1.0),))):
@@ -163,7 +163,7 @@ def test_the_choice_of_layers_follows_the_timestep(models, content, style, times
 
 
 def test_what_follows_the_timestep_is_mounted_and_never_merged(models, content, style):
-    mix = Mix(((chosen(models, content, style), 1.0),))
+    mix = Mix(((k_lora(models, content, style), 1.0),))
     assert mix.timestep_trackers()
     assert not Mix(((content, 1.0),)).timestep_trackers()
     with pytest.raises(MountError, match=r"timestep.*mount"), merge(models, mix):
@@ -175,7 +175,7 @@ def test_what_follows_the_timestep_is_mounted_and_never_merged(models, content, 
 
 def test_the_average_of_the_choice_is_its_mean_over_time(models, content, style):
     unequal(content)
-    one, two, found = (deltas(models, part) for part in (content, style, averaged(models, content, style)))
+    one, two, found = (deltas(models, part) for part in (content, style, k_lora_mean(models, content, style)))
     moments = [by_the_book(one, two, (i + 0.5) / 1000, most=6) for i in range(1000)]
     shares = {name: sum(moment[name] for moment in moments) / 1000 for name in one}
     assert 0 < min(shares.values()) < max(shares.values())
@@ -184,11 +184,11 @@ def test_the_average_of_the_choice_is_its_mean_over_time(models, content, style)
 
 
 def test_mixers_scale_columns_and_start_as_the_sum(models, content, style):
-    mixed = zipped(models, content, style)
+    mixed = create_ziplora(models, content, style)
     one, two, total = (deltas(models, part) for part in (content, style, mixed))
     for name, delta in total.items():
         assert_close(delta, one[name] + two[name])
-    assert_close(overlap(mixed), torch.tensor(1.0).double(), check_dtype=False)
+    assert_close(mixer_similarity(mixed), torch.tensor(1.0).double(), check_dtype=False)
     with torch.no_grad():
         for parameter in mixed.parameters():
             parameter.uniform_(-1, 1)
@@ -196,22 +196,22 @@ def test_mixers_scale_columns_and_start_as_the_sum(models, content, style):
         mine, theirs = adapter.get_parameter("content_mix").detach(), adapter.get_parameter("style_mix").detach()
         expected = one[adapter.spec.name] * mine + two[adapter.spec.name] * theirs
         assert_close(deltas(models, mixed)[adapter.spec.name], expected.detach())
-        assert_close(deltas(models, as_lora(models, mixed))[adapter.spec.name], expected.detach(), rtol=1e-5, atol=1e-5)
+        assert_close(deltas(models, to_lora(models, mixed))[adapter.spec.name], expected.detach(), rtol=1e-5, atol=1e-5)
     assert {name.rsplit(".", 1)[1] for name, _ in mixed.named_parameters()} == {"content_mix", "style_mix"}
 
 
 def test_mixers_that_look_at_different_columns_do_not_overlap(models, content, style):
-    mixed = zipped(models, content, style)
+    mixed = create_ziplora(models, content, style)
     for adapter in mixed:
         half = adapter.spec.columns // 2
         adapter.get_parameter("content_mix").data[:half] = 0
         adapter.get_parameter("style_mix").data[half:] = 0
-    assert overlap(mixed) == 0
+    assert mixer_similarity(mixed) == 0
 
 
 def test_a_composed_set_is_saved_as_a_lora_and_moves_nobodys_dice(models, content, style, tmp_path: Path):
     rng = torch.get_rng_state()
-    adapters = projected(models, content.float(), style.float())
+    adapters = np_lora(models, content.float(), style.float())
     assert torch.equal(torch.get_rng_state(), rng)
     save_adapter(tmp_path / "np.safetensors", adapters, {"atelier.family": "sd1"})
     loaded = load_adapter(tmp_path / "np.safetensors")
@@ -223,4 +223,4 @@ def test_a_composed_set_is_saved_as_a_lora_and_moves_nobodys_dice(models, conten
 def test_an_adapter_of_another_base_is_refused(models, content):
     other = create_adapters("lora", {}, [Spec("unet.wide", (99, 99))])
     with pytest.raises(MountError, match="another base"):
-        added(models, content, other)
+        sum_adapters(models, content, other)

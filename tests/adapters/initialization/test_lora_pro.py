@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.initialization import lora_pro
-from atelier.adapters.initialization.lora_pro import _sylvester, correct, corrected, plus_groups
+from atelier.adapters.initialization.lora_pro import _sylvester, apply_lora_pro, lora_plus_groups, lora_pro_gradients
 from atelier.adapters.kinds.catalog import create_adapters
 
 F64 = torch.float64
@@ -23,7 +23,7 @@ def test_the_product_moves_along_the_projected_gradient(monkeypatch, scale: floa
     rows, columns, rank = shape
     up, down = torch.randn(rows, rank, dtype=F64), torch.randn(rank, columns, dtype=F64)
     gradient = torch.randn(rows, columns, dtype=F64)
-    of_up, of_down = corrected(up, down, scale * gradient @ down.T, scale * up.T @ gradient, scale)
+    of_up, of_down = lora_pro_gradients(up, down, scale * gradient @ down.T, scale * up.T @ gradient, scale)
     columns_of_up, rows_of_down = up @ torch.linalg.pinv(up), torch.linalg.pinv(down) @ down
     expected = columns_of_up @ gradient + (gradient - columns_of_up @ gradient) @ rows_of_down
     assert_close(scale * (up @ of_down + of_up @ down), expected, rtol=0, atol=1e-12)
@@ -33,7 +33,7 @@ def test_no_other_step_comes_nearer_to_the_gradient(monkeypatch):
     """Least squares over all steps of both factors, found by the pseudoinverse of the whole linear map."""
     monkeypatch.setattr(lora_pro, "_DAMPING", 0.0)
     up, down, gradient = (torch.randn(*shape, dtype=F64) for shape in ((5, 2), (2, 6), (5, 6)))
-    of_up, of_down = corrected(up, down, gradient @ down.T, up.T @ gradient, 1.0)
+    of_up, of_down = lora_pro_gradients(up, down, gradient @ down.T, up.T @ gradient, 1.0)
     five, six = torch.eye(5, dtype=F64), torch.eye(6, dtype=F64)
     table = torch.cat([torch.kron(five, down.T.contiguous()), torch.kron(up, six)], 1)
     best = table @ torch.linalg.pinv(table) @ gradient.flatten()
@@ -45,7 +45,7 @@ def test_of_all_such_steps_it_is_the_nearest_to_the_raw_gradients(monkeypatch):
     monkeypatch.setattr(lora_pro, "_DAMPING", 0.0)
     up, down, gradient = (torch.randn(*shape, dtype=F64) for shape in ((5, 2), (2, 6), (5, 6)))
     raw_up, raw_down = 0.5 * gradient @ down.T, 0.5 * up.T @ gradient
-    of_up, of_down = corrected(up, down, raw_up, raw_down, 0.5)
+    of_up, of_down = lora_pro_gradients(up, down, raw_up, raw_down, 0.5)
 
     def distance(x: torch.Tensor) -> float:
         return ((of_up - up @ x - raw_up).square().sum() + (of_down + x @ down - raw_down).square().sum()).item()
@@ -75,7 +75,7 @@ def adapters_with_gradients(up: float) -> Any:
 def test_at_the_start_the_gradients_are_left_alone():
     adapters = adapters_with_gradients(0.0)
     before = [p.grad.clone() for p in adapters.parameters()]
-    correct(adapters)
+    apply_lora_pro(adapters)
     assert all(torch.equal(p.grad, old) for p, old in zip(adapters.parameters(), before, strict=True))
 
 
@@ -83,7 +83,7 @@ def test_at_the_start_the_gradients_are_left_alone():
 def test_a_whole_set_is_corrected_and_stays_finite_near_the_start(size: float):
     adapters = adapters_with_gradients(size)
     before = [p.grad.clone() for p in adapters.parameters()]
-    correct(adapters)
+    apply_lora_pro(adapters)
     assert all(p.grad.isfinite().all() for p in adapters.parameters())
     assert not any(torch.allclose(p.grad, old) for p, old in zip(adapters.parameters(), before, strict=True))
 
@@ -92,14 +92,14 @@ def test_other_kinds_are_left_alone():
     adapters = create_adapters("miss", {"rank": 3}, [Spec("unet.a", (9, 14))])
     adapters["unet.a"].delta(torch.zeros(9, 14)).sum().backward()
     before = [p.grad for p in adapters.parameters()]
-    correct(adapters)
+    apply_lora_pro(adapters)
     assert all(p.grad is old for p, old in zip(adapters.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["lora", "hydra", "wara", "loretta", "lokr"])
 def test_plus_gives_up_the_larger_rate_and_forgets_nobody(kind: str):
     adapters = create_adapters(kind, {}, [Spec("unet.a", (12, 16)), Spec("unet.up_b", (8, 8))])
-    slow, fast = plus_groups(adapters, 8.0)
+    slow, fast = lora_plus_groups(adapters, 8.0)
     assert (slow["ratio"], fast["ratio"]) == (1.0, 8.0)
     everyone = [id(p) for group in (slow, fast) for p in group["params"]]
     assert sorted(everyone) == sorted(id(p) for p in adapters.parameters())
@@ -109,5 +109,5 @@ def test_plus_gives_up_the_larger_rate_and_forgets_nobody(kind: str):
 
 def test_plus_needs_no_second_group_for_a_kind_without_up():
     adapters = create_adapters("svdiff", {}, [Spec("unet.a", (12, 16))])
-    (only,) = plus_groups(adapters)
+    (only,) = lora_plus_groups(adapters)
     assert only["ratio"] == 1.0

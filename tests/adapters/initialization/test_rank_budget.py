@@ -15,7 +15,12 @@ from torch.testing import assert_close
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.initialization.initialization import collect_statistics
-from atelier.adapters.initialization.rank_budget import allocate, by_gradient, by_inputs, resize
+from atelier.adapters.initialization.rank_budget import (
+    allocate_ranks,
+    importance_from_gradients,
+    importance_from_inputs,
+    resize_ranks,
+)
 from atelier.adapters.kinds.catalog import create_adapters
 
 sizes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5)
@@ -33,11 +38,11 @@ def spent(specs: list[Spec], ranks: dict[str, int]) -> int:
 def test_never_more_than_the_budget_and_no_rank_that_still_fits_is_left_out(shapes, budget, random):
     specs = made(shapes)
     worth = {spec.name: sorted((random.random() + 0.01 for _ in range(6)), reverse=True) for spec in specs}
-    ranks = allocate(specs, worth, budget)
+    ranks = allocate_ranks(specs, worth, budget)
     left = budget - spent(specs, ranks)
     assert left >= 0
     assert all(ranks[s.name] == 6 or s.rows + s.columns > left for s in specs)
-    assert allocate(specs, worth, budget) == ranks
+    assert allocate_ranks(specs, worth, budget) == ranks
 
 
 @given(st.lists(st.integers(1, 8), min_size=2, max_size=3), st.integers(0, 60))
@@ -51,19 +56,19 @@ def test_equal_costs_give_the_best_there_is(tops, budget):
 
     every = (dict(zip(worth, ranks, strict=True)) for ranks in itertools.product(range(5), repeat=len(tops)))
     best = max(value(ranks) for ranks in every if spent(specs, ranks) <= budget)
-    assert value(allocate(specs, worth, budget)) == pytest.approx(best)
+    assert value(allocate_ranks(specs, worth, budget)) == pytest.approx(best)
 
 
 def test_a_module_that_is_worth_more_gets_no_fewer():
     specs = made([(6, 6)] * 3)
     worth = {"unet.0": [1.0, 0.5, 0.2], "unet.1": [2.0, 1.0, 0.4], "unet.2": [0.1, 0.05, 0.02]}
     for budget in range(0, 120, 12):
-        ranks = allocate(specs, worth, budget)
+        ranks = allocate_ranks(specs, worth, budget)
         assert ranks["unet.2"] <= ranks["unet.0"] <= ranks["unet.1"]
 
 
 def test_modules_without_worth_get_nothing():
-    assert allocate(made([(2, 2), (2, 2)]), {"unet.0": [1.0]}, 100) == {"unet.0": 1, "unet.1": 0}
+    assert allocate_ranks(made([(2, 2), (2, 2)]), {"unet.0": [1.0]}, 100) == {"unet.0": 1, "unet.1": 0}
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def test_ranks_from_the_inputs_of_a_model(model: nn.Module):
 
     specs = find_targets({"unet": model}, "attention")
     modules = {spec.name: model.get_submodule(spec.name.removeprefix("unet.")) for spec in specs}
-    ranks = allocate(specs, by_inputs(collect_statistics(modules, "inputs", look)), budget=5 * 16)
+    ranks = allocate_ranks(specs, importance_from_inputs(collect_statistics(modules, "inputs", look)), budget=5 * 16)
     assert ranks == {"unet.attn1.to_q": 1, "unet.attn1.to_k": 4}
     adapters = create_adapters("lora", {"rank": 2}, specs, ranks)
     assert sum(p.numel() for p in adapters.parameters()) == 5 * 16
@@ -90,9 +95,9 @@ def test_ranks_from_the_inputs_of_a_model(model: nn.Module):
 def test_ranks_from_gradients_follow_the_sensitivity():
     weights = {"unet.0": torch.ones(3, 3), "unet.1": torch.ones(3, 3)}
     gradients = {"unet.0": torch.full((3, 3), -4.0), "unet.1": torch.ones(3, 3)}
-    worth = by_gradient(gradients, weights, most=4)
+    worth = importance_from_gradients(gradients, weights, most=4)
     assert worth["unet.0"] == [36.0, 18.0, 12.0, 9.0]
-    assert allocate(made([(3, 3), (3, 3)]), worth, budget=30) == {"unet.0": 4, "unet.1": 1}
+    assert allocate_ranks(made([(3, 3), (3, 3)]), worth, budget=30) == {"unet.0": 4, "unet.1": 1}
 
 
 @pytest.fixture
@@ -105,7 +110,7 @@ def trained() -> AdapterSet:
 
 def test_growing_changes_no_update_and_adds_trainable_ranks(trained: AdapterSet):
     specs = made([(12, 10), (9, 9), (7, 20)])
-    grown = resize(trained, specs, {"unet.0": 6, "unet.1": 2, "unet.2": 4})
+    grown = resize_ranks(trained, specs, {"unet.0": 6, "unet.1": 2, "unet.2": 4})
     assert [len(adapter.state_dict()["down"]) for adapter in grown] == [6, 2, 4]
     for adapter in grown:
         old = trained[adapter.spec.name].delta(torch.zeros(adapter.spec.shape)) if adapter.spec.name != "unet.1" else 0
@@ -115,7 +120,7 @@ def test_growing_changes_no_update_and_adds_trainable_ranks(trained: AdapterSet)
 
 
 def test_pruning_keeps_the_largest_directions(trained: AdapterSet):
-    pruned = resize(trained, made([(12, 10), (9, 9), (7, 20)]), {"unet.0": 2, "unet.1": 0, "unet.2": 0})
+    pruned = resize_ranks(trained, made([(12, 10), (9, 9), (7, 20)]), {"unet.0": 2, "unet.1": 0, "unet.2": 0})
     assert [spec.name for spec in pruned.specs] == ["unet.0"]
     whole = trained["unet.0"].delta(torch.zeros(12, 10)).detach().numpy()
     u, s, v = np.linalg.svd(whole)
@@ -127,4 +132,4 @@ def test_pruning_keeps_the_largest_directions(trained: AdapterSet):
 def test_what_cannot_change_its_ranks_says_so(kind: str, settings: dict[str, str]):
     specs = made([(4, 4)])
     with pytest.raises(ValueError, match="only a LoRA that starts at zero"):
-        resize(create_adapters(kind, settings, specs), specs, {"unet.0": 2})
+        resize_ranks(create_adapters(kind, settings, specs), specs, {"unet.0": 2})

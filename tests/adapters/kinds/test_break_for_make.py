@@ -16,10 +16,10 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.formats.write_foreign import to_diffusers
-from atelier.adapters.fusion.break_for_make_halves import BasisError, basis, strengthened, unite
+from atelier.adapters.fusion.break_for_make_halves import BasisError, basis_hash, combine_halves, scale_halves
 from atelier.adapters.initialization import lora_pro
-from atelier.adapters.initialization.lora_pro import precondition, preconditioned
-from atelier.adapters.kinds.break_for_make import Split
+from atelier.adapters.initialization.lora_pro import apply_scaled_gradients, scaled_gradients
+from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.adapters.kinds.catalog import create_adapters
 
 SHAPES: dict[str, tuple[int, ...]] = {"square": (24, 24), "wide": (11, 30), "3x3": (10, 12, 3, 3)}
@@ -33,9 +33,9 @@ def new(role: str = "content", *, shapes: Mapping[str, tuple[int, ...]] = SHAPES
     return create_adapters("split", {"rank": 4, "alpha": 6.0, "role": role, **settings}, specs).double()
 
 
-def split(adapters: AdapterSet, name: str = "unet.square") -> Split:
+def split(adapters: AdapterSet, name: str = "unet.square") -> BreakForMake:
     adapter = adapters[name]
-    assert isinstance(adapter, Split)
+    assert isinstance(adapter, BreakForMake)
     return adapter
 
 
@@ -123,7 +123,7 @@ def test_the_update_is_made_of_four_blocks(settings: dict[str, Any], name: str):
 
 def test_convolutions_are_cut_between_channels():
     adapters = learned("content", 1)
-    kernel = delta(strengthened(adapters, content=1, style=0), "unet.3x3").reshape(SHAPES["3x3"])
+    kernel = delta(scale_halves(adapters, content=1, style=0), "unet.3x3").reshape(SHAPES["3x3"])
     assert not kernel[:, :6].any()
     assert not kernel[5:].any()
     assert kernel[:5, 6:].all()
@@ -131,45 +131,46 @@ def test_convolutions_are_cut_between_channels():
 
 def test_of_united_halves_each_block_is_what_was_learned_alone(settings: dict[str, Any]):
     content, style = learned("content", 1, **settings), learned("style", 2, **settings)
-    united = unite(content, style)
+    united = combine_halves(content, style)
     assert united.settings.to_dict()["role"] == "both"
     for adapter in united:
-        assert isinstance(adapter, Split)
+        assert isinstance(adapter, BreakForMake)
         mine, theirs = split(content, adapter.spec.name), split(style, adapter.spec.name)
-        assert torch.equal(adapter.owned_by("content"), mine.owned_by("content"))
-        assert torch.equal(adapter.owned_by("style"), theirs.owned_by("style"))
+        assert torch.equal(adapter.trainable_half("content"), mine.trainable_half("content"))
+        assert torch.equal(adapter.trainable_half("style"), theirs.trainable_half("style"))
         assert torch.equal(adapter.frozen_up, mine.frozen_up)
         assert torch.equal(adapter.frozen_down, mine.frozen_down)
     blocks = {"content": (slice(0, 12), slice(12, 24)), "style": (slice(12, 24), slice(0, 12))}
     if settings["content_side"] == "up":
         blocks = {"content": blocks["style"], "style": blocks["content"]}
     for role, part in (("content", content), ("style", style)):
-        alone = strengthened(part, content=role == "content", style=role == "style")
+        alone = scale_halves(part, content=role == "content", style=role == "style")
         assert torch.equal(delta(united)[blocks[role]], delta(alone)[blocks[role]])
-    assert not torch.equal(split(united).owned_by("style"), split(content).owned_by("style")), "the companion stayed"
+    style_halves = (split(adapters).trainable_half("style") for adapters in (united, content))
+    assert not torch.equal(*style_halves), "the companion stayed"
 
 
 def test_uniting_changes_neither_half():
     content, style = learned("content", 1), learned("style", 2)
     before = [{k: v.clone() for k, v in part.tensors().items()} for part in (content, style)]
-    unite(content, style)
+    combine_halves(content, style)
     for part, tensors in zip((content, style), before, strict=True):
         assert all(torch.equal(value, tensors[key]) for key, value in part.tensors().items())
 
 
 def test_a_strength_of_zero_recovers_the_other_concept(settings: dict[str, Any]):
     content, style = learned("content", 1, **settings), learned("style", 2, **settings)
-    united = unite(content, style)
+    united = combine_halves(content, style)
     no_style, no_content = {"content": 1.0, "style": 0.0}, {"content": 0.0, "style": 1.0}
-    assert torch.equal(delta(strengthened(united, **no_style)), delta(strengthened(content, **no_style)))
-    assert torch.equal(delta(strengthened(united, **no_content)), delta(strengthened(style, **no_content)))
-    assert not delta(strengthened(united, content=0, style=0)).any()
-    assert torch.equal(delta(strengthened(united, content=1, style=1)), delta(united))
+    assert torch.equal(delta(scale_halves(united, **no_style)), delta(scale_halves(content, **no_style)))
+    assert torch.equal(delta(scale_halves(united, **no_content)), delta(scale_halves(style, **no_content)))
+    assert not delta(scale_halves(united, content=0, style=0)).any()
+    assert torch.equal(delta(scale_halves(united, content=1, style=1)), delta(united))
 
 
 def test_strengths_multiply_each_half():
-    united = unite(learned("content", 1), learned("style", 2))
-    both, mixed = delta(united), delta(strengthened(united, content=0.5, style=2))
+    united = combine_halves(learned("content", 1), learned("style", 2))
+    both, mixed = delta(united), delta(scale_halves(united, content=0.5, style=2))
     assert_close(mixed[:12, 12:], 0.5 * both[:12, 12:])
     assert_close(mixed[12:, :12], 2 * both[12:, :12])
     assert_close(mixed[12:, 12:], both[12:, 12:])
@@ -183,15 +184,15 @@ def test_strengths_multiply_each_half():
 ])   # fmt: skip
 def test_halves_that_do_not_fit_are_refused(change: dict[str, Any], says: str):
     with pytest.raises(BasisError, match=says):
-        unite(new(), new("style", **change))
+        combine_halves(new(), new("style", **change))
 
 
 def test_halves_with_other_frozen_values_are_refused():
     content, style = new(), new("style")
     split(style).frozen_up[0, 0] += 1e-6
-    assert basis(content) != basis(style)
+    assert basis_hash(content) != basis_hash(style)
     with pytest.raises(BasisError, match="frozen halves differ"):
-        unite(content, style)
+        combine_halves(content, style)
 
 
 @pytest.mark.parametrize(("content", "style", "says"), [
@@ -201,7 +202,7 @@ def test_halves_with_other_frozen_values_are_refused():
 ])   # fmt: skip
 def test_only_a_content_and_a_style_unite(content: Make, style: Make, says: str):
     with pytest.raises(BasisError, match=says):
-        unite(content(), style())
+        combine_halves(content(), style())
 
 
 def test_the_frozen_halves_do_not_depend_on_dice_or_order():
@@ -209,10 +210,10 @@ def test_the_frozen_halves_do_not_depend_on_dice_or_order():
     first = new()
     torch.rand(5)
     again = new("style", shapes=dict(reversed(SHAPES.items())))
-    assert basis(first) == basis(again)
+    assert basis_hash(first) == basis_hash(again)
     for adapter in first:
         assert torch.equal(split(first, adapter.spec.name).frozen_up, split(again, adapter.spec.name).frozen_up)
-    assert basis(first) != basis(new(basis_seed=1))
+    assert basis_hash(first) != basis_hash(new(basis_seed=1))
     twins = new(shapes={"one": (24, 24), "two": (24, 24)})
     assert not torch.equal(split(twins, "unet.one").frozen_up, split(twins, "unet.two").frozen_up)
 
@@ -220,8 +221,8 @@ def test_the_frozen_halves_do_not_depend_on_dice_or_order():
 def test_the_frozen_halves_are_those_of_every_machine():
     """Frozen numbers on purpose: halves learned on another machine, years ago, must still fit."""
     with torch.random.fork_rng():
-        assert basis(new()) == FINGERPRINTS["clean"]
-        assert basis(new(start="faithful")) == FINGERPRINTS["faithful"]
+        assert basis_hash(new()) == FINGERPRINTS["clean"]
+        assert basis_hash(new(start="faithful")) == FINGERPRINTS["faithful"]
 
 
 FINGERPRINTS = {
@@ -235,7 +236,7 @@ def test_the_scaled_gradient_moves_the_product_alike_however_it_is_split(monkeyp
     up, down, slope, turn = (torch.randn(*s).double() for s in ((9, 3), (3, 7), (9, 7), (3, 3)))
 
     def change(up: Tensor, down: Tensor) -> Tensor:
-        of_up, of_down = preconditioned(up, down, slope @ down.T, up.T @ slope)
+        of_up, of_down = scaled_gradients(up, down, slope @ down.T, up.T @ slope)
         return of_up @ down + up @ of_down
 
     moved = change(up, down)
@@ -251,7 +252,7 @@ def test_scaled_gradients_use_the_frozen_halves_too(settings: dict[str, Any]):
     assert adapter.up.grad is not None
     assert adapter.down.grad is not None
     of_up, of_down = adapter.up.grad.clone(), adapter.down.grad.clone()
-    precondition(adapters)
+    apply_scaled_gradients(adapters)
     up, down = adapter.halves()
     assert up.shape == (24, 4)
     assert_close(adapter.up.grad @ (down @ down.T), of_up, rtol=1e-4, atol=1e-4)
@@ -260,15 +261,15 @@ def test_scaled_gradients_use_the_frozen_halves_too(settings: dict[str, Any]):
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_file_of_both_exports_as_the_lora_that_is_mounted(tmp_path: Path, start: str):
-    united = unite(learned("content", 1, start=start), learned("style", 2, start=start))
+    united = combine_halves(learned("content", 1, start=start), learned("style", 2, start=start))
     save_adapter(tmp_path / "both.safetensors", united.float(), {})
     loaded = load_adapter(tmp_path / "both.safetensors")
-    assert basis(loaded) == basis(united)
-    mixed = strengthened(loaded, content=0.7, style=1.2)
+    assert basis_hash(loaded) == basis_hash(united)
+    mixed = scale_halves(loaded, content=0.7, style=1.2)
     tensors = to_diffusers({adapter.spec: pair for adapter in mixed if (pair := adapter.factors())})
     layer = nn.Linear(24, 24, bias=False)
     x, weight = torch.randn(5, 24), layer.weight.detach()
-    mix = Mix(((strengthened(load_only(loaded, "unet.square"), content=0.7, style=1.2), 1.0),))
+    mix = Mix(((scale_halves(load_only(loaded, "unet.square"), content=0.7, style=1.2), 1.0),))
     with torch.no_grad(), mount({"unet": nn.ModuleDict({"square": layer})}, mix):
         found = layer(x)
     plain = weight + tensors["unet.square.lora_B.weight"] @ tensors["unet.square.lora_A.weight"]
@@ -276,4 +277,4 @@ def test_a_file_of_both_exports_as_the_lora_that_is_mounted(tmp_path: Path, star
 
 
 def load_only(adapters: AdapterSet, name: str) -> AdapterSet:
-    return AdapterSet(Split, adapters.settings, [adapters[name]])
+    return AdapterSet(BreakForMake, adapters.settings, [adapters[name]])

@@ -16,7 +16,7 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.initialization.initialization import initialize
 from atelier.adapters.kinds.catalog import create_adapters
-from atelier.adapters.kinds.dylora import cut
+from atelier.adapters.kinds.dylora import extract_lora
 from atelier.adapters.kinds.waveft import hadamard
 
 NAME = "unet.layer"
@@ -355,7 +355,7 @@ def test_dylora_is_cut_at_every_rank(rank: int):
     module, x = nn.Linear(12, 8), torch.randn(5, 12)
     whole = shaken(create_adapters("dylora", {"rank": 5, "alpha": 10}, [Spec(NAME, (8, 12))]))
     adapter: Any = whole[NAME]
-    lora = cut(whole, rank)
+    lora = extract_lora(whole, rank)
     assert (lora.kind, len(lora.tensors()[f"{NAME}.down"])) == ("lora", rank)
     with torch.no_grad(), mount(of(module), Mix(((lora, 1.0),))):
         change = module(x)
@@ -384,7 +384,7 @@ def test_dylora_trains_at_every_rank_and_is_whole_when_used():
 
 def test_dylora_refuses_to_be_cut_longer():
     with pytest.raises(ValueError, match="rank 6 can't be cut out of dylora"):
-        cut(create_adapters("dylora", {"rank": 5}, [Spec(NAME, (8, 12))]), 6)
+        extract_lora(create_adapters("dylora", {"rank": 5}, [Spec(NAME, (8, 12))]), 6)
 
 
 def test_randlora_is_of_full_rank_and_keeps_one_pair_of_bases():

@@ -22,7 +22,7 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.initialization.initialization import initialize
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
-from atelier.adapters.kinds.factorize import modes, share
+from atelier.adapters.kinds.factorize import largest_divisor, modes
 from atelier.kernels.wavelet import padded_width
 
 LAYERS: dict[str, Callable[[], Any]] = {
@@ -226,9 +226,11 @@ def test_parameter_count_is_the_docstring_formula(case: Case):
     spec, settings = case.spec, adapters.settings.to_dict()
     names = {
         **settings, "rows": spec.rows, "columns": spec.columns, "features": spec.features, "taps": spec.taps,
-        "modes": modes, "padded": padded_width, "share": share, "train": train, "bases": lambda n, rank: -(-n // rank),
+        "modes": modes, "padded": padded_width, "share": largest_divisor, "train": train,
+        "bases": lambda n, rank: -(-n // rank),
         "cut": cut(spec, settings.get("levels", 0)),
-        "f_out": share(spec.rows, settings.get("factor", 1)), "f_in": share(spec.features, settings.get("factor", 1)),
+        "f_out": largest_divisor(spec.rows, settings.get("factor", 1)),
+        "f_in": largest_divisor(spec.features, settings.get("factor", 1)),
     }
     assert eval(" ".join(formula[1].replace("·", "*").replace("−", "-").split()), names) == count
 

@@ -14,7 +14,7 @@ from PIL import Image
 from atelier.adapters.attach.mount import find_target_modules, mount
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, read_header
-from atelier.adapters.fusion.break_for_make_halves import basis, strengthened, unite
+from atelier.adapters.fusion.break_for_make_halves import basis_hash, combine_halves, scale_halves
 from atelier.app.cli.main import main
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.store.home import Home, open_home
@@ -55,7 +55,7 @@ def taught(lessons: Path, own_home: Path) -> Home:
 
 def test_a_content_and_a_style_become_one_file(taught: Home, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     rex, ink = (load_adapter(find_adapter(taught, name).path) for name in ("rex", "ink"))
-    assert read_header(find_adapter(taught, "rex").path).metadata["atelier.basis"] == basis(rex) == basis(ink)
+    assert read_header(find_adapter(taught, "rex").path).metadata["atelier.basis"] == basis_hash(rex) == basis_hash(ink)
     capsys.readouterr()
     assert run("make", "rex", "ink", "--name", "both", "--method", "break-for-make", "--steps", 0,
                "--style-strength", 0.5, "--json") == 0   # fmt: skip
@@ -66,7 +66,7 @@ def test_a_content_and_a_style_become_one_file(taught: Home, capsys: pytest.Capt
     assert card.thumbnail
     assert suggested_prompt(card) == "a ink emoji of a rex fox"
     both = load_adapter(card.path)
-    expected = strengthened(unite(rex, ink), content=1, style=0.5).tensors()
+    expected = scale_halves(combine_halves(rex, ink), content=1, style=0.5).tensors()
     assert all(torch.equal(value, expected[key]) for key, value in both.tensors().items())
 
     assert run("export", "both", "--to", "diffusers", "--out", tmp_path / "both.safetensors") == 0

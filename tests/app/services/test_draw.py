@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
 from atelier.adapters.attach.mount import MountError
-from atelier.adapters.formats.foreign_metadata import sampler
+from atelier.adapters.formats.foreign_metadata import find_sampler
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.main import main
 from atelier.app.services.draw import (
@@ -176,7 +176,7 @@ def test_page_command_line_and_fusion_draw_the_same_picture(home, engine, tmp_pa
     ],
 )
 def test_a_file_says_that_it_was_made_for_few_steps(folder, name, metadata, tmp_path):
-    assert sampler(tmp_path / folder / name, metadata) == "lcm"
+    assert find_sampler(tmp_path / folder / name, metadata) == "lcm"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_file_says_that_it_was_made_for_few_steps(folder, name, metadata, tmp_
      ("pytorch_lora_weights.safetensors", {})],
 )   # fmt: skip
 def test_other_files_do_not(name, metadata, tmp_path):
-    assert sampler(tmp_path / name, metadata) == ""
+    assert find_sampler(tmp_path / name, metadata) == ""
 
 
 def test_such_an_adapter_decides_and_says_so(home, engine, tmp_path, capsys):

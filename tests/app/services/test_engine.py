@@ -183,7 +183,7 @@ def test_the_pad_forgets_what_was_not_looked_at_longest(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "load", lambda _base: SimpleNamespace(models=dict, device="cpu"))
     monkeypatch.setattr(module, "load_adapter", lambda path, _device: path)
     monkeypatch.setattr(module, "draw", fake)
-    monkeypatch.setattr(batched_strengths, "blended", lambda *_: SimpleNamespace(to=lambda _device: "mixed"))
+    monkeypatch.setattr(batched_strengths, "combine_batched", lambda *_: SimpleNamespace(to=lambda _device: "mixed"))
     monkeypatch.setattr(module, "MAX_GRID_PICTURES", 3)
     engine, files = Engine(), (adapter_file(tmp_path, "content"), adapter_file(tmp_path, "style"))
 

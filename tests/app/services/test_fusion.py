@@ -314,7 +314,7 @@ def test_an_empty_page_says_what_to_do(home: Home, engine: Engine):
 
 
 def test_nothing_gated_nothing_shown():
-    assert gate_maps(SimpleNamespace(by_layer=dict, by_moment=dict), BOTH) == []   # type: ignore[arg-type]
+    assert gate_maps(SimpleNamespace(by_layer=dict, by_timestep=dict), BOTH) == []   # type: ignore[arg-type]
 
 
 def test_the_command_line_draws_by_every_method(home: Home, tmp_path: Path):

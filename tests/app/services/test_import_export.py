@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from atelier.adapters.core.base import Spec
-from atelier.adapters.formats.low_rank import Limits
+from atelier.adapters.formats.low_rank import LowRankLimits
 from atelier.adapters.formats.native import load_adapter, read_metadata, save_adapter
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.kinds.catalog import create_adapters
@@ -150,7 +150,7 @@ def test_merging_adds_and_resizing_keeps_the_largest(home: Home, tmp_path: Path)
     whole = delta(fox.path) - 0.5 * delta(owl.path)
     assert (both.kind, both.trigger) == ("lora", "fox, great owl")
     assert_close(delta(both.path), whole, rtol=1e-5, atol=1e-5)
-    small = merge_adapters(home, [(both, 1.0)], "small", Limits(rank=3))
+    small = merge_adapters(home, [(both, 1.0)], "small", LowRankLimits(rank=3))
     u, s, v = torch.linalg.svd(whole.double(), full_matrices=False)
     assert_close(delta(small.path).double(), u[:, :3] * s[:3] @ v[:3], rtol=1e-4, atol=1e-4)
     assert (load_adapter(small.path).tensors()[f"unet.{LAYER}.up"].shape) == (32, 3)
@@ -184,7 +184,8 @@ def test_what_depends_on_the_base_is_exact_as_difference_and_near_as_lora(taught
     _, whole = export_adapters(parts, "diff", tmp_path / "diff.safetensors")
     assert whole.exact and whole.max_error < 1e-6
     assert whole.loads["A1111"].answer == "yes" and whole.loads["diffusers"].answer == "no"
-    _, near = export_adapters(parts, "kohya", tmp_path / "kohya.safetensors", limits=Limits(energy=0.9, rank=200))
+    limits = LowRankLimits(energy=0.9, rank=200)
+    _, near = export_adapters(parts, "kohya", tmp_path / "kohya.safetensors", limits=limits)
     assert not near.exact
     assert 0.9 <= near.energy < 1
     assert near.max_error <= 0.1**0.5 + 1e-6
@@ -230,7 +231,8 @@ def test_extract_finds_what_was_merged(home: Home, tmp_path: Path, monkeypatch: 
     save_adapter(home.adapters / "fox.safetensors", adapters, {"atelier.family": "sd1", "atelier.base": str(base)})
     card = find_adapter(home, "fox")
     export_base([(card, 1.0)], tmp_path / "tuned.safetensors", "fp32", single_file=True)
-    found = extract_adapter(home, str(tmp_path / "tuned.safetensors"), str(base), "again", Limits(energy=0.999999))
+    limits = LowRankLimits(energy=0.999999)
+    found = extract_adapter(home, str(tmp_path / "tuned.safetensors"), str(base), "again", limits)
     again = {adapter.spec.name: adapter for adapter in load_adapter(found.path)}
     assert again.keys() == {spec.name for spec in specs}
     for adapter in adapters:
@@ -243,7 +245,7 @@ def test_extract_finds_what_was_merged(home: Home, tmp_path: Path, monkeypatch: 
 def test_what_the_difference_does_to_the_unet(taught: Home, tmp_path: Path):
     parts = [(find_adapter(taught, "fox"), 1.0)]
     exact, _ = export_adapters(parts, "diff", tmp_path / "diff.safetensors")
-    coarse, _ = export_adapters(parts, "kohya", tmp_path / "kohya.safetensors", limits=Limits(rank=1))
+    coarse, _ = export_adapters(parts, "kohya", tmp_path / "kohya.safetensors", limits=LowRankLimits(rank=1))
     assert unet_error(parts, exact) < 1e-4
     assert 0.1 < unet_error(parts, coarse) < 2
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from atelier.adapters.core.base import Spec
 from atelier.adapters.formats.native import read_metadata, save_adapter
 from atelier.adapters.formats.read_foreign import read_foreign
-from atelier.adapters.kinds.catalog import create
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.cli.main import main
 from atelier.app.store import health
 from atelier.app.store.home import Home, HomeError, open_home
@@ -30,7 +30,7 @@ def home(own_home: Path) -> Home:
     home = open_home(own_home)
     for name in ("fox", "bad-value", "bad-alpha"):
         alpha = 4e30 if name == "bad-alpha" else 4.0
-        adapters = create("lora", {"rank": 4, "alpha": alpha}, [Spec(LAYER, (192, 192))])
+        adapters = create_adapters("lora", {"rank": 4, "alpha": alpha}, [Spec(LAYER, (192, 192))])
         torch.nn.init.normal_(next(iter(adapters)).get_parameter("up"))
         if name == "bad-value":
             next(iter(adapters)).get_parameter("up").data[0, 0] = torch.nan

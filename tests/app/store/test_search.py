@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from atelier.adapters.core.base import Spec
-from atelier.adapters.formats.low_rank import lora_of
+from atelier.adapters.formats.low_rank import lora_from_factors
 from atelier.adapters.formats.native import read_tensors, save_adapter
-from atelier.adapters.retrieval import Retriever, Sizes, save_retriever
+from atelier.adapters.retrieval import Retriever, RetrieverSizes, save_retriever
 from atelier.app.cli.main import main
 from atelier.app.store import adapter_embeddings as embeddings
 from atelier.app.store import search as finding
@@ -36,7 +36,7 @@ def prompt_encoder() -> PromptEncoder:
 def weights(tmp_path_factory, prompt_encoder: PromptEncoder) -> Path:
     """A retriever that was never taught, but whose probes see the features of words as they are."""
     torch.manual_seed(0)
-    retriever = Retriever(LAYERS, Sizes(192, echo=64, view=1, width=8)).requires_grad_(False)
+    retriever = Retriever(LAYERS, RetrieverSizes(192, echo=64, view=1, width=8)).requires_grad_(False)
     directions = torch.linalg.qr(torch.cat([features_of(prompt_encoder, word) for word in WORDS]).T)[0].T
     for probes in (retriever.echo.probes, retriever.echo.word_probes):
         probes.zero_()
@@ -63,7 +63,7 @@ def shelf(tmp_path_factory, prompt_encoder: PromptEncoder) -> Path:
         dice = torch.Generator().manual_seed(number)
         pairs = {spec: (torch.randn(8, len(features), generator=dice), features) for spec in LAYERS}
         lie = WORDS[(number + 1) % len(WORDS)]
-        save_adapter(folder / f"{lie}.safetensors", lora_of(pairs),
+        save_adapter(folder / f"{lie}.safetensors", lora_from_factors(pairs),
                      {"atelier.family": "embedded", "atelier.trigger": lie, "atelier.subject": lie})   # fmt: skip
     return folder
 
@@ -105,7 +105,7 @@ def test_what_is_said_in_a_file_is_not_read(home: Home):
         words = {"atelier.family": "embedded", "atelier.trigger": "violin", "atelier.subject": "violin"}
         found = read_tensors(path)
         pairs = {spec: (found[f"{spec.name}.up"], found[f"{spec.name}.down"]) for spec in LAYERS}
-        save_adapter(path, lora_of(pairs), words)
+        save_adapter(path, lora_from_factors(pairs), words)
     assert [p.score for p in propose_adapters(home, "a violin")] == pytest.approx(before, abs=1e-6)
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_changed_is_embedded_again(home: Home):
 def test_other_bases_are_found_by_their_words_and_it_says_so(home: Home):
     pairs = {LAYERS[0]: (torch.randn(8, 2), torch.randn(2, 192))}
     words = {"atelier.family": "sd1", "atelier.title": "dreams", "atelier.trigger": "zfx", "atelier.subject": "red fox"}
-    save_adapter(home.adapters / "one.safetensors", lora_of(pairs), words)
+    save_adapter(home.adapters / "one.safetensors", lora_from_factors(pairs), words)
     found = {p.name: p for p in propose_adapters(home, "a fox at night", limit=20)}
     assert found["one"].score > 0
     assert found["one"].reason == ("Its name or trigger word matches fox. Its weights were not compared: "
@@ -150,7 +150,7 @@ def test_other_bases_are_found_by_their_words_and_it_says_so(home: Home):
 def test_an_adapter_of_other_layers_is_found_by_its_words_and_it_says_so(home: Home):
     words = {"atelier.family": "embedded", "atelier.subject": "fox"}
     save_adapter(home.adapters / "conv.safetensors",
-                 lora_of({Spec("unet.conv_in", (4, 6)): (torch.ones(4, 1), torch.ones(1, 6))}), words)
+                 lora_from_factors({Spec("unet.conv_in", (4, 6)): (torch.ones(4, 1), torch.ones(1, 6))}), words)
     found = {p.name: p.reason for p in propose_adapters(home, "a fox", limit=20)}
     assert "no layers" in found["conv"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import load_adapter, save_adapter
-from atelier.adapters.fusion.break_for_make_halves import strengthened, unite
+from atelier.adapters.fusion.break_for_make_halves import combine_halves, scale_halves
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home, open_home
@@ -31,7 +31,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
         adapters = create_adapters("split", {"rank": 4, "role": role}, targets)
         with torch.no_grad():
             for adapter in adapters:
-                adapter.owned_by(role).normal_(std=0.2)   # type: ignore[operator]
+                adapter.trainable_half(role).normal_(std=0.2)   # type: ignore[operator]
         known = {"trigger": name, "subject": "fox", "base": "embedded", "family": "embedded", "title": "it"}
         save_adapter(folder / f"{name}.safetensors", adapters, {f"atelier.{k}": v for k, v in known.items()})
     return folder
@@ -70,7 +70,7 @@ def test_the_corners_are_neither_content_style_and_both():
 
 
 def test_the_page_knows_every_method_that_moves_live():
-    assert set(METHODS) == set(mix.METHODS)
+    assert set(METHODS) == set(mix.UNTRAINED_METHODS)
 
 
 def test_nine_pictures_from_one_seed(home: Home, monkeypatch: pytest.MonkeyPatch):
@@ -95,7 +95,7 @@ def test_saving_bakes_the_pads_strengths_in(home: Home, monkeypatch: pytest.Monk
     said = mix._save(home, mix.Choice("rex", "ink", "break-for-make", (0.5, 1.25)), "both")
     assert said == {"name": "both", "href": "/library?adapter=both"}
     rex, ink, both = (load_adapter(find_adapter(home, name).path) for name in ("rex", "ink", "both"))
-    expected = strengthened(unite(rex, ink), content=0.5, style=1.25).tensors()
+    expected = scale_halves(combine_halves(rex, ink), content=0.5, style=1.25).tensors()
     assert all(torch.equal(value, expected[key]) for key, value in both.tensors().items())
     with pytest.raises(ValueError, match="is already used"):
         mix._save(home, mix.Choice("rex", "ink", "sum", (1.0, 1.0)), "both")

@@ -252,8 +252,8 @@ def test_what_the_weights_predict_is_read_beside_them(tmp_path: Path):
     assert prediction("c.safetensors", "sd2") == "epsilon"
 
 
-def families_entry() -> single_file.Entry:
-    return single_file.Entry("F32", (), 4)
+def families_entry() -> single_file.TensorEntry:
+    return single_file.TensorEntry("F32", (), 4)
 
 
 def test_the_tokenizer_numbers_words_as_clip_does():

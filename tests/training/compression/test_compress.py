@@ -17,7 +17,7 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.formats.safetensors_header import read_metadata
-from atelier.adapters.quantization.fake_quant_layers import settled
+from atelier.adapters.quantization.fake_quant_layers import cache_quantized_weights
 from atelier.adapters.quantization.packed import packed_layers
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.identify import identify
@@ -153,7 +153,7 @@ def test_the_file_is_the_model_that_learned(base: Path, tmp_path: Path, preset: 
             if name.endswith(".up"):
                 parameter.normal_(std=0.02)
     write_compressed(model, config, tmp_path / "out")
-    with settled(model.unet):
+    with cache_quantized_weights(model.unet):
         ours = _answer(model)
     assert student.switch.on
     theirs = _answer(load(str(tmp_path / "out"), "cpu"))

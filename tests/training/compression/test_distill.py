@@ -14,8 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from atelier.adapters.quantization.bit_policy import Bits, is_end, plan_layers
-from atelier.adapters.quantization.fake_quant_layers import Switch, learned, make_rounding, rounding_layers
+from atelier.adapters.quantization.bit_policy import LayerBits, assign_bits, is_boundary_layer
+from atelier.adapters.quantization.fake_quant_layers import (
+    FakeQuantSwitch,
+    add_fake_quant,
+    find_fake_quant_layers,
+    trained_tensors,
+)
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.compression.calibrate import (
     GUIDANCE,
@@ -57,9 +62,9 @@ def test_the_layers_of_stable_diffusion():
     """On the true UNet of SD 1.5, without its weights: the figures of the method's sheet."""
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(configuration("sd1", "unet"))
-    plan = plan_layers(unet, "w4a8")
-    low = [name for name, bits in plan.items() if bits == Bits(4, 8)]
-    ends = [name for name, bits in plan.items() if bits == Bits(8, 8)]
+    plan = assign_bits(unet, "w4a8")
+    low = [name for name, bits in plan.items() if bits == LayerBits(4, 8)]
+    ends = [name for name, bits in plan.items() if bits == LayerBits(8, 8)]
     layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     whole = layers.keys() - plan.keys()
     assert set(ends) == {"conv_in", "time_embedding.linear_1", "time_embedding.linear_2", "conv_out"}
@@ -70,19 +75,19 @@ def test_the_layers_of_stable_diffusion():
     assert round(sum(layers[name].weight.numel() for name in low) / 1e6, 1) == 814.4
     assert sum(len(layers[name].weight) for name in low) == 300_800
     # In 4 bits throughout, inputs that are known for outliers have 8: both of each cross-attention, one feed-forward.
-    four, bare = (plan_layers(unet, "w4a4", outliers=outliers) for outliers in (True, False))
-    careful = [name for name, bits in four.items() if bits == Bits(4, 8)]
+    four, bare = (assign_bits(unet, "w4a4", outliers=outliers) for outliers in (True, False))
+    careful = [name for name, bits in four.items() if bits == LayerBits(4, 8)]
     assert {name.rsplit("blocks.0.", 1)[-1] for name in careful} == {"attn2.to_k", "attn2.to_v", "ff.net.2"}
     assert len(careful) == 16 * 3
-    assert sum(bits == Bits(4, 4) for bits in four.values()) == 261 - 48
-    assert sum(bits == Bits(4, 4) for bits in bare.values()) == 261
-    assert not any(bits.inputs for bits in plan_layers(unet, "w4").values())
+    assert sum(bits == LayerBits(4, 4) for bits in four.values()) == 261 - 48
+    assert sum(bits == LayerBits(4, 4) for bits in bare.values()) == 261
+    assert not any(bits.inputs for bits in assign_bits(unet, "w4").values())
 
 
 def test_it_learns_on_the_teachers_own_drawing(base: Path):
     """The latents are those of diffusers' own pipeline with the same noise, guidance and η."""
     model = load(str(base), "cpu")
-    off = Switch()
+    off = FakeQuantSwitch()
     calls = list(trajectory(model, off, ["a red hat"], 4, torch.Generator().manual_seed(5)))
     latents: list[Tensor] = []
 
@@ -184,7 +189,8 @@ def test_recomputing_blocks_in_the_backward_pass_changes_no_gradient(
             ready.model.unet.enable_gradient_checkpointing()
             ready.model.unet.train()
         distillation_error(ready.model, ready.held_out[2]).backward()
-        found.append({name: value.grad for name, value in learned(ready.model.unet).items() if value.grad is not None})
+        trained = trained_tensors(ready.model.unet)
+        found.append({name: value.grad for name, value in trained.items() if value.grad is not None})
         ready.model.unet.zero_grad()
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
@@ -196,14 +202,14 @@ def test_errors_by_timestep_and_layer(student: Callable[..., tuple[Student, Comp
     errors = relative_errors(ready.model, ready.held_out)
     assert list(errors) == [call.timestep for call in ready.held_out]
     by_layer = error_by_layer(ready.model, ready.switch, ready.held_out[:2])
-    ends = [by_layer[name] for name in by_layer if is_end(name)]
-    others = [by_layer[name] for name in by_layer if not is_end(name)]
+    ends = [by_layer[name] for name in by_layer if is_boundary_layer(name)]
+    others = [by_layer[name] for name in by_layer if not is_boundary_layer(name)]
     assert max(ends) < min(others)   # 8 bits against 2
     harm = sensitivity_by_layer(ready.model, ready.switch, ready.held_out[1:2])
-    assert harm.keys() == {name for name in by_layer if not is_end(name)}
+    assert harm.keys() == {name for name in by_layer if not is_boundary_layer(name)}
     assert all(value > 0 for value in harm.values())
     assert sum(harm.values()) > 0.1 * _error(ready.model, ready.held_out[1:2])
-    assert all(layer.switch is ready.switch for layer in rounding_layers(ready.model.unet).values())
+    assert all(layer.switch is ready.switch for layer in find_fake_quant_layers(ready.model.unet).values())
 
 
 def test_the_persons_prompts_come_first(model: BaseModel):
@@ -230,16 +236,16 @@ def chain(seed: int) -> nn.Sequential:
 def taught(seed: int, rule: str, rank: int = 8) -> tuple[float, list[float]]:
     """Relative output error after 300 updates, and the share of integer codes that changed in each layer."""
     teacher, net = chain(seed), chain(seed)
-    make_rounding(net, dict.fromkeys("0123", Bits(4, 0)), rank=rank, search=False)
+    add_fake_quant(net, dict.fromkeys("0123", LayerBits(4, 0)), rank=rank, search=False)
     optimizer = make_optimizer(net, DistillationConfig(prompts=(), steps=300, scale_aware=rule == "aware"))
     if rule == "smallest":
-        means = [float(layer.steps.detach().mean()) for layer in rounding_layers(net).values()]
+        means = [float(layer.steps.detach().mean()) for layer in find_fake_quant_layers(net).values()]
         for group in optimizer.param_groups[::2]:
             group["initial_lr"] *= min(means) / (sum(means) / len(means))
     for group in optimizer.param_groups[1::2]:
         group["initial_lr"] = 0.0   # step sizes that move change codes as well, alike in all layers
     generator = torch.Generator().manual_seed(seed)
-    before = [_codes(layer) for layer in rounding_layers(net).values()]
+    before = [_codes(layer) for layer in find_fake_quant_layers(net).values()]
     for step in range(300):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * (1 - step / 300)
@@ -250,13 +256,13 @@ def taught(seed: int, rule: str, rank: int = 8) -> tuple[float, list[float]]:
     x = torch.randn(512, 64, generator=generator)
     with torch.no_grad():
         error = float((net(x) - teacher(x)).norm() / teacher(x).norm())
-    after = [_codes(layer) for layer in rounding_layers(net).values()]
+    after = [_codes(layer) for layer in find_fake_quant_layers(net).values()]
     return error, [float((a != b).float().mean()) for a, b in zip(before, after, strict=True)]
 
 
 @torch.no_grad()
 def _codes(layer: Any) -> Tensor:
-    return ((layer.whole() / layer.steps).round() + layer.zeros).clamp(0, 15)
+    return ((layer.updated_weight() / layer.steps).round() + layer.zeros).clamp(0, 15)
 
 
 def test_rates_in_proportion_to_step_sizes_move_all_layers_alike():
@@ -276,8 +282,8 @@ def test_pairs_learn_more_than_step_sizes_alone():
 
 def _steps_alone(seed: int) -> float:
     teacher, net = chain(seed), chain(seed)
-    make_rounding(net, dict.fromkeys("0123", Bits(4, 0)), rank=0, search=False)
-    layers = list(rounding_layers(net).values())
+    add_fake_quant(net, dict.fromkeys("0123", LayerBits(4, 0)), rank=0, search=False)
+    layers = list(find_fake_quant_layers(net).values())
     # The best of several rates: it is the method that is compared, not the rate.
     return min(_lsq(teacher, net, layers, rate) for rate in (1e-4, 1e-3, 5e-3))
 
@@ -306,7 +312,7 @@ def test_the_rate_of_a_pair_over_its_mean_step_size_is_the_same_in_all_layers(
     ready, _ = student()
     unet = ready.model.unet
     optimizer = make_optimizer(unet, DistillationConfig(prompts=(), steps=16_000))
-    layers = {id(layer.up): layer for layer in rounding_layers(unet).values() if layer.up is not None}
+    layers = {id(layer.up): layer for layer in find_fake_quant_layers(unet).values() if layer.up is not None}
     ratios = [group["lr"] / float(layers[id(group["params"][0])].steps.detach().mean())
               for group in optimizer.param_groups if id(group["params"][0]) in layers]   # fmt: skip
     assert len(ratios) == len(layers)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.kinds.catalog import create_adapters
-from atelier.adapters.retrieval import Sizes, load_retriever
+from atelier.adapters.retrieval import RetrieverSizes, load_retriever
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
 from atelier.training.embedded_base.train_retriever import (
     RANK,
@@ -60,7 +60,7 @@ def test_it_finds_what_it_never_met_and_with_shuffled_captions_nothing():
     zoo, said = zoo_of(words, dice), said_of(words, dice)
     part = Said(said.features[:TAUGHT], said.said[:TAUGHT], said.alike[:TAUGHT, :TAUGHT])
     learned = Stack({k: v[:TAUGHT] for k, v in zoo.ups.items()}, {k: v[:TAUGHT] for k, v in zoo.downs.items()})
-    retriever = teach(learned, part, LAYERS, Sizes(TEXT, echo=12, view=2, width=16, heads=2), steps=60)
+    retriever = teach(learned, part, LAYERS, RetrieverSizes(TEXT, echo=12, view=2, width=16, heads=2), steps=60)
     rest = torch.arange(TAUGHT, TAUGHT + HELD_OUT)
     rows = retriever.encode(zoo.look(rest))
 
@@ -127,7 +127,7 @@ def test_chance_is_what_strangers_score():
     dice = torch.Generator().manual_seed(0)
     words = torch.randn(12, TEXT, generator=dice)
     zoo, said = zoo_of(words, dice), said_of(words, dice)
-    retriever = teach(zoo, said, LAYERS, Sizes(TEXT, echo=6, view=1, width=8, heads=2), steps=2)
+    retriever = teach(zoo, said, LAYERS, RetrieverSizes(TEXT, echo=6, view=1, width=8, heads=2), steps=2)
     prompts = retriever.encode_words(said.features[:, 0], said.said[:, 0])
     rows = retriever.encode(zoo.look(torch.arange(12)))
     strangers = [float(prompts[i] @ rows[j]) for i in range(12) for j in range(12) if i != j]

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet, BaseStatistics, Spec
-from atelier.adapters.initialization.lora_pro import correct
+from atelier.adapters.initialization.lora_pro import apply_lora_pro
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.config.events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.config.run_folder import RunFolder
@@ -257,7 +257,7 @@ def test_the_product_follows_the_whole_gradient_where_asked_for(tmp_path, monkey
 
     def note(adapters: AdapterSet) -> None:
         raw = [p.grad.clone() for p in adapters.parameters()]
-        correct(adapters)
+        apply_lora_pro(adapters)
         given.append(raw)
 
     monkeypatch.setattr(update, "correct", note)

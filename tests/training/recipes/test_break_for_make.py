@@ -13,8 +13,8 @@ from torch import Tensor
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.fusion.break_for_make_halves import strengthened, unite
-from atelier.adapters.kinds.break_for_make import Split
+from atelier.adapters.fusion.break_for_make_halves import combine_halves, scale_halves
+from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.identify import identify
@@ -84,7 +84,7 @@ def train(model: BaseModel, recipe: Recipe, config: TrainConfig, folder: Path) -
 
 
 def halves(adapters: AdapterSet, role: str) -> list[Tensor]:
-    return [adapter.owned_by(role).detach().clone() for adapter in adapters if isinstance(adapter, Split)]
+    return [adapter.trainable_half(role).detach().clone() for adapter in adapters if isinstance(adapter, BreakForMake)]
 
 
 @pytest.mark.parametrize("role", ["content", "style"])
@@ -121,7 +121,7 @@ def test_alone_a_half_learns_as_if_there_were_no_other(model, data, sets, tmp_pa
             parameter.normal_(std=0.1)
     before = halves(adapters, "style")
     recipe = half_recipe(model, adapters, data, sets, of("content"), tmp_path)
-    by_itself = half_recipe(model, strengthened(adapters, content=1, style=0), data, sets, of("content"), tmp_path)
+    by_itself = half_recipe(model, scale_halves(adapters, content=1, style=0), data, sets, of("content"), tmp_path)
     losses = []
     for one in (recipe, by_itself):
         with one.mount():
@@ -147,8 +147,8 @@ def test_what_is_kept_hears_both_again(model, data, sets, tmp_path, monkeypatch)
     monkeypatch.setattr(break_for_make, "COMPANION_SHARE", 0.0)
     content = fresh(model, "content")
     kept = train(model, half_recipe(model, content, data, sets, of("content"), tmp_path), of("content"), tmp_path)
-    assert {adapter.muted for adapter in content if isinstance(adapter, Split)} == {"style"}
-    assert {adapter.muted for adapter in kept if isinstance(adapter, Split)} == {""}
+    assert {adapter.disabled_role for adapter in content if isinstance(adapter, BreakForMake)} == {"style"}
+    assert {adapter.disabled_role for adapter in kept if isinstance(adapter, BreakForMake)} == {""}
 
 
 def test_companions_learn_a_tenth_as_fast(model, data, sets, tmp_path):
@@ -202,7 +202,7 @@ def test_the_companion_is_thrown_away(model, data, sets, tmp_path, role):
     assert not any(half.any() for half in halves(kept, break_for_make.OTHER_ROLE[role]))
     assert any(half.any() for half in halves(adapters, break_for_make.OTHER_ROLE[role]))
     own = {"content": float(role == "content"), "style": float(role == "style")}
-    assert recipe.validate(adapters) == recipe.validate(strengthened(adapters, **own)), "measured with its companion"
+    assert recipe.validate(adapters) == recipe.validate(scale_halves(adapters, **own)), "measured with its companion"
 
 
 def test_halves_that_were_taught_apart_unite(model, data, sets, tmp_path):
@@ -212,12 +212,12 @@ def test_halves_that_were_taught_apart_unite(model, data, sets, tmp_path):
         config = of(role, seed=seed)
         recipe = half_recipe(model, fresh(model, role), data, sets, config, tmp_path)
         taught.append(train(model, recipe, config, tmp_path))
-    united = unite(*taught)
+    united = combine_halves(*taught)
     assert all(a.any() and b.any() for a, b in zip(halves(united, "content"), halves(united, "style"), strict=True))
 
 
 def test_making_shows_both_with_the_same_noise_and_moves_both(model, data, monkeypatch):
-    united = unite(fresh(model, "content"), fresh(model, "style"))
+    united = combine_halves(fresh(model, "content"), fresh(model, "style"))
     mine, theirs = examples(model, 3, "a rex fox"), examples(model, 3, "a zs house")
     seen: list[Batch] = []
     real = break_for_make.batch_losses
@@ -246,8 +246,8 @@ def test_every_method_makes_one_adapter_of_two(model, method):
         torch.manual_seed(seed)
         with torch.no_grad():
             for adapter in adapters:
-                assert isinstance(adapter, Split)
-                adapter.owned_by(role).normal_(std=0.1)
+                assert isinstance(adapter, BreakForMake)
+                adapter.trainable_half(role).normal_(std=0.1)
         parts.append(AdapterExamples(adapters, examples(model, 2, f"a {role} fox")))
     config = training_config(method, steps=2, batch=2, lr=0.01, seed=0) if METHOD_STEPS[method] else None
     *events, made = combine_adapters(model, parts[0], parts[1], method, config)
@@ -263,7 +263,8 @@ def test_making_without_steps_is_only_uniting(model):
     content, style = fresh(model, "content"), fresh(model, "style")
     [made] = combine_adapters(model, AdapterExamples(content), AdapterExamples(style), "break-for-make")
     assert isinstance(made, AdapterSet)
-    assert all(torch.equal(value, unite(content, style).tensors()[key]) for key, value in made.tensors().items())
+    combined = combine_halves(content, style).tensors()
+    assert all(torch.equal(value, combined[key]) for key, value in made.tensors().items())
     with pytest.raises(SettingError, match="at least 1 step"):
         list(combine_adapters(model, AdapterExamples(content), AdapterExamples(style), "zip"))
     with pytest.raises(SettingError, match=r"no method 'glue'.*break-for-make, zip"):

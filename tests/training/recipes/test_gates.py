@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.fusion.gates import GateSet, GateSettings, Record
-from atelier.adapters.fusion.live import Part
-from atelier.adapters.fusion.methods import combined
+from atelier.adapters.fusion.gates import GateRecord, GateSet, GateSettings
+from atelier.adapters.fusion.live import WeightedAdapter
+from atelier.adapters.fusion.methods import combine
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.events import Event, Stepped
@@ -178,21 +178,21 @@ def test_the_gates_that_come_along_differ_over_layers_steps_and_prompts(
     widths = {f"unet.{name}": module for name, module in model.unet.named_modules()}
     assert all(len(shipped.get(name).out) == len(widths[name].weight) for name in shipped)   # type: ignore
 
-    def drawn(prompt: str) -> Record:
-        record = Record()
-        parts = [Part(lesson.adapters) for lesson in lessons]
-        fusion = combined(model.models(), parts, "gated", gates=shipped, record=record)
+    def drawn(prompt: str) -> GateRecord:
+        record = GateRecord()
+        parts = [WeightedAdapter(lesson.adapters) for lesson in lessons]
+        fusion = combine(model.models(), parts, "gated", gates=shipped, record=record)
         draw(model, DrawRequest(prompt=prompt, steps=3), fusion)
         return record
 
     one, other = drawn("an emoji of a rex fox"), drawn("an ink emoji of a house")
-    layers, steps = one.by_layer(), one.by_moment()
+    layers, steps = one.by_layer(), one.by_timestep()
     assert len(layers) == len(lessons[0].adapters)
     assert len(steps) == 3
     assert all(0 < value < 4 for row in (*layers.values(), *steps.values()) for value in row)
     for rows in (list(layers.values()), list(steps.values())):
         assert all(len({row[part] for row in rows}) == len(rows) for part in (0, 1))
     assert layers != other.by_layer()
-    bare = Record()
-    draw(model, DrawRequest(prompt="", steps=3), combined(model.models(), [], "gated", gates=shipped, record=bare))
+    bare = GateRecord()
+    draw(model, DrawRequest(prompt="", steps=3), combine(model.models(), [], "gated", gates=shipped, record=bare))
     assert bare.by_layer() == {}

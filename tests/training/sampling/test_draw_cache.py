@@ -10,7 +10,7 @@ from families import write_configurations, write_models
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.fusion.live import Fusion, Part
+from atelier.adapters.fusion.live import Fusion, WeightedAdapter
 from atelier.training.base_models import single_file
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.sampling import draw_cache as module
@@ -54,7 +54,7 @@ def test_every_text_counts_although_others_are_kept(model, change):
 
 
 def mixes(adapters: AdapterSet) -> list[Mix | Fusion]:
-    return [Mix(((adapters, 1.0),)), Fusion((Part(adapters, 1.0),))]
+    return [Mix(((adapters, 1.0),)), Fusion((WeightedAdapter(adapters, 1.0),))]
 
 
 @pytest.mark.parametrize("way", ["merged or mounted", "fused"])
@@ -74,7 +74,7 @@ def test_an_adapter_of_the_unet_alone_or_at_zero_reads_nothing_anew(model, train
     unet, texts, cache = trained(model), trained(model, ("text_encoder",)), DrawCache()
     draw(model, ASK, cache=cache)
     for adapters, strength in ((unet, 1.0), (texts, 0.0)):
-        for mix in (Mix(((adapters, strength),)), Fusion((Part(adapters, strength),))):
+        for mix in (Mix(((adapters, strength),)), Fusion((WeightedAdapter(adapters, strength),))):
             drawn = draw(model, ASK, mix, cache=cache)[0].tobytes()
             assert len(readings) == 3
             assert drawn == draw(model, ASK, mix)[0].tobytes()

@@ -23,8 +23,8 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.fusion.gates import GateSet, GateSettings
-from atelier.adapters.fusion.live import Part, fusing
-from atelier.adapters.fusion.methods import METHODS, combined
+from atelier.adapters.fusion.live import WeightedAdapter, mount_fusion
+from atelier.adapters.fusion.methods import METHODS, combine
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.data.latent_cache import encode_text, tokenize
@@ -104,10 +104,10 @@ def test_each_kind_is_fused_there_by_each_method(twins: Twins, kind: str, method
 def fuse(twins: Twins, kind: str, method: str) -> None:
     """A LoRA beside it."""
     def attached(model: BaseModel) -> AbstractContextManager[None]:
-        parts = [Part(twins.adapters(kind, model), 0.8), Part(twins.adapters("lora", model), 0.5)]
+        parts = [WeightedAdapter(twins.adapters(kind, model), 0.8), WeightedAdapter(twins.adapters("lora", model), 0.5)]
         torch.manual_seed(3)   # of what DARE drops
-        mix = combined(model.models(), parts, method, steps=2, gates=gates(model))
-        return mount(model.models(), mix) if isinstance(mix, Mix) else fusing(model.models(), mix)
+        mix = combine(model.models(), parts, method, steps=2, gates=gates(model))
+        return mount(model.models(), mix) if isinstance(mix, Mix) else mount_fusion(model.models(), mix)
 
     twins.compare(attached)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from atelier.adapters.attach.mount import MountError
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.decor import without_directions
+from atelier.adapters.decor import remove_directions
 from atelier.training.base_models import single_file
 from atelier.training.base_models.base_model import load
 from atelier.training.sampling.sample import DrawRequest, draw, draw_latents
@@ -79,7 +79,7 @@ def test_what_is_unwanted_goes_out_of_the_prompt_alone(family, tmp_path, monkeyp
     plain, hardly, taken, house = seen
     torch.testing.assert_close(hardly, plain, rtol=0, atol=1e-5)
     assert torch.equal(taken[:2], plain[:2])   # the negative prompt
-    expected = without_directions(plain[2:], house[2, 1 : 1 + len(words)])
+    expected = remove_directions(plain[2:], house[2, 1 : 1 + len(words)])
     torch.testing.assert_close(taken[2:], expected, rtol=0, atol=1e-4)
     assert (expected - plain[2:]).abs().max() > 0.01
 
