@@ -22,6 +22,7 @@ _TASKS = {9: "an inpainting model", 8: "a model that edits pictures (InstructPix
 PACKED_UNET = "packed.safetensors"   # the UNet's weights in codes, where a folder is a compressed base model
 _PROMPT_FIELDS = ("style_template", "styles", "things", "neutral_words")   # of prompts.toml, beside the caption
 _FORMER_FIELDS = {"styled": "style_template", "quiet_words": "neutral_words"}   # in folders written by older versions
+_MAX_JSON = 10_000_000   # bytes; the largest, a tokenizer's, have 2 MB
 _DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
@@ -125,8 +126,8 @@ def read_json(path: Path, base: str, *needed: str) -> dict[str, Any]:
     Raises:
         BaseError: it is missing, damaged or lacks an entry.
     """
-    with suppress(OSError, ValueError):
-        values = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, RecursionError):
+        values = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_JSON else None
         if isinstance(values, dict) and all(name in values for name in needed):
             return values
     raise BaseError(

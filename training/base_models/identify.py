@@ -19,6 +19,7 @@ from atelier.training.base_models.base_info import (
     precision_of,
     read_json,
 )
+from atelier.training.base_models.check_config import check_configurations
 from atelier.training.base_models.single_file import identify_file
 from atelier.training.config.assets import ASSETS
 from atelier.training.config.train_config import EMBEDDED
@@ -79,6 +80,7 @@ def identify_folder(base: str, folder: Path) -> BaseInfo:
     if index.get("_class_name") not in _PIPELINES:
         raise BaseError(f"{base} is a {index.get('_class_name')}, which is not supported. Atelier works with Stable "
                         "Diffusion 1.x, 2.x and XL.")
+    check_configurations(base, folder)
     unet = read_json(folder / "unet" / "config.json", base, *_UNET_ENTRIES)
     vae = read_json(folder / "vae" / "config.json", base, *_VAE_ENTRIES)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", base)
