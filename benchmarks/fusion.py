@@ -1,7 +1,7 @@
 """Objects, styles and background habits drawn together, by every method, from one prompt that asks for all of them.
 
     python -m benchmarks.fusion_lessons --home DIR                      teach them, each alone
-    python -m atelier.training.embedded_base.train_gates --school DIR
+    python -m atelier.training.embedded_base.train_gates --dataset DIR
                                                                         train the gates, on lessons that are not judged
     python -m benchmarks.fusion --home DIR [--sets N] [--methods M …]   draw and judge; goes on where it stopped
     python -m benchmarks.fusion --render                                docs/fusion.md from the results
@@ -34,8 +34,8 @@ from atelier.adapters.fusion.gates import GateSet
 from atelier.adapters.fusion.live import WeightedAdapter
 from atelier.adapters.fusion.methods import METHODS, combine
 from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.bundled import gates_for
 from atelier.training.embedded_base.judge import Judge, background_colour
-from atelier.training.embedded_base.train_gates import gates_for
 from atelier.training.sampling.sample import DrawRequest, draw
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -34,10 +34,11 @@ from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.retrieval import Retriever, RetrieverSizes, load_retriever
 from atelier.app.store.adapter_embeddings import PromptReader
 from atelier.app.store.search import content_words
+from atelier.training.base_models.bundled import RETRIEVER
 from atelier.training.base_models.weights import weight_lookup
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.retriever_dataset import ROLES, Exhibit, read_index
-from atelier.training.embedded_base.train_retriever import WEIGHTS, Said, Stack, begun, looked_at, stack, teach
+from atelier.training.embedded_base.train_retriever import Said, Stack, begun, looked_at, stack, teach
 from atelier.training.sampling.prompt_features import PromptEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,7 @@ def measure(folder: Path) -> dict[str, Any]:
     """Everything that is published."""
     exhibits, weight_of, prompt_encoder = read_index(folder), weight_lookup(EMBEDDED), PromptEncoder.load()
     sets = [load_adapter(folder / f"{exhibit.file}.safetensors") for exhibit in exhibits]
-    retriever, known = load_retriever(WEIGHTS)
+    retriever, known = load_retriever(RETRIEVER)
     reader = PromptReader(retriever, prompt_encoder, known["text_encoder"])
     rows = embedded(retriever, sets, weight_of)
     return {

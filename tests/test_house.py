@@ -35,10 +35,12 @@ kernels
 adapters.core, adapters.kinds, adapters.attach, adapters.initialization, adapters.formats, adapters.quantization,
 adapters.fusion, adapters
 training.config, training.base_models, training.data, training.sampling, training.loop, training.recipes,
-training.compression, training.runs, training.embedded_base
+training.compression, training.runs
 app.text, app.store, app.jobs, app.services, app.web.components, app.web.pages, app.web, app.cli
+training.embedded_base
 """
-"""Packages from the ground up, separated by commas: each may import what stands before it."""
+"""Packages from the ground up, separated by commas: each may import what stands before it. The last one makes the
+embedded base model and what comes with it: nothing that a user runs imports it."""
 FOREIGN = {   # what a room must not import: `adapters` works on any nn.Module, `training` has no face
     "app": {"triton"},
     "training": {"gradio", "fastapi", "starlette", "huey", "triton"},
@@ -342,6 +344,7 @@ PLANTED = [
     ("imports_only_from_packages_before_it", "app/store/x.py", "def f():\n    from atelier.app.jobs import jobs"),
     ("imports_only_from_packages_before_it", "app/web/components/x.py", "import atelier.app.web.pages.studio"),
     ("imports_only_from_packages_before_it", "adapters/misc/x.py", "NUMBER = 1"),
+    ("imports_only_from_packages_before_it", "app/store/x.py", "from atelier.training.embedded_base import judge"),
     ("imports_triton_only_in_its_files", "kernels/wavelet.py", "import triton.language as tl"),
     ("has_a_telling_name", "app/utils.py", ""),
     ("has_a_telling_name", "adapters/__init__.py", ""),
@@ -432,6 +435,13 @@ def test_no_file_imports_itself_in_a_circle() -> None:
     while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
         graph = {name: targets for name, targets in graph.items() if name not in leaves}
     assert not graph, f"these files import one another in a circle: {sorted(graph)}"
+
+
+def test_what_a_person_runs_loads_nothing_that_made_the_embedded_base() -> None:
+    code = ("import sys\nimport atelier.app.services.engine, atelier.app.store.adapter_embeddings\n"
+            "print([name for name in sys.modules if 'embedded_base' in name])")   # fmt: skip
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stderr[-2000:]
 
 
 def _imports(source: Source) -> set[str]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.formats import safetensors_header as header
 from atelier.adapters.formats.check_values import number_problem, value_problem
@@ -56,13 +57,8 @@ def save_adapter(path: Path, adapters: AdapterSet, metadata: Mapping[str, str]) 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file through a temporary name, so that no crash or full disk leaves half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(save(dict(tensors), dict(metadata)))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a safetensors file; no crash or full disk leaves half of it."""
+    atomic_write(path, save(dict(tensors), dict(metadata)))
 
 
 def read_header(path: Path) -> AdapterHeader:

@@ -150,7 +150,7 @@ class GateSet(nn.Module):
         found = read_metadata(path)
         if "atelier.gates" not in found:
             raise FileError(
-                f"{path.name} contains no gates. Train some with: python -m atelier.training.embedded_base.train_gates."
+                f"{path.name} contains no gates. Train some with: python -m atelier.training.runs.train_gates."
             )
         try:
             widths = json.loads(found["atelier.modules"])

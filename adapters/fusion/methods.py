@@ -66,7 +66,7 @@ def _check(parts: Sequence[WeightedAdapter], method: str, gates: GateSet | None)
         raise SettingError(f"There is no method {method!r}. The methods are: {', '.join(METHODS)}.")
     if method == "gated" and gates is None:
         raise SettingError("There are no gates for this base model yet. Use another method, such as sum, or train "
-                           "gates with: python -m atelier.training.embedded_base.train_gates.")
+                           "gates with: python -m atelier.training.runs.train_gates.")
     curved, painted = (any(getattr(part, name) is not None for part in parts) for name in ("curve", "region"))
     if curved and method in ("switch", "dare", "ties", "svd", "concat"):
         raise SettingError(f"{method} decides by itself when and how strongly each adapter acts, so it can't follow "

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
+from atelier.adapters.core.atomic_write import atomic_write
 from atelier.app.jobs.jobs import worker_alive, worker_lock
 from atelier.app.store.home import Home
-from atelier.training.config.run_folder import write_text
 
 _SECONDS_TO_END = 30.0
 
@@ -57,7 +57,7 @@ def _start(home: Home) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     # A number alone names another process some day; with the time of its start it names this one.
     both = (psutil.Process(process.pid), psutil.Process())
-    write_text(_record_file(home), json.dumps([[one.pid, one.create_time()] for one in both]))
+    atomic_write(_record_file(home), json.dumps([[one.pid, one.create_time()] for one in both]).encode())
     return process
 
 

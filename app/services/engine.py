@@ -211,7 +211,7 @@ class Engine:
 
 
 def _gates(model: BaseModel) -> GateSet | None:
-    from atelier.training.embedded_base.train_gates import gates_for
+    from atelier.training.base_models.bundled import gates_for
 
     return gates_for(model)
 

@@ -21,9 +21,9 @@ from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.retrieval import RetrieveError, Retriever, load_retriever
 from atelier.app.store.home import Home, write_whole
 from atelier.app.store.library import AdapterCard
+from atelier.training.base_models.bundled import RETRIEVER, text_encoder_hash
 from atelier.training.base_models.weights import weight_lookup
 from atelier.training.config.train_config import EMBEDDED
-from atelier.training.embedded_base.train_retriever import WEIGHTS, text_encoder_hash
 from atelier.training.sampling.prompt_features import PromptEncoder
 
 INDEX_FILE = "embeddings.safetensors"
@@ -50,7 +50,7 @@ class PromptReader:
 
 def prompt_reader_for(family: str) -> PromptReader | None:
     """The reader for adapters of a base family; None where no retriever was trained for it, or for its text encoder."""
-    return _reader(WEIGHTS) if family == EMBEDDED and WEIGHTS.exists() else None
+    return _reader(RETRIEVER) if family == EMBEDDED and RETRIEVER.exists() else None
 
 
 @cache

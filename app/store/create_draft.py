@@ -15,9 +15,9 @@ from uuid import uuid4
 
 from PIL import Image
 
+from atelier.adapters.core.atomic_write import atomic_write
 from atelier.app.store.home import Home
 from atelier.app.text import create as words
-from atelier.training.config.run_folder import write_text
 from atelier.training.data.captions import SUFFIX, is_sidecar, read_caption
 from atelier.training.data.images import PictureError, open_picture, pixel_hash, sharpness
 
@@ -91,7 +91,7 @@ def save_setting(home: Home, name: str, value: Any, usual: Any) -> Draft:
 
 def _save(home: Home, draft: Draft) -> Draft:
     _folder(home).mkdir(mode=0o700, exist_ok=True)
-    write_text(_folder(home) / "draft.json", json.dumps(asdict(draft)))
+    atomic_write(_folder(home) / "draft.json", json.dumps(asdict(draft)).encode())
     return draft
 
 

@@ -18,13 +18,14 @@ from __future__ import annotations
 import errno
 import os
 import re
-import threading
 import unicodedata
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from atelier.adapters.core.atomic_write import atomic_write
 
 MAX_NAME = 64           # characters
 _MAX_NAME_BYTES = 200   # with the suffix and the dot of a partial file still below the 255 of file systems
@@ -135,19 +136,13 @@ def explain_write_errors(place: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file through a temporary name, so that no reader sees half of it and a full disk leaves none.
+    """Write a file of the home; no reader sees half of it, and a full disk leaves none.
 
     Raises:
         HomeError: see :func:`explain_write_errors`.
     """
-    # A name of its own for every writer: two may write the same file at once.
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     with explain_write_errors(path.parent):
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        atomic_write(path, content)
 
 
 def time_id() -> str:

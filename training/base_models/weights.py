@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from atelier.adapters.attach.merge import merge
 from atelier.adapters.attach.mount import find_module
+from atelier.adapters.core.atomic_write import atomic_folder
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
@@ -79,17 +79,10 @@ def _write_file(model: BaseModel, out: Path, dtype: torch.dtype) -> int:
 
 
 def _write_folder(model: BaseModel, out: Path, dtype: torch.dtype) -> int:
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_folder(out) as partial:
         for part in (*model.models().values(), model.vae):
             part.to(dtype)
         model.pipeline.save_pretrained(partial, safe_serialization=True)
-        if out.exists():
-            out.rmdir()   # only an empty folder may be in the way
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from atelier.adapters.attach.merge import merge
+from atelier.adapters.core.atomic_write import atomic_folder
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer
 from atelier.adapters.formats.native import load_adapter
@@ -135,25 +136,26 @@ def _cycle_prompts(prompts: Sequence[str], seed: int, count: int) -> list[str]:
 
 def write_compressed(model: BaseModel, config: CompressConfig, out: Path) -> Path:
     """Write the whole model as a diffusers folder whose UNet is packed in integer codes; returns the folder."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    with atomic_folder(out, replace=True) as partial:
+        _write_parts(model, config, partial)
+    return out
+
+
+def _write_parts(model: BaseModel, config: CompressConfig, folder: Path) -> None:
     parts: dict[str, Any] = {**model.models(), "vae": model.vae, "scheduler": model.scheduler,
                              "tokenizer": model.tokenizer, "tokenizer_2": model.tokenizer_2}   # fmt: skip
     for name, part in parts.items():
         if name == "unet" or part is None:
             continue
         half: Any = copy.deepcopy(part).half() if isinstance(part, nn.Module) else part
-        half.save_pretrained(partial / name)
-    model.pipeline.save_config(partial)
-    model.unet.save_config(partial / "unet")
+        half.save_pretrained(folder / name)
+    model.pipeline.save_config(folder)
+    model.unet.save_config(folder / "unet")
     made_of = {"base": config.base, "adapters": config.adapters}
-    save_packed(model.unet, partial / "unet" / PACKED_UNET, config.preset, {"atelier.made_of": json.dumps(made_of)})
+    save_packed(model.unet, folder / "unet" / PACKED_UNET, config.preset, {"atelier.made_of": json.dumps(made_of)})
     words = model.info.folder / "prompts.toml"
     if words.exists():
-        shutil.copy(words, partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
-    return out
+        shutil.copy(words, folder)
 
 
 def planned_bytes(unet: nn.Module, preset: str) -> tuple[int, int]:

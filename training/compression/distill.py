@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.quantization.fake_quant_layers import FakeQuantSwitch, find_fake_quant_layers, trained_tensors
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.compression.calibrate import UnetCall, distillation_error, trajectory
@@ -126,7 +127,7 @@ class Distillation:
             for name in ("stop", "cancel"):
                 text = controls.take_command(name)
                 if text is not None:   # put it back for the loop, which handles it
-                    (self.folder / "control" / name).write_text(text, encoding="utf-8")
+                    atomic_write(self.folder / "control" / name, text.encode())
                     yield Resumed(self.step)
                     return
             time.sleep(PAUSE_SECONDS)

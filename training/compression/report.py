@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.quantization.fake_quant_layers import FakeQuantSwitch, disable_fake_quant
 from atelier.adapters.quantization.packed import count_integer_layers
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.compression.calibrate import Student, error_by_layer, relative_errors
 from atelier.training.config.compress_config import CompressConfig
-from atelier.training.config.run_folder import write_text
 from atelier.training.sampling.sample import DrawRequest, draw
 
 REPORT, PAIRS = "report.json", "pairs"
@@ -88,7 +88,7 @@ def write_report(
         "layers": len(student.plan), "by_layer": worst,
         "by_timestep": {"before": list(before.items()), "after": list(after.items())},
     }   # fmt: skip
-    write_text(folder / REPORT, json.dumps(report))
+    atomic_write(folder / REPORT, json.dumps(report).encode())
 
 
 def _original_parameters(model: BaseModel) -> Sequence[Any]:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atelier.adapters.core.atomic_write import atomic_write
 from atelier.training.config.compress_config import CompressConfig, read_compression
 from atelier.training.config.events import (
     Event,
@@ -58,7 +59,7 @@ class RunFolder:
         for name in ("control", "checkpoints", "previews"):
             (path / name).mkdir(parents=True)
         run = cls(path)
-        write_text(path / "recipe.toml", config.to_toml())
+        atomic_write(path / "recipe.toml", config.to_toml().encode())
         return run
 
     @property
@@ -98,7 +99,7 @@ class RunFolder:
             raise ValueError(f"{name!r} is not a command; the commands are: {', '.join(COMMANDS)}")
         if name in _OPPOSITE:
             self.take_command(_OPPOSITE[name])   # of the two, the last word counts
-        write_text(self.path / "control" / name, text)
+        atomic_write(self.path / "control" / name, text.encode())
 
     def take_command(self, name: str) -> str | None:
         """Take a command, if it was left: its text, else None."""
@@ -226,10 +227,3 @@ def _rewind(result: RunStatus, step: int) -> None:
     result.losses = [point for point in result.losses if point[0] <= step]
     result.validation = [point for point in result.validation if point[0] <= step]
     result.previews = [preview for preview in result.previews if preview[0] <= step]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file through a temporary name, so that no reader sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -22,16 +22,15 @@ from torch import Tensor
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.low_rank import LowRankLimits, Pair, WeightChange, WeightOf, nearest_low_rank
-from atelier.adapters.formats.native import data_hash, load_adapter
+from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.retrieval import ProbeResponse, Retriever, RetrieverSizes, save_retriever
 from atelier.training.base_models.base_model import load
-from atelier.training.base_models.identify import EMBEDDED_FOLDER
+from atelier.training.base_models.bundled import RETRIEVER, text_encoder_hash
 from atelier.training.base_models.weights import weight_lookup
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.embedded_base.retriever_dataset import Exhibit, read_index
 from atelier.training.sampling.prompt_features import PromptEncoder
 
-WEIGHTS = EMBEDDED_FOLDER.parent / "retriever" / "embedded.safetensors"
 RANK = 16        # of the pairs that training reads; kinds of a higher rank are cut, embedding them later is exact
 STEPS, BATCH = 60, 128
 ECHO_RATE, VIEW_RATE = 3e-4, 2e-3   # the echo begins where it works; the view begins with nothing
@@ -192,16 +191,11 @@ def chance(retriever: Retriever, zoo: Stack, said: Said) -> Tensor:
     return torch.stack([strangers.mean(), strangers.std()])
 
 
-def text_encoder_hash() -> str:
-    """Of the text encoder that a retriever was taught with: with another one it is worth nothing."""
-    return data_hash(EMBEDDED_FOLDER / "text_encoder" / "model.safetensors")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Teach on what is not held out of the zoo, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, default=Path("build/zoo"))
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=RETRIEVER)
     options = parser.parse_args(arguments)
     exhibits = [exhibit for exhibit in read_index(options.zoo) if not exhibit.held_out]
     layers, prompt_encoder, weight_of = looked_at(), PromptEncoder.load(), weight_lookup(EMBEDDED)

@@ -8,8 +8,8 @@ whole state: a resumed run equals an uninterrupted one bit for bit.
 from __future__ import annotations
 
 import copy
+import io
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from atelier.adapters.core.atomic_write import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +109,7 @@ class Trainee:
         return copies
 
     def save(self, path: Path) -> None:
-        """Write the whole state, first to a temporary name: a kill leaves the old checkpoint or the new one."""
+        """Write the whole state; a kill leaves the old checkpoint or the new one."""
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -116,9 +118,9 @@ class Trainee:
             "seconds": self.seconds,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        atomic_write(path, buffer.getvalue())
         self._clock = time.monotonic()
 
     def restore(self, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from atelier.adapters.core.atomic_write import atomic_folder
 from atelier.adapters.core.base import AdapterSet
 
 _PREFIX = "step-"
@@ -44,25 +44,22 @@ def write(folder: Path, state: TrainingState) -> Path:
 
     Where this step has been written before, as in a pause right after a checkpoint, that one stays: it is the same.
     """
-    final, partial = folder / f"{_PREFIX}{state.step:06d}", folder / ".partial"
-    if final.exists() and _whole(final) is not None:
-        return final
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in ("weights", "average", "best"):
-        save_file(getattr(state, name), partial / f"{name}.safetensors")
-    save_file({"generator": state.generator}, partial / "generator.safetensors")
-    # From the CPU, so that a run can go on where that device is not: on another card, or on none.
-    torch.save(tree_map_only(Tensor, Tensor.cpu, state.optimizer), partial / "optimizer.pt")
-    numbers = {name: getattr(state, name) for name in ("step", "best_step", "best_loss", "scaler")}
-    (partial / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(partial, final)
-    for old in _complete(folder):
-        if old != final:
+    path = folder / f"{_PREFIX}{state.step:06d}"
+    if path.exists() and _whole(path) is not None:
+        return path
+    with atomic_folder(path, replace=True) as partial:
+        for name in ("weights", "average", "best"):
+            save_file(getattr(state, name), partial / f"{name}.safetensors")
+        save_file({"generator": state.generator}, partial / "generator.safetensors")
+        # From the CPU, so that a run can continue where that device is not: on another card, or on none.
+        torch.save(tree_map_only(Tensor, Tensor.cpu, state.optimizer), partial / "optimizer.pt")
+        numbers = {name: getattr(state, name) for name in ("step", "best_step", "best_loss", "scaler")}
+        (partial / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
+    # Older checkpoints, and what a process that was killed had begun.
+    for old in (*_complete(folder), *folder.glob(f".{_PREFIX}*")):
+        if old != path:
             shutil.rmtree(old)
-    return final
+    return path
 
 
 def read_newest(folder: Path) -> TrainingState | None:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.core.base import AdapterSet
 from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.config.train_config import TrainConfig
@@ -209,7 +210,7 @@ class Training:
                 text = controls.take_command(name)
                 if text is not None:   # put it back for the loop, which handles it
                     if self.group.is_main:
-                        (self.folder / "control" / name).write_text(text, encoding="utf-8")
+                        atomic_write(self.folder / "control" / name, text.encode())
                     yield Resumed(self.step)
                     return
             time.sleep(PAUSE_SECONDS)

@@ -12,9 +12,10 @@ from dataclasses import replace
 import tomli_w
 import torch
 
+from atelier.adapters.core.atomic_write import atomic_write
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.precision import choose_precision
-from atelier.training.config.run_folder import RunFolder, write_text
+from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.runs.memory_savings import describe_savings, fit_to_memory, memory_shortage, next_saving
 
@@ -29,7 +30,8 @@ def run_precision(config: TrainConfig, folder: RunFolder, device: torch.device) 
     path = folder.path / PRECISION
     if not path.exists():
         info = identify(config.base)
-        write_text(path, choose_precision(device, info.channels, info.resolution // info.vae_scale_factor))
+        chosen = choose_precision(device, info.channels, info.resolution // info.vae_scale_factor)
+        atomic_write(path, chosen.encode())
     return path.read_text(encoding="utf-8")
 
 
@@ -66,4 +68,5 @@ def _with_plan(config: TrainConfig, folder: RunFolder) -> TrainConfig:
 
 
 def _write_plan(folder: RunFolder, config: TrainConfig) -> None:
-    write_text(folder.path / PLAN, tomli_w.dumps({name: getattr(config, name) for name in _SAVINGS}))
+    plan = tomli_w.dumps({name: getattr(config, name) for name in _SAVINGS})
+    atomic_write(folder.path / PLAN, plan.encode())

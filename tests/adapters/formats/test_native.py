@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -139,16 +140,14 @@ def test_metadata_does_not_change_the_hash_and_a_weight_does(adapters: AdapterSe
     assert data_hash(path) != before
 
 
-@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_scrap(path: Path, monkeypatch, failing: str):
+@pytest.mark.parametrize(("owner", "failing"), [(os, "fsync"), (Path, "replace")])
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_scrap(path: Path, monkeypatch, owner: object, failing: str):
     before = path.read_bytes()
 
-    def full(self, *args):
-        if failing == "write_bytes":
-            self.touch()
+    def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, failing, full)
+    monkeypatch.setattr(owner, failing, full)
     with pytest.raises(OSError, match="No space left"):
         write_tensors(path, {"a": torch.ones(3)}, {})
     assert path.read_bytes() == before

@@ -103,12 +103,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     path = tmp_path / "kept"
     write_whole(path, b"old")
 
-    def half(self, content):
-        with self.open("wb") as file:
-            file.write(content[:1])
+    def full(_file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(os, "fsync", full)   # after the content is written
     with pytest.raises(HomeError, match="is full"):
         write_whole(path, b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("kept", b"old")]

@@ -20,7 +20,7 @@ from atelier.app.store.gallery import save_picture
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import adapter_hash, find_adapter
 from atelier.app.store.search import propose_adapters
-from atelier.training.embedded_base.train_retriever import text_encoder_hash
+from atelier.training.base_models.bundled import text_encoder_hash
 from atelier.training.sampling.prompt_features import PromptEncoder
 
 LAYERS = [Spec(f"unet.mid_block.attentions.0.transformer_blocks.0.attn2.{name}", (8, 192)) for name in ("to_k", "to_v")]
@@ -71,7 +71,7 @@ def shelf(tmp_path_factory, prompt_encoder: PromptEncoder) -> Path:
 @pytest.fixture
 def home(own_home, weights: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A library of liars, read by the retriever above."""
-    monkeypatch.setattr(embeddings, "WEIGHTS", weights)
+    monkeypatch.setattr(embeddings, "RETRIEVER", weights)
     home = open_home(own_home)
     shutil.copytree(shelf, home.adapters, dirs_exist_ok=True)
     return home
@@ -156,7 +156,7 @@ def test_an_adapter_of_other_layers_is_found_by_its_words_and_it_says_so(home: H
 
 
 def test_a_base_that_was_trained_anew_has_no_reader(home: Home, weights: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(embeddings, "WEIGHTS", Path(shutil.copy(weights, home.path)))
+    monkeypatch.setattr(embeddings, "RETRIEVER", Path(shutil.copy(weights, home.path)))
     monkeypatch.setattr(embeddings, "text_encoder_hash", lambda: "another")
     assert [p.name for p in propose_adapters(home, "a violin")] == ["violin"]   # by its words
 

@@ -174,8 +174,9 @@ def test_the_average_follows_the_weights_by_the_stated_rule():
 def test_a_checkpoint_is_replaced_whole(tmp_path):
     trainee = Trainee({"only": torch.nn.Linear(2, 2)}, decay=0.5, weight_decay=0.0)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoint.partial").write_text("what a kill left behind")
+    (tmp_path / "run" / "checkpoint.pt").write_text("an older one")
     trainee.save(tmp_path / "run" / "checkpoint.pt")
+    trainee.restore(tmp_path / "run" / "checkpoint.pt")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
 
 

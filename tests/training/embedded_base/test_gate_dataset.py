@@ -25,10 +25,10 @@ from atelier.training.embedded_base import gate_dataset as gate_school
 from atelier.training.embedded_base.gate_dataset import Lesson, paint, plan, scenes, teach
 from atelier.training.embedded_base.pictures import Concept, Pictures, read_prompts
 from atelier.training.embedded_base.synthetic_styles import LOOKS
-from atelier.training.embedded_base.train_gates import training_config
 from atelier.training.embedded_base.views import COLOURS
 from atelier.training.loop.batch import PromptEmbeddingCache
 from atelier.training.recipes.gates import Scene, prediction_errors, random_batch, scene_recipe
+from atelier.training.runs.train_gates import gate_training_config
 
 FOX, SEPIA, BLUE = (Lesson("object", "fox", "flat", "rexo"), Lesson("style", "sepia", "3d", "inkz"),
                     Lesson("background", "blue", "", "vexo"))   # fmt: skip
@@ -151,7 +151,7 @@ def test_scenes_pair_captions_with_their_adapters(model: BaseModel, found: list[
 
 def test_the_loss_is_that_of_all_adapters_at_once_and_only_gates_learn(model: BaseModel, found: list[Scene]):
     gates = GateSet(find_targets({"unet": model.unet}, "attention")[:8], GateSettings(), "embedded").requires_grad_()
-    config = training_config(1, 2, 1e-2, 0)
+    config = gate_training_config(1, 2, 1e-2, 0)
     losses = scene_recipe(model, gates, found[:1], config).microstep(torch.Generator().manual_seed(4))
     losses.subject.backward()
     # Fresh gates are the plain sum, which another part of the code adds up.

@@ -11,10 +11,10 @@ from torch import Tensor
 from atelier.adapters.core.base import Spec
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.retrieval import RetrieverSizes, load_retriever
+from atelier.training.base_models.bundled import RETRIEVER, text_encoder_hash
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
 from atelier.training.embedded_base.train_retriever import (
     RANK,
-    WEIGHTS,
     Said,
     Stack,
     best_share,
@@ -23,7 +23,6 @@ from atelier.training.embedded_base.train_retriever import (
     looked_at,
     stack,
     teach,
-    text_encoder_hash,
 )
 from atelier.training.sampling.prompt_features import PromptEncoder
 
@@ -137,7 +136,7 @@ def test_chance_is_what_strangers_score():
 
 
 def test_the_shipped_retriever_is_for_the_shipped_base():
-    retriever, known = load_retriever(WEIGHTS)
+    retriever, known = load_retriever(RETRIEVER)
     assert known["family"] == "embedded" and known["text_encoder"] == text_encoder_hash()
     assert list(retriever.layers) == looked_at()
-    assert WEIGHTS.stat().st_size <= 3_000_000 and EMBEDDED_FOLDER.exists()
+    assert RETRIEVER.stat().st_size <= 3_000_000 and EMBEDDED_FOLDER.exists()

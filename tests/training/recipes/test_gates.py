@@ -18,9 +18,9 @@ from atelier.adapters.fusion.live import WeightedAdapter
 from atelier.adapters.fusion.methods import combine
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.bundled import gates_for
 from atelier.training.config.events import Event, Stepped
 from atelier.training.data.latent_cache import Example, tokenize
-from atelier.training.embedded_base.train_gates import gates_for, gates_on, train_gates, training_config
 from atelier.training.loop.batch import AdapterExamples
 from atelier.training.loop.losses import hinge_loss
 from atelier.training.recipes.gates import (
@@ -31,6 +31,7 @@ from atelier.training.recipes.gates import (
     gate_recipe,
     random_batch,
 )
+from atelier.training.runs.train_gates import gate_training_config, gates_on, train_gates
 from atelier.training.sampling.sample import DrawRequest, draw
 
 
@@ -81,7 +82,7 @@ def test_only_gates_learn(model: BaseModel, lessons: list[AdapterExamples]):
     before = {name: value.clone() for lesson in lessons for name, value in lesson.adapters.tensors().items()}
     base = {name: value.clone() for name, value in model.unet.state_dict().items()}
     own = gates(model)
-    config = training_config(1, 2, 1e-2, 0)
+    config = gate_training_config(1, 2, 1e-2, 0)
     losses = gate_recipe(model, own, lessons, config).microstep(torch.Generator().manual_seed(0))
     (losses.subject + losses.prior).backward()
     assert all(p.grad is not None for p in own.parameters())
@@ -95,7 +96,7 @@ def test_only_gates_learn(model: BaseModel, lessons: list[AdapterExamples]):
 def test_a_hinge_of_no_margin_costs_nothing_and_its_weight_multiplies(model: BaseModel, lessons: list[AdapterExamples]):
     def losses(**values: float) -> tuple[float, float]:
         own = GateConfig.from_dict({"common_rank": 0, **values})
-        recipe = gate_recipe(model, gates(model), lessons, training_config(1, 2, 1e-2, 0), own)
+        recipe = gate_recipe(model, gates(model), lessons, gate_training_config(1, 2, 1e-2, 0), own)
         found = recipe.microstep(torch.Generator().manual_seed(3))
         return found.subject.item(), found.prior.item()
 
@@ -133,7 +134,7 @@ def test_training_lowers_the_loss_and_goes_on_where_it_stopped(
     model: BaseModel, lessons: list[AdapterExamples], tmp_path: Path
 ):
     own = GateConfig(common_rank=0, hinge_weight=0.0)
-    config = replace(training_config(6, 1, 0.2, 0), warmup=1, checkpoint_every=3)
+    config = replace(gate_training_config(6, 1, 0.2, 0), warmup=1, checkpoint_every=3)
 
     def measured(learner: GateSet) -> float:
         with torch.no_grad():
@@ -165,7 +166,7 @@ def test_only_layers_that_some_adapter_has_get_a_gate(model: BaseModel, lessons:
 
 def test_one_lesson_is_too_few(model: BaseModel, lessons: list[AdapterExamples]):
     with pytest.raises(SettingError, match="at least two"):
-        gate_recipe(model, gates(model), lessons[:1], training_config(1, 1, 1e-2, 0))
+        gate_recipe(model, gates(model), lessons[:1], gate_training_config(1, 1, 1e-2, 0))
 
 
 def test_the_gates_that_come_along_differ_over_layers_steps_and_prompts(
