@@ -35,6 +35,17 @@ NOT_UPLOADED = "This file was not uploaded here. Drop it on the page again."
 NO_ADAPTERS = "No adapters yet. Pictures come from the base model alone."
 TRAIN_FIRST = "Train your first adapter"
 
+FIELD_LABELS = {   # of settings whose names make no good label
+    "base": BASE_MODEL, "trigger": "Trigger word", "kind": "Adapter kind", "targets": "Target layers",
+    "batch": "Batch size", "accumulate": "Gradient accumulation", "lr": "Learning rate",
+    "lr_schedule": "Learning rate schedule", "warmup": "Warm-up steps", "clip": "Gradient clipping",
+    "up_speed": "LoRA+ ratio", "whole_gradient": "LoRA-Pro", "ema": "EMA decay", "min_snr_gamma": "Min-SNR gamma",
+    "prior_weight": "Prior preservation weight", "prior_count": "Prior preservation pictures",
+    "base_in_8_bits": "Base model in 8 bits", "compile": "Compile with torch", "validate_every": "Validation interval",
+    "preview_every": "Preview interval", "checkpoint_every": "Checkpoint interval", "keep_best": "Keep the best step",
+    "negative": "Negative prompt",
+}
+
 # --- a job
 STATES = {
     "queued": "waiting", "preparing": "preparing", "training": "training", "paused": "paused",

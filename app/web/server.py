@@ -98,7 +98,7 @@ def application(home: Home, access: Access) -> FastAPI:
     import gradio as gr
 
     from atelier.app.services.engine import Engine
-    from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, colours, make_theme
+    from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, make_theme, palette_css
     from atelier.app.web.components.uploads import forget_old_files
     from atelier.app.web.site import build
 
@@ -111,7 +111,7 @@ def application(home: Home, access: Access) -> FastAPI:
     return gr.mount_gradio_app(
         parent, demo, path="/", footer_links=[], run_history=False, enable_monitoring=False,
         ssr_mode=False, max_file_size="2gb", show_error=False, favicon_path=str(FAVICON),
-        app_kwargs={"openapi_url": None}, theme=make_theme(), css=colours(), css_paths=STYLE_SHEETS,
+        app_kwargs={"openapi_url": None}, theme=make_theme(), css=palette_css(), css_paths=STYLE_SHEETS,
     )   # fmt: skip
 
 
@@ -128,11 +128,11 @@ def _run(app: FastAPI, listener: socket.socket) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # An open page holds an event stream that never ends: don't wait for it when stopping.
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
-    logging.getLogger("uvicorn.error").addFilter(_worth_saying)
+    logging.getLogger("uvicorn.error").addFilter(_is_error)
     uvicorn.Server(settings).run(sockets=[listener])
 
 
-def _worth_saying(record: logging.LogRecord) -> bool:
+def _is_error(record: logging.LogRecord) -> bool:
     """Cutting off the streams of open pages is how the server ends, and no error."""
     cut_off = isinstance(record.exc_info, tuple) and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cut_off and not record.getMessage().startswith("Cancel ")

@@ -7,32 +7,38 @@ import gradio as gr
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import frame
+from atelier.app.web.components.page_frame import add_frame
 from atelier.app.web.components.uploads import CheckedBlocks
-from atelier.app.web.components.urls import address
+from atelier.app.web.components.urls import page_url
 from atelier.app.web.pages import compress, create, fusion, gallery, jobs, library, mix, settings, studio
 
 
 def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Blocks:
-    """Assemble the app over a home and the engine that draws for it."""
+    """Build the web app with all its pages.
+
+    Args:
+        home: whose data the pages show and change.
+        engine: draws for all pages.
+        has_password: whether people sign in, so that Settings offers keys and signing out.
+    """
     blocks = CheckedBlocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
     with blocks as demo, page(demo, home, "create"):
         create.build(demo, home, engine)
-    with demo.route(shared.TITLES["studio"], address("studio")), page(demo, home, "studio"):
+    with demo.route(shared.TITLES["studio"], page_url("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
-    with demo.route(shared.TITLES["mix"], address("mix")), page(demo, home, "mix"):
+    with demo.route(shared.TITLES["mix"], page_url("mix")), page(demo, home, "mix"):
         mix.build(demo, home, engine)
-    with demo.route(shared.TITLES["fusion"], address("fusion")), page(demo, home, "fusion"):
+    with demo.route(shared.TITLES["fusion"], page_url("fusion")), page(demo, home, "fusion"):
         fusion.build(demo, home, engine)
-    with demo.route(shared.TITLES["compress"], address("compress")), page(demo, home, "compress"):
+    with demo.route(shared.TITLES["compress"], page_url("compress")), page(demo, home, "compress"):
         compress.build(demo, home, engine)
-    with demo.route(shared.TITLES["library"], address("library")), page(demo, home, "library"):
+    with demo.route(shared.TITLES["library"], page_url("library")), page(demo, home, "library"):
         library.build(demo, home, engine)
-    with demo.route(shared.TITLES["gallery"], address("gallery")), page(demo, home, "gallery"):
+    with demo.route(shared.TITLES["gallery"], page_url("gallery")), page(demo, home, "gallery"):
         gallery.build(demo, home)
-    with demo.route(shared.TITLES["jobs"], address("jobs")), page(demo, home, "jobs"):
+    with demo.route(shared.TITLES["jobs"], page_url("jobs")), page(demo, home, "jobs"):
         jobs.build(demo, home)
-    with demo.route(shared.TITLES["settings"], address("settings")), page(demo, home, "settings"):
+    with demo.route(shared.TITLES["settings"], page_url("settings")), page(demo, home, "settings"):
         settings.build(demo, home, engine, has_password=has_password)
     # Closed to direct posts, which would go past the queue and its length.
     demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
@@ -40,6 +46,6 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
 
 
 def page(demo: gr.Blocks, home: Home, name: str) -> gr.Column:
-    """Put the frame down, and open the column that holds a page's own things."""
-    frame(demo, home, name)
+    """Add the frame, and return the column for a page's own content."""
+    add_frame(demo, home, name)
     return gr.Column(elem_classes=f"page page-{name}")

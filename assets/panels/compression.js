@@ -1,4 +1,4 @@
-// The seam of a pair follows the finger.
+// The divider between two pictures follows the slider.
 element.addEventListener('input', event => {
-  if (event.target.type === 'range') event.target.parentElement.style.setProperty('--cut', event.target.value + '%');
+  if (event.target.type === 'range') event.target.parentElement.style.setProperty('--divider-position', event.target.value + '%');
 });

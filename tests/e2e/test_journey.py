@@ -39,7 +39,7 @@ ARGUMENTS = [
     "--disable-background-networking", "--disable-component-update", "--no-first-run", "--hide-scrollbars",
     "--force-prefers-reduced-motion",
 ]   # fmt: skip
-STEP = "+(document.querySelector('#run .live') || {dataset: {}}).dataset.step"
+STEP = "+(document.querySelector('#run .job-page') || {dataset: {}}).dataset.step"
 PATIENT = 600_000   # milliseconds; a training on a busy machine takes its time
 # Leaving a page cuts its event stream: the browser says so, and nothing is wrong.
 HARMLESS = re.compile(r"AbortError|Connection errored out|net::ERR_ABORTED")
@@ -154,7 +154,7 @@ def page(watch: Watch) -> Iterator[Page]:
 def visit(page: Page, path: str) -> None:
     """Open a page and wait until it answers to the keyboard."""
     page.goto(path, wait_until="domcontentloaded")   # never "networkidle": an event stream stays open
-    page.locator("#top nav").wait_for()
+    page.locator("#page-header nav").wait_for()
     page.wait_for_function("document.title.endsWith('· Atelier')")   # set by the first script of the page
     page.wait_for_timeout(800)
 
@@ -179,26 +179,26 @@ def kept(page: Page, home: Path, **values: object) -> None:
 
 
 def first_picture(page: Page) -> str:
-    return page.locator("#results img").first.get_attribute("src") or ""
+    return page.locator("#drawn-pictures img").first.get_attribute("src") or ""
 
 
 def pixels(page: Page) -> str:
     """The first picture as the browser decodes it."""
-    return page.evaluate("""async () => { const picture = document.querySelector('#results img');
+    return page.evaluate("""async () => { const picture = document.querySelector('#drawn-pictures img');
         await picture.decode(); const canvas = Object.assign(document.createElement('canvas'), {width: 64, height: 64});
         canvas.getContext('2d').drawImage(picture, 0, 0, 64, 64); return canvas.toDataURL(); }""")
 
 
 def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, tmp_path: Path) -> None:
     visit(page, "/")
-    expect(page.locator("#room")).to_contain_text("is free.")
-    page.click("#teach")
+    expect(page.locator("#memory-hint")).to_contain_text("is free.")
+    page.click("#start-training")
     expect(page.get_by_text("There are no pictures to train on yet.")).to_be_visible()
     fake = tmp_path / "${window.probe=3} notes.png"
     fake.write_text("text, whatever its name says")
-    page.set_input_files("#pics input[type=file]", [*PICTURES, fake, PICTURES[0]])
-    expect(page.locator("#pictures .count")).to_have_text("5 pictures to train on, 2 not used")
-    expect(page.locator("#pictures .refused li")).to_have_text([
+    page.set_input_files("#add-pictures input[type=file]", [*PICTURES, fake, PICTURES[0]])
+    expect(page.locator("#training-pictures .picture-count")).to_have_text("5 pictures to train on, 2 not used")
+    expect(page.locator("#training-pictures .warnings li")).to_have_text([
         re.compile("is text, but a PNG, JPEG or WebP is needed"), re.compile("is the same picture as fox_01.png")])
     page.get_by_label("Animal").check(force=True)
     page.get_by_label("Quick").check(force=True)
@@ -206,30 +206,30 @@ def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, 
     fill(page, "name", "../fox")
     kept(page, home, what="animal", preset="quick", subject=PROBE, name="../fox")
     visit(page, "/")
-    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
+    expect(page.locator("#training-pictures .picture-count")).to_have_attribute("data-usable", "5")
     expect(page.get_by_label("Animal")).to_be_checked()
     assert (value(page, "subject"), value(page, "name")) == (PROBE, "../fox")
-    page.click("#teach")
+    page.click("#start-training")
     expect(page.get_by_text("The name '../fox' can't be used")).to_be_visible()
-    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
+    expect(page.locator("#training-pictures .picture-count")).to_have_attribute("data-usable", "5")
 
 
 def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
     visit(page, "/")
-    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5", timeout=60_000)
+    expect(page.locator("#training-pictures .picture-count")).to_have_attribute("data-usable", "5", timeout=60_000)
     fill(page, "name", "foxy")
     kept(page, home, name="foxy")
-    expect(page.locator("#word")).to_contain_text("“foxy” already means something to the base model.", timeout=60_000)
-    page.locator("#word button").click()
-    expect(page.locator("#word")).to_contain_text("Trigger word: “cf”", timeout=60_000)
+    expect(page.locator("#trigger-hint")).to_contain_text("“foxy” already means something", timeout=60_000)
+    page.locator("#trigger-hint button").click()
+    expect(page.locator("#trigger-hint")).to_contain_text("Trigger word: “cf”", timeout=60_000)
     kept(page, home, changes={"trigger": "cf"})
-    page.locator("#word").get_by_role("button", name="Use the name instead").click()
-    expect(page.locator("#word")).to_contain_text("“foxy” already means something", timeout=60_000)
+    page.locator("#trigger-hint").get_by_role("button", name="Use the name instead").click()
+    expect(page.locator("#trigger-hint")).to_contain_text("“foxy” already means something", timeout=60_000)
     kept(page, home, changes={})
-    page.locator("#word button").click()
-    expect(page.locator("#word")).to_contain_text("Trigger word: “cf”", timeout=60_000)
+    page.locator("#trigger-hint button").click()
+    expect(page.locator("#trigger-hint")).to_contain_text("Trigger word: “cf”", timeout=60_000)
     page.screenshot(path=SHOTS / "create-word.png", full_page=True)
-    page.click("#teach")
+    page.click("#start-training")
     page.wait_for_url("**/jobs?run=*")
     assert RunFolder(next((home / "runs").iterdir())).config().trigger == "cf"
     # What was typed is shown as it is, and does nothing.
@@ -240,9 +240,9 @@ def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
     page.screenshot(path=SHOTS / "job-learning.png", full_page=True)
     page.reload(wait_until="domcontentloaded")
     page.wait_for_function(f"{STEP} >= {before}", timeout=PATIENT)
-    page.wait_for_function("(document.querySelector('#run .live') || {dataset: {}}).dataset.state === 'done'",
+    page.wait_for_function("(document.querySelector('#run .job-page') || {dataset: {}}).dataset.state === 'done'",
                            timeout=PATIENT)   # fmt: skip
-    expect(page.locator("#run .strip img").first).to_be_visible()
+    expect(page.locator("#run .preview-strip img").first).to_be_visible()
     page.get_by_role("link", name="Open in Studio").click()
     page.wait_for_url("**/studio?adapter=foxy")
 
@@ -250,7 +250,7 @@ def test_teach_it_and_reload_in_the_middle(page: Page, home: Path) -> None:
 def test_the_slider_moves_by_keyboard_and_the_picture_changes(page: Page) -> None:
     visit(page, "/studio?adapter=foxy")
     # The first pictures come by themselves; while they emerge there is nothing to download.
-    expect(page.locator("#results a[download]")).to_have_count(4, timeout=PATIENT)
+    expect(page.locator("#drawn-pictures a[download]")).to_have_count(4, timeout=PATIENT)
     before, strong = first_picture(page), pixels(page)
     slider = page.locator("#strength-0 input[type=range]")
     expect(page.locator("#strength-0 label")).to_have_text("foxy")
@@ -258,37 +258,37 @@ def test_the_slider_moves_by_keyboard_and_the_picture_changes(page: Page) -> Non
     for _ in range(20):
         slider.press("ArrowLeft")
     assert float(slider.input_value()) == 0
-    page.wait_for_function("before => document.querySelector('#results img').getAttribute('src') !== before",
+    page.wait_for_function("before => document.querySelector('#drawn-pictures img').getAttribute('src') !== before",
                            arg=before, timeout=PATIENT)   # fmt: skip
-    page.wait_for_function("document.querySelector('.drawing').dataset.busy === 'false'", timeout=PATIENT)
+    page.wait_for_function("document.querySelector('.draw-progress').dataset.busy === 'false'", timeout=PATIENT)
     page.wait_for_timeout(1500)
     assert pixels(page) != strong
     page.locator("#keep-seed input").check()
     page.get_by_text("Size, steps and more").click()
     page.locator("#set-sampler input").click()
     page.get_by_role("option", name="unipc").click()
-    page.evaluate("""() => { window.looks = []; const wall = document.querySelector('#results');
+    page.evaluate("""() => { window.looks = []; const wall = document.querySelector('#drawn-pictures');
         new MutationObserver(() => { const look = wall.querySelector('img[alt="Unfinished picture"]');
             if (look) window.looks.push(look.src.slice(0, 15)); }).observe(wall, {subtree: true, childList: true,
             attributes: true}); }""")
     fill(page, "prompt", "an emoji of a fox ${window.probe=4}")
     page.keyboard.press("Control+Enter")
     # Not just any new picture: a drawing that the slider asked for may still have been under way.
-    page.locator("#results img[alt*='window.probe=4']").first.wait_for(timeout=PATIENT)
+    page.locator("#drawn-pictures img[alt*='window.probe=4']").first.wait_for(timeout=PATIENT)
     assert set(page.evaluate("window.looks")) == {"data:image/jpeg"}   # it was seen to emerge
 
 
 def test_the_gallery_shows_it_and_gives_the_settings_back(page: Page) -> None:
     visit(page, "/gallery")
-    page.locator("#wall button").first.click()
-    expect(page.locator("#picture .prompt")).to_have_text("an emoji of a fox ${window.probe=4}")
-    expect(page.locator("#picture .facts")).to_contain_text("foxy 0")
-    expect(page.locator("#picture .facts")).to_contain_text("unipc")
-    count = page.locator("#wall button").count()
-    page.locator("#picture").get_by_role("button", name="Delete").click()
-    expect(page.locator("#wall button")).to_have_count(count - 1)
+    page.locator("#gallery-pictures button").first.click()
+    expect(page.locator("#picture-details .prompt")).to_have_text("an emoji of a fox ${window.probe=4}")
+    expect(page.locator("#picture-details .facts")).to_contain_text("foxy 0")
+    expect(page.locator("#picture-details .facts")).to_contain_text("unipc")
+    count = page.locator("#gallery-pictures button").count()
+    page.locator("#picture-details").get_by_role("button", name="Delete").click()
+    expect(page.locator("#gallery-pictures button")).to_have_count(count - 1)
     page.get_by_role("button", name="Undo").click()
-    expect(page.locator("#wall button")).to_have_count(count)
+    expect(page.locator("#gallery-pictures button")).to_have_count(count)
     page.get_by_role("link", name="Use these settings").click()
     page.wait_for_url("**/studio?picture=*")
     expect(page.locator("#prompt :is(textarea, input)")).to_have_value("an emoji of a fox ${window.probe=4}")
@@ -300,10 +300,10 @@ def test_the_gallery_shows_it_and_gives_the_settings_back(page: Page) -> None:
 def test_the_export_comes_as_a_file_another_tool_reads(page: Page, tmp_path: Path) -> None:
     visit(page, "/library")
     fill(page, "search", "no such thing")
-    expect(page.locator("#cards .card")).to_have_count(0)
+    expect(page.locator("#adapter-cards .card")).to_have_count(0)
     fill(page, "search", "FOX")
-    page.locator("#cards .card").click()
-    expect(page.locator("#adapter code")).to_have_text("cf")   # the word it was given
+    page.locator("#adapter-cards .card").click()
+    expect(page.locator("#adapter-details code")).to_have_text("cf")   # the word it was given
     page.locator("#export > button").click()
     with page.expect_download() as download:
         page.click("#export-now")
@@ -319,10 +319,10 @@ def test_the_export_comes_as_a_file_another_tool_reads(page: Page, tmp_path: Pat
 
 def test_an_adapter_is_deleted_and_put_back(page: Page) -> None:
     visit(page, "/library?adapter=foxy")
-    page.locator("#adapter").get_by_role("button", name="Delete").click()
-    expect(page.locator("#cards .card")).to_have_count(0)
+    page.locator("#adapter-details").get_by_role("button", name="Delete").click()
+    expect(page.locator("#adapter-cards .card")).to_have_count(0)
     page.get_by_role("button", name="Undo").click()
-    expect(page.locator("#cards .card b")).to_have_text("foxy")
+    expect(page.locator("#adapter-cards .card b")).to_have_text("foxy")
 
 
 def test_files_of_other_tools_come_in_and_say_what_is_wrong(page: Page, tmp_path: Path) -> None:
@@ -331,34 +331,34 @@ def test_files_of_other_tools_come_in_and_say_what_is_wrong(page: Page, tmp_path
     save_file(tensors, tmp_path / "ink.safetensors")
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><title>Sign in</title>")
     visit(page, "/library")
-    page.locator("#bring-in > button").click()
-    page.set_input_files("#files input[type=file]", sorted(tmp_path.iterdir()))
-    expect(page.locator("#brought li")).to_have_count(2)
-    expect(page.locator("#brought li.good")).to_contain_text("ink was added to your library")
-    expect(page.locator("#brought li:not(.good)")).to_contain_text("page.safetensors is a web page")
-    expect(page.locator("#adapter h2")).to_have_text("ink")
-    expect(page.locator("#cards .card")).to_have_count(2)
-    page.locator("#adapter").get_by_role("button", name="Delete").click()
-    expect(page.locator("#cards .card")).to_have_count(1)
-    expect(page.locator("#cards .card b")).to_have_text("foxy")
+    page.locator("#import > button").click()
+    page.set_input_files("#import-files input[type=file]", sorted(tmp_path.iterdir()))
+    expect(page.locator("#import-results li")).to_have_count(2)
+    expect(page.locator("#import-results li.ok")).to_contain_text("ink was added to your library")
+    expect(page.locator("#import-results li:not(.ok)")).to_contain_text("page.safetensors is a web page")
+    expect(page.locator("#adapter-details h2")).to_have_text("ink")
+    expect(page.locator("#adapter-cards .card")).to_have_count(2)
+    page.locator("#adapter-details").get_by_role("button", name="Delete").click()
+    expect(page.locator("#adapter-cards .card")).to_have_count(1)
+    expect(page.locator("#adapter-cards .card b")).to_have_text("foxy")
 
 
 def teach(page: Page, name: str) -> None:
     """Upload the pictures, teach them with the shortest preset, and wait for the first steps."""
     visit(page, "/")
-    page.set_input_files("#pics input[type=file]", PICTURES)
-    expect(page.locator("#pictures .count")).to_have_attribute("data-usable", "5")
+    page.set_input_files("#add-pictures input[type=file]", PICTURES)
+    expect(page.locator("#training-pictures .picture-count")).to_have_attribute("data-usable", "5")
     page.get_by_label("Quick").check(force=True)
     fill(page, "subject", "fox")
     fill(page, "name", name)
-    page.click("#teach")
+    page.click("#start-training")
     page.wait_for_url("**/jobs?run=*")
     page.wait_for_function(f"{STEP} > 2", timeout=PATIENT)
-    expect(page.locator("#run .figures")).to_contain_text("/ 50")   # the preset chosen a moment before
+    expect(page.locator("#run .job-figures")).to_contain_text("/ 50")   # the preset chosen a moment before
 
 
 def wait_for_state(page: Page, state: str) -> None:
-    expect(page.locator("#run .live")).to_have_attribute("data-state", state, timeout=PATIENT)
+    expect(page.locator("#run .job-page")).to_have_attribute("data-state", state, timeout=PATIENT)
 
 
 def test_a_run_is_paused_tried_and_outlives_its_web_server(page: Page, watch: Watch, server: Server) -> None:
@@ -366,9 +366,9 @@ def test_a_run_is_paused_tried_and_outlives_its_web_server(page: Page, watch: Wa
     page.locator("#run").get_by_role("button", name="Pause").click()
     wait_for_state(page, "paused")
     step = page.evaluate(STEP)
-    fill(page, "try", "a second fox at night")
-    page.click("#try-now")
-    expect(page.locator("#run .strip button[aria-label*='at night']")).to_have_count(1, timeout=PATIENT)
+    fill(page, "preview-prompt", "a second fox at night")
+    page.click("#draw-preview")
+    expect(page.locator("#run .preview-strip button[aria-label*='at night']")).to_have_count(1, timeout=PATIENT)
     page.screenshot(path=SHOTS / "job-paused.png", full_page=True)
     server.kill()
     server.start()
@@ -384,8 +384,8 @@ def test_a_run_is_paused_tried_and_outlives_its_web_server(page: Page, watch: Wa
     assert page.evaluate(STEP) < 50
     visit(page, "/library")
     fill(page, "search", "second")
-    expect(page.locator("#cards .card")).to_have_count(1, timeout=60_000)
-    expect(page.locator("#cards .card b")).to_have_text("second")
+    expect(page.locator("#adapter-cards .card")).to_have_count(1, timeout=60_000)
+    expect(page.locator("#adapter-cards .card b")).to_have_text("second")
 
 
 def test_a_cancelled_run_leaves_nothing_in_the_library(page: Page) -> None:
@@ -394,17 +394,17 @@ def test_a_cancelled_run_leaves_nothing_in_the_library(page: Page) -> None:
     wait_for_state(page, "stopped")
     visit(page, "/library")
     fill(page, "search", "third")
-    expect(page.locator("#cards .card")).to_have_count(0, timeout=60_000)
+    expect(page.locator("#adapter-cards .card")).to_have_count(0, timeout=60_000)
 
 
 def test_base_models_of_a_folder_can_be_chosen(page: Page, tmp_path: Path) -> None:
     (tmp_path / "mine").symlink_to(ROOT / "assets" / "base")
     visit(page, "/settings")
     fill(page, "model-folders", str(tmp_path / "nowhere"))
-    page.click("#look")
+    page.click("#scan-models")
     expect(page.get_by_text("is not a folder on the machine")).to_be_visible()
     fill(page, "model-folders", str(tmp_path))
-    page.click("#look")
+    page.click("#scan-models")
     expect(page.locator("#models dt")).to_have_text(["mine"])
     expect(page.locator("#models dd")).to_contain_text("fp16")
     visit(page, "/studio")
@@ -429,16 +429,16 @@ def compressed(home: Path, server: Server) -> list[RunFolder]:
 
 def seam(page: Page) -> float:
     """Where the picture on top is cut, as a share of the width."""
-    return page.evaluate("""() => { const wall = document.querySelector('.duel-wall').getBoundingClientRect();
-        const seam = document.querySelector('.seam').getBoundingClientRect();
+    return page.evaluate("""() => { const wall = document.querySelector('.comparison-view').getBoundingClientRect();
+        const seam = document.querySelector('.divider').getBoundingClientRect();
         return (seam.left + seam.width / 2 - wall.left) / wall.width; }""")
 
 
 def test_a_compressed_model_is_compared_kept_and_used(page: Page, home: Path, compressed: list[RunFolder]) -> None:
     visit(page, f"/compress?run={compressed[0].id}")
-    expect(page.locator("#compression .duel")).to_have_count(4, timeout=60_000)
-    slider = page.locator("#compression .duel input").first
-    covered = page.locator("#compression .over").first
+    expect(page.locator("#compression .comparison")).to_have_count(4, timeout=60_000)
+    slider = page.locator("#compression .comparison input").first
+    covered = page.locator("#compression .before-picture").first
     assert seam(page) == pytest.approx(0.5, abs=0.02)
     before = covered.evaluate("picture => getComputedStyle(picture).clipPath")
     slider.focus()
@@ -451,7 +451,7 @@ def test_a_compressed_model_is_compared_kept_and_used(page: Page, home: Path, co
     page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + box["height"] / 2)
     assert seam(page) == pytest.approx(0.25, abs=0.05)
     page.locator("#compression").get_by_role("button", name="Keep").click()
-    expect(page.locator("#compression .now")).to_contain_text("Kept.")
+    expect(page.locator("#compression .job-state")).to_contain_text("Kept.")
     assert (home / "bases" / "little" / "unet" / "packed.safetensors").is_file()
     visit(page, "/studio")
     page.get_by_text("Size, steps and more").click()
@@ -459,7 +459,7 @@ def test_a_compressed_model_is_compared_kept_and_used(page: Page, home: Path, co
     page.get_by_role("option", name="little").click()
     fill(page, "prompt", "a small hat")
     page.keyboard.press("Control+Enter")
-    page.locator("#results img[alt*='a small hat']").first.wait_for(timeout=PATIENT)
+    page.locator("#drawn-pictures img[alt*='a small hat']").first.wait_for(timeout=PATIENT)
 
 
 def test_a_discarded_one_is_gone_and_nothing_else(page: Page, home: Path, compressed: list[RunFolder]) -> None:
@@ -467,7 +467,7 @@ def test_a_discarded_one_is_gone_and_nothing_else(page: Page, home: Path, compre
     before = {path for path in home.rglob("*") if path.is_file() and other.path not in path.parents}
     visit(page, f"/compress?run={other.id}")
     page.locator("#compression").get_by_role("button", name="Discard").click()
-    expect(page.locator("#compression .now")).to_contain_text("Discarded.")
+    expect(page.locator("#compression .job-state")).to_contain_text("Discarded.")
     assert not (other.path / "compressed").exists()
     assert (other.path / "report.json").is_file()
     assert before <= {path for path in home.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""The Fusion page's panels as plain values: proposals, curves, regions, heat maps."""
+"""The Fusion page's panels as plain values: suggestions, strength curves, region masks, heat maps."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from atelier.app.store.library import AdapterCard
 from atelier.app.store.mixes import CURVE_POINTS, REGION_SIDE, MixEntry, SavedMix
 from atelier.app.store.search import Proposal
 from atelier.app.text import fusion as words
-from atelier.app.web.components.urls import file_address
+from atelier.app.web.components.urls import file_url
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 # Names of the UNet's blocks, in the order in which a picture passes through them.
 _BLOCKS = {"text_encoder": "text", "down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
 
-def proposal_cards(
-    found: Sequence[Proposal], cards: Mapping[str, AdapterCard], taken: Sequence[str]
+def suggestion_cards(
+    proposals: Sequence[Proposal], cards: Mapping[str, AdapterCard], chosen: Sequence[str]
 ) -> dict[str, Any]:
-    """Proposals with what they drew; those in the mix are pressed, and stay in sight."""
-    shown = [*found, *(Proposal(name, 0.0, "", ()) for name in taken if name not in {p.name for p in found})]
+    """Proposed adapters with pictures drawn with them; those in the mix are pressed, and always shown."""
+    names = {proposal.name for proposal in proposals}
+    shown = [*proposals, *(Proposal(name, 0.0, "", ()) for name in chosen if name not in names)]
     return {"cards": [
         {"name": one.name, "reason": one.reason, "percent": round(100 * one.score),
-         "on": str(one.name in taken).lower(),
-         "drew": [file_address(path) for path in one.drew[:3]] or _cover(cards.get(one.name))}
+         "pressed": str(one.name in chosen).lower(),
+         "pictures": [file_url(path) for path in one.drew[:3]] or _cover(cards.get(one.name))}
         for one in shown
     ]}   # fmt: skip
 
@@ -38,7 +39,7 @@ def _cover(card: AdapterCard | None) -> list[str]:
     return [card.thumbnail] if card and card.thumbnail else []
 
 
-def curves(entries: Sequence[MixEntry]) -> list[dict[str, Any]]:
+def strength_curves(entries: Sequence[MixEntry]) -> list[dict[str, Any]]:
     """A small chart with handles for each adapter."""
     return [_curve(entry) for entry in entries]
 
@@ -47,44 +48,49 @@ def _curve(entry: MixEntry) -> dict[str, Any]:
     handles = entry.curve or (1.0,) * CURVE_POINTS
     places = [(100 * (i + 0.5) / CURVE_POINTS, 90 - 80 * level) for i, level in enumerate(handles)]
     line = "M" + "L".join(f"{x:g} {y:g}" for x, y in [(0, places[0][1]), *places, (100, places[-1][1])])
-    columns = [[_handle(entry.name, i, level, handles[i]) for level in LEVELS] for i in range(CURVE_POINTS)]
+    columns = [[_curve_point(entry.name, i, level, handles[i]) for level in LEVELS] for i in range(CURVE_POINTS)]
     return {"name": entry.name, "line": line, "area": f"{line}L100 100L0 100Z", "columns": columns}
 
 
-def _handle(name: str, place: int, level: float, now: float) -> dict[str, str]:
-    return {"at": f"{name}|{place}|{level}", "on": str(abs(now - level) < 0.125).lower(),
-            "say": words.handle(name, place / (CURVE_POINTS - 1), level)}   # fmt: skip
+def _curve_point(name: str, place: int, level: float, now: float) -> dict[str, str]:
+    return {"id": f"{name}|{place}|{level}", "pressed": str(abs(now - level) < 0.125).lower(),
+            "label": words.handle(name, place / (CURVE_POINTS - 1), level)}   # fmt: skip
 
 
-def moved(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
-    """The entries with one handle elsewhere; what a browser sends may be anything, and then nothing moves."""
+def move_point(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
+    """The entries with one curve point moved; ``text`` comes from a browser, and if it is invalid nothing moves."""
     name, _, rest = text.partition("|")
     place, _, level = rest.partition("|")
     if not (place.isdecimal() and int(place) < CURVE_POINTS) or level not in {str(known) for known in LEVELS}:
         return tuple(entries)
-    return tuple(replace(entry, curve=_with(entry.curve, int(place), float(level))) if entry.name == name else entry
-                 for entry in entries)   # fmt: skip
+    return tuple(
+        replace(entry, curve=_with_point(entry.curve, int(place), float(level))) if entry.name == name else entry
+        for entry in entries
+    )
 
 
-def _with(curve: tuple[float, ...], place: int, level: float) -> tuple[float, ...]:
+def _with_point(curve: tuple[float, ...], place: int, level: float) -> tuple[float, ...]:
     handles = list(curve or (1.0,) * CURVE_POINTS)
     handles[place] = level
     return () if set(handles) == {1.0} else tuple(handles)
 
 
-def regions(entries: Sequence[MixEntry], picture: str) -> dict[str, Any]:
-    """Fields to paint on for each adapter, over the picture drawn last."""
-    return {"rows": [{"name": entry.name, "src": picture, "spots": _spots(entry)} for entry in entries]}
+def region_masks(entries: Sequence[MixEntry], picture: str) -> dict[str, Any]:
+    """A mask to paint on for each adapter, over the last picture."""
+    return {"rows": [{"name": entry.name, "src": picture, "cells": _region_cells(entry)} for entry in entries]}
 
 
-def _spots(entry: MixEntry) -> list[dict[str, str]]:
+def _region_cells(entry: MixEntry) -> list[dict[str, str]]:
     marks = "".join(entry.region).ljust(REGION_SIDE * REGION_SIDE, "0")
-    return [{"on": str(mark == "1").lower(), "say": words.field(entry.name, i % REGION_SIDE + 1, i // REGION_SIDE + 1)}
-            for i, mark in enumerate(marks)]   # fmt: skip
+    return [
+        {"pressed": str(mark == "1").lower(),
+         "label": words.field(entry.name, i % REGION_SIDE + 1, i // REGION_SIDE + 1)}
+        for i, mark in enumerate(marks)
+    ]   # fmt: skip
 
 
-def painted(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
-    """The entries with another region for one; a region without a mark is none. Nonsense changes nothing."""
+def set_region(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
+    """The entries with a new region for one; an empty region means everywhere, and invalid text changes nothing."""
     name, _, marks = text.partition("|")
     if len(marks) != REGION_SIDE * REGION_SIDE or not set(marks) <= {"0", "1"}:
         return tuple(entries)
@@ -93,53 +99,53 @@ def painted(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
 
 
 def gate_maps(record: GateRecord, mix: SavedMix) -> list[dict[str, Any]]:
-    """Two heat maps: adapter by layer, and adapter by step. None where no gate was asked."""
+    """Two heat maps, adapter by layer and adapter by step; none without gates."""
     found, moments = record.by_layer(), record.by_timestep()
     if not found:
         return []
-    layers = {layer: found[layer] for layer in _in_order(found)}
+    layers = {layer: found[layer] for layer in _sorted_by_depth(found)}
     names = [entry.name for entry in mix.entries if entry.strength]
     rows = [[(layer_name(layer), row) for layer, row in layers.items()],
             [(words.moment(progress), row) for progress, row in moments.items()]]   # fmt: skip
     ends = [{"name": words.moment(end), "span": 1} for end in (min(moments), max(moments))]
-    return [_gate_map(words.GATES_BY_LAYER, names, rows[0], _groups(list(layers))),
+    return [_gate_map(words.GATES_BY_LAYER, names, rows[0], _block_groups(list(layers))),
             _gate_map(words.GATES_BY_STEP, names, rows[1], ends)]   # fmt: skip
 
 
 def _gate_map(
     title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], groups: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """One map, as light and dark as its own smallest and largest value: gates differ less than they matter."""
+    """One map, scaled from its own smallest to its largest value, because gates differ little."""
     known = [value for _, row in rows for value in row if not math.isnan(value)]
     low, high = min(known), max(known)
     span = high - low or 1.0
     shown = [{"name": name, "cells": [
-        {"v": "0" if math.isnan(row[i]) else f"{0.12 + 0.88 * (row[i] - low) / span:.3f}", "against": "",
-         "say": words.gate(name, where, row[i])} for where, row in rows
+        {"share": "0" if math.isnan(row[i]) else f"{0.12 + 0.88 * (row[i] - low) / span:.3f}", "opposed": "",
+         "label": words.gate(name, where, row[i])} for where, row in rows
     ]} for i, name in enumerate(names)]   # fmt: skip
     return {"title": title, "rows": shown, "groups": groups, "hint": words.gate_scale(low, high)}
 
 
-def meeting_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any]]:
-    """The interference report: a sentence, and every two adapters by layer."""
+def interference_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any]]:
+    """The interference report: advice, and a heat map of every two adapters by layer."""
     if found is None:
         return []
     names = [entry.name for entry in mix.entries]
     pairs = list(combinations(range(len(names)), 2))
-    layers = _in_order(meeting.layer for meeting in found.meetings)
+    layers = _sorted_by_depth(meeting.layer for meeting in found.meetings)
     known = {(meeting.pair, meeting.layer): meeting for meeting in found.meetings}
     rows = []
     for pair in pairs:
         title = words.pair(names[pair[0]], names[pair[1]])
         cells = [known.get((pair, layer)) for layer in layers]
         rows.append({"name": title, "cells": [
-            {"v": f"{excess_overlap(cell):.3f}", "against": "against" if cell.cosine < 0 else "",
-             "say": words.overlap(title, layer_name(cell.layer), excess_overlap(cell), cell.cosine)}
-            if cell else {"v": "0", "against": "", "say": ""} for cell in cells
+            {"share": f"{excess_overlap(cell):.3f}", "opposed": "opposed" if cell.cosine < 0 else "",
+             "label": words.overlap(title, layer_name(cell.layer), excess_overlap(cell), cell.cosine)}
+            if cell else {"share": "0", "opposed": "", "label": ""} for cell in cells
         ]})   # fmt: skip
     most = max(pairs, key=found.overlap)
-    said = words.advice((names[most[0]], names[most[1]]), found.overlap(most), found.lost)
-    return [{"title": words.INTERFERENCE, "said": said, "rows": rows, "groups": _groups(layers),
+    summary = words.advice((names[most[0]], names[most[1]]), found.overlap(most), found.lost)
+    return [{"title": words.INTERFERENCE, "summary": summary, "rows": rows, "groups": _block_groups(layers),
              "hint": words.INTERFERENCE_HINT}]   # fmt: skip
 
 
@@ -149,8 +155,8 @@ def layer_name(layer: str) -> str:
     >>> layer_name("unet.up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0")
     'up 1 attn2.to_out'
     """
-    words_of = [part for part in layer.split(".")[1:] if not part.isdigit()]
-    return f"{_block(layer)} {'.'.join(words_of[-2:])}"
+    parts = [part for part in layer.split(".")[1:] if not part.isdigit()]
+    return f"{_block(layer)} {'.'.join(parts[-2:])}"
 
 
 def _block(layer: str) -> str:
@@ -161,14 +167,14 @@ def _block(layer: str) -> str:
     return _BLOCKS.get(parts[1], parts[1]) + number
 
 
-def _in_order(layers: Iterable[str]) -> list[str]:
-    """Layers as a picture passes through them; a model names its middle last."""
+def _sorted_by_depth(layers: Iterable[str]) -> list[str]:
+    """Layers in the order in which a picture passes through them; a model lists its middle block last."""
     places = list(_BLOCKS.values())
     return sorted(dict.fromkeys(layers), key=lambda layer: (
         places.index(first) if (first := _block(layer).split()[0]) in places else len(places), _block(layer)))
 
 
-def _groups(layers: Sequence[str]) -> list[dict[str, Any]]:
-    """Blocks of the UNet under their layers: names, and how many layers each has."""
+def _block_groups(layers: Sequence[str]) -> list[dict[str, Any]]:
+    """The UNet's blocks: names, and how many of the layers each has."""
     blocks = [_block(layer) for layer in layers]
     return [{"name": block, "span": blocks.count(block)} for block in dict.fromkeys(blocks)]

@@ -22,60 +22,62 @@ from atelier.training.config.assets import ASSETS
 
 PANELS = ASSETS / "panels"
 
-def inert(value: Any) -> Any:
+
+def escape_literals(value: Any) -> Any:
     """Escape what a JavaScript template literal would act on, in every text of a nested value.
 
-    >>> inert({"name": "${1}", "sizes": [64]})["name"] == chr(92) + "${1}"
+    >>> escape_literals({"name": "${1}", "sizes": [64]})["name"] == chr(92) + "${1}"
     True
     """
     if isinstance(value, str):
         # Backticks need nothing: Handlebars writes them as character references.
         return value.replace("\\", "\\\\").replace("$", "\\$")
     if isinstance(value, dict):
-        return {key: inert(item) for key, item in value.items()}
+        return {key: escape_literals(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [inert(item) for item in value]
+        return [escape_literals(item) for item in value]
     return value
 
 
 # Made through ABCMeta, because Gradio's own way of making a component class writes a stub file beside this source.
-_InertHTML: Any = ABCMeta.__new__(
-    ComponentMeta, "InertHTML", (gr.HTML,), {"__module__": __name__, "postprocess": lambda _, value: inert(value)}
+_SafeHTML: Any = ABCMeta.__new__(
+    ComponentMeta, "SafeHTML", (gr.HTML,),
+    {"__module__": __name__, "postprocess": lambda _, value: escape_literals(value)},
 )
 
 
 def panel(name: str, value: Any = None, *, elem_id: str = "") -> Any:
     """Place the panel ``assets/panels/<name>.html`` with a value of plain dicts, lists, texts and numbers.
 
-    Buttons in the template carry ``data-act`` and ``data-id``; listen with ``panel.act(fn, …)`` and read both
-    with :func:`acted`. ``<name>.js`` beside the template, if there is one, runs once in the browser.
+    Buttons in the template carry ``data-action`` and ``data-id``; listen with ``panel.action(fn, …)`` and read both
+    with :func:`action_of`. ``<name>.js`` beside the template, if there is one, runs once in the browser.
     """
     script = PANELS / f"{name}.js"
-    scripts = [PANELS / "every.js", *([script] if script.exists() else [])]
-    return _InertHTML(
+    scripts = [PANELS / "panel-events.js", *([script] if script.exists() else [])]
+    return _SafeHTML(
         value, html_template=template(name), js_on_load="\n".join(path.read_text(encoding="utf-8") for path in scripts),
         apply_default_css=False, container=False, padding=False, elem_id=elem_id or name,
     )   # fmt: skip
 
 
 def template(name: str) -> str:
-    """A panel's Handlebars template, with what is ours filled in.
+    """A panel's Handlebars template, with texts, icons and other templates filled in.
 
     ``[[jobs.ALL_JOBS]]`` is the constant ``ALL_JOBS`` of ``app/text/jobs.py``, ``[[icon name]]`` an icon, and
     ``[[> name]]`` another template.
     """
     text = (PANELS / f"{name}.html").read_text(encoding="utf-8")
-    return re.sub(r"\[\[(> ?|icon )?([\w.-]+)\]\]", _ours, text)
+    return re.sub(r"\[\[(> ?|icon )?([\w.-]+)\]\]", _resolve, text)
 
 
-def _ours(found: re.Match[str]) -> str:
+def _resolve(found: re.Match[str]) -> str:
     if found[1] is None:
         module, _, name = found[2].partition(".")
         return escape(getattr(import_module(f"atelier.app.text.{module}"), name))
     return icon(found[2]) if found[1].startswith("icon") else template(found[2])
 
 
-def acted(event: gr.EventData) -> tuple[str, str]:
-    """What was pressed in a panel: (act, id). Both come from the browser and may be anything."""
+def action_of(event: gr.EventData) -> tuple[str, str]:
+    """What was pressed in a panel: (action, id). Both come from the browser and may be anything."""
     data = event._data if isinstance(event._data, dict) else {}
-    return str(data.get("act", "")), str(data.get("id", ""))
+    return str(data.get("action", "")), str(data.get("id", ""))

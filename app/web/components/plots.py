@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 WIDTH, HEIGHT = 600.0, 200.0    # user units of the drawing; the page stretches it
-MOST_POINTS = 300
+MAX_POINTS = 300
 Point = tuple[int, float]       # step, value
 
 
@@ -24,34 +24,34 @@ def loss_chart(losses: Sequence[Point], validation: Sequence[Point], best_step: 
     losses = [point for point in losses if math.isfinite(point[1])]
     if not losses:
         return {"empty": True}
-    smooth = smoothed(losses)
-    low, high = limits([value for _, value in thinned(losses)], [value for _, value in smooth])
+    smooth = moving_average(losses)
+    low, high = axis_limits([value for _, value in downsample(losses)], [value for _, value in smooth])
     dots = [(step, value) for step, value in validation if math.isfinite(value)]
-    dot_low, dot_high = limits([value for _, value in dots])
+    dot_low, dot_high = axis_limits([value for _, value in dots])
     return {
-        "raw": path(thinned(losses), last_step, low, high),
-        "smooth": path(thinned(smooth), last_step, low, high),
-        "validation": path(dots, last_step, dot_low, dot_high),
+        "raw": svg_path(downsample(losses), last_step, low, high),
+        "smooth": svg_path(downsample(smooth), last_step, low, high),
+        "validation": svg_path(dots, last_step, dot_low, dot_high),
         "dots": [_dot(dot, last_step, dot_low, dot_high, dot[0] == best_step) for dot in dots],
         "low": f"{low:.2g}", "high": f"{high:.2g}", "last": last_step, "empty": False,
     }   # fmt: skip
 
 
-def curves(lines: Sequence[Sequence[float]]) -> dict[str, Any]:
+def line_chart(lines: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Lay out lines of equal length over one pair of axes, the vertical one from 0.
 
     Returns:
         Path data under ``first`` and, of a second line, ``second``; the label of the top under ``high``.
     """
     top = 1.08 * max(value for line in lines for value in line) or 1.0
-    paths = [path(list(enumerate(line)), len(line) - 1, 0.0, top) for line in lines]
+    paths = [svg_path(list(enumerate(line)), len(line) - 1, 0.0, top) for line in lines]
     return {"first": paths[0], "second": paths[1] if len(paths) > 1 else "", "high": f"{top:.2g}"}
 
 
-def smoothed(points: Sequence[Point], keep: float = 0.9) -> list[Point]:
+def moving_average(points: Sequence[Point], keep: float = 0.9) -> list[Point]:
     """Exponential moving average, corrected for its start (Kingma & Ba 2015, section 3).
 
-    >>> [round(value, 6) for _, value in smoothed([(1, 2.0), (2, 2.0), (3, 2.0)])]
+    >>> [round(value, 6) for _, value in moving_average([(1, 2.0), (2, 2.0), (3, 2.0)])]
     [2.0, 2.0, 2.0]
     """
     total, result = 0.0, []
@@ -61,7 +61,7 @@ def smoothed(points: Sequence[Point], keep: float = 0.9) -> list[Point]:
     return result
 
 
-def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+def downsample(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
     """At most ``most`` points, evenly picked, the last one always among them."""
     if len(points) <= most:
         return list(points)
@@ -69,7 +69,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return [points[min(len(points) - 1, math.ceil((i + 1) * stride) - 1)] for i in range(most)]
 
 
-def limits(values: Sequence[float], whole: Sequence[float] = ()) -> tuple[float, float]:
+def axis_limits(values: Sequence[float], whole: Sequence[float] = ()) -> tuple[float, float]:
     """Bottom and top of an axis, with a little room: all of ``whole``, and ``values`` but for the wildest few.
 
     Of ``values`` the 2nd to the 98th percentile counts, so that one spike does not flatten everything else.
@@ -83,18 +83,18 @@ def limits(values: Sequence[float], whole: Sequence[float] = ()) -> tuple[float,
     return low - room, high + room
 
 
-def path(points: Sequence[Point], last_step: int, low: float, high: float) -> str:
+def svg_path(points: Sequence[Point], last_step: int, low: float, high: float) -> str:
     """SVG path data through the points, in a WIDTH × HEIGHT drawing; what leaves the axis is cut at its edge."""
-    places = [_place(point, last_step, low, high) for point in points]
+    places = [_position(point, last_step, low, high) for point in points]
     return "M" + "L".join(f"{x * WIDTH:.1f} {y * HEIGHT:.1f}" for x, y in places) if places else ""
 
 
-def _place(point: Point, last_step: int, low: float, high: float) -> tuple[float, float]:
+def _position(point: Point, last_step: int, low: float, high: float) -> tuple[float, float]:
     """Where a point is, as shares of the width (from the left) and of the height (from the top)."""
     height = (point[1] - low) / (high - low)
     return point[0] / max(1, last_step), 1 - min(1.0, max(0.0, height))
 
 
 def _dot(point: Point, last_step: int, low: float, high: float, best: bool) -> dict[str, Any]:
-    x, y = _place(point, last_step, low, high)
+    x, y = _position(point, last_step, low, high)
     return {"x": f"{100 * x:.2f}", "y": f"{100 * y:.2f}", "best": best, "step": point[0], "value": f"{point[1]:.4g}"}

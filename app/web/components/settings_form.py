@@ -1,4 +1,4 @@
-"""Forms made from settings: one control for each field, from the field's own help, limits and choices."""
+"""Forms generated from settings: one control for each field, from the field's help, limits and choices."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from typing import Any, get_type_hints
 import gradio as gr
 
 from atelier.adapters.core.settings import Settings
+from atelier.app.text.shared import FIELD_LABELS
 
 
 def controls(
     settings: type[Settings], *, skip: Collection[str] = (), prefix: str = "set",
-    offered: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({}),
+    suggestions: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({}),
 ) -> dict[str, gr.components.Component]:
     """Place a control for every field of a settings class that has plain values; return them by field name.
 
-    In the page a control is called ``<prefix>-<field>``. Fields in ``offered`` have values to pick from, as
-    (title, value), and take others as well.
+    On the page a control has the id ``<prefix>-<field>``. Fields in ``suggestions`` have values to choose from, as
+    (title, value), and accept others as well.
     """   # fmt: skip
     hints = get_type_hints(settings)
     plain = [f for f in fields(settings) if f.name not in skip and hints[f.name] in (bool, int, float, str)]
-    return {f.name: _control(f, hints[f.name], f"{prefix}-{f.name}", offered.get(f.name)) for f in plain}
+    return {f.name: _control(f, hints[f.name], f"{prefix}-{f.name}", suggestions.get(f.name)) for f in plain}
 
 
 def _control(
-    f: Field[Any], kind: type, id: str, offered: Sequence[tuple[str, str]] | None
+    f: Field[Any], kind: type, id: str, suggested: Sequence[tuple[str, str]] | None
 ) -> gr.components.Component:
     low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
     common: dict[str, Any] = {
         "value": f.default, "label": _label(f.name), "info": f.metadata.get("help"), "interactive": True,
         "elem_id": id,
     }
-    if offered is not None:
-        return gr.Dropdown(choices=list(offered), allow_custom_value=True, **common)
+    if suggested is not None:
+        return gr.Dropdown(choices=list(suggested), allow_custom_value=True, **common)
     if choices:
         return gr.Dropdown(choices=list(choices), **common)
     if kind is bool:
@@ -52,4 +53,4 @@ def _step(f: Field[Any], kind: type) -> float:
 
 
 def _label(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+    return FIELD_LABELS.get(name) or name.replace("_", " ").capitalize()

@@ -6,13 +6,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 
-def address(page: str, **query: str) -> str:
+def page_url(page: str, **query: str) -> str:
     """Path of a page, with a query."""
     path = "/" if page == "create" else f"/{page}"
     return path + ("?" + "&".join(f"{key}={quote(value)}" for key, value in query.items()) if query else "")
 
 
-def file_address(path: Path) -> str:
+def file_url(path: Path) -> str:
     """Address of a file of the home that pages may show; it changes when the file does."""
     try:
         changed = path.stat().st_mtime_ns

@@ -26,63 +26,64 @@ from atelier.app.store.library import list_adapters
 from atelier.app.store.models import base_choices
 from atelier.app.text import compress as words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import POLL, heading, percent, plainly
-from atelier.app.web.components.panel import acted, panel
-from atelier.app.web.components.plots import curves, loss_chart
-from atelier.app.web.components.urls import address, file_address
+from atelier.app.web.components.page_frame import UNQUEUED, heading, percent, show_errors
+from atelier.app.web.components.panel import action_of, panel
+from atelier.app.web.components.plots import line_chart, loss_chart
+from atelier.app.web.components.urls import file_url, page_url
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.run_folder import RunFolder, RunStatus
 from atelier.training.config.train_config import EMBEDDED
 
 _PRESET = "w4a8"
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-_ACTS = {"pause": "pause", "go-on": "resume", "stop": "stop"}   # button → command for the process
+_NO_PROGRESS: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_COMMANDS = {"pause": "pause", "continue": "resume", "stop": "stop"}   # button → command for the compressing process
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001 (as every page)
-    """Place the page: the form and what was compressed, or with ``?run=ID`` that one."""
+    """Place the Compress page: the form and the list, or with ``?run=ID`` the details of that compression."""
     with gr.Column(visible=False) as form:
         heading(words.TITLE, words.LEAD)
-        with gr.Row(elem_classes="bench"):
-            with gr.Column(scale=7, elem_classes="sheet"):
+        with gr.Row(elem_classes="layout"):
+            with gr.Column(scale=7, elem_classes="surface"):
                 base, adapters, strength = _model_questions()
-                preset, how, prompts = _size_questions()
-            with gr.Column(scale=5, elem_classes="sheet"):
+                preset, method, prompts = _size_questions()
+            with gr.Column(scale=5, elem_classes="surface"):
                 plan = panel("compress-plan", {})
                 name = gr.Textbox(label=words.NAME, max_length=64, elem_id="compress-name")
                 go = gr.Button(words.COMPRESS, variant="primary", size="lg", elem_id="compress-now")
-        done = panel("compressions", [])
+        list_panel = panel("compressions", [])
     with gr.Column(visible=False) as one:
-        live = panel("compression", {})
+        details = panel("compression", {})
     # In the page, not in gr.State: an open page finds its run again after the server was started anew.
     run_id, shown = gr.Textbox(visible=False), gr.Textbox(visible=False)
     timer = gr.Timer(1.0)
-    asked = [base, adapters, strength, preset, how, prompts]
+    choices = [base, adapters, strength, preset, method, prompts]
 
-    def opened(request: gr.Request) -> list[Any]:
-        return _opened(home, dict(request.query_params).get("run", ""))
+    def on_load(request: gr.Request) -> list[Any]:
+        return _on_load(home, dict(request.query_params).get("run", ""))
 
     def show(chosen: str, seen: str) -> list[Any]:
         return _show(home, chosen, seen)
 
-    def start(name: str, *asked: Any) -> str:
-        with plainly():
-            return submit(home, _config(home, name, *asked)).id
+    def start(name: str, *choices: Any) -> str:
+        with show_errors():
+            return submit(home, _config(home, name, *choices)).id
 
-    def act(event: gr.EventData, chosen: str) -> list[Any]:
-        _act(home, chosen, *acted(event))
+    def on_action(event: gr.EventData, chosen: str) -> list[Any]:
+        _on_action(home, chosen, *action_of(event))
         return _show(home, chosen, "")
 
-    outputs = [form, done, one, live, shown]
-    gr.on([base.change, preset.change, how.change], lambda *given: _plan(home, *given), [base, preset, how], plan,
-          trigger_mode="always_last", **_QUIET)   # fmt: skip
-    adapters.change(lambda chosen: gr.Slider(visible=bool(chosen)), adapters, strength, **_QUIET)
-    go.click(start, [name, *asked], run_id, **_QUIET).then(
-        None, run_id, None, js=f"id => {{ if (id) location.href = '{address('compress')}?run=' + id }}"
+    outputs = [form, list_panel, one, details, shown]
+    gr.on([base.change, preset.change, method.change], lambda *given: _plan(home, *given), [base, preset, method], plan,
+          trigger_mode="always_last", **_NO_PROGRESS)   # fmt: skip
+    adapters.change(lambda chosen: gr.Slider(visible=bool(chosen)), adapters, strength, **_NO_PROGRESS)
+    go.click(start, [name, *choices], run_id, **_NO_PROGRESS).then(
+        None, run_id, None, js=f"id => {{ if (id) location.href = '{page_url('compress')}?run=' + id }}"
     )
-    demo.load(opened, None, [run_id, base, adapters, plan], **POLL).then(show, [run_id, shown], outputs, **POLL)
-    timer.tick(show, [run_id, shown], outputs, **POLL)
-    live.act(act, run_id, outputs, **POLL)
+    loaded = demo.load(on_load, None, [run_id, base, adapters, plan], **UNQUEUED)
+    loaded.then(show, [run_id, shown], outputs, **UNQUEUED)
+    timer.tick(show, [run_id, shown], outputs, **UNQUEUED)
+    details.action(on_action, run_id, outputs, **UNQUEUED)
 
 
 def _model_questions() -> tuple[Any, Any, Any]:
@@ -97,49 +98,49 @@ def _model_questions() -> tuple[Any, Any, Any]:
 
 
 def _size_questions() -> tuple[Any, Any, Any]:
-    presets, hows = ([(title, name) for name, title in titles.items()]
+    presets, methods = ([(title, name) for name, title in titles.items()]
                      for titles in (words.PRESETS, words.METHODS))   # fmt: skip
     preset = gr.Radio(presets, value=_PRESET, label=words.BITS, elem_id="compress-preset")
-    how = gr.Radio(hows, value="learn", label=words.METHOD, elem_id="compress-how")
+    method = gr.Radio(methods, value="learn", label=words.METHOD, elem_id="compress-how")
     prompts = gr.Textbox(
         label=words.PROMPTS, placeholder=words.PROMPTS_HINT, lines=2, max_lines=8,
         elem_id="compress-prompts",
     )   # fmt: skip
-    return preset, how, prompts
+    return preset, method, prompts
 
 
-def _opened(home: Home, chosen: str) -> list[Any]:
+def _on_load(home: Home, chosen: str) -> list[Any]:
     bases = [choice for choice in base_choices(home) if not choice[1].startswith(str(home.bases))]
     names = [card.name for card in list_adapters(home)]
     return [chosen, gr.Dropdown(choices=bases, value=EMBEDDED), gr.Dropdown(choices=names, value=[]),
             _plan(home, EMBEDDED, _PRESET, "learn")]   # fmt: skip
 
 
-def _config(home: Home, name: str, *asked: Any) -> CompressConfig:
-    base, adapters, strength, preset, how, prompts = asked
+def _config(home: Home, name: str, *choices: Any) -> CompressConfig:
+    base, adapters, strength, preset, method, prompts = choices
     parts = [(each, float(strength)) for each in adapters or []]
-    steps: dict[str, Any] = {"steps": 0} if how == "quick" else {}
+    steps: dict[str, Any] = {"steps": 0} if method == "quick" else {}
     return make_config(home, name, base, parts, preset, prompts=prompts or "", **steps)
 
 
-def _plan(home: Home, base: str, preset: str, how: str) -> dict[str, Any]:
+def _plan(home: Home, base: str, preset: str, method: str) -> dict[str, Any]:
     """The quiet facts before [Compress]."""
-    steps: dict[str, Any] = {"steps": 0} if how == "quick" else {}
-    with plainly():
+    steps: dict[str, Any] = {"steps": 0} if method == "quick" else {}
+    with show_errors():
         config = CompressConfig(base=base or EMBEDDED, preset=preset, **steps)
         plan = plan_compression(home, config)
-    takes = words.TIME_QUICK if not config.steps else words.TIME_UNKNOWN
+    time = words.TIME_QUICK if not config.steps else words.TIME_UNKNOWN
     if config.steps and plan.seconds is not None:
-        takes = words.time_needed(plan.seconds)
+        time = words.time_needed(plan.seconds)
     return {
         "before": format_bytes(plan.before), "after": format_bytes(plan.after),
-        "share": f"{100 * plan.after / plan.before:.1f}", "takes": takes,
-        "needs": words.memory_needed(plan.memory), "note": words.NOTES[preset],
+        "share": f"{100 * plan.after / plan.before:.1f}", "time": time,
+        "memory": words.memory_needed(plan.memory), "note": words.NOTES[preset],
     }   # fmt: skip
 
 
 def _show(home: Home, chosen: str, seen: str) -> list[Any]:
-    """The outputs of a tick. A job that is over is left alone: its pairs may be under somebody's finger."""
+    """The outputs of a tick. A job that is over is not updated: somebody may be comparing its pictures."""
     if not chosen:
         rows = [_row(home, run) for run in list_compressions(home)]
         return [gr.Column(visible=True), rows, gr.Column(visible=False), gr.skip(), ""]
@@ -148,11 +149,11 @@ def _show(home: Home, chosen: str, seen: str) -> list[Any]:
         config = run.compression()
         assert config is not None
     except (HomeError, AssertionError):
-        gone = {"state": "failed", "say": shared.STATES["failed"], "name": shared.JOB_NOT_FOUND,
-                "chart": {"empty": True}}   # fmt: skip
-        return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), gone, ""]
+        not_found = {"state": "failed", "label": shared.STATES["failed"], "name": shared.JOB_NOT_FOUND,
+                     "chart": {"empty": True}}   # fmt: skip
+        return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), not_found, ""]
     version = f"{chosen} {status.state} {verdict(run)}"
-    shown = gr.skip() if status.is_over and version == seen else _live(run, config, status)
+    shown = gr.skip() if status.is_over and version == seen else _job_details(run, config, status)
     return [gr.Column(visible=False), gr.skip(), gr.Column(visible=True), shown, version]
 
 
@@ -161,27 +162,29 @@ def _row(home: Home, run: RunStatus) -> dict[str, Any]:
     config, report = folder.compression(), read_report(folder)
     assert config is not None
     return {
-        "href": address("compress", run=run.id), "name": run.name, "state": run.state, "say": shared.STATES[run.state],
-        "percent": percent(run), "about": words.summary(config.preset, run.total_steps, _moment(run)),
-        "picture": file_address(folder.path / report["pairs"][0]["after"]) if report else "",
+        "href": page_url("compress", run=run.id), "name": run.name, "state": run.state,
+        "label": shared.STATES[run.state], "percent": percent(run),
+        "about": words.summary(config.preset, run.total_steps, _moment(run)),
+        "picture": file_url(folder.path / report["pairs"][0]["after"]) if report else "",
     }   # fmt: skip
 
 
-def _live(run: RunFolder, config: CompressConfig, status: RunStatus) -> dict[str, Any]:
-    state, said = status.state, verdict(run)
+def _job_details(run: RunFolder, config: CompressConfig, status: RunStatus) -> dict[str, Any]:
+    state, decision = status.state, verdict(run)
     report = read_report(run) if state == "done" else {}
     return {
-        "name": status.name, "state": state, "say": shared.STATES[state], "step": status.step, "of": status.total_steps,
+        "name": status.name, "state": state, "label": shared.STATES[state],
+        "step": status.step, "of": status.total_steps,
         "message": "" if state == "done" else status.message, "percent": percent(status), "warnings": status.warnings,
-        "left": shared.time_left(status.seconds_left) if status.seconds_left is not None else "",
+        "time_left": shared.time_left(status.seconds_left) if status.seconds_left is not None else "",
         "about": words.summary(config.preset, status.total_steps, _moment(status)),
-        "pause": state == "training", "go_on": state == "paused", "stop": state in ("training", "paused"),
+        "pause": state == "training", "continue": state == "paused", "stop": state in ("training", "paused"),
         "cancel": not status.is_over, "resume": state in ("interrupted", "failed", "stopped"),
-        "decide": bool(report) and not said,
-        "decided": {"": "", ACCEPTED: words.KEPT}.get(said, words.DISCARDED),
+        "can_decide": bool(report) and not decision,
+        "decision": {"": "", ACCEPTED: words.KEPT}.get(decision, words.DISCARDED),
         "chart": loss_chart(_by_trajectory(config, status), status.validation, status.best_step, status.total_steps),
         "best": status.best_step,
-        "chart_say": shared.loss_at(status.losses[-1][1] if status.losses else 0.0, status.step),
+        "chart_label": shared.loss_at(status.losses[-1][1] if status.losses else 0.0, status.step),
         "latest": _latest(config, status) if not report else {}, "report": _report(run, report),
     }   # fmt: skip
 
@@ -198,7 +201,7 @@ def _latest(config: CompressConfig, status: RunStatus) -> dict[str, Any]:
     """The last trajectory's losses, from noise to picture."""
     count = status.step // config.timesteps * config.timesteps
     last = [loss for step, loss in status.losses if count - config.timesteps < step <= count]
-    return curves([last]) if len(last) > 1 else {}
+    return line_chart([last]) if len(last) > 1 else {}
 
 
 def _report(run: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
@@ -212,10 +215,10 @@ def _report(run: RunFolder, report: dict[str, Any]) -> dict[str, Any]:
         "time": words.seconds_per_picture(report["seconds_before"], report["seconds_after"]),
         "execution": words.arithmetic(report["whole_numbers"], report["device"]),
         "note": words.NOTES[report["preset"]],
-        "pairs": [{**pair, "before": file_address(run.path / pair["before"]),
-                   "after": file_address(run.path / pair["after"]),
-                   "say": words.likeness(pair["psnr"])} for pair in report["pairs"]],
-        "times": curves([[error for _, error in times[key]] for key in ("after", "before")]),
+        "pairs": [{**pair, "before": file_url(run.path / pair["before"]),
+                   "after": file_url(run.path / pair["after"]),
+                   "label": words.likeness(pair["psnr"])} for pair in report["pairs"]],
+        "times": line_chart([[error for _, error in times[key]] for key in ("after", "before")]),
         "learned": bool(report["steps"]),
         "layers": [{"name": words.layer(name), "error": f"{error:.3f}",
                     "share": f"{100 * error / worst:.1f}"} for name, error in by_layer],
@@ -226,15 +229,15 @@ def _moment(run: RunStatus) -> datetime | None:
     return datetime.fromtimestamp(run.started, UTC).astimezone() if run.started else None
 
 
-def _act(home: Home, chosen: str, act: str, _id: str) -> None:
-    with plainly():
-        if act == "cancel":
+def _on_action(home: Home, chosen: str, on_action: str, _id: str) -> None:
+    with show_errors():
+        if on_action == "cancel":
             cancel(home, chosen)
-        elif act == "resume":
+        elif on_action == "resume":
             resume(home, chosen)
-        elif act == "keep":
+        elif on_action == "keep":
             accept(home, chosen)
-        elif act == "discard":
+        elif on_action == "discard":
             discard(home, chosen)
-        elif act in _ACTS:
-            find_run(home, chosen).send_command(_ACTS[act])
+        elif on_action in _COMMANDS:
+            find_run(home, chosen).send_command(_COMMANDS[on_action])

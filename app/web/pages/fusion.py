@@ -1,4 +1,4 @@
-"""Mix Lab, Fusion: a prompt, the adapters that fit it, how they act together, and what each layer made of them."""
+"""Mix Lab, Fusion: a prompt, suggested adapters, how they are combined, and what each layer does with them."""
 
 from __future__ import annotations
 
@@ -29,119 +29,121 @@ from atelier.app.store.mixes import MixEntry, SavedMix, list_mixes, mix_from_rec
 from atelier.app.text import fusion as words
 from atelier.app.text import shared
 from atelier.app.web.components.fusion_view import (
-    curves,
     gate_maps,
-    meeting_map,
-    moved,
-    painted,
-    proposal_cards,
-    regions,
+    interference_map,
+    move_point,
+    region_masks,
+    set_region,
+    strength_curves,
+    suggestion_cards,
 )
-from atelier.app.web.components.page_frame import POLL, heading, mix_tabs, plainly
-from atelier.app.web.components.panel import acted, panel
-from atelier.app.web.components.urls import address, file_address
+from atelier.app.web.components.page_frame import UNQUEUED, heading, mix_tabs, show_errors
+from atelier.app.web.components.panel import action_of, panel
+from atelier.app.web.components.urls import file_url, page_url
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.runs.save_adapter import thumbnail
 
-MOST = 5
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
-_LATEST: dict[str, Any] = {"trigger_mode": "always_last", **_QUIET}
+MAX_ADAPTERS = 5
+_NO_PROGRESS: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
+_LATEST: dict[str, Any] = {"trigger_mode": "always_last", **_NO_PROGRESS}
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
-    """Place the page."""
+    """Place the Fusion page; ``engine`` draws, and mixes are saved in ``home``."""
     heading(words.TITLE, words.LEAD)
     mix_tabs("fusion")
-    with gr.Row(elem_classes="bench bench-studio"):
-        with gr.Column(scale=5, elem_classes="sheet"):
-            c, found, when, where = _controls()
-        with gr.Column(scale=7, elem_classes="easel"):
-            drawn = panel("fused", {"say": words.EMPTY})
-            strip = panel("methods", [])
-            with gr.Row(elem_classes="acts"):
-                keep = gr.Button(words.DRAW_AND_SAVE, variant="primary", elem_id="draw")
+    with gr.Row(elem_classes="layout layout-studio"):
+        with gr.Column(scale=5, elem_classes="surface"):
+            c, suggestions, when, where = _controls()
+        with gr.Column(scale=7, elem_classes="output"):
+            drawn = panel("fused-picture", {"label": words.EMPTY})
+            previews = panel("method-previews", [])
+            with gr.Row(elem_classes="actions"):
+                draw = gr.Button(words.DRAW_AND_SAVE, variant="primary", elem_id="draw")
                 compare = gr.Button(words.COMPARE, elem_id="compare")
-            heat, met = panel("heat", [], elem_id="gates"), panel("heat", [], elem_id="meetings")
-    acts, entries, picture = _Acts(home, engine), gr.State(()), gr.State("")
-    given = [entries, c["method"], c["prompt"], c["seed"], *c["sliders"]]
-    parts = [found, entries, *c["sliders"], when]
-    filled = [c["method"], c["prompt"], c["seed"], *parts]
+            heat, interference = panel("heat-maps", [], elem_id="gates"), panel("heat-maps", [], elem_id="interference")
+    events, entries, picture = _Events(home, engine), gr.State(()), gr.State("")
+    inputs = [entries, c["method"], c["prompt"], c["seed"], *c["sliders"]]
+    parts = [suggestions, entries, *c["sliders"], when]
+    restored = [c["method"], c["prompt"], c["seed"], *parts]
 
     changes = [
-        demo.load(acts.opened, None, [c["open"], *filled], **POLL),
-        c["open"].input(acts.reopened, c["open"], filled, **POLL),
-        gr.on([c["prompt"].submit, c["find"].click], acts.find, given, found, **POLL),
-        found.act(acts.toggle, given, [c["prompt"], *parts], **POLL),
-        when.act(acts.shape, given, [entries, when], **POLL),
-        where.act(acts.paint, [picture, *given], [entries, where], **POLL),
-        strip.act(acts.choose, None, c["method"], **POLL),
+        demo.load(events.on_load, None, [c["open"], *restored], **UNQUEUED),
+        c["open"].input(events.open_mix, c["open"], restored, **UNQUEUED),
+        gr.on([c["prompt"].submit, c["find"].click], events.find, inputs, suggestions, **UNQUEUED),
+        suggestions.action(events.toggle, inputs, [c["prompt"], *parts], **UNQUEUED),
+        when.action(events.edit_curve, inputs, [entries, when], **UNQUEUED),
+        where.action(events.edit_region, [picture, *inputs], [entries, where], **UNQUEUED),
+        previews.action(events.choose_method, None, c["method"], **UNQUEUED),
     ]
-    seen = [drawn, heat, met, where, picture, c["one"], c["hint"]]
+    outputs = [drawn, heat, interference, where, picture, c["fuse"], c["fuse_hint"]]
     for change in changes:
-        change.then(acts.show, given, seen, **_LATEST)
-    gr.on([c["method"].input, c["seed"].change, *(s.input for s in c["sliders"])], acts.show, given, seen, **_LATEST)
-    compare.click(acts.compare, given, strip, **_QUIET)
-    keep.click(acts.keep, given, drawn, trigger_mode="once", **_QUIET)
-    c["save"].click(acts.save, [c["name"], *given], [c["said"], c["open"]], **_QUIET)
-    c["one"].click(acts.unite, [c["name"], *given], c["said"], **_QUIET)
+        change.then(events.redraw, inputs, outputs, **_LATEST)
+    moved = [c["method"].input, c["seed"].change, *(slider.input for slider in c["sliders"])]
+    gr.on(moved, events.redraw, inputs, outputs, **_LATEST)
+    compare.click(events.compare, inputs, previews, **_NO_PROGRESS)
+    draw.click(events.draw_and_save, inputs, drawn, trigger_mode="once", **_NO_PROGRESS)
+    c["save"].click(events.save, [c["name"], *inputs], [c["message"], c["open"]], **_NO_PROGRESS)
+    c["fuse"].click(events.fuse, [c["name"], *inputs], c["message"], **_NO_PROGRESS)
 
 
 @dataclass(frozen=True, slots=True)
-class _Acts:
-    """What presses do; the last values of each are what stands on the page, as :func:`_mix` reads it."""
+class _Events:
+    """Event handlers of the page; their ``values`` are those of the controls, as :func:`_mix` reads them."""
 
     home: Home
     engine: Engine
 
-    def opened(self, request: gr.Request) -> list[Any]:
-        return _opened(self.home, dict(request.query_params))
+    def on_load(self, request: gr.Request) -> list[Any]:
+        return _on_load(self.home, dict(request.query_params))
 
-    def reopened(self, name: str | None) -> list[Any]:
-        with plainly():
-            return _filled(self.home, read_mix(self.home, name) if name else None)
+    def open_mix(self, name: str | None) -> list[Any]:
+        with show_errors():
+            return _control_values(self.home, read_mix(self.home, name) if name else None)
 
     def find(self, *values: Any) -> dict[str, Any]:
-        return _proposals(self.home, _mix(*values))
+        return _suggestions(self.home, _mix(*values))
 
     def toggle(self, event: gr.EventData, *values: Any) -> list[Any]:
-        with plainly():
-            return _taken(self.home, _mix(*values), acted(event)[1])
+        with show_errors():
+            return _toggle(self.home, _mix(*values), action_of(event)[1])
 
-    def shape(self, event: gr.EventData, *values: Any) -> list[Any]:
-        mix, (act, text) = _mix(*values), acted(event)
-        entries = moved(mix.entries, text) if act == "handle" else _without(mix, text, "curve")
-        return [entries, curves(entries)]
+    def edit_curve(self, event: gr.EventData, *values: Any) -> list[Any]:
+        mix, (action, text) = _mix(*values), action_of(event)
+        entries = move_point(mix.entries, text) if action == "handle" else _without(mix, text, "curve")
+        return [entries, strength_curves(entries)]
 
-    def paint(self, event: gr.EventData, picture: str, *values: Any) -> list[Any]:
-        mix, (act, text) = _mix(*values), acted(event)
-        entries = painted(mix.entries, text) if act == "paint" else _without(mix, text, "region")
-        return [entries, regions(entries, picture)]
+    def edit_region(self, event: gr.EventData, picture: str, *values: Any) -> list[Any]:
+        mix, (action, text) = _mix(*values), action_of(event)
+        entries = set_region(mix.entries, text) if action == "paint" else _without(mix, text, "region")
+        return [entries, region_masks(entries, picture)]
 
-    def choose(self, event: gr.EventData) -> str:
-        method = acted(event)[1]
+    def choose_method(self, event: gr.EventData) -> str:
+        method = action_of(event)[1]
         return method if method in METHODS else DEFAULT_METHOD
 
-    def show(self, *values: Any) -> list[Any]:
-        with plainly():
-            return _shown(self.home, self.engine, _mix(*values))
+    def redraw(self, *values: Any) -> list[Any]:
+        with show_errors():
+            return _draw(self.home, self.engine, _mix(*values))
 
     def compare(self, *values: Any) -> Iterator[list[dict[str, Any]]]:
-        yield from _tried(self.home, self.engine, _mix(*values))
+        yield from _draw_each_method(self.home, self.engine, _mix(*values))
 
-    def keep(self, *values: Any) -> dict[str, Any]:
-        with plainly():
-            kept = draw_mix_to_gallery(self.home, self.engine, _based(self.home, _ready(_mix(*values))))
-        return {"src": file_address(kept.path), "note": words.IN_GALLERY, "href": address("gallery", picture=kept.id)}
+    def draw_and_save(self, *values: Any) -> dict[str, Any]:
+        with show_errors():
+            mix = _with_base(self.home, _require_complete(_mix(*values)))
+            saved = draw_mix_to_gallery(self.home, self.engine, mix)
+        return {"src": file_url(saved.path), "note": words.IN_GALLERY, "href": page_url("gallery", picture=saved.id)}
 
     def save(self, name: str, *values: Any) -> list[Any]:
-        with plainly():
+        with show_errors():
             save_mix(self.home, name, _mix(*values))
         return [{"text": words.saved(name)}, gr.Dropdown(choices=list_mixes(self.home))]
 
-    def unite(self, name: str, *values: Any) -> dict[str, Any]:
-        with plainly():
-            card, error = fuse_to_adapter(self.home, self.engine, _based(self.home, _mix(*values)), name)
-        return {"text": words.fused(card.name, error), "href": address("library", adapter=card.name)}
+    def fuse(self, name: str, *values: Any) -> dict[str, Any]:
+        with show_errors():
+            card, error = fuse_to_adapter(self.home, self.engine, _with_base(self.home, _mix(*values)), name)
+        return {"text": words.fused(card.name, error), "href": page_url("library", adapter=card.name)}
 
 
 def _controls() -> tuple[dict[str, Any], Any, Any, Any]:
@@ -150,94 +152,95 @@ def _controls() -> tuple[dict[str, Any], Any, Any, Any]:
     c["prompt"] = gr.Textbox(label=shared.PROMPT, placeholder=shared.PROMPT_HINT, max_lines=4, max_length=1000,
                              elem_id="prompt")   # fmt: skip
     c["find"] = gr.Button(words.FIND, elem_id="find")
-    found = panel("proposals", {"cards": []})
+    suggestions = panel("suggested-adapters", {"cards": []})
     c["sliders"] = [gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
-                              elem_classes="strength") for i in range(MOST)]   # fmt: skip
+                              elem_classes="strength") for i in range(MAX_ADAPTERS)]   # fmt: skip
     choices = [(words.METHODS[name], name) for name in METHODS]
-    with gr.Row(elem_classes="seeds"):
+    with gr.Row(elem_classes="seed-row"):
         c["method"] = gr.Dropdown(choices, value=DEFAULT_METHOD, label=words.METHOD, elem_id="fusion-method",
                                   interactive=True)   # fmt: skip
         c["seed"] = gr.Number(0, label=shared.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="seed")
     with gr.Accordion(words.WHEN, open=False, elem_id="when"):
-        when = panel("curves", [])
+        when = panel("strength-curves", [])
     with gr.Accordion(words.WHERE, open=False, elem_id="where"):
-        where = panel("regions", {"rows": []})
+        where = panel("region-masks", {"rows": []})
     c["name"] = gr.Textbox(label=words.NAME, max_length=100, elem_id="fusion-name")
-    with gr.Row(elem_classes="acts"):
+    with gr.Row(elem_classes="actions"):
         c["save"] = gr.Button(words.SAVE, elem_id="fusion-save")
-        c["one"] = gr.Button(words.FUSE, interactive=False, elem_id="fusion-one")
-    c["hint"] = gr.Markdown("", elem_classes="hint", elem_id="one-hint")
-    c["said"] = panel("fusion-said", {})
+        c["fuse"] = gr.Button(words.FUSE, interactive=False, elem_id="fuse")
+    c["fuse_hint"] = gr.Markdown("", elem_classes="hint", elem_id="fuse-hint")
+    c["message"] = panel("fusion-message", {})
     c["open"] = gr.Dropdown([], value=None, label=words.OPEN, elem_id="fusion-open", interactive=True)
-    return c, found, when, where
+    return c, suggestions, when, where
 
 
 def _mix(entries: Sequence[MixEntry], method: str, prompt: str, seed: float | None, *strengths: float) -> SavedMix:
-    """What stands on the page."""
+    """The mix that the controls describe."""
     now = tuple(replace(entry, strength=float(value or 0)) for entry, value in zip(entries, strengths, strict=False))
     return SavedMix(entries=now, method=method or DEFAULT_METHOD, prompt=prompt or "", seed=int(seed or 0))
 
 
-def _based(home: Home, mix: SavedMix) -> SavedMix:
+def _with_base(home: Home, mix: SavedMix) -> SavedMix:
     return replace(mix, base=find_adapter(home, mix.entries[0].name).base or EMBEDDED) if mix.entries else mix
 
 
-def _taken(home: Home, mix: SavedMix, name: str) -> list[Any]:
-    """Take an adapter up or put it back; the others keep what they have."""
+def _toggle(home: Home, mix: SavedMix, name: str) -> list[Any]:
+    """Add an adapter or remove it; the others keep their settings."""
     others = tuple(entry for entry in mix.entries if entry.name != name)
     new = others if len(others) < len(mix.entries) else (*others, MixEntry(find_adapter(home, name).name))
-    if len(new) > MOST:
-        raise HomeError(shared.too_many_adapters(MOST))
+    if len(new) > MAX_ADAPTERS:
+        raise HomeError(shared.too_many_adapters(MAX_ADAPTERS))
     prompt = suggested_prompt(find_adapter(home, name)) if new and not mix.prompt.strip() else gr.skip()
-    return [prompt, _proposals(home, replace(mix, entries=new)), new, *_rows(new), curves(new)]
+    return [prompt, _suggestions(home, replace(mix, entries=new)), new, *_sliders(new), strength_curves(new)]
 
 
-def _rows(entries: Sequence[MixEntry]) -> list[Any]:
+def _sliders(entries: Sequence[MixEntry]) -> list[Any]:
     used = [gr.Slider(label=entry.name, value=entry.strength, visible=True) for entry in entries]
-    return used + [gr.Slider(visible=False)] * (MOST - len(used))
+    return used + [gr.Slider(visible=False)] * (MAX_ADAPTERS - len(used))
 
 
-def _proposals(home: Home, mix: SavedMix) -> dict[str, Any]:
-    with plainly():
+def _suggestions(home: Home, mix: SavedMix) -> dict[str, Any]:
+    with show_errors():
         cards = {card.name: card for card in list_adapters(home)}
-        return proposal_cards(proposed_adapters(home, mix.prompt), cards, [entry.name for entry in mix.entries])
+        return suggestion_cards(proposed_adapters(home, mix.prompt), cards, [entry.name for entry in mix.entries])
 
 
 def _without(mix: SavedMix, name: str, what: str) -> tuple[MixEntry, ...]:
     return tuple(replace(entry, **{what: ()}) if entry.name == name else entry for entry in mix.entries)
 
 
-def _shown(home: Home, engine: Engine, mix: SavedMix) -> list[Any]:
-    """Picture, gates, meetings, fields to paint on, and whether one file can hold it."""
-    mix = _based(home, mix)
+def _draw(home: Home, engine: Engine, mix: SavedMix) -> list[Any]:
+    """Picture, gates, interference, masks to paint on, and whether one file can hold the mix."""
+    mix = _with_base(home, mix)
     if not mix.entries or not mix.prompt.strip():
-        say = words.NO_PROMPT if mix.entries else words.EMPTY
-        return [{"say": say}, [], [], regions(mix.entries, ""), "", gr.Button(interactive=False), ""]
+        message = words.NO_PROMPT if mix.entries else words.EMPTY
+        return [{"label": message}, [], [], region_masks(mix.entries, ""), "", gr.Button(interactive=False), ""]
     record = GateRecord()
     picture = thumbnail(draw_mix(home, engine, mix, record=record))
     single = can_be_one_adapter(home, engine, mix)
-    met = meeting_map(mix_interference(home, engine, mix), mix)
-    return [{"src": picture, "prompt": mix.prompt}, gate_maps(record, mix), met, regions(mix.entries, picture), picture,
-            gr.Button(interactive=single), "" if single else words.CANNOT_FUSE]   # fmt: skip
+    interference = interference_map(mix_interference(home, engine, mix), mix)
+    return [{"src": picture, "prompt": mix.prompt}, gate_maps(record, mix), interference,
+            region_masks(mix.entries, picture), picture, gr.Button(interactive=single),
+            "" if single else words.CANNOT_FUSE]   # fmt: skip
 
 
-def _ready(mix: SavedMix) -> SavedMix:
+def _require_complete(mix: SavedMix) -> SavedMix:
     if not mix.entries or not mix.prompt.strip():
         raise SettingError(words.NO_PROMPT if mix.entries else words.EMPTY)
     return mix
 
 
-def _tried(home: Home, engine: Engine, mix: SavedMix) -> Iterator[list[dict[str, Any]]]:
-    """The strip of methods, one after the other."""
+def _draw_each_method(home: Home, engine: Engine, mix: SavedMix) -> Iterator[list[dict[str, Any]]]:
+    """A preview by each method, one after the other."""
     tiles: list[dict[str, Any]] = []
-    with plainly():
-        for method, image in draw_by_each_method(home, engine, _based(home, _ready(mix))):
+    with show_errors():
+        for method, image in draw_by_each_method(home, engine, _with_base(home, _require_complete(mix))):
             tiles.append({"method": method, "src": thumbnail(image), "title": words.METHODS[method],
-                          "on": str(method == mix.method).lower()})   # fmt: skip
+                          "pressed": str(method == mix.method).lower()})   # fmt: skip
             yield list(tiles)
 
 
-def _opened(home: Home, query: dict[str, str]) -> list[Any]:
+def _on_load(home: Home, query: dict[str, str]) -> list[Any]:
     """Fill the page from its address: ``?mix=NAME``, ``?picture=ID`` or ``?prompt=TEXT``."""
     mix: SavedMix | None = None
     try:
@@ -246,16 +249,18 @@ def _opened(home: Home, query: dict[str, str]) -> list[Any]:
         elif query.get("picture"):
             mix = mix_from_recipe(read_recipe(find_picture(home, query["picture"]).path) or {})
     except HomeError:
-        pass   # an address of long ago: the page opens empty
+        pass   # deleted since: the page opens empty
     mix = mix or SavedMix(entries=(), method=DEFAULT_METHOD, prompt=query.get("prompt", ""))
     known = list_mixes(home)
-    return [gr.Dropdown(choices=known, value=query["mix"] if query.get("mix") in known else None), *_filled(home, mix)]
+    chosen = query["mix"] if query.get("mix") in known else None
+    return [gr.Dropdown(choices=known, value=chosen), *_control_values(home, mix)]
 
 
-def _filled(home: Home, mix: SavedMix | None) -> list[Any]:
+def _control_values(home: Home, mix: SavedMix | None) -> list[Any]:
     """The controls as a Mix has them, without adapters that are gone."""
     mix = mix or SavedMix(entries=(), method=DEFAULT_METHOD)
-    here = {card.name for card in list_adapters(home)}
-    mix = replace(mix, entries=tuple(entry for entry in mix.entries if entry.name in here)[:MOST])
-    proposed = _proposals(home, mix)
-    return [mix.method, mix.prompt, mix.seed, proposed, mix.entries, *_rows(mix.entries), curves(mix.entries)]
+    existing = {card.name for card in list_adapters(home)}
+    mix = replace(mix, entries=tuple(entry for entry in mix.entries if entry.name in existing)[:MAX_ADAPTERS])
+    entries = mix.entries
+    return [mix.method, mix.prompt, mix.seed, _suggestions(home, mix), entries, *_sliders(entries),
+            strength_curves(entries)]   # fmt: skip

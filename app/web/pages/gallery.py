@@ -1,4 +1,4 @@
-"""Gallery: every picture ever drawn, newest first, each with its recipe."""
+"""Gallery: every picture ever drawn, newest first, each with its settings."""
 
 from __future__ import annotations
 
@@ -20,62 +20,62 @@ from atelier.app.store.home import Home, HomeError
 from atelier.app.store.mixes import mix_from_recipe
 from atelier.app.text import gallery as words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import POLL, heading, plainly
-from atelier.app.web.components.panel import acted, panel
-from atelier.app.web.components.urls import address, file_address
+from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
+from atelier.app.web.components.panel import action_of, panel
+from atelier.app.web.components.urls import file_url, page_url
 
-PAGE = 60
+PAGE_SIZE = 60
 
 
 def build(demo: gr.Blocks, home: Home) -> None:
-    """Place the page."""
+    """Place the Gallery page: the pictures of ``home`` and the details of one."""
     heading(words.TITLE, words.LEAD)
     undo = panel("undo", {})
     chosen, trashed = gr.Textbox(visible=False), gr.Textbox(visible=False)
     pages = gr.Number(1, visible=False, precision=0)
-    with gr.Row(elem_classes="bench bench-detail"):
+    with gr.Row(elem_classes="layout layout-detail"):
         with gr.Column(scale=8):
-            wall = panel("wall", {})
-        with gr.Column(scale=4, elem_classes="sheet side", visible=False) as side:
-            detail = panel("picture", {})
-    shown = [wall, side, detail, chosen, pages]
+            pictures = panel("gallery-pictures", {})
+        with gr.Column(scale=4, elem_classes="surface details-column", visible=False) as details_column:
+            details = panel("picture-details", {})
+    shown = [pictures, details_column, details, chosen, pages]
 
-    def opened(request: gr.Request) -> list[Any]:
+    def on_load(request: gr.Request) -> list[Any]:
         return _show(home, request.query_params.get("picture", ""), 1)
 
-    def act(event: gr.EventData, id: str, count: int) -> list[Any]:
-        what, picked = acted(event)
-        return _show(home, id if what == "more" else picked, count + (what == "more"))
+    def on_action(event: gr.EventData, id: str, count: int) -> list[Any]:
+        action, pressed = action_of(event)
+        return _show(home, id if action == "more" else pressed, count + (action == "more"))
 
     def delete(event: gr.EventData, id: str, count: int) -> list[Any]:
-        return _delete(home, id, count) if acted(event)[0] == "delete" else [gr.skip()] * 7
+        return _delete(home, id, count) if action_of(event)[0] == "delete" else [gr.skip()] * 7
 
-    demo.load(opened, None, shown, **POLL)
-    wall.act(act, [chosen, pages], shown, **POLL)
-    detail.act(delete, [chosen, pages], [*shown, undo, trashed], **POLL)
-    undo.act(lambda gone, count: _undo(home, gone, count), [trashed, pages], [*shown, undo, trashed], **POLL)
+    demo.load(on_load, None, shown, **UNQUEUED)
+    pictures.action(on_action, [chosen, pages], shown, **UNQUEUED)
+    details.action(delete, [chosen, pages], [*shown, undo, trashed], **UNQUEUED)
+    undo.action(lambda gone, count: _undo(home, gone, count), [trashed, pages], [*shown, undo, trashed], **UNQUEUED)
 
 
 def _show(home: Home, chosen: str, pages: int) -> list[Any]:
-    """The newest ``pages`` pages of the wall, and one picture opened; an id that is no picture opens none."""
-    pictures = gallery_page(home, limit=PAGE * pages)
+    """The newest ``pages`` pages of pictures, and the details of one; an unknown id opens none."""
+    pictures = gallery_page(home, limit=PAGE_SIZE * pages)
     try:
         picture = find_picture(home, chosen) if chosen else None
     except HomeError:
         picture = None
-    hung = [{**_tile(home, each), "chosen": str(each == picture).lower()} for each in pictures]
-    wall = {"pictures": hung, "more": len(pictures) == PAGE * pages, "none": not pictures}
-    return [wall, gr.Column(visible=picture is not None), _detail(picture) if picture else {},
+    tiles = [{**_tile(home, each), "chosen": str(each == picture).lower()} for each in pictures]
+    grid = {"pictures": tiles, "more": len(pictures) == PAGE_SIZE * pages, "empty": not pictures}
+    return [grid, gr.Column(visible=picture is not None), _details(picture) if picture else {},
             picture.id if picture else "", pages]   # fmt: skip
 
 
 def _tile(home: Home, picture: GalleryPicture) -> dict[str, str]:
     small = thumbnail(home, picture.id)
-    said = picture_recipe(picture).get("prompt", "")
-    return {"id": picture.id, "src": file_address(small) if small else "", "prompt": said}
+    prompt = picture_recipe(picture).get("prompt", "")
+    return {"id": picture.id, "src": file_url(small) if small else "", "prompt": prompt}
 
 
-def _detail(picture: GalleryPicture) -> dict[str, Any]:
+def _details(picture: GalleryPicture) -> dict[str, Any]:
     recipe = picture_recipe(picture)
     adapters = ", ".join(f"{part['name']} {part['strength']:g}" for part in recipe.get("adapters", []))
     facts = {
@@ -86,20 +86,20 @@ def _detail(picture: GalleryPicture) -> dict[str, Any]:
         shared.BASE_MODEL: recipe.get("base", ""), shared.CREATED: shared.date_and_time(picture.created.astimezone()),
     }   # fmt: skip
     return {
-        "id": picture.id, "src": file_address(picture.path), "prompt": recipe.get("prompt", ""),
+        "id": picture.id, "src": file_url(picture.path), "prompt": recipe.get("prompt", ""),
         "facts": [{"name": name, "value": str(value)} for name, value in facts.items() if str(value)],
         "recipe": recipe_json(recipe),
-        "again": address("fusion" if mix_from_recipe(recipe) else "studio", picture=picture.id),
+        "reuse": page_url("fusion" if mix_from_recipe(recipe) else "studio", picture=picture.id),
     }   # fmt: skip
 
 
 def _delete(home: Home, id: str, pages: int) -> list[Any]:
-    with plainly():
+    with show_errors():
         trashed = trash_picture(home, id)
     return [*_show(home, "", pages), {"name": words.THE_PICTURE}, trashed.name]
 
 
 def _undo(home: Home, trashed: str, pages: int) -> list[Any]:
-    with plainly():
+    with show_errors():
         path = restore_picture(home, Path(trashed))
     return [*_show(home, path.stem, pages), {}, ""]

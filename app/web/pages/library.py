@@ -1,4 +1,4 @@
-"""Library: every adapter as a card; one of them opened, to use, export or delete it."""
+"""Library: every adapter as a card; the details of one, to use, export or delete it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from atelier.app.store.library import (
 )
 from atelier.app.text import library as words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import POLL, heading, plainly
-from atelier.app.web.components.panel import acted, panel
+from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
+from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.uploads import offer
-from atelier.app.web.components.urls import address
+from atelier.app.web.components.urls import page_url
 from atelier.training.base_models.base_info import TITLES
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.runs.save_adapter import thumbnail
@@ -49,54 +49,55 @@ _DOWNLOAD = """() => {
   };
   setTimeout(() => press(100), 300);
 }"""
-SHOWN = 120   # cards at once: a page with thousands of pictures would not load
+MAX_CARDS = 120   # cards at once: a page with thousands of pictures would not load
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
-    """Place the page."""
+    """Place the Library page: the adapters of ``home`` and the details of one; ``engine`` compares exports."""
     heading(words.TITLE, words.LEAD)
     search = gr.Textbox(label=words.SEARCH, show_label=False, placeholder=words.SEARCH, max_length=100,
                         elem_id="search")   # fmt: skip
-    with gr.Accordion(words.IMPORT, open=False, elem_id="bring-in"):
-        bring_in = gr.File(file_count="multiple", file_types=[".safetensors"], label=words.IMPORT_DROP,
-                           elem_id="files", elem_classes="drop", height=120)   # fmt: skip
-        brought = panel("brought", {})
+    with gr.Accordion(words.IMPORT, open=False, elem_id="import"):
+        import_drop = gr.File(file_count="multiple", file_types=[".safetensors"], label=words.IMPORT_DROP,
+                              elem_id="import-files", elem_classes="drop-zone", height=120)   # fmt: skip
+        import_results = panel("import-results", {})
     undo = panel("undo", {})
     chosen, trashed = gr.Textbox(visible=False), gr.Textbox(visible=False)
-    with gr.Row(elem_classes="bench bench-detail"):
+    with gr.Row(elem_classes="layout layout-detail"):
         with gr.Column(scale=8):
-            cards = panel("cards", {})
-        with gr.Column(scale=4, elem_classes="sheet side", visible=False) as side:
-            detail = panel("adapter", {})
+            cards = panel("adapter-cards", {})
+        with gr.Column(scale=4, elem_classes="surface details-column", visible=False) as details_column:
+            details = panel("adapter-details", {})
             choices, export, file, report = _export_form()
-    shown = [cards, side, detail, chosen]
-    bring_in.upload(lambda files, query: _bring_in(home, files, query), [bring_in, search], [*shown, bring_in, brought],
-                    show_progress="minimal", api_visibility="private")   # fmt: skip
+    shown = [cards, details_column, details, chosen]
+    import_drop.upload(lambda files, query: _import_files(home, files, query), [import_drop, search],
+                       [*shown, import_drop, import_results], show_progress="minimal",
+                       api_visibility="private")   # fmt: skip
 
-    def opened(request: gr.Request) -> list[Any]:
+    def on_load(request: gr.Request) -> list[Any]:
         return _show(home, "", request.query_params.get("adapter", ""))
 
-    def act(event: gr.EventData, query: str) -> list[Any]:
-        return [*_show(home, query, acted(event)[1]), gr.DownloadButton(visible=False), {}]
+    def on_action(event: gr.EventData, query: str) -> list[Any]:
+        return [*_show(home, query, action_of(event)[1]), gr.DownloadButton(visible=False), {}]
 
     def delete(event: gr.EventData, query: str, name: str) -> list[Any]:
-        return _delete(home, query, name) if acted(event)[0] == "delete" else [gr.skip()] * 6
+        return _delete(home, query, name) if action_of(event)[0] == "delete" else [gr.skip()] * 6
 
-    demo.load(opened, None, shown, **POLL)
-    search.change(lambda query, name: _show(home, query, name), [search, chosen], shown, **POLL,
+    demo.load(on_load, None, shown, **UNQUEUED)
+    search.change(lambda query, name: _show(home, query, name), [search, chosen], shown, **UNQUEUED,
                   trigger_mode="always_last")   # fmt: skip
-    cards.act(act, search, [*shown, file, report], **POLL)
-    detail.act(delete, [search, chosen], [*shown, undo, trashed], **POLL)
-    undo.act(lambda query, gone: _undo(home, query, gone), [search, trashed], [*shown, undo, trashed], **POLL)
+    cards.action(on_action, search, [*shown, file, report], **UNQUEUED)
+    details.action(delete, [search, chosen], [*shown, undo, trashed], **UNQUEUED)
+    undo.action(lambda query, gone: _undo(home, query, gone), [search, trashed], [*shown, undo, trashed], **UNQUEUED)
     form, precision, rank, _ = choices
-    form.change(_suits, form, [precision, rank], **POLL)
-    made = export.click(lambda name, *wanted: _export(home, engine, name, wanted), [chosen, *choices], [file, report],
-                        api_visibility="private")   # fmt: skip
-    made.success(None, None, None, js=_DOWNLOAD)
+    form.change(_on_format_change, form, [precision, rank], **UNQUEUED)
+    exported = export.click(lambda name, *choices: _export(home, engine, name, choices), [chosen, *choices],
+                            [file, report], api_visibility="private")   # fmt: skip
+    exported.success(None, None, None, js=_DOWNLOAD)
 
 
-def _suits(form: str) -> tuple[gr.Dropdown, gr.Number]:
-    """What can be chosen for a form: a native file keeps every digit, and only pairs have a rank."""
+def _on_format_change(form: str) -> tuple[gr.Dropdown, gr.Number]:
+    """What can be chosen for a format: a native file has full precision, and only low-rank pairs have a rank."""
     own = form == "native"
     return (gr.Dropdown(interactive=not own, value="fp32" if own else "fp16"),
             gr.Number(visible=form in ("kohya", "diffusers"), value=0))
@@ -106,20 +107,21 @@ def _export_form() -> tuple[list[Any], gr.Button, gr.DownloadButton, Any]:
     """What can be chosen, the button, the file and the report."""
     with gr.Accordion(words.EXPORT, open=False, elem_id="export"):
         form = gr.Dropdown([(words.FORMATS[name], name) for name in FORMS], value="kohya", label=words.FORMAT,
-                           elem_id="form")   # fmt: skip
+                           elem_id="export-format")   # fmt: skip
         precision = gr.Dropdown([(words.PRECISIONS[name], name) for name in PRECISIONS], value="fp16",
-                                label=words.PRECISION, elem_id="precision")   # fmt: skip
+                                label=words.PRECISION, elem_id="export-precision")   # fmt: skip
         rank = gr.Number(label=words.MAX_RANK, info=words.MAX_RANK_HINT, value=0, minimum=0, maximum=1024,
-                         precision=0, elem_id="rank")   # fmt: skip
-        recipe = gr.Checkbox(False, label=words.INCLUDE_RECIPE, info=words.INCLUDE_RECIPE_HINT, elem_id="with-recipe")
+                         precision=0, elem_id="export-rank")   # fmt: skip
+        recipe = gr.Checkbox(False, label=words.INCLUDE_RECIPE, info=words.INCLUDE_RECIPE_HINT,
+                             elem_id="include-recipe")   # fmt: skip
         export = gr.Button(words.EXPORT_NOW, elem_id="export-now")
-        report = panel("report", {}, elem_id="export-report")
+        report = panel("export-report", {})
         file = gr.DownloadButton(shared.DOWNLOAD, visible=False, elem_id="download")
     return [form, precision, rank, recipe], export, file, report
 
 
 def _show(home: Home, query: str, name: str) -> list[Any]:
-    """The cards that match, and the detail of one adapter; a name that is no adapter opens none."""
+    """The cards that match, and the details of one adapter; an unknown name opens none."""
     adapters = list_adapters(home)
     try:
         card = find_adapter(home, name) if name else None
@@ -129,12 +131,12 @@ def _show(home: Home, query: str, name: str) -> list[Any]:
     found = [c for c in adapters if wanted in f"{c.name} {c.trigger} {c.subject} {c.title}".casefold()]
     cards = {
         "cards": [{"name": c.name, "picture": c.thumbnail, "initial": c.name[0].upper(), "about": _about(c),
-                   "chosen": str(c == card).lower()} for c in found[:SHOWN]],
-        "more": words.more(len(found) - SHOWN),
-        "none": "" if found else words.NOTHING_FOUND if adapters else words.EMPTY,
+                   "chosen": str(c == card).lower()} for c in found[:MAX_CARDS]],
+        "more": words.more(len(found) - MAX_CARDS),
+        "empty": "" if found else words.NOTHING_FOUND if adapters else words.EMPTY, "is_first": not adapters,
         "unreadable": [words.unreadable(file.path.name, file.reason) for file in list_unreadable(home)],
     }   # fmt: skip
-    return [cards, gr.Column(visible=card is not None), _detail(card) if card else {}, card.name if card else ""]
+    return [cards, gr.Column(visible=card is not None), _details(card) if card else {}, card.name if card else ""]
 
 
 def _about(card: AdapterCard) -> str:
@@ -145,7 +147,7 @@ def _kind(card: AdapterCard) -> str:
     return KINDS[card.kind].title if card.kind in KINDS else card.algorithms or card.kind
 
 
-def _detail(card: AdapterCard) -> dict[str, Any]:
+def _details(card: AdapterCard) -> dict[str, Any]:
     facts = {
         words.KIND: _kind(card), words.CLASS_WORD: card.subject,
         shared.BASE_MODEL: card.title or TITLES.get(card.family, ""),
@@ -155,12 +157,12 @@ def _detail(card: AdapterCard) -> dict[str, Any]:
     }   # fmt: skip
     return {
         "name": card.name, "trigger": card.trigger, "picture": card.thumbnail, "facts": _pairs(facts),
-        "recipe": _pairs(_recipe(card)), "studio": address("studio", adapter=card.name),
+        "recipe": _pairs(_recipe(card)), "studio": page_url("studio", adapter=card.name),
     }   # fmt: skip
 
 
 def _tags(card: AdapterCard, most: int = 8) -> str:
-    """Words of the captions that another tool trained it with."""
+    """The most frequent words of the captions, if another tool trained it."""
     tags = find_tags(read_native_metadata(card.path), most) if card.algorithms else ()
     return ", ".join(tag for tag, _ in tags)
 
@@ -180,33 +182,33 @@ def _pairs(facts: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _delete(home: Home, query: str, name: str) -> list[Any]:
-    with plainly():
+    with show_errors():
         trashed = delete_adapter(home, name)
     return [*_show(home, query, ""), {"name": name}, str(trashed.name)]
 
 
 def _undo(home: Home, query: str, trashed: str) -> list[Any]:
-    with plainly():
+    with show_errors():
         path = restore_adapter(home, Path(trashed))
     return [*_show(home, query, path.stem), {}, ""]
 
 
-def _export(home: Home, engine: Engine, name: str, wanted: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
-    """Write what the form asks for, and say how true it is."""
-    form, precision, rank, recipe = wanted
-    with plainly():
+def _export(home: Home, engine: Engine, name: str, choices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+    """Write the file that the form asks for, and report how exact it is."""
+    form, precision, rank, recipe = choices
+    with show_errors():
         card = find_adapter(home, name)
         folder = home.state / "exports" / f"{form}-{precision}"
         folder.mkdir(parents=True, exist_ok=True)
         limits = LowRankLimits(rank=int(rank)) if rank and form in ("kohya", "diffusers") else EXACT
         path, report = export_adapters([(card, 1.0)], form, folder, precision, limits=limits, recipe=recipe)
-        told = _told(report)
+        facts = _report_facts(report)
         if form != "native" and card.base and (card.base == EMBEDDED or engine.is_loaded(card.base)):
-            told = _compared(told, engine.compare_export(card.base, card.path, path, suggested_prompt(card)))
-    return gr.DownloadButton(value=offer(path), visible=True), told
+            facts = _with_comparison(facts, engine.compare_export(card.base, card.path, path, suggested_prompt(card)))
+    return gr.DownloadButton(value=offer(path), visible=True), facts
 
 
-def _told(report: ExportReport) -> dict[str, Any]:
+def _report_facts(report: ExportReport) -> dict[str, Any]:
     """The report as its panel shows it."""
     facts = {
         shared.SIZE: format_bytes(report.bytes), words.LAYERS: report.layers, words.RANK: report.rank or "",
@@ -214,27 +216,27 @@ def _told(report: ExportReport) -> dict[str, Any]:
         words.ENERGY: "" if report.exact else f"{report.energy:.2%}".replace("%", " %"),
         words.LEFT_OUT: len(report.left_out) or "", words.HASH: report.hash[:12],
     }   # fmt: skip
-    tools = [{"name": tool, "answer": verdict.answer, "said": verdict.reason or words.LOADS[verdict.answer]}
+    tools = [{"name": tool, "answer": verdict.answer, "text": verdict.reason or words.LOADS[verdict.answer]}
              for tool, verdict in report.loads.items()]   # fmt: skip
     return {"facts": _pairs(facts), "tools": tools}
 
 
-def _compared(told: dict[str, Any], fidelity: Fidelity) -> dict[str, Any]:
-    """The report with what the difference does in drawing: a figure, and two pictures from the same noise."""
+def _with_comparison(facts: dict[str, Any], fidelity: Fidelity) -> dict[str, Any]:
+    """The report with the difference in the UNet's output, and two pictures from the same noise."""
     drawn = _pairs({words.OUTPUT_ERROR: f"{fidelity.unet_error:.2%}".replace("%", " %")})
     pictures = {"before": thumbnail(fidelity.before), "after": thumbnail(fidelity.after)}
-    return {**told, "facts": [*told["facts"], *drawn], **pictures}
+    return {**facts, "facts": [*facts["facts"], *drawn], **pictures}
 
 
-def _bring_in(home: Home, files: list[str] | None, query: str) -> list[Any]:
-    """Take dropped files into the library; what can't be used says why."""
-    said, name = [], ""
+def _import_files(home: Home, files: list[str] | None, query: str) -> list[Any]:
+    """Import the dropped files; each one that can't be used says why."""
+    messages, name = [], ""
     for file in files or []:
         try:
-            taken = import_file(home, Path(file))
+            imported = import_file(home, Path(file))
         except (FileError, HomeError) as error:
-            said.append({"text": str(error), "good": ""})
+            messages.append({"text": str(error), "ok": ""})
         else:
-            name = taken.card.name
-            said.append({"text": words.imported(name, " ".join(taken.notes)), "good": "yes"})
-    return [*_show(home, query, name), None, {"said": said}]
+            name = imported.card.name
+            messages.append({"text": words.imported(name, " ".join(imported.notes)), "ok": "yes"})
+    return [*_show(home, query, name), None, {"messages": messages}]

@@ -15,36 +15,36 @@ from atelier.app.store.home import Home, new_name
 from atelier.app.store.library import AdapterCard, find_adapter, list_adapters
 from atelier.app.text import mix as words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import POLL, heading, mix_tabs, plainly
-from atelier.app.web.components.panel import acted, panel
-from atelier.app.web.components.urls import address
+from atelier.app.web.components.page_frame import UNQUEUED, heading, mix_tabs, show_errors
+from atelier.app.web.components.panel import action_of, panel
+from atelier.app.web.components.urls import page_url
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.sample import DrawRequest
 
-MOST, NOTCHES = 2.0, 8   # the pad's strengths: 0 to MOST in so many steps
+MAX_STRENGTH, PAD_STEPS = 2.0, 8   # the pad's strengths
 DRAW_STEPS = 8           # denoising steps of the grid's pictures: enough to judge a mix by
-SHARES = (0.0, 0.5, 1.0)
-START = (1.0, STYLE_STRENGTHS[BEST_METHOD])   # content and style strength
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+GRID_FRACTIONS = (0.0, 0.5, 1.0)
+START_STRENGTHS = (1.0, STYLE_STRENGTHS[BEST_METHOD])   # content and style strength
+_NO_PROGRESS: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 class Choice(NamedTuple):
-    """What stands on the page."""
+    """What is chosen on the page."""
 
     content: str | None
     style: str | None
     method: str
-    at: tuple[float, float]   # content and style strength
+    strengths: tuple[float, float]   # content and style strength
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
-    """Place the page."""
+    """Place the Mix Lab page for one content and one style; ``engine`` draws the grid."""
     heading(words.TITLE, words.LEAD)
     mix_tabs("mix")
-    with gr.Row(elem_classes="bench bench-studio"):
-        with gr.Column(scale=5, elem_classes="sheet"):
+    with gr.Row(elem_classes="layout layout-studio"):
+        with gr.Column(scale=5, elem_classes="surface"):
             content = gr.Dropdown([], label=words.CONTENT, elem_id="mix-content", interactive=True)
             style = gr.Dropdown([], label=words.STYLE, elem_id="mix-style", interactive=True)
             method = gr.Dropdown([(words.METHODS[name], name) for name in UNTRAINED_METHODS], value=BEST_METHOD,
@@ -52,89 +52,89 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
                                  interactive=True)   # fmt: skip
             prompt = gr.Textbox(label=shared.PROMPT, placeholder=shared.PROMPT_HINT, max_length=1000, elem_id="prompt")
             seed = gr.Number(0, label=shared.SEED, precision=0, minimum=0, maximum=2**31 - 1, elem_id="mix-seed")
-            pad = panel("pad", _pad(*START))
-            at = gr.State(START)
-        with gr.Column(scale=7, elem_classes="easel"):
-            grid = panel("grid", {"cells": []})
+            pad = panel("strength-pad", _pad(*START_STRENGTHS))
+            strengths = gr.State(START_STRENGTHS)
+        with gr.Column(scale=7, elem_classes="output"):
+            grid = panel("strength-grid", {"cells": []})
             name = gr.Textbox(label=words.NAME, max_length=100, elem_id="mix-name")
             save = gr.Button(words.SAVE, variant="primary", elem_id="mix-save")
-            said = panel("mix-said", {})
+            message = panel("mix-message", {})
 
-    def opened(request: gr.Request) -> list[Any]:
-        return _opened(home, dict(request.query_params))
+    def on_load(request: gr.Request) -> list[Any]:
+        return _on_load(home, dict(request.query_params))
 
     def move(event: gr.EventData) -> list[Any]:
-        place = strengths_at(acted(event)[1])
+        place = strengths_at(action_of(event)[1])
         return [place, _pad(*place)]
 
     def show(*values: Any) -> dict[str, Any]:
         *chosen, prompt, seed = values
-        with plainly():
+        with show_errors():
             return _grid(home, engine, Choice(*chosen), prompt, seed)
 
-    def keep(*values: Any) -> dict[str, Any]:
+    def save_mix(*values: Any) -> dict[str, Any]:
         *chosen, name = values
-        with plainly():
+        with show_errors():
             return _save(home, Choice(*chosen), name)
 
     def suggest(*names: str | None) -> Any:
-        return _suggested(home, *names)
+        return _suggest_prompt(home, *names)
 
-    choice = [content, style, method, at]
-    given = [*choice, prompt, seed]
-    latest: dict[str, Any] = {"trigger_mode": "always_last", **_QUIET}
-    demo.load(opened, None, [content, style], **POLL)
-    both = gr.on([content.change, style.change], suggest, [content, style], prompt, **POLL)
-    both.then(show, given, grid, **latest)
-    gr.on([method.input, prompt.submit, seed.change], show, given, grid, **latest)
-    pad.act(move, None, [at, pad], **POLL).then(show, given, grid, **latest)
-    save.click(keep, [*choice, name], said, **_QUIET)
+    choice = [content, style, method, strengths]
+    inputs = [*choice, prompt, seed]
+    latest: dict[str, Any] = {"trigger_mode": "always_last", **_NO_PROGRESS}
+    demo.load(on_load, None, [content, style], **UNQUEUED)
+    both = gr.on([content.change, style.change], suggest, [content, style], prompt, **UNQUEUED)
+    both.then(show, inputs, grid, **latest)
+    gr.on([method.input, prompt.submit, seed.change], show, inputs, grid, **latest)
+    pad.action(move, None, [strengths, pad], **UNQUEUED).then(show, inputs, grid, **latest)
+    save.click(save_mix, [*choice, name], message, **_NO_PROGRESS)
 
 
 def strengths_at(text: str) -> tuple[float, float]:
-    """Content and style strength that a place of the pad stands for; what a browser sends may be anything."""
+    """Content and style strength from a pad cell's id, which may be anything: it comes from a browser."""
     try:
-        content, style = (min(MOST, max(0.0, float(part))) for part in text.split(","))
+        content, style = (min(MAX_STRENGTH, max(0.0, float(part))) for part in text.split(","))
     except ValueError:
-        return START
-    return (content, style) if content == content and style == style else START
+        return START_STRENGTHS
+    return (content, style) if content == content and style == style else START_STRENGTHS
 
 
 def cells_at(content: float, style: float) -> list[tuple[float, float]]:
-    """The grid's strengths, row by row; its corners are neither, the content, the style, and both."""
-    return [(content * across, style * down) for down in SHARES for across in SHARES]
+    """Strengths of the grid's pictures, row by row; its corners are neither, content alone, style alone, and both."""
+    return [(content * across, style * down) for down in GRID_FRACTIONS for across in GRID_FRACTIONS]
 
 
-def _opened(home: Home, query: dict[str, str]) -> list[Any]:
+def _on_load(home: Home, query: dict[str, str]) -> list[Any]:
     names = [card.name for card in list_adapters(home)]
     chosen = [query[key] if query.get(key) in names else None for key in ("content", "style")]
     return [gr.Dropdown(choices=names, value=one) for one in chosen]
 
 
-def _suggested(home: Home, content: str | None = None, style: str | None = None) -> Any:
-    """A prompt that calls the two that were picked."""
+def _suggest_prompt(home: Home, content: str | None = None, style: str | None = None) -> Any:
+    """A prompt with the trigger words of both."""
     if not content or not style:
         return gr.skip()
-    with plainly():
+    with show_errors():
         return _prompt(find_adapter(home, content), find_adapter(home, style))
 
 
 def _prompt(content: AdapterCard, style: AdapterCard) -> str:
-    words_of_both = caption_for_both(identify(content.base or EMBEDDED), style.trigger)
-    return words_of_both.replace("{trigger}", content.trigger).replace("{subject}", content.subject)
+    caption = caption_for_both(identify(content.base or EMBEDDED), style.trigger)
+    return caption.replace("{trigger}", content.trigger).replace("{subject}", content.subject)
 
 
 def _pad(content: float, style: float) -> dict[str, Any]:
-    steps = [MOST * i / NOTCHES for i in range(NOTCHES + 1)]
+    steps = [MAX_STRENGTH * i / PAD_STEPS for i in range(PAD_STEPS + 1)]
     return {
-        "rows": [{"cells": [_notch(across, down, (across, down) == (content, style)) for across in steps]}
+        "rows": [{"cells": [_pad_cell(across, down, (across, down) == (content, style)) for across in steps]}
                  for down in reversed(steps)],
-        "say": words.strengths(content, style),
+        "label": words.strengths(content, style),
     }   # fmt: skip
 
 
-def _notch(content: float, style: float, on: bool) -> dict[str, str]:
-    return {"at": f"{content:g},{style:g}", "say": words.strengths(content, style), "on": str(on).lower()}
+def _pad_cell(content: float, style: float, pressed: bool) -> dict[str, str]:
+    return {"id": f"{content:g},{style:g}", "label": words.strengths(content, style), "pressed": str(pressed).lower()}
 
 
 def _grid(home: Home, engine: Engine, choice: Choice, prompt: str, seed: float | None) -> dict[str, Any]:
@@ -142,13 +142,13 @@ def _grid(home: Home, engine: Engine, choice: Choice, prompt: str, seed: float |
     if not choice.content or not choice.style or not prompt.strip():
         return {"cells": []}
     cards = [find_adapter(home, name) for name in (choice.content, choice.style)]
-    cells = cells_at(*choice.at)
-    asked = DrawRequest(prompt=prompt, seed=int(seed or 0), count=len(cells), steps=DRAW_STEPS)
-    request, _ = with_sampler(asked, list(zip(cards, choice.at, strict=True)))
+    cells = cells_at(*choice.strengths)
+    request = DrawRequest(prompt=prompt, seed=int(seed or 0), count=len(cells), steps=DRAW_STEPS)
+    request, _ = with_sampler(request, list(zip(cards, choice.strengths, strict=True)))
     paths = (cards[0].path, cards[1].path)
     pictures = engine.draw_grid(cards[0].base or EMBEDDED, paths, choice.method, cells, request)
     shown = zip(pictures, cells, strict=True)
-    return {"cells": [{"src": thumbnail(picture), "say": words.strengths(*cell)} for picture, cell in shown]}
+    return {"cells": [{"src": thumbnail(picture), "label": words.strengths(*cell)} for picture, cell in shown]}
 
 
 def _save(home: Home, choice: Choice, name: str) -> dict[str, Any]:
@@ -156,8 +156,8 @@ def _save(home: Home, choice: Choice, name: str) -> dict[str, Any]:
     if not choice.content or not choice.style:
         raise SettingError(words.CHOOSE_TWO)
     content, style = (find_adapter(home, one) for one in (choice.content, choice.style))
-    recipe = CombineJob(name=new_name(home, name), content=content, style=style, method=choice.method, steps=0,
-                        strengths=choice.at)   # fmt: skip
-    *_, card = combine(home, recipe)
+    job = CombineJob(name=new_name(home, name), content=content, style=style, method=choice.method, steps=0,
+                     strengths=choice.strengths)   # fmt: skip
+    *_, card = combine(home, job)
     assert isinstance(card, AdapterCard)
-    return {"name": card.name, "href": address("library", adapter=card.name)}
+    return {"name": card.name, "href": page_url("library", adapter=card.name)}

@@ -21,8 +21,8 @@ from atelier.app.store.library import list_adapters
 from atelier.app.store.models import ModelEntry, find_models, model_folders, save_model_folders
 from atelier.app.text import settings as words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import POLL, heading, plainly
-from atelier.app.web.components.panel import acted, panel
+from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
+from atelier.app.web.components.panel import action_of, panel
 from atelier.training.base_models.base_info import TITLES
 from atelier.training.base_models.device import best_device
 from atelier.training.base_models.identify import identify
@@ -33,41 +33,41 @@ PACKAGES = (DISTRIBUTION, "torch", "diffusers", "transformers", "accelerate", "s
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine, *, has_password: bool = False) -> None:
-    """Place the page; where there is a password, with a way to sign out."""
+    """Place the Settings page; with ``has_password`` it offers signing out."""
     heading(words.TITLE, words.LEAD)
     facts = panel("facts", [])
-    with gr.Column(elem_classes="sheet"):
+    with gr.Column(elem_classes="surface"):
         folders = gr.Textbox(label=words.MODEL_FOLDERS, info=words.MODEL_FOLDERS_HINT, lines=2, max_lines=8,
                              elem_id="model-folders")   # fmt: skip
-        look = gr.Button(words.SCAN, elem_id="look")
+        scan = gr.Button(words.SCAN, elem_id="scan-models")
         models = panel("models", {"hint": "", "models": []})
     _place_keys(demo, home, has_password)
-    demo.load(lambda: _groups(home, engine), None, facts, **POLL)
-    demo.load(lambda: _models(home), None, [folders, models], **POLL)
-    look.click(lambda text: _look(home, text), folders, [folders, models], api_visibility="private")
+    demo.load(lambda: _groups(home, engine), None, facts, **UNQUEUED)
+    demo.load(lambda: _models(home), None, [folders, models], **UNQUEUED)
+    scan.click(lambda text: _scan(home, text), folders, [folders, models], api_visibility="private")
 
 
 def _place_keys(demo: gr.Blocks, home: Home, has_password: bool) -> None:
     """Place the keys of programs and the button to sign out."""
-    with gr.Column(elem_classes="sheet"):
+    with gr.Column(elem_classes="surface"):
         name = gr.Textbox(label=words.KEY_NAME, info=words.KEYS_HINT, max_length=64, elem_id="key-name")
         make = gr.Button(words.MAKE_KEY, elem_id="make-key")
         keys = panel("keys", {})
         sign_out = gr.Button(words.SIGN_OUT, visible=has_password, elem_id="sign-out")
 
     def delete(event: gr.EventData) -> dict[str, Any]:
-        with plainly():
-            delete_key(home, acted(event)[1])
+        with show_errors():
+            delete_key(home, action_of(event)[1])
         return _keys(home)
 
     make.click(lambda text: _make_key(home, text), name, [name, keys], api_visibility="private")
-    keys.act(delete, None, keys, **POLL)
-    demo.load(lambda: _keys(home), None, keys, **POLL)
+    keys.action(delete, None, keys, **UNQUEUED)
+    demo.load(lambda: _keys(home), None, keys, **UNQUEUED)
     sign_out.click(None, None, None, js="() => fetch('/logout', {method: 'POST'}).then(() => location.reload())")
 
 
 def _make_key(home: Home, name: str) -> list[Any]:
-    with plainly():
+    with show_errors():
         return ["", _keys(home, make_key(home, name))]
 
 
@@ -109,9 +109,9 @@ def _base_facts(engine: Engine) -> dict[str, str]:
     }   # fmt: skip
 
 
-def _look(home: Home, text: str) -> list[Any]:
+def _scan(home: Home, text: str) -> list[Any]:
     """Remember the folders and show what is in them."""
-    with plainly():
+    with show_errors():
         save_model_folders(home, text)
     return _models(home)
 
@@ -119,7 +119,8 @@ def _look(home: Home, text: str) -> list[Any]:
 def _models(home: Home) -> list[Any]:
     """The folders as text, and the base models in them; those that can't be used say why."""
     folders, cards = model_folders(home), list_adapters(home)
-    models = [{"name": model.path.name, "path": str(model.path), "what": _model_line(model, len(model.fitting(cards)))}
+    models = [{"name": model.path.name, "path": str(model.path),
+               "description": _model_line(model, len(model.fitting(cards)))}
               for model in find_models(home)]   # fmt: skip
     hint = words.NO_MODELS if folders and not models else ""
     return ["\n".join(map(str, folders)), {"hint": hint, "models": models}]

@@ -29,7 +29,7 @@ from atelier.app.store.models import base_choices, resolve_base
 from atelier.app.text import compress as compress_words
 from atelier.app.text import jobs as jobs_words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import job_bar, run_address
+from atelier.app.web.components.page_frame import job_bar, run_url
 from atelier.app.web.pages import compress as page
 from atelier.app.web.pages import jobs as jobs_page
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
@@ -130,19 +130,19 @@ def test_a_name_that_was_taken_meanwhile_loses_nothing(home: Home):
 def test_the_page_while_it_learns(home: Home):
     run = working(home)
     *_, live, version = page._show(home, run.id, "")
-    assert (live["step"], live["of"], live["percent"], live["pause"], live["decide"]) == (3, 4, 75, True, False)
+    assert (live["step"], live["of"], live["percent"], live["pause"], live["can_decide"]) == (3, 4, 75, True, False)
     assert live["latest"]["first"].startswith("M0.0")
     assert live["report"] == {}
     again = page._show(home, run.id, version)
     assert again[3]["step"] == 3   # goes on being drawn
-    assert job_bar(home)["href"] == run_address(run_status(home, run.id)) == f"/compress?run={run.id}"
+    assert job_bar(home)["href"] == run_url(run_status(home, run.id)) == f"/compress?run={run.id}"
     assert jobs_page._show(home, run.id, "")[3]["message"] == jobs_words.SEE_COMPRESS
 
 
 def test_the_page_when_it_is_done(home: Home):
     run = finished(home)
     *_, live, version = page._show(home, run.id, "")
-    assert (live["decide"], live["decided"], live["message"]) == (True, "", "")
+    assert (live["can_decide"], live["decision"], live["message"]) == (True, "", "")
     report = live["report"]
     assert report["size"] == "22 MB → 6.4 MB (29 %)"
     assert "81 of 123 layers" in report["execution"]
@@ -150,9 +150,9 @@ def test_the_page_when_it_is_done(home: Home):
     assert report["pairs"][0]["before"].startswith("/gradio_api/file=")
     # A pair may be under somebody's finger: what is over is left alone until something changes.
     assert page._show(home, run.id, version)[3] == gr.skip()
-    page._act(home, run.id, "keep", "")
+    page._on_action(home, run.id, "keep", "")
     after = page._show(home, run.id, version)[3]
-    assert (after["decide"], after["decided"]) == (False, compress_words.KEPT)
+    assert (after["can_decide"], after["decision"]) == (False, compress_words.KEPT)
     assert page._row(home, run_status(home, run.id))["picture"].startswith("/gradio_api/file=")
 
 
@@ -165,8 +165,8 @@ def test_the_page_says_what_a_preset_means(home: Home):
     assert compress_words.PRESETS.keys() == compress_words.NOTES.keys() == PRESETS.keys()
     plan = page._plan(home, "embedded", "w4a4", "learn")
     assert "not for speed" in plan["note"]
-    assert plan["takes"] == compress_words.TIME_UNKNOWN
-    assert page._plan(home, "embedded", "w4a4", "quick")["takes"] == compress_words.TIME_QUICK
+    assert plan["time"] == compress_words.TIME_UNKNOWN
+    assert page._plan(home, "embedded", "w4a4", "quick")["time"] == compress_words.TIME_QUICK
 
 
 def command(*words: str) -> Any:

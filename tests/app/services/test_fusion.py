@@ -36,13 +36,13 @@ from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import REGION_SIDE, MixEntry, SavedMix, list_mixes, mix_from_recipe, read_mix, save_mix
 from atelier.app.text import fusion as fusion_words
 from atelier.app.web.components.fusion_view import (
-    curves,
     gate_maps,
-    meeting_map,
-    moved,
-    painted,
-    proposal_cards,
-    regions,
+    interference_map,
+    move_point,
+    region_masks,
+    set_region,
+    strength_curves,
+    suggestion_cards,
 )
 from atelier.app.web.pages import fusion, gallery
 from atelier.training.base_models.base_model import load
@@ -159,28 +159,28 @@ def test_a_file_that_somebody_changed_is_refused_in_words(home: Home, change: di
 def test_presses_move_handles_and_paint_fields_and_nonsense_does_nothing():
     entries = BOTH.entries
     for text in ("", "rex", "rex|9|1.0", "rex|0|0.3", "rex|x|1.0", "gone|0|0.5"):
-        assert moved(entries, text) == entries
-    [rex, ink] = moved(entries, "rex|1|0.25")
+        assert move_point(entries, text) == entries
+    [rex, ink] = move_point(entries, "rex|1|0.25")
     assert (rex.curve, ink) == ((1.0, 0.25, 1.0, 1.0, 1.0), entries[1])
-    assert moved([rex, ink], "rex|1|1.0") == entries, "a curve that is 1 throughout is none"
+    assert move_point([rex, ink], "rex|1|1.0") == entries, "a curve that is 1 throughout is none"
     marks = "1" + "0" * (REGION_SIDE * REGION_SIDE - 1)
     for text in ("rex|11", "rex|" + "2" * 64, marks):
-        assert painted(entries, text) == entries
-    [rex, ink] = painted(entries, f"rex|{marks}")
+        assert set_region(entries, text) == entries
+    [rex, ink] = set_region(entries, f"rex|{marks}")
     assert rex.region == ("10000000", *["0" * 8] * 7)
-    assert painted([rex, ink], "rex|" + "0" * 64) == entries, "nothing painted is everywhere"
+    assert set_region([rex, ink], "rex|" + "0" * 64) == entries, "nothing painted is everywhere"
 
 
 def test_panels_show_what_stands(home: Home):
-    [rex, _] = curves(SHAPED.entries)
-    pressed = [cell["at"] for column in rex["columns"] for cell in column if cell["on"] == "true"]
+    [rex, _] = strength_curves(SHAPED.entries)
+    pressed = [cell["id"] for column in rex["columns"] for cell in column if cell["pressed"] == "true"]
     assert pressed == ["rex|0|1.0", "rex|1|0.5", "rex|2|0.0", "rex|3|0.0", "rex|4|0.0"]
-    assert moved(SHAPED.entries, pressed[1]) == SHAPED.entries, "a pressed handle means where it is"
+    assert move_point(SHAPED.entries, pressed[1]) == SHAPED.entries, "a pressed handle means where it is"
     assert rex["line"] == "M0 10L10 10L30 50L50 90L70 90L90 90L100 90"
-    fields = regions(SHAPED.entries, "x")["rows"]
-    assert [sum(spot["on"] == "true" for spot in row["spots"]) for row in fields] == [0, 64]
-    cards = proposal_cards(fusing.proposed_adapters(home, "zzz"), {}, ["rex", "gone"])["cards"]
-    assert {card["name"]: card["on"] for card in cards} == {"rex": "true", "ink": "false", "gone": "true"}
+    fields = region_masks(SHAPED.entries, "x")["rows"]
+    assert [sum(spot["pressed"] == "true" for spot in row["cells"]) for row in fields] == [0, 64]
+    cards = suggestion_cards(fusing.proposed_adapters(home, "zzz"), {}, ["rex", "gone"])["cards"]
+    assert {card["name"]: card["pressed"] for card in cards} == {"rex": "true", "ink": "false", "gone": "true"}
 
 
 def test_every_method_has_a_name_for_people():
@@ -211,20 +211,20 @@ def test_all_methods_are_compared_and_those_that_cannot_are_left_out(
 
 def test_gates_and_meetings_are_shown_layer_by_layer(home: Home, engine: Engine, gated: None):
     mix = replace(BOTH, method="gated")
-    _, gates, met, *_, one, hint = fusion._shown(home, engine, mix)
+    _, gates, met, *_, one, hint = fusion._draw(home, engine, mix)
     by_layer, by_step = gates
     assert [row["name"] for row in by_layer["rows"]] == ["rex", "ink"]
     assert all(len(row["cells"]) == 24 for row in by_layer["rows"])
     assert sum(group["span"] for group in by_layer["groups"]) == 24
     assert len(by_step["rows"][0]["cells"]) == 2
-    shades = [float(cell["v"]) for row in by_layer["rows"] for cell in row["cells"]]
+    shades = [float(cell["share"]) for row in by_layer["rows"] for cell in row["cells"]]
     assert (min(shades), max(shades)) == (0.12, 1.0), "the whole range of shades is used"
-    numbers = [float(cell["say"].rpartition(": ")[2]) for row in by_layer["rows"] for cell in row["cells"]]
+    numbers = [float(cell["label"].rpartition(": ")[2]) for row in by_layer["rows"] for cell in row["cells"]]
     assert all(0 < number < 0.512 for number in numbers), "w_o is .512"
     assert [n for _, n in sorted(zip(shades, numbers, strict=True))] == sorted(numbers), "darker is more"
     assert by_layer["hint"].startswith(f"Light is {min(numbers):.2f}, dark is {max(numbers):.2f}")
     [meeting_of] = met
-    assert "hardly overlap" in meeting_of["said"]
+    assert "hardly overlap" in meeting_of["summary"]
     assert len(meeting_of["rows"]) == 1
     assert not one.interactive
     assert "can't be fused" in hint
@@ -235,11 +235,11 @@ def test_advice_follows_the_weights(home: Home, engine: Engine):
     found = mix_interference(home, engine, twice)
     assert found is not None
     assert found.lost == pytest.approx(-1, abs=1e-4)
-    assert "make similar changes" in meeting_map(found, twice)[0]["said"]
+    assert "make similar changes" in interference_map(found, twice)[0]["summary"]
     opposed = replace(BOTH, entries=(MixEntry("rex", 1.0), MixEntry("rex", -0.9)))
-    assert "work against each other" in meeting_map(mix_interference(home, engine, opposed), opposed)[0]["said"]
+    assert "work against each other" in interference_map(mix_interference(home, engine, opposed), opposed)[0]["summary"]
     assert mix_interference(home, engine, replace(BOTH, entries=BOTH.entries[:1])) is None
-    assert meeting_map(None, BOTH) == []
+    assert interference_map(None, BOTH) == []
 
 
 def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, engine: Engine):
@@ -247,8 +247,8 @@ def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, eng
     recipe = read_recipe(kept.path)
     assert recipe is not None
     assert mix_from_recipe(recipe) == SHAPED
-    assert gallery._detail(kept)["again"] == f"/fusion?picture={kept.id}"
-    _, method, prompt, seed, _, entries, *_ = fusion._opened(home, {"picture": kept.id})
+    assert gallery._detail(kept)["reuse"] == f"/fusion?picture={kept.id}"
+    _, method, prompt, seed, _, entries, *_ = fusion._on_load(home, {"picture": kept.id})
     assert (method, prompt, seed, entries) == ("sum", PROMPT, 3, SHAPED.entries)
     assert mix_from_recipe({"prompt": "x"}) is None
 
@@ -288,29 +288,29 @@ def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engin
 
 
 def test_taking_up_and_putting_back(home: Home):
-    prompt, cards, entries, *rows, drawn = fusion._taken(home, SavedMix(entries=()), "rex")
+    prompt, cards, entries, *rows, drawn = fusion._toggle(home, SavedMix(entries=()), "rex")
     assert prompt == "an emoji of a rex fox"
     assert entries == (MixEntry("rex"),)
     assert (rows[0].label, rows[0].visible, rows[1].visible) == ("rex", True, False)
     assert len(drawn) == 1
-    assert [card["name"] for card in cards["cards"] if card["on"] == "true"] == ["rex"]
-    _, _, entries, *_ = fusion._taken(home, BOTH, "rex")
+    assert [card["name"] for card in cards["cards"] if card["pressed"] == "true"] == ["rex"]
+    _, _, entries, *_ = fusion._toggle(home, BOTH, "rex")
     assert entries == (BOTH.entries[1],)
     full = replace(BOTH, entries=tuple(MixEntry(f"a{i}") for i in range(fusion.MOST)))
     with pytest.raises(HomeError, match="at most"):
-        fusion._taken(home, full, "rex")
+        fusion._toggle(home, full, "rex")
 
 
 def test_what_was_deleted_is_left_out(home: Home):
     gone = replace(BOTH, entries=(*BOTH.entries, MixEntry("gone")))
-    assert fusion._filled(home, gone)[4] == BOTH.entries
-    _, method, prompt, _, _, entries, *_ = fusion._opened(home, {"mix": "never", "prompt": "a fox"})
+    assert fusion._control_values(home, gone)[4] == BOTH.entries
+    _, method, prompt, _, _, entries, *_ = fusion._on_load(home, {"mix": "never", "prompt": "a fox"})
     assert (method, prompt, entries) == ("sum", "a fox", ())
 
 
 def test_an_empty_page_says_what_to_do(home: Home, engine: Engine):
-    assert fusion._shown(home, engine, SavedMix(entries=()))[0] == {"say": fusion_words.EMPTY}
-    assert fusion._shown(home, engine, replace(BOTH, prompt=" "))[0] == {"say": fusion_words.NO_PROMPT}
+    assert fusion._draw(home, engine, SavedMix(entries=()))[0] == {"label": fusion_words.EMPTY}
+    assert fusion._draw(home, engine, replace(BOTH, prompt=" "))[0] == {"label": fusion_words.NO_PROMPT}
 
 
 def test_nothing_gated_nothing_shown():

@@ -81,7 +81,7 @@ def test_the_settings_page_says_what_each_model_is(shelf: Path, own_home: Path):
     home = open_home(own_home)
     text, shown = settings._look(home, str(shelf))
     assert text == str(shelf)
-    lines = {model["name"]: model["what"] for model in shown["models"]}
+    lines = {model["name"]: model["description"] for model in shown["models"]}
     assert lines["small"] == "Atelier's own small model · predicts v_prediction · fp16 · 28.4 MB"
     assert "is an adapter" in lines["adapter.safetensors"]
     (shelf / "empty").mkdir()

@@ -58,9 +58,9 @@ def test_every_notch_of_the_pad_means_itself():
     pad = mix._pad(0.5, 1.75)
     cells = [cell for row in pad["rows"] for cell in row["cells"]]
     assert len(cells) == 81
-    assert {cell["at"] for cell in cells if cell["on"] == "true"} == {"0.5,1.75"}
-    assert len({mix.strengths_at(cell["at"]) for cell in cells}) == 81
-    assert mix.strengths_at(pad["rows"][0]["cells"][0]["at"]) == (0.0, 2.0), "up is more style"
+    assert {cell["id"] for cell in cells if cell["pressed"] == "true"} == {"0.5,1.75"}
+    assert len({mix.strengths_at(cell["id"]) for cell in cells}) == 81
+    assert mix.strengths_at(pad["rows"][0]["cells"][0]["id"]) == (0.0, 2.0), "up is more style"
 
 
 def test_the_corners_are_neither_content_style_and_both():
@@ -77,14 +77,14 @@ def test_nine_pictures_from_one_seed(home: Home, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(mix, "DRAW_STEPS", 2)
     engine = Engine()
     prompt = mix._prompt(find_adapter(home, "rex"), find_adapter(home, "ink"))
-    assert prompt == mix._suggested(home, "rex", "ink")
+    assert prompt == mix._suggest_prompt(home, "rex", "ink")
     assert prompt == "a ink emoji of a rex fox"
     grid = mix._grid(home, engine, mix.Choice("rex", "ink", "break-for-make", (1.0, 1.0)), prompt, 3)
     pictures = [cell["src"] for cell in grid["cells"]]
     assert len(pictures) == 9
     assert all(picture.startswith("data:image/jpeg;base64,") for picture in pictures)
     assert len(set(pictures)) > 5
-    assert grid["cells"][8]["say"] == "content 1, style 1"
+    assert grid["cells"][8]["label"] == "content 1, style 1"
     off = mix._grid(home, engine, mix.Choice("rex", "ink", "sum", (0.0, 0.0)), prompt, 3)
     assert {cell["src"] for cell in off["cells"]} == {pictures[0]}, "no strength is the base alone, and one seed"
     assert mix._grid(home, engine, mix.Choice("rex", None, "sum", (1.0, 1.0)), prompt, 3) == {"cells": []}
@@ -104,7 +104,7 @@ def test_saving_bakes_the_pads_strengths_in(home: Home, monkeypatch: pytest.Monk
 
 
 def test_the_address_picks_both(home: Home):
-    content, style = mix._opened(home, {"content": "rex", "style": "gone"})
+    content, style = mix._on_load(home, {"content": "rex", "style": "gone"})
     shown: list[Any] = [content, style]
     assert [one.value for one in shown] == ["rex", None]
     assert {name for name, _ in shown[0].choices} == {"rex", "ink"}

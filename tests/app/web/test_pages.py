@@ -1,4 +1,4 @@
-"""What the pages stand on: inert panels, generated forms, the draft, the chart's geometry, readable colours."""
+"""What the pages stand on: escaped panel values, generated forms, the draft, the chart's geometry, readable colours."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from atelier.app.store.create_draft import (
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import open_home
 from atelier.app.text import create as words
-from atelier.app.web.components.panel import PANELS, inert, panel, template
-from atelier.app.web.components.plots import MOST_POINTS, limits, loss_chart, path, smoothed, thinned
+from atelier.app.web.components.panel import PANELS, escape_literals, panel, template
+from atelier.app.web.components.plots import MAX_POINTS, axis_limits, downsample, loss_chart, moving_average, svg_path
 from atelier.app.web.components.settings_form import controls
 from atelier.app.web.components.theme import PALETTE, STYLE_SHEETS
 from atelier.app.web.pages import create
@@ -62,12 +62,12 @@ def literal(text: str) -> str:
 @settings(deadline=None)
 @given(st.text(alphabet="${}\\`'\"<>ab\n", max_size=30))
 def test_inert_text_is_shown_as_it_was_typed(text: str) -> None:
-    assert literal(inert(text)) == text
+    assert literal(escape_literals(text)) == text
 
 
 def test_inert_reaches_every_text_of_a_value() -> None:
     value = {"a": ["${1}", {"b": ("${2}", 3, None, True)}]}
-    assert inert(value) == {"a": ["\\${1}", {"b": ["\\${2}", 3, None, True]}]}
+    assert escape_literals(value) == {"a": ["\\${1}", {"b": ["\\${2}", 3, None, True]}]}
 
 
 def test_a_panel_makes_its_value_inert_at_the_start_and_later() -> None:
@@ -177,7 +177,7 @@ def test_every_kind_can_be_chosen_with_every_preset(monkeypatch, own_home: Path,
     monkeypatch.setattr(choices, "identify", lambda base: info)
     create._choose_preset(home, keys, preset)
     for kind in KINDS:
-        _, basis, *values = create._keep_setting(home, keys, "kind", kind)
+        _, basis, *values = create._save_setting(home, keys, "kind", kind)
         shown_values = {**dict(zip(keys, values, strict=True)), "kind": kind}
         assert shown_values["lora.rank"] == load_preset(preset, family)["rank"]
         assert shown_values["lorta.rank"] == KINDS["lorta"].settings().rank
@@ -232,7 +232,7 @@ def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
     sparing = "Needs about 9 GB of memory, but only 4 GB is free. To fit, activations are recomputed"
     for free, said in ((10, "Needs about 9 GB of memory; 10 GB is free."), (4, sparing), (1, "even with every")):
         monkeypatch.setattr(memory_savings, "available_memory", lambda _, free=free: free * 10**9)
-        lines = create._room(["batch", "base", "kind"], "normal", "normal\nembedded", 2, "embedded", "lora")
+        lines = create._memory_hint(["batch", "base", "kind"], "normal", "normal\nembedded", 2, "embedded", "lora")
         assert next(lines) == words.ESTIMATING
         (line,) = lines
         assert said in line
@@ -240,9 +240,9 @@ def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
 
 def test_the_create_page_says_why_a_base_model_can_not_be_used(tmp_path: Path) -> None:
     keys, nowhere = ["base", "kind", "steps"], str(tmp_path / "nowhere")
-    (line,) = create._room(keys, "normal", "normal\nembedded", nowhere, "lora", 5)
+    (line,) = create._memory_hint(keys, "normal", "normal\nembedded", nowhere, "lora", 5)
     assert line.startswith(f"{nowhere} does not exist.")
-    (line,) = create._room(keys, "normal", "normal\nembedded", "embedded", "lora", 0)
+    (line,) = create._memory_hint(keys, "normal", "normal\nembedded", "embedded", "lora", 0)
     assert line.startswith("steps is 0")
 
 
@@ -302,7 +302,7 @@ def test_a_style_is_captioned_as_a_way_of_drawing(monkeypatch, own_home: Path, t
     taught: list[TrainConfig] = []
     monkeypatch.setattr(create, "submit", lambda _home, config: taught.append(config) or run_named("x"))
     _, basis, *expert = create._choose_preset(home, keys, "quick")
-    create._teach(home, keys, [what, "ink", "mine", "quick", basis, *expert])
+    create._start_training(home, keys, [what, "ink", "mine", "quick", basis, *expert])
     assert [config.caption for config in taught] == [caption]
 
 
@@ -330,14 +330,14 @@ def test_a_damaged_draft_is_an_empty_one(own_home: Path, damage: str) -> None:
 
 
 def test_a_chart_puts_points_where_they_belong() -> None:
-    assert path([(0, 1.0), (5, 0.5), (10, 0.0)], 10, 0.0, 1.0) == "M0.0 0.0L300.0 100.0L600.0 200.0"
-    assert path([(5, 9.0), (5, -9.0)], 10, 0.0, 1.0) == "M300.0 0.0L300.0 200.0"   # cut at the edges
-    assert path([], 10, 0.0, 1.0) == ""
+    assert svg_path([(0, 1.0), (5, 0.5), (10, 0.0)], 10, 0.0, 1.0) == "M0.0 0.0L300.0 100.0L600.0 200.0"
+    assert svg_path([(5, 9.0), (5, -9.0)], 10, 0.0, 1.0) == "M300.0 0.0L300.0 200.0"   # cut at the edges
+    assert svg_path([], 10, 0.0, 1.0) == ""
 
 
 def test_smoothing_follows_the_definition() -> None:
     values = [3.0, 1.0, 2.0, 5.0]
-    for count, (step, value) in enumerate(smoothed(list(enumerate(values))), start=1):
+    for count, (step, value) in enumerate(moving_average(list(enumerate(values))), start=1):
         weights = [0.9 ** (count - 1 - i) for i in range(count)]
         expected = sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights)
         assert step == count - 1 and value == pytest.approx(expected)
@@ -347,16 +347,16 @@ def test_smoothing_follows_the_definition() -> None:
 @given(st.integers(0, 2000))
 def test_thinning_keeps_order_the_end_and_the_limit(count: int) -> None:
     points = [(i, float(i)) for i in range(count)]
-    kept = thinned(points)
-    assert len(kept) == min(count, MOST_POINTS) and kept == sorted(set(kept))
+    kept = downsample(points)
+    assert len(kept) == min(count, MAX_POINTS) and kept == sorted(set(kept))
     assert kept[-1:] == points[-1:]
 
 
 def test_one_spike_does_not_flatten_the_chart() -> None:
-    low, high = limits([*([0.1, 0.2] * 100), 50.0])
+    low, high = axis_limits([*([0.1, 0.2] * 100), 50.0])
     assert low < 0.1 and 0.2 < high < 0.3
-    assert limits([0.1, 0.2], [7.0])[1] > 7
-    assert limits([1.0, 1.0]) == (pytest.approx(0.9), pytest.approx(1.1))
+    assert axis_limits([0.1, 0.2], [7.0])[1] > 7
+    assert axis_limits([1.0, 1.0]) == (pytest.approx(0.9), pytest.approx(1.1))
 
 
 def test_a_chart_of_a_run() -> None:
@@ -379,8 +379,8 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-TEXT_ON = [(text, ground) for text in ("ink", "ink-soft", "accent") for ground in ("wall", "card", "sunken")]
-TEXT_ON += [("on-accent", "accent"), ("on-accent", "accent-deep"), ("accent", "accent-soft"), ("ink", "accent-soft"),
+TEXT_ON = [(text, ground) for text in ("text", "text-muted", "accent") for ground in ("background", "card", "inset")]
+TEXT_ON += [("on-accent", "accent"), ("on-accent", "accent-deep"), ("accent", "accent-soft"), ("text", "accent-soft"),
             ("warn", "warn-soft"), ("bad", "bad-soft"), ("bad", "card")]   # fmt: skip
 
 
@@ -389,7 +389,8 @@ def test_every_text_can_be_read(theme: int) -> None:
     pale = [(text, ground) for text, ground in TEXT_ON
             if contrast(PALETTE[text][theme], PALETTE[ground][theme]) < 4.5]   # fmt: skip
     assert not pale
-    assert contrast(PALETTE["edge"][theme], PALETTE["card"][theme]) >= 3   # borders of what can be used (1.4.11)
+    # Borders of what can be used (1.4.11).
+    assert contrast(PALETTE["control-border"][theme], PALETTE["card"][theme]) >= 3
 
 
 def test_style_sheets_use_the_palette_and_nothing_from_elsewhere() -> None:
@@ -397,5 +398,5 @@ def test_style_sheets_use_the_palette_and_nothing_from_elsewhere() -> None:
         text = sheet.read_text(encoding="utf-8")
         used = set(re.findall(r"var\(--([\w-]+)", text))
         own = set(re.findall(r"--([\w-]+):", "".join(other.read_text(encoding="utf-8") for other in STYLE_SHEETS)))
-        assert used <= {*PALETTE, *own, "range_progress", "say-drop", "say-files", "share"}, sheet.name
+        assert used <= {*PALETTE, *own, "range_progress", "text-drop", "text-import", "strength-share"}, sheet.name
         assert "http" not in text and "@import" not in text

@@ -1,4 +1,4 @@
-// Ctrl+Enter draws, wherever the focus is.
+// Ctrl+Enter draws from anywhere on the page.
 document.addEventListener('keydown', event => {
   if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
   event.preventDefault();
