@@ -197,7 +197,7 @@ def test_other_machines_need_a_password(home: Home, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("ATELIER_PASSWORD", raising=False)
     with pytest.raises(ServeError, match=r"0\.0\.0\.0.*needs a password.*ATELIER_PASSWORD"):
         serve(home, host="0.0.0.0")
-    with pytest.raises(ServeError, match=r"through a proxy.*ATELIER_PASSWORD"):
+    with pytest.raises(ServeError, match=r"With --proxy.*ATELIER_PASSWORD"):
         serve(home, proxies=[ip_network("127.0.0.1")])
 
 
