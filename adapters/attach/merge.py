@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.adapters.attach.mount import MountError, group_by_module
-from atelier.adapters.core.base import Adapter
+from atelier.adapters.core.base import Adapter, bias_of
 from atelier.adapters.core.cast_factors import ScaledAdapter
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer
@@ -38,7 +38,7 @@ def can_merge(models: Mapping[str, nn.Module], mix: Mix) -> bool:
     """
     if mix.live():
         return False
-    return all(getattr(module, "bias", None) is not None or all(part.bias_delta() is None for part, _ in parts)
+    return all(bias_of(module) is not None or not any(part.adds_bias for part, _ in parts)
                for module, parts in group_by_module(models, mix).items())
 
 
@@ -190,10 +190,10 @@ def _update_entries(
 
 def _biases(layers: Layers) -> Iterator[tuple[nn.Parameter, Tensor]]:
     for module, parts in layers.items():
-        changes = [(adapter.bias_delta(), strength) for adapter, strength in parts]
+        changes = [(adapter.bias_delta(bias_of(module)), strength) for adapter, strength in parts]
         shifts = [change * strength for change, strength in changes if change is not None]
         if shifts:
-            if getattr(module, "bias", None) is None:
+            if bias_of(module) is None:
                 raise MountError("An adapter adds a bias to a layer that has none, which can't be merged: mount it.")
             bias = _parameter(module, "bias")
             yield bias, (bias.data.float() + torch.stack(shifts).sum(0).to(bias.device)).to(bias.dtype)

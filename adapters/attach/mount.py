@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.adapters.attach.low_rank_forward import low_rank_forwards, supports_low_rank_forward
-from atelier.adapters.core.base import Adapter, AdapterSet
+from atelier.adapters.core.base import Adapter, AdapterSet, bias_of
 from atelier.adapters.core.cast_factors import FactorCache, ScaledAdapter
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, weight_shape
@@ -35,9 +35,10 @@ def find_target_modules(models: Mapping[str, nn.Module], adapters: AdapterSet) -
             wrong.append(f"{spec.name} is missing")
             continue
         shape = weight_shape(module)
-        if not spec.matches_shape(shape):
-            wrong.append(f"{spec.name} is {shape} here and {spec.shape} in the adapter")
-        elif getattr(module, "bias", None) is None and adapters[spec.name].needs_bias:
+        if not adapters[spec.name].matches_shape(shape):
+            known = tuple(size or "any" for size in spec.shape)
+            wrong.append(f"{spec.name} is {shape} here and {known} in the adapter")
+        elif bias_of(module) is None and adapters[spec.name].needs_bias:
             wrong.append(f"{spec.name} has no bias here, but the adapter changes one")
         found[spec.name] = module
     if wrong:
@@ -107,7 +108,7 @@ def group_by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module
 
 @torch.no_grad()
 def _has_factors(adapter: Adapter) -> bool:
-    return adapter.factors() is not None and adapter.bias_delta() is None
+    return adapter.factors() is not None and not adapter.adds_bias
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def _add_update(
     module: nn.Module, args: tuple[Any, ...], output: Tensor, *, adapter: Adapter, strength: float
 ) -> Tensor:
     update = adapter(args[0], module)
-    if (shift := adapter.bias_delta()) is not None:
+    if (shift := adapter.bias_delta(bias_of(module))) is not None:
         ones = [1] * (output.dim() - 2) if is_channels_first(module) else []
         update = update + shift.to(update).reshape(-1, *ones)
     return output + (update if strength == 1 else update * strength)

@@ -144,14 +144,28 @@ class Adapter(nn.Module):
         up, down = factors
         return (up @ down).reshape(weight.shape)
 
-    def bias_delta(self) -> Tensor | None:
-        """Change to the module's bias ``[rows]`` at strength 1; None for every kind that is trained here."""
-        return None
+    @property
+    def adds_bias(self) -> bool:
+        """Whether anything may be added to the module's bias; never by a kind that is trained here."""
+        return False
 
     @property
     def needs_bias(self) -> bool:
         """Whether the module must have a bias of its own, for what is added is a change of it."""
-        return self.bias_delta() is not None
+        return False
+
+    @property
+    def reads_bias(self) -> bool:
+        """Whether the change to the bias depends on the base model's."""
+        return False
+
+    def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:   # noqa: ARG002 (imported files read it)
+        """Change to the module's ``bias [rows]`` at strength 1, in float32; None where it stays as it is."""
+        return None
+
+    def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether the update can be given for a weight of this shape."""
+        return self.spec.matches_shape(shape)
 
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
         """ΔW applied to the module's input, in the dtype of ``x``: what a mount adds at strength 1."""
@@ -177,6 +191,12 @@ def weight_of(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """The bias of a target module; None where it has none."""
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
 
 
 class AdapterSet(nn.Module):

@@ -33,7 +33,7 @@ def check_tools(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str,
     """What each tool makes of a file with tensors of these names and shapes, made for a base of ``family``."""
     layers: dict[str, dict[str, str]] = {}
     for key in shapes:
-        if found := split_key(key):
+        if found := split_key(key, len(shapes[key])):
             layers.setdefault(found[0], {})[found[1]] = key
     algorithms = {found.name for parts in layers.values() if (found := algorithm_of(parts))}
     return {tool: rule(_Facts(tool, shapes, layers, algorithms, family)) for tool, rule in _RULES.items()}

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from atelier.adapters.formats import foreign_metadata, peft_config
-from atelier.adapters.formats.group_layers import Layer, bias_free, build_layers, group_layers, modules_without
+from atelier.adapters.formats.group_layers import Layer, build_layers, group_layers, modules_without
 from atelier.adapters.formats.layer_shapes import Shape
+from atelier.adapters.formats.module_names import has_no_bias
 from atelier.adapters.formats.not_adapters import what_else
 from atelier.adapters.formats.peft_config import PeftConfig
 from atelier.adapters.formats.safetensors_header import (
@@ -37,6 +38,7 @@ class AdapterContents:
     algorithms: dict[str, int]             # such as LoRA → number of layers
     ranks: tuple[int, ...]                 # all there are, smallest first
     unknown: tuple[str, ...]               # tensors nothing is made of
+    copies: tuple[tuple[str, str], ...]    # pairs of tensors that must hold the same
     notes: tuple[str, ...]                 # what a person should know, in sentences
     trigger: str                           # word that calls it; empty when the file does not say
     tags: tuple[tuple[str, int], ...]      # words of its captions, the most frequent first
@@ -81,7 +83,8 @@ def detect_entries(
     return AdapterContents(
         family=family, layers=layers, shapes=shapes,
         algorithms=dict(Counter(layer.algorithm for layer in layers.values())), ranks=tuple(sorted(ranks)),
-        unknown=tuple(grouped.unknown), notes=tuple(_notes(layers, shapes, grouped.unknown, sure)),
+        unknown=tuple(grouped.unknown), copies=tuple(grouped.copies),
+        notes=tuple(_notes(layers, shapes, grouped.unknown, sure)),
         trigger=foreign_metadata.find_trigger(entries.metadata), tags=foreign_metadata.find_tags(entries.metadata),
         metadata=entries.metadata,
     )   # fmt: skip
@@ -129,7 +132,7 @@ def _strength_notes(layers: Mapping[str, Layer]) -> list[str]:
     elif bare:
         notes.append(f"{bare} of {len(scaled)} layers hold no alpha, as others do, so they are used as they are.")
     weights = {name: layer.keys for name, layer in layers.items() if layer.algorithm not in ("norm", "bias")}
-    biased = {name: keys for name, keys in weights.items() if not bias_free(name)}
+    biased = {name: keys for name, keys in weights.items() if not has_no_bias(name)}
     if without := [*modules_without("diff_b", biased), *modules_without("up_bias", weights)]:
         notes.append(f"{len(without)} layers change no bias, as others do, such as {without[0]}.")
     return notes

@@ -19,7 +19,7 @@ _LCM = re.compile(r"(?<![a-z])lcm(?![a-z])")
 def find_family(metadata: Mapping[str, str]) -> str:
     """The base family that is named; empty when none is."""
     said = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
-    named = next((find_family for word, find_family in _FAMILIES.items() if word in said), "")
+    named = next((family for word, family in _FAMILIES.items() if word in said), "")
     return named or ("sd2" if metadata.get("ss_v2") == "True" else "")
 
 

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from atelier.adapters.formats.layer_parts import ENDINGS, UNIFORM, Algorithm, algorithm_of
+from atelier.adapters.formats.layer_parts import ENDINGS, SHARED, UNIFORM, WHOLE, Algorithm, algorithm_of, shared_parts
 from atelier.adapters.formats.layer_shapes import Shape, ShapeError, weight_shape
 from atelier.adapters.formats.module_names import parse_module_name, position_names
-from atelier.adapters.formats.peft_config import NOTHING, PeftConfig, Settings
+from atelier.adapters.formats.peft_config import NOTHING, ONE_TRAINER, PeftConfig, Settings
 from atelier.adapters.formats.safetensors_header import HeaderError
 
 _PEFT_PREFIX = "base_model.model."
-_MODULES_WITHOUT_BIAS = ("to_q", "to_k", "to_v")   # of a Stable Diffusion UNet
+# PEFT keeps whole modules under their own names; no other tool's `.weight` beside `.on_input` is among its files.
+_PEFT_ENDINGS = {ending: part for ending, part in ENDINGS.items() if ending not in WHOLE} | WHOLE
 
 
 class Key(NamedTuple):
@@ -44,20 +45,21 @@ class Layer:
         return any(part in self.keys or part in self.settings for part in ("alpha", "scale"))
 
 
-def split_key(key: str) -> tuple[str, str] | None:
-    """Our module name and the part that a tensor is; None when it is neither.
+def split_key(key: str, dimensions: int = 0) -> tuple[str, str] | None:
+    """Our module name and the part that a tensor of so many dimensions is; None when it is neither.
 
     >>> split_key("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight")
     ('unet.mid_block.attentions.0.proj_in', 'up')
     """
-    found = _parse(key)
+    found = _parse(key, dimensions)
     return found and (found.module, found.part)
 
 
-def _parse(key: str) -> Key | None:
+def _parse(key: str, dimensions: int = 0) -> Key | None:
     plain = key.removeprefix(_PEFT_PREFIX)
-    for ending, part in ENDINGS.items():
+    for ending, part in (ENDINGS if plain == key else _PEFT_ENDINGS).items():
         if plain.endswith(ending) and (module := parse_module_name(plain.removesuffix(ending))):
+            part = "boft_blocks" if part == "oft_blocks" and dimensions == 4 else part
             return Key(module, part, key.removesuffix(ending))
     return None
 
@@ -68,6 +70,7 @@ class Grouped(NamedTuple):
     layers: dict[str, dict[str, str]]   # module → part → the tensor's name
     stems: dict[str, set[str]]          # module → what the file calls it, more than one in odd files
     unknown: list[str]                  # tensors of no layer, or of one that is not whole
+    copies: list[tuple[str, str]]       # pairs that must hold the same
 
 
 def group_layers(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> Grouped:
@@ -81,20 +84,37 @@ def group_layers(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> Gr
     unknown = []
     numbered = _numbered(shapes, metadata)
     for key in shapes:
-        found = numbered.get(key) or _parse(key)
+        found = numbered.get(key) or _parse(key, len(shapes[key]))
         if found is None:
             unknown.append(key)
             continue
         parts = layers.setdefault(found.module, {})
         if other := parts.get(found.part):
-            raise HeaderError(f"holds {found.module} twice, as {other} and as {key}. Fetch it again, or convert it "
-                              "anew from its source.")
+            raise HeaderError(f"holds {found.module} twice, as {other} and as {key}. Convert it again from its source.")
         parts[found.part] = key
         stems.setdefault(found.module, set()).add(found.stem)
+    copies = _share(layers, unknown)
     whole = {module for module, parts in layers.items() if algorithm_of(parts)}
     _refuse_inside(set().union(*(stems[module] for module in whole)), unknown)
     unknown += [key for module, parts in layers.items() if module not in whole for key in parts.values()]
-    return Grouped({module: layers[module] for module in layers if module in whole}, stems, unknown)
+    return Grouped({module: layers[module] for module in layers if module in whole}, stems, unknown, copies)
+
+
+def _share(layers: dict[str, dict[str, str]], unknown: list[str]) -> list[tuple[str, str]]:
+    """Give every layer the tensors that PEFT keeps once for all of them; returns those that are there twice."""
+    common = {part: key for key in unknown if (part := key.removeprefix("base_model.")) in SHARED}
+    copies: list[tuple[str, str]] = []
+    for module, parts in layers.items():
+        for part in shared_parts(parts):
+            if part in parts and part in common:
+                copies.append((common[part], parts[part]))
+            elif part in common:
+                parts[part] = common[part]
+            elif part not in parts:
+                raise HeaderError(f"lacks the random matrices of {module}. Save it again with save_projection=True.")
+    used = {key for parts in layers.values() for key in parts.values()} | {key for key, _ in copies}
+    unknown[:] = [key for key in unknown if key not in used]
+    return copies
 
 
 def _refuse_inside(stems: set[str], unknown: Sequence[str]) -> None:
@@ -147,14 +167,18 @@ def _layer(
     configs: Mapping[str, PeftConfig], family: str,
 ) -> Layer:   # fmt: skip
     keys, stem = grouped.layers[module], min(grouped.stems[module])
+    sizes = {part: shapes[key] for part, key in keys.items()}
     try:
-        shape = weight_shape(module, algorithm.name, {part: shapes[key] for part, key in keys.items()}, family)
+        shape = weight_shape(module, algorithm.name, sizes, family)
     except ShapeError as error:
         key = keys[error.part]
         raise HeaderError(f"can't be used: {key} has the shape {list(shapes[key])}, but it {error}. "
-                          "Fetch it again.") from None
-    config = configs.get(module.split(".", 1)[0], NOTHING)
-    own = config.settings(algorithm.name, _peft_name(stem)) if "." in stem else {}   # kohya's names have no dot
+                          "Download or copy it again.") from None
+    if "." in stem:
+        own = configs.get(module.split(".", 1)[0], NOTHING).settings(algorithm.name, _peft_name(stem), sizes)
+    else:   # kohya's way of naming, in which PEFT writes nothing
+        own = ONE_TRAINER.get(algorithm.name, {})
+        own = {**own, "transposed": 1.0} if own and len(shape) == 4 else own
     if "alpha" in keys or "scale" in keys:
         own = {part: value for part, value in own.items() if part != "scale"}
     return Layer(algorithm.name, keys, own, shape)
@@ -174,7 +198,8 @@ def _check_uniform(layers: Mapping[str, Mapping[str, str]], known: Mapping[str, 
         for part in UNIFORM:
             if without := modules_without(part, alike):
                 key = next(parts[part] for parts in alike.values() if part in parts)
-                raise HeaderError(f"is not whole: {key} is there, but {without[0]} has no such tensor. Fetch it again.")
+                raise HeaderError(f"is incomplete: {key} is there, but {without[0]} has no such tensor. Download or "
+                                  "copy it again.")
 
 
 def modules_without(part: str, layers: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -186,7 +211,3 @@ def modules_without(part: str, layers: Mapping[str, Mapping[str, str]]) -> list[
     without = [module for module, parts in layers.items() if part not in parts]
     return without if len(without) < len(layers) else []
 
-
-def bias_free(module: str) -> bool:
-    """Whether a module of a Stable Diffusion UNet has no bias."""
-    return module.endswith(_MODULES_WITHOUT_BIAS)

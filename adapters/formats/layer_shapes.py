@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from math import prod
+from math import isqrt, prod
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]   # part of a layer → the shape of its tensor
@@ -16,7 +16,8 @@ _PROJECTION = re.compile(r"attentions\.\d+\.proj_(in|out)$")   # a 1×1 convolut
 _CONV_PROJECTIONS = ("sd1", "embedded")
 _KERNEL = (3, 3)
 # Parts that are one number.
-_NUMBERS = ("alpha", "scale", "scalar", "on_input")
+_NUMBERS = ("alpha", "scale", "scalar", "on_input", "scaled_oft", "terms", "largest_turn", "transposed", "seed",
+            "wavelet", "direct", "gram_schmidt")   # fmt: skip
 
 
 class ShapeError(ValueError):
@@ -47,7 +48,7 @@ def weight_shape(name: str, algorithm: str, shapes: Shapes, family: str = "") ->
         return _vector(shapes)
     rows, columns = _SIDES[algorithm](shapes, kernel)
     _check_lengths(shapes, rows, columns // prod(kernel))
-    for part in ("diff_b", "b_norm", "up_bias"):
+    for part in ("diff_b", "b_norm", "up_bias", "set_bias"):
         if part in shapes and rows and prod(shapes[part]) != rows:
             raise ShapeError(part, f"must have {rows} values, one for each output")
     convolution = (kernel == _KERNEL or _NARROW.search(name)
@@ -211,7 +212,138 @@ def _bias(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     return shape[0], 0
 
 
+def _oft(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    [part] = {"oft_blocks", "boft_blocks"} & shapes.keys()
+    size = shapes[part]
+    if len(size) != (3 if part == "oft_blocks" else 4) or not all(size) or size[-1] != size[-2]:
+        raise ShapeError(part, "must be square blocks")
+    rows = size[-3] * size[-1]
+    # Factor i of BOFT pairs runs of 2ⁱ · b/2 outputs, so there must be a whole number of pairs.
+    if part == "boft_blocks" and (size[-1] % 2 or rows % (2 ** (size[0] - 1) * size[-1])):
+        raise ShapeError(part, "must pair its blocks evenly")
+    if "rescale" in shapes and prod(shapes["rescale"]) != rows:
+        raise ShapeError("rescale", f"must have {rows} values, one for each output")
+    return rows, 0
+
+
+def _input_oft(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    size = shapes["oft_R"]
+    block = triangle_side(size[1]) if len(size) == 2 else 0
+    if not block or not size[0]:
+        raise ShapeError("oft_R", "must hold one triangle of a square block in each row")
+    return 0, 0 if size[0] == 1 else size[0] * block   # one block may be for all inputs
+
+
+def triangle_side(values: int) -> int:
+    """Side of the square matrix whose strict upper triangle has so many values; 0 where there is none.
+
+    >>> triangle_side(6), triangle_side(7)
+    (4, 0)
+    """
+    side = (1 + isqrt(1 + 8 * values)) // 2
+    return side if values > 0 and side * (side - 1) // 2 == values else 0
+
+
+def _input_boft(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    size = shapes["boft_R"]
+    if len(size) != 4 or not all(size) or size[2] != size[3]:
+        raise ShapeError("boft_R", "must be square blocks")
+    if size[0] > 1 and (size[3] % 2 or size[1] % 2 ** (size[0] - 1)):
+        raise ShapeError("boft_R", "must pair its blocks evenly")
+    return prod(shapes["boft_s"]), size[1] * size[3]
+
+
+def _scaling(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    size = shapes["ia3_l"]
+    if not prod(size) or sum(side > 1 for side in size) > 1:
+        raise ShapeError("ia3_l", "must be a row or a column of numbers")
+    return 0, 0
+
+
+def _shira(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    size = shapes["shira_weight"]
+    if len(size) != 1:
+        raise ShapeError("shira_weight", "must be a row of numbers")
+    if shapes["shira_indices"] != (2, *size):
+        raise ShapeError("shira_indices", f"must have the shape {[2, *size]}")
+    return 0, 0
+
+
+def _spectrum(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    [part] = {"waveft_spectrum", "fourierft_spectrum"} & shapes.keys()
+    if len(shapes[part]) != 1:
+        raise ShapeError(part, "must be a row of numbers")
+    return 0, 0
+
+
+def _miss(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    size = shapes["miss_block"]
+    if len(size) not in (2, 3) or not all(size) or (len(size) == 3 and size[1] != size[2]):
+        raise ShapeError("miss_block", "must be a matrix, or square blocks")
+    return (size[0] * size[1], 0) if len(size) == 3 else (0, 0)
+
+
+def _randlora(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    rank, count = _matrix(shapes, "randlora_lambda")
+    short = _matrix(shapes, "randlora_gamma", count)[1]
+    narrow, wide = shapes["randlora_A"], shapes["randlora_B"]
+    if len(narrow) != 3 or narrow[:2] != (rank, 1) or narrow[2] < short:
+        raise ShapeError("randlora_A", f"must have the shape [{rank}, 1, {short} or more]")
+    if len(wide) != 3 or wide[1] < count or wide[2] != rank:
+        raise ShapeError("randlora_B", f"must have the shape [rows, {count} or more, {rank}]")
+    return 0, 0
+
+
+def _vera(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    rows, rank = prod(shapes["vera_lambda_b"]), prod(shapes["vera_lambda_d"])
+    if not {"vera_A", "vera_B"} <= shapes.keys():
+        raise ShapeError("vera_lambda_b", "needs vera_A and vera_B, the random matrices")
+    _matrix(shapes, "vera_A", rank)
+    if _matrix(shapes, "vera_B", columns=rank)[0] < rows:
+        raise ShapeError("vera_B", f"must have {rows} rows or more")
+    return rows, 0
+
+
+def _hra(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    return 0, _matrix(shapes, "hra_u")[0]
+
+
+def _hira(shapes: Shapes, kernel: Shape) -> tuple[int, int]:
+    rank, columns = _kernel_side(shapes, "hira_A", kernel)
+    return _matrix(shapes, "hira_B", columns=rank)[0], columns
+
+
+def _c3a(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    size = shapes["c3a_kernel"]
+    if len(size) != 3 or not all(size):
+        raise ShapeError("c3a_kernel", "must have three dimensions")
+    return size[0] * size[2], size[1] * size[2]
+
+
+def _gralora(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
+    reads, writes = shapes["gralora_A"], shapes["gralora_B"]
+    if len(reads) != 3 or not all(reads) or reads[2] % reads[0]:
+        raise ShapeError("gralora_A", "must have three dimensions, the last a multiple of the first")
+    if len(writes) != 3 or writes[:2] != (reads[0], reads[2]) or not writes[2]:
+        raise ShapeError("gralora_B", f"must have the shape [{reads[0]}, {reads[2]}, rows]")
+    rows, columns = writes[0] * writes[2], reads[0] * reads[1]
+    halves = [part for part in ("gralora_A_general", "gralora_B_general") if part in shapes]
+    if len(halves) == 1:
+        raise ShapeError(halves[0], "needs its other half")
+    if halves:
+        rank = _matrix(shapes, "gralora_A_general", columns=columns)[0]
+        _matrix(shapes, "gralora_B_general", rows, rank)
+    return rows, columns
+
+
+def _whole(shapes: Shapes, kernel: Shape) -> tuple[int, int]:
+    return _kernel_side(shapes, "set_weight", kernel) if "set_weight" in shapes else (prod(shapes["set_bias"]), 0)
+
+
 _SIDES: dict[str, Callable[[Shapes, Shape], tuple[int, int]]] = {
     "LoRA": _lora, "AdaLoRA": _lora, "LoHa": _loha, "LoKr": _lokr, "GLoRA": _glora, "full": _full, "IA3": _ia3,
-    "bias": _bias,
+    "bias": _bias, "OFT": _oft, "BOFT": _oft, "OFT of inputs": _input_oft, "BOFT of inputs": _input_boft,
+    "IA3 of PEFT": _scaling, "SHiRA": _shira, "WaveFT": _spectrum, "FourierFT": _spectrum, "MiSS": _miss,
+    "RandLoRA": _randlora, "VeRA": _vera, "HRA": _hra, "HiRA": _hira, "C3A": _c3a, "GraLoRA": _gralora,
+    "whole layers": _whole,
 }   # fmt: skip

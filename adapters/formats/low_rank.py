@@ -17,7 +17,7 @@ from atelier.adapters.formats.module_names import canonical_name
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora
 
-WeightOf = Callable[[str], Tensor]   # a module's name → the base model's original weight
+WeightOf = Callable[[str], Tensor]   # a module's name → the base model's original weight; with `.bias`, its bias
 Pair = tuple[Tensor, Tensor]         # up [rows, rank], down [rank, columns]; scale and strength are in them
 
 _EXTRA = 8         # directions that the randomized SVD looks for beyond those that are kept
@@ -70,7 +70,8 @@ def weight_changes(mix: Mix, weight_of: WeightOf) -> Iterator[WeightChange]:
 @torch.no_grad()
 def _change(parts: list[tuple[Adapter, float]], weight_of: WeightOf) -> WeightChange:
     spec = parts[0][0].spec
-    shifts = [shift * strength for adapter, strength in parts if (shift := adapter.bias_delta()) is not None]
+    base = weight_of(f"{spec.name}.bias") if any(adapter.reads_bias for adapter, _ in parts) else None
+    shifts = [shift * strength for adapter, strength in parts if (shift := adapter.bias_delta(base)) is not None]
     bias = torch.stack(shifts).sum(0) if shifts else None
     pairs = [(adapter.factors(), strength) for adapter, strength in parts]
     if all(pair is not None for pair, _ in pairs):

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from atelier.adapters.core.base import Adapter, AdapterSet, Spec
+from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.settings import Settings
-from atelier.adapters.formats.layer_parts import algorithm_of
 from atelier.adapters.formats.layer_shapes import glora_is_new
+
+_CHANGES_OF_BIAS = frozenset({"diff_b", "b_norm", "set_bias"})
 
 
 class Imported(Adapter):
@@ -28,14 +29,17 @@ class Imported(Adapter):
     title = "Imported"
     settings = Settings
 
-    def __init__(self, spec: Spec, parts: Mapping[str, Tensor]) -> None:
+    def __init__(self, spec: Spec, parts: Mapping[str, Tensor], shared: nn.Module | None = None) -> None:
         super().__init__(spec, None)
+        self._shared = (shared,)   # a tuple: torch must count its tensors once, with the set
         for name, value in parts.items():
             self.register_buffer(name, value)
 
     def part(self, name: str) -> Tensor | None:
-        """One tensor in float32 or better; None where the layer has none."""
+        """One tensor in float32 or better; None where neither the layer nor what it shares has it."""
         value = self._buffers.get(name)
+        if value is None and self._shared[0] is not None:
+            value = self._shared[0]._buffers.get(name)
         return value if value is None or value.dtype == torch.float64 else value.float()
 
     def need(self, name: str) -> Tensor:
@@ -81,14 +85,27 @@ class Imported(Adapter):
         update = self._update(weight)
         return _lengthened(weight.to(update.dtype), update, self) if self.lengths_given else update
 
-    def bias_delta(self) -> Tensor | None:
-        bias = self.part("diff_b")
-        return self.part("b_norm") if bias is None else bias
+    @property
+    def adds_bias(self) -> bool:
+        """See the base class."""
+        return self.needs_bias or "up_bias" in self._buffers
 
     @property
     def needs_bias(self) -> bool:
         """See the base class: PEFT's ``up_bias`` is added to the outputs, whether they had a bias or not."""
-        return "diff_b" in self._buffers or "b_norm" in self._buffers
+        return not _CHANGES_OF_BIAS.isdisjoint(self._buffers)
+
+    def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:
+        """See the base class."""
+        change = self.part("diff_b")
+        change = self.part("b_norm") if change is None else change
+        whole = self.part("set_bias")
+        return change if whole is None or bias is None else whole - bias.to(whole)
+
+    @property
+    def reads_bias(self) -> bool:
+        """See the base class."""
+        return "set_bias" in self._buffers
 
 
 class ImportedLora(Imported):
@@ -102,12 +119,12 @@ class ImportedLora(Imported):
         inner = down.flatten(1) if mid is None else torch.einsum("rskl,si->rikl", mid, down.flatten(1)).flatten(1)
         return up * self.scaling(down.shape[0]), inner
 
-    def bias_delta(self) -> Tensor | None:
-        own, bias = self.part("up_bias"), super().bias_delta()
+    def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:
+        own, change = self.part("up_bias"), super().bias_delta(bias)
         if own is None:
-            return bias
+            return change
         own = own * self.scaling(self.need("down").shape[0])
-        return own if bias is None else own + bias
+        return own if change is None else own + change
 
 
 class ImportedAdalora(Imported):
@@ -218,6 +235,11 @@ class ImportedBias(Imported):
         return torch.zeros_like(weight)
 
 
+def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
+    """A weight as ``[rows, columns]`` in the precision of ``like``."""
+    return weight.flatten(1).to(like)
+
+
 def _lengthened(weight: Tensor, update: Tensor, layer: Imported) -> Tensor:
     """ΔW of DoRA: W + ``update`` with the stored lengths, less W."""
     after = weight + update
@@ -230,20 +252,3 @@ def _lengthened(weight: Tensor, update: Tensor, layer: Imported) -> Tensor:
     others = [place for place in range(weight.dim()) if place != (0 if by_row else 1)]
     norms = torch.linalg.vector_norm(after, dim=others, keepdim=True).clamp_min(torch.finfo(after.dtype).tiny)
     return after * (lengths.reshape(norms.shape) / norms) - weight
-
-
-_CLASSES: dict[str, type[Imported]] = {
-    "LoRA": ImportedLora, "AdaLoRA": ImportedAdalora, "LoHa": ImportedLoha, "LoKr": ImportedLokr,
-    "GLoRA": ImportedGlora, "full": ImportedFull, "norm": ImportedNorm, "IA3": ImportedIa3, "bias": ImportedBias,
-}   # fmt: skip
-
-
-def create_imported(layers: Mapping[Spec, Mapping[str, Tensor]]) -> AdapterSet:
-    """An adapter set of the parts of each layer, whatever mixture of algorithms they are."""
-    return AdapterSet(Imported, Settings(), [_adapter(spec, parts) for spec, parts in layers.items()])
-
-
-def _adapter(spec: Spec, parts: Mapping[str, Tensor]) -> Imported:
-    algorithm = algorithm_of(parts)
-    assert algorithm is not None
-    return _CLASSES[algorithm.name](spec, parts)

@@ -100,6 +100,15 @@ def parse_module_name(text: str) -> str | None:
     return None
 
 
+def has_no_bias(name: str) -> bool:
+    """Whether a module of a Stable Diffusion UNet has no bias; all others have one.
+
+    >>> has_no_bias("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
+    True
+    """
+    return name.endswith(("to_q", "to_k", "to_v"))
+
+
 def canonical_name(name: str) -> str:
     """A module's name as files keep it: transformers 5 dropped the level ``text_model`` from some text encoders."""
     component, _, path = name.partition(".")

@@ -20,9 +20,10 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.formats import safetensors_header as header
 from atelier.adapters.formats.check_values import number_problem, value_problem
 from atelier.adapters.formats.codebook import BITS, unpack
-from atelier.adapters.formats.layer_parts import algorithm_of
+from atelier.adapters.formats.imported_layers import SHARED_NAME, create_imported
+from atelier.adapters.formats.layer_parts import algorithm_of, shared_parts
 from atelier.adapters.formats.layer_shapes import ShapeError, Shapes, weight_shape
-from atelier.adapters.formats.lycoris import Imported, create_imported
+from atelier.adapters.formats.lycoris import Imported
 from atelier.adapters.formats.safetensors_header import FileError, HeaderError
 from atelier.adapters.kinds.catalog import create_adapters
 
@@ -186,11 +187,14 @@ def _imported_layers(path: Path, found: AdapterHeader, tensors: Mapping[str, Ten
         FileError: they don't fit the header, or each other.
     """
     layers: dict[str, dict[str, Tensor]] = {spec.name: {} for spec in found.specs}
+    shared: dict[str, Tensor] = {}
     for key, value in tensors.items():
         name, _, part = key.rpartition(".")
-        if name not in layers:
+        if name not in layers and name != f"@{SHARED_NAME}":
             raise FileError(f"{path.name} is damaged: {key} is missing in its header. Download or copy the file again.")
-        layers[name][part] = value
+        layers.get(name, shared)[part] = value
+    for parts in layers.values():
+        parts |= {part: shared[part] for part in shared_parts(parts) if part in shared and part not in parts}
     for spec in found.specs:
         if reason := _misfit(spec, {part: tuple(value.shape) for part, value in layers[spec.name].items()}):
             raise FileError(f"{path.name} is damaged: {reason}. Import it again from its source.")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
+from atelier.adapters.formats.layer_shapes import Shape, Shapes
 from atelier.adapters.formats.safetensors_header import HeaderError
 
 Settings = Mapping[str, float]   # part that the file has no tensor for → its value
@@ -22,6 +23,7 @@ CONFIG = "adapter_config.json"
 _ITS_FILE = "adapter_model"   # the one file that a config belongs to
 _IN_HEADER = "lora_adapter_metadata"
 _SCALED = ("LoRA", "LoHa", "LoKr")
+PEFT_WAVELETS = ("db1", "db2", "db4", "sym4")   # PEFT's names of those that are known here, as a file counts them
 _ADALORA_EPSILON = 1e-5   # PEFT adds it to the rank, AdaLoraLayer.get_delta_weight
 # Kinds of LoRA that compute something else than up @ down; PEFT says them by a setting.
 _VARIANTS = ("use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config")
@@ -40,29 +42,48 @@ class PeftConfig:
     source: str = ""   # where it stands, for messages
     values: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, algorithm: str, module: str) -> Settings:
+    def settings(self, algorithm: str, module: str, shapes: Shapes) -> Settings:
         """The numbers that a layer's tensors don't tell.
 
         Args:
             algorithm: what the layer is, see ``layer_parts.ALGORITHMS``.
             module: its name as PEFT has it, without component.
+            shapes: of its tensors.
 
         Raises:
             HeaderError: an entry that is needed is missing or can't be used.
         """
-        if not self.values:
-            return {}
+        if algorithm == "IA3 of PEFT":
+            return {"on_input": float(self._on_input(module, shapes["ia3_l"]))}
+        if not self.values and algorithm in (*_DIRECT, "AdaLoRA"):
+            raise HeaderError(f"needs {CONFIG}, which PEFT wrote beside it and which says how strong each layer is. "
+                              "Put both into one folder and import adapter_model.safetensors from there.")
+        if algorithm in _DIRECT:
+            return _DIRECT[algorithm](self)
+        return self._scale(algorithm, module) if self.values else {}
+
+    def _scale(self, algorithm: str, module: str) -> Settings:
         if algorithm == "AdaLoRA":
-            rank = self._number("init_r", 1)
-            alpha = self._number("lora_alpha")
+            rank, alpha = self.number("init_r", 1), self.number("lora_alpha")
             return {"scale": (alpha if alpha > 0 else rank) / (rank + _ADALORA_EPSILON)}
         if algorithm not in _SCALED:
             return {}
         self._check_variant(algorithm)
-        rank = self._number("r", 1, self._pattern("rank_pattern", module))
-        alpha = self._number("lora_alpha" if algorithm == "LoRA" else "alpha",
-                             found=self._pattern("alpha_pattern", module))   # fmt: skip
+        rank = self.number("r", 1, self._pattern("rank_pattern", module))
+        alpha = self.number("lora_alpha" if algorithm == "LoRA" else "alpha",
+                            found=self._pattern("alpha_pattern", module))   # fmt: skip
         return {"scale": alpha / (rank**0.5 if algorithm == "LoRA" and self.values.get("use_rslora") else rank)}
+
+    def _on_input(self, module: str, shape: Shape) -> bool:
+        """Whether (IA)³ scales the inputs of a layer, as PEFT's ``feedforward_modules``."""
+        if len(shape) == 2 and max(shape) > 1:
+            return shape[0] == 1
+        listed = self.values.get("feedforward_modules")
+        if listed is None:
+            raise HeaderError(f"needs {CONFIG}, which PEFT wrote beside it: it says which side {module} is scaled on.")
+        if isinstance(listed, str):
+            return self._fits(listed, module)
+        return isinstance(listed, list) and any(module.endswith(str(name)) for name in listed)
 
     def _check_variant(self, algorithm: str) -> None:
         if algorithm != "LoRA":
@@ -91,7 +112,12 @@ class PeftConfig:
         except re.error:
             raise HeaderError(f"can't be read: {pattern[:50]!r} in {self.source} is no pattern.") from None
 
-    def _number(self, name: str, low: float | None = None, found: Any = None) -> float:
+    def number(self, name: str, low: float | None = None, found: Any = None) -> float:
+        """An entry that must be a number, at least ``low``; ``found`` takes its place where it is given.
+
+        Raises:
+            HeaderError: it is none.
+        """
         value = self.values.get(name) if found is None else found
         number = nan
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST:
@@ -101,6 +127,33 @@ class PeftConfig:
         return number
 
 
+def _oft(config: PeftConfig) -> Settings:
+    found = {"terms": config.number("num_cayley_neumann_terms", 0)} if config.values.get("use_cayley_neumann") else {}
+    return found | ({"largest_turn": config.number("eps", 0)} if config.values.get("coft") else {})
+
+
+def _wavelet(config: PeftConfig) -> Settings:
+    name = str(config.values.get("wavelet_family"))
+    if name not in PEFT_WAVELETS:
+        raise HeaderError(f"uses the wavelet {name!r}; Atelier knows {', '.join(PEFT_WAVELETS)}.")
+    return {**_drawn(config), "wavelet": float(PEFT_WAVELETS.index(name)),
+            "direct": float(config.values.get("use_idwt") is False)}   # fmt: skip
+
+
+def _drawn(config: PeftConfig) -> Settings:
+    return {"scale": config.number("scaling"), "seed": config.number("random_loc_seed", 0)}
+
+
+# Algorithms whose tensors say nothing of the numbers that they need → where PEFT has them.
+_DIRECT: dict[str, Callable[[PeftConfig], Settings]] = {
+    "OFT of inputs": _oft, "WaveFT": _wavelet, "FourierFT": _drawn,
+    "RandLoRA": lambda config: {"scale": config.number("randlora_alpha") / config.number("r", 1)},
+    "GraLoRA": lambda config: {
+        "scale": config.number("alpha") / (config.number("r", 1) + config.number("hybrid_r", 0))},
+    "HRA": lambda config: {"gram_schmidt": float(bool(config.values.get("apply_GS")))},
+}
+# OneTrainer's OFT is PEFT's, always as a series of so many terms.
+ONE_TRAINER: dict[str, Settings] = {"OFT of inputs": {"terms": 5.0}}
 NOTHING = PeftConfig()
 
 
@@ -119,7 +172,7 @@ def configs(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftConfig]:
     try:
         text = beside.read_bytes().decode("utf-8-sig")   # Windows editors put a mark in front
     except (OSError, UnicodeDecodeError):
-        raise HeaderError(f"needs {CONFIG} beside it, and that can't be read. Fetch both again.") from None
+        raise HeaderError(f"needs {CONFIG} beside it, and that can't be read. Download both again.") from None
     return dict.fromkeys(COMPONENTS, PeftConfig(CONFIG, _table(text, CONFIG) or {}))
 
 
@@ -127,9 +180,9 @@ def _table(text: str, source: str) -> Mapping[str, Any] | None:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        raise HeaderError(f"can't be read: {source} is damaged. Fetch it again.") from None
+        raise HeaderError(f"can't be read: {source} is damaged. Download or copy it again.") from None
     if found is not None and not isinstance(found, dict):
-        raise HeaderError(f"can't be read: {source} is damaged. Fetch it again.")
+        raise HeaderError(f"can't be read: {source} is damaged. Download or copy it again.")
     return found
 
 

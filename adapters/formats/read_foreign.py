@@ -11,7 +11,7 @@ from torch import Tensor
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.formats.check_values import LARGEST_RMS, value_problem
 from atelier.adapters.formats.detect import AdapterContents, detect
-from atelier.adapters.formats.lycoris import create_imported
+from atelier.adapters.formats.imported_layers import create_imported
 from atelier.adapters.formats.native import read_tensors
 from atelier.adapters.formats.safetensors_header import FileError
 
@@ -24,18 +24,21 @@ def read_foreign(path: Path) -> tuple[AdapterSet, AdapterContents]:
     """
     contents = detect(path)
     tensors = read_tensors(path)
+    if different := next((pair for pair in contents.copies if not torch.equal(*(tensors[key] for key in pair))), None):
+        raise FileError(f"{path.name} is damaged: {different[0]} and {different[1]} must be the same. Download or copy "
+                        "it again.")
     layers: dict[Spec, dict[str, Tensor]] = {}
     for name, layer in contents.layers.items():
         parts = {part: tensors[key] for part, key in layer.keys.items()}
         if problem := value_problem({layer.keys[part]: value for part, value in parts.items()}):
-            raise FileError(f"{path.name} is damaged: {problem}. Fetch it again; if that does not help, the training "
-                            "it came from broke down.")
+            raise FileError(f"{path.name} is damaged: {problem}. Download or copy it again. If that does not help, the "
+                            "training it came from broke down.")
         numbers = {part: torch.tensor(value, dtype=torch.float64) for part, value in layer.settings.items()}
         layers[Spec(name, layer.shape)] = parts | numbers
     adapters = create_imported(layers).requires_grad_(False)
     if large := next((adapter.spec.name for adapter in adapters if _rms(adapter) > LARGEST_RMS), ""):
         raise FileError(f"{path.name} is damaged: what it adds to {large} is thousands of times larger than the "
-                        "weights themselves. Fetch it again.")
+                        "weights themselves. Download or copy it again.")
     return adapters, replace(contents, notes=(*contents.notes, *_value_notes(layers)))
 
 

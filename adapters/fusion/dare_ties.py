@@ -13,8 +13,8 @@ from torch import Tensor
 from atelier.adapters.attach.mount import find_target_modules
 from atelier.adapters.core.base import AdapterSet, weight_of
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.imported_layers import create_imported
 from atelier.adapters.formats.low_rank import WeightChange, weight_changes
-from atelier.adapters.formats.lycoris import create_imported
 from atelier.adapters.formats.module_names import canonical_name
 from atelier.adapters.fusion.pairwise import Models
 

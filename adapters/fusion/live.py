@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atelier.adapters.attach.mount import find_target_modules, is_channels_first, replace_forward
-from atelier.adapters.core.base import Adapter, AdapterSet
+from atelier.adapters.core.base import Adapter, AdapterSet, bias_of
 from atelier.adapters.core.timestep import TimestepTracker
 from atelier.adapters.fusion.gates import Gate, GateRecord, GateSet
 
@@ -162,7 +162,7 @@ class _LayerHook:
     def add(self, part: int, adapter: Adapter) -> None:
         """One more adapter. In a fusion they don't learn, so factors are computed once."""
         self.adapters[part] = adapter
-        if self.whole and not adapter.live and adapter.bias_delta() is None and (pair := adapter.factors()) is not None:
+        if self.whole and not adapter.live and not adapter.adds_bias and (pair := adapter.factors()) is not None:
             self.pairs[part] = pair
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -196,7 +196,7 @@ class _LayerHook:
 
     def _alone(self, module: nn.Module, x: Tensor, part: int) -> Tensor:
         adapter = self.adapters[part]
-        update, shift = adapter(x, module), adapter.bias_delta()
+        update, shift = adapter(x, module), adapter.bias_delta(bias_of(module))
         if shift is None:
             return update
         beyond = update.dim() - 2 if is_channels_first(module) else 0

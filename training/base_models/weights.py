@@ -41,10 +41,10 @@ def weight_lookup(base: str) -> WeightOf:
         return load(base, "cpu", torch.float32)
 
     def weight_of(name: str) -> Tensor:
-        module = find_module(model().models(), name)
-        if module is None:
+        module = find_module(model().models(), name.removesuffix(".bias"))
+        weight = getattr(module, "bias" if name.endswith(".bias") else "weight", None)
+        if weight is None:
             raise BaseError(f"{base} has no {name}, which the adapter changes. Choose the base model it was made for.")
-        weight = module.weight
         assert isinstance(weight, Tensor)
         return weight.detach()
 

@@ -157,7 +157,7 @@ def test_a_tensor_inside_a_layer_is_never_passed_over(tmp_path: Path, what: str)
 def test_a_layer_that_lost_what_the_others_have_is_refused(tmp_path: Path, part: str):
     extra = torch.ones(12, 1) if part == "dora_scale" else torch.tensor(0.5)
     tensors = kohya() | {f"{KOHYA}.{part}": extra} | kohya("lora_unet_" + TO_Q.replace(".", "_"))
-    with pytest.raises(FileError, match=rf"is not whole: {KOHYA}\.{part} is there, but unet\.{TO_Q} has no"):
+    with pytest.raises(FileError, match=rf"is incomplete: {KOHYA}\.{part} is there, but unet\.{TO_Q} has no"):
         detect(written(tmp_path, tensors))
 
 

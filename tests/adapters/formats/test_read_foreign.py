@@ -292,7 +292,6 @@ def test_an_untrained_layer_is_counted(tmp_path: Path):
 REFUSED = {
     "a learned word": ({"emb_params": torch.ones(5, 768)}, "is a textual inversion"),
     "FLUX": ({"lora_unet_double_blocks_0_img_attn_proj.lora_up.weight": torch.ones(4, 4)}, "is an adapter for FLUX"),
-    "OFT": ({"lora_unet_mid_block_attentions_0_proj_in.oft_blocks": torch.ones(4, 4)}, "is an OFT adapter"),
     "a checkpoint": ({"first_stage_model.decoder.conv_in.weight": torch.ones(4)}, "whole base model.*--base"),
     "anything else": ({"layer.weight": torch.ones(4)}, r"1 tensors is named like.*the first is layer\.weight"),
     "nothing": ({}, "contains no tensors"),
