@@ -95,7 +95,7 @@ def cancel(home: Home, id: str) -> None:
     if state.is_over:
         return
     with open_queue(home) as queue:
-        queue.drop(run)
+        queue.remove(run)
     # Left for the process even where none is seen: the worker may be starting it this very moment.
     run.send_command("cancel")
     if not run.is_alive():

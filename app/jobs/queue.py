@@ -6,7 +6,6 @@ order: the worker finds the runs that wait by looking at the folders.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from huey import SqliteHuey
-from huey.registry import Message
-from huey.serializer import Serializer
 
+from atelier.app.jobs.huey_internals import JsonSerializer, close_database
 from atelier.app.store.home import Home, HomeError
 from atelier.training.config.run_folder import RunFolder
 
@@ -33,37 +31,26 @@ class Action(StrEnum):
 Handler = Callable[[str, Action], None]   # run id, what to do
 
 
-class _JsonSerializer(Serializer):
-    """Messages as JSON: huey's own pickles would let whoever can write the queue run code in the worker."""
-
-    def _serialize(self, data: Any) -> bytes:
-        return json.dumps(data).encode()
-
-    def _deserialize(self, data: bytes) -> Any:
-        values = json.loads(data)
-        return Message(*values) if len(values) == len(Message._fields) else values
-
-
 class Queue:
     """The queue of one home, open."""
 
-    def __init__(self, path: Path, work: Handler) -> None:
-        self.huey = SqliteHuey("atelier", filename=str(path), serializer=_JsonSerializer(), results=False)
+    def __init__(self, path: Path, handle: Handler) -> None:
+        self.huey = SqliteHuey("atelier", filename=str(path), serializer=JsonSerializer(), results=False)
 
-        def train(run_id: str, act: str) -> None:
-            work(run_id, Action(act))
+        def train(run_id: str, action: str) -> None:
+            handle(run_id, Action(action))
 
         self._train: Any = self.huey.task()(train)
 
-    def add(self, run: RunFolder, act: Action, *, soon: bool = False) -> None:
+    def add(self, run: RunFolder, action: Action, *, soon: bool = False) -> None:
         """Put a message at the end, or ``soon``: before those that were put at the end."""
-        self.huey.enqueue(self._train.s(run.id, act, priority=int(soon)))
+        self.huey.enqueue(self._train.s(run.id, action, priority=int(soon)))
 
     def waiting(self) -> dict[str, Action]:
         """What is to be done with the runs that wait, by their ids, the next one first."""
         return {task.args[0]: Action(task.args[1]) for task in self.huey.pending() if not self.huey.is_revoked(task)}
 
-    def drop(self, run: RunFolder) -> None:
+    def remove(self, run: RunFolder) -> None:
         """Take back every message about a run."""
         for task in self.huey.pending():
             if task.args[0] == run.id:
@@ -71,19 +58,19 @@ class Queue:
 
 
 @contextmanager
-def open_queue(home: Home, work: Handler = lambda _id, _act: None) -> Iterator[Queue]:
-    """Open the queue of a home; ``work`` does what its messages ask for, in the worker alone.
+def open_queue(home: Home, handle: Handler = lambda _id, _action: None) -> Iterator[Queue]:
+    """Open the queue of a home; ``handle`` does what its messages ask for, in the worker alone.
 
     Raises:
         HomeError: the file can't be read or written.
     """
     path = home.state / "queue.sqlite"
     try:
-        queue = Queue(path, work)
+        queue = Queue(path, handle)
         try:
             yield queue
         finally:
-            queue.huey.storage.close()
+            close_database(queue.huey)
     except sqlite3.Error as error:
         raise HomeError(f"The queue {path} can't be used: {error}. If the disk is not full, delete this file. Atelier "
                         "finds waiting runs again when it starts.") from error

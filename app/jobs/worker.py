@@ -32,10 +32,10 @@ def run_worker(home: Home, command: Command = training_command) -> None:
     except Timeout:
         raise HomeError(f"A worker is already running for {home.path}, and one is enough.") from None
 
-    def work(id: str, act: Action) -> None:
-        _handle(RunFolder(home.runs / id), act, queue, lambda run: run_child(run, home.adapters, command))
+    def handle(id: str, action: Action) -> None:
+        _handle(RunFolder(home.runs / id), action, queue, lambda run: run_child(run, home.adapters, command))
 
-    with held, open_queue(home, work) as queue:
+    with held, open_queue(home, handle) as queue:
         reconcile(home, queue)
         consumer = queue.huey.create_consumer(workers=1, periodic=False, max_delay=_POLL_SECONDS)
         consumer.start()
@@ -68,13 +68,13 @@ def reconcile(home: Home, queue: Queue) -> None:
             _auto_resume(run, queue)
 
 
-def _handle(run: RunFolder, act: Action, queue: Queue, train: Callable[[RunFolder], None]) -> None:
+def _handle(run: RunFolder, action: Action, queue: Queue, train: Callable[[RunFolder], None]) -> None:
     """Do what a message asks for, if it still makes sense."""
     state = read_status(run).state
     if run.is_alive():
         watch_child(run)
         _auto_resume(run, queue)
-    elif (act == Action.START and state == "queued") or (act == Action.RESUME and state != "done"):
+    elif (action == Action.START and state == "queued") or (action == Action.RESUME and state != "done"):
         train(run)
 
 

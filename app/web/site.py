@@ -7,8 +7,9 @@ import gradio as gr
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home
 from atelier.app.text import shared
+from atelier.app.web.components.gradio_internals import CheckedBlocks
 from atelier.app.web.components.page_frame import add_frame
-from atelier.app.web.components.uploads import CheckedBlocks
+from atelier.app.web.components.uploads import check_inputs
 from atelier.app.web.components.urls import page_url
 from atelier.app.web.pages import compress, create, fusion, gallery, jobs, library, mix, settings, studio
 
@@ -21,7 +22,7 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
         engine: draws for all pages.
         has_password: whether people sign in, so that Settings offers keys and signing out.
     """
-    blocks = CheckedBlocks(title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
+    blocks = CheckedBlocks(check_inputs, title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
     with blocks as demo, page(demo, home, "create"):
         create.build(demo, home, engine)
     with demo.route(shared.TITLES["studio"], page_url("studio")), page(demo, home, "studio"):

@@ -9,14 +9,13 @@ No page may use ``gr.HTML`` itself, and no template the unescaped forms ``{{{ }}
 from __future__ import annotations
 
 import re
-from abc import ABCMeta
 from html import escape
 from importlib import import_module
 from typing import Any
 
 import gradio as gr
-from gradio.component_meta import ComponentMeta
 
+from atelier.app.web.components.gradio_internals import component_with, event_data
 from atelier.app.web.components.icons import icon
 from atelier.training.config.assets import ASSETS
 
@@ -39,11 +38,7 @@ def escape_literals(value: Any) -> Any:
     return value
 
 
-# Made through ABCMeta, because Gradio's own way of making a component class writes a stub file beside this source.
-_SafeHTML: Any = ABCMeta.__new__(
-    ComponentMeta, "SafeHTML", (gr.HTML,),
-    {"__module__": __name__, "postprocess": lambda _, value: escape_literals(value)},
-)
+_SafeHTML: Any = component_with(escape_literals, gr.HTML, "SafeHTML")
 
 
 def panel(name: str, value: Any = None, *, elem_id: str = "") -> Any:
@@ -79,5 +74,6 @@ def _resolve(found: re.Match[str]) -> str:
 
 def action_of(event: gr.EventData) -> tuple[str, str]:
     """What was pressed in a panel: (action, id). Both come from the browser and may be anything."""
-    data = event._data if isinstance(event._data, dict) else {}
+    sent = event_data(event)
+    data = sent if isinstance(sent, dict) else {}
     return str(data.get("action", "")), str(data.get("id", ""))

@@ -2,7 +2,7 @@
 
 A page names its files by path, and a request may name any path. Gradio checks them in an app that was launched, and
 skips the check in one that is mounted; it also fetches web addresses and lets folders through. So every input of every
-handler passes :func:`uploaded` before Gradio touches it (:class:`CheckedBlocks`), and a path that arrives as plain
+handler passes :func:`uploaded` before Gradio touches it (:func:`check_inputs`), and a path that arrives as plain
 text, as in the data of an event, must be passed to it by the handler.
 """
 
@@ -17,30 +17,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-from gradio.utils import get_upload_folder
-
 from atelier.app.text import shared
+from atelier.app.web.components.gradio_internals import upload_folder
 
 _OFFERED = "offered"   # below the upload folder: what handlers give to be downloaded
 
 
-class CheckedBlocks(gr.Blocks):
-    """An app in which a request can name no file but one that was uploaded."""
+def check_inputs(inputs: list[Any]) -> None:
+    """Check every path among the inputs of a handler.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        # Gradio checks what handlers return, and once more what they get, only in an app that was launched.
-        self.has_launched = True
-
-    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> list[Any]:
-        """Check every path among the inputs of a handler, then let Gradio read them."""
-        for path in _paths(inputs):
-            try:
-                uploaded(path)
-            except ValueError as error:
-                raise gr.Error(str(error), print_exception=False) from None
-        return await super().preprocess_data(block_fn, inputs, *rest, **options)
+    Raises:
+        ValueError: one of them was not uploaded.
+    """
+    for path in _paths(inputs):
+        uploaded(path)
 
 
 def uploaded(path: str) -> Path:
@@ -51,7 +41,7 @@ def uploaded(path: str) -> Path:
     """
     with suppress(OSError, ValueError, RuntimeError):   # too long, a NUL, a loop of links
         given, real = Path(path), Path(path).resolve(strict=True)
-        folder = Path(get_upload_folder()).resolve()
+        folder = upload_folder().resolve()
         if given.is_absolute() and not given.is_symlink() and real.is_relative_to(folder) and real.is_file():
             return real
     raise ValueError(shared.NOT_UPLOADED)
@@ -62,7 +52,7 @@ def offer(file: Path) -> str:
 
     Gradio hands out what lies in its own folder. A second name costs nothing, where a copy of a model costs its size.
     """
-    shelf = Path(get_upload_folder()) / _OFFERED / secrets.token_hex(8)
+    shelf = upload_folder() / _OFFERED / secrets.token_hex(8)
     shelf.mkdir(mode=0o700, parents=True)
     try:
         os.link(file, shelf / file.name)
@@ -73,7 +63,7 @@ def offer(file: Path) -> str:
 
 def forget_old_files(seconds: float = 86_400) -> None:
     """Delete what has lain in the upload folder for longer, from servers before this one; Gradio knows only its own."""
-    folder = Path(get_upload_folder())
+    folder = upload_folder()
     for each in [*folder.iterdir(), *(folder / _OFFERED).glob("*")]:
         if each.name != _OFFERED and time.time() - each.lstat().st_mtime > seconds:
             shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()

@@ -309,7 +309,7 @@ def test_a_new_worker_brings_the_queue_in_line_with_the_folders(home):
         reconcile(home, queue)
         expected = {lives.id: Action.WATCH, cut.id: Action.RESUME, waits.id: Action.START, lost.id: Action.START}
         assert list(queue.waiting().items()) == list(expected.items())
-        queue.drop(cut)
+        queue.remove(cut)
         reconcile(home, queue)   # nothing goes on by itself a second time
         assert cut.id not in queue.waiting()
 

@@ -24,7 +24,8 @@ from atelier.app.store.create_draft import load_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import list_adapters
 from atelier.app.text.shared import NOT_UPLOADED
-from atelier.app.web.components.uploads import CheckedBlocks, offer, uploaded
+from atelier.app.web.components.gradio_internals import CheckedBlocks
+from atelier.app.web.components.uploads import check_inputs, offer, uploaded
 
 SECRET = b"a secret that was never uploaded"
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -216,7 +217,7 @@ def test_no_handler_can_hand_out_a_foreign_file(folder: Path, tmp_path: Path) ->
     (tmp_path / "secret.txt").write_bytes(SECRET)
 
     async def answer() -> Any:
-        with CheckedBlocks() as demo:
+        with CheckedBlocks(check_inputs) as demo:
             demo.load(lambda: str(tmp_path / "secret.txt"), None, gr.File())
         return await demo.process_api(0, [])
 
