@@ -330,6 +330,33 @@ def speaks_our_words(source: Source) -> Iterator[str]:
             yield f"{source.path.as_posix()}:{number} says {found[0]}: see the glossary"
 
 
+RUNS_DATA = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle"}
+# `embedded_base` reads only what it wrote a moment ago, on the machine of a developer; the other, one old format.
+MAY_UNPICKLE = ("training/embedded_base/trainee.py", "training/embedded_base/build.py",
+                "training/loop/optimizer_state.py")   # fmt: skip
+
+
+@rule
+def runs_nothing_that_data_brings(source: Source) -> Iterator[str]:
+    """No pickle, in any disguise, and no text that becomes code or a shell's command."""
+    for node, name in imported(source):
+        if name.split(".")[0] in RUNS_DATA:
+            yield source.at(node, f"imports {name}, which runs what a file says")
+    for node in (n for n in ast.walk(source.tree) if isinstance(n, ast.Call)):
+        options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        match ast.unparse(node.func):
+            case "torch.load" | "torch.save" if source.path.as_posix() not in MAY_UNPICKLE:
+                yield source.at(node, "reads or writes a pickle: use safetensors and JSON")
+            case "torch.load" if options.get("weights_only") != "True":
+                yield source.at(node, "reads a pickle without weights_only=True")
+            case "eval" | "exec" | "compile" | "os.system" | "os.popen" | "builtins.eval" | "builtins.exec":
+                yield source.at(node, "makes code of text")
+        if options.get("shell") == "True" or options.get("allow_pickle") == "True":
+            yield source.at(node, "starts a shell, or reads pickles")
+        if options.get("trust_remote_code", "False") != "False":
+            yield source.at(node, "runs code that comes with a model")
+
+
 # --- the rules bite ---------------------------------------------------------------------------------------------
 
 PLANTED = [
@@ -374,6 +401,15 @@ PLANTED = [
     ("escapes_what_it_puts_into_pages", "app/x.py", "def f(name): return f'<b>{TITLE}</b><i>{name.title()}</i>'"),
     ("escapes_what_it_puts_into_pages", "app/x.py", "import gradio as gr\ngr.HTML(name)"),
     ("speaks_our_words", "adapters/x.py", "lora_alpha = 1"),
+    ("runs_nothing_that_data_brings", "app/x.py", "def f():\n    import pickle"),
+    ("runs_nothing_that_data_brings", "app/x.py", "from joblib import load"),
+    ("runs_nothing_that_data_brings", "training/x.py", "torch.load(path, weights_only=True)"),
+    ("runs_nothing_that_data_brings", "training/x.py", "torch.save(state, path)"),
+    ("runs_nothing_that_data_brings", "training/loop/optimizer_state.py", "torch.load(path)"),
+    ("runs_nothing_that_data_brings", "app/x.py", "np.load(path, allow_pickle=True)"),
+    ("runs_nothing_that_data_brings", "app/x.py", "subprocess.run(text, shell=True)"),
+    ("runs_nothing_that_data_brings", "app/x.py", "exec(text)"),
+    ("runs_nothing_that_data_brings", "training/x.py", "Model.from_pretrained(base, trust_remote_code=yes)"),
 ]
 ALLOWED = """'''Everything here is as it should be.'''
 from __future__ import annotations

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from atelier.adapters.core.atomic_write import atomic_folder
 from atelier.adapters.core.base import AdapterSet
+from atelier.training.loop.optimizer_state import read_optimizer, write_optimizer
 
 _PREFIX = "step-"
 
@@ -52,7 +51,7 @@ def write(folder: Path, state: TrainingState) -> Path:
             save_file(getattr(state, name), partial / f"{name}.safetensors")
         save_file({"generator": state.generator}, partial / "generator.safetensors")
         # From the CPU, so that a run can continue where that device is not: on another card, or on none.
-        torch.save(tree_map_only(Tensor, Tensor.cpu, state.optimizer), partial / "optimizer.pt")
+        write_optimizer(partial, state.optimizer)
         numbers = {name: getattr(state, name) for name in ("step", "best_step", "best_loss", "scaler")}
         (partial / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
     # Older checkpoints, and what a process that was killed had begun.
@@ -79,7 +78,7 @@ def _read(path: Path) -> TrainingState:
     tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "average", "best")}
     return TrainingState(
         generator=load_file(path / "generator.safetensors")["generator"],
-        optimizer=torch.load(path / "optimizer.pt", weights_only=True),
+        optimizer=read_optimizer(path),
         **tensors,
         **numbers,
     )

@@ -68,7 +68,7 @@ def test_only_the_newest_is_kept(tmp_path):
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     write(tmp_path / "old", state(5))
-    for damage in (lambda p: (p / "state.json").unlink(), lambda p: (p / "optimizer.pt").write_bytes(b""),
+    for damage in (lambda p: (p / "state.json").unlink(), lambda p: (p / "optimizer.safetensors").write_bytes(b""),
                    lambda p: (p / "weights.safetensors").write_bytes(b"\0" * 20),
                    lambda p: (p / "state.json").write_text('{"step": 10, "new": 1}')):   # fmt: skip
         folder = tmp_path / "checkpoints"
