@@ -15,7 +15,7 @@ from atelier.adapters.formats import foreign_metadata, peft_config
 from atelier.adapters.formats.group_layers import Layer, build_layers, group_layers, modules_without
 from atelier.adapters.formats.layer_shapes import Shape
 from atelier.adapters.formats.module_names import has_no_bias
-from atelier.adapters.formats.not_adapters import what_else
+from atelier.adapters.formats.not_adapters import is_learned_word, other_model, what_else
 from atelier.adapters.formats.peft_config import PeftConfig
 from atelier.adapters.formats.safetensors_header import (
     FileError,
@@ -25,6 +25,8 @@ from atelier.adapters.formats.safetensors_header import (
 )
 
 _TEXT_WIDTHS = {192: "embedded", 768: "sd1", 1024: "sd2", 2048: "sdxl"}   # of the features that attn2 reads → family
+_REFINER_WIDTH = 1280   # of the features that SDXL's refiner reads
+_SECOND_WIDTH = 1280    # of SDXL's second text encoder
 _ENCODER_WIDTHS = {192: "embedded", 1024: "sd2", 1280: "sdxl"}   # of a text encoder; 768 is sd1's and sdxl's first
 
 
@@ -73,10 +75,12 @@ def detect_entries(
     shapes = {key: entry.shape for key, entry in entries.tensors.items()}
     try:
         grouped = group_layers(shapes, entries.metadata)
+        if other := other_model(grouped.unknown):
+            raise HeaderError(other)
         if not grouped.layers:
-            raise HeaderError(f"{what_else(shapes)}.")
+            raise HeaderError(what_else(shapes))
         family, sure = _family(build_layers(grouped, shapes, configs), entries.metadata)
-        layers = build_layers(grouped, shapes, configs, family)
+        layers = _in_second_encoder(build_layers(grouped, shapes, configs, family))
     except HeaderError as error:
         raise FileError(f"{name} {error}") from None
     ranks = {shapes[layer.keys["down"]][0] for layer in layers.values() if "down" in layer.keys}
@@ -90,10 +94,21 @@ def detect_entries(
     )   # fmt: skip
 
 
+def _in_second_encoder(layers: dict[str, Layer]) -> dict[str, Layer]:
+    """The same layers, of the second text encoder where a file holds one encoder alone and its width tells which."""
+    widths = {layer.shape[1] for name, layer in layers.items() if ".self_attn." in name and len(layer.shape) > 1}
+    if widths != {_SECOND_WIDTH} or not all(name.startswith("text_encoder.") for name in layers):
+        return layers
+    return {name.replace("text_encoder.", "text_encoder_2.", 1): layer for name, layer in layers.items()}
+
+
 def _family(layers: Mapping[str, Layer], metadata: Mapping[str, str]) -> tuple[str, bool]:
     """The base family, and whether the shapes prove it."""
     widths = {name: layer.shape[1] for name, layer in layers.items() if len(layer.shape) > 1}
-    text = (width for name, width in widths.items() if name.endswith(("attn2.to_k", "attn2.to_v")))
+    text = [width for name, width in widths.items() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    if _REFINER_WIDTH in text:
+        raise HeaderError("is an adapter for the refiner of Stable Diffusion XL, which Atelier does not use. Look for "
+                          "a version made for the base model.")
     if found := next((_TEXT_WIDTHS[width] for width in text if width in _TEXT_WIDTHS), ""):
         return found, True
     if any(name.startswith(("text_encoder_2.", "unet.add_embedding")) or ".transformer_blocks.2." in name
@@ -108,7 +123,7 @@ def _family(layers: Mapping[str, Layer], metadata: Mapping[str, str]) -> tuple[s
 
 def _notes(layers: Mapping[str, Layer], shapes: Mapping[str, Shape], unknown: list[str], sure: bool) -> list[str]:
     notes = []
-    words = [key for key in unknown if key.startswith(("<", "bundle_emb."))]
+    words = [key for key in unknown if is_learned_word(key, shapes[key])]
     if words:
         notes.append(f"It also contains {len(words)} text embeddings, which are not used: "
                      f"{', '.join(sorted(words)[:5])}.")

@@ -29,7 +29,7 @@ _SINGLE = {
 }   # fmt: skip
 _MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 
-# Prefix → component and how the rest is written: by underscores, by dots, or by dots in the original layout.
+# Prefix → component and how the rest is written: by underscores, by dots, by dots in the original layout, or either.
 # The first that fits counts, so the longer ones come first.
 _PREFIXES: tuple[tuple[str, str, str], ...] = (
     ("lora_unet_unet_", "unet", "_"),   # a wrong conversion that went around
@@ -37,14 +37,17 @@ _PREFIXES: tuple[tuple[str, str, str], ...] = (
     ("lora_te2_", "text_encoder_2", "_"),
     ("lora_te1_", "text_encoder", "_"),
     ("lora_te_", "text_encoder", "_"),
+    ("oft_unet_", "unet", "_"),
     ("lycoris_", "unet", "_"),
     ("model.diffusion_model.", "unet", "original"),
     ("diffusion_model.", "unet", "original"),
     ("text_encoders.clip_l.transformer.", "text_encoder", "."),
     ("text_encoders.clip_g.transformer.", "text_encoder_2", "."),
+    ("clip_l.", "text_encoder", "."),
+    ("clip_g.", "text_encoder_2", "."),
     ("text_encoder_2.", "text_encoder_2", "."),
     ("text_encoder.", "text_encoder", "."),
-    ("unet.", "unet", "."),
+    ("unet.", "unet", "either"),
     ("text_model.", "text_encoder", "."),
     ("", "unet", "."),
 )
@@ -88,6 +91,8 @@ def parse_module_name(text: str) -> str | None:
     >>> parse_module_name("diffusion_model.middle_block.1.proj_in")
     'unet.mid_block.attentions.0.proj_in'
     """
+    if text.startswith("encoder.layers."):   # a text encoder of transformers 5, by itself
+        text = f"text_model.{text}"
     for prefix, component, writing in _PREFIXES:
         if text.startswith(prefix):
             rest = text.removeprefix(prefix)

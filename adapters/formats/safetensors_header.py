@@ -20,6 +20,7 @@ MAX_HEADER = 16_000_000
 MAX_TENSORS = 50_000
 MAX_DIMENSIONS = 8
 MAX_SIZE = 2**31 - 1
+_LOOK = 64   # bytes of a file that tell what it is instead
 # Bits of a value, for every number format of safetensors 0.8.
 BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, **dict.fromkeys(("BOOL", "U8", "I8"), 8),
@@ -146,8 +147,7 @@ def _read(path: Path) -> bytes:
             most = format_bytes(MAX_HEADER)
             raise HeaderError(f"has a header of {format_bytes(length)}, but at most {most} are read.")
         if length > MAX_HEADER:
-            raise HeaderError(f"is {_guess(start)}, not a safetensors file. Download it again, from the download link "
-                              "itself and not from the page around it.")
+            raise HeaderError(_what_it_is(start + opens + file.read(_LOOK)))
         raw = opens + file.read(max(0, length - 1))
     if len(raw) < length:
         raise HeaderError("is incomplete. Download or copy it again.")
@@ -162,8 +162,30 @@ def _check_size(path: Path, raw: bytes, data: int) -> None:
                           "again.")
 
 
-def _guess(start: bytes) -> str:
-    text = start.lstrip().lower()
-    if text.startswith((b"<", b"<!doc", b"<html")):
-        return "a web page"
-    return "text" if start.isascii() and start.decode().isprintable() else "something else"
+# How files of other sorts begin, in small letters → what they are and the cure.
+_BEGINNINGS: tuple[tuple[tuple[bytes, ...], str], ...] = (
+    ((b"version https://git-lfs",),
+     "is a Git LFS pointer: a note of where the file is, not the file. Run `git lfs pull` in its folder, or download "
+     "it from its page."),
+    ((b"/annex/objects", b"../.git/annex"), "is a git-annex pointer, not the file. Run `git annex get` for it."),
+    ((b"gguf", b"ggml", b"ggjt", b"lmgg", b"tjgg"),
+     "is a GGUF file, a compressed model for llama.cpp or ComfyUI-GGUF, not an adapter. Download the .safetensors "
+     "version."),
+    ((b"<",), "is a web page, not a safetensors file. Download it again, from the download link itself and not from "
+              "the page around it."),
+    ((b"{", b"["), "is text (JSON), often what a site answers instead of the file. Download it again, and sign in "
+                   "first where the site asks for it."),
+    ((b"\x89png", b"\xff\xd8\xff", b"gif8", b"riff", b"bm"),
+     "is a picture, not a safetensors file. Download the model itself, not its preview."),
+    ((b"7z\xbc\xaf", b"rar!", b"\x1f\x8b", b"\xfd7zxz", b"\x28\xb5\x2f\xfd"), "is an archive. Unpack it first."),
+    ((b"%pdf",), "is a PDF, not a safetensors file. Download the model itself."),
+)
+
+
+def _what_it_is(start: bytes) -> str:
+    """What a file is that begins so and has no safetensors header."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if said := next((said for begins, said in _BEGINNINGS if text.startswith(begins)), ""):
+        return said
+    kind = "text" if text.isascii() and all(byte >= 32 or byte in (9, 10, 13) for byte in text) else "something else"
+    return f"is {kind}, not a safetensors file. Download it again, from its download link."
