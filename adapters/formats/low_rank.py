@@ -14,6 +14,7 @@ from torch import Tensor
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.module_names import canonical_name
+from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora
 
@@ -59,6 +60,9 @@ def weight_changes(mix: Mix, weight_of: WeightOf) -> Iterator[WeightChange]:
     """What the Mix adds to each module, in the order of its first adapters; one at a time, to save memory.
 
     ``weight_of`` is asked only where an adapter's update depends on the base model.
+
+    Raises:
+        FileError: an adapter does not fit the base model.
     """
     parts: dict[str, list[tuple[Adapter, float]]] = {}
     for adapters, strength in mix.active():
@@ -78,6 +82,9 @@ def _change(parts: list[tuple[Adapter, float]], weight_of: WeightOf) -> WeightCh
         ups, downs = zip(*((pair[0] * strength, pair[1]) for pair, strength in pairs if pair), strict=True)
         return WeightChange(spec, pair=(torch.cat(ups, 1), torch.cat(downs)), bias=bias)
     weight = weight_of(spec.name)
+    if not all(adapter.matches_shape(weight.shape) for adapter, _ in parts):
+        raise FileError(f"{spec.name} has another shape in the base model ({list(weight.shape)}) than the adapter was "
+                        "made for. Choose a base model of the adapter's family with --base.")
     dense = torch.stack([adapter.delta(weight) * strength for adapter, strength in parts]).sum(0)
     return WeightChange(Spec(spec.name, tuple(weight.shape)), dense=dense, bias=bias)
 
@@ -137,7 +144,7 @@ def lora_from_factors(pairs: Mapping[Spec, Pair]) -> AdapterSet:
     """A LoRA set that holds these pairs, each layer with the rank of its own."""
     ranks = {spec.name: len(down) for spec, (_, down) in pairs.items()}
     with torch.random.fork_rng(devices=[]):   # its start values are overwritten; nobody's dice may move for them
-        adapters = create_adapters("lora", {"rank": max(1, *ranks.values())}, pairs, ranks)
+        adapters = create_adapters("lora", {"rank": max((1, *ranks.values()))}, pairs, ranks)
     for adapter in adapters:
         assert isinstance(adapter, Lora)
         adapter.up.copy_(pairs[adapter.spec][0])

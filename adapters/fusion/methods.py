@@ -49,6 +49,8 @@ def combine(
     _check(parts, method, gates)
     # Strength 0 is no adapter: it takes no turn and no share of a mean.
     parts = [part for part in parts if part.strength]
+    if not parts:
+        return Mix(())
     if method == "normalised":
         parts = _normalise(parts)
     if method == "switch":
@@ -94,7 +96,7 @@ def fuse_adapters(models: Models, parts: Sequence[WeightedAdapter], method: str,
     """One adapter that does what the method does, for those of ``WEIGHT_METHODS``.
 
     Raises:
-        SettingError: the method needs more than weights.
+        SettingError: the method needs more than weights, or every strength is 0.
         MountError: an adapter does not fit the base model.
     """
     if not can_fuse(parts, method):
@@ -102,6 +104,9 @@ def fuse_adapters(models: Models, parts: Sequence[WeightedAdapter], method: str,
                            f"one of {', '.join(WEIGHT_METHODS)}, without curves or regions.")
     chosen = _normalise(parts) if method == "normalised" else parts
     mix = Mix(tuple((part.adapters, part.strength) for part in chosen if part.strength))
+    if not mix.parts:
+        raise SettingError("Every strength is 0, so the adapter would change nothing. Give one of them another "
+                           "strength.")
     if method in ("dare", "ties"):
         return (dare if method == "dare" else ties)(models, mix)
     pairs = exact_factors(models, mix)
@@ -113,4 +118,5 @@ def fuse_adapters(models: Models, parts: Sequence[WeightedAdapter], method: str,
 
 def _largest_rank(models: Models, mix: Mix) -> int:
     """Of any layer of any one of the adapters."""
-    return max(len(down) for part in mix.parts for _, down in exact_factors(models, Mix((part,))).values())
+    ranks = [len(down) for part in mix.parts for _, down in exact_factors(models, Mix((part,))).values()]
+    return max((1, *ranks))

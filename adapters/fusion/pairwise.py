@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from atelier.adapters.attach.mount import find_target_modules
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec, weight_of
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.timestep import TimestepTracker
 from atelier.adapters.formats.low_rank import Pair, WeightChange, lora_from_factors, weight_changes
 from atelier.adapters.kinds.lora import RankSettings
@@ -135,8 +136,12 @@ def pair_layers(models: Models, content: AdapterSet, style: AdapterSet) -> list[
 
     Raises:
         MountError: one of them does not fit the base model.
+        SettingError: neither changes a weight matrix.
     """
     one, two = (exact_factors(models, Mix(((part, 1.0),))) for part in (content, style))
+    if not one and not two:
+        raise SettingError("Neither adapter changes anything but biases and normalizations, which can't be combined "
+                           "into a LoRA. Draw with both of them instead.")
     dtype = next(up.dtype for up, _ in (*one.values(), *two.values()))
     specs = list(dict.fromkeys((*one, *two)))
     return [LayerPair(spec, *(part.get(spec, _empty_pair(spec, dtype)) for part in (one, two))) for spec in specs]

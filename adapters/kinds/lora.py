@@ -44,6 +44,12 @@ class LoraSettings(RankSettings):
         """What the update is multiplied with."""
         return (self.alpha or self.rank) / (self.rank**0.5 if self.stabilized else self.rank)
 
+    def with_rank(self, rank: int) -> Self:
+        """The same settings for a module that has another rank: the scale stays."""
+        if not self.stabilized:
+            return replace(self, rank=rank, alpha=self.alpha * rank / self.rank)
+        return replace(self, rank=rank, alpha=(self.alpha or self.rank) * (rank / self.rank) ** 0.5)
+
 
 class Lora(Adapter):
     """ΔW = scale · up @ down   (Hu et al. 2021, arXiv 2106.09685, eq. 3).

@@ -214,7 +214,7 @@ def _add_parts(command: argparse.ArgumentParser) -> None:
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--rank", type=int, metavar="R", help="maximum rank per layer")
+    command.add_argument("--rank", type=_rank, metavar="R", help="maximum rank per layer")
     command.add_argument("--energy", type=_fraction, metavar="E",
                          help="share of each layer's energy (squared norm) to keep, such as 0.99")
     command.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
@@ -275,6 +275,12 @@ def _fraction(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share; use a number above 0 and up to 1")
     return share
+
+
+def _rank(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rank; use a whole number from 1 to 1024, such as 16")
+    return int(text)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Each returns what the command line prints: values for programs, a text for peopl
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,11 +37,11 @@ def import_(arguments: Namespace) -> CommandResult:
     from atelier.app.services.import_export import import_file, imported_sources
 
     home, place = open_home(arguments.home), arguments.file.expanduser()
-    paths = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
+    paths = sorted(_adapter_files(place)) if place.is_dir() else [place]
     if not paths:
         raise HomeError(f"{place} contains no .safetensors files. Give the folder that your adapters are in.")
     if arguments.name and len(paths) > 1:
-        raise HomeError("--name names one adapter, but {place} contains {len(paths)} files. Omit --name.")
+        raise HomeError(f"--name names one adapter, but {place} contains {len(paths)} files. Omit --name.")
     known = imported_sources(home)
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -53,6 +53,11 @@ def import_(arguments: Namespace) -> CommandResult:
             rows.append({"file": str(path), "name": "", "reason": str(error)})
     lines = [line for row in rows for line in _import_lines(row)]
     return CommandResult(rows, "\n".join(lines), int(any(not row["name"] for row in rows)))
+
+
+def _adapter_files(folder: Path) -> Iterator[Path]:
+    """The .safetensors files in a folder and those below it, in small or capital letters."""
+    return (path for path in folder.rglob("*") if path.suffix.lower() == ".safetensors" and path.is_file())
 
 
 def _import_lines(row: dict[str, Any]) -> list[str]:

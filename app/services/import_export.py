@@ -171,7 +171,9 @@ def export_tiny(parts: Sequence[CardStrength], out: Path, bits: int) -> TinyRepo
 
 def export_path(card: AdapterCard, out: Path) -> Path:
     """Where an export to ``out`` lands."""
-    return out / f"{card.name}{SUFFIX}" if out.is_dir() else out
+    if out.is_dir():
+        return out / f"{card.name}{SUFFIX}"
+    return out if out.suffix.lower() == SUFFIX else out.with_name(out.name + SUFFIX)
 
 
 def export_base(parts: Sequence[CardStrength], out: Path, precision: str, *, single_file: bool, base: str = "") -> int:
@@ -205,20 +207,26 @@ def merge_adapters(
     """Several adapters at their strengths as one new adapter of the library, a LoRA; or one with another rank.
 
     Raises:
-        HomeError: the name can't be used, or the adapters belong to different families.
+        HomeError: the name can't be used, the adapters belong to different families, or nothing is left of them.
         FileError, ConvertError, BaseError: an adapter or the base it depends on can't be read.
     """
     wanted, first = new_name(home, name), parts[0][0]
     if families := {card.family for card, _ in parts} - {first.family}:
         raise HomeError(f"These adapters belong to different families of base models ({first.family}, "
                         f"{', '.join(families)}). Merge adapters of one family.")
-    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts))
+    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts if strength))
     weight_of = _weights(parts, base) or _base_required(first)
+    if not mix.parts:
+        raise HomeError("Every strength is 0, so the adapter would change nothing. Give one of them another strength.")
+    lora = mix_to_lora(mix, weight_of, limits)
+    if not len(lora):
+        raise HomeError("These adapters change only biases and normalizations, which a LoRA can't hold. Draw with them "
+                        "as they are.")
     made_of = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
     words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
              "atelier.subject": ", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject)),
              "modelspec.merged_from": made_of, "modelspec.thumbnail": first.thumbnail}   # fmt: skip
-    return _save_to_library(home, wanted, mix_to_lora(mix, weight_of, limits), {
+    return _save_to_library(home, wanted, lora, {
         "atelier.family": first.family, "atelier.base": first.base, "atelier.title": first.title, **words})
 
 

@@ -14,7 +14,11 @@ from atelier.adapters.attach.merge import merge
 from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.native import load_adapter, save_adapter
+from atelier.adapters.fusion.gates import GateSet, GateSettings
+from atelier.adapters.fusion.live import WeightedAdapter
+from atelier.adapters.fusion.methods import METHODS, combine
 from atelier.adapters.fusion.pairwise import (
     K_LORA_ALPHA,
     K_LORA_BETA,
@@ -224,3 +228,16 @@ def test_an_adapter_of_another_base_is_refused(models, content):
     other = create_adapters("lora", {}, [Spec("unet.wide", (99, 99))])
     with pytest.raises(MountError, match="another base"):
         sum_adapters(models, content, other)
+
+
+def test_two_that_change_no_matrix_are_refused(models):
+    norms = AdapterSet(Lora, Lora.settings(), [])
+    with pytest.raises(SettingError, match="Neither adapter changes"):
+        sum_adapters(models, norms, norms)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strength_zero_draws_the_base_alone_by_every_method(models, content, method):
+    gates = GateSet([], GateSettings()) if method == "gated" else None
+    mix = combine(models, [WeightedAdapter(content, 0.0)], method, gates=gates)
+    assert isinstance(mix, Mix) and not mix.parts

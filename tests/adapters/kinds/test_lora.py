@@ -16,7 +16,7 @@ from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.kinds.catalog import create_adapters
-from atelier.adapters.kinds.lora import Lora
+from atelier.adapters.kinds.lora import Lora, LoraSettings
 
 RANK, ALPHA = 4, 10
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -87,3 +87,12 @@ def test_start_is_as_in_the_authors_code():
     assert adapter.down.abs().max() <= bound
     assert adapter.down.abs().max() > 0.99 * bound
     assert abs(adapter.down.std().item() - bound / 3**0.5) < 0.02 * bound
+
+
+@pytest.mark.parametrize("settings", [{"rank": 16}, {"rank": 16, "alpha": 4.0}])
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_another_rank_keeps_the_scale(stabilized: bool, settings: dict[str, Any]):
+    whole = LoraSettings(**settings, stabilized=stabilized)
+    for rank in (1, 8, 32, 64):
+        part = whole.with_rank(rank)
+        assert part.rank == rank and part.scale == pytest.approx(whole.scale)

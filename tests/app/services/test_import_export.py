@@ -163,6 +163,56 @@ def test_families_do_not_mix(home: Home, tmp_path: Path):
         merge_adapters(home, [(fox, 1.0), (old, 1.0)], "both")
 
 
+def test_strength_zero_merges_into_nothing_and_says_so(home: Home, tmp_path: Path):
+    fox, owl = (import_file(home, foreign(tmp_path / f"{name}.safetensors")).card for name in ("fox", "owl"))
+    with pytest.raises(HomeError, match="Every strength is 0"):
+        merge_adapters(home, [(fox, 0.0)], "none")
+    assert_close(delta(merge_adapters(home, [(fox, 0.0), (owl, 1.0)], "owl alone").path), delta(owl.path))
+
+
+def test_what_only_normalizations_change_does_not_merge(home: Home, tmp_path: Path):
+    path = tmp_path / "norm.safetensors"
+    save_file({"lora_unet_down_blocks_0_resnets_0_norm1.w_norm": torch.ones(64),
+               "lora_unet_down_blocks_0_resnets_0_norm1.b_norm": torch.ones(64)}, path)
+    norm = import_file(home, path).card
+    with pytest.raises(HomeError, match="only biases and normalizations"):
+        merge_adapters(home, [(norm, 1.0)], "none", base="embedded")
+
+
+def test_a_base_of_another_shape_is_refused_in_words(home: Home, tmp_path: Path):
+    path = tmp_path / "norm.safetensors"
+    save_file({"lora_unet_down_blocks_0_resnets_0_norm1.w_norm": torch.ones(32)}, path)
+    norm = import_file(home, path).card
+    with pytest.raises(FileError, match=r"another shape in the base model \(\[64\]\)"):
+        merge_adapters(home, [(norm, 1.0)], "none", base="embedded")
+
+
+@pytest.mark.parametrize("rank", ["0", "-1", "1.5", "9999"])
+def test_a_rank_that_is_none_is_refused(capsys, rank: str):
+    with pytest.raises(SystemExit):
+        main(["resize", "fox", "--name", "small", f"--rank={rank}"])
+    assert "is not a rank; use a whole number from 1 to 1024" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("out", "written"), [("dots.v1.2", "dots.v1.2.safetensors"), ("plain", "plain.safetensors"),
+                                              ("a.SAFETENSORS", "a.SAFETENSORS"), ("", "fox.safetensors")])
+def test_an_exported_file_gets_its_ending(home: Home, tmp_path: Path, out: str, written: str):
+    fox = import_file(home, foreign(tmp_path / "fox.safetensors")).card
+    (tmp_path / "out").mkdir()
+    path, _ = export_adapters([(fox, 1.0)], "kohya", tmp_path / "out" / out)
+    assert path == tmp_path / "out" / written and path.is_file()
+
+
+def test_a_folder_may_write_endings_in_capitals(home: Home, tmp_path: Path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in ("one.SAFETENSORS", "two.safetensors"):
+        foreign(tmp_path / "in" / name)
+    assert main(["import", str(tmp_path / "in"), "--home", str(home.path)]) == 0
+    assert "from one.SAFETENSORS" in capsys.readouterr().out
+    assert main(["import", str(tmp_path / "in"), "--name", "x", "--home", str(home.path)]) == 1
+    assert "contains 2 files" in capsys.readouterr().err
+
+
 @pytest.fixture
 def taught(home: Home) -> Home:
     """An adapter on every layer of the embedded base, of a kind that depends on the base's weights."""
