@@ -87,7 +87,8 @@ def measure(folder: Path, turns: int, threads: int) -> dict[str, Any]:
 def contenders(folder: Path) -> dict[str, list[str]]:
     """What is started for each; both write their pictures into the folder."""
     request, out = DrawRequest(), str(folder)
-    script = PLAIN.format(sampler=SAMPLERS[DEFAULT], steps=request.steps, guidance=request.guidance, seed=request.seed)
+    script = PLAIN.format(sampler=SAMPLERS[DEFAULT].scheduler, steps=request.steps, guidance=request.guidance,
+                          seed=request.seed)   # fmt: skip
     ours = ["-m", "atelier.app.cli.main", "draw", PROMPT, "--out", out, "--home", str(folder / "home")]
     return {"plain script": [sys.executable, "-c", script, str(ASSETS / "base"), PROMPT, out],
             "atelier draw": [sys.executable, *ours]}   # fmt: skip

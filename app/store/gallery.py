@@ -20,11 +20,10 @@ from atelier.app.store.library import AdapterCard, adapter_hash, move_to_trash, 
 from atelier.app.store.picture_metadata import NamedAdapter, parameters_text
 from atelier.training.config.assets import DISTRIBUTION
 from atelier.training.sampling.sample import DrawRequest
+from atelier.training.sampling.samplers import SAMPLERS
 
 SCHEMA = 1
 THUMBNAIL_SIDE = 256   # pixels
-# Our samplers in A1111's words.
-_SAMPLERS = {"ddim": "DDIM", "dpm++": "DPM++ 2M", "unipc": "UniPC", "euler": "Euler", "lcm": "LCM"}
 _ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{6}")
 # What Pillow raises for damaged and for absurdly large files.
 _DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -219,7 +218,9 @@ def _parameters(recipe: Mapping[str, Any]) -> str:
     """Write a recipe as A1111 does, so that its users' tools can show it."""
     parts = [NamedAdapter(part["name"], part["strength"], part["sha256"][:12]) for part in recipe["adapters"]]
     values = {
-        "Steps": recipe["steps"], "Sampler": _SAMPLERS[recipe.get("sampler", "ddim")],
+        "Steps": recipe["steps"], "Sampler": SAMPLERS[recipe.get("sampler", "ddim")].title,
+        "Schedule type": recipe.get("schedule", "").title(),
+        "Clip skip": recipe["clip_skip"] + 1 if "clip_skip" in recipe else "",
         "CFG scale": f"{recipe['guidance']:g}", "Seed": recipe["seed"],
         "Size": f"{recipe['width']}x{recipe['height']}", "Model": Path(recipe["base"]).name,
         "Version": f"Atelier {recipe['version']}",

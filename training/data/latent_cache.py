@@ -60,20 +60,28 @@ def tokenize(model: BaseModel, captions: Sequence[str]) -> Tensor:
     return torch.cat(rows, 1)
 
 
-def encode_text(model: BaseModel, tokens: Tensor) -> PromptEmbeddings:
-    """Token ids ``[B, T]`` → what the UNet reads, as the pipelines compute it.
+def encode_text(model: BaseModel, tokens: Tensor, clip_skip: int = 0) -> PromptEmbeddings:
+    """Token ids ``[B, T]`` → what the UNet reads, as the pipelines compute it; ``clip_skip`` layers are left out.
 
     Stable Diffusion XL reads the last layer but one of both encoders, and the second one's pooled projection.
     """
     encoders = model.text_encoders
     with model.on_device(*encoders):
-        return _encode(model, encoders, tokens)
+        return _encode(model, encoders, tokens, clip_skip)
 
 
-def _encode(model: BaseModel, encoders: Sequence[Any], tokens: Tensor) -> PromptEmbeddings:
+def _encode(model: BaseModel, encoders: Sequence[Any], tokens: Tensor, clip_skip: int) -> PromptEmbeddings:
     rows = tokens.to(encoders[0].device).chunk(len(encoders), 1)
     if len(encoders) == 1:
-        return PromptEmbeddings(encoders[0](rows[0])[0].to(model.dtype))
-    read = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, rows, strict=True)]
-    features = torch.cat([output.hidden_states[-2] for output in read], -1)
-    return PromptEmbeddings(features.to(model.dtype), read[-1].text_embeds.to(model.dtype))
+        if not clip_skip:
+            return PromptEmbeddings(encoders[0](rows[0])[0].to(model.dtype))
+        hidden = encoders[0](rows[0], output_hidden_states=True).hidden_states
+        return PromptEmbeddings(encoders[0].final_layer_norm(hidden[-1 - _within(clip_skip, hidden)]).to(model.dtype))
+    outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, rows, strict=True)]
+    hidden = [output.hidden_states[-2 - _within(clip_skip, output.hidden_states[:-1])] for output in outputs]
+    return PromptEmbeddings(torch.cat(hidden, -1).to(model.dtype), outputs[-1].text_embeds.to(model.dtype))
+
+
+def _within(clip_skip: int, hidden: Sequence[Tensor]) -> int:
+    """At most as many layers as there are: the first of the hidden states is that of the words alone."""
+    return min(clip_skip, len(hidden) - 1)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from atelier.adapters.attach.merge import MergeCache
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
-from atelier.training.data.latent_cache import encode_text, tokenize
 from atelier.training.sampling.latent_preview import LatentPreview, fit_latent_preview
+from atelier.training.sampling.prompt_encoding import PromptReading, encode_prompt
 
 MAX_CACHED_PROMPTS = 64   # those of Stable Diffusion XL have 0.3 MB each in float16
 
@@ -19,16 +19,19 @@ class DrawCache:
     """A cache for one loaded base model; kept by callers that draw with it more than once."""
 
     merges: MergeCache = field(default_factory=MergeCache)
-    _texts: OrderedDict[str, PromptEmbeddings] = field(default_factory=OrderedDict)
+    _texts: OrderedDict[tuple[str, PromptReading], PromptEmbeddings] = field(default_factory=OrderedDict)
     _latent_preview: LatentPreview | None = None
 
-    def encode_prompts(self, model: BaseModel, texts: Sequence[str]) -> list[PromptEmbeddings]:
+    def encode_prompts(
+        self, model: BaseModel, texts: Sequence[str], reading: PromptReading = PromptReading()
+    ) -> list[PromptEmbeddings]:
         """Embeddings of each text by the text encoders without adapters; the latest texts are cached."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        self._texts.update(zip(missing, encode_prompts(model, missing), strict=True))
+        missing = [text for text in dict.fromkeys(texts) if (text, reading) not in self._texts]
+        fresh = encode_prompts(model, missing, reading)
+        self._texts.update({(text, reading): found for text, found in zip(missing, fresh, strict=True)})
         for text in texts:
-            self._texts.move_to_end(text)
-        embeddings = [self._texts[text] for text in texts]
+            self._texts.move_to_end((text, reading))
+        embeddings = [self._texts[text, reading] for text in texts]
         while len(self._texts) > MAX_CACHED_PROMPTS:
             self._texts.popitem(last=False)
         return embeddings
@@ -40,7 +43,9 @@ class DrawCache:
         return self._latent_preview
 
 
-def encode_prompts(model: BaseModel, texts: Sequence[str], copies: int = 1) -> list[PromptEmbeddings]:
+def encode_prompts(
+    model: BaseModel, texts: Sequence[str], reading: PromptReading = PromptReading(), copies: int = 1
+) -> list[PromptEmbeddings]:
     """Embeddings of each text by the text encoders with the adapters mounted now: ``copies`` rows of each.
 
     Adapters can make the rows differ. Offloaded encoders are loaded only if there is a text to encode.
@@ -48,4 +53,4 @@ def encode_prompts(model: BaseModel, texts: Sequence[str], copies: int = 1) -> l
     if not texts:
         return []
     with model.on_device(*model.text_encoders):
-        return [encode_text(model, tokenize(model, [text] * copies)) for text in texts]
+        return [encode_prompt(model, text, reading, copies) for text in texts]

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -18,18 +20,29 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError, Settings, setting
 from atelier.adapters.decor import remove_directions
 from atelier.adapters.fusion.live import Fusion, mount_fusion
-from atelier.training.base_models.base_model import BaseModel
+from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.base_models.malloc_tuning import trim_memory
 from atelier.training.sampling.draw_cache import DrawCache, encode_prompts
+from atelier.training.sampling.latent_preview import LatentPreview
+from atelier.training.sampling.prompt_encoding import PLAIN, WEIGHTS, PromptReading, same_length
 from atelier.training.sampling.samplers import (
     AUTO,
     DEFAULT,
     LCM_GUIDANCE,
     LCM_STEPS,
     SAMPLERS,
+    SCHEDULES,
     new_sampler,
     on_denoised,
     using_sampler,
+)
+from atelier.training.sampling.start_picture import (
+    StartLatents,
+    StartPicture,
+    encode_picture,
+    fitted,
+    paste_outside,
+    start_latents,
 )
 
 GUIDANCE = 3.0
@@ -54,6 +67,21 @@ class DrawRequest(Settings):
     height: int = setting(0, "Height in pixels. 0 means the base model's own.", low=0, high=4096)
     sampler: str = setting(AUTO, f"Sampler. 'auto' is {DEFAULT}, or the one an adapter was made for.",
                            choices=(AUTO, *SAMPLERS))
+    schedule: str = setting(AUTO, "How the noise levels of the steps are spaced; auto is what the base model was made "
+                            "for.", choices=SCHEDULES)
+    prompt_syntax: str = setting(WEIGHTS, "weights: (word:1.2), [word], BREAK, prompts of any length. plain: every "
+                                 "sign is a word, and long prompts are cut.", choices=(WEIGHTS, PLAIN))
+    clip_skip: int = setting(0, "Layers at the end of the text encoder that are left out; other tools count from 1.",
+                             low=0, high=11)
+    guidance_rescale: float = setting(0.0, "Against colours burnt by high guidance, for base models with zero terminal "
+                                      "SNR; 0.7 is usual (arXiv 2305.08891).", low=0, high=1)
+    upscale: float = setting(1.0, "Draw small first, then enlarge so many times and draw the details (hires fix); 1 is "
+                             "off.", low=1, high=4)
+    upscaler: str = setting("latent", "How it is enlarged: its latents, or its pixels by Lanczos' filter.",
+                            choices=("latent", "lanczos"))
+    upscale_steps: int = setting(0, "Steps of the second pass; 0 means as many as of the first.", low=0, high=1000)
+    upscale_strength: float = setting(0.55, "How much the second pass may change; 1 draws everything anew.",
+                                      low=0.01, high=1)
 
     def with_sampler(self, adapter_sampler: str = "") -> DrawRequest:
         """The request with ``auto`` replaced; ``adapter_sampler`` is the sampler an adapter of the Mix was made for.
@@ -76,42 +104,114 @@ def draw(
     on_latent_preview: Callable[[list[Image.Image]], None] | None = None,
     same_seed: bool = False,
     cache: DrawCache | None = None,
+    start: StartPicture | None = None,
 ) -> list[Image.Image]:
     """Draw ``request.count`` pictures with the adapters of ``mix`` at their strengths, or as a fusion says.
 
     ``on_step(done, of)`` is called after every denoising step; a few times a second ``on_latent_preview`` gets small
     previews of the pictures. ``cache``: what earlier drawings with this model computed, so that only what is new is
     computed. ``same_seed``: all from the one seed, for a mix that treats the pictures of a batch differently.
+    ``start``: a picture to start from; without one a drawing starts from noise.
 
     Raises:
-        SettingError: a size the model can't draw.
+        SettingError: a size the model can't draw, or settings that don't go together.
         MountError: an adapter of another base model.
     """
     request, cache = request.with_sampler(), cache or DrawCache()
     width, height = _size(model, request)
-    sampler = new_sampler(model.scheduler, request.sampler)
-    if on_latent_preview:
-        on_denoised(sampler, _latent_previews(model, cache, on_latent_preview))
+    large = _enlarged(model, request, width, height)
+    generators = _generators(request.seed, request.count, step=0 if same_seed else 1)
+    see = on_latent_preview and _throttled(cache.latent_preview(model), on_latent_preview)
+    with torch.inference_mode(), _apply_mix(model, mix, cache):
+        prompts = _prompt(model, request, mix, cache, each=same_seed)
+        run = partial(_denoise, model, request, generators, prompts, _reporter(request, start, on_step), see)
+        latents = run((width, height), start and _from_picture(model, start, width, height, generators))
+        if large != (width, height):
+            latents = run(large, _from_small(model, request, latents, *large, generators))
+        pictures = _decode(model, latents)
+    trim_memory()   # a server may wait for hours, and a training may need it
+    return [paste_outside(start, picture) for picture in pictures] if start else pictures
 
-    def report(_pipeline: object, step: int, _timestep: object, values: dict[str, object]) -> dict[str, object]:
-        if on_step:
-            on_step(step + 1, request.steps)
+
+def _denoise(
+    model: BaseModel, request: DrawRequest, generators: list[torch.Generator], prompts: dict[str, Any],
+    on_step: Callable[[], None], see: Callable[[Tensor], None] | None, size: tuple[int, int],
+    start: StartLatents | None,
+) -> Tensor:   # fmt: skip
+    """One pass of the sampler → latents ``[B, C, h, w]``."""
+    sampler = new_sampler(model.scheduler, request.sampler, request.schedule)
+    if see:
+        on_denoised(sampler, see)
+    steps = start.steps or request.steps if start else request.steps
+    latents = start.begin(sampler, steps) if start else None
+
+    def after_step(_pipeline: object, step: int, _timestep: object, values: dict[str, Any]) -> dict[str, Any]:
+        on_step()
+        if start:
+            values["latents"] = start.keep_outside(sampler, step, values["latents"])
         return values
 
-    with torch.inference_mode(), _apply_mix(model, mix, cache), using_sampler(model.pipeline, sampler):
-        result = model.pipeline(
-            **_prompt(model, request, mix, cache, each=same_seed),
-            num_inference_steps=request.steps,
+    with using_sampler(model.pipeline, sampler):
+        return model.pipeline(
+            **prompts,
+            num_inference_steps=steps,
             guidance_scale=request.guidance,
-            width=width,
-            height=height,
-            generator=_generators(request.seed, request.count, step=0 if same_seed else 1),
-            callback_on_step_end=report,
+            guidance_rescale=request.guidance_rescale,
+            width=size[0],
+            height=size[1],
+            generator=generators,
+            latents=latents,
+            callback_on_step_end=after_step,
             output_type="latent",
-        )
-        pictures = _decode(model, result.images)
-    trim_memory()   # a server may wait for hours, and a training may need it
-    return pictures
+        ).images
+
+
+def _reporter(
+    request: DrawRequest, start: StartPicture | None, on_step: Callable[[int, int], None] | None
+) -> Callable[[], None]:
+    """Count the steps of both passes for whoever wants to know; Heun's method calls the UNet twice a step."""
+    order = 2 if request.sampler == "heun" else 1
+    first = _shares(request.steps, start.strength if start else 1.0) * order - (order - 1)
+    second = _shares(request.upscale_steps or request.steps, request.upscale_strength) * order - (order - 1)
+    done, of = 0, first + (second if request.upscale > 1 else 0)
+
+    def report() -> None:
+        nonlocal done
+        done += 1
+        if on_step:
+            on_step(min(done, of), of)
+
+    return report
+
+
+def _shares(steps: int, strength: float) -> int:
+    return min(int(steps * strength), steps)
+
+
+def _from_picture(
+    model: BaseModel, start: StartPicture, width: int, height: int, generators: Sequence[torch.Generator]
+) -> StartLatents:
+    return start_latents(model, start, width, height, _noise(model, width, height, generators))
+
+
+def _from_small(
+    model: BaseModel, request: DrawRequest, latents: Tensor, width: int, height: int,
+    generators: Sequence[torch.Generator],
+) -> StartLatents:   # fmt: skip
+    """The second pass of the hires fix: what was drawn small, enlarged."""
+    noise = _noise(model, width, height, generators)
+    if request.upscaler == "lanczos":
+        large = torch.cat([encode_picture(model, fitted(small, width, height)) for small in _decode(model, latents)])
+    else:
+        large = F.interpolate(latents.float(), size=noise.shape[-2:], mode="bilinear", antialias=True)
+    return StartLatents(large.to(noise.dtype), noise, request.upscale_strength, steps=request.upscale_steps)
+
+
+def _noise(model: BaseModel, width: int, height: int, generators: Sequence[torch.Generator]) -> Tensor:
+    factor = model.pipeline.vae_scale_factor
+    shape = (model.unet.config.in_channels, height // factor, width // factor)
+    noise = torch.stack([torch.randn(shape, generator=generator, dtype=torch.float32) for generator in generators])
+    return noise.to(model.device, model.dtype)
 
 
 def _apply_mix(model: BaseModel, mix: Mix | Fusion, cache: DrawCache) -> AbstractContextManager[None]:
@@ -122,11 +222,11 @@ def _apply_mix(model: BaseModel, mix: Mix | Fusion, cache: DrawCache) -> Abstrac
     return attach(model.models(), mix)
 
 
-def _latent_previews(
-    model: BaseModel, cache: DrawCache, show: Callable[[list[Image.Image]], None]
+def _throttled(
+    latent_preview: LatentPreview, show: Callable[[list[Image.Image]], None]
 ) -> Callable[[Tensor], None]:
-    """A callback that shows the denoised latents at the first step and then a few times a second."""
-    latent_preview, last = cache.latent_preview(model), -LATENT_PREVIEW_SECONDS
+    """Show what the sampler takes the latents to be, at the first step and then a few times a second."""
+    last = -LATENT_PREVIEW_SECONDS
 
     def preview(latents: Tensor) -> None:
         nonlocal last
@@ -147,14 +247,20 @@ def _prompt(
     texts = (request.prompt, request.negative, request.unwanted)
     adapted = _adapts_text(mix)
     copies = request.count if each and adapted else 1
-    prompt, negative, unwanted = encode_prompts(model, texts, copies) if adapted else cache.encode_prompts(model, texts)
+    reading = PromptReading(request.prompt_syntax, request.clip_skip)
+    if adapted:
+        prompt, negative, unwanted = encode_prompts(model, texts, reading, copies)
+    else:
+        prompt, negative, unwanted = cache.encode_prompts(model, texts, reading)
     words = model.tokenizers_and_encoders[0][0](request.unwanted, add_special_tokens=False).input_ids
     features = prompt.features
     if words and request.unwanted_strength:
         # Only the words count: start and end tokens are the same in every text.
         directions = unwanted.features[0, 1:-1][: len(words)]
         features = remove_directions(features, directions, request.unwanted_strength)
-    arguments: dict[str, Any] = {"prompt_embeds": features, "negative_prompt_embeds": negative.features}
+    lengthened = same_length(model, [PromptEmbeddings(features), negative], reading)
+    arguments: dict[str, Any] = {
+        "prompt_embeds": lengthened[0].features, "negative_prompt_embeds": lengthened[1].features}   # fmt: skip
     if prompt.pooled is not None and negative.pooled is not None:
         arguments |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
     return {name: tensor.repeat_interleave(request.count // copies, 0) for name, tensor in arguments.items()}
@@ -193,6 +299,13 @@ def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: 
 def _generators(seed: int, count: int, step: int = 1) -> list[torch.Generator]:
     """One generator a picture: picture i starts from the same noise whether it is drawn alone or in a batch."""
     return [torch.Generator("cpu").manual_seed(seed + step * i) for i in range(count)]
+
+
+def _enlarged(model: BaseModel, request: DrawRequest, width: int, height: int) -> tuple[int, int]:
+    """The size of the second pass: the nearest that the model can draw."""
+    multiple = model.info.size_multiple
+    wide, high = (max(round(side * request.upscale / multiple), 1) * multiple for side in (width, height))
+    return wide, high
 
 
 def _size(model: BaseModel, request: DrawRequest) -> tuple[int, int]:
