@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from atelier.adapters.core.settings import SettingError
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
 from atelier.app.services.engine import Engine
 from atelier.app.store.gallery import encode_picture, picture_id, save_picture
@@ -18,7 +19,9 @@ from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry
 from atelier.app.store.models import resolve_base
 from atelier.training.config.train_config import EMBEDDED
+from atelier.training.data.images import open_picture
 from atelier.training.sampling.sample import DrawRequest
+from atelier.training.sampling.start_picture import StartPicture
 
 BATCH_SIZE = 4   # more pictures at once need more memory and are hardly drawn faster
 
@@ -47,12 +50,23 @@ def _job(home: Home, arguments: Namespace) -> DrawJob:
     return DrawJob(
         request=_request(arguments), base=resolve_base(home, arguments.base or "") or own_base,
         adapters=tuple(MixEntry(name, strength) for name, strength in arguments.adapters), method=arguments.fuse or "",
+        start=_start(arguments),
     )   # fmt: skip
+
+
+def _start(arguments: Namespace) -> StartPicture | None:
+    if arguments.image is None:
+        if arguments.mask is not None:
+            raise SettingError("--mask needs the picture it belongs to: give --image too.")
+        return None
+    mask = None if arguments.mask is None else open_picture(arguments.mask).convert("L")
+    return StartPicture(open_picture(arguments.image), arguments.image_strength, mask)
 
 
 def _request(arguments: Namespace) -> DrawRequest:
     names = ("prompt", "negative", "unwanted", "unwanted_strength", "seed", "count", "steps", "guidance",
-             "sampler")   # fmt: skip
+             "sampler", "schedule", "prompt_syntax", "clip_skip", "guidance_rescale", "upscale", "upscaler",
+             "upscale_steps", "upscale_strength")   # fmt: skip
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     width, height = arguments.size or (0, 0)
     return DrawRequest.from_dict({**given, "width": width, "height": height})
@@ -61,9 +75,10 @@ def _request(arguments: Namespace) -> DrawRequest:
 def _with_progress(checked: CheckedJob) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
     request = checked.job.request
     batches = -(-request.count // BATCH_SIZE)
-    with tqdm(total=batches * request.steps, unit="step", leave=False, disable=None) as bar:
+    with tqdm(unit="step", leave=False, disable=None) as bar:
 
-        def on_step(_done: int, _of: int) -> None:
+        def on_step(_done: int, of: int) -> None:
+            bar.total = batches * of
             bar.update()
 
         yield from draw(Engine(), checked, batch_size=BATCH_SIZE, on_step=on_step)

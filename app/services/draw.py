@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,14 @@ from PIL import Image
 
 from atelier.adapters.fusion.methods import DEFAULT_METHOD
 from atelier.app.services.engine import Engine, FileEntry
-from atelier.app.store.gallery import GalleryPicture, find_picture, make_recipe, read_recipe, save_picture
+from atelier.app.store.gallery import (
+    LATER_SETTINGS,
+    GalleryPicture,
+    find_picture,
+    make_recipe,
+    read_recipe,
+    save_picture,
+)
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, find_adapter
 from atelier.app.store.mixes import MixEntry, fusion_recipe
@@ -21,11 +29,14 @@ from atelier.app.store.models import check_family
 from atelier.app.text.studio import few_steps
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
+from atelier.training.sampling.prompt_encoding import PLAIN
+from atelier.training.sampling.prompt_syntax import split_adapters
 from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import AUTO
 
 if TYPE_CHECKING:
     from atelier.adapters.fusion.gates import GateRecord
+    from atelier.training.sampling.start_picture import StartPicture
 
 RecipePicture = tuple[Image.Image, dict[str, Any]]   # a picture, and the recipe it was drawn by
 
@@ -38,6 +49,7 @@ class DrawJob:
     base: str = EMBEDDED
     adapters: tuple[MixEntry, ...] = ()
     method: str = ""   # how the adapters act together; empty: as their sum, of which a recipe says nothing
+    start: StartPicture | None = None   # a picture to start from; a recipe has its hash and how much could change
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +69,16 @@ class CheckedJob:
         """How picture ``index`` of the job, counted from 0, is drawn."""
         job = self.job
         strengths = [(card, entry.strength) for card, entry in zip(self.cards, job.adapters, strict=True)]
-        recipe = make_recipe(job.request, index, job.base, self.family, strengths)
+        recipe = make_recipe(job.request, index, job.base, self.family, strengths) | _start_recipe(job.start)
         return recipe | fusion_recipe(job.method, job.adapters) if job.method else recipe
+
+
+def _start_recipe(start: StartPicture | None) -> dict[str, Any]:
+    if start is None:
+        return {}
+    pixels = start.picture.convert("RGB").tobytes()
+    hash = sha256(pixels).hexdigest()
+    return {"start": {"sha256": hash, "strength": start.strength, "masked": start.mask is not None}}
 
 
 class Progress(NamedTuple):
@@ -90,10 +110,22 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
         HomeError, BaseError, FileError: an adapter or the base model can't be used, or they don't belong together.
     """
     info = identify(job.base)
+    job = _with_named_adapters(job)
     cards = tuple(find_adapter(home, entry.name) for entry in job.adapters)
     check_family(info, cards)
     request, notice = with_sampler(job.request, [(c, e.strength) for c, e in zip(cards, job.adapters, strict=True)])
     return CheckedJob(replace(job, request=request), info.family, cards, notice)
+
+
+def _with_named_adapters(job: DrawJob) -> DrawJob:
+    """The job with ``<lora:name:strength>`` of its prompt as adapters; a name given both ways counts as typed last."""
+    if job.request.prompt_syntax == PLAIN:
+        return job
+    prompt, named = split_adapters(job.request.prompt)
+    if not named:
+        return job
+    entries = {entry.name: entry for entry in job.adapters} | {name: MixEntry(name, value) for name, value in named}
+    return replace(job, request=replace(job.request, prompt=prompt), adapters=tuple(entries.values()))
 
 
 def with_sampler(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]]) -> tuple[DrawRequest, str]:
@@ -127,7 +159,7 @@ def draw(
         count = min(batch_size or request.count, request.count - first)
         batch = replace(request, seed=request.seed + first, count=count)
         pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT_METHOD, record=record,
-                               on_step=on_step, on_latent_preview=on_latent_preview)   # fmt: skip
+                               on_step=on_step, on_latent_preview=on_latent_preview, start=job.start)   # fmt: skip
         yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
 
 
@@ -194,11 +226,14 @@ def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
 
 def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
-    later = [name for name in ("unwanted", "unwanted_strength", "sampler") if name in recipe]   # only where they count
+    later = [name for name in ("unwanted", "unwanted_strength", "sampler", *LATER_SETTINGS) if name in recipe]
     entries = [MixEntry(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
     here = tuple(entry for entry in entries if _is_here(home, entry.name))
-    # Before recipes named a sampler there was one.
-    request = DrawRequest.from_dict({"sampler": "ddim", **{name: recipe[name] for name in (*names, *later)}})
+    # Before recipes named a sampler and a syntax there was one of each.
+    given = {"sampler": "ddim", "prompt_syntax": PLAIN, **{name: recipe[name] for name in (*names, *later)}}
+    if "upscale" in recipe:   # its size is that of the second pass
+        given |= {"width": recipe["first_width"], "height": recipe["first_height"]}
+    request = DrawRequest.from_dict(given)
     job = DrawJob(request=request, base=str(recipe["base"]), adapters=here)
     return job, [entry.name for entry in entries if entry not in here]
 

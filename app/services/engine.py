@@ -27,6 +27,7 @@ if TYPE_CHECKING:   # what only one method needs is imported there: `atelier dra
     from atelier.adapters.fusion.gates import GateRecord, GateSet
     from atelier.adapters.fusion.interference import Interference
     from atelier.training.sampling.fidelity import Fidelity
+    from atelier.training.sampling.start_picture import StartPicture
 
 MAX_ADAPTERS = 8
 MAX_GRID_PICTURES = 81   # of the Mix Lab's pad: nine grids
@@ -59,6 +60,7 @@ class Engine:
         self, base: str, adapters: Sequence[FileEntry], request: DrawRequest, method: str = DEFAULT_METHOD, *,
         on_step: Callable[[int, int], None] | None = None,
         on_latent_preview: Callable[[list[Image.Image]], None] | None = None, record: GateRecord | None = None,
+        start: StartPicture | None = None,
     ) -> list[Image.Image]:   # fmt: skip
         """Draw ``request.count`` pictures in one batch.
 
@@ -70,6 +72,7 @@ class Engine:
             on_step: called with (done, of) after every denoising step.
             on_latent_preview: called a few times a second with small previews of the pictures.
             record: takes down what gates do.
+            start: a picture to start from.
 
         Raises:
             BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
@@ -79,7 +82,8 @@ class Engine:
             parts = [entry.part(self._adapter(path)) for path, entry in adapters if entry.strength]
             gates = _gates(model) if method == "gated" else None
             mix = combine(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
-            return draw(model, request, mix, on_step, on_latent_preview=on_latent_preview, cache=self._cache)
+            return draw(model, request, mix, on_step, on_latent_preview=on_latent_preview, cache=self._cache,
+                        start=start)   # fmt: skip
 
     def draw_grid(
         self, base: str, adapters: tuple[Path, Path], method: str, strengths: Sequence[tuple[float, float]],

@@ -23,6 +23,9 @@ from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import SAMPLERS
 
 SCHEMA = 1
+LATER_SETTINGS = ("schedule", "prompt_syntax", "clip_skip", "guidance_rescale", "upscale", "upscaler", "upscale_steps",
+                  "upscale_strength")   # fmt: skip
+"""Settings of a drawing that recipes hold only where they are not the usual ones."""
 THUMBNAIL_SIDE = 256   # pixels
 _ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{6}")
 # What Pillow raises for damaged and for absurdly large files.
@@ -52,10 +55,16 @@ def make_recipe(
         adapters: the Mix, with strengths.
     """
     unwanted = {"unwanted": request.unwanted, "unwanted_strength": request.unwanted_strength}
+    usual, given = DrawRequest().to_dict(), request.to_dict()
+    # The syntax is always said: recipes older than it are read plainly.
+    later = {name: given[name] for name in LATER_SETTINGS if given[name] != usual[name] or name == "prompt_syntax"}
+    if request.upscale > 1:
+        later |= {"first_width": request.width, "first_height": request.height}
     return {
         "prompt": request.prompt, "negative": request.negative, **(unwanted if request.unwanted else {}),
         "seed": request.seed + index,
         "steps": request.steps, "guidance": request.guidance, "sampler": request.with_sampler().sampler,
+        **later,
         "base": base, "family": family,
         "adapters": [
             {"name": card.name, "sha256": adapter_hash(card), "kind": card.kind, "strength": strength}

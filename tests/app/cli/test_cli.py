@@ -35,7 +35,7 @@ from atelier.training.config.train_config import TrainConfig, load_preset, prese
 # As little work as a whole training can be.
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
 COMMANDS = {"models", "serve", "worker", "train", "make", "compress", "draw", "find", "words",
-            "list", "show", "delete",
+            "list", "show", "delete", "key",
             "doctor", "import", "inspect", "export", "merge", "resize", "extract"}
 
 

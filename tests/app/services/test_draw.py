@@ -33,7 +33,7 @@ from atelier.app.services.engine import Engine
 from atelier.app.services.fuse import LIVE_STEPS, draw_mix
 from atelier.app.services.import_export import import_file
 from atelier.app.store.gallery import GalleryPicture, encode_picture, gallery_page, make_recipe, picture_id, read_recipe
-from atelier.app.store.home import Home, open_home
+from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry, SavedMix
 from atelier.training.sampling.sample import DrawRequest
@@ -194,12 +194,12 @@ def test_such_an_adapter_decides_and_says_so(home, engine, tmp_path, capsys):
     assert card.sampler == "lcm"
     job = DrawJob(request=DrawRequest(prompt="a fox"), adapters=(MixEntry("lcm-lora-tiny"),))
     (notice, *way), [picture] = drawn(home, engine, job)
-    assert notice.startswith("lcm-lora-tiny was made for few steps: drawn with the LCM sampler, 8 steps, guidance 1.5.")
+    assert notice.startswith("lcm-lora-tiny needs few steps: drawn with the LCM sampler, 8 steps, guidance 1.5.")
     assert [event for event in way if isinstance(event, Progress)] == [(i, 8) for i in range(1, 9)]
     recipe = read_recipe(picture.path) or {}
     assert (recipe["sampler"], recipe["steps"], recipe["guidance"]) == ("lcm", 8, 1.5)
     assert main(["draw", "a fox", "--adapter", "lcm-lora-tiny", "--home", str(home.path), "--steps", "4"]) == 0
-    assert "lcm-lora-tiny was made for few steps: drawn with the LCM sampler, 4 steps" in capsys.readouterr().err
+    assert "lcm-lora-tiny needs few steps: drawn with the LCM sampler, 4 steps" in capsys.readouterr().err
 
 
 def test_it_decides_nothing_that_a_person_decided_and_nothing_at_zero(home, tmp_path):
@@ -228,7 +228,8 @@ def test_a_picture_names_the_sampler_it_was_drawn_with_and_gives_it_back(home, e
 
 def test_an_old_picture_was_drawn_with_ddim(home):
     job, _ = job_from_picture(home, add_picture(home, OLD))
-    assert job.request == DrawRequest(prompt="a fox", seed=3, steps=2, sampler="ddim", width=64, height=64)
+    assert job.request == DrawRequest(prompt="a fox", seed=3, steps=2, sampler="ddim", width=64, height=64,
+                                      prompt_syntax="plain")
 
 
 def test_every_sampler_has_a_name_in_other_tools_and_on_the_command_line():
@@ -240,4 +241,42 @@ def test_every_sampler_has_a_name_in_other_tools_and_on_the_command_line():
         recipe = make_recipe(DrawRequest(prompt="a", sampler=name), 0, "embedded", "embedded", [])
         with Image.open(io.BytesIO(encode_picture(Image.new("RGB", (8, 8)), recipe))) as image:
             words.add(image.info["parameters"].partition("Sampler: ")[2].partition(",")[0])
-    assert words == {"DDIM", "DPM++ 2M", "UniPC", "Euler", "LCM"}
+    assert words == {"DDIM", "DPM++ 2M", "DPM++ 2M SDE", "UniPC", "Euler", "Euler a", "Heun", "LCM"}
+
+
+def test_what_came_later_is_kept_in_the_recipe_and_restored(home, engine):
+    request = DrawRequest(prompt="a (red:1.2) fox", steps=3, sampler="euler", schedule="karras", clip_skip=1, upscale=2,
+                          upscaler="lanczos", upscale_strength=0.7, width=64, height=64, seed=4)
+    _, [picture] = drawn(home, engine, DrawJob(request=request))
+    job, missing = job_from_picture(home, picture.id)
+    assert job.request == request and missing == []
+    with Image.open(picture.path) as image:
+        assert image.size == (128, 128)
+        assert "Schedule type: Karras" in image.info["parameters"] and "Clip skip: 2" in image.info["parameters"]
+
+
+def test_adapters_named_in_a_prompt_are_drawn_with(home, tmp_path):
+    import_file(home, foreign(tmp_path / "foreign", "rex.safetensors"))
+    job = DrawJob(request=DrawRequest(prompt="a fox <lora:rex:0.8>"), adapters=(MixEntry("rex", 0.2),))
+    checked = check_job(home, job)
+    assert checked.job.adapters == (MixEntry("rex", 0.8),) and checked.job.request.prompt == "a fox"
+    with pytest.raises(HomeError, match="nobody"):
+        check_job(home, DrawJob(request=DrawRequest(prompt="<lora:nobody:1>")))
+    plain = DrawRequest(prompt="a <lora:nobody:1>", prompt_syntax="plain")
+    assert check_job(home, DrawJob(request=plain)).job.request.prompt == plain.prompt
+
+
+def test_the_command_line_starts_from_a_picture(home, tmp_path, capsys):
+    picture, mask = Image.new("RGB", (64, 64), (200, 40, 40)), Image.new("L", (64, 64))
+    mask.paste(255, (32, 0, 64, 64))
+    picture.save(tmp_path / "a.png")
+    mask.save(tmp_path / "mask.png")
+    given = ["draw", "a fox", "--steps", "4", "--out", str(tmp_path / "out"), "--home", str(home.path)]
+    assert main([*given, "--image", str(tmp_path / "a.png"), "--mask", str(tmp_path / "mask.png"),
+                 "--image-strength", "0.5"]) == 0
+    [path] = (tmp_path / "out").glob("*.png")
+    with Image.open(path) as drawn_picture:
+        assert drawn_picture.getpixel((5, 30)) == (200, 40, 40) and drawn_picture.getpixel((55, 30)) != (200, 40, 40)
+    assert (read_recipe(path) or {})["start"]["strength"] == 0.5
+    assert main([*given, "--mask", str(tmp_path / "mask.png")]) == 1
+    assert "give --image too" in capsys.readouterr().err
