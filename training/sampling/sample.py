@@ -121,10 +121,12 @@ def draw(
     width, height = _size(model, request)
     large = _enlarged(model, request, width, height)
     generators = _generators(request.seed, request.count, step=0 if same_seed else 1)
-    see = on_latent_preview and _throttled(cache.latent_preview(model), on_latent_preview)
+    on_latents = on_latent_preview and _throttled(cache.latent_preview(model), on_latent_preview)
     with torch.inference_mode(), _apply_mix(model, mix, cache):
-        prompts = _prompt(model, request, mix, cache, each=same_seed)
-        run = partial(_denoise, model, request, generators, prompts, _reporter(request, start, on_step), see)
+        run = partial(
+            _denoise, model, request, generators=generators, prompts=_prompt(model, request, mix, cache, each=same_seed),
+            on_step=_reporter(request, start, on_step), on_latents=on_latents,
+        )   # fmt: skip
         latents = run((width, height), start and _from_picture(model, start, width, height, generators))
         if large != (width, height):
             latents = run(large, _from_small(model, request, latents, *large, generators))
@@ -134,14 +136,14 @@ def draw(
 
 
 def _denoise(
-    model: BaseModel, request: DrawRequest, generators: list[torch.Generator], prompts: dict[str, Any],
-    on_step: Callable[[], None], see: Callable[[Tensor], None] | None, size: tuple[int, int],
-    start: StartLatents | None,
+    model: BaseModel, request: DrawRequest, size: tuple[int, int], start: StartLatents | None, *,
+    generators: list[torch.Generator], prompts: dict[str, Any], on_step: Callable[[], None],
+    on_latents: Callable[[Tensor], None] | None,
 ) -> Tensor:   # fmt: skip
     """One pass of the sampler → latents ``[B, C, h, w]``."""
     sampler = new_sampler(model.scheduler, request.sampler, request.schedule)
-    if see:
-        on_denoised(sampler, see)
+    if on_latents:
+        on_denoised(sampler, on_latents)
     steps = start.steps or request.steps if start else request.steps
     latents = start.begin(sampler, steps) if start else None
 
