@@ -124,8 +124,8 @@ def draw(
     on_latents = on_latent_preview and _throttled(cache.latent_preview(model), on_latent_preview)
     with torch.inference_mode(), _apply_mix(model, mix, cache):
         run = partial(
-            _denoise, model, request, generators=generators, prompts=_prompt(model, request, mix, cache, each=same_seed),
-            on_step=_reporter(request, start, on_step), on_latents=on_latents,
+            _denoise, model, request, generators=generators, on_step=_reporter(request, start, on_step),
+            prompts=_prompt(model, request, mix, cache, each=same_seed), on_latents=on_latents,
         )   # fmt: skip
         latents = run((width, height), start and _from_picture(model, start, width, height, generators))
         if large != (width, height):
