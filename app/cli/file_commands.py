@@ -33,8 +33,8 @@ def inspect(arguments: Namespace) -> CommandResult:
 
 def import_(arguments: Namespace) -> CommandResult:
     """Take one file, or every adapter file of a folder, into the library."""
-    from atelier.adapters.formats.safetensors_header import FileError
-    from atelier.app.services.import_export import import_file, imported_sources
+    from atelier.app.services.import_child import import_files
+    from atelier.app.store.library import find_adapter
 
     home, place = open_home(arguments.home), arguments.file.expanduser()
     paths = sorted(_adapter_files(place)) if place.is_dir() else [place]
@@ -42,15 +42,11 @@ def import_(arguments: Namespace) -> CommandResult:
         raise HomeError(f"{place} contains no .safetensors files. Give the folder that your adapters are in.")
     if arguments.name and len(paths) > 1:
         raise HomeError(f"--name names one adapter, but {place} contains {len(paths)} files. Omit --name.")
-    known = imported_sources(home)
     rows: list[dict[str, Any]] = []
-    for path in paths:
-        try:
-            taken = import_file(home, path, arguments.name or "", known)
-            known[taken.card.source] = taken.card.name
-            rows.append({"file": str(path), "name": taken.card.name, "family": taken.card.family, "notes": taken.notes})
-        except (FileError, HomeError) as error:
-            rows.append({"file": str(path), "name": "", "reason": str(error)})
+    for result in import_files(home, paths, arguments.name or ""):
+        row = {"file": str(result.path), "name": result.name}
+        family = find_adapter(home, result.name).family if result.name else ""
+        rows.append(row | ({"family": family, "notes": result.notes} if result.name else {"reason": result.reason}))
     lines = [line for row in rows for line in _import_lines(row)]
     return CommandResult(rows, "\n".join(lines), int(any(not row["name"] for row in rows)))
 

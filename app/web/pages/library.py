@@ -14,12 +14,12 @@ from atelier.adapters.formats.export import PRECISIONS, ExportReport
 from atelier.adapters.formats.foreign_metadata import find_tags
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
 from atelier.adapters.formats.native import read_header, read_native_metadata
-from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.formats.write_foreign import FORMS
 from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.services.engine import Engine
-from atelier.app.services.import_export import export_adapters, import_file
+from atelier.app.services.import_child import import_files
+from atelier.app.services.import_export import export_adapters
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import (
     AdapterCard,
@@ -231,12 +231,9 @@ def _with_comparison(facts: dict[str, Any], fidelity: Fidelity) -> dict[str, Any
 def _import_files(home: Home, files: list[str] | None, query: str) -> list[Any]:
     """Import the dropped files; each one that can't be used says why."""
     messages, name = [], ""
-    for file in files or []:
-        try:
-            imported = import_file(home, Path(file))
-        except (FileError, HomeError) as error:
-            messages.append({"text": str(error), "ok": ""})
-        else:
-            name = imported.card.name
-            messages.append({"text": words.imported(name, " ".join(imported.notes)), "ok": "yes"})
+    with show_errors():
+        for result in import_files(home, [Path(file) for file in files or []]):
+            name = result.name or name
+            text = words.imported(result.name, " ".join(result.notes)) if result.name else result.reason
+            messages.append({"text": text, "ok": "yes" if result.name else ""})
     return [*_show(home, query, name), None, {"messages": messages}]
