@@ -194,7 +194,8 @@ def _biases(layers: Layers) -> Iterator[tuple[nn.Parameter, Tensor]]:
         shifts = [change * strength for change, strength in changes if change is not None]
         if shifts:
             if bias_of(module) is None:
-                raise MountError("An adapter adds a bias to a layer that has none, which can't be merged: mount it.")
+                raise MountError("An adapter adds a bias to a layer that has none, which can't be merged. Mount it "
+                                 "instead.")
             bias = _parameter(module, "bias")
             yield bias, (bias.data.float() + torch.stack(shifts).sum(0).to(bias.device)).to(bias.dtype)
 

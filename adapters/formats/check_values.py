@@ -19,13 +19,13 @@ def value_problem(tensors: Mapping[str, Tensor]) -> str:
         if not (value.is_floating_point() or value.is_complex()):
             continue
         if value.is_complex():
-            return f"{key} holds complex numbers"
+            return f"{key} contains complex numbers"
         wide = value.float() if value.element_size() == 1 else value   # 8-bit floats know few operations
         largest = max(abs(end.item()) for end in wide.aminmax()) if wide.numel() else 0.0   # NaN if there is one
         if not isfinite(largest):
-            return f"{key} holds values that are not finite (NaN or infinity)"
+            return f"{key} contains values that are not finite (NaN or infinity)"
         if largest > LARGEST:
-            return f"{key} holds values as large as {largest:.1e}, which no training gives"
+            return f"{key} contains values as large as {largest:.1e}, which no training produces"
     return ""
 
 

@@ -82,12 +82,12 @@ def _comfy(facts: _Facts) -> Verdict:
     if not known:
         return Verdict(NO, "it knows none of the names and silently loads nothing")
     if strange := facts.strange():
-        return Verdict(PARTLY if facts.algorithms & _READS[facts.tool] else NO, f"it has no {strange}")
+        return Verdict(PARTLY if facts.algorithms & _READS[facts.tool] else NO, f"it does not support {strange}")
     if len(known) < len(facts.shapes):
-        return Verdict(PARTLY, "it passes over the learned words" if facts.words() else "it ignores some names")
+        return Verdict(PARTLY, "it ignores the text embeddings" if facts.words() else "it ignores some names")
     if facts.by_row():
-        return Verdict(PARTLY, "it measures DoRA's lengths on the base's rows, not on the changed ones")
-    return Verdict(PARTLY, "it passes over rescale") if facts.has("rescale") else Verdict(YES)
+        return Verdict(PARTLY, "it computes DoRA's magnitudes from the base model's rows, not from the changed ones")
+    return Verdict(PARTLY, "it ignores rescale") if facts.has("rescale") else Verdict(YES)
 
 
 def _forge(facts: _Facts) -> Verdict:
@@ -103,23 +103,23 @@ def _a1111(facts: _Facts) -> Verdict:
     if not any(_UNDERSCORED.match(key) for key in facts.shapes):
         return Verdict(NO, "it cuts names at the first dot and silently finds no layer")
     if strange := facts.strange():
-        return Verdict(NO, f"it stops at {strange}")
+        return Verdict(NO, f"it fails on {strange}")
     if any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
-        return Verdict(NO, "it stops at a normalization without a bias")
+        return Verdict(NO, "it fails on a normalization layer without a bias")
     lost = [key for key in facts.shapes if _A1111_LOSES[""].match(key)
             or (facts.family in _A1111_LOSES and _A1111_LOSES[facts.family].match(key))]   # fmt: skip
     if lost:
-        return Verdict(PARTLY, f"it loses {lost[0].partition('.')[0]} without a word")
+        return Verdict(PARTLY, f"it silently drops {lost[0].partition('.')[0]}")
     return Verdict(PARTLY, "it reads DoRA's magnitudes as belonging to columns") if facts.by_row() else Verdict(YES)
 
 
 def _invoke(facts: _Facts) -> Verdict:
     if facts.words():
-        return Verdict(NO, "it refuses a file with learned words in it")
+        return Verdict(NO, "it rejects files with text embeddings")
     if not all(_UNDERSCORED.match(key) for key in facts.shapes):
         return Verdict(NO, "it rejects files with unknown names")
     if strange := facts.strange():
-        return Verdict(NO, f"it has no {strange}")
+        return Verdict(NO, f"it does not support {strange}")
     if any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
         return Verdict(NO, "it needs a bias for every normalization layer")
     if not any(re.search(r"attn2\.to_[kv]$|^text_encoder.*self_attn", name) for name in facts.layers):
@@ -136,9 +136,9 @@ def _diffusers(facts: _Facts) -> Verdict:
     if any(key.startswith("lora_unet_unet_") for key in facts.shapes) or not (kohya or own):
         return Verdict(NO, "it finds no layer it knows and applies nothing")
     if facts.words():
-        return Verdict(NO, "it stops at the learned words in it")
+        return Verdict(NO, "it fails on the text embeddings")
     if kohya and not all(_UNDERSCORED.match(key) for key in facts.shapes):
-        return Verdict(NO, "it stops at names it does not know")
+        return Verdict(NO, "it fails on unknown names")
     if strange := facts.strange():
         return Verdict(NO, f"it rejects files with {strange}")
     if facts.has("mid"):

@@ -145,9 +145,10 @@ def _strength_notes(layers: Mapping[str, Layer]) -> list[str]:
     if bare and bare == len(scaled):
         notes.append("It contains no alpha, so a scale of 1 is used.")
     elif bare:
-        notes.append(f"{bare} of {len(scaled)} layers hold no alpha, as others do, so they are used as they are.")
+        notes.append(f"{bare} of {len(scaled)} layers contain no alpha, unlike the others, so a scale of 1 is used for "
+                     "them.")
     weights = {name: layer.keys for name, layer in layers.items() if layer.algorithm not in ("norm", "bias")}
     biased = {name: keys for name, keys in weights.items() if not has_no_bias(name)}
     if without := [*modules_without("diff_b", biased), *modules_without("up_bias", weights)]:
-        notes.append(f"{len(without)} layers change no bias, as others do, such as {without[0]}.")
+        notes.append(f"{len(without)} layers change no bias, unlike the others, such as {without[0]}.")
     return notes

@@ -90,7 +90,8 @@ def group_layers(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> Gr
             continue
         parts = layers.setdefault(found.module, {})
         if other := parts.get(found.part):
-            raise HeaderError(f"holds {found.module} twice, as {other} and as {key}. Convert it again from its source.")
+            raise HeaderError(f"contains {found.module} twice, as {other} and as {key}. Convert it again from its "
+                              "source.")
         parts[found.part] = key
         stems.setdefault(found.module, set()).add(found.stem)
     copies = _share(layers, unknown)
@@ -111,7 +112,8 @@ def _share(layers: dict[str, dict[str, str]], unknown: list[str]) -> list[tuple[
             elif part in common:
                 parts[part] = common[part]
             elif part not in parts:
-                raise HeaderError(f"lacks the random matrices of {module}. Save it again with save_projection=True.")
+                raise HeaderError(f"does not contain the random matrices of {module}. Save it again with "
+                                  "save_projection=True.")
     used = {key for parts in layers.values() for key in parts.values()} | {key for key, _ in copies}
     unknown[:] = [key for key in unknown if key not in used]
     return copies
@@ -122,8 +124,8 @@ def _refuse_inside(stems: set[str], unknown: Sequence[str]) -> None:
     for key in unknown:
         places = (place for place, letter in enumerate(key) if letter == "." or key[place:].startswith("_lora."))
         if any(key[:place] in stems for place in places):
-            raise HeaderError(f"holds {key}, and Atelier does not know what that does to its layer. Leaving it out "
-                              "would change the update, so the file can't be used.")
+            raise HeaderError(f"contains {key}, and Atelier does not know what that does to its layer. Ignoring it "
+                              "would change the result, so the file can't be used.")
 
 
 def _numbered(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> dict[str, Key]:
@@ -155,8 +157,8 @@ def build_layers(
     known = {module: algorithm for module, algorithm in algorithms.items() if algorithm}
     for module, algorithm in known.items():
         if extra := next((part for part in grouped.layers[module] if not algorithm.knows(part)), None):
-            raise HeaderError(f"holds {grouped.layers[module][extra]}, which can't be part of a {algorithm.name} "
-                              "layer. Leaving it out would change the update, so the file can't be used.")
+            raise HeaderError(f"contains {grouped.layers[module][extra]}, which can't be part of a {algorithm.name} "
+                              "layer. Ignoring it would change the result, so the file can't be used.")
     _check_uniform(grouped.layers, known)
     return {module: _layer(module, algorithm, grouped, shapes, configs, family)
             for module, algorithm in known.items()}   # fmt: skip
@@ -198,7 +200,7 @@ def _check_uniform(layers: Mapping[str, Mapping[str, str]], known: Mapping[str, 
         for part in UNIFORM:
             if without := modules_without(part, alike):
                 key = next(parts[part] for parts in alike.values() if part in parts)
-                raise HeaderError(f"is incomplete: {key} is there, but {without[0]} has no such tensor. Download or "
+                raise HeaderError(f"is incomplete: it contains {key}, but {without[0]} has no such tensor. Download or "
                                   "copy it again.")
 
 

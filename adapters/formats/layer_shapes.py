@@ -43,14 +43,14 @@ def weight_shape(name: str, algorithm: str, shapes: Shapes, family: str = "") ->
     kernel = _KERNEL if _WIDE.search(name) else (1, 1)
     for part, shape in shapes.items():
         if part in _NUMBERS and prod(shape) != 1:
-            raise ShapeError(part, "must be one number")
+            raise ShapeError(part, "must be a single number")
     if is_norm(name):
         return _vector(shapes)
     rows, columns = _SIDES[algorithm](shapes, kernel)
     _check_lengths(shapes, rows, columns // prod(kernel))
     for part in ("diff_b", "b_norm", "up_bias", "set_bias"):
         if part in shapes and rows and prod(shapes[part]) != rows:
-            raise ShapeError(part, f"must have {rows} values, one for each output")
+            raise ShapeError(part, f"must have {rows} values, one per output")
     convolution = (kernel == _KERNEL or _NARROW.search(name)
                    or (_PROJECTION.search(name) and family in _CONV_PROJECTIONS))   # fmt: skip
     return (rows, columns // prod(kernel), *(kernel if convolution else ()))
@@ -66,16 +66,16 @@ def _vector(shapes: Shapes) -> Shape:
     first, *others = shapes.items()
     for part, shape in others:
         if shape != first[1] and part not in _NUMBERS:
-            raise ShapeError(part, f"must have the shape {list(first[1])}, as {first[0]} has")
+            raise ShapeError(part, f"must have the shape {list(first[1])}, like {first[0]}")
     if len(first[1]) != 1:
-        raise ShapeError(first[0], "must be a row of numbers, for it changes a normalization")
+        raise ShapeError(first[0], "must be one-dimensional, because it changes a normalization layer")
     return first[1]
 
 
 def _check_lengths(shapes: Shapes, rows: int, features: int) -> None:
     """DoRA has one length for each output, or in LyCORIS's older files for each input."""
     if "magnitude" in shapes and prod(shapes["magnitude"]) != rows:
-        raise ShapeError("magnitude", f"must have {rows} values, one for each output")
+        raise ShapeError("magnitude", f"must have {rows} values, one per output")
     scale = shapes.get("dora_scale")
     if scale is None:
         return
@@ -103,7 +103,7 @@ def _kernel_side(shapes: Shapes, part: str, kernel: Shape, rows: int | None = No
     if len(shapes[part]) == 4 and shapes[part][2:] != kernel:
         raise ShapeError(part, f"must have a kernel of {kernel[0]}×{kernel[1]}")
     if found[1] % prod(kernel):
-        raise ShapeError(part, f"must have a multiple of {prod(kernel)} columns, for it changes a convolution")
+        raise ShapeError(part, f"must have a multiple of {prod(kernel)} columns, because it changes a convolution")
     return found
 
 
@@ -118,7 +118,7 @@ def _lora(shapes: Shapes, kernel: Shape) -> tuple[int, int]:
         _core(shapes, "mid", rank, kernel)
         return _matrix(shapes, "up", columns=rank)[0], features * prod(kernel)
     if set(shapes["up"][2:]) - {1}:
-        raise ShapeError("up", "must have no kernel of its own: that of a LoRA is in the other factor")
+        raise ShapeError("up", "must not have a kernel: in a LoRA the other factor has it")
     if shapes.get("singular") == (0, 1) and shapes["up"][1:] == (0,) == shapes["down"][:1]:
         return shapes["up"][0], prod(shapes["down"][1:])   # AdaLoRA took all its ranks away
     rank, columns = _kernel_side(shapes, "down", kernel)
@@ -130,7 +130,7 @@ def _lora(shapes: Shapes, kernel: Shape) -> tuple[int, int]:
 def _loha(shapes: Shapes, kernel: Shape) -> tuple[int, int]:
     tucker = {"hada_t1", "hada_t2"} & shapes.keys()
     if len(tucker) == 1:
-        raise ShapeError(tucker.pop(), "needs its other half, hada_t1 and hada_t2 go together")
+        raise ShapeError(tucker.pop(), "needs both hada_t1 and hada_t2")
     if tucker:
         rank, rows = _matrix(shapes, "hada_w1_a")
         _matrix(shapes, "hada_w2_a", rank, rows)
@@ -150,9 +150,9 @@ def _lokr(shapes: Shapes, kernel: Shape) -> tuple[int, int]:
     for number in (1, 2):
         products = {f"lokr_w{number}_a", f"lokr_w{number}_b"} & shapes.keys()
         if f"lokr_w{number}" in shapes and products:
-            raise ShapeError(products.pop(), f"can't be there beside lokr_w{number}")
+            raise ShapeError(products.pop(), f"can't be combined with lokr_w{number}")
         if len(products) == 1:
-            raise ShapeError(products.pop(), f"needs its other half, lokr_w{number}_a and lokr_w{number}_b go together")
+            raise ShapeError(products.pop(), f"needs both lokr_w{number}_a and lokr_w{number}_b")
     small, large = _lokr_small(shapes), _lokr_large(shapes, kernel)
     return small[0] * large[0], small[1] * large[1]
 
@@ -167,7 +167,7 @@ def _lokr_small(shapes: Shapes) -> tuple[int, int]:
 def _lokr_large(shapes: Shapes, kernel: Shape) -> tuple[int, int]:
     if "lokr_t2" in shapes:
         if "lokr_w2" in shapes:
-            raise ShapeError("lokr_t2", "can't be there beside lokr_w2")
+            raise ShapeError("lokr_t2", "can't be combined with lokr_w2")
         rank, rows = _matrix(shapes, "lokr_w2_a")
         _core(shapes, "lokr_t2", rank, kernel)
         return rows, _matrix(shapes, "lokr_w2_b", rank)[1] * prod(kernel)
@@ -208,7 +208,7 @@ def _ia3(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
 def _bias(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     part, shape = next(iter(shapes.items()))
     if len(shape) != 1 or not shape[0]:
-        raise ShapeError(part, "must be a row of numbers")
+        raise ShapeError(part, "must be one-dimensional")
     return shape[0], 0
 
 
@@ -222,7 +222,7 @@ def _oft(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     if part == "boft_blocks" and (size[-1] % 2 or rows % (2 ** (size[0] - 1) * size[-1])):
         raise ShapeError(part, "must pair its blocks evenly")
     if "rescale" in shapes and prod(shapes["rescale"]) != rows:
-        raise ShapeError("rescale", f"must have {rows} values, one for each output")
+        raise ShapeError("rescale", f"must have {rows} values, one per output")
     return rows, 0
 
 
@@ -230,7 +230,7 @@ def _input_oft(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     size = shapes["oft_R"]
     block = triangle_side(size[1]) if len(size) == 2 else 0
     if not block or not size[0]:
-        raise ShapeError("oft_R", "must hold one triangle of a square block in each row")
+        raise ShapeError("oft_R", "must contain one triangle of a square block per row")
     return 0, 0 if size[0] == 1 else size[0] * block   # one block may be for all inputs
 
 
@@ -256,14 +256,14 @@ def _input_boft(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
 def _scaling(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     size = shapes["ia3_l"]
     if not prod(size) or sum(side > 1 for side in size) > 1:
-        raise ShapeError("ia3_l", "must be a row or a column of numbers")
+        raise ShapeError("ia3_l", "must be a single row or column")
     return 0, 0
 
 
 def _shira(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     size = shapes["shira_weight"]
     if len(size) != 1:
-        raise ShapeError("shira_weight", "must be a row of numbers")
+        raise ShapeError("shira_weight", "must be one-dimensional")
     if shapes["shira_indices"] != (2, *size):
         raise ShapeError("shira_indices", f"must have the shape {[2, *size]}")
     return 0, 0
@@ -272,7 +272,7 @@ def _shira(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
 def _spectrum(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     [part] = {"waveft_spectrum", "fourierft_spectrum"} & shapes.keys()
     if len(shapes[part]) != 1:
-        raise ShapeError(part, "must be a row of numbers")
+        raise ShapeError(part, "must be one-dimensional")
     return 0, 0
 
 
@@ -300,7 +300,7 @@ def _vera(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
         raise ShapeError("vera_lambda_b", "needs vera_A and vera_B, the random matrices")
     _matrix(shapes, "vera_A", rank)
     if _matrix(shapes, "vera_B", columns=rank)[0] < rows:
-        raise ShapeError("vera_B", f"must have {rows} rows or more")
+        raise ShapeError("vera_B", f"must have at least {rows} rows")
     return rows, 0
 
 
@@ -329,7 +329,7 @@ def _gralora(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     rows, columns = writes[0] * writes[2], reads[0] * reads[1]
     halves = [part for part in ("gralora_A_general", "gralora_B_general") if part in shapes]
     if len(halves) == 1:
-        raise ShapeError(halves[0], "needs its other half")
+        raise ShapeError(halves[0], "needs the other of its two factors")
     if halves:
         rank = _matrix(shapes, "gralora_A_general", columns=columns)[0]
         _matrix(shapes, "gralora_B_general", rows, rank)

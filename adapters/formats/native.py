@@ -162,7 +162,7 @@ def _check_size(path: Path, found: AdapterHeader) -> None:
         own = create_adapters(found.kind, found.settings, found.specs, found.ranks).tensors()
     bits = int(found.metadata.get("atelier.bits", "0"))
     if bits not in (0, *BITS):
-        raise ValueError(f"{bits} bits a value, but only {', '.join(map(str, BITS))} are known")
+        raise ValueError(f"{bits} bits per value, but only {', '.join(map(str, BITS))} are possible")
     wrong = [name for name, tensor in own.items() if not _holds(entries, name, tensor.shape, bits)]
     if wrong:
         raise ValueError(f"this {found.kind} file does not match its own header at: {', '.join(sorted(wrong)[:5])}")
@@ -205,14 +205,14 @@ def _misfit(spec: Spec, shapes: Shapes) -> str:
     """Why the tensors of an imported layer make none; empty when they do."""
     algorithm = algorithm_of(shapes)
     if algorithm is None or not all(map(algorithm.knows, shapes)):
-        return f"the tensors of {spec.name} make no layer"
+        return f"the tensors of {spec.name} don't form a layer"
     try:
         shape = weight_shape(spec.name, algorithm.name, shapes)
     except ShapeError as error:
         return f"{spec.name}.{error.part} has the shape {list(shapes[error.part])}, but it {error}"
     sides = (shape[0], prod(shape[1:])), (spec.rows, spec.columns)
     fits = all(0 in pair or pair[0] == pair[1] for pair in zip(*sides, strict=True))
-    return "" if fits else f"the tensors of {spec.name} change a weight of another shape than its header says"
+    return "" if fits else f"the tensors of {spec.name} don't fit the shape that the header gives"
 
 
 def adapter_problem(path: Path) -> str:
@@ -240,8 +240,8 @@ def read_sound_tensors(path: Path) -> dict[str, Tensor]:
     """
     tensors = read_tensors(path)
     if problem := value_problem(tensors):
-        raise FileError(f"{path.name} is damaged: {problem}. It would spoil every picture it is used for; delete it, "
-                        "or train it again.")
+        raise FileError(f"{path.name} is damaged: {problem}. It would ruin every picture drawn with it. Delete it, or "
+                        "train it again.")
     return tensors
 
 

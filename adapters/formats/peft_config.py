@@ -56,8 +56,8 @@ class PeftConfig:
         if algorithm == "IA3 of PEFT":
             return {"on_input": float(self._on_input(module, shapes["ia3_l"]))}
         if not self.values and algorithm in (*_DIRECT, "AdaLoRA"):
-            raise HeaderError(f"needs {CONFIG}, which PEFT wrote beside it and which says how strong each layer is. "
-                              "Put both into one folder and import adapter_model.safetensors from there.")
+            raise HeaderError(f"needs {CONFIG}, which PEFT saves with it and which gives each layer's scale. Put both "
+                              "into one folder and import adapter_model.safetensors from there.")
         if algorithm in _DIRECT:
             return _DIRECT[algorithm](self)
         return self._scale(algorithm, module) if self.values else {}
@@ -80,7 +80,7 @@ class PeftConfig:
             return shape[0] == 1
         listed = self.values.get("feedforward_modules")
         if listed is None:
-            raise HeaderError(f"needs {CONFIG}, which PEFT wrote beside it: it says which side {module} is scaled on.")
+            raise HeaderError(f"needs {CONFIG}, which PEFT saves with it: it tells which side of {module} is scaled.")
         if isinstance(listed, str):
             return self._fits(listed, module)
         return isinstance(listed, list) and any(module.endswith(str(name)) for name in listed)
@@ -92,15 +92,15 @@ class PeftConfig:
             raise HeaderError(f"is a kind of LoRA that Atelier can't use: {self.source} says {variant}.")
         start = self.values.get("init_lora_weights")
         if isinstance(start, str) and start.lower().startswith(_MOVED_BASE):
-            raise HeaderError(f"belongs to a base model whose weights were changed at the start ({self.source} says "
-                              f"init_lora_weights={start}). Save it again, with PEFT's "
+            raise HeaderError(f"belongs to a base model whose weights were changed before training ({self.source} says "
+                              f"init_lora_weights={start}). Save it again with PEFT's "
                               "path_initial_model_for_weight_conversion.")
 
     def _pattern(self, name: str, module: str) -> Any:
         """The value of the first pattern that fits a module's name, in PEFT's way; None where none does."""
         patterns = self.values.get(name) or {}
         if not isinstance(patterns, Mapping):
-            raise HeaderError(f"can't be read: {name} in {self.source} is no table.")
+            raise HeaderError(f"can't be read: {name} in {self.source} is not a table.")
         return next((value for pattern, value in patterns.items() if self._fits(pattern, module)), None)
 
     def _fits(self, pattern: str, module: str) -> bool:
@@ -110,7 +110,7 @@ class PeftConfig:
         try:
             return re.match(rf"(.*\.)?({pattern})$", module) is not None
         except re.error:
-            raise HeaderError(f"can't be read: {pattern[:50]!r} in {self.source} is no pattern.") from None
+            raise HeaderError(f"can't be read: {pattern[:50]!r} in {self.source} is not a valid pattern.") from None
 
     def number(self, name: str, low: float | None = None, found: Any = None) -> float:
         """An entry that must be a number, at least ``low``; ``found`` takes its place where it is given.
@@ -123,7 +123,8 @@ class PeftConfig:
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST:
             number = float(value)
         if isnan(number) or (low is not None and number < low):
-            raise HeaderError(f"can't be read: {name} in {self.source} is {str(value)[:30]!r}, and a number is needed.")
+            raise HeaderError(f"can't be read: {name} in {self.source} is {str(value)[:30]!r}, but it must be a "
+                              "number.")
         return number
 
 
@@ -172,7 +173,7 @@ def configs(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftConfig]:
     try:
         text = beside.read_bytes().decode("utf-8-sig")   # Windows editors put a mark in front
     except (OSError, UnicodeDecodeError):
-        raise HeaderError(f"needs {CONFIG} beside it, and that can't be read. Download both again.") from None
+        raise HeaderError(f"needs {CONFIG} in the same folder, but that can't be read. Download both again.") from None
     return dict.fromkeys(COMPONENTS, PeftConfig(CONFIG, _table(text, CONFIG) or {}))
 
 

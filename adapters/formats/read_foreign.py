@@ -31,21 +31,21 @@ def read_foreign(path: Path) -> tuple[AdapterSet, AdapterContents]:
     for name, layer in contents.layers.items():
         parts = {part: tensors[key] for part, key in layer.keys.items()}
         if problem := value_problem({layer.keys[part]: value for part, value in parts.items()}):
-            raise FileError(f"{path.name} is damaged: {problem}. Download or copy it again. If that does not help, the "
-                            "training it came from broke down.")
+            raise FileError(f"{path.name} is damaged: {problem}. Download or copy it again. If that does not help, its "
+                            "training failed.")
         numbers = {part: torch.tensor(value, dtype=torch.float64) for part, value in layer.settings.items()}
         layers[Spec(name, layer.shape)] = parts | numbers
     adapters = create_imported(layers).requires_grad_(False)
     if large := next((adapter.spec.name for adapter in adapters if _rms(adapter) > LARGEST_RMS), ""):
-        raise FileError(f"{path.name} is damaged: what it adds to {large} is thousands of times larger than the "
-                        "weights themselves. Download or copy it again.")
+        raise FileError(f"{path.name} is damaged: its update to {large} is thousands of times larger than the weights "
+                        "themselves. Download or copy it again.")
     return adapters, replace(contents, notes=(*contents.notes, *_value_notes(layers)))
 
 
 def _value_notes(layers: dict[Spec, dict[str, Tensor]]) -> list[str]:
     zero = sum("alpha" in parts and not parts["alpha"].any() and "scale" not in parts for parts in layers.values())
-    said = (f"{zero} of its {len(layers)} layers have alpha 0. LyCORIS and kohya's scripts take that for the rank, and "
-            "so does Atelier; ComfyUI and A1111 switch such layers off.")
+    said = (f"{zero} of its {len(layers)} layers have alpha 0. LyCORIS and kohya's scripts read that as alpha = rank, "
+            "and so does Atelier. ComfyUI and A1111 turn such layers off.")
     return [said] if zero else []
 
 

@@ -75,7 +75,7 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     header = _parse(raw)
     metadata = _texts(header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
-        raise HeaderError(f"holds {len(header):,} tensors, but at most {MAX_TENSORS:,} can be read.")
+        raise HeaderError(f"contains {len(header):,} tensors, but at most {MAX_TENSORS:,} can be read.")
     tensors = {name: _entry(name, value) for name, value in header.items()}
     _check_size(path, raw, max((value["data_offsets"][1] for value in header.values()), default=0))
     return SafetensorsHeader(tensors, metadata)
@@ -105,11 +105,11 @@ def _entry(name: str, value: object) -> TensorEntry:
         case _:
             raise HeaderError(_DAMAGED)
     if dtype not in BITS:
-        raise HeaderError(f"holds {name[:80]} in a number format that is not known, {dtype[:20]!r}.")
+        raise HeaderError(f"contains {name[:80]} in an unknown number format, {dtype[:20]!r}.")
     if len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 <= size <= MAX_SIZE for size in shape):
-        raise HeaderError(f"is damaged: {name[:80]} has a shape that no tensor has. Download or copy it again.")
+        raise HeaderError(f"is damaged: {name[:80]} has an impossible shape. Download or copy it again.")
     if not 0 <= start <= end or prod(shape) * BITS[dtype] != 8 * (end - start):
-        raise HeaderError(f"is damaged: the bytes of {name[:80]} do not fit its shape. Download or copy it again.")
+        raise HeaderError(f"is damaged: the size of {name[:80]} does not match its shape. Download or copy it again.")
     return TensorEntry(dtype, tuple(shape), end - start)
 
 

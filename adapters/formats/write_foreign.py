@@ -102,7 +102,7 @@ def check_kohya(tensors: Mapping[str, Tensor], family: str = "sd1") -> list[str]
     for key, tensor in tensors.items():
         layer, _, part = key.partition(".")
         if part not in (*_KOHYA_PARTS, "alpha") or not pattern.fullmatch(layer):
-            problems.append(f"{key} is not a plain LoRA tensor on a block name that every tool knows")
+            problems.append(f"{key} is not a plain LoRA tensor with a block name that every tool knows")
         else:
             layers.setdefault(layer, {})[part] = tensor
     problems += [f"{layer}: {why}" for layer, parts in layers.items() if (why := _layer_problem(parts))]
@@ -142,7 +142,7 @@ def kohya_name(name: str, family: str) -> str:
         try:
             path = to_original(path, _SDXL_ATTENDED)
         except KeyError:
-            raise ConvertError(f"Stable Diffusion XL has no {name}, so a kohya file has no place for it.") from None
+            raise ConvertError(f"Stable Diffusion XL has no {name}, so a kohya file can't hold it.") from None
     return prefix + to_underscores(path)
 
 

@@ -43,10 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
                        help="port to listen on (default: the first free one from 7860)")
     serve.add_argument("--open", action="store_true", help="open the Studio in a browser")
     serve.add_argument("--proxy", type=_network, action="append", default=[], metavar="ADDRESS",
-                       help="address of a reverse proxy whose X-Forwarded headers are believed (may be repeated)")
+                       help="address of a reverse proxy whose X-Forwarded headers are trusted; repeatable")
     serve.add_argument("--public-name", action="append", default=[], metavar="HOST",
-                       help="host name under which browsers reach that proxy (may be repeated)")
-    _add_key(add("key", "make, list or delete the keys by which programs sign in"))
+                       help="host name under which browsers reach that proxy; repeatable")
+    _add_key(add("key", "create, list or delete the keys with which programs sign in"))
     add("worker", "run the queued jobs", shared)
     _add_train(add("train", "train an adapter on a folder of pictures"))
     _add_compress(add("compress", "compress a base model, with adapters merged in or without"))
@@ -250,8 +250,8 @@ def _add_models(models: argparse.ArgumentParser) -> None:
 
 
 def _add_key(key: argparse.ArgumentParser) -> None:
-    key.add_argument("action", choices=("make", "list", "delete"), help="what to do")
-    key.add_argument("name", nargs="?", default="", metavar="NAME", help="what you call the key (not needed to list)")
+    key.add_argument("action", choices=("make", "list", "delete"), help="create, list or delete a key")
+    key.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the key (not needed for list)")
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
@@ -259,7 +259,8 @@ def _network(text: str) -> IPv4Network | IPv6Network:
         return ip_network(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text} is no address; give an IP address such as 127.0.0.1, or a network such as 10.0.0.0/24") from None
+            f"{text} is not an address; use an IP address such as 127.0.0.1, or a network such as "
+            "10.0.0.0/24") from None
 
 
 def _port(text: str) -> int:

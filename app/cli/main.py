@@ -39,7 +39,7 @@ def run() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     if sys.platform == "win32":   # jobs need sessions and signals of POSIX
-        return _fail("Atelier runs on Linux and macOS. On Windows install it inside WSL; the README says how.")
+        return _fail("Atelier runs on Linux and macOS. On Windows, install it inside WSL; the README explains how.")
     arguments = build_parser().parse_args(argv)
     # Libraries tell developers about matters that nobody who draws pictures can do anything about.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -99,11 +99,11 @@ def _key(arguments: Namespace) -> int:
 
     if arguments.action == "make":
         key = make_key(home, arguments.name)
-        hint = "Copy it now: only its hash is kept. Programs send it as 'Authorization: Bearer KEY'."
+        hint = "Copy it now: only its hash is stored. Programs send it as 'Authorization: Bearer KEY'."
         return _print_answer(arguments, {"name": arguments.name, "key": key}, f"{key}\n{hint}")
     if arguments.action == "delete":
         delete_key(home, arguments.name)
-        return _print_answer(arguments, {"deleted": arguments.name}, f"Deleted the key {arguments.name}.")
+        return _print_answer(arguments, {"deleted": arguments.name}, f"The key {arguments.name} was deleted.")
     keys = [{"name": key.name, "created": key.created} for key in list_keys(home)]
     text = columns([tuple(key.values()) for key in keys]) if keys else "There are no keys."
     return _print_answer(arguments, keys, text)

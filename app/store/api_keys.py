@@ -36,9 +36,10 @@ def make_key(home: Home, name: str) -> str:
     with FileLock(_file(home).with_suffix(".lock")):
         keys = list_keys(home)
         if name.casefold() in {key.name.casefold() for key in keys}:
-            raise HomeError(f"There is a key named {name!r}. Choose another name, or delete that key first.")
+            raise HomeError(f"There is already a key named {name!r}. Choose another name, or delete that key first.")
         if len(keys) >= MOST_KEYS:
-            raise HomeError(f"There are {MOST_KEYS} keys, and that is the most. Delete one that is not used any more.")
+            raise HomeError(f"There are already {MOST_KEYS} keys, which is the limit. Delete one that is no longer "
+                            "used.")
         text = _PREFIX + secrets.token_urlsafe(32)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         _save(home, [*keys, ApiKey(name, created, _hash(text))])
@@ -64,7 +65,7 @@ def delete_key(home: Home, name: str) -> None:
         left = [key for key in keys if key.name != name]
         if len(left) == len(keys):
             names = ", ".join(key.name for key in keys) or "none yet"
-            raise HomeError(f"There is no key named {name!r}. There are: {names}.")
+            raise HomeError(f"There is no key named {name!r}. Your keys: {names}.")
         _save(home, left)
 
 

@@ -64,11 +64,11 @@ def _is_known(name: str, part: list[Any]) -> bool:
 def _check_part(base: str, folder: Path, name: str) -> None:
     path = folder / name / _FILES.get(name, "config.json")
     if (folder / name / "adapter_config.json").exists():
-        raise _refused(base, f"{name}/adapter_config.json", "would load another model in its place")
+        raise _refused(base, f"{name}/adapter_config.json", "would load a different model instead")
     for index in (folder / name).glob("*.index.json"):
         files = read_json(index, base, "weight_map")["weight_map"]
         if not isinstance(files, dict) or any(Path(str(file)).name != file or file == ".." for file in files.values()):
-            raise _refused(base, f"{name}/{index.name}", "names weights outside of its folder")
+            raise _refused(base, f"{name}/{index.name}", "points to weights outside its folder")
     if not path.exists():   # whoever needs it says that it is missing
         return
     where, values = f"{name}/{path.name}", read_json(path, base)
@@ -116,8 +116,8 @@ def _items(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _refused(base: str, where: str, what: str) -> BaseError:
-    return BaseError(f"{base} is not loaded: its {where} {what}. Stable Diffusion models need nothing of the kind. "
-                     "Download the model again, from its publisher.")
+    return BaseError(f"{base} was not loaded, because its {where} {what}. Stable Diffusion models need nothing like "
+                     "that. Download the model again from its publisher.")
 
 
 def _short(value: object) -> str:

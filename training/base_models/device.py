@@ -84,12 +84,12 @@ def card_problem() -> str:
         return ""
     build = f"the installed PyTorch ({torch.__version__})"
     if torch.version.cuda is None:
-        return (f"There is an NVIDIA card here, but {build} is made for the processor alone, so the card is not used. "
-                "Install the build for NVIDIA cards: pip install --force-reinstall torch "
-                "--index-url https://download.pytorch.org/whl/cu128")
-    return (f"There is an NVIDIA card here, but its driver does not work with {build}, which needs one for CUDA "
-            f"{torch.version.cuda} or newer, so the card is not used. Update the driver (nvidia.com/drivers), restart "
-            "the machine and look at what nvidia-smi says.")
+        return (f"This machine has an NVIDIA card, but {build} is a build for CPUs only, so the card is not used. "
+                "Install the build for NVIDIA cards: pip install --force-reinstall torch --index-url "
+                "https://download.pytorch.org/whl/cu128")
+    return (f"This machine has an NVIDIA card, but its driver does not work with {build}, which needs a driver for "
+            f"CUDA {torch.version.cuda} or newer, so the card is not used. Update the driver (nvidia.com/drivers), "
+            "restart the machine and check the output of nvidia-smi.")
 
 
 def missing_code(device: torch.device) -> str:
@@ -102,11 +102,11 @@ def missing_code(device: torch.device) -> str:
     major, minor = capability
     name = torch.cuda.get_device_name(device)
     oldest = min(_number(one) for one in built if one.startswith("sm_"))
-    cure = ("PyTorch's build for CUDA 12.6 has code for older cards: pip install --force-reinstall torch "
-            "--index-url https://download.pytorch.org/whl/cu126" if 10 * major + minor < oldest
-            else "A newer PyTorch may have it: pip install --upgrade torch")   # fmt: skip
-    return (f"The {name} has compute capability {major}.{minor}, and the installed PyTorch ({torch.__version__}) has "
-            f"code for {oldest // 10}.{oldest % 10} and others but none for it, so the processor does the work. {cure}")
+    cure = ("PyTorch's build for CUDA 12.6 supports older cards: pip install --force-reinstall torch --index-url "
+            "https://download.pytorch.org/whl/cu126" if 10 * major + minor < oldest
+            else "A newer PyTorch may support it: pip install --upgrade torch")   # fmt: skip
+    return (f"The {name} has compute capability {major}.{minor}, which the installed PyTorch ({torch.__version__}) "
+            f"does not support (its oldest is {oldest // 10}.{oldest % 10}), so the CPU is used. {cure}")
 
 
 def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:

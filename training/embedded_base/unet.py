@@ -80,7 +80,8 @@ def with_attention_everywhere(old: UNet2DConditionModel) -> UNet2DConditionModel
     unet = new_unet()
     missing, unexpected = unet.load_state_dict(old.state_dict(), strict=False)
     if unexpected:
-        raise ValueError(f"this UNet has layers that the embedded base has not: {', '.join(unexpected[:3])}")
+        raise ValueError("this UNet has layers that the embedded base model does not have: "
+                         f"{', '.join(unexpected[:3])}")
     for name in {key.split(".transformer_blocks")[0] for key in missing if ".transformer_blocks" in key}:
         projection = unet.get_submodule(f"{name}.proj_out")
         assert isinstance(projection, nn.Conv2d | nn.Linear) and projection.bias is not None

@@ -52,7 +52,7 @@ def _describe(value: Any, tensors: dict[str, Tensor]) -> Any:
             return {"tuple": [_describe(item, tensors) for item in value]}
         case None | bool() | int() | float() | str():
             return value
-    raise TypeError(f"The optimizer's state holds a {type(value).__name__}, which can't be written.")
+    raise TypeError(f"The optimizer's state contains a {type(value).__name__}, which can't be saved.")
 
 
 def _rebuild(value: Any, tensors: dict[str, Tensor]) -> Any:

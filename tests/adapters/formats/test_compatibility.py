@@ -130,7 +130,7 @@ MEASURED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
                      "partly partly partly partly"),
     "GLoRA": ({f"{LAYER}.{x}{i}.weight": (4, 4) for x in "ab" for i in (1, 2)}, "yes no no no"),
     "IA3": ({f"{LAYER}.weight": (12,), f"{LAYER}.on_input": ()}, "no yes yes no"),
-    "with learned words": ({**{f"{LAYER}{part}": shape for part, shape in PAIR.items()},
+    "with text embeddings": ({**{f"{LAYER}{part}": shape for part, shape in PAIR.items()},
                             "bundle_emb.zwx.string_to_param.*": (2, 768)}, "partly yes no no"),
     "a bias alone": ({f"{LAYER}.diff_b": (12,)}, "yes no no no"),
     "LyCORIS's own names": ({f"lycoris_{LAYER.removeprefix('lora_unet_')}{part}": shape

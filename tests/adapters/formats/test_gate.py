@@ -90,7 +90,7 @@ def test_our_own_files_go_through_the_same_gate(tmp_path: Path, kind: str, value
     with torch.no_grad():
         next(adapters.parameters()).view(-1)[5] = value
     save_adapter(tmp_path / "a.safetensors", adapters, {})
-    with pytest.raises(FileError, match=rf"a\.safetensors is damaged: unet\.{TO_V}\.\w+ holds values"):
+    with pytest.raises(FileError, match=rf"a\.safetensors is damaged: unet\.{TO_V}\.\w+ contains values"):
         load_adapter(tmp_path / "a.safetensors")
 
 
@@ -133,12 +133,12 @@ def test_tensors_that_do_not_fit_each_other_are_refused_by_name(tmp_path: Path, 
 
 
 INSIDE: dict[str, tuple[Tensors, str]] = {
-    "unknown": (kohya() | {f"{KOHYA}.gate": torch.ones(1)}, f"holds {KOHYA}.gate, and Atelier does not know"),
+    "unknown": (kohya() | {f"{KOHYA}.gate": torch.ones(1)}, f"contains {KOHYA}.gate, and Atelier does not know"),
     "of PEFT": (peft(to_q=4) | {f"base_model.model.{TO_Q}.lora_C.weight": torch.ones(1)}, "lora_C.weight, and"),
     "sparse bias": (kohya() | {f"{KOHYA}.bias_values": torch.ones(1)}, "bias_values, and Atelier"),
     "of another algorithm": (kohya() | {f"{KOHYA}.hada_t1": random(4, 4, 3, 3)}, "hada_t1, which can't be part"),
     "two at once": (kohya() | {f"{KOHYA}.diff": random(12, 192)}, "diff, which can't be part of a LoRA"),
-    "twice": (kohya() | {f"unet.{TO_V}.lora_B.weight": random(12, 4)}, f"holds unet.{TO_V} twice"),
+    "twice": (kohya() | {f"unet.{TO_V}.lora_B.weight": random(12, 4)}, f"contains unet.{TO_V} twice"),
     "half of a core": ({f"{CONV}.hada_t1": random(4, 4, 3, 3)} | {
         f"{CONV}.hada_w{i}_{side}": random(4, 12) for i in (1, 2) for side in "ab"}, "hada_t1 has the shape"),
     "both halves": ({f"{KOHYA}.lokr_w1": random(4, 4), f"{KOHYA}.lokr_w1_a": random(4, 2),
@@ -157,7 +157,7 @@ def test_a_tensor_inside_a_layer_is_never_passed_over(tmp_path: Path, what: str)
 def test_a_layer_that_lost_what_the_others_have_is_refused(tmp_path: Path, part: str):
     extra = torch.ones(12, 1) if part == "dora_scale" else torch.tensor(0.5)
     tensors = kohya() | {f"{KOHYA}.{part}": extra} | kohya("lora_unet_" + TO_Q.replace(".", "_"))
-    with pytest.raises(FileError, match=rf"is incomplete: {KOHYA}\.{part} is there, but unet\.{TO_Q} has no"):
+    with pytest.raises(FileError, match=rf"is incomplete: it contains {KOHYA}\.{part}, but unet\.{TO_Q} has no"):
         detect(written(tmp_path, tensors))
 
 
@@ -166,7 +166,7 @@ def test_a_lost_alpha_is_said(tmp_path: Path):
     del tensors[f"{KOHYA}.alpha"]
     adapters, contents = read_foreign(written(tmp_path, tensors))
     assert scales(adapters) == pytest.approx({"to_v": 1.0, "to_q": 0.5}, rel=1e-5)
-    assert any("1 of 2 layers hold no alpha" in note for note in contents.notes)
+    assert any("1 of 2 layers contain no alpha" in note for note in contents.notes)
 
 
 def test_half_a_layer_is_left_out_and_said(tmp_path: Path):
@@ -190,7 +190,7 @@ def test_a_scale_and_a_learned_scalar_count(tmp_path: Path):
 def test_alpha_zero_is_the_rank_and_said(tmp_path: Path, alpha: Tensor):
     adapters, contents = read_foreign(written(tmp_path, kohya() | {f"{KOHYA}.alpha": alpha}))
     assert scales(adapters) == pytest.approx({"to_v": 1.0}, rel=1e-5)
-    assert any("ComfyUI and A1111 switch such layers off" in note for note in contents.notes)
+    assert any("ComfyUI and A1111 turn such layers off" in note for note in contents.notes)
 
 
 @pytest.mark.parametrize("alpha", [torch.tensor(2), torch.tensor([2.0]), torch.tensor(2.0, dtype=torch.float16)])
@@ -250,13 +250,13 @@ def test_a_strength_is_taken_from_the_nearest_place(tmp_path: Path):
 
 UNREADABLE = {
     "damaged": ("{", "adapter_config.json is damaged"), "a list": ("[]", "adapter_config.json is damaged"),
-    "no rank": ('{"lora_alpha": 8}', "r in adapter_config.json is 'None', and a number is needed"),
+    "no rank": ('{"lora_alpha": 8}', "r in adapter_config.json is 'None', but it must be a number"),
     "rank 0": ('{"r": 0, "lora_alpha": 8}', "r in adapter_config.json is '0'"),
     "not a number": ('{"r": 4, "lora_alpha": NaN}', "lora_alpha in adapter_config.json is 'nan'"),
     "no end": ('{"r": 4, "lora_alpha": 1' + "0" * 400 + "}", "lora_alpha in adapter_config.json is '100"),
     "text": ('{"r": 4, "lora_alpha": "8"}', "lora_alpha in adapter_config.json is '8'"),
     "a pattern without end": ('{"r": 4, "lora_alpha": 8, "rank_pattern": {"(a+)+b": 8}}', "is too complicated"),
-    "no pattern": ('{"r": 4, "lora_alpha": 8, "rank_pattern": {"(": 8}}', "is no pattern"),
+    "no pattern": ('{"r": 4, "lora_alpha": 8, "rank_pattern": {"(": 8}}', "is not a valid pattern"),
     "a residual base": ('{"r": 4, "lora_alpha": 8, "init_lora_weights": "pissa_niter_4"}', "weights were changed"),
     "another LoRA": ('{"r": 4, "lora_alpha": 8, "use_qalora": true}', "a kind of LoRA that Atelier can't use"),
 }

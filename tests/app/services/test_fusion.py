@@ -247,7 +247,7 @@ def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, eng
     recipe = read_recipe(kept.path)
     assert recipe is not None
     assert mix_from_recipe(recipe) == SHAPED
-    assert gallery._detail(kept)["reuse"] == f"/fusion?picture={kept.id}"
+    assert gallery._details(kept)["reuse"] == f"/fusion?picture={kept.id}"
     _, method, prompt, seed, _, entries, *_ = fusion._on_load(home, {"picture": kept.id})
     assert (method, prompt, seed, entries) == ("sum", PROMPT, 3, SHAPED.entries)
     assert mix_from_recipe({"prompt": "x"}) is None
@@ -274,9 +274,9 @@ def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine,
 def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
     read: list[str] = []
 
-    def load_and_note(path: Path) -> Any:
+    def load_and_note(path: Path, *rest: Any) -> Any:
         read.append(path.stem)
-        return load_adapter(path)
+        return load_adapter(path, *rest)
 
     monkeypatch.setattr(engine_module, "load_adapter", load_and_note)
     mix_interference(home, engine, BOTH)   # a drawing reads them in the same way
@@ -296,7 +296,7 @@ def test_taking_up_and_putting_back(home: Home):
     assert [card["name"] for card in cards["cards"] if card["pressed"] == "true"] == ["rex"]
     _, _, entries, *_ = fusion._toggle(home, BOTH, "rex")
     assert entries == (BOTH.entries[1],)
-    full = replace(BOTH, entries=tuple(MixEntry(f"a{i}") for i in range(fusion.MOST)))
+    full = replace(BOTH, entries=tuple(MixEntry(f"a{i}") for i in range(fusion.MAX_ADAPTERS)))
     with pytest.raises(HomeError, match="at most"):
         fusion._toggle(home, full, "rex")
 

@@ -47,8 +47,8 @@ def put_imported(home: Home, name: str, parts: dict[str, torch.Tensor]) -> None:
     save_file({f"{LAYER}.{part}": value for part, value in parts.items()}, home.adapters / f"{name}.safetensors", own)
 
 
-DAMAGED = {"bad-value": "up holds values that are not finite", "bad-alpha": "its setting alpha is 4.0e+30",
-           "bad-fit": "up has the shape", "bad-layer": "make no layer"}   # fmt: skip
+DAMAGED = {"bad-value": "up contains values that are not finite", "bad-alpha": "its setting alpha is 4.0e+30",
+           "bad-fit": "up has the shape", "bad-layer": "don't form a layer"}   # fmt: skip
 
 
 def test_the_library_tells_the_damaged_from_the_others(home: Home):

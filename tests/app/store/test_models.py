@@ -79,14 +79,14 @@ def test_folders_are_remembered_and_what_is_in_them_can_be_chosen(shelf: Path, o
 
 def test_the_settings_page_says_what_each_model_is(shelf: Path, own_home: Path):
     home = open_home(own_home)
-    text, shown = settings._look(home, str(shelf))
+    text, shown = settings._scan(home, str(shelf))
     assert text == str(shelf)
     lines = {model["name"]: model["description"] for model in shown["models"]}
     assert lines["small"] == "Atelier's own small model · predicts v_prediction · fp16 · 28.4 MB"
     assert "is an adapter" in lines["adapter.safetensors"]
     (shelf / "empty").mkdir()
-    assert settings._look(home, str(shelf / "empty"))[1] == {"hint": settings_words.NO_MODELS, "models": []}
-    assert settings._look(home, "")[1] == {"hint": "", "models": []}
+    assert settings._scan(home, str(shelf / "empty"))[1] == {"hint": settings_words.NO_MODELS, "models": []}
+    assert settings._scan(home, "")[1] == {"hint": "", "models": []}
 
 
 def test_create_offers_what_was_found_since_the_page_was_made(shelf: Path, own_home: Path):
@@ -100,7 +100,7 @@ def test_create_offers_what_was_found_since_the_page_was_made(shelf: Path, own_h
 def test_the_studio_offers_what_was_found_since_the_page_was_made(shelf: Path, own_home: Path):
     home, keys = open_home(own_home), ["prompt", "base", "names"]
     save_model_folders(home, str(shelf))
-    opened = dict(zip(keys, studio._opened(home, keys, {}), strict=False))
+    opened = dict(zip(keys, studio._on_load(home, keys, {}), strict=False))
     assert [base for _, base in opened["base"]["choices"]] == ["embedded", str(shelf / "diffusers" / "small")]
 
 

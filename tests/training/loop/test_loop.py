@@ -590,7 +590,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_the_last_good_state(tmp_path,
     last = events[-1]
     assert isinstance(last, Warned)
     assert "unstable at step 5" in last.message
-    assert "step 4 was kept" in last.message
+    assert "step 4 was saved" in last.message
     assert "learning rate" in last.message
     assert training.result_step == 4
     assert torch.equal(weights(training.result), weights(good.result))

@@ -260,7 +260,7 @@ def test_a_run_that_was_short_of_memory_goes_on_more_sparingly(new_run, adapters
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_save", short)
         message = failure(run, adapters)
-    assert re.search(r"needs about \d+\.\d GB, but only \d+\.\d GB is free.*Resume it.*recomputed", message)
+    assert re.search(r"needs about [\d.]+ [MG]B, but only [\d.]+ [MG]B is free.*Resume it.*recomputed", message)
     batches: list[tuple[bool, int]] = []
     real = run_module._training
 
