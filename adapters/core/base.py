@@ -145,6 +145,11 @@ class Adapter(nn.Module):
         return (up @ down).reshape(weight.shape)
 
     @property
+    def reads_weight(self) -> bool:
+        """Whether :meth:`delta` depends on the values of the base model's weight, and not on its shape alone."""
+        return True
+
+    @property
     def adds_bias(self) -> bool:
         """Whether anything may be added to the module's bias; never by a kind that is trained here."""
         return False

@@ -81,7 +81,9 @@ def _change(parts: list[tuple[Adapter, float]], weight_of: WeightOf) -> WeightCh
     if all(pair is not None for pair, _ in pairs):
         ups, downs = zip(*((pair[0] * strength, pair[1]) for pair, strength in pairs if pair), strict=True)
         return WeightChange(spec, pair=(torch.cat(ups, 1), torch.cat(downs)), bias=bias)
-    weight = weight_of(spec.name)
+    whole = [adapter for (adapter, _), (pair, _) in zip(parts, pairs, strict=True) if pair is None]
+    enough = not any(adapter.reads_weight or 0 in adapter.spec.shape for adapter in whole)
+    weight = torch.zeros(whole[0].spec.shape) if enough else weight_of(spec.name)
     if not all(adapter.matches_shape(weight.shape) for adapter, _ in parts):
         raise FileError(f"{spec.name} has another shape in the base model ({list(weight.shape)}) than the adapter was "
                         "made for. Choose a base model of the adapter's family with --base.")

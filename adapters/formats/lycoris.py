@@ -207,12 +207,22 @@ class ImportedGlora(Imported):
 class ImportedFull(Imported):
     """ΔW as it is (LyCORIS, full)."""
 
+    @property
+    def reads_weight(self) -> bool:
+        """See the base class."""
+        return self.lengths_given
+
     def _update(self, weight: Tensor) -> Tensor:
         return self.need("diff").reshape(weight.shape) * self.number("scale", 1.0)
 
 
 class ImportedNorm(Imported):
     """Change to the weight of a normalization layer (LyCORIS, norms)."""
+
+    @property
+    def reads_weight(self) -> bool:
+        """See the base class."""
+        return False
 
     def _update(self, weight: Tensor) -> Tensor:
         return self.need("w_norm").reshape(weight.shape)

@@ -75,6 +75,11 @@ class Randlora(Adapter):
         short = min(spec.rows, spec.columns)
         return _count(short, settings.rank) * (settings.rank + short)
 
+    @property
+    def reads_weight(self) -> bool:
+        """See the base class."""
+        return False
+
     def delta(self, weight: Tensor) -> Tensor:
         (bases,), dtype = self.bases, self.mix.dtype
         short, long = sorted((self.spec.rows, self.spec.columns))

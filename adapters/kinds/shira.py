@@ -45,6 +45,11 @@ class SparseAdapter(Adapter):
         """Flat positions in W and their changes ``[count]`` each, where ΔW is nothing but these."""
         return None
 
+    @property
+    def reads_weight(self) -> bool:
+        """See the base class."""
+        return False
+
     def delta(self, weight: Tensor) -> Tensor:
         return self.scatter_values(self.values).reshape(weight.shape)
 

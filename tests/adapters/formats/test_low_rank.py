@@ -18,7 +18,7 @@ from atelier.adapters.formats.low_rank import (
     truncated_svd,
     weight_changes,
 )
-from atelier.adapters.kinds.catalog import create_adapters
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 
 SPECS = [Spec("unet.0", (30, 20)), Spec("unet.1", (12, 30))]
 
@@ -126,3 +126,26 @@ def test_one_module_under_an_old_and_a_new_name_is_one_layer():
     zeros = torch.zeros(30, 20, dtype=torch.float64)
     expected = one[new.name].delta(zeros) + 0.5 * two[old.name].delta(zeros)
     assert_close(change.matrix(), expected, rtol=1e-12, atol=1e-12)
+
+
+SHAPE_ALONE = {"shira", "sara", "waveft", "wht", "randlora"}
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind, cls in KINDS.items() if not cls.live))
+def test_the_base_is_asked_for_only_where_the_change_depends_on_its_values(kind: str):
+    torch.manual_seed(0)
+    spec = Spec("unet.layer", (32, 32))
+    adapters = create_adapters(kind, {}, [spec])
+    for parameter in adapters.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    (adapter,) = adapters
+    one, other = (adapter.delta(weight) for weight in torch.randn(2, 32, 32))
+    assert torch.equal(one, other) or adapter.reads_weight
+    if adapter.factors() is None and not adapter.reads_weight:
+        (change,) = weight_changes(Mix(((adapters, 0.5),)), _no_base)
+        assert_close(change.matrix(), 0.5 * one)
+    assert (kind in SHAPE_ALONE) == (adapter.factors() is None and not adapter.reads_weight)
+
+
+def _no_base(name: str) -> Tensor:
+    raise AssertionError(f"{name} was asked for")
