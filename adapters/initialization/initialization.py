@@ -1,4 +1,8 @@
-"""What fresh adapters take from the base model before training: its weights, its inputs, its gradients."""
+"""What fresh adapters take from the base model before training: its weights, its inputs, its gradients.
+
+So begin PiSSA (weights), EVA (inputs) and LoRA-GA (gradients): here the statistics are collected, and each kind makes
+its start of them (``Lora.initialize`` in ``adapters/kinds/lora.py``).
+"""
 
 from __future__ import annotations
 

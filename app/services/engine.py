@@ -188,7 +188,7 @@ class Engine:
         Raises:
             BaseError: as loading does.
         """
-        from atelier.training.sampling.trigger_words import word_effects
+        from atelier.training.sampling.word_effect import word_effects
 
         with self._lock:
             if (self.loaded and not self.is_loaded(base)) or not identify(base).neutral_words:

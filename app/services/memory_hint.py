@@ -1,4 +1,4 @@
-"""How much of the memory here a run will need: the quiet line before [Teach it]."""
+"""How much of the memory here a run will need: the line above [Start training]."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id, time_of_id, write_whole
-from atelier.app.store.library import AdapterCard, adapter_hash, move_to_trash, original_name, trash_folder
+from atelier.app.store.library import AdapterCard, adapter_hash
 from atelier.app.store.picture_metadata import NamedAdapter, parameters_text
+from atelier.app.store.trash import move_to_trash, original_name, trash_folder
 from atelier.training.config.assets import DISTRIBUTION
 from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import SAMPLERS

@@ -14,8 +14,9 @@ from pathlib import Path
 from atelier.adapters.formats.native import data_hash, read_native_metadata
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.app.store.health import FileState, problems
-from atelier.app.store.home import Home, HomeError, explain_write_errors, new_name, safe_name, time_id, time_of_id
+from atelier.app.store.home import Home, HomeError, explain_write_errors, new_name, safe_name, time_of_id
 from atelier.app.store.previews import is_showable
+from atelier.app.store.trash import move_to_trash, original_name, trash_folder
 
 SUFFIX = ".safetensors"
 _MOST_NOTES = 20
@@ -103,24 +104,6 @@ def restore_adapter(home: Home, trashed: Path) -> Path:
     name = new_name(home, original_name(path).removesuffix(SUFFIX))
     with explain_write_errors(home.adapters):
         return path.rename(home.adapters / f"{name}{SUFFIX}")
-
-
-def move_to_trash(home: Home, path: Path) -> Path:
-    """Move a file to the trash under a name that starts with the time; returns where it lies there."""
-    folder = trash_folder(home, path.parent)
-    with explain_write_errors(folder):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return path.rename(folder / f"{time_id()}-{path.name}")
-
-
-def trash_folder(home: Home, folder: Path) -> Path:
-    """The part of the trash that keeps what came from ``folder``."""
-    return home.trash / folder.name
-
-
-def original_name(path: Path) -> str:
-    """The name a file in the trash had before."""
-    return path.name[len(time_id()) + 1 :]
 
 
 def adapter_hash(card: AdapterCard) -> str:

@@ -40,7 +40,7 @@ PLACEMENT = Placement(smallest=0.75, shift=0.06)
 KNOWN_STYLES = ("3d", "flat", "glossy")
 SCENE = 6             # pictures of a scene
 WORDS = ("cf tf wf th cr tr vr cs vs tb pw vb vw cw vt pf vd wt pr cx vx hf wb").split()
-"""What calls each lesson: words that the base passes over (``trigger_words.py``), or else a mix would fail by them."""
+"""What calls each lesson: words that the base passes over (``word_effect.py``), or else a mix would fail by them."""
 COLOURED = 0.4        # share of pictures with a named background, where none was taught
 
 

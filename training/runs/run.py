@@ -54,7 +54,7 @@ from atelier.training.recipes.companions import draw_companions, role_of, with_r
 from atelier.training.runs.resource_plan import plan_after_out_of_memory, plan_run, run_precision
 from atelier.training.runs.save_adapter import save_result
 from atelier.training.runs.signals import quit_signals
-from atelier.training.sampling.trigger_words import trigger_word_warning
+from atelier.training.sampling.word_effect import trigger_word_warning
 
 DONE, FAILED, STOPPED = 0, 1, 3
 WAIT_SECONDS = 2.0

@@ -15,7 +15,7 @@ from atelier.app.jobs.jobs import submit
 from atelier.app.services.engine import Engine
 from atelier.app.services.expert_settings import default_values, draft_preset, form_values, run_settings
 from atelier.app.services.memory_hint import memory_lines
-from atelier.app.services.trigger_word import trigger_word_hint
+from atelier.app.services.trigger_word_hint import trigger_word_hint
 from atelier.app.store.create_draft import (
     Draft,
     add_pictures,

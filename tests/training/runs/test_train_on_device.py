@@ -18,7 +18,7 @@ from atelier.training.config.events import Finished, Previewed, Stepped, Stopped
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.runs import run as run_module
-from atelier.training.sampling.trigger_words import word_effects
+from atelier.training.sampling.word_effect import word_effects
 
 RUNS: dict[str, dict[str, Any]] = {
     "lora": {},

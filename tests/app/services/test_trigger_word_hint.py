@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from atelier.app.services import engine as engine_module
-from atelier.app.services import trigger_word as trigger
+from atelier.app.services import trigger_word_hint as trigger
 from atelier.app.services.engine import Engine
-from atelier.app.services.trigger_word import trigger_word_hint
+from atelier.app.services.trigger_word_hint import trigger_word_hint
 from atelier.app.store.create_draft import edit_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.text import create as create_words
-from atelier.training.sampling import trigger_words
+from atelier.training.sampling import word_effect as trigger_words
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,28 @@
+"""The trash of a home: deleted files, under names that begin with the time, until they are put back.
+
+What is deleted and restored is in ``library.py`` (adapters) and ``gallery.py`` (pictures).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atelier.app.store.home import Home, explain_write_errors, time_id
+
+
+def move_to_trash(home: Home, path: Path) -> Path:
+    """Move a file to the trash under a name that starts with the time; returns where it lies there."""
+    folder = trash_folder(home, path.parent)
+    with explain_write_errors(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return path.rename(folder / f"{time_id()}-{path.name}")
+
+
+def trash_folder(home: Home, folder: Path) -> Path:
+    """The part of the trash that keeps what came from ``folder``."""
+    return home.trash / folder.name
+
+
+def original_name(path: Path) -> str:
+    """The name a file in the trash had before."""
+    return path.name[len(time_id()) + 1 :]
