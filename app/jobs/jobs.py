@@ -18,6 +18,8 @@ from atelier.training.config.events import Stopped
 from atelier.training.config.run_folder import COMMANDS, RunFolder, RunStatus, status
 from atelier.training.config.train_config import TrainConfig
 
+MAX_WAITING = 500   # runs that are not over: whoever reaches the page can't fill the disk with copies of pictures
+
 
 def submit(home: Home, config: TrainConfig | CompressConfig) -> RunFolder:
     """Make a run and put it into the queue.
@@ -39,9 +41,11 @@ def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool =
     """Make the folder of a new run. With ``started`` it counts as alive from its first moment: no worker takes it.
 
     Raises:
-        HomeError: its name can't be used or is taken, or the home can't be written.
+        HomeError: its name can't be used or is taken, too many runs wait, or the home can't be written.
     """
     busy = frozenset(state.name for state in list_runs(home) if not state.is_over)
+    if len(busy) >= MAX_WAITING:
+        raise HomeError(f"{len(busy)} runs are waiting, and that is the most. Cancel some, or wait for them.")
     named = new_base_name if isinstance(config, CompressConfig) else new_name
     id = f"{time_id()}-{named(home, config.name, busy).replace(' ', '-')}"
     # Under a hidden name until it is whole, so that nobody meets a run without a recipe.

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -40,7 +41,7 @@ class Requests:
 
     def take(self, address: str) -> bool:
         """Take one; False when there is none left."""
-        now, most = self._clock(), float(self._quotas.requests_at_once)
+        address, now, most = network_of(address), self._clock(), float(self._quotas.requests_at_once)
         left, then = self._left.get(address, (most, now))
         left = min(most, left + (now - then) * self._quotas.requests_per_second)
         self._left[address] = (max(0.0, left - 1), now)
@@ -48,6 +49,15 @@ class Requests:
         if len(self._left) > _MOST_ADDRESSES:
             self._left.popitem(last=False)
         return left >= 1
+
+
+def network_of(address: str) -> str:
+    """An address; of IPv6 its network, because one household has 2**64 of them."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return address
+    return str(ip_network(f"{address}/64", strict=False)) if found.version == 6 else address
 
 
 class Limits:

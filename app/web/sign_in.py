@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address, ip_network
 
 import anyio
 from starlette.datastructures import Headers
@@ -27,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from atelier.app.store.api_keys import is_key
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
+from atelier.app.web.quotas import network_of
 
 USER = "atelier"
 SESSION_SECONDS = 7 * 24 * 3600
@@ -64,7 +64,7 @@ class Tries:
 
     def begin(self, address: str) -> float:
         """Count a try; returns the seconds to wait instead, and then nothing was counted. 0: go ahead."""
-        key, now = _network(address), self._clock()
+        key, now = network_of(address), self._clock()
         count, last = self._wrong.get(key, (0, now))
         if now - last > _FORGOTTEN:
             count = 0
@@ -79,16 +79,7 @@ class Tries:
 
     def right(self, address: str) -> None:
         """The password was right: forget the wrong ones."""
-        self._wrong.pop(_network(address), None)
-
-
-def _network(address: str) -> str:
-    """An address; of IPv6 the network, because one household has 2**64 of them."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return address
-    return str(ip_network(f"{address}/64", strict=False)) if found.version == 6 else address
+        self._wrong.pop(network_of(address), None)
 
 
 class Sessions:

@@ -119,6 +119,15 @@ def config(name: str = "fox") -> TrainConfig:
     return TrainConfig(name=name, steps=9)
 
 
+def test_only_so_many_runs_may_wait(home, monkeypatch):
+    monkeypatch.setattr(jobs, "MAX_WAITING", 2)
+    for name in ("a", "b"):
+        new_run(home, config(name))
+    with pytest.raises(HomeError, match="2 runs are waiting, and that is the most"):
+        new_run(home, config("c"))
+    assert len(list(home.runs.iterdir())) == 2
+
+
 def starts(run: RunFolder) -> list[list[str]]:
     path = run.path / "starts"
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []

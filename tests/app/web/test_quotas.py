@@ -29,6 +29,7 @@ def test_one_address_has_so_many_requests_and_another_its_own() -> None:
     requests = Requests(Quotas(requests_per_second=2, requests_at_once=3), lambda: now[0])
     assert [requests.take("a") for _ in range(4)] == [True, True, True, False]
     assert requests.take("b")
+    assert [requests.take(f"2001:db8::{i}") for i in range(4)] == [True, True, True, False], "one IPv6 network"
     now[0] += 1
     assert [requests.take("a") for _ in range(3)] == [True, True, False]
     now[0] += 100

@@ -15,11 +15,13 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 from serving import served
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from atelier.app.store.home import Home, open_home
-from atelier.app.web.security import Guard, allowed_hosts, is_loopback
+from atelier.app.web.security import Forwarded, Guard, allowed_hosts, is_loopback
 from atelier.app.web.server import ServeError, bind, serve
 
 
@@ -117,6 +119,36 @@ def test_a_write_from_our_own_page_or_a_program_passes(web: httpx.Client) -> Non
 
 def test_our_page_behind_a_forwarded_port_passes(web: httpx.Client) -> None:
     assert post(web, host="localhost:9000", origin="http://localhost:9000") not in (400, 403)
+
+
+FORWARDED = {"x-forwarded-host": "evil.example", "x-forwarded-proto": "https", "x-forwarded-for": "198.51.100.7",
+             "forwarded": "for=198.51.100.7;host=evil.example", "x-forwarded-port": "1", "x-real-ip": "198.51.100.7",
+             "x-forwarded-prefix": "/evil"}   # fmt: skip
+
+
+def test_nobody_is_believed_to_be_a_proxy(web: httpx.Client) -> None:
+    plain, forwarded = web.get("/").text, web.get("/", headers=FORWARDED).text
+    assert "evil" not in forwarded and own(web) in forwarded and len(plain) == len(forwarded)
+    assert post(web, origin="http://evil.example", **{k.replace("-", "_"): v for k, v in FORWARDED.items()}) == 403
+
+
+@pytest.mark.parametrize(("peer", "client", "scheme", "host"), [
+    ("127.0.0.1", "127.0.0.1", "http", "here"), ("10.1.2.3", "198.51.100.9", "https", "studio.example"),
+    ("192.168.7.7", "198.51.100.9", "https", "studio.example"), ("192.168.8.7", "192.168.8.7", "http", "here"),
+    ("testclient", "testclient", "http", "here"),
+])   # fmt: skip
+def test_a_named_proxy_alone_says_who_sent_a_request(peer: str, client: str, scheme: str, host: str) -> None:
+    async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+        said = {name.decode(): value.decode() for name, value in scope["headers"]}
+        await JSONResponse([scope["client"][0], scope["scheme"], said["host"], sorted(said)])(scope, receive, send)
+
+    app = Forwarded(tell, [ip_network("10.1.2.3"), ip_network("192.168.7.0/24")])
+    web = TestClient(app, base_url="http://here", client=(peer, 1))
+    hops = "203.0.113.1, 198.51.100.9, 10.1.2.3"   # the first is what the sender claims of itself
+    said = {**FORWARDED, "x-forwarded-for": hops, "x-forwarded-host": "studio.example"}
+    *found, names = web.get("/", headers=said).json()
+    assert found == [client, scheme, host]
+    assert set(names) & set(FORWARDED) <= {"x-forwarded-proto"}
 
 
 def test_foreign_addresses_are_not_fetched(web: httpx.Client) -> None:

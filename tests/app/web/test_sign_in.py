@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_a_browser_comes_to_the_page_it_asked_for(web: httpx.Client) -> None:
     for page, opened in pages.items():
         answer = web.post("/login", data={**RIGHT, "next": page}, headers={**HTML, **sender(2)})
         assert (answer.status_code, answer.headers["location"]) == (303, opened)
-    refused = web.post("/login", data={"password": "wrong", "next": '"><script>'}, headers={**HTML, **sender(2)})
+    refused = web.post("/login", data={"password": "wrong", "next": '/"><script>'}, headers={**HTML, **sender(2)})
     assert refused.status_code == 400 and server_words.WRONG_PASSWORD in refused.text and "<script>" not in refused.text
 
 
@@ -169,6 +170,28 @@ def test_how_long_others_wait_while_passwords_are_guessed(web: httpx.Client, sen
     print(f"\n80 wrong passwords from {senders}: {codes.count(400)} compared, {codes.count(429)} told to wait, "
           f"{seconds:.2f} s; /health p50 {cuts[9]:.0f} ms, p95 {cuts[18]:.0f} ms, max {1000 * max(waits):.0f} ms")
     assert set(codes) <= {400, 429}
+
+
+def test_a_password_is_compared_beside_the_event_loop(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is being compared, which takes as long as it takes, another request is answered."""
+    begun, answered = threading.Event(), threading.Event()
+
+    def compare(_self: Password, _given: str) -> bool:
+        begun.set()
+        return answered.wait(20)   # on the loop nobody could say so, and it would end with False
+
+    monkeypatch.setattr(Password, "is_right", compare)
+    transport = httpx.ASGITransport(SignIn(inside, home, Password(PASSWORD), Sessions(), Tries()))
+
+    async def both() -> int:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            signing_in = asyncio.create_task(client.post("/login", data=RIGHT))
+            await asyncio.to_thread(begun.wait, 20)
+            assert (await client.get("/health")).text == "inside"
+            answered.set()
+            return (await signing_in).status_code
+
+    assert asyncio.run(both()) == 200
 
 
 def test_the_password_is_not_in_the_environment_that_children_get(home: Home, tmp_path: Path) -> None:
@@ -252,12 +275,13 @@ def test_the_password_is_kept_as_a_salted_hash() -> None:
     assert one._hash != other._hash and "secret" not in str(vars(one))
 
 
+async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"inside"})
+
+
 @pytest.fixture
 def guarded_app(home: Home) -> TestClient:
-    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"inside"})
-
     return TestClient(SignIn(inside, home, Password(PASSWORD), Sessions(), Tries()))
 
 
