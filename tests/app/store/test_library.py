@@ -102,8 +102,8 @@ def test_unreadable_files_are_told_apart_and_the_rest_goes_on(home):
 
 def test_a_file_is_read_once_and_again_when_it_changes(home, monkeypatch):
     path = add(home, "fox", subject="fox")
-    reads = []
-    monkeypatch.setattr(library, "read_own", lambda p, real=library.read_own: reads.append(p) or real(p))
+    reads, real = [], library.read_native_metadata
+    monkeypatch.setattr(library, "read_native_metadata", lambda path: reads.append(path) or real(path))
     assert [find_adapter(home, "fox").subject for _ in range(3)] == ["fox"] * 3
     assert reads == [path]
     add(home, "fox", subject="wolf, once a fox")
