@@ -200,8 +200,9 @@ def _full(shapes: Shapes, kernel: Shape) -> tuple[int, int]:
 
 
 def _ia3(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
-    if not prod(shapes["weight"]):
-        raise ShapeError("weight", "is empty")
+    size = shapes["weight"]
+    if not prod(size) or sum(side > 1 for side in size) > 1:
+        raise ShapeError("weight", "must be a single row or column")
     return 0, 0   # of rows or of columns: its values decide
 
 

@@ -5,7 +5,7 @@ Tensors keep the names and precision of their file (LyCORIS's words for the part
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
@@ -236,6 +236,9 @@ class ImportedIa3(Imported):
         shape = [-1 if place == side else 1 for place in range(weight.dim())]
         values = self.need("weight")
         return weight.to(values.dtype) * values.reshape(shape) * self.number("scale", 1.0)
+
+    def matches_shape(self, shape: Sequence[int]) -> bool:
+        return len(shape) > 1 and shape[1 if self.need("on_input").item() else 0] == self.need("weight").numel()
 
 
 class ImportedBias(Imported):
