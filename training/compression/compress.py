@@ -88,7 +88,7 @@ def make_student(model: BaseModel, config: CompressConfig) -> Student:
         sensitivity = sensitivity_by_layer(model, student.switch, calls)
         plan = raise_sensitive_layers(plan, sensitivity, weights_by_layer(model.unet, plan), config.mixed)
         student = _calibrated(model, config, plan)
-    student.switch.recompute_weights = config.recompute_weights
+    student.switch.recompute_weights = config.sparing
     return student
 
 
