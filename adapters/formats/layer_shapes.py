@@ -217,11 +217,11 @@ def _oft(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     [part] = {"oft_blocks", "boft_blocks"} & shapes.keys()
     size = shapes[part]
     if len(size) != (3 if part == "oft_blocks" else 4) or not all(size) or size[-1] != size[-2]:
-        raise ShapeError(part, "must be square blocks")
+        raise ShapeError(part, "must consist of square blocks")
     rows = size[-3] * size[-1]
     # Factor i of BOFT pairs runs of 2ⁱ · b/2 outputs, so there must be a whole number of pairs.
     if part == "boft_blocks" and (size[-1] % 2 or rows % (2 ** (size[0] - 1) * size[-1])):
-        raise ShapeError(part, "must pair its blocks evenly")
+        raise ShapeError(part, "must divide into pairs of blocks")
     if "rescale" in shapes and prod(shapes["rescale"]) != rows:
         raise ShapeError("rescale", f"must have {rows} values, one per output")
     return rows, 0
@@ -248,9 +248,9 @@ def triangle_side(values: int) -> int:
 def _input_boft(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     size = shapes["boft_R"]
     if len(size) != 4 or not all(size) or size[2] != size[3]:
-        raise ShapeError("boft_R", "must be square blocks")
+        raise ShapeError("boft_R", "must consist of square blocks")
     if size[0] > 1 and (size[3] % 2 or size[1] % 2 ** (size[0] - 1)):
-        raise ShapeError("boft_R", "must pair its blocks evenly")
+        raise ShapeError("boft_R", "must divide into pairs of blocks")
     return prod(shapes["boft_s"]), size[1] * size[3]
 
 
@@ -280,7 +280,7 @@ def _spectrum(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
 def _miss(shapes: Shapes, _kernel: Shape) -> tuple[int, int]:
     size = shapes["miss_block"]
     if len(size) not in (2, 3) or not all(size) or (len(size) == 3 and size[1] != size[2]):
-        raise ShapeError("miss_block", "must be a matrix, or square blocks")
+        raise ShapeError("miss_block", "must be a matrix or consist of square blocks")
     return (size[0] * size[1], 0) if len(size) == 3 else (0, 0)
 
 

@@ -85,8 +85,8 @@ def _change(parts: list[tuple[Adapter, float]], weight_of: WeightOf) -> WeightCh
     enough = not any(adapter.reads_weight or 0 in adapter.spec.shape for adapter in whole)
     weight = torch.zeros(whole[0].spec.shape) if enough else weight_of(spec.name)
     if not all(adapter.matches_shape(weight.shape) for adapter, _ in parts):
-        raise FileError(f"{spec.name} has another shape in the base model ({list(weight.shape)}) than the adapter was "
-                        "made for. Choose a base model of the adapter's family with --base.")
+        raise FileError(f"{spec.name} has a different shape in the base model ({list(weight.shape)}) than in the "
+                        "adapter. Choose a base model of the adapter's family with --base.")
     dense = torch.stack([adapter.delta(weight) * strength for adapter, strength in parts]).sum(0)
     return WeightChange(Spec(spec.name, tuple(weight.shape)), dense=dense, bias=bias)
 

@@ -22,7 +22,7 @@ def _for(model: str) -> str:
 # encoder too, which look like Stable Diffusion's, so it is refused whatever else is in it. The first that fits counts.
 _OTHER_MODELS: tuple[tuple[str, str], ...] = tuple((pattern, _for(model)) for pattern, model in (
     (r"motion_modules|temporal_transformer(\.|_)(norm|proj|transformer)",
-     "AnimateDiff: it moves pictures, and needs a motion module"),
+     "AnimateDiff, which animates pictures and needs a motion module"),
     (r"temporal_transformer_blocks|time_mixer", "Stable Video Diffusion"),
     (r"lora_prior_(unet|te)_", "Stable Cascade"),
     (r"(img|txt)_mlp[._]net|img_mod[._]1|transformer_blocks[._]\d+[._](img|txt)_mod", "Qwen-Image"),
@@ -49,20 +49,24 @@ _OTHER_MODELS: tuple[tuple[str, str], ...] = tuple((pattern, _for(model)) for pa
 # What no adapter holds → what the file is. The first that fits counts.
 _NO_ADAPTERS: tuple[tuple[str, str], ...] = (
     (r"^lora_controlnet$|^lllite_",
-     "is a ControlLoRA, which steers a drawing by a picture. Atelier has none; use it with ComfyUI or A1111."),
+     "is a ControlLoRA, which guides a drawing with a picture. Atelier does not support it; use it with ComfyUI or "
+     "A1111."),
     (r"^control_model\.|controlnet_(cond_embedding|down_blocks|mid_block)|^zero_convs\.|^input_hint_block\.",
-     "is a ControlNet, which steers a drawing by a picture. Atelier has none; use it with ComfyUI or A1111."),
+     "is a ControlNet, which guides a drawing with a picture. Atelier does not support it; use it with ComfyUI or "
+     "A1111."),
     (r"^(adapter\.)?body\.\d+\.(resnets|in_conv|block)",
-     "is a T2I-Adapter, which steers a drawing by a picture. Atelier has none; use it with ComfyUI or A1111."),
+     "is a T2I-Adapter, which guides a drawing with a picture. Atelier does not support it; use it with ComfyUI or "
+     "A1111."),
     (r"^image_proj\.|^ip_adapter\.|to_k_ip|^id_encoder\.|^pulid_",
-     "is an IP-Adapter, which draws after a picture. Atelier has none; use it with ComfyUI or A1111."),
+     "is an IP-Adapter, which draws in the manner of a picture. Atelier does not support it; use it with ComfyUI or "
+     "A1111."),
     (r"^(model\.diffusion_model\.|first_stage_model\.|cond_stage_model\.|conditioner\.embedders\.)",
-     "is a whole base model (checkpoint), not an adapter. Put it into a folder of base models and choose it there, or "
-     "give it as --base."),
+     "is a whole base model (checkpoint), not an adapter. Put it into a folder with base models and choose it there, "
+     "or use it with --base."),
     (r"^(diffusion_model\.)?(double_blocks|joint_blocks|single_blocks|transformer_blocks)\.",
      "is a base model of another architecture, such as FLUX or Stable Diffusion 3. " + _OURS),
     (r"^(vae\.)?(encoder|decoder)\.(down|up|mid|conv_in|conv_out|down_blocks|up_blocks|mid_block)\b|^post_quant_conv\.",
-     "is a VAE, the part of a base model that makes pictures of latents, not an adapter. Put it beside a base model."),
+     "is a VAE, the part of a base model that turns latents into pictures, not an adapter."),
     (r"^taesd_|^decoder\.layers\.\d+\.conv", "is a small VAE for previews, not an adapter."),
     (r"^(model\.)?(layers|decoder\.layers|embed_tokens)\.|^lm_head\.|^(transformer\.)?(h|wte)\.|^gpt_neox\.",
      "is a language model, not an adapter for pictures."),
@@ -71,7 +75,7 @@ _NO_ADAPTERS: tuple[tuple[str, str], ...] = (
     (r"^(text_model|transformer\.text_model)\.", "is a text encoder, the part of a base model that reads prompts, not "
                                                 "an adapter."),
     (r"^(down_blocks|up_blocks|mid_block|conv_in|time_embedding)\b|^(input|output|middle)_blocks?\.",
-     "is the UNet of a base model, not an adapter. Give the folder it belongs to as --base."),
+     "is the UNet of a base model, not an adapter. Use the folder it belongs to with --base."),
     (r"^(conv_first|conv_body|body\.\d+\.rdb\d|model\.\d+\.(weight|sub))", "is an upscaler, not an adapter."),
 )   # fmt: skip
 _TEXT_WIDTHS = (768, 1024, 1280)
@@ -95,7 +99,8 @@ def what_else(shapes: Mapping[str, Shape]) -> str:
         return ("numbers its layers instead of naming them (a format of 2022), in an unknown order. Convert it with "
                 "the tool that made it.")
     if any("oft_diag" in key for key in keys):
-        return "holds OFT in a form that LyCORIS gave up in 2023. Convert it with a LyCORIS of that time."
+        return ("contains OFT in a format that LyCORIS dropped in 2023. Convert it with a version of LyCORIS from that "
+                "time.")
     return (f"is a safetensors file, but none of its {len(shapes)} tensors is named like one of a Stable Diffusion "
             f"adapter; the first is {keys[0][:80]}.")
 
@@ -113,8 +118,8 @@ def _textual_inversion(shapes: Mapping[str, Shape]) -> str:
     words = {key: shape for key, shape in shapes.items() if is_learned_word(key, shape)}
     if len(words) < len(shapes):
         return ""
-    return ("is a textual inversion: a learned word, not an adapter. Atelier can't draw with learned words yet; use it "
-            "with ComfyUI, A1111 or diffusers.")
+    return ("is a textual inversion (a text embedding), not an adapter. Atelier does not support text embeddings yet; "
+            "use it with ComfyUI, A1111 or diffusers.")
 
 
 def is_learned_word(key: str, shape: Shape) -> bool:

@@ -165,16 +165,15 @@ def _check_size(path: Path, raw: bytes, data: int) -> None:
 # How files of other sorts begin, in small letters → what they are and the cure.
 _BEGINNINGS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ((b"version https://git-lfs",),
-     "is a Git LFS pointer: a note of where the file is, not the file. Run `git lfs pull` in its folder, or download "
-     "it from its page."),
-    ((b"/annex/objects", b"../.git/annex"), "is a git-annex pointer, not the file. Run `git annex get` for it."),
+     "is a Git LFS pointer, not the file itself. Run `git lfs pull` in its folder, or download it from its page."),
+    ((b"/annex/objects", b"../.git/annex"), "is a git-annex pointer, not the file itself. Run `git annex get` for it."),
     ((b"gguf", b"ggml", b"ggjt", b"lmgg", b"tjgg"),
      "is a GGUF file, a compressed model for llama.cpp or ComfyUI-GGUF, not an adapter. Download the .safetensors "
      "version."),
     ((b"<",), "is a web page, not a safetensors file. Download it again, from the download link itself and not from "
               "the page around it."),
-    ((b"{", b"["), "is text (JSON), often what a site answers instead of the file. Download it again, and sign in "
-                   "first where the site asks for it."),
+    ((b"{", b"["), "is text (JSON), which sites often send instead of the file. Download it again, and sign in first "
+                   "if the site asks for it."),
     ((b"\x89png", b"\xff\xd8\xff", b"gif8", b"riff", b"bm"),
      "is a picture, not a safetensors file. Download the model itself, not its preview."),
     ((b"7z\xbc\xaf", b"rar!", b"\x1f\x8b", b"\xfd7zxz", b"\x28\xb5\x2f\xfd"), "is an archive. Unpack it first."),

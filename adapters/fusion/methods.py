@@ -105,8 +105,7 @@ def fuse_adapters(models: Models, parts: Sequence[WeightedAdapter], method: str,
     chosen = _normalise(parts) if method == "normalised" else parts
     mix = Mix(tuple((part.adapters, part.strength) for part in chosen if part.strength))
     if not mix.parts:
-        raise SettingError("Every strength is 0, so the adapter would change nothing. Give one of them another "
-                           "strength.")
+        raise SettingError("Every strength is 0, so the adapter would change nothing. Change at least one strength.")
     if method in ("dare", "ties"):
         return (dare if method == "dare" else ties)(models, mix)
     pairs = exact_factors(models, mix)

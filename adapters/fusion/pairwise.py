@@ -140,8 +140,8 @@ def pair_layers(models: Models, content: AdapterSet, style: AdapterSet) -> list[
     """
     one, two = (exact_factors(models, Mix(((part, 1.0),))) for part in (content, style))
     if not one and not two:
-        raise SettingError("Neither adapter changes anything but biases and normalizations, which can't be combined "
-                           "into a LoRA. Draw with both of them instead.")
+        raise SettingError("Both adapters change only biases and normalization layers, which can't be combined into a "
+                           "LoRA. Draw with both of them instead.")
     dtype = next(up.dtype for up, _ in (*one.values(), *two.values()))
     specs = list(dict.fromkeys((*one, *two)))
     return [LayerPair(spec, *(part.get(spec, _empty_pair(spec, dtype)) for part in (one, two))) for spec in specs]

@@ -140,7 +140,7 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("--sampler", help="sampler (default: auto)", choices=(
         "auto", "ddim", "dpm++", "dpm++ sde", "unipc", "euler", "euler a", "heun", "lcm"))
     draw.add_argument("--schedule", choices=("auto", "karras", "exponential", "leading", "linspace", "trailing"),
-                      help="how the noise levels of the steps are spaced (default: auto, the base model's own)")
+                      help="spacing of the noise levels (default: auto, the base model's own)")
     draw.add_argument("--size", type=_size, metavar="WxH",
                       help="width and height in pixels (default: the base model's own)")
     draw.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
@@ -151,22 +151,24 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
 
 
 def _add_start(draw: argparse.ArgumentParser) -> None:
-    draw.add_argument("--image", type=Path, metavar="FILE", help="picture to start from (image to image)")
+    draw.add_argument("--image", type=Path, metavar="FILE", help="picture to start from (img2img)")
     draw.add_argument("--mask", type=Path, metavar="FILE",
-                      help="white where something new is drawn over --image, black where it stays (inpainting)")
+                      help="mask for --image: white is redrawn, black stays (inpainting)")
     draw.add_argument("--image-strength", type=float, metavar="S", default=0.6,
                       help="how much of --image may change, above 0 and at most 1 (default: 0.6)")
-    draw.add_argument("--upscale", type=float, metavar="X", help="hires fix: draw, enlarge X times, draw the details")
-    draw.add_argument("--upscaler", choices=("latent", "lanczos"), help="what is enlarged (default: latent)")
+    draw.add_argument("--upscale", type=float, metavar="X",
+                      help="hires fix: draw, enlarge X times, then draw the details")
+    draw.add_argument("--upscaler", choices=("latent", "lanczos"),
+                      help="what is enlarged: the latent or the picture (default: latent)")
     draw.add_argument("--upscale-steps", type=int, metavar="N", help="steps of the second pass (default: the same)")
     draw.add_argument("--upscale-strength", type=float, metavar="S",
                       help="how much the second pass may change (default: 0.55)")
     draw.add_argument("--clip-skip", type=int, metavar="N",
-                      help="layers left out at the end of the text encoder; what others call clip skip 2 is 1 here")
+                      help="layers to skip at the end of the text encoder; 1 is what other tools call clip skip 2")
     draw.add_argument("--guidance-rescale", type=float, metavar="R",
-                      help="against burnt colours at high guidance, 0 to 1 (default: 0)")
+                      help="reduces oversaturated colours at high guidance, 0 to 1 (default: 0)")
     draw.add_argument("--plain", action="store_const", const="plain", dest="prompt_syntax",
-                      help="read parentheses and brackets as they are, not as weights")
+                      help="treat parentheses and brackets as text, not as weights")
 
 
 def _add_find(find: argparse.ArgumentParser) -> None:

@@ -57,7 +57,7 @@ def _job(home: Home, arguments: Namespace) -> DrawJob:
 def _start(arguments: Namespace) -> StartPicture | None:
     if arguments.image is None:
         if arguments.mask is not None:
-            raise SettingError("--mask needs the picture it belongs to: give --image too.")
+            raise SettingError("--mask needs a picture: add --image.")
         return None
     mask = None if arguments.mask is None else open_picture(arguments.mask).convert("L")
     return StartPicture(open_picture(arguments.image), arguments.image_strength, mask)

@@ -81,9 +81,11 @@ def _result(path: Path, said: dict[str, Any]) -> ImportResult:
 def _end(code: int) -> str:
     """Why a child ended that said nothing more, as the end of a sentence."""
     if code == -getattr(signal, "SIGXCPU", 0):
-        return "was not opened: it takes more processor time than any adapter of its size. It is damaged or hostile."
+        return ("was not opened, because it takes more processor time than any adapter of its size. It is damaged or "
+                "malicious.")
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return f"was not opened: the process that read it ended ({how}). It is damaged, hostile, or too large for here."
+    return (f"was not opened, because the process that read it ended ({how}). It is damaged, malicious, or too large "
+            "for this machine.")
 
 
 def main() -> None:
@@ -107,7 +109,8 @@ def main() -> None:
         except (FileError, HomeError) as error:
             said["reason"] = str(error)
         except (MemoryError, RuntimeError) as error:   # torch says it with a RuntimeError
-            said["reason"] = f"{path.name} was not opened: it needs more memory than any adapter of its size ({error})."
+            said["reason"] = (f"{path.name} was not opened, because it needs more memory than any adapter of its size "
+                              f"({error}).")
         sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()
 

@@ -217,11 +217,11 @@ def merge_adapters(
     mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts if strength))
     weight_of = _weights(parts, base) or _base_required(first)
     if not mix.parts:
-        raise HomeError("Every strength is 0, so the adapter would change nothing. Give one of them another strength.")
+        raise HomeError("Every strength is 0, so the adapter would change nothing. Change at least one strength.")
     lora = mix_to_lora(mix, weight_of, limits)
     if not len(lora):
-        raise HomeError("These adapters change only biases and normalizations, which a LoRA can't hold. Draw with them "
-                        "as they are.")
+        raise HomeError("These adapters change only biases and normalization layers, which a LoRA can't hold. Draw "
+                        "with them as they are.")
     made_of = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
     words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
              "atelier.subject": ", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject)),

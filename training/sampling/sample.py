@@ -67,20 +67,20 @@ class DrawRequest(Settings):
     height: int = setting(0, "Height in pixels. 0 means the base model's own.", low=0, high=4096)
     sampler: str = setting(AUTO, f"Sampler. 'auto' is {DEFAULT}, or the one an adapter was made for.",
                            choices=(AUTO, *SAMPLERS))
-    schedule: str = setting(AUTO, "How the noise levels of the steps are spaced; auto is what the base model was made "
-                            "for.", choices=SCHEDULES)
-    prompt_syntax: str = setting(WEIGHTS, "weights: (word:1.2), [word], BREAK, prompts of any length. plain: every "
-                                 "sign is a word, and long prompts are cut.", choices=(WEIGHTS, PLAIN))
-    clip_skip: int = setting(0, "Layers at the end of the text encoder that are left out; other tools count from 1.",
+    schedule: str = setting(AUTO, "Spacing of the noise levels. 'auto' is the base model's own.", choices=SCHEDULES)
+    prompt_syntax: str = setting(WEIGHTS, "'weights' reads (word:1.2), [word] and BREAK, and prompts of "
+                                          "any length. 'plain' reads everything as text, and cuts long "
+                                          "prompts.", choices=(WEIGHTS, PLAIN))
+    clip_skip: int = setting(0, "Layers to skip at the end of the text encoder. Other tools count from 1.",
                              low=0, high=11)
-    guidance_rescale: float = setting(0.0, "Against colours burnt by high guidance, for base models with zero terminal "
-                                      "SNR; 0.7 is usual (arXiv 2305.08891).", low=0, high=1)
-    upscale: float = setting(1.0, "Draw small first, then enlarge so many times and draw the details (hires fix); 1 is "
-                             "off.", low=1, high=4)
-    upscaler: str = setting("latent", "How it is enlarged: its latents, or its pixels by Lanczos' filter.",
+    guidance_rescale: float = setting(0.0, "Reduces oversaturated colours at high guidance, for base models with zero "
+                                           "terminal SNR. 0.7 is common (arXiv 2305.08891).", low=0, high=1)
+    upscale: float = setting(1.0, "Hires fix: draw small, enlarge this many times, then draw the details. 1 turns it "
+                                  "off.", low=1, high=4)
+    upscaler: str = setting("latent", "What is enlarged: the latents, or the pixels with a Lanczos filter.",
                             choices=("latent", "lanczos"))
-    upscale_steps: int = setting(0, "Steps of the second pass; 0 means as many as of the first.", low=0, high=1000)
-    upscale_strength: float = setting(0.55, "How much the second pass may change; 1 draws everything anew.",
+    upscale_steps: int = setting(0, "Steps of the second pass. 0 means the same as in the first.", low=0, high=1000)
+    upscale_strength: float = setting(0.55, "How much the second pass may change. 1 redraws everything.",
                                       low=0.01, high=1)
 
     def with_sampler(self, adapter_sampler: str = "") -> DrawRequest:

@@ -73,7 +73,8 @@ def new_sampler(scheduler: Any, name: str, schedule: str = AUTO) -> Any:
     if schedule in NOISE_LEVELS:
         if not kind.respaced:
             able = ", ".join(each for each, other in SAMPLERS.items() if other.respaced)
-            raise SettingError(f"The sampler '{name}' has no '{schedule}' schedule; these samplers have one: {able}.")
+            raise SettingError(f"The sampler '{name}' does not support the schedule '{schedule}'. These samplers do: "
+                               f"{able}.")
         options[NOISE_LEVELS[schedule]] = True
     elif schedule != AUTO:
         options["timestep_spacing"] = schedule

@@ -38,10 +38,11 @@ class StartPicture:
 
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1:
-            raise SettingError(f"The strength is {self.strength}; it must be above 0 and at most 1.")
+            raise SettingError(f"The strength is {self.strength}, but it must be above 0 and at most 1.")
         if self.mask is not None and self.mask.size != self.picture.size:
             raise SettingError(
-                f"The mask is {_size(self.mask)} and the picture {_size(self.picture)}; they must be of one size."
+                f"The mask is {_size(self.mask)} and the picture {_size(self.picture)}, but they must have the same "
+                "size."
             )
 
 
@@ -69,7 +70,7 @@ class StartLatents:
         sampler.set_timesteps(steps)
         if skipped >= len(sampler.timesteps):
             raise SettingError(
-                f"With {steps} steps and a strength of {self.strength} nothing would be drawn; raise one of them."
+                f"With {steps} steps and a strength of {self.strength}, nothing would be drawn. Increase one of them."
             )
         _skip(sampler, skipped)
         sampler.set_timesteps(steps)

@@ -290,7 +290,7 @@ def test_an_untrained_layer_is_counted(tmp_path: Path):
 
 
 REFUSED = {
-    "a learned word": ({"emb_params": torch.ones(5, 768)}, "is a textual inversion"),
+    "a text embedding": ({"emb_params": torch.ones(5, 768)}, "is a textual inversion"),
     "FLUX": ({"lora_unet_double_blocks_0_img_attn_proj.lora_up.weight": torch.ones(4, 4)}, "is an adapter for FLUX"),
     "a checkpoint": ({"first_stage_model.decoder.conv_in.weight": torch.ones(4)}, "whole base model.*--base"),
     "anything else": ({"layer.weight": torch.ones(4)}, r"1 tensors is named like.*the first is layer\.weight"),

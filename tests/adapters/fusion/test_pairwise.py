@@ -232,7 +232,7 @@ def test_an_adapter_of_another_base_is_refused(models, content):
 
 def test_two_that_change_no_matrix_are_refused(models):
     norms = AdapterSet(Lora, Lora.settings(), [])
-    with pytest.raises(SettingError, match="Neither adapter changes"):
+    with pytest.raises(SettingError, match="Both adapters change only"):
         sum_adapters(models, norms, norms)
 
 

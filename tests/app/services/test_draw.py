@@ -279,4 +279,4 @@ def test_the_command_line_starts_from_a_picture(home, tmp_path, capsys):
         assert drawn_picture.getpixel((5, 30)) == (200, 40, 40) and drawn_picture.getpixel((55, 30)) != (200, 40, 40)
     assert (read_recipe(path) or {})["start"]["strength"] == 0.5
     assert main([*given, "--mask", str(tmp_path / "mask.png")]) == 1
-    assert "give --image too" in capsys.readouterr().err
+    assert "add --image" in capsys.readouterr().err

@@ -175,7 +175,7 @@ def test_what_only_normalizations_change_does_not_merge(home: Home, tmp_path: Pa
     save_file({"lora_unet_down_blocks_0_resnets_0_norm1.w_norm": torch.ones(64),
                "lora_unet_down_blocks_0_resnets_0_norm1.b_norm": torch.ones(64)}, path)
     norm = import_file(home, path).card
-    with pytest.raises(HomeError, match="only biases and normalizations"):
+    with pytest.raises(HomeError, match="only biases and normalization layers"):
         merge_adapters(home, [(norm, 1.0)], "none", base="embedded")
 
 
@@ -183,7 +183,7 @@ def test_a_base_of_another_shape_is_refused_in_words(home: Home, tmp_path: Path)
     path = tmp_path / "norm.safetensors"
     save_file({"lora_unet_down_blocks_0_resnets_0_norm1.w_norm": torch.ones(32)}, path)
     norm = import_file(home, path).card
-    with pytest.raises(FileError, match=r"another shape in the base model \(\[64\]\)"):
+    with pytest.raises(FileError, match=r"a different shape in the base model \(\[64\]\)"):
         merge_adapters(home, [(norm, 1.0)], "none", base="embedded")
 
 

@@ -181,7 +181,7 @@ def test_guidance_rescale_is_that_of_diffusers(model: BaseModel) -> None:
 def test_every_sampler_draws_with_every_schedule_or_says_why_not(model: BaseModel, sampler: str, schedule: str) -> None:
     request = DrawRequest(prompt="an emoji of a cat", seed=1, steps=3, sampler=sampler, schedule=schedule, guidance=1.5)
     if schedule in NOISE_LEVELS and not SAMPLERS[sampler].respaced:
-        with pytest.raises(SettingError, match="these samplers have one: dpm"):
+        with pytest.raises(SettingError, match="These samplers do: dpm"):
             draw(model, request)
         return
     seen: list[tuple[int, int]] = []
