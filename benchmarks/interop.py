@@ -33,6 +33,7 @@ from tool_rules import TOOLS
 from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import BaseStatistics, Spec
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.export import export_mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
@@ -95,7 +96,7 @@ def _write(kind: str, model: BaseModel, path: Path) -> None:
     with torch.no_grad():
         for parameter in adapters.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    save_adapter(path, adapters, {"atelier.family": "embedded", "atelier.base": "embedded", "atelier.name": kind})
+    save_adapter(path, adapters, AdapterInfo(family="embedded", base="embedded", name=kind).to_metadata())
 
 
 @torch.no_grad()

@@ -357,6 +357,23 @@ def runs_nothing_that_data_brings(source: Source) -> Iterator[str]:
             yield source.at(node, "runs code that comes with a model")
 
 
+METADATA_KEY = re.compile(rf"atelier\.(?!(?:{'|'.join(ROOMS)}|assets|png)\b)[a-z_]+")
+METADATA_OWNER = "adapters/formats/adapter_info.py"
+
+
+@rule
+def names_metadata_in_one_file(source: Source) -> Iterator[str]:
+    """The text entries of our files, `atelier.*`: other code goes through AdapterInfo."""
+    if source.path.as_posix() == METADATA_OWNER:
+        return
+    for node in texts(source.tree):
+        if METADATA_KEY.fullmatch(node.value):
+            yield source.at(node, f"names {node.value}: use a field of AdapterInfo")
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.JoinedStr) and len(node.values) > 1 and _text(node.values[0]) == "atelier.":
+            yield source.at(node, "puts a metadata key together: use a field of AdapterInfo")
+
+
 # --- the rules bite ---------------------------------------------------------------------------------------------
 
 PLANTED = [
@@ -410,6 +427,8 @@ PLANTED = [
     ("runs_nothing_that_data_brings", "app/x.py", "subprocess.run(text, shell=True)"),
     ("runs_nothing_that_data_brings", "app/x.py", "exec(text)"),
     ("runs_nothing_that_data_brings", "training/x.py", "Model.from_pretrained(base, trust_remote_code=yes)"),
+    ("names_metadata_in_one_file", "app/x.py", "name = text.get('atelier.name', '')"),
+    ("names_metadata_in_one_file", "training/x.py", "key = f'atelier.{name}'"),
 ]
 ALLOWED = """'''Everything here is as it should be.'''
 from __future__ import annotations

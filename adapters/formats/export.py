@@ -123,7 +123,7 @@ def _no_weights(name: str) -> Tensor:
 
 
 def _family(headers: Sequence[AdapterHeader]) -> str:
-    families = {header.metadata.get("atelier.family", "") for header in headers}
+    families = {header.info.family for header in headers}
     if len(families) > 1:
         raise ConvertError(f"The adapters were made for different base models ({', '.join(sorted(families))}), but one "
                            "file can hold only one family. Export them separately.")
@@ -137,11 +137,10 @@ def _joined(headers: Sequence[AdapterHeader]) -> AdapterHeader:
     first = headers[0]
     if len(headers) == 1:
         return first
-    own = [header.metadata for header in headers]
-    names, triggers = ([entries.get(key, "?") for entries in own] for key in ("atelier.name", "atelier.trigger"))
-    words = {"atelier.name": " + ".join(names), "atelier.trigger": ", ".join(triggers),
-             "modelspec.merged_from": ", ".join(names)}   # fmt: skip
-    return replace(first, metadata={**first.metadata, **words})
+    names = [header.info.name or "?" for header in headers]
+    triggers = [header.info.trigger for header in headers if header.info.trigger]
+    info = replace(first.info, name=" + ".join(names), trigger=", ".join(triggers), merged_from=", ".join(names))
+    return replace(first, metadata={**first.metadata, **info.to_metadata()})
 
 
 def _native(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from safetensors.torch import save
 from torch import Tensor
 
+from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import AdapterHeader
 
 # ComfyUI shows no metadata from a larger header.
@@ -27,24 +28,19 @@ _BASES = {
     "sd2": ("sd_v2", "stable-diffusion-v2"),
     "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
 }
+# Entry of another tool → field of AdapterInfo.
 _MODELSPEC = {
-    "modelspec.date": "atelier.created",
-    "modelspec.tags": "atelier.subject",
-    "modelspec.trigger_phrase": "atelier.trigger",
-    "modelspec.thumbnail": "modelspec.thumbnail",
-    "modelspec.merged_from": "modelspec.merged_from",
+    "modelspec.date": "created",
+    "modelspec.tags": "subject",
+    "modelspec.trigger_phrase": "trigger",
+    "modelspec.thumbnail": "thumbnail",
+    "modelspec.merged_from": "merged_from",
 }
-_KOHYA = {
-    "ss_output_name": "atelier.name",
-    "ss_num_train_images": "atelier.pictures",
-    "ss_steps": "atelier.best_step",
-}
-_KOHYA_TIMES = {"ss_training_started_at": "atelier.started", "ss_training_finished_at": "atelier.created"}
-# What a native file keeps. The base model's name and the recipe stay: they can hold folder names and prompts.
-_NATIVE = (
-    "schema", "kind", "settings", "modules", "ranks",
-    "name", "trigger", "subject", "family", "started", "created", "pictures", "best_step", "algorithms", "basis",
-)
+_KOHYA = {"ss_output_name": "name", "ss_num_train_images": "pictures", "ss_steps": "best_step"}
+_KOHYA_TIMES = {"ss_training_started_at": "started", "ss_training_finished_at": "created"}
+# The fields that a native file keeps. The others can hold folder names and prompts.
+_PUBLIC = ("name", "trigger", "subject", "family", "started", "created", "pictures", "best_step", "algorithms", "basis",
+           "thumbnail")   # fmt: skip
 _PRIVATE = ("recipe", "base", "title")
 
 
@@ -62,35 +58,33 @@ def export_metadata(
     Returns:
         Entries that keep the file's header under 1 MiB; the thumbnail is left out where it does not fit.
     """
-    digest = _data_hash(tensors)
+    digest, info = _data_hash(tensors), header.info
     entries = {"format": "pt", "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     if form == "native":
-        entries |= _native(header.metadata)
+        public = (*_PUBLIC, "base", "title") if info.family == "embedded" else _PUBLIC
+        entries |= _selected(info, public) | header.layout.to_metadata()
     else:
-        entries |= _modelspec(header.metadata)
+        entries |= _modelspec(info)
     if form == "kohya":
-        entries |= _kohya(header.metadata, tensors)
+        entries |= _kohya(info, tensors)
     elif form == "diff":
         whole = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
-        entries |= _kohya(header.metadata, tensors) | whole
+        entries |= _kohya(info, tensors) | whole
     if recipe:
-        private = {f"atelier.{name}": header.metadata.get(f"atelier.{name}", "") for name in _PRIVATE}
-        entries |= {name: value for name, value in private.items() if value}
+        entries |= _selected(info, _PRIVATE)
     if _header_bytes(tensors, entries) > HEADER_LIMIT:
         entries.pop("modelspec.thumbnail", None)
     return entries
 
 
-def _native(own: Mapping[str, str]) -> dict[str, str]:
-    wanted = [f"atelier.{name}" for name in _NATIVE] + ["modelspec.thumbnail"]
-    if own.get("atelier.family") == "embedded":
-        wanted += ["atelier.base", "atelier.title"]
-    return {name: own[name] for name in wanted if name in own}
+def _selected(info: AdapterInfo, names: Collection[str]) -> dict[str, str]:
+    """The entries of some fields alone."""
+    return AdapterInfo(**{name: getattr(info, name) for name in names}).to_metadata()
 
 
-def _modelspec(own: Mapping[str, str]) -> dict[str, str]:
+def _modelspec(info: AdapterInfo) -> dict[str, str]:
     """ModelSpec 1.0.1: all it demands, and the rest where it is known."""
-    family, title = own["atelier.family"], own.get("atelier.name", "LoRA")
+    family, title = info.family, info.name or "LoRA"
     entries = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{_BASES[family][1]}/lora",
@@ -98,34 +92,36 @@ def _modelspec(own: Mapping[str, str]) -> dict[str, str]:
         "modelspec.title": f"{title} (for Atelier's embedded base model)" if family == "embedded" else title,
         "modelspec.description": "A LoRA trained with Atelier.",
     }
-    if trigger := own.get("atelier.trigger"):
-        entries["modelspec.usage_hint"] = f"Trigger word: {trigger}"
-    return entries | _copied(_MODELSPEC, own)
+    if info.trigger:
+        entries["modelspec.usage_hint"] = f"Trigger word: {info.trigger}"
+    return entries | _copied(_MODELSPEC, info)
 
 
-def _kohya(own: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _kohya(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The entries that kohya's trainer always keeps, and those that tools show to a person."""
     downs = [tensor for key, tensor in tensors.items() if key.endswith(".lora_down.weight")]
     rank = _one_or_dynamic(str(down.shape[0]) for down in downs)
     alpha = _one_or_dynamic(str(tensor.item()) for key, tensor in tensors.items() if key.endswith(".alpha"))
     wide_kernels = any(max(down.shape[2:], default=1) > 1 for down in downs)
     entries = {
-        "ss_v2": str(own["atelier.family"] == "sd2"),
-        "ss_base_model_version": _BASES[own["atelier.family"]][0],
+        "ss_v2": str(info.family == "sd2"),
+        "ss_base_model_version": _BASES[info.family][0],
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,
         "ss_network_args": json.dumps({"conv_dim": rank, "conv_alpha": alpha} if wide_kernels else {}),
     }
-    if trigger := own.get("atelier.trigger"):
-        count = int(own.get("atelier.pictures", "1"))
-        entries["ss_tag_frequency"] = json.dumps({own.get("atelier.name", trigger): {trigger: count}})
-    times = {name: _unix_seconds(text) for name, text in _copied(_KOHYA_TIMES, own).items()}
-    return entries | _copied(_KOHYA, own) | times
+    if info.trigger:
+        count = 1 if info.pictures is None else info.pictures
+        entries["ss_tag_frequency"] = json.dumps({info.name or info.trigger: {info.trigger: count}})
+    times = {name: _unix_seconds(text) for name, text in _copied(_KOHYA_TIMES, info).items()}
+    return entries | _copied(_KOHYA, info) | times
 
 
-def _copied(names: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    return {theirs: own[ours] for theirs, ours in names.items() if own.get(ours)}
+def _copied(names: Mapping[str, str], info: AdapterInfo) -> dict[str, str]:
+    """The fields that are known, under other tools' names."""
+    values = {theirs: getattr(info, ours) for theirs, ours in names.items()}
+    return {name: str(value) for name, value in values.items() if value not in ("", None)}
 
 
 def _one_or_dynamic(values: Iterable[str]) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.core.base import AdapterSet, Spec
-from atelier.adapters.formats import safetensors_header as header
+from atelier.adapters.formats import safetensors_header
+from atelier.adapters.formats.adapter_info import AdapterInfo, AdapterLayout, adapter_header_problem
 from atelier.adapters.formats.check_values import number_problem, value_problem
 from atelier.adapters.formats.codebook import BITS, unpack
 from atelier.adapters.formats.imported_layers import SHARED_NAME, create_imported
@@ -27,8 +28,6 @@ from atelier.adapters.formats.lycoris import Imported
 from atelier.adapters.formats.safetensors_header import FileError, HeaderError
 from atelier.adapters.kinds.catalog import create_adapters
 
-SCHEMA = 1
-PACKED_SCHEMA = 2   # files whose values are in few bits; see tiny.py
 _LENGTH_BYTES = 8
 
 
@@ -39,22 +38,30 @@ class AdapterHeader:
     kind: str
     settings: dict[str, Any]
     specs: tuple[Spec, ...]
-    metadata: dict[str, str]   # every other text entry, `atelier.*` and foreign ones alike
+    metadata: dict[str, str]   # all text entries
     ranks: dict[str, int] = field(default_factory=dict)   # of the modules whose rank is not that of the settings
+    bits: int = 0              # of each value; 0: as they are
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """What an unpacked file of the same tensors needs in its header."""
+        modules = {spec.name: list(spec.shape) for spec in self.specs}
+        return AdapterLayout(kind=self.kind, settings=self.settings, modules=modules, ranks=self.ranks)
+
+    @property
+    def info(self) -> AdapterInfo:
+        """The entries that describe the adapter."""
+        return AdapterInfo.from_metadata(self.metadata)
 
 
 def save_adapter(path: Path, adapters: AdapterSet, metadata: Mapping[str, str]) -> None:
     """Write ``adapters`` to ``path`` exactly as they are; a reader sees the old file or the whole new one."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in adapters.tensors().items()}
-    own = {
-        "atelier.schema": str(SCHEMA),
-        "atelier.kind": adapters.kind,
-        "atelier.settings": json.dumps(adapters.settings.to_dict()),
-        "atelier.modules": json.dumps({spec.name: spec.shape for spec in adapters.specs}),
-    }
-    if adapters.ranks:
-        own["atelier.ranks"] = json.dumps(adapters.ranks)
-    write_tensors(path, tensors, {**metadata, **own})
+    layout = AdapterLayout(
+        kind=adapters.kind, settings=adapters.settings.to_dict(), ranks=adapters.ranks,
+        modules={spec.name: list(spec.shape) for spec in adapters.specs},
+    )   # fmt: skip
+    write_tensors(path, tensors, {**metadata, **layout.to_metadata()})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -82,29 +89,23 @@ def read_native_metadata(path: Path) -> dict[str, str]:
         FileError: see :func:`read_header`.
     """
     entries = read_metadata(path)
-    if "atelier.kind" not in entries:
-        raise FileError(f"{path.name} is a safetensors file, but not one of Atelier's: its header names no adapter "
-                        "kind. Import it first.")
-    schema = entries.get("atelier.schema", "0")
-    if schema.isdecimal() and int(schema) > PACKED_SCHEMA:
-        raise FileError(f"{path.name} was written by a newer version of Atelier. Update Atelier to open it.")
-    if not schema.isdecimal() or not entries.keys() >= {"atelier.settings", "atelier.modules"}:
-        raise FileError(f"{path.name} has a damaged header. Download or copy the file again.")
+    if problem := adapter_header_problem(entries):
+        raise FileError(f"{path.name} {problem}")
     return entries
 
 
 def _header(entries: dict[str, str]) -> AdapterHeader:
-    specs = tuple(Spec(name, _shape(shape)) for name, shape in json.loads(entries["atelier.modules"]).items())
-    if len(specs) > header.MAX_TENSORS:
+    layout = AdapterLayout.from_metadata(entries)
+    specs = tuple(Spec(name, _shape(shape)) for name, shape in layout.modules.items())
+    if len(specs) > safetensors_header.MAX_TENSORS:
         raise ValueError(f"{len(specs)} modules")
-    ranks = {name: int(rank) for name, rank in json.loads(entries.get("atelier.ranks", "{}")).items()}
-    return AdapterHeader(entries["atelier.kind"], json.loads(entries["atelier.settings"]), specs, entries, ranks)
+    return AdapterHeader(layout.kind, layout.settings, specs, entries, layout.ranks, layout.bits)
 
 
 def _shape(sizes: list[Any]) -> tuple[int, ...]:
-    if not 1 <= len(sizes) <= header.MAX_DIMENSIONS:
+    if not 1 <= len(sizes) <= safetensors_header.MAX_DIMENSIONS:
         raise ValueError(f"a shape of {len(sizes)} dimensions")
-    if wrong := [size for size in sizes if type(size) is not int or not 0 <= size <= header.MAX_SIZE]:
+    if wrong := [size for size in sizes if type(size) is not int or not 0 <= size <= safetensors_header.MAX_SIZE]:
         raise ValueError(f"a shape with the size {str(wrong[0])[:20]}")
     return tuple(sizes)
 
@@ -116,7 +117,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         FileError: the file is missing, unreadable, cut short or not safetensors.
     """
     try:
-        return header.read_metadata(path)
+        return safetensors_header.read_metadata(path)
     except FileNotFoundError:
         raise FileError(f"{path.name} does not exist.") from None
     except HeaderError as error:
@@ -142,9 +143,9 @@ def load_adapter(path: Path, device: torch.device | str = "cpu") -> AdapterSet:
         with torch.random.fork_rng(devices=[]):   # new adapters draw start values; opening a file must not
             adapters = create_adapters(found.kind, found.settings, found.specs, found.ranks)
         tensors = read_sound_tensors(path)
-        if "atelier.bits" in found.metadata:
+        if found.bits:
             shapes = {name: tensor.shape for name, tensor in adapters.tensors().items()}
-            tensors = unpack(tensors, int(found.metadata["atelier.bits"]), shapes)
+            tensors = unpack(tensors, found.bits, shapes)
         adapters.load_tensors(tensors)
     except ValueError as error:
         raise FileError(f"{path.name}: {error}") from None
@@ -157,18 +158,17 @@ def _check_size(path: Path, found: AdapterHeader) -> None:
     Raises:
         ValueError: a tensor is missing or has another shape; the first ones are named.
     """
-    entries = header.read_safetensors_header(path).tensors
+    entries = safetensors_header.read_safetensors_header(path).tensors
     with torch.device("meta"):   # shapes without memory
         own = create_adapters(found.kind, found.settings, found.specs, found.ranks).tensors()
-    bits = int(found.metadata.get("atelier.bits", "0"))
-    if bits not in (0, *BITS):
-        raise ValueError(f"{bits} bits per value, but only {', '.join(map(str, BITS))} are possible")
-    wrong = [name for name, tensor in own.items() if not _holds(entries, name, tensor.shape, bits)]
+    if found.bits not in (0, *BITS):
+        raise ValueError(f"{found.bits} bits per value, but only {', '.join(map(str, BITS))} are possible")
+    wrong = [name for name, tensor in own.items() if not _holds(entries, name, tensor.shape, found.bits)]
     if wrong:
         raise ValueError(f"this {found.kind} file does not match its own header at: {', '.join(sorted(wrong)[:5])}")
 
 
-def _holds(entries: Mapping[str, header.TensorEntry], name: str, shape: torch.Size, bits: int) -> bool:
+def _holds(entries: Mapping[str, safetensors_header.TensorEntry], name: str, shape: torch.Size, bits: int) -> bool:
     """Whether the file has a tensor, as it is or in a few bits a value."""
     if bits and f"{name}|codes" in entries:
         return 8 * entries[f"{name}|codes"].bytes >= bits * shape.numel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from atelier.adapters.core.base import Adapter
 from atelier.adapters.formats.codebook import BITS, pack, unpack
 from atelier.adapters.formats.lycoris import Imported
-from atelier.adapters.formats.native import PACKED_SCHEMA, load_adapter, read_header, write_tensors
+from atelier.adapters.formats.native import load_adapter, read_header, write_tensors
 from atelier.adapters.kinds.catalog import get_kind
 
 
@@ -32,7 +32,7 @@ def shrink(path_in: Path, path_out: Path, bits: int) -> TinyReport:
     """Write a native adapter file in ``bits`` a value; ``load_adapter`` opens it like any other.
 
     After training, without data (after Jie et al. 2023, arXiv 2307.16867, who train with the codebook in place; 1 bit
-    costs much without that). The measured errors stand in the header as ``atelier.error`` and ``atelier.worst_error``.
+    costs much without that). The header holds the measured errors, ``AdapterInfo.error`` and ``worst_error``.
 
     Raises:
         FileError: ``path_in`` can't be read.
@@ -53,10 +53,11 @@ def shrink(path_in: Path, path_out: Path, bits: int) -> TinyReport:
     packed = pack(adapters.tensors(), bits)
     adapters.load_tensors(unpack(packed, bits, {name: tensor.shape for name, tensor in adapters.tensors().items()}))
     errors = [_error(_factors(adapter), old) for adapter, old in zip(adapters, before, strict=True)]
-    shrunk = {"atelier.schema": str(PACKED_SCHEMA), "atelier.bits": str(bits),
-              "atelier.error": f"{sum(errors) / len(errors):.4f}", "atelier.worst_error": f"{max(errors):.4f}"}
-    write_tensors(path_out, packed, {**header.metadata, **shrunk})
-    return TinyReport(path_out.stat().st_size, sum(errors) / len(errors), max(errors))
+    mean_error, worst_error = sum(errors) / len(errors), max(errors)
+    info = replace(header.info, error=mean_error, worst_error=worst_error)
+    layout = replace(header.layout, bits=bits)
+    write_tensors(path_out, packed, {**info.to_metadata(), **layout.to_metadata()})
+    return TinyReport(path_out.stat().st_size, mean_error, worst_error)
 
 
 def _factors(adapter: Adapter) -> tuple[Tensor, Tensor]:

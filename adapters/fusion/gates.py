@@ -6,9 +6,8 @@ for a base model (``training/recipes/gates.py``) and belong to it; the equation 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.core.settings import Settings, setting
+from atelier.adapters.formats.adapter_info import GateInfo, is_gates
 from atelier.adapters.formats.native import read_metadata, read_tensors, write_tensors
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.kernels.gated_sum import GateVectors, gated_sum, gates
@@ -130,15 +130,12 @@ class GateSet(nn.Module):
             for key, value in own.items():
                 value.copy_(tensors[key])
 
-    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
-        """Write the gates, half of a kilobyte for each channel, with what else should be known of them."""
-        own = {
-            "atelier.gates": "1", "atelier.family": self.family, "atelier.modules": json.dumps(self._widths),
-            "atelier.settings": json.dumps(self.settings.to_dict()),
-        }   # fmt: skip
+    def save(self, path: Path, metadata: Mapping[str, str] | None = None, *, steps: int | None = None) -> None:
+        """Write the gates in half precision, with further text entries and the steps of their training, if given."""
+        info = GateInfo(family=self.family, widths=self._widths, settings=self.settings.to_dict(), steps=steps)
         halves = {key: value.detach().cpu().half().contiguous() for key, value in self.tensors().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, halves, {**(metadata or {}), **own})
+        write_tensors(path, halves, {**(metadata or {}), **info.to_metadata()})
 
     @classmethod
     def load(cls, path: Path) -> GateSet:
@@ -147,15 +144,15 @@ class GateSet(nn.Module):
         Raises:
             FileError: there is no such file, or it holds no gates.
         """
-        found = read_metadata(path)
-        if "atelier.gates" not in found:
+        metadata = read_metadata(path)
+        if not is_gates(metadata):
             raise FileError(
                 f"{path.name} contains no gates. Train some with: python -m atelier.training.runs.train_gates."
             )
         try:
-            widths = json.loads(found["atelier.modules"])
-            settings = GateSettings.from_dict(json.loads(found["atelier.settings"]))
-            gates = cls([Spec(name, (width,)) for name, width in widths.items()], settings, found["atelier.family"])
+            info = GateInfo.from_metadata(metadata)
+            settings = GateSettings.from_dict(info.settings)
+            gates = cls([Spec(name, (width,)) for name, width in info.widths.items()], settings, info.family)
             gates.load_tensors(read_tensors(path))
         except (KeyError, ValueError) as error:
             raise FileError(f"{path.name} is damaged ({error}). Download or copy the file again.") from None

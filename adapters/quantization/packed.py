@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, weight_shape
+from atelier.adapters.formats.adapter_info import QUANTIZATION_ENTRY
 from atelier.adapters.formats.native import write_tensors
 from atelier.adapters.quantization.activation_quantizers import ActivationQuantizers
 from atelier.adapters.quantization.bit_policy import LayerBits
@@ -35,7 +36,6 @@ from atelier.kernels.dispatch import twin
 from atelier.kernels.fake_quant import decode, encode, fake_quant
 from atelier.kernels.int8_linear import PackedWeight, int8_linear, pack, unpack
 
-HEADER = "atelier.quant"
 # Products below which asking for whole numbers takes longer than they save (docs/notes/0010).
 MIN_INTEGER_PRODUCTS = 4_000_000
 _LEVELS = "input_levels"
@@ -154,7 +154,7 @@ def save_packed(model: nn.Module, path: Path, preset: str, metadata: Mapping[str
     header = {"preset": preset, "layers": {name: layer.bits for name, layer in layers.items()},
               "timesteps": [] if inputs is None else inputs.timesteps.tolist()}   # fmt: skip
     kept = {key: value.cpu().contiguous() for key, value in {**tensors, **rest}.items()}
-    write_tensors(path, kept, {HEADER: json.dumps(header), **metadata})
+    write_tensors(path, kept, {QUANTIZATION_ENTRY: json.dumps(header), **metadata})
 
 
 def read_packed_contents(path: Path) -> PackedContents:
@@ -164,7 +164,7 @@ def read_packed_contents(path: Path) -> PackedContents:
         ValueError: it is none.
     """
     with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {}).get(HEADER, "null"))
+        header = json.loads((file.metadata() or {}).get(QUANTIZATION_ENTRY, "null"))
     if header is None:
         raise ValueError(f"{path.name} is not a compressed model")
     layers = {name: LayerBits(*bits) for name, bits in header["layers"].items()}

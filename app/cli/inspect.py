@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from atelier.adapters.formats.adapter_info import AdapterInfo, is_adapter
 from atelier.adapters.formats.compatibility import check_tools
 from atelier.adapters.formats.detect import AdapterContents, detect
 from atelier.adapters.formats.foreign_metadata import find_sampler
@@ -21,12 +22,13 @@ def inspect_file(path: Path) -> dict[str, Any]:
         own = read_safetensors_header(path)
     except (OSError, ValueError):
         return _foreign(path, detect(path))   # says what is wrong with it
-    return _native(path, own.metadata) if "atelier.kind" in own.metadata else _foreign(path, detect(path))
+    return _native(path, own.metadata) if is_adapter(own.metadata) else _foreign(path, detect(path))
 
 
 def _native(path: Path, entries: dict[str, str]) -> dict[str, Any]:
     names = ("kind", "name", "trigger", "subject", "family", "title", "created", "best_step", "pictures")
-    facts = {name: entries.get(f"atelier.{name}", "") for name in names}
+    info = AdapterInfo.from_metadata(entries)
+    facts = {name: "" if (value := getattr(info, name)) is None else str(value) for name in names}
     return {"file": path.name, "form": "Atelier's own", **facts, "bytes": path.stat().st_size}
 
 

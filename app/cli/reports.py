@@ -42,12 +42,11 @@ def adapter_details(card: AdapterCard) -> dict[str, Any]:
     """All that is known about an adapter: its card, its settings and the recipe it was made with."""
     header = read_header(card.path)
     try:
-        recipe = tomllib.loads(header.metadata.get("atelier.recipe", ""))
+        recipe = tomllib.loads(header.info.recipe)
     except tomllib.TOMLDecodeError:
         recipe = {}
-    best = header.metadata.get("atelier.best_step", "")
     return {
-        **adapter_values(card), "layers": len(header.specs), "best_step": int(best) if best.isdecimal() else None,
+        **adapter_values(card), "layers": len(header.specs), "best_step": header.info.best_step,
         "settings": header.settings, "recipe": recipe, "notes": " ".join(card.notes),
     }   # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import load_adapter, read_header
 from atelier.adapters.fusion.break_for_make_halves import scale_halves
 from atelier.adapters.fusion.pairwise import to_lora
@@ -116,7 +117,7 @@ def _loaded_pair(
 def _training_recipe(home: Home, card: AdapterCard, recipe: CombineJob) -> TrainConfig:
     """The recipe an adapter was taught with, which knows its pictures."""
     try:
-        config = with_role_caption(find_run(home, read_header(card.path).metadata.get("atelier.run", "")).config())
+        config = with_role_caption(find_run(home, read_header(card.path).info.run).config())
     except HomeError:
         config = None
     if config is None or not Path(config.pictures).is_dir():
@@ -133,11 +134,11 @@ def _save(home: Home, recipe: CombineJob, model: BaseModel, made: AdapterSet) ->
         base=recipe.content.base or EMBEDDED, caption=caption_for_both(model.info, recipe.style.trigger),
         kind=made.kind, steps=recipe.steps or 1,
     )   # fmt: skip
-    own = {"method": recipe.method, "content": recipe.content.name, "style": recipe.style.name,
-           "pictures": str(recipe.content.pictures + recipe.style.pictures)}
+    info = AdapterInfo(method=recipe.method, content=recipe.content.name, style=recipe.style.name,
+                       pictures=recipe.content.pictures + recipe.style.pictures)   # fmt: skip
     with explain_write_errors(home.adapters):
         home.adapters.mkdir(parents=True, exist_ok=True)
-        return save_with_metadata(made, config, model, own, home.adapters)
+        return save_with_metadata(made, config, model, info, home.adapters)
 
 
 def caption_for_both(info: BaseInfo, style: str) -> str:

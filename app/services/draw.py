@@ -255,7 +255,7 @@ def suggested_prompt(card: AdapterCard) -> str:
     from atelier.training.recipes.dreambooth import fill_template
 
     try:
-        recipe = tomllib.loads(read_header(card.path).metadata.get("atelier.recipe", ""))
+        recipe = tomllib.loads(read_header(card.path).info.recipe)
         template = recipe.get("caption") or identify(card.base).caption
     except (BaseError, tomllib.TOMLDecodeError):
         template = "{trigger} {subject}"

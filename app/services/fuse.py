@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from PIL import Image
 
 from atelier.adapters.core.settings import SettingError
+from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.fusion.gates import GateRecord
 from atelier.adapters.fusion.interference import Interference
@@ -84,15 +85,14 @@ def fuse_to_adapter(home: Home, engine: Engine, mix: SavedMix, name: str) -> tup
     cards = [find_adapter(home, entry.name) for entry in mix.entries]
     adapters, error = engine.fuse(mix.base, _files(home, mix), mix.method, mix.prompt)
     first = cards[0]
-    known = {
-        "name": free, "trigger": " ".join(dict.fromkeys(card.trigger for card in cards if card.trigger)),
-        "subject": first.subject, "base": first.base, "family": first.family, "title": first.title,
-        "method": mix.method, "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "pictures": str(sum(card.pictures for card in cards)), "parts": ", ".join(card.name for card in cards),
-    }   # fmt: skip
+    info = AdapterInfo(
+        name=free, trigger=" ".join(dict.fromkeys(card.trigger for card in cards if card.trigger)),
+        subject=first.subject, base=first.base, family=first.family, title=first.title, method=mix.method,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), pictures=sum(card.pictures for card in cards),
+        parts=tuple(card.name for card in cards),
+    )   # fmt: skip
     with explain_write_errors(home.adapters):
-        save_adapter(home.adapters / f"{free}.safetensors", adapters,
-                     {f"atelier.{key}": text for key, text in known.items()})   # fmt: skip
+        save_adapter(home.adapters / f"{free}.safetensors", adapters, info.to_metadata())
     return find_adapter(home, free), error
 
 

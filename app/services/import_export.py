@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.adapter_info import AdapterInfo, is_adapter
 from atelier.adapters.formats.detect import AdapterContents
 from atelier.adapters.formats.export import ExportReport, export_mix
 from atelier.adapters.formats.foreign_metadata import NO_NAMES, find_sampler
@@ -61,17 +62,17 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
     """
     wanted = new_name(home, name) if name else _name_from(path)
     if _is_own(path):
-        adapters, notes, metadata = load_adapter(path), (), read_native_metadata(path)
+        adapters, notes, info = load_adapter(path), (), AdapterInfo.from_metadata(read_native_metadata(path))
     else:
         adapters, contents = read_foreign(path)
-        notes, metadata = _notes(adapters, contents), _metadata(contents, path)
+        notes, info = _notes(adapters, contents), _info(contents, path)
     source = content_hash(adapters)
     if before := (imported_sources(home) if known is None else known).get(source):
         raise HomeError(f"{path.name} is already in your library as {before}.")
     with explain_write_errors(home.adapters):
         target = free_path(home.adapters, wanted)
-        own = {"atelier.name": target.stem, "atelier.source": source, "atelier.notes": "\n".join(notes)}
-        save_adapter(target, adapters, {**metadata, **own})
+        info = replace(info, name=target.stem, source=source, notes=notes)
+        save_adapter(target, adapters, info.to_metadata())
     return ImportedAdapter(find_adapter(home, target.stem), notes)
 
 
@@ -81,7 +82,7 @@ def imported_sources(home: Home) -> dict[str, str]:
 
 
 def _is_own(path: Path) -> bool:
-    return "atelier.kind" in read_metadata(path)
+    return is_adapter(read_metadata(path))
 
 
 def _name_from(path: Path) -> str:
@@ -97,14 +98,14 @@ def _notes(adapters: AdapterSet, contents: AdapterContents) -> tuple[str, ...]:
     return (*contents.notes, *([said] if empty else []))
 
 
-def _metadata(contents: AdapterContents, path: Path) -> dict[str, str]:
+def _info(contents: AdapterContents, path: Path) -> AdapterInfo:
     theirs = {key: value for key, value in contents.metadata.items() if key.startswith(("ss_", "modelspec."))}
     if sum(map(len, theirs.values())) > MAX_METADATA_CHARACTERS:
         theirs = {key: value for key, value in theirs.items() if len(value) < 1000}
-    own = {"atelier.family": contents.family, "atelier.trigger": contents.trigger,
-           "atelier.algorithms": ", ".join(contents.algorithms), "atelier.created": _now(),
-           "atelier.sampler": find_sampler(path, contents.metadata)}   # fmt: skip
-    return {**theirs, **own}
+    return replace(
+        AdapterInfo.from_metadata(theirs), family=contents.family, trigger=contents.trigger, created=_now(),
+        algorithms=tuple(contents.algorithms), sampler=find_sampler(path, contents.metadata),
+    )   # fmt: skip
 
 
 def _now() -> str:
@@ -223,11 +224,10 @@ def merge_adapters(
         raise HomeError("These adapters change only biases and normalization layers, which a LoRA can't hold. Draw "
                         "with them as they are.")
     made_of = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
-    words = {"atelier.trigger": ", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
-             "atelier.subject": ", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject)),
-             "modelspec.merged_from": made_of, "modelspec.thumbnail": first.thumbnail}   # fmt: skip
-    return _save_to_library(home, wanted, lora, {
-        "atelier.family": first.family, "atelier.base": first.base, "atelier.title": first.title, **words})
+    return _save_to_library(home, wanted, lora, AdapterInfo(
+        family=first.family, base=first.base, title=first.title, merged_from=made_of, thumbnail=first.thumbnail,
+        trigger=", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
+        subject=", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject))))   # fmt: skip
 
 
 def _base_required(card: AdapterCard) -> WeightOf:
@@ -246,13 +246,12 @@ def extract_adapter(home: Home, tuned: str, base: str, name: str, limits: LowRan
         BaseError: see ``weights.difference``.
     """
     wanted, info = new_name(home, name), identify(base)
-    return _save_to_library(home, wanted, extract_lora(tuned, base, limits), {
-        "atelier.family": info.family, "atelier.base": base, "atelier.title": info.title,
-        "modelspec.merged_from": Path(tuned).name})
+    return _save_to_library(home, wanted, extract_lora(tuned, base, limits), AdapterInfo(
+        family=info.family, base=base, title=info.title, merged_from=Path(tuned).name))   # fmt: skip
 
 
-def _save_to_library(home: Home, name: str, adapters: AdapterSet, metadata: Mapping[str, str]) -> AdapterCard:
-    own = {"atelier.name": name, "atelier.created": _now()}
+def _save_to_library(home: Home, name: str, adapters: AdapterSet, info: AdapterInfo) -> AdapterCard:
+    info = replace(info, name=name, created=_now())
     with explain_write_errors(home.adapters):
-        save_adapter(home.adapters / f"{name}{SUFFIX}", adapters, {**metadata, **own})
+        save_adapter(home.adapters / f"{name}{SUFFIX}", adapters, info.to_metadata())
     return find_adapter(home, name)

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
+from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import data_hash, read_native_metadata
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.app.store.health import FileState, problems
@@ -157,24 +158,24 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | UnreadableFile:
         text = read_native_metadata(path)
     except FileError as error:
         return UnreadableFile(path, str(error))
-    thumbnail, pictures = text.get("modelspec.thumbnail", ""), text.get("atelier.pictures", "")
+    info = AdapterInfo.from_metadata(text)
     return AdapterCard(
         name=path.stem,
         path=path,
-        kind=text["atelier.kind"],
-        trigger=text.get("atelier.trigger") or ("" if "atelier.algorithms" in text else path.stem),
-        subject=text.get("atelier.subject", ""),
-        base=text.get("atelier.base", ""),
-        title=text.get("atelier.title") or text.get("atelier.base", ""),
-        family=text.get("atelier.family", ""),
+        kind=info.kind,
+        trigger=info.trigger or ("" if info.algorithms else path.stem),
+        subject=info.subject,
+        base=info.base,
+        title=info.title or info.base,
+        family=info.family,
         bytes=size,
-        created=_parse_time(text.get("atelier.created", ""), modified),
-        thumbnail=thumbnail if is_showable(thumbnail) else "",
-        pictures=int(pictures[:9]) if pictures.isdecimal() else 0,
-        algorithms=text.get("atelier.algorithms", ""),
-        source=text.get("atelier.source", ""),
-        sampler=text.get("atelier.sampler", ""),
-        notes=tuple(text.get("atelier.notes", "").split("\n")[:_MOST_NOTES]) if text.get("atelier.notes") else (),
+        created=_parse_time(info.created, modified),
+        thumbnail=info.thumbnail if is_showable(info.thumbnail) else "",
+        pictures=info.pictures or 0,
+        algorithms=", ".join(info.algorithms),
+        source=info.source,
+        sampler=info.sampler,
+        notes=info.notes[:_MOST_NOTES],
     )
 
 

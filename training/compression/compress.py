@@ -18,6 +18,7 @@ from atelier.adapters.attach.merge import merge
 from atelier.adapters.core.atomic_write import atomic_folder
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer
+from atelier.adapters.formats.adapter_info import INGREDIENTS_ENTRY
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.quantization.bit_policy import LayerBits, assign_bits, raise_sensitive_layers
 from atelier.adapters.quantization.fake_quant_layers import add_activation_quantizers, add_fake_quant
@@ -151,8 +152,8 @@ def _write_parts(model: BaseModel, config: CompressConfig, folder: Path) -> None
         half.save_pretrained(folder / name)
     model.pipeline.save_config(folder)
     model.unet.save_config(folder / "unet")
-    made_of = {"base": config.base, "adapters": config.adapters}
-    save_packed(model.unet, folder / "unet" / PACKED_UNET, config.preset, {"atelier.made_of": json.dumps(made_of)})
+    ingredients = json.dumps({"base": config.base, "adapters": config.adapters})
+    save_packed(model.unet, folder / "unet" / PACKED_UNET, config.preset, {INGREDIENTS_ENTRY: ingredients})
     words = model.info.folder / "prompts.toml"
     if words.exists():
         shutil.copy(words, folder)

@@ -23,6 +23,7 @@ from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
+from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.initialization.initialization import initialize
 from atelier.adapters.kinds.catalog import create_adapters
@@ -210,9 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if exhibit.number in done:
             continue
         adapters, losses = train(model, pictures, exhibit)
-        own = {"base": EMBEDDED, "family": model.info.family, "trigger": exhibit.trigger}
-        save_adapter(options.out / f"{exhibit.file}.safetensors", adapters,
-                     {f"atelier.{name}": text for name, text in own.items()})   # fmt: skip
+        info = AdapterInfo(base=EMBEDDED, family=model.info.family, trigger=exhibit.trigger)
+        save_adapter(options.out / f"{exhibit.file}.safetensors", adapters, info.to_metadata())
         with index.open("a", encoding="utf-8") as rows:
             rows.write(json.dumps({**asdict(exhibit), "losses": [round(loss, 4) for loss in losses]}) + "\n")
         print(f"{exhibit.number:4d}  {exhibit.file}", flush=True)   # noqa: T201 (a command)

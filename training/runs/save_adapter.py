@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from PIL import Image
 
 from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.fusion.break_for_make_halves import basis_hash
 from atelier.adapters.kinds.break_for_make import BreakForMake
@@ -29,32 +30,32 @@ def save_result(
 ) -> Path:
     """Write the adapter file and return its path. A name that is taken gets a number: nothing is overwritten."""
     assert training.result is not None
-    own = {"pictures": str(pictures), "best_step": str(training.result_step), "run": run.id}
-    return save_with_metadata(training.result, config, model, own, adapters)
+    info = AdapterInfo(pictures=pictures, best_step=training.result_step, run=run.id)
+    return save_with_metadata(training.result, config, model, info, adapters)
 
 
 def save_with_metadata(
-    result: AdapterSet, config: TrainConfig, model: BaseModel, own: Mapping[str, str], adapters: Path
+    result: AdapterSet, config: TrainConfig, model: BaseModel, info: AdapterInfo, adapters: Path
 ) -> Path:
-    """Write an adapter with metadata from its recipe and with the entries ``own``, under a name that is free."""
-    known = {
-        "name": config.name,
-        "trigger": config.trigger_word,
-        "subject": config.subject,
-        "base": config.base,
-        "family": model.info.family,
-        "title": model.info.title,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipe": config.to_toml(without=("pictures",)),
-    }
-    if result.kind == BreakForMake.kind:
-        known["basis"] = basis_hash(result)   # halves with the same one fit together
-    metadata = {f"atelier.{name}": text for name, text in {**known, **own}.items()}
+    """Write an adapter under a name that is free; its recipe and its base model are added to ``info``."""
+    info = replace(
+        info,
+        name=config.name,
+        trigger=config.trigger_word,
+        subject=config.subject,
+        base=config.base,
+        family=model.info.family,
+        title=model.info.title,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=config.to_toml(without=("pictures",)),
+        # Halves with the same basis can be combined.
+        basis=basis_hash(result) if result.kind == BreakForMake.kind else "",
+    )
     if config.preview_every:   # drawn, because a training picture may be private
         picture = draw_preview(model, config, result, preview_prompts(model, config)[0], THUMBNAIL_STEPS)
-        metadata["modelspec.thumbnail"] = thumbnail(picture)
+        info = replace(info, thumbnail=thumbnail(picture))
     path = free_path(adapters, config.name)
-    save_adapter(path, result, metadata)
+    save_adapter(path, result, info.to_metadata())
     return path
 
 

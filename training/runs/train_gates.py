@@ -39,9 +39,9 @@ def home_examples(model: BaseModel, home: Path, names: Sequence[str] = ()) -> li
     for path in sorted((home / "adapters").glob("*.safetensors")):
         if names and path.stem not in names:
             continue
-        header = read_header(path)
-        run = RunFolder(home / "runs" / header.metadata.get("atelier.run", "?"))
-        if header.metadata.get("atelier.family") == model.info.family and (run.path / "recipe.toml").exists():
+        info = read_header(path).info
+        run = RunFolder(home / "runs" / (info.run or "?"))
+        if info.family == model.info.family and (run.path / "recipe.toml").exists():
             config = run.config()
             if Path(config.pictures).is_dir():
                 examples = encode_dataset(model, scan_pictures(config))
@@ -102,7 +102,7 @@ def run_training(
         for event in train_gates(model, gates, recipe, config, options.folder or Path(folder)):
             yield str(event)
     out = options.out or gates_path(model.info.family)
-    gates.save(out, {"atelier.steps": str(options.steps)})
+    gates.save(out, steps=options.steps)
     yield f"{out}: {out.stat().st_size / 1000:.0f} KB"
 
 

@@ -169,7 +169,7 @@ def _tags(card: AdapterCard, most: int = 8) -> str:
 
 def _recipe(card: AdapterCard) -> dict[str, Any]:
     """The settings it was trained with; nothing when the file does not say."""
-    text = read_header(card.path).metadata.get("atelier.recipe", "")
+    text = read_header(card.path).info.recipe
     try:
         recipe = tomllib.loads(text)
     except tomllib.TOMLDecodeError:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.formats import native
+from atelier.adapters.formats.adapter_info import PACKED_SCHEMA
 from atelier.adapters.formats.native import (
     FileError,
     data_hash,
@@ -207,7 +207,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"schema": str(native.PACKED_SCHEMA + 1)}, "newer version of Atelier. Update"),
+        ({"schema": str(PACKED_SCHEMA + 1)}, "newer version of Atelier. Update"),
         ({"schema": "two"}, "damaged header"),
         ({"modules": None}, "damaged header"),
         ({"modules": "{"}, "damaged header"),

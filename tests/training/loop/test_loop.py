@@ -260,7 +260,7 @@ def test_the_product_follows_the_whole_gradient_where_asked_for(tmp_path, monkey
         apply_lora_pro(adapters)
         given.append(raw)
 
-    monkeypatch.setattr(update, "correct", note)
+    monkeypatch.setattr(update, "apply_lora_pro", note)
     list(start(MAX_EFFECT, tmp_path / "plain").events(NOBODY))
     assert not given
     training = start(but(whole_gradient=True, clip=0.0), tmp_path / "whole")
