@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from atelier.adapters.core.family import SD1, SD2, SDXL
 from atelier.adapters.formats.group_layers import split_key
 from atelier.adapters.formats.layer_parts import algorithm_of
 
@@ -71,8 +72,8 @@ _COMFY_DOTTED = re.compile(r"diffusion_model\.(input|middle|output)_block|text_e
 # Layers in diffusers' spelling that A1111 looks for in the wrong place, or nowhere.
 _A1111_LOSES = {
     "": re.compile(r"lora_unet_conv_norm_out\.|lycoris_"),
-    "sd2": re.compile(r"lora_te1_"),
-    "sdxl": re.compile(r"lora_unet_(up_blocks_0_upsamplers|add_embedding)_|lora_te_"),
+    SD2.name: re.compile(r"lora_te1_"),
+    SDXL.name: re.compile(r"lora_unet_(up_blocks_0_upsamplers|add_embedding)_|lora_te_"),
 }
 
 
@@ -125,7 +126,7 @@ def _invoke(facts: _Facts) -> Verdict:
     if not any(re.search(r"attn2\.to_[kv]$|^text_encoder.*self_attn", name) for name in facts.layers):
         return Verdict(NO, "it can't identify the base model without cross-attention or text encoder layers")
     numbered = any(key.startswith("lora_te1_") for key in facts.shapes)
-    if numbered and facts.family in ("sd1", "sd2"):
+    if numbered and facts.family in (SD1.name, SD2.name):
         return Verdict(PARTLY, "it ignores a numbered text encoder in this family")
     return Verdict(PARTLY, "it reads DoRA's magnitudes as belonging to columns") if facts.by_row() else Verdict(YES)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from atelier.adapters.core.family import FAMILIES, SD1, SDXL
 from atelier.adapters.formats import foreign_metadata, peft_config
 from atelier.adapters.formats.group_layers import Layer, build_layers, group_layers, modules_without
 from atelier.adapters.formats.layer_shapes import Shape
@@ -24,10 +25,13 @@ from atelier.adapters.formats.safetensors_header import (
     read_safetensors_header,
 )
 
-_TEXT_WIDTHS = {192: "embedded", 768: "sd1", 1024: "sd2", 2048: "sdxl"}   # of the features that attn2 reads → family
+_TEXT_WIDTHS = {family.text_width: family.name for family in FAMILIES.values()}   # of the features that attn2 reads
 _REFINER_WIDTH = 1280   # of the features that SDXL's refiner reads
-_SECOND_WIDTH = 1280    # of SDXL's second text encoder
-_ENCODER_WIDTHS = {192: "embedded", 1024: "sd2", 1280: "sdxl"}   # of a text encoder; 768 is sd1's and sdxl's first
+_SECOND_WIDTH = SDXL.text_encoders[1].width
+_ENCODER_FAMILIES = [(encoder.width, family.name) for family in FAMILIES.values() for encoder in family.text_encoders]
+# Widths of text encoders that tell the family: 768 is that of Stable Diffusion 1 and of XL's first encoder.
+_ENCODER_WIDTHS = {width: name for width, name in _ENCODER_FAMILIES
+                   if sum(width == other for other, _ in _ENCODER_FAMILIES) == 1}   # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +117,12 @@ def _family(layers: Mapping[str, Layer], metadata: Mapping[str, str]) -> tuple[s
         return found, True
     if any(name.startswith(("text_encoder_2.", "unet.add_embedding")) or ".transformer_blocks.2." in name
            for name in layers):   # fmt: skip
-        return "sdxl", True
+        return SDXL.name, True
     encoder = (width for name, width in widths.items() if name.startswith("text_encoder.") and ".self_attn." in name)
     if found := next((_ENCODER_WIDTHS[width] for width in encoder if width in _ENCODER_WIDTHS), ""):
         return found, True
     named = foreign_metadata.find_family(metadata)
-    return named or "sd1", bool(named)
+    return named or SD1.name, bool(named)
 
 
 def _notes(layers: Mapping[str, Layer], shapes: Mapping[str, Shape], unknown: list[str], sure: bool) -> list[str]:

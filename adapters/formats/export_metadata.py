@@ -14,20 +14,13 @@ from datetime import datetime
 from safetensors.torch import save
 from torch import Tensor
 
+from atelier.adapters.core.family import EMBEDDED_FAMILY, FAMILIES, SD2
 from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import AdapterHeader
 
 # ComfyUI shows no metadata from a larger header.
 HEADER_LIMIT = 1 << 20
 
-# Family → (ss_base_model_version, architecture). The embedded base model has names of its own, although its
-# layers are called as in Stable Diffusion 1: its widths differ, so no tool should offer the file for that.
-_BASES = {
-    "embedded": ("atelier_embedded", "atelier-embedded-v1"),
-    "sd1": ("sd_v1", "stable-diffusion-v1"),
-    "sd2": ("sd_v2", "stable-diffusion-v2"),
-    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
-}
 # Entry of another tool → field of AdapterInfo.
 _MODELSPEC = {
     "modelspec.date": "created",
@@ -87,9 +80,9 @@ def _modelspec(info: AdapterInfo) -> dict[str, str]:
     family, title = info.family, info.name or "LoRA"
     entries = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{_BASES[family][1]}/lora",
+        "modelspec.architecture": f"{FAMILIES[family].architecture}/lora",
         "modelspec.implementation": "diffusers",
-        "modelspec.title": f"{title} (for Atelier's embedded base model)" if family == "embedded" else title,
+        "modelspec.title": f"{title} (for Atelier's embedded base model)" if family == EMBEDDED_FAMILY.name else title,
         "modelspec.description": "A LoRA trained with Atelier.",
     }
     if info.trigger:
@@ -104,8 +97,8 @@ def _kohya(info: AdapterInfo, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     alpha = _one_or_dynamic(str(tensor.item()) for key, tensor in tensors.items() if key.endswith(".alpha"))
     wide_kernels = any(max(down.shape[2:], default=1) > 1 for down in downs)
     entries = {
-        "ss_v2": str(info.family == "sd2"),
-        "ss_base_model_version": _BASES[info.family][0],
+        "ss_v2": str(info.family == SD2.name),
+        "ss_base_model_version": FAMILIES[info.family].kohya_version,
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-_FAMILIES = {"sdxl": "sdxl", "stable-diffusion-xl": "sdxl", "sd_v2": "sd2", "stable-diffusion-v2": "sd2",
-             "sd_v1": "sd1", "stable-diffusion-v1": "sd1", "embedded": "embedded"}   # fmt: skip
+from atelier.adapters.core.family import FAMILIES, SD2
 
 NO_NAMES = ("adapter_model", "pytorch_lora_weights")   # files that PEFT and diffusers call all alike
 _LCM = re.compile(r"(?<![a-z])lcm(?![a-z])")
@@ -19,8 +18,8 @@ _LCM = re.compile(r"(?<![a-z])lcm(?![a-z])")
 def find_family(metadata: Mapping[str, str]) -> str:
     """The base family that is named; empty when none is."""
     said = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
-    named = next((family for word, family in _FAMILIES.items() if word in said), "")
-    return named or ("sd2" if metadata.get("ss_v2") == "True" else "")
+    named = next((family.name for family in FAMILIES.values() if any(mark in said for mark in family.marks)), "")
+    return named or (SD2.name if metadata.get("ss_v2") == "True" else "")
 
 
 def find_trigger(metadata: Mapping[str, str]) -> str:

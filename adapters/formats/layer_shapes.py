@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from math import isqrt, prod
 
+from atelier.adapters.core.family import FAMILIES
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]   # part of a layer → the shape of its tensor
 
@@ -13,7 +15,6 @@ Shapes = Mapping[str, Shape]   # part of a layer → the shape of its tensor
 _WIDE = re.compile(r"(conv_in|conv_out|\.conv1|\.conv2|samplers\.\d\.conv)$")
 _NARROW = re.compile(r"\.conv_shortcut$")
 _PROJECTION = re.compile(r"attentions\.\d+\.proj_(in|out)$")   # a 1×1 convolution in Stable Diffusion 1, else linear
-_CONV_PROJECTIONS = ("sd1", "embedded")
 _KERNEL = (3, 3)
 # Parts that are one number.
 _NUMBERS = ("alpha", "scale", "scalar", "on_input", "scaled_oft", "terms", "largest_turn", "transposed", "seed",
@@ -51,8 +52,8 @@ def weight_shape(name: str, algorithm: str, shapes: Shapes, family: str = "") ->
     for part in ("diff_b", "b_norm", "up_bias", "set_bias"):
         if part in shapes and rows and prod(shapes[part]) != rows:
             raise ShapeError(part, f"must have {rows} values, one per output")
-    convolution = (kernel == _KERNEL or _NARROW.search(name)
-                   or (_PROJECTION.search(name) and family in _CONV_PROJECTIONS))   # fmt: skip
+    conv_projections = family in FAMILIES and FAMILIES[family].conv_projections
+    convolution = kernel == _KERNEL or _NARROW.search(name) or (conv_projections and _PROJECTION.search(name))
     return (rows, columns // prod(kernel), *(kernel if convolution else ()))
 
 

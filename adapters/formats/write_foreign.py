@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from atelier.adapters.core.base import Spec
+from atelier.adapters.core.family import FAMILIES, SD1
 from atelier.adapters.formats.low_rank import Pair, WeightChange
 from atelier.adapters.formats.module_names import canonical_name, to_original, to_underscores
 
 FORMS = ("kohya", "diffusers", "diff", "native")
 
-# Component → kohya's prefix. InvokeAI knows a lone text encoder as `lora_te_` only; two are numbered.
-_ONE_ENCODER = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
-_TWO_ENCODERS = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
-_PREFIXES = {"embedded": _ONE_ENCODER, "sd1": _ONE_ENCODER, "sd2": _ONE_ENCODER, "sdxl": _TWO_ENCODERS}
 _SDXL_ATTENDED = (0, 1)   # up blocks with attention
 _KOHYA_PARTS = ("lora_up.weight", "lora_down.weight")
 _KOHYA_LAYER = re.compile(
@@ -47,9 +44,9 @@ def check_family(family: str) -> None:
     Raises:
         ConvertError: they can't.
     """
-    if family not in _PREFIXES:
+    if family not in FAMILIES:
         raise ConvertError(f"The adapter was made for a base model of the family {family!r}, but files can be written "
-                           f"only for {', '.join(_PREFIXES)}.")
+                           f"only for {', '.join(FAMILIES)}.")
 
 
 def to_kohya(pairs: Mapping[Spec, Pair], family: str) -> dict[str, Tensor]:
@@ -94,10 +91,10 @@ def to_diff(change: WeightChange, family: str) -> dict[str, Tensor]:
     return tensors if change.bias is None else {**tensors, f"{layer}{bias}": change.bias}
 
 
-def check_kohya(tensors: Mapping[str, Tensor], family: str = "sd1") -> list[str]:
+def check_kohya(tensors: Mapping[str, Tensor], family: str = SD1.name) -> list[str]:
     """Say what keeps ``tensors`` from being the plain kohya LoRA that every tool loads for this family."""
     problems: list[str] = []
-    pattern = _SDXL_LAYER if family == "sdxl" else _KOHYA_LAYER
+    pattern = _SDXL_LAYER if FAMILIES[family].original_unet_names else _KOHYA_LAYER
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         layer, _, part = key.partition(".")
@@ -135,10 +132,10 @@ def kohya_name(name: str, family: str) -> str:
         ConvertError: the family has no such component.
     """
     component, _, path = canonical_name(name).partition(".")
-    prefix = _PREFIXES.get(family, {}).get(component)
+    prefix = FAMILIES[family].kohya_prefixes.get(component) if family in FAMILIES else None
     if prefix is None:
         raise ConvertError(f"Kohya files for {family!r} can't hold {component} ({name}).")
-    if component == "unet" and family == "sdxl":
+    if component == "unet" and FAMILIES[family].original_unet_names:
         try:
             path = to_original(path, _SDXL_ATTENDED)
         except KeyError:

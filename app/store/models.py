@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from atelier.adapters.core.family import FAMILIES, family_title
 from atelier.app.store.home import Home, HomeError, write_whole
 from atelier.app.store.library import AdapterCard, list_adapters
 from atelier.app.text import settings as settings_words
 from atelier.app.text import shared
-from atelier.training.base_models.base_info import TITLES, BaseError, BaseInfo
+from atelier.training.base_models.base_info import BaseError, BaseInfo
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
 
@@ -122,7 +123,7 @@ def check_family(info: BaseInfo, cards: Sequence[AdapterCard]) -> None:
         HomeError: an adapter was made for another family of base models.
     """
     for card in cards:
-        if card.family in TITLES and card.family != info.family:
+        if card.family in FAMILIES and card.family != info.family:
             such_as = f", such as {card.title}" if card.title else ""
-            raise HomeError(f"{card.name} was made for {TITLES[card.family]}, but {info.title} is "
-                            f"{TITLES[info.family]}. Choose a base model of the adapter's family{such_as}.")
+            raise HomeError(f"{card.name} was made for {family_title(card.family)}, but {info.title} is "
+                            f"{family_title(info.family)}. Choose a base model of the adapter's family{such_as}.")

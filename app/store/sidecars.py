@@ -6,12 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from atelier.adapters.core.family import FAMILIES
 from atelier.app.store.home import write_whole
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.previews import preview_png
-
-# What their "sd version" field knows; the embedded base is none of them.
-_VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
 def write_sidecars(parts: Sequence[tuple[AdapterCard, float]], path: Path) -> list[Path]:
@@ -26,7 +24,7 @@ def write_sidecars(parts: Sequence[tuple[AdapterCard, float]], path: Path) -> li
     cards = [card for card, _ in parts]
     triggers = ", ".join(dict.fromkeys(card.trigger for card in cards if card.trigger))
     facts = {"description": f"Made with Atelier: {', '.join(card.name for card in cards)}",
-             "sd version": _VERSIONS.get(cards[0].family, "Unknown"), "activation text": triggers,
+             "sd version": _sd_version(cards[0].family), "activation text": triggers,
              "preferred weight": 1.0, "negative text": "", "notes": ""}   # fmt: skip
     written = [path.with_suffix(".json")]
     write_whole(written[0], json.dumps(facts, indent=4, ensure_ascii=False).encode())
@@ -34,3 +32,8 @@ def write_sidecars(parts: Sequence[tuple[AdapterCard, float]], path: Path) -> li
         written.append(path.with_suffix(".preview.png"))
         write_whole(written[1], preview)
     return written
+
+
+def _sd_version(family: str) -> str:
+    """What A1111's field "sd version" calls a family."""
+    return FAMILIES[family].a1111_version if family in FAMILIES else "Unknown"

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atelier.adapters.core.family import EMBEDDED_FAMILY, FAMILIES, Family, family_title
 from atelier.adapters.formats.safetensors_header import TensorEntry
 from atelier.training.config.train_config import EMBEDDED
 
-# The width of the text features the cross-attention reads tells the families apart.
-_WIDTHS = {192: "embedded", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
-TITLES = {"embedded": "Atelier's own small model", "sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x",
-          "sdxl": "Stable Diffusion XL"}   # fmt: skip
+_TEXT_WIDTHS = {family.text_width: family for family in FAMILIES.values()}
 _TASKS = {9: "an inpainting model", 8: "a model that edits pictures (InstructPix2Pix)", 5: "a depth model",
           7: "an upscaler"}   # fmt: skip
 PACKED_UNET = "packed.safetensors"   # the UNet's weights in codes, where a folder is a compressed base model
@@ -36,7 +34,7 @@ class BaseInfo:
 
     source: str            # what the person gave: 'embedded', a folder, a file, a hub id
     title: str             # a name for pages
-    family: str            # a key of the families
+    family: str            # name of its Family
     prediction_type: str   # epsilon, v_prediction
     resolution: int        # picture side in pixels it was made for
     vae_scale_factor: int            # picture pixels per latent pixel
@@ -57,7 +55,7 @@ class BaseInfo:
     @property
     def kind(self) -> str:
         """Family and prediction type in words, as a card shows them."""
-        return TITLES[self.family] + (" (v-prediction)" if self.prediction_type == "v_prediction" else "")
+        return family_title(self.family) + (" (v-prediction)" if self.prediction_type == "v_prediction" else "")
 
     def style_caption(self, style: str, subject: str) -> str:
         """The caption of a subject drawn in a style."""
@@ -65,15 +63,15 @@ class BaseInfo:
 
 
 def make_info(
-    base: str, folder: Path, family: str, unet: Mapping[str, Any], vae: Mapping[str, Any], **fields: Any
+    base: str, folder: Path, family: Family, unet: Mapping[str, Any], vae: Mapping[str, Any], **fields: Any
 ) -> BaseInfo:
     """Build the record from the configurations of UNet and VAE; ``fields`` are the others."""
     vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
     words = _read_prompts(folder)
     return BaseInfo(
         source=base,
-        title=TITLES["embedded"] if base == EMBEDDED else Path(base).name,
-        family=family,
+        title=EMBEDDED_FAMILY.title if base == EMBEDDED else Path(base).name,
+        family=family.name,
         resolution=unet["sample_size"] * vae_scale_factor,
         vae_scale_factor=vae_scale_factor,
         size_multiple=vae_scale_factor * 2 ** (len(unet["block_out_channels"]) - 1),
@@ -86,13 +84,13 @@ def make_info(
     )
 
 
-def family_of(base: str, width: object) -> str:
+def family_of(base: str, width: object) -> Family:
     """The family whose text features have this width.
 
     Raises:
         BaseError: there is none.
     """
-    family = _WIDTHS.get(width) if isinstance(width, int) else None
+    family = _TEXT_WIDTHS.get(width) if isinstance(width, int) else None
     if family is None:
         what = "the SDXL refiner, which can't draw on its own" if width == 1280 else "a model of an unknown family"
         raise BaseError(f"{base} reads text features of width {width}: it is {what}. Use a Stable Diffusion 1.x, 2.x "

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from atelier.adapters.core.family import FAMILIES, Family
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, quantize_to_int8
 from atelier.adapters.quantization.packed import load_packed, prepare_layers
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo, read_json
@@ -166,7 +167,7 @@ def load(
         torch.set_float32_matmul_precision("high")   # products of float32 on tensor cores, as convolutions already are
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
     try:
-        parts = load_parts(info, unet_dtype) if info.file else _folder_parts(folder, info.family, unet_dtype)
+        parts = load_parts(info, unet_dtype) if info.file else _folder_parts(folder, FAMILIES[info.family], unet_dtype)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
     if in_8_bits:
@@ -179,7 +180,7 @@ def load(
     return BaseModel(info, **parts, offload_to=CpuOffload() if has_own_memory(target) else None)
 
 
-def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, Any]:
+def _folder_parts(folder: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -193,7 +194,7 @@ def _folder_parts(folder: Path, family: str, dtype: torch.dtype) -> dict[str, An
         # Some files do not mention clipping, and DDIM's own default, made for pixels, would clip latents.
         "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False),
     }
-    if family == "sdxl":
+    if family.two_text_encoders:
         parts["text_encoder_2"] = _part(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
         parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
     return parts

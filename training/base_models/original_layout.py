@@ -8,17 +8,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from atelier.adapters.formats import module_names as spelling
+from atelier.adapters.core.family import FAMILIES
+from atelier.adapters.formats import module_names
 
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
               "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}   # fmt: skip
-_PREFIXES = {
-    "sd1": {"text_encoder": "cond_stage_model.transformer."},
-    "sd2": {"text_encoder": "cond_stage_model.model."},
-    "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.",
-             "text_encoder_2": "conditioner.embedders.1.model."},
-}   # fmt: skip
 
 
 def to_original(parts: Mapping[str, Mapping[str, Tensor]], family: str) -> dict[str, Tensor]:
@@ -26,18 +21,18 @@ def to_original(parts: Mapping[str, Mapping[str, Tensor]], family: str) -> dict[
 
     Args:
         parts: ``unet``, ``vae``, ``text_encoder`` (and ``text_encoder_2``) → their state dictionaries.
-        family: ``sd1``, ``sd2`` or ``sdxl``.
+        family: name of a family that has single-file checkpoints.
     """
     attended = {int(found[1]) for key in parts["unet"] if (found := re.match(r"up_blocks\.(\d+)\.attentions", key))}
-    tensors = {f"model.diffusion_model.{spelling.to_original(name, attended)}": value
+    tensors = {f"model.diffusion_model.{module_names.to_original(name, attended)}": value
                for name, value in parts["unet"].items()}   # fmt: skip
     levels = 1 + max(int(found[1]) for key in parts["vae"] if (found := re.match(r"decoder\.up_blocks\.(\d+)", key)))
     tensors |= {f"first_stage_model.{name}": value for name, value in _vae(parts["vae"], levels)}
-    for part, prefix in _PREFIXES[family].items():
+    for encoder in FAMILIES[family].text_encoders:
         # transformers 5 dropped the level `text_model.` from some of its text encoders; files keep it.
-        plain = {key.removeprefix("text_model."): value for key, value in parts[part].items()}
-        renamed = _open_clip(plain) if prefix.endswith(".model.") else {f"text_model.{k}": v for k, v in plain.items()}
-        tensors |= {prefix + name: value for name, value in renamed.items()}
+        plain = {key.removeprefix("text_model."): value for key, value in parts[encoder.component].items()}
+        renamed = _open_clip(plain) if encoder.open_clip else {f"text_model.{k}": v for k, v in plain.items()}
+        tensors |= {encoder.original_prefix + name: value for name, value in renamed.items()}
     return tensors
 
 

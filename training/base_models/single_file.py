@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from atelier.adapters.core.family import FAMILIES, Family, TextEncoder
 from atelier.adapters.formats.safetensors_header import HeaderError, TensorEntry, read_safetensors_header
 from atelier.training.base_models.base_info import (
-    TITLES,
     BaseError,
     BaseInfo,
     check_inputs,
@@ -30,20 +30,6 @@ from atelier.training.config.assets import ASSETS
 MODELS = ASSETS / "models"
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _CONV_IN = _UNET + "input_blocks.0.0.weight"
-_CLIP_L = "text_model.embeddings.token_embedding.weight"
-# Family → (names of the token embedding, width) of each text encoder; some tools drop `text_model.`.
-_ENCODERS = {
-    "sd1": (((f"cond_stage_model.transformer.{_CLIP_L}",
-              "cond_stage_model.transformer.embeddings.token_embedding.weight"), 768),),
-    "sd2": ((("cond_stage_model.model.token_embedding.weight",), 1024),),
-    "sdxl": (((f"conditioner.embedders.0.transformer.{_CLIP_L}",), 768),
-             (("conditioner.embedders.1.model.token_embedding.weight",), 1280)),
-}   # fmt: skip
-# What each tokenizer fills captions up with, as the models were trained.
-_PADS = {
-    "sd1": {"tokenizer": "<|endoftext|>"}, "sd2": {"tokenizer": "!"},
-    "sdxl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"},
-}   # fmt: skip
 _ADAPTER = "is an adapter ({}), not a base model. Import it into the library"
 _OTHERS = {   # part of a tensor's name → what such a file is
     "joint_blocks.0.": "is a Stable Diffusion 3 model, which is not supported",
@@ -75,13 +61,13 @@ def identify_file(base: str, path: Path) -> BaseInfo:
     if _CONV_IN not in tensors:
         raise BaseError(f"{base} {_what_else(tensors)}.")
     family = family_of(base, _text_width(tensors))
-    folder = MODELS / family
+    folder = MODELS / family.name
     unet, vae = (read_json(folder / part / "config.json", base) for part in ("unet", "vae"))
     check_inputs(base, tensors[_CONV_IN].shape[1], vae["latent_channels"])
     _check_parts(base, tensors, family)
     prediction = _prediction(path, header.metadata, tensors, family)
-    if family == "sd2" and prediction == "v_prediction":
-        unet["sample_size"] = 96   # the model for 768 pixels; the one for 512 predicts the noise
+    if family.v_prediction_side and prediction == "v_prediction":
+        unet["sample_size"] = family.v_prediction_side   # larger than that of the models that predict the noise
     return make_info(
         base, folder, family, unet, vae,
         prediction_type=prediction, file=path, bytes=path.stat().st_size, zero_snr="ztsnr" in tensors,
@@ -102,9 +88,10 @@ def load_parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
 
     assert info.file is not None
     disable_progress_bar()
-    pipeline = StableDiffusionXLPipeline if info.family == "sdxl" else StableDiffusionPipeline
-    given: dict[str, Any] = {name: clip_tokenizer(pad) for name, pad in _PADS[info.family].items()}
-    if info.family != "sdxl":
+    family = FAMILIES[info.family]
+    pipeline = StableDiffusionXLPipeline if family.two_text_encoders else StableDiffusionPipeline
+    given: dict[str, Any] = {encoder.tokenizer: clip_tokenizer(encoder.pad_token) for encoder in family.text_encoders}
+    if not family.two_text_encoders:
         given |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     logging.getLogger("diffusers.loaders.single_file_utils").setLevel(logging.ERROR)
     source: dict[str, Any] = {"config": str(info.folder), "local_files_only": True}
@@ -151,25 +138,34 @@ def _text_width(tensors: Mapping[str, TensorEntry]) -> int:
     return next((tensors[name].shape[-1] for name in names), 0)
 
 
-def _check_parts(base: str, tensors: Mapping[str, TensorEntry], family: str) -> None:
+def _check_parts(base: str, tensors: Mapping[str, TensorEntry], family: Family) -> None:
     cure = "Use the full checkpoint."
     if not any(name.startswith(_VAE) for name in tensors):
         raise BaseError(f"{base} has no VAE, the part that turns latents into pictures. {cure}")
-    for names, width in _ENCODERS[family]:
+    for encoder in family.text_encoders:
+        names = _token_embeddings(encoder)
         found = next((tensors[name].shape[-1] for name in names if name in tensors), None)
-        if found != width:
+        if found != encoder.width:
             what = "no text encoder" if found is None else f"a text encoder of width {found}"
-            raise BaseError(f"{base} has {what}, but {TITLES[family]} needs one of width {width}. {cure}")
+            raise BaseError(f"{base} has {what}, but {family.title} needs one of width {encoder.width}. {cure}")
 
 
-def _prediction(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, TensorEntry], family: str) -> str:
+def _token_embeddings(encoder: TextEncoder) -> tuple[str, ...]:
+    """Names that the token embedding of a text encoder may have; some tools drop `text_model.`."""
+    if encoder.open_clip:
+        return (f"{encoder.original_prefix}token_embedding.weight",)
+    embedding = "embeddings.token_embedding.weight"
+    return f"{encoder.original_prefix}text_model.{embedding}", f"{encoder.original_prefix}{embedding}"
+
+
+def _prediction(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, TensorEntry], family: Family) -> str:
     """The prediction type. Weights don't tell it: metadata, a ``.yaml`` file of the same name or trainers' marks do."""
     text = metadata.get("modelspec.prediction_type", "")
     with suppress(OSError):
         text = text or path.with_suffix(".yaml").read_text(encoding="utf-8", errors="replace")
     if text:
         return "v_prediction" if text in ("v", "v_prediction") or 'parameterization: "v"' in text else "epsilon"
-    if family == "sd2":   # the model for 768 pixels predicts v, and the one for 512 tells so in its name
+    if family.v_prediction_side:   # the model for 768 pixels predicts v, and the one for 512 tells so in its name
         return "epsilon" if "512" in metadata.get("modelspec.architecture", "") + path.stem else "v_prediction"
     return "v_prediction" if "v_pred" in tensors else "epsilon"
 

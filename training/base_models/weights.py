@@ -12,6 +12,7 @@ from atelier.adapters.attach.merge import merge
 from atelier.adapters.attach.mount import find_module
 from atelier.adapters.core.atomic_write import atomic_folder
 from atelier.adapters.core.base import AdapterSet, Spec
+from atelier.adapters.core.family import FAMILIES, family_title
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.export import PRECISIONS
@@ -25,7 +26,7 @@ from atelier.adapters.formats.low_rank import (
     nearest_low_rank,
 )
 from atelier.adapters.formats.native import write_tensors
-from atelier.training.base_models.base_info import TITLES, BaseError
+from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.original_layout import to_original
 
@@ -63,8 +64,9 @@ def save_merged(base: str, mix: Mix, out: Path, *, single_file: bool, precision:
         OSError: ``out`` can't be written.
     """
     model, dtype = load(base, "cpu", torch.float32), PRECISIONS[precision]
-    if single_file and model.info.family == "embedded":
-        raise BaseError(f"{TITLES['embedded']} can't be written as a single file. Write it as a folder with --to base.")
+    if single_file and not FAMILIES[model.info.family].single_file:
+        raise BaseError(f"{family_title(model.info.family)} can't be written as a single file. Write it as a folder "
+                        "with --to base.")
     with merge(model.models(), mix):
         return _write_file(model, out, dtype) if single_file else _write_folder(model, out, dtype)
 
@@ -95,8 +97,8 @@ def extract_lora(tuned: str, base: str, limits: LowRankLimits = EXACT) -> Adapte
     """
     new, old = (load(name, "cpu", torch.float32) for name in (tuned, base))
     if new.info.family != old.info.family:
-        raise BaseError(f"{tuned} is {TITLES[new.info.family]} and {base} is {TITLES[old.info.family]}, but both "
-                        "must be of the same family.")
+        raise BaseError(f"{tuned} is {family_title(new.info.family)} and {base} is {family_title(old.info.family)}, "
+                        "but both must be of the same family.")
     pairs: dict[Spec, Pair] = {}
     new_weight, old_weight = (_weights_by_name(model) for model in (new, old))
     for spec in find_targets(old.models(), "all"):

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atelier.adapters.core.family import EMBEDDED_FAMILY
 from atelier.adapters.formats.native import load_adapter
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.events import Finished
@@ -110,7 +111,7 @@ def teach(pictures: Pictures, lesson: Lesson, home: Path) -> Path:
 def taught(name: str, trigger: str, subject: str, folder: Path, home: Path) -> Path:
     """Teach the embedded base a folder of captioned pictures as the app does by default; the adapter's file."""
     config = TrainConfig.from_dict({
-        **load_preset("normal", "embedded"), "name": name, "trigger": trigger, "subject": subject,
+        **load_preset("normal", EMBEDDED_FAMILY.name), "name": name, "trigger": trigger, "subject": subject,
         "pictures": str(folder), "preview_every": 0, "checkpoint_every": 0, "precision": "fp32",
     })   # fmt: skip
     path = home / "adapters" / f"{name}.safetensors"

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from atelier.adapters.attach.mount import mount
+from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.core.weight_only_int8 import quantize_to_int8
@@ -156,7 +157,7 @@ def _parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
         "unet": UNet2DConditionModel.from_config(read("unet")),
         "text_encoder": text(CLIPTextModel, "text_encoder"),
     }
-    if info.family == "sdxl":
+    if FAMILIES[info.family].two_text_encoders:
         parts["text_encoder_2"] = text(CLIPTextModelWithProjection, "text_encoder_2")
     for part in parts.values():
         _convert(part, dtype)
@@ -237,7 +238,7 @@ def _predict(unet: Any, info: BaseInfo, side: int, batch: int, text: Tensor | No
     if text is None:
         text = torch.zeros(batch, CAPTION_TOKENS, unet.config.cross_attention_dim, dtype=dtype)
     added = None
-    if info.family == "sdxl":
+    if FAMILIES[info.family].two_text_encoders:
         added = {"text_embeds": torch.zeros(batch, 1280, dtype=dtype), "time_ids": torch.zeros(batch, 6, dtype=dtype)}
     timesteps = torch.zeros(batch, dtype=torch.long)
     return unet(noisy, timesteps, text, added_cond_kwargs=added, return_dict=False)[0]

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.core.byte_size import format_bytes
+from atelier.adapters.core.family import family_title
 from atelier.adapters.formats.export import PRECISIONS, ExportReport
 from atelier.adapters.formats.foreign_metadata import find_tags
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
@@ -35,7 +36,6 @@ from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import page_url
-from atelier.training.base_models.base_info import TITLES
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.fidelity import Fidelity
@@ -150,7 +150,7 @@ def _kind(card: AdapterCard) -> str:
 def _details(card: AdapterCard) -> dict[str, Any]:
     facts = {
         words.KIND: _kind(card), words.CLASS_WORD: card.subject,
-        shared.BASE_MODEL: card.title or TITLES.get(card.family, ""),
+        shared.BASE_MODEL: card.title or family_title(card.family),
         words.TRAINED_ON: words.picture_count(card.pictures), shared.SIZE: format_bytes(card.bytes),
         shared.CREATED: shared.date_and_time(card.created.astimezone()), words.CAPTION_TAGS: _tags(card),
         words.NOTES: " ".join(card.notes),

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from atelier.adapters.core.byte_size import format_bytes
+from atelier.adapters.core.family import family_title
 from atelier.app.jobs.jobs import worker_alive
 from atelier.app.services.engine import Engine
 from atelier.app.store.api_keys import delete_key, list_keys, make_key
@@ -23,7 +24,6 @@ from atelier.app.text import settings as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
-from atelier.training.base_models.base_info import TITLES
 from atelier.training.base_models.device import best_device
 from atelier.training.base_models.identify import identify
 from atelier.training.config.assets import DISTRIBUTION
@@ -130,7 +130,7 @@ def _model_line(model: ModelEntry, adapters: int) -> str:
     if model.info is None:
         return model.reason
     info = model.info
-    return words.base_facts(TITLES[info.family], info.prediction_type, info.precision, info.bytes, adapters)
+    return words.base_facts(family_title(info.family), info.prediction_type, info.precision, info.bytes, adapters)
 
 
 def _group(title: str, facts: dict[str, str], hint: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.main import main
@@ -26,7 +27,6 @@ from atelier.app.services.train import make_config
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
 from atelier.app.web import server
-from atelier.training.base_models.base_info import TITLES
 from atelier.training.base_models.identify import identify
 from atelier.training.config.events import Failed, Finished, Saved, Stepped
 from atelier.training.config.run_folder import RunFolder
@@ -140,7 +140,7 @@ def test_a_recipe_is_the_preset_then_the_options_then_what_was_set():
 
 
 @pytest.mark.parametrize("preset", preset_names())
-@pytest.mark.parametrize("family", TITLES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_preset_makes_a_recipe_for_every_kind(monkeypatch, preset, family):
     monkeypatch.setattr(teach, "identify", lambda base: replace(identify("embedded"), family=family))
     for kind in KINDS:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.core.settings import Settings, setting
 from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.services import expert_settings as choices
@@ -44,7 +45,6 @@ from atelier.app.web.components.plots import MAX_POINTS, axis_limits, downsample
 from atelier.app.web.components.settings_form import controls
 from atelier.app.web.components.theme import PALETTE, STYLE_SHEETS
 from atelier.app.web.pages import create
-from atelier.training.base_models.base_info import TITLES
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig, load_preset, preset_names
 from atelier.training.data.dataset import scan
@@ -170,7 +170,7 @@ def expert_keys() -> list[str]:
 
 
 @pytest.mark.parametrize("preset", preset_names())
-@pytest.mark.parametrize("family", TITLES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_kind_can_be_chosen_with_every_preset(monkeypatch, own_home: Path, preset: str, family: str) -> None:
     home, keys = open_home(own_home), expert_keys()
     info = replace(identify("embedded"), family=family)

@@ -16,6 +16,7 @@ from families import FAMILIES, write_configurations, write_models
 from safetensors.torch import load_file, save_file
 
 from atelier.adapters.attach.mount import mount
+from atelier.adapters.core.family import FAMILIES as FAMILY_RECORDS
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.export import export
 from atelier.adapters.formats.native import load_adapter
@@ -223,7 +224,9 @@ def test_a_file_without_its_text_encoder_or_vae_is_refused(twin: Twin, tmp_path:
 
 
 def test_a_text_encoder_of_another_model_is_refused(twin: Twin, tmp_path: Path):
-    name = single_file._ENCODERS[twin.family][-1][0][0]
+    name = {"sd1": "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+            "sd2": "cond_stage_model.model.token_embedding.weight",
+            "sdxl": "conditioner.embedders.1.model.token_embedding.weight"}[twin.family]   # fmt: skip
     path = changed(twin, tmp_path / "other.safetensors", **{name: torch.zeros(100, 640)})
     assert "width 640" in refusal(path)
 
@@ -238,7 +241,7 @@ def test_what_the_weights_predict_is_read_beside_them(tmp_path: Path):
     """Nothing in the weights says it: metadata, a sidecar or a trainer's mark does."""
     def prediction(name: str, family: str = "sd1", metadata: dict[str, str] | None = None, *marks: str) -> str:
         tensors = {mark: families_entry() for mark in marks}
-        return single_file._prediction(tmp_path / name, metadata or {}, tensors, family)
+        return single_file._prediction(tmp_path / name, metadata or {}, tensors, FAMILY_RECORDS[family])
 
     assert prediction("a.safetensors") == "epsilon"
     assert prediction("a.safetensors", metadata={"modelspec.prediction_type": "v"}) == "v_prediction"

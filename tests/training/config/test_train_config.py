@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.kinds.lora import LoraSettings
-from atelier.training.base_models.base_info import _WIDTHS
 from atelier.training.config.train_config import PRESETS, TrainConfig, load_preset, preset_names
 
 HINTS = get_type_hints(TrainConfig)
@@ -142,7 +142,7 @@ def test_every_field_says_what_it_is_for():
 
 
 @pytest.mark.parametrize("preset", preset_names())
-@pytest.mark.parametrize("family", _WIDTHS.values())
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_preset_makes_a_recipe_for_every_family(preset, family):
     values = load_preset(preset, family)
     config = TrainConfig.from_dict({**values, "name": "rex"})
