@@ -76,7 +76,7 @@ def test_the_first_channel_lies_in_the_lowest_bits():
 
 
 def test_codes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="16 does not fit 4 bits"):
+    with pytest.raises(ValueError, match="16 does not fit into 4 bits"):
         pack(torch.tensor([[16]], dtype=torch.uint8), 4)
     with pytest.raises(ValueError, match="3 bits"):
         pack(torch.tensor([[1]], dtype=torch.uint8), 3)

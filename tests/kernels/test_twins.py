@@ -95,5 +95,5 @@ def test_the_device_chooses_and_the_variable_forces(monkeypatch: pytest.MonkeyPa
 
 def test_another_choice_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(CHOICE, "cuda")
-    with pytest.raises(ValueError, match="'cuda'; use torch or triton"):
+    with pytest.raises(ValueError, match="'cuda', but it must be torch or triton"):
         twin("gated_sum", torch.zeros(1))

@@ -53,7 +53,7 @@ def test_every_update_is_computed_from_the_original_weight(attach, module, shape
 
 
 def test_a_kind_that_gives_nothing_says_so():
-    with pytest.raises(NotImplementedError, match="Adapter gives neither"):
+    with pytest.raises(NotImplementedError, match="Adapter implements neither"):
         Adapter(Spec(NAME, (4, 6)), Settings()).delta(torch.zeros(4, 6))
 
 

@@ -52,19 +52,19 @@ def test_frozen():
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ({"heat": -0.1}, "heat is -0.1; it must be between 0 and 300"),
-        ({"heat": 300.5}, "heat is 300.5; it must be between 0 and 300"),
-        ({"minutes": 0}, "minutes is 0; it must be at least 1"),
-        ({"depth": 1}, "depth is 1; it must be at most 0"),
-        ({"heat": float("nan")}, "heat is nan, but it must be an ordinary number"),
-        ({"heat": float("inf")}, "heat is inf, but it must be an ordinary number"),
+        ({"heat": -0.1}, "heat is -0.1, but it must be between 0 and 300"),
+        ({"heat": 300.5}, "heat is 300.5, but it must be between 0 and 300"),
+        ({"minutes": 0}, "minutes is 0, but it must be at least 1"),
+        ({"depth": 1}, "depth is 1, but it must be at most 0"),
+        ({"heat": float("nan")}, "heat is nan, but it must be a finite"),
+        ({"heat": float("inf")}, "heat is inf, but it must be a finite"),
         ({"heat": "hot"}, "heat is 'hot', but it must be a number"),
         ({"minutes": 2.5}, "minutes is 2.5, but it must be a whole number"),
         ({"minutes": True}, "minutes is True, but it must be a whole number"),
         ({"heat": True}, "heat is True, but it must be a number"),
         ({"light": 1}, "light is 1, but it must be true or false"),
         ({"name": 7}, "name is 7, but it must be text"),
-        ({"mode": "steam"}, "mode is 'steam'; choose one of: fan, grill"),
+        ({"mode": "steam"}, "mode is 'steam', but it must be one of: fan, grill"),
     ],
     ids=str,
 )
@@ -120,7 +120,7 @@ def test_a_wild_name_gets_no_guess():
 
 
 def test_a_field_without_default_must_be_given():
-    with pytest.raises(SettingError, match="name must be given"):
+    with pytest.raises(SettingError, match="needs a value for name"):
         Needy.from_dict({})
 
 

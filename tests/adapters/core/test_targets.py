@@ -60,7 +60,7 @@ def test_every_choice_holds_the_one_before(sd15: dict[str, nn.Module]):
 
 
 def test_an_unknown_choice_is_answered_with_the_choices(sd15: dict[str, nn.Module]):
-    with pytest.raises(SettingError, match="targets is 'most'; choose one of: attention, transformer, all"):
+    with pytest.raises(SettingError, match="targets is 'most', but it must be one of: attention, transformer, all"):
         find_targets(sd15, "most")
 
 

@@ -111,7 +111,7 @@ def test_nothing_of_the_pairs_and_no_float_weight_of_a_coded_layer_is_in_it(pack
     with safe_open(path, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}   # noqa: SIM118
     assert not any(name.endswith((".up", ".down")) for name in shapes)
-    assert {name for name in shapes if name.endswith(".weight")} == {"whole.weight"}
+    assert {name for name in shapes if name.endswith(".weight")} == {"updated_weight.weight"}
     assert shapes["conv.codes"] == (3, 3, 3, 3)    # two of six channels in a byte
     assert shapes["first.codes"] == (8, 6)
     assert shapes["last.codes"] == (2, 8)          # four of five

@@ -165,7 +165,7 @@ def test_a_truncated_file_says_how_much_is_missing(twin: Twin, tmp_path: Path):
     ("content", "words"),
     [
         (b"<!DOCTYPE html><html><body>Sign in to download</body></html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1 and so on and on", "text"),
+        (b"version https://git-lfs.github.com/spec/v1 and so on and on", "Git LFS"),
         (b"\x80\x04\x95\x10\x00\x00\x00\x00pickled", "a pickle"),
         (b"PK\x03\x04 the form that torch.save writes", "a pickle"),
         (b"", "empty"),

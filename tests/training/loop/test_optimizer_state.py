@@ -67,7 +67,7 @@ def test_an_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"x", object(), 1j, torch.Size, print])
 def test_what_would_need_a_pickle_is_refused(tmp_path: Path, value: object) -> None:
-    with pytest.raises(TypeError, match="can't be written"):
+    with pytest.raises(TypeError, match="can't be saved"):
         write_optimizer(tmp_path, {"a": [value]})
 
 
