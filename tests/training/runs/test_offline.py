@@ -65,7 +65,7 @@ def test_a_hub_id_says_in_one_sentence_what_is_missing(unplugged: list[Any], pic
         identify("somebody/their-model")
     assert unplugged, "the hub was not asked"
     said = str(caught.value)
-    assert said.startswith("somebody/their-model is not a folder or file here, and it could not be downloaded from the hub")
+    assert said.startswith("somebody/their-model is not a folder or file here, and it could not be downloaded")
     assert "Check the spelling, the network, and HF_TOKEN for gated models." in said
     print(f"\n{said}")
     assert "\n" not in said and len(said) < 400, said
