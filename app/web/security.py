@@ -105,7 +105,14 @@ def _same_site(headers: Headers) -> bool:
     # The host itself was checked before, so "same as the host" cannot be forged by a foreign page,
     # and it holds behind a forwarded port too, where our own port number is not the one the browser sees.
     sources = [headers[name] for name in ("origin", "referer") if name in headers]
-    return all(urlsplit(source).netloc == headers.get("host") for source in sources)
+    return all(_host_of(source) == headers.get("host") for source in sources)
+
+
+def _host_of(address: str) -> str:
+    try:
+        return urlsplit(address).netloc
+    except ValueError:   # such as http://[
+        return ""
 
 
 def _is_simple(headers: Headers) -> bool:

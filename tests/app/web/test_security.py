@@ -79,7 +79,7 @@ def test_a_foreign_host_name_is_refused(web: httpx.Client, host: str) -> None:
     assert web.get("/", headers={"host": host}).status_code == 400
 
 
-ORIGINS = ("http://evil.example", "null", "http://127.0.0.1:9999", "https://127.0.0.1.evil.example")
+ORIGINS = ("http://evil.example", "null", "http://[", "", "http://127.0.0.1:9999", "https://127.0.0.1.evil.example")
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
