@@ -103,7 +103,7 @@ def test_a_file_that_ends_the_child_does_not_end_the_import(home: Home, tmp_path
     files = [tmp_path / f"{stem}.safetensors" for stem in ("good", "crash", "fine")]
     reasons = [result.reason for result in import_files(home, files)]
     assert reasons[0] == "good went through" and reasons[2] == "fine went through"
-    assert reasons[1].startswith("crash.safetensors was not opened: the process that read it ended")
+    assert reasons[1].startswith("crash.safetensors was not opened, because the process that read it ended")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")

@@ -302,7 +302,7 @@ def test_a_program_signs_in_with_a_key_until_it_is_deleted(guarded_app: TestClie
 
 def test_a_key_has_one_name_and_a_damaged_list_opens_nothing(home: Home) -> None:
     key = make_key(home, "one")
-    with pytest.raises(HomeError, match="There is a key named 'One'"):
+    with pytest.raises(HomeError, match="There is already a key named 'One'"):
         make_key(home, "One")
     with pytest.raises(HomeError, match="no key named 'two'"):
         delete_key(home, "two")
