@@ -152,10 +152,10 @@ def paste_outside(start: StartPicture, drawn: Image.Image) -> Image.Image:
     if start.mask is None:
         return drawn
     size = (drawn.width, drawn.height)
-    mask = fitted(start.mask.convert("L"), *size).point(lambda value: 255 if value > 127 else 0)
+    mask = fitted(start.mask.convert("L"), *size).point([0] * 128 + [255] * 128)
     soft = mask.filter(ImageFilter.GaussianBlur(FEATHER * max(size)))
     # Blended inside the mask alone: outside of it nothing may change.
-    inside = Image.composite(soft.point(lambda value: max(0, 2 * value - 255)), Image.new("L", size), mask)
+    inside = Image.composite(soft.point([max(0, 2 * value - 255) for value in range(256)]), Image.new("L", size), mask)
     return Image.composite(drawn, fitted(start.picture.convert("RGB"), *size), inside)
 
 
