@@ -173,7 +173,9 @@ def build(options: argparse.Namespace) -> None:
         trainee.restore(run / "checkpoint.pt")
     schedule = Schedule(lr=options.lr, steps=options.steps, seconds=options.seconds, hold=options.hold)
     write = caption_writer(parts.tokenizer, latents, pictures, words)
-    events = train_unet(trainee, parts, latents, write, schedule, batch=options.batch, seed=options.seed)
+    events = train_unet(
+        trainee, parts, latents, write, schedule, batch=options.batch, seed=options.seed, bf16=options.bf16
+    )
     follow(events, trainee, run, options.every)
     export(parts, trainee, options.out or run / "pipeline")
 
@@ -196,6 +198,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--styles", nargs="+", help="styles to learn (default: those of prompts.toml)")
     parser.add_argument("--decay", type=float, default=0.9995, help="of the running average, a step")
     parser.add_argument("--every", type=float, default=240.0, help="seconds between checkpoints")
+    parser.add_argument("--bf16", action="store_true", help="multiply in bfloat16: 1.7 times as fast with AVX-512 BF16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)

@@ -80,8 +80,9 @@ def with_attention_everywhere(old: UNet2DConditionModel) -> UNet2DConditionModel
     unet = new_unet()
     missing, unexpected = unet.load_state_dict(old.state_dict(), strict=False)
     if unexpected:
-        raise ValueError("this UNet has layers that the embedded base model does not have: "
-                         f"{', '.join(unexpected[:3])}")
+        raise ValueError(
+            f"this UNet has layers that the embedded base model does not have: {', '.join(unexpected[:3])}"
+        )
     for name in {key.split(".transformer_blocks")[0] for key in missing if ".transformer_blocks" in key}:
         projection = unet.get_submodule(f"{name}.proj_out")
         assert isinstance(projection, nn.Conv2d | nn.Linear) and projection.bias is not None
@@ -123,7 +124,8 @@ def velocity_loss(parts: Parts, scheduler: DDIMScheduler, z: Tensor, ids: Tensor
     noisy = scheduler.add_noise(z, noise, timesteps)
     velocity = scheduler.get_velocity(z, noise, timesteps)
     words = parts.text_encoder(ids).last_hidden_state
-    return (parts.unet(noisy, timesteps, words).sample - velocity).square().mean()
+    predicted = parts.unet(noisy, timesteps, words).sample
+    return (predicted.float() - velocity).square().mean()
 
 
 def train_unet(
@@ -135,8 +137,12 @@ def train_unet(
     *,
     batch: int,
     seed: int,
+    bf16: bool = False,
 ) -> Iterator[Stepped]:
-    """Train UNet and text encoder together until the schedule ends; yields every step."""
+    """Train UNet and text encoder together until the schedule ends; yields every step.
+
+    `bf16` multiplies in bfloat16 (autocast; weights, optimizer and loss stay in float32).
+    """
     if len(latents.z) < batch:
         raise ValueError(f"a batch of {batch} needs at least as many views; {len(latents.z)} are cached")
     scheduler, device = new_scheduler(), parts.unet.device
@@ -145,7 +151,8 @@ def train_unet(
         chosen = batch_of(step, batch, len(latents.z), seed)
         ids = torch.tensor(write(chosen.tolist(), step), device=device)
         z = latents.z[chosen].float().to(device)
-        loss = velocity_loss(parts, scheduler, z, ids, step_generator(seed, step))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            loss = velocity_loss(parts, scheduler, z, ids, step_generator(seed, step))
         lr = schedule.rate(step, trainee.seconds)
         trainee.update(loss, lr)
         yield Stepped(trainee.step, float(loss.detach()), lr, trainee.seconds)
