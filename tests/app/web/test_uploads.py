@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,8 +214,11 @@ def test_what_was_uploaded_is_taken_and_an_export_downloaded(
     assert 'filename="fox.safetensors"' in got.headers["content-disposition"]
 
 
-def test_no_handler_can_hand_out_a_foreign_file(folder: Path, tmp_path: Path) -> None:
+def test_no_handler_can_hand_out_a_foreign_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret.txt").write_bytes(SECRET)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")  # Gradio hands out what lies here, or in the system's folder for such files
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "work"))
 
     async def answer() -> Any:
         with CheckedBlocks(check_inputs) as demo:
