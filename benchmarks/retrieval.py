@@ -32,7 +32,7 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.formats.low_rank import Pair, WeightOf, lora_from_factors
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.retrieval import Retriever, RetrieverSizes, load_retriever
-from atelier.app.store.adapter_embeddings import PromptReader
+from atelier.app.store.adapter_embeddings import PromptRetriever
 from atelier.app.store.search import content_words
 from atelier.training.base_models.bundled import RETRIEVER
 from atelier.training.base_models.weights import weight_lookup
@@ -93,7 +93,7 @@ def measure(folder: Path) -> dict[str, Any]:
     exhibits, weight_of, prompt_encoder = read_index(folder), weight_lookup(EMBEDDED), PromptEncoder.load()
     sets = [load_adapter(folder / f"{exhibit.file}.safetensors") for exhibit in exhibits]
     retriever, known = load_retriever(RETRIEVER)
-    reader = PromptReader(retriever, prompt_encoder, known["text_encoder"])
+    reader = PromptRetriever(retriever, prompt_encoder, known["text_encoder"])
     rows = embedded(retriever, sets, weight_of)
     return {
         "machine": describe_machine(), "total": len(exhibits),
@@ -109,7 +109,7 @@ def embedded(retriever: Retriever, sets: Sequence[AdapterSet], weight_of: Weight
     return torch.stack([retriever.embed(adapters, weight_of) for adapters in sets])
 
 
-def scores_of(exhibits: Sequence[Exhibit], rows: Tensor, reader: PromptReader) -> Tensor:
+def scores_of(exhibits: Sequence[Exhibit], rows: Tensor, reader: PromptRetriever) -> Tensor:
     """``[prompts, N, N]``: of each adapter's p-th prompt with every adapter; who has fewer says the first again."""
     said = Said.read(reader.prompt_encoder, exhibits)
     words = [reader.retriever.encode_words(said.features[:, p].double(), said.said[:, p])
@@ -152,14 +152,14 @@ def _interval(values: Tensor) -> list[float]:
     return [values.mean().item(), *torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()]
 
 
-def _by_role(exhibits: Sequence[Exhibit], rows: Tensor, reader: PromptReader) -> list[dict[str, Any]]:
+def _by_role(exhibits: Sequence[Exhibit], rows: Tensor, reader: PromptRetriever) -> list[dict[str, Any]]:
     scores = {"weights": scores_of(exhibits, rows, reader), "file names": by_names(exhibits)}
     return [{"role": role, "read": read, **found(values, exhibits, (role,))}
             for role in dict.fromkeys(ROLES) for read, values in scores.items()]   # fmt: skip
 
 
 def _controls(
-    exhibits: Sequence[Exhibit], sets: Sequence[AdapterSet], rows: Tensor, reader: PromptReader, weight_of: WeightOf
+    exhibits: Sequence[Exhibit], sets: Sequence[AdapterSet], rows: Tensor, reader: PromptRetriever, weight_of: WeightOf
 ) -> list[dict[str, Any]]:
     """What is left without one part or the other, on adapters with a name in their captions."""
     prompt_encoder, layers, sizes = reader.prompt_encoder, looked_at(), reader.retriever.sizes
@@ -177,7 +177,8 @@ def _controls(
         other = other.double().requires_grad_(False)
         if other is not view:
             other.share.fill_(1.0)
-        result[title] = scores_of(exhibits, embedded(other, sets, weight_of), PromptReader(other, prompt_encoder, ""))
+        retriever = PromptRetriever(other, prompt_encoder, "")
+        result[title] = scores_of(exhibits, embedded(other, sets, weight_of), retriever)
     return [{"control": title, **found(values, exhibits, ("plain", "called"))} for title, values in result.items()]
 
 
@@ -216,7 +217,7 @@ def _rewritten(retriever: Retriever, adapters: AdapterSet, weight_of: WeightOf) 
     return {name: (retriever.embed(lora, weight_of) - plain).norm().item() for name, lora in changed.items()}
 
 
-def _timed(reader: PromptReader, width: int) -> dict[str, float]:
+def _timed(reader: PromptRetriever, width: int) -> dict[str, float]:
     """Milliseconds of a search over a large library, and of reading the prompt alone."""
     rows = torch.nn.functional.normalize(torch.randn(LIBRARY, width), dim=1)
     prompt = "an emoji of a violin on a blue background"
@@ -230,7 +231,7 @@ def _timed(reader: PromptReader, width: int) -> dict[str, float]:
             times.append(1000 * (time.process_time() - start))
         return median(times)
 
-    return {"search": milliseconds(lambda: reader.fits(rows @ embedding).topk(8)),
+    return {"search": milliseconds(lambda: reader.percentiles(rows @ embedding).topk(8)),
             "prompt": milliseconds(lambda: reader.read(prompt))}   # fmt: skip
 
 

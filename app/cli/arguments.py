@@ -1,4 +1,4 @@
-"""The command line's contract: what can be typed. Light on purpose, so that ``atelier --help`` answers at once."""
+"""The arguments of every subcommand. Imports little, so that ``atelier --help`` answers at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``atelier doctor``: what this machine can do, what will be used, and what is wrong."""
+"""``atelier doctor``: what this machine has, what Atelier will use of it, and what is wrong."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from atelier.training.base_models.identify import identify
 from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.train_config import EMBEDDED
 
-MIN_DISK_BYTES = 2_000_000_000   # room for a run's checkpoints and previews of a large base model
+MIN_DISK_BYTES = 2_000_000_000   # for checkpoints and previews of a run on a large base model
 MIN_MEMORY_BYTES = 1_000_000_000
 
 
 def examine(home: Path | None) -> dict[str, Any]:
-    """Look at everything a run needs; what is wrong is under ``problems``, each a sentence with its cure."""
+    """Check everything that a run needs; ``problems`` has a sentence with a cure for each thing that is wrong."""
     problems: list[str] = []
     device = best_device()
     memory = psutil.virtual_memory()

@@ -14,7 +14,7 @@ from atelier.adapters.core.settings import SettingError
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
 from atelier.app.services.engine import Engine
 from atelier.app.store.gallery import encode_picture, picture_id, save_picture
-from atelier.app.store.home import Home, explain_write_errors, write_whole
+from atelier.app.store.home import Home, explain_write_errors, write_home_file
 from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry
 from atelier.app.store.models import resolve_base
@@ -88,5 +88,5 @@ def _save(home: Home, out: Path | None, picture: Image.Image, recipe: dict[str, 
     if out is None:
         return save_picture(home, picture, recipe)
     path = out / f"{picture_id()}.png"
-    write_whole(path, encode_picture(picture, recipe))
+    write_home_file(path, encode_picture(picture, recipe))
     return path

@@ -1,6 +1,6 @@
-"""The commands that take adapters in and out: import, inspect, export, merge, resize, extract.
+"""The subcommands on adapter files: import, inspect, export, merge, resize, extract.
 
-Each returns what the command line prints: values for programs, a text for people, and the exit code.
+Each returns what ``main`` prints: values for programs, a text for people, and the exit code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from atelier.app.store.home import HomeError, open_home
 
 
 class CommandResult(NamedTuple):
-    """What a command has to say."""
+    """What a subcommand prints, and its exit code."""
 
     values: Any
     text: str
@@ -24,7 +24,7 @@ class CommandResult(NamedTuple):
 
 
 def inspect(arguments: Namespace) -> CommandResult:
-    """Say what a file holds. Nothing heavy is loaded: it answers at once."""
+    """Show what a file contains. No large library is loaded, so it answers at once."""
     from atelier.app.cli.inspect import inspect_file
 
     found = inspect_file(arguments.file)
@@ -32,7 +32,7 @@ def inspect(arguments: Namespace) -> CommandResult:
 
 
 def import_(arguments: Namespace) -> CommandResult:
-    """Take one file, or every adapter file of a folder, into the library."""
+    """Import one file, or every adapter file of a folder."""
     from atelier.app.services.import_child import import_files
     from atelier.app.store.library import find_adapter
 
@@ -63,7 +63,7 @@ def _import_lines(row: dict[str, Any]) -> list[str]:
 
 
 def export(arguments: Namespace) -> CommandResult:
-    """Write adapters for another tool, or a base model with them in its weights."""
+    """Write adapters for another tool, or a base model with adapters merged into it."""
     from atelier.app.services.import_export import export_adapters, export_base, export_path, export_tiny, unet_error
     from atelier.app.store.library import find_adapter
     from atelier.app.store.sidecars import write_sidecars
@@ -93,7 +93,7 @@ def export(arguments: Namespace) -> CommandResult:
 
 
 def merge(arguments: Namespace) -> CommandResult:
-    """Several adapters as one new LoRA of the library."""
+    """Merge several adapters into a new LoRA of the library."""
     from atelier.app.services.import_export import merge_adapters
     from atelier.app.store.library import find_adapter
 
@@ -103,14 +103,14 @@ def merge(arguments: Namespace) -> CommandResult:
 
 
 def resize(arguments: Namespace) -> CommandResult:
-    """One adapter as a LoRA of another rank."""
+    """Write one adapter as a LoRA of another rank."""
     if arguments.rank is None and arguments.energy is None:
         raise HomeError("Set how small the copy should be with --rank R, --energy SHARE, or both.")
     return merge(Namespace(**vars(arguments), adapters=[(arguments.adapter, 1.0)]))
 
 
 def extract(arguments: Namespace) -> CommandResult:
-    """What turns one base model into another, as a LoRA."""
+    """Write the difference between two base models as a LoRA."""
     from atelier.app.services.import_export import extract_adapter
 
     home = open_home(arguments.home)

@@ -1,4 +1,4 @@
-"""``atelier inspect``: what an adapter file of any tool holds, from its header alone. Loads no torch."""
+"""``atelier inspect``: what an adapter file of any tool contains, read from its header without torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from atelier.adapters.formats.safetensors_header import read_safetensors_header
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """All that a file tells about itself, as plain values.
+    """Describe an adapter file in plain values.
 
     Raises:
-        FileError: it is no adapter, or one that can't be used; says what it is.
+        FileError: it is not an adapter, or one that can't be used; the message says what it is.
     """
     try:
         own = read_safetensors_header(path)
     except (OSError, ValueError):
-        return _foreign(path, detect(path))   # says what is wrong with it
+        return _foreign(path, detect(path))   # raises the error that says what is wrong with it
     return _native(path, own.metadata) if is_adapter(own.metadata) else _foreign(path, detect(path))
 
 

@@ -1,6 +1,6 @@
-"""The command line: the same functions as the web app, without a browser.
+"""The command ``atelier``: every subcommand, from its arguments to its exit code.
 
-Whatever a command needs is imported inside it, so that ``atelier --help`` and a mistyped command answer at once.
+What a subcommand needs is imported inside it, so that ``atelier --help`` and typing errors are answered at once.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from atelier.app.cli.file_commands import FILE_COMMANDS
 from atelier.app.store.home import open_home
 
 FAILED, INTERRUPTED = 1, 130
-_GARBAGE_THRESHOLD = 20_000   # new objects between two collections; Python's own 700 is for programs of a few modules
+_GARBAGE_THRESHOLD = 20_000   # new objects between two collections, in place of Python's 700
 
 
 def run() -> None:
     """The command ``atelier``: a process of its own for one command.
 
-    Imports make half a million objects that all stay. Python looks for garbage among them while they are made and once
-    more at the end: together two of the six seconds of a small drawing (docs/benchmarks.md).
+    Imports make four hundred thousand objects that all stay. Python looks for garbage among them while they are made
+    and once more at the end, which took 2 of the 7 CPU seconds of a small drawing.
     """
     gc.set_threshold(_GARBAGE_THRESHOLD, 10, 10)
     code = main()
-    gc.freeze()   # the process ends: nothing needs to be looked through any more
+    gc.freeze()   # the process ends: no object needs to be looked at any more
     sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one subcommand; returns its exit code."""
     if sys.platform == "win32":   # jobs need sessions and signals of POSIX
         return _fail("Atelier runs on Linux and macOS. On Windows, install it inside WSL; the README explains how.")
     arguments = build_parser().parse_args(argv)
-    # Libraries tell developers about matters that nobody who draws pictures can do anything about.
+    # Messages of libraries to developers, which users can do nothing about.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Before torch is loaded, and inherited by the worker and its children. OpenMP's threads spin while they wait, and
-    # where a drawing and a training share the processor they spin at each other's expense: steps of 20 s instead of
-    # 0.2 s were seen. A short spin is as fast as a long one (docs/LOG.md); none at all costs half the speed.
+    # Set before torch is loaded, and inherited by the worker and its children. Threads of OpenMP spin while they wait.
+    # Where a drawing and a training share the processor, each spins while the other could compute: steps of 20 s
+    # instead of 0.2 s were measured. A short spin is as fast as a long one (docs/LOG.md); none costs half the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough (`atelier list | head`); nothing more may be written, not even at exit.
+        # The reader has closed the pipe (`atelier list | head`); nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except ValueError as error:
-        # Our own errors are written for people. Any other is a bug, and its traceback is wanted.
+        # Atelier's own errors are sentences for users. Any other is a bug and needs its traceback.
         if not type(error).__module__.startswith("atelier."):
             raise
         return _fail(str(error))
@@ -68,16 +68,16 @@ def _fail(message: str) -> int:
 
 
 def _print_answer(arguments: Namespace, values: Any, text: str) -> int:
-    """Print a command's answer, for a program or for a person."""
+    """Print an answer: its values as JSON with ``--json``, else its text; returns exit code 0."""
     print(json.dumps(values, indent=2, ensure_ascii=False) if arguments.json else text)
     return 0
 
 
 def _reserve_one_core() -> None:
-    """Let torch use all cores but one, here and in the processes started from here.
+    """Let torch use all cores but one, in this process and in those that it starts.
 
-    The Studio, a training and the browser share the machine. Work that is split over all cores waits at every
-    operation for the slice whose core is busy with something else.
+    The Studio, a training and the browser share the machine. An operation that is split over all cores waits for the
+    part whose core is busy with something else.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
 
@@ -121,7 +121,7 @@ def _worker(arguments: Namespace) -> int:
 
 def _train(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.services.train import find_unfinished, make_run, run_training
+    from atelier.app.cli.train import find_unfinished, make_run, run_training
     from atelier.training.config.events import Failed, Finished
 
     run = find_unfinished(home, arguments.name) if arguments.resume else make_run(home, arguments)
@@ -132,7 +132,7 @@ def _train(arguments: Namespace) -> int:
     match last:
         case Finished(step, path, seconds):
             prompt = f"{config.trigger_word} {config.subject}"
-            name = Path(path).stem   # not the recipe's, if that was taken in the meantime
+            name = Path(path).stem   # not that of the configuration if it has been taken since
             values = {"name": name, "path": path, "run": run.id, "step": step, "seconds": round(seconds, 1)}
             return _print_answer(arguments, values, f"{name} is ready after {seconds:.0f} s: {path}\nDraw with it: "
                                  + shlex.join(["atelier", "draw", prompt, "--adapter", name, *where]))
@@ -144,7 +144,7 @@ def _train(arguments: Namespace) -> int:
 
 def _make(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.services.combine_two import run_combine
+    from atelier.app.cli.combine import run_combine
 
     card = run_combine(home, arguments)
     values = {"name": card.name, "path": str(card.path), "trigger": card.trigger}
@@ -153,7 +153,7 @@ def _make(arguments: Namespace) -> int:
 
 def _compress(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.services.compress import run_compress
+    from atelier.app.cli.compress import run_compress
 
     where = ["--home", str(home.path)] if arguments.home else []
     values = run_compress(home, arguments)

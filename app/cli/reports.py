@@ -1,4 +1,4 @@
-"""What the command line prints: tables and sheets for people, plain values for programs."""
+"""What the command line prints about adapters and base models: tables for people, plain values for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atelier.app.store.library import AdapterCard
 from atelier.app.store.models import ModelEntry
 from atelier.app.text.fusion import NOTHING_FOUND
 
-if TYPE_CHECKING:   # it loads torch, which a list of adapters does not need
+if TYPE_CHECKING:   # importing it loads torch, which a list of adapters does not need
     from atelier.app.store.search import Proposal
 
 _HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
@@ -32,14 +32,14 @@ def adapter_table(cards: Sequence[AdapterCard]) -> str:
 
 
 def adapter_values(card: AdapterCard) -> dict[str, Any]:
-    """A card as plain values."""
+    """An adapter in plain values, for ``--json``."""
     names = ("name", "kind", "trigger", "subject", "base", "title", "family", "bytes", "pictures")
     values = {name: getattr(card, name) for name in names}
     return {**values, "path": str(card.path), "created": card.created.isoformat()}
 
 
 def adapter_details(card: AdapterCard) -> dict[str, Any]:
-    """All that is known about an adapter: its card, its settings and the recipe it was made with."""
+    """An adapter in plain values, with its settings and the configuration it was trained with."""
     header = read_header(card.path)
     try:
         recipe = tomllib.loads(header.info.recipe)
@@ -52,7 +52,7 @@ def adapter_details(card: AdapterCard) -> dict[str, Any]:
 
 
 def model_table(models: Sequence[ModelEntry]) -> str:
-    """Base models as a table; those that can't be used say why below it."""
+    """Base models as a table; below it those that can't be used, with the reason."""
     good = [(str(m.path), m.info.kind, f"{m.info.resolution} px", m.info.precision, format_bytes(m.info.bytes))
             for m in models if m.info]   # fmt: skip
     refused = [f"! {model.reason}" for model in models if not model.info]
@@ -61,13 +61,13 @@ def model_table(models: Sequence[ModelEntry]) -> str:
 
 
 def model_values(model: ModelEntry, cards: Sequence[AdapterCard]) -> dict[str, Any]:
-    """A base model as plain values."""
+    """A base model in plain values, with the names of the adapters that fit it."""
     info = model.info
     if info is None:
         return {"path": str(model.path), "usable": False, "reason": model.reason}
     names = ("family", "kind", "prediction_type", "resolution", "precision", "bytes")
     facts = {name: getattr(info, name) for name in names}
-    return {"path": str(model.path), "usable": True, **facts, "adapters": model.fitting(cards)}
+    return {"path": str(model.path), "usable": True, **facts, "adapters": model.fitting_adapters(cards)}
 
 
 def proposal_table(found: Sequence[Proposal]) -> str:
@@ -77,6 +77,6 @@ def proposal_table(found: Sequence[Proposal]) -> str:
 
 
 def proposal_values(proposal: Proposal) -> dict[str, Any]:
-    """A proposal as plain values."""
+    """A proposal in plain values, for ``--json``."""
     return {"name": proposal.name, "score": round(proposal.score, 4), "reason": proposal.reason,
-            "drew": [str(path) for path in proposal.drew]}   # fmt: skip
+            "drew": [str(path) for path in proposal.pictures]}   # fmt: skip

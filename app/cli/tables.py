@@ -1,4 +1,4 @@
-"""How the command line lays things out: sheets of names and values, and columns."""
+"""Layout on the command line: sheets of names and values, and columns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sheet(values: Mapping[str, Any]) -> str:
 
 
 def columns(rows: Iterable[Sequence[str]]) -> str:
-    """Lines with the cells of each column under each other."""
+    """Rows as lines, with the cells of each column aligned."""
     table = list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)) for row in table)

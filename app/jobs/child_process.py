@@ -1,4 +1,4 @@
-"""The child process of one run: started in a session of its own, waited for, and its end put into words."""
+"""The child process of a run: start it, wait for it, and record why it ended where it could not do so itself."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from pathlib import Path
 from atelier.training.config.events import Failed, Finished, Interrupted, Preparing, Stopped
 from atelier.training.config.run_folder import RunFolder
 
-Command = Callable[[RunFolder, Path, bool], list[str]]   # run, adapters folder, resume → what to start
+Command = Callable[[RunFolder, Path, bool], list[str]]   # run, folder of adapters, resume → command line
 
-ENDED_BY_REQUEST = 3     # the child's exit code when it was told to end
+ENDED_BY_REQUEST = 3     # the child's exit code after it was asked to end
 WATCH_SECONDS = 0.5
-GRACE_SECONDS = 1.0      # a process that took its heartbeat away may still write its last word
-STALE_SECONDS = 30.0    # one whose heartbeat grew old may live on a machine under strain
+GRACE_SECONDS = 1.0      # a process that has removed its heartbeat may still write its final event
+STALE_SECONDS = 30.0     # a process with an old heartbeat may still run on an overloaded machine
 _LOG_TAIL_BYTES = 4096
 
 
 def training_command(run: RunFolder, adapters: Path, resume: bool) -> list[str]:
-    """What is started for a run: the only place that knows."""
+    """The command line of the process that trains a run."""
     command = [sys.executable, "-m", "atelier.training.runs.run", str(run.path), "--adapters", str(adapters)]
     return [*command, "--resume"] if resume else command
 
 
 def has_final_event(run: RunFolder) -> bool:
-    """Whether the last thing a run said is that it is over."""
+    """Whether the last event of a run says that it is over."""
     events = run.events()
     return bool(events) and isinstance(events[-1][1], Finished | Failed | Stopped | Interrupted)
 
 
 def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
-    """Start the child of a run and wait until it ends; where it had no last word, write one for it.
+    """Start the child process of a run and wait until it ends; write the final event if it has not.
 
-    The child has its own session: it lives on when this process and its terminal go away.
+    The child has a session of its own, so that it continues when this process and its terminal end.
     """
     resume = bool(run.events())
-    # The heartbeat covers the seconds in which the child imports its libraries and is silent.
+    # The heartbeat covers the seconds in which the child imports its libraries and writes nothing.
     with run.heartbeat():
         if resume:
             run.append(Preparing("Restarting"))
@@ -59,7 +59,7 @@ def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
 
 
 def watch_child(run: RunFolder) -> None:
-    """Wait for a child that another worker started; where it had no last word, write one for it."""
+    """Wait for a child that another worker started; write the final event if it has not."""
     seen = time.monotonic()
     while True:
         if run.is_alive():
@@ -73,11 +73,11 @@ def watch_child(run: RunFolder) -> None:
 
 
 def exit_event(code: int, log: Path) -> Interrupted | Failed:
-    """Say why a child ended that could not say it itself.
+    """The final event of a child that ended without writing one.
 
     Args:
-        code: its exit code; below 0, or above 128 as shells write it, it is a signal.
-        log: what it wrote while it ran; its last line is quoted where nothing better is known.
+        code: its exit code; below 0, or above 128 as shells write it, it stands for a signal.
+        log: its output; the last line is quoted where the code says nothing.
     """
     number = -code if code < 0 else max(code - 128, 0)
     if number == signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""Jobs: what a person can do with training runs, and what there is to see of them."""
+"""Jobs: submit, resume and cancel training runs and compressions, and read their states."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def submit(home: Home, config: TrainConfig | CompressConfig) -> RunFolder:
 
 
 def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool = False) -> RunFolder:
-    """Make the folder of a new run. With ``started`` it counts as alive from its first moment: no worker takes it.
+    """Make the folder of a new run. With ``started`` it counts as running at once, so that no worker starts it.
 
     Raises:
         HomeError: its name can't be used or is taken, too many runs wait, or the home can't be written.
@@ -46,9 +46,9 @@ def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool =
     busy = frozenset(state.name for state in list_runs(home) if not state.is_over)
     if len(busy) >= MAX_WAITING:
         raise HomeError(f"{len(busy)} runs are waiting, and that is the most. Cancel some, or wait for them.")
-    named = new_base_name if isinstance(config, CompressConfig) else new_name
-    id = f"{time_id()}-{named(home, config.name, busy).replace(' ', '-')}"
-    # Under a hidden name until it is whole, so that nobody meets a run without a recipe.
+    check_name = new_base_name if isinstance(config, CompressConfig) else new_name
+    id = f"{time_id()}-{check_name(home, config.name, busy).replace(' ', '-')}"
+    # Under a hidden name until it is complete, so that nobody reads a run without a recipe.
     partial = home.runs / f".{id}"
     with explain_write_errors(home.runs):
         try:
@@ -61,7 +61,7 @@ def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool =
 
 
 def resume(home: Home, id: str) -> RunFolder:
-    """Let a run go on from its last checkpoint as soon as it is its turn; one that runs or waits is left as it is.
+    """Queue a run to continue from its last checkpoint; one that runs or waits already is left alone.
 
     Raises:
         HomeError: there is no such run, or it is done.
@@ -75,7 +75,7 @@ def resume(home: Home, id: str) -> RunFolder:
 
 
 def prepare_resume(home: Home, state: RunStatus) -> RunFolder:
-    """Make a run that is over ready to go on.
+    """Make a run that is over ready to continue.
 
     Raises:
         HomeError: it is done.
@@ -84,13 +84,13 @@ def prepare_resume(home: Home, state: RunStatus) -> RunFolder:
         raise HomeError(f"The run {state.name!r} is done, so there is nothing to resume.")
     run = find_run(home, state.id)
     for name in COMMANDS:
-        run.take_command(name)   # what was meant for the process that is gone
+        run.take_command(name)   # commands to the process that has ended
     auto_resume_marker(run).unlink(missing_ok=True)
     return run
 
 
 def cancel(home: Home, id: str) -> None:
-    """Take a run out of the queue, or tell its process to end without an adapter; one that is over stays as it is.
+    """Remove a run from the queue, or tell its process to end without an adapter; one that is over is left alone.
 
     Raises:
         HomeError: there is no such run.
@@ -100,7 +100,7 @@ def cancel(home: Home, id: str) -> None:
         return
     with open_queue(home) as queue:
         queue.remove(run)
-    # Left for the process even where none is seen: the worker may be starting it this very moment.
+    # Sent even where no process is seen: the worker may be starting it at this moment.
     run.send_command("cancel")
     if not run.is_alive():
         run.append(Stopped(state.step, "Cancelled while waiting."))
@@ -112,14 +112,14 @@ def find_run(home: Home, id: str) -> RunFolder:
     Raises:
         HomeError: there is none.
     """
-    # An id may come from a browser: only a visible folder right inside runs/ will do.
+    # An id may come from a browser: only the name of a visible folder in runs/ is accepted.
     if id not in (path.name for path in run_folders(home)):
         raise HomeError("This run does not exist. It may have been deleted.")
     return RunFolder(home.runs / id)
 
 
 def run_status(home: Home, id: str) -> RunStatus:
-    """What to show about one run.
+    """The state of one run.
 
     Raises:
         HomeError: there is no such run.
@@ -128,7 +128,7 @@ def run_status(home: Home, id: str) -> RunStatus:
 
 
 def list_runs(home: Home) -> list[RunStatus]:
-    """What to show about every run, newest first."""
+    """The states of all runs, newest first."""
     waiting = _queued_runs(home)
     return [read_status(RunFolder(path), waiting) for path in reversed(run_folders(home))]
 
@@ -146,9 +146,9 @@ def _queued_runs(home: Home) -> dict[str, Action]:
 
 
 def read_status(run: RunFolder, waiting: Mapping[str, Action] = MappingProxyType({})) -> RunStatus:
-    """Read what a run says of itself, and add what only the queue knows: ``waiting`` is what is in it, in order."""
+    """Read a run's state from its folder and from the queue; ``waiting`` has the runs in the queue, in order."""
     if run.is_alive():
-        result = _read_status(run.path)
+        result = _folder_status(run.path)
         return replace(result, state="preparing", message="Starting") if result.state == "queued" else result
     result = replace(_cached_status(run.path, *_version(run.path / "events.jsonl")))
     if run.id in waiting and (result.state == "queued" or waiting[run.id] == Action.RESUME):
@@ -156,7 +156,7 @@ def read_status(run: RunFolder, waiting: Mapping[str, Action] = MappingProxyType
     return result
 
 
-def _read_status(path: Path) -> RunStatus:
+def _folder_status(path: Path) -> RunStatus:
     try:
         return status(RunFolder(path))
     except (ValueError, OSError) as error:
@@ -165,8 +165,8 @@ def _read_status(path: Path) -> RunStatus:
 
 @lru_cache(maxsize=256)
 def _cached_status(path: Path, _modified: int, _size: int) -> RunStatus:
-    """Status of a run that rests. The time and size of its events are arguments so that changed ones are read anew."""
-    return _read_status(path)
+    """State of a run that no process works on. The time and size of its events are the key of the cache."""
+    return _folder_status(path)
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -178,7 +178,7 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 def worker_alive(home: Home) -> bool:
-    """Whether a worker serves this home."""
+    """Whether a worker is running for this home."""
     try:
         with worker_lock(home, seconds=0):
             return False
@@ -187,10 +187,10 @@ def worker_alive(home: Home) -> bool:
 
 
 def worker_lock(home: Home, seconds: float) -> FileLock:
-    """The lock that a worker holds while it lives; taking it raises :class:`filelock.Timeout` after ``seconds``."""
+    """The lock that a worker holds while it runs; taking it raises :class:`filelock.Timeout` after ``seconds``."""
     return FileLock(home.state / "worker.lock", timeout=seconds)
 
 
 def auto_resume_marker(run: RunFolder) -> Path:
-    """Marks that the run was resumed by itself since a person last resumed it."""
+    """File that marks a run which was resumed automatically since a person last resumed it."""
     return run.path / "resumed-by-itself"

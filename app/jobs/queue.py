@@ -1,7 +1,7 @@
-"""The queue of a home: huey over SQLite keeps the order in which runs are worked on.
+"""The queue of a home: the order in which runs are started, kept by huey in SQLite.
 
-A message says only what to do with which run. The run folders keep the truth, so a lost queue loses nothing but the
-order: the worker finds the runs that wait by looking at the folders.
+A message says only what to do with which run. The run folders hold the truth, so that a lost queue loses only the
+order: the worker finds the waiting runs again by their folders.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atelier.training.config.run_folder import RunFolder
 
 
 class Action(StrEnum):
-    """What a message asks for. A run that lives is only ever watched, whatever the message says."""
+    """What to do with a run. A run that has a process already is only watched, whatever the message says."""
 
     START = "start"
     RESUME = "resume"
@@ -32,7 +32,7 @@ Handler = Callable[[str, Action], None]   # run id, what to do
 
 
 class Queue:
-    """The queue of one home, open."""
+    """The open queue of a home."""
 
     def __init__(self, path: Path, handle: Handler) -> None:
         self.huey = SqliteHuey("atelier", filename=str(path), serializer=JsonSerializer(), results=False)
@@ -43,15 +43,15 @@ class Queue:
         self._train: Any = self.huey.task()(train)
 
     def add(self, run: RunFolder, action: Action, *, soon: bool = False) -> None:
-        """Put a message at the end, or ``soon``: before those that were put at the end."""
+        """Add a message at the end, or with ``soon`` before those that were added at the end."""
         self.huey.enqueue(self._train.s(run.id, action, priority=int(soon)))
 
     def waiting(self) -> dict[str, Action]:
-        """What is to be done with the runs that wait, by their ids, the next one first."""
+        """The waiting runs by id, the next one first, and what to do with each."""
         return {task.args[0]: Action(task.args[1]) for task in self.huey.pending() if not self.huey.is_revoked(task)}
 
     def remove(self, run: RunFolder) -> None:
-        """Take back every message about a run."""
+        """Remove every message about a run."""
         for task in self.huey.pending():
             if task.args[0] == run.id:
                 self.huey.revoke(task, revoke_once=True)
@@ -59,7 +59,7 @@ class Queue:
 
 @contextmanager
 def open_queue(home: Home, handle: Handler = lambda _id, _action: None) -> Iterator[Queue]:
-    """Open the queue of a home; ``handle`` does what its messages ask for, in the worker alone.
+    """Open the queue of a home; ``handle`` carries out its messages, which only the worker needs.
 
     Raises:
         HomeError: the file can't be read or written.

@@ -1,4 +1,4 @@
-"""The worker: one process a home that works off the queue, one child process at a time."""
+"""The worker: the process of a home that carries out the queue, one child process at a time."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _POLL_SECONDS = 1.0
 
 
 def run_worker(home: Home, command: Command = training_command) -> None:
-    """Work off the queue until this process is told to end; a child then goes on, and the next worker finds it.
+    """Carry out the queue until a signal ends this process; a child then continues, and the next worker watches it.
 
-    Call it in the main thread of a process of its own: it listens to signals.
+    Call it in the main thread of a process of its own, because it handles signals.
 
     Raises:
-        HomeError: another worker serves this home, or the queue can't be used.
+        HomeError: another worker is running for this home, or the queue can't be used.
     """
     try:
-        # worker_alive() holds the lock for a moment; a worker holds it for good.
-        held = worker_lock(home, seconds=2).acquire()
+        # worker_alive() holds the lock for a moment, a worker as long as it runs.
+        lock = worker_lock(home, seconds=2).acquire()
     except Timeout:
         raise HomeError(f"A worker is already running for {home.path}, and one is enough.") from None
 
     def handle(id: str, action: Action) -> None:
         _handle(RunFolder(home.runs / id), action, queue, lambda run: run_child(run, home.adapters, command))
 
-    with held, open_queue(home, handle) as queue:
+    with lock, open_queue(home, handle) as queue:
         reconcile(home, queue)
         consumer = queue.huey.create_consumer(workers=1, periodic=False, max_delay=_POLL_SECONDS)
         consumer.start()
@@ -45,17 +45,17 @@ def run_worker(home: Home, command: Command = training_command) -> None:
 
 def _wait_for_signal() -> None:
     # huey's own handlers would wait for the running job, which may take hours.
-    told = threading.Event()
+    ended = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, lambda *_: told.set())
-    told.wait()
+        signal.signal(name, lambda *_: ended.set())
+    ended.wait()
 
 
 def reconcile(home: Home, queue: Queue) -> None:
-    """Bring the queue in line with the run folders, because they know better what was going on.
+    """Make the queue agree with the run folders, which hold the truth.
 
-    Runs that live come first, to be watched; those that nobody knows of any more are put at the end; those that were
-    interrupted go on from their checkpoint by themselves, once.
+    Runs with a process come first, to be watched; runs that wait but are not in the queue are put at its end; runs
+    that were interrupted continue from their checkpoint, automatically only once.
     """
     waiting = queue.waiting()
     for run in map(RunFolder, run_folders(home)):
@@ -69,7 +69,7 @@ def reconcile(home: Home, queue: Queue) -> None:
 
 
 def _handle(run: RunFolder, action: Action, queue: Queue, train: Callable[[RunFolder], None]) -> None:
-    """Do what a message asks for, if it still makes sense."""
+    """Carry out a message, unless the run's state has changed since it was written."""
     state = read_status(run).state
     if run.is_alive():
         watch_child(run)
@@ -79,7 +79,7 @@ def _handle(run: RunFolder, action: Action, queue: Queue, train: Callable[[RunFo
 
 
 def _auto_resume(run: RunFolder, queue: Queue) -> None:
-    """Resume an interrupted run from its checkpoint, once: a second time is for a person to decide."""
+    """Resume an interrupted run from its checkpoint, once: the second time, a person decides."""
     if read_status(run).state != "interrupted" or auto_resume_marker(run).exists():
         return
     if any(isinstance(event, Saved) for _, event in run.events()):

@@ -1,4 +1,4 @@
-"""The worker process that a server starts beside itself, and who ends it."""
+"""The worker process that a server starts, and that it or a later server ends."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _SECONDS_TO_END = 30.0
 
 @contextmanager
 def worker_for_server(home: Home) -> Iterator[None]:
-    """A worker while a server runs, unless one is at work on this home already.
+    """Run a worker while a server runs, unless one is running for this home already.
 
-    It has a session of its own, so that neither Ctrl+C at the server nor a crash of it touches the worker: what waits
-    in the queue goes on. One that a crashed server left behind is ended by the next server that closes; one that a
-    person started is hers to end.
+    The worker has a session of its own, so that neither Ctrl+C at the server nor a crash of the server ends it. A
+    worker that a crashed server has left behind is ended when the next server ends; one that a person has started is
+    left running.
     """
     own = None if worker_alive(home) else _start(home)
     try:
         yield
     finally:
-        # Only the worker stops; a training that is under way runs in a process of its own and goes on.
+        # Only the worker ends; a training has a process of its own and continues.
         if own is None:
             stop_orphaned_worker(home)
         else:
@@ -40,13 +40,13 @@ def worker_for_server(home: Home) -> Iterator[None]:
 
 
 def stop_orphaned_worker(home: Home) -> None:
-    """End the worker that a server started, if that server is gone and the worker is not."""
+    """End the worker that a server started, if the server has ended and the worker is still running."""
     worker, server = _recorded_processes(home)
     if worker is None or server is not None:
         return
     with suppress(psutil.NoSuchProcess, Timeout):
         worker.terminate()
-        # The lock tells that it has ended; its place in the process table may wait for a parent that never looks.
+        # The lock shows that it has ended; as a process it may remain as a zombie until its parent ends.
         with worker_lock(home, seconds=_SECONDS_TO_END):
             pass
 
@@ -55,14 +55,15 @@ def _start(home: Home) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "atelier.app.cli.main", "worker", "--home", str(home.path)]
     with (home.state / "worker.log").open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    # A number alone names another process some day; with the time of its start it names this one.
-    both = (psutil.Process(process.pid), psutil.Process())
-    atomic_write(_record_file(home), json.dumps([[one.pid, one.create_time()] for one in both]).encode())
+    # Process ids are used again, but not with the same start time.
+    worker_and_server = (psutil.Process(process.pid), psutil.Process())
+    record = [[each.pid, each.create_time()] for each in worker_and_server]
+    atomic_write(_record_file(home), json.dumps(record).encode())
     return process
 
 
 def _recorded_processes(home: Home) -> list[psutil.Process | None]:
-    """The worker that a server started last, and that server; None for one that has ended."""
+    """The worker that a server started last, and that server; None for each that has ended."""
     try:
         processes = json.loads(_record_file(home).read_text(encoding="utf-8"))
         return [_running_process(pid, started) for pid, started in processes]

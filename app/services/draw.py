@@ -1,4 +1,4 @@
-"""Drawing, alike for the pages, the command line and fusion: a job is checked, drawn, and kept with its recipe."""
+"""The drawing service of pages, command line and fusion: check a job, draw it, save the pictures with their recipes."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ if TYPE_CHECKING:
     from atelier.adapters.fusion.gates import GateRecord
     from atelier.training.sampling.start_picture import StartPicture
 
-RecipePicture = tuple[Image.Image, dict[str, Any]]   # a picture, and the recipe it was drawn by
+RecipePicture = tuple[Image.Image, dict[str, Any]]   # a picture, and how it was drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawJob:
-    """All that decides the pictures."""
+    """Everything that decides the pictures."""
 
     request: DrawRequest
     base: str = EMBEDDED
     adapters: tuple[MixEntry, ...] = ()
-    method: str = ""   # how the adapters act together; empty: as their sum, of which a recipe says nothing
+    method: str = ""   # of fusion; empty: the plain sum, which a recipe does not mention
     start: StartPicture | None = None   # a picture to start from; a recipe has its hash and how much could change
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedJob:
-    """A job that can be drawn: its adapters were found, and its sampler is decided."""
+    """A job whose adapters exist and fit the base model, and whose sampler is decided."""
 
     job: DrawJob
     family: str                       # of the base model
     cards: tuple[AdapterCard, ...]    # of the adapters, in their order
-    notice: str = ""                  # what a person should know of how it is drawn
+    notice: str = ""                  # what a person should know about how it is drawn, in a sentence
 
     def files(self) -> list[FileEntry]:
         """The adapters as the engine takes them."""
         return [(card.path, entry) for card, entry in zip(self.cards, self.job.adapters, strict=True)]
 
     def recipe(self, index: int) -> dict[str, Any]:
-        """How picture ``index`` of the job, counted from 0, is drawn."""
+        """The recipe of picture ``index`` of the job, counted from 0."""
         job = self.job
         strengths = [(card, entry.strength) for card, entry in zip(self.cards, job.adapters, strict=True)]
         recipe = make_recipe(job.request, index, job.base, self.family, strengths) | _start_recipe(job.start)
@@ -96,18 +96,18 @@ class DrawPreview:
 
 
 DrawEvent = str | Progress | DrawPreview | list[GalleryPicture]
-"""In this order: a notice, if there is one; progress and previews; the pictures."""
+"""A notice, if there is one; then progress and previews; at the end the pictures."""
 
 
 class DrawCancelledError(Exception):
-    """Nobody waits for this drawing any more."""
+    """The drawing was cancelled, because nobody waits for it any more."""
 
 
 def check_job(home: Home, job: DrawJob) -> CheckedJob:
-    """Find what a job needs and decide its sampler; nothing is loaded.
+    """Find the adapters of a job and decide its sampler; no weights are read.
 
     Raises:
-        HomeError, BaseError, FileError: an adapter or the base model can't be used, or they don't belong together.
+        HomeError, BaseError: an adapter or the base model can't be used, or they belong to different families.
     """
     info = identify(job.base)
     job = _with_named_adapters(job)
@@ -164,7 +164,7 @@ def draw(
 
 
 def draw_to_gallery(home: Home, engine: Engine, job: DrawJob) -> Iterator[DrawEvent]:
-    """Draw a job in another thread and add the pictures to the gallery.
+    """Draw a job in another thread, so that progress can be shown, and add the pictures to the gallery.
 
     Closing the iterator cancels the drawing at its next step.
 
@@ -212,7 +212,7 @@ def _drawn_in_thread(engine: Engine, checked: CheckedJob) -> Iterator[Progress |
 
 
 def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
-    """The job a picture of the gallery was drawn by, and the names of adapters that are not here any more.
+    """The job that drew a picture of the gallery, and the names of its adapters that no longer exist.
 
     Raises:
         HomeError: there is no such picture, or it holds no recipe that can be read.
@@ -226,19 +226,19 @@ def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
 
 def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
-    later = [name for name in ("unwanted", "unwanted_strength", "sampler", *LATER_SETTINGS) if name in recipe]
+    optional = [name for name in ("unwanted", "unwanted_strength", "sampler", *LATER_SETTINGS) if name in recipe]
     entries = [MixEntry(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
-    here = tuple(entry for entry in entries if _is_here(home, entry.name))
-    # Before recipes named a sampler and a syntax there was one of each.
-    given = {"sampler": "ddim", "prompt_syntax": PLAIN, **{name: recipe[name] for name in (*names, *later)}}
+    existing = tuple(entry for entry in entries if _exists(home, entry.name))
+    # Recipes of versions with only one sampler and one syntax don't name them.
+    given = {"sampler": "ddim", "prompt_syntax": PLAIN, **{name: recipe[name] for name in (*names, *optional)}}
     if "upscale" in recipe:   # its size is that of the second pass
         given |= {"width": recipe["first_width"], "height": recipe["first_height"]}
     request = DrawRequest.from_dict(given)
-    job = DrawJob(request=request, base=str(recipe["base"]), adapters=here)
-    return job, [entry.name for entry in entries if entry not in here]
+    job = DrawJob(request=request, base=str(recipe["base"]), adapters=existing)
+    return job, [entry.name for entry in entries if entry not in existing]
 
 
-def _is_here(home: Home, name: str) -> bool:
+def _exists(home: Home, name: str) -> bool:
     try:
         find_adapter(home, name)
     except HomeError:
@@ -247,7 +247,7 @@ def _is_here(home: Home, name: str) -> bool:
 
 
 def suggested_prompt(card: AdapterCard) -> str:
-    """A prompt that calls an adapter: the caption it was taught with."""
+    """A prompt that uses an adapter: the caption it was trained with."""
     import tomllib
 
     from atelier.adapters.formats.native import read_header
@@ -268,5 +268,5 @@ def picture_recipe(picture: GalleryPicture) -> dict[str, Any]:
 
 
 def recipe_json(recipe: Mapping[str, Any]) -> str:
-    """A recipe as JSON, for copying."""
+    """A recipe as indented JSON, for copying."""
     return json.dumps(recipe, indent=2, ensure_ascii=False)

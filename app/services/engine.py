@@ -1,4 +1,4 @@
-"""The engine: one loaded base model and the adapters used last, drawing for all pages one at a time."""
+"""The engine: keeps one base model and the adapters used last in memory, and draws one request after the other."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.fusion.methods import DEFAULT_METHOD, can_fuse, combine, fuse_adapters
 from atelier.app.store.mixes import MixEntry
 from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.bundled import gates_for
 from atelier.training.base_models.device import best_device
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
@@ -24,28 +25,28 @@ from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.sample import DrawRequest, draw
 
 if TYPE_CHECKING:   # what only one method needs is imported there: `atelier draw` waits for every import
-    from atelier.adapters.fusion.gates import GateRecord, GateSet
+    from atelier.adapters.fusion.gates import GateRecord
     from atelier.adapters.fusion.interference import Interference
     from atelier.training.sampling.fidelity import Fidelity
     from atelier.training.sampling.start_picture import StartPicture
 
 MAX_ADAPTERS = 8
 MAX_GRID_PICTURES = 81   # of the Mix Lab's pad: nine grids
-FileEntry = tuple[Path, MixEntry]   # an adapter's file, and how it acts
-FileKey = tuple[Path, int, int]     # a file as it is now: path, time of change in ns, bytes
+FileEntry = tuple[Path, MixEntry]   # an adapter's file, and its entry in a Mix
+FileKey = tuple[Path, int, int]     # identifies a version of a file: path, modification time in ns, bytes
 
 
 class Engine:
-    """Draws. Safe to call from several threads: they take turns."""
+    """Draws, measures and fuses with one base model. Safe to use from several threads, which wait for each other."""
 
     def __init__(self) -> None:
-        keep_freed_memory()   # now, before there are threads that draw
+        keep_freed_memory()   # before there are threads that draw
         self._lock = threading.Lock()
         self._base: tuple[str, BaseModel] | None = None
-        self._cache = DrawCache()   # of the loaded base: a slider that moves does not merge the others again
+        self._cache = DrawCache()   # of the loaded base: when one slider moves, the other adapters are not merged again
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._grid_pictures: OrderedDict[Hashable, Image.Image] = OrderedDict()
-        self._word_effects: dict[str, float] = {}   # words, to the loaded base
+        self._word_effects: dict[str, float] = {}   # word → its effect on the loaded base
 
     @property
     def loaded(self) -> BaseModel | None:
@@ -68,10 +69,10 @@ class Engine:
             base: the base model.
             adapters: files of adapters, with strengths, curves and regions; those of strength 0 are not read.
             request: what to draw.
-            method: how several adapters act together, one of ``adapters/fusion/methods.py``.
+            method: of fusion, one of ``adapters/fusion/methods.py``.
             on_step: called with (done, of) after every denoising step.
             on_latent_preview: called a few times a second with small previews of the pictures.
-            record: takes down what gates do.
+            record: receives what gates do.
             start: a picture to start from.
 
         Raises:
@@ -79,8 +80,8 @@ class Engine:
         """
         with self._lock:
             model = self._model(base)
-            parts = [entry.part(self._adapter(path)) for path, entry in adapters if entry.strength]
-            gates = _gates(model) if method == "gated" else None
+            parts = [entry.weighted_adapter(self._adapter(path)) for path, entry in adapters if entry.strength]
+            gates = gates_for(model) if method == "gated" else None
             mix = combine(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
             return draw(model, request, mix, on_step, on_latent_preview=on_latent_preview, cache=self._cache,
                         start=start)   # fmt: skip
@@ -124,7 +125,7 @@ class Engine:
             return pictures
 
     def interference(self, base: str, adapters: Sequence[FileEntry]) -> Interference:
-        """How the adapters get in one another's way.
+        """How much the adapters change what the others do; see ``adapters/fusion/interference.py``.
 
         Raises:
             BaseError, FileError, MountError: as loading and mounting do.
@@ -137,21 +138,21 @@ class Engine:
             return measure_interference(model.models(), mix)
 
     def can_fuse(self, adapters: Sequence[FileEntry], method: str) -> bool:
-        """Whether one adapter can do what several do by this method.
+        """Whether one adapter can replace several fused by this method.
 
         Raises:
             FileError: a file can't be read.
         """
         with self._lock:
-            return can_fuse([entry.part(self._adapter(path)) for path, entry in adapters], method)
+            return can_fuse([entry.weighted_adapter(self._adapter(path)) for path, entry in adapters], method)
 
     def fuse(
         self, base: str, adapters: Sequence[FileEntry], method: str, prompt: str
     ) -> tuple[AdapterSet, float]:
-        """One adapter that does what several do by this method.
+        """Make one adapter of several by a method of fusion.
 
         Returns:
-            The adapter, and the relative error of the UNet's output with it.
+            The adapter, and the relative error of the UNet's output with it instead of them.
 
         Raises:
             BaseError, FileError, MountError: as loading and mounting do.
@@ -161,15 +162,15 @@ class Engine:
 
         with self._lock:
             model = self._model(base)
-            parts = [entry.part(self._adapter(path)) for path, entry in adapters]
+            parts = [entry.weighted_adapter(self._adapter(path)) for path, entry in adapters]
             one = fuse_adapters(model.models(), parts, method)
-            # What DARE and TIES leave out is what they are for; a cut rank is a loss.
+            # DARE and TIES leave out values on purpose; a reduced rank is an error to measure.
             whole = combine(model.models(), parts, "sum" if method in ("svd", "concat") else method)
             assert isinstance(whole, Mix)
             return one, unet_error(model, whole, Mix(((one, 1.0),)), prompt)
 
     def compare_export(self, base: str, adapter: Path, exported: Path, prompt: str) -> Fidelity:
-        """How a file made of an adapter differs from it on the base model.
+        """Measure on the base model how an exported file differs from its adapter.
 
         Raises:
             BaseError, FileError, MountError: as loading and mounting do.
@@ -181,9 +182,9 @@ class Engine:
             return compare(model, Mix(((self._adapter(adapter), 1.0),)), exported, prompt)
 
     def word_effect(self, base: str, word: str) -> float | None:
-        """How much a word means to a base model already.
+        """How much a word means to a base model already; see ``trigger_words.word_effects``.
 
-        None where another one is in memory, because it would have to go, or where no neutral word is known.
+        None where another base model is in memory, which would have to be freed, or where no neutral word is known.
 
         Raises:
             BaseError: as loading does.
@@ -199,7 +200,7 @@ class Engine:
 
     def _model(self, base: str) -> BaseModel:
         if self._base is None or self._base[0] != base:
-            # Let go of the old one first: two may not fit into memory.
+            # Free the old one first: two may not fit into memory.
             self._base, self._cache, self._word_effects = None, DrawCache(), {}
             self._base = (base, load(base))
         return self._base[1]
@@ -212,12 +213,6 @@ class Engine:
         while len(self._adapters) > MAX_ADAPTERS:
             self._adapters.popitem(last=False)
         return self._adapters[key]
-
-
-def _gates(model: BaseModel) -> GateSet | None:
-    from atelier.training.base_models.bundled import gates_for
-
-    return gates_for(model)
 
 
 def _file_key(path: Path) -> FileKey:

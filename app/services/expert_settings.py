@@ -1,4 +1,4 @@
-"""The Expert settings of the Create page: what is usual for a preset, and what a person changed."""
+"""The Expert settings of the Create page: what a preset says, and what a person changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_pre
 
 
 def _family(base: str) -> str:
-    """Family of a base model; one that can't be told apart yet is taken for the embedded one."""
+    """Family of a base model; the embedded one where it can't be identified, as while a path is being typed."""
     try:
         return identify(base).family
     except BaseError:
@@ -25,42 +25,52 @@ def _family(base: str) -> str:
 
 
 def default_values(keys: Sequence[str], preset: str | None, base: str) -> list[Any]:
-    """The value each control has before anybody touches it: the preset's for the base model, else the default."""
+    """The value of each control before a person changes it: the preset's for the base model, else the default."""
     family, parts = _family(base), [key.rpartition(".") for key in keys]
-    basis = {kind: load_preset(preset, family, kind) if preset else {} for kind in {kind for kind, _, _ in parts}}
+    presets = {kind: load_preset(preset, family, kind) if preset else {} for kind in {kind for kind, _, _ in parts}}
     return [
-        values_or_defaults([name], basis[kind], KINDS[kind].settings if kind else TrainConfig)[0]
+        values_or_defaults([name], presets[kind], KINDS[kind].settings if kind else TrainConfig)[0]
         for kind, _, name in parts
     ]   # fmt: skip
 
 
 def _changes(keys: Sequence[str], values: Sequence[Any], basis: str) -> dict[str, Any]:
-    """The settings that differ from what the controls were filled from; an emptied number counts as untouched."""
+    """The settings that differ from what the controls were filled with; an empty number counts as unchanged."""
     given = dict(zip(keys, values, strict=True))
     preset, _, base = basis.partition("\n")
-    usual = dict(zip(keys, default_values(keys, preset, base), strict=True))
-    mine = [key for key in keys if "." not in key or key.split(".")[0] == given["kind"]]
-    return {key: given[key] for key in mine if given[key] is not None and given[key] != usual[key]}
+    defaults = dict(zip(keys, default_values(keys, preset, base), strict=True))
+    relevant = [key for key in keys if "." not in key or key.split(".")[0] == given["kind"]]
+    return {key: given[key] for key in relevant if given[key] is not None and given[key] != defaults[key]}
 
 
 def run_settings(keys: Sequence[str], values: Sequence[Any], basis: str, preset: str) -> dict[str, Any]:
-    """The settings of the run: the preset's for its base model and kind, and over them what was changed."""
+    """The settings of a run: the preset's for its base model and kind, updated by what a person changed.
+
+    Args:
+        keys: names of the controls; those of a kind's settings start with the kind and a dot.
+        values: their values.
+        basis: preset and base model that the controls were filled with, on two lines.
+        preset: the chosen preset.
+
+    Raises:
+        BaseError: the base model can't be used.
+    """
     changes = {key.rpartition(".")[2]: value for key, value in _changes(keys, values, basis).items()}
     base = absolute_base(changes.get("base", EMBEDDED))
     return {**load_preset(preset, identify(base).family, changes.get("kind", "")), **changes, "base": base}
 
 
 def draft_preset(draft: Draft) -> str | None:
-    """The preset that was chosen, else the usual one."""
+    """The preset that was chosen, else the first one; None where there are no presets."""
     names = preset_names()
     return draft.preset if draft.preset in names else next(iter(names), None)
 
 
 def form_values(keys: Sequence[str], draft: Draft) -> list[Any]:
-    """What the Expert part shows: how far it is from the preset, what it is filled from, a value for each control."""
+    """What the Expert part shows: a sentence on changed settings, the basis (:func:`run_settings`), and all values."""
     preset, base = draft_preset(draft), draft.changes.get("base", EMBEDDED)
-    usual = default_values(keys, preset, base)
-    values = [draft.changes.get(key, value) for key, value in zip(keys, usual, strict=True)]
+    defaults = default_values(keys, preset, base)
+    values = [draft.changes.get(key, value) for key, value in zip(keys, defaults, strict=True)]
     return [words.changed_settings(len(draft.changes)), f"{preset or ''}\n{base}", *values]
 
 

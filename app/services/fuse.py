@@ -1,4 +1,4 @@
-"""What the Fusion page does: propose, draw, compare, keep, and make one file of a Mix."""
+"""Fusion: propose adapters for a prompt, draw a Mix by any method, and fuse it into one adapter."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from atelier.app.store.mixes import SavedMix
 from atelier.app.store.search import Proposal, propose_adapters
 from atelier.training.sampling.sample import DrawRequest
 
-LIVE_STEPS, GALLERY_STEPS = 8, 20   # denoising steps while something moves, and of a picture that is kept
+LIVE_STEPS, GALLERY_STEPS = 8, 20   # denoising steps while a person tries things out, and for the gallery
 MAX_PROPOSALS = 8
 
 
 def proposed_adapters(home: Home, prompt: str) -> list[Proposal]:
-    """The adapters that fit the prompt, best first; all of them where none does."""
+    """The adapters that fit a prompt, best first; the newest ones where none fits."""
     found = propose_adapters(home, prompt, MAX_PROPOSALS) if prompt.strip() else []
     return found or [Proposal(card.name, 0.0, "", ()) for card in list_adapters(home)[:MAX_PROPOSALS]]
 
@@ -36,7 +36,7 @@ def proposed_adapters(home: Home, prompt: str) -> list[Proposal]:
 def draw_mix(
     home: Home, engine: Engine, mix: SavedMix, steps: int = LIVE_STEPS, record: GateRecord | None = None
 ) -> Image.Image:
-    """One picture of a Mix.
+    """Draw one picture of a Mix; ``record`` receives what gates do.
 
     Raises:
         HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
@@ -51,35 +51,42 @@ def _checked(home: Home, mix: SavedMix, steps: int) -> CheckedJob:
 
 
 def draw_mix_to_gallery(home: Home, engine: Engine, mix: SavedMix) -> GalleryPicture:
-    """The same with all its steps, added to the gallery with the whole Mix in its recipe."""
+    """Draw a Mix in full quality and add the picture to the gallery, with the Mix in its recipe.
+
+    Raises:
+        HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
+    """
     [(picture, recipe)] = draw(engine, _checked(home, mix, GALLERY_STEPS))
     return find_picture(home, save_picture(home, picture, recipe).stem)
 
 
 def draw_by_each_method(home: Home, engine: Engine, mix: SavedMix) -> Iterator[tuple[str, Image.Image]]:
-    """The same picture by every method that can draw this Mix."""
+    """Draw the same picture by every method that can draw this Mix; yields (method, picture)."""
     for method in METHODS:
         try:
             yield method, draw_mix(home, engine, replace(mix, method=method))
-        except SettingError:   # goes without curves or regions, or has no gates
+        except SettingError:   # the method takes no curves or regions, or there are no gates
             continue
 
 
 def mix_interference(home: Home, engine: Engine, mix: SavedMix) -> Interference | None:
-    """How the adapters of a Mix get in one another's way; None for fewer than two."""
+    """How much the adapters of a Mix interfere with each other; None for fewer than two."""
     return engine.interference(mix.base, _files(home, mix)) if len(mix.entries) > 1 else None
 
 
-def can_be_one_adapter(home: Home, engine: Engine, mix: SavedMix) -> bool:
-    """Whether one file does the same as the Mix."""
+def can_fuse(home: Home, engine: Engine, mix: SavedMix) -> bool:
+    """Whether a Mix can be fused into one adapter."""
     return bool(mix.entries) and engine.can_fuse(_files(home, mix), mix.method)
 
 
-def fuse_to_adapter(home: Home, engine: Engine, mix: SavedMix, name: str) -> tuple[AdapterCard, float]:
-    """A new adapter of the library that does what the Mix does, and how far the UNet's answers are from it.
+def fuse_mix(home: Home, engine: Engine, mix: SavedMix, name: str) -> tuple[AdapterCard, float]:
+    """Fuse a Mix into a new adapter of the library.
+
+    Returns:
+        The adapter's card, and the relative error of the UNet's output with it instead of the Mix.
 
     Raises:
-        HomeError, SettingError: the name is taken, or no file can hold the Mix.
+        HomeError, SettingError: the name is taken, or no single adapter can do what the Mix does.
     """
     free = new_name(home, name)
     cards = [find_adapter(home, entry.name) for entry in mix.entries]

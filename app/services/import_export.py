@@ -1,4 +1,4 @@
-"""Adapters in and out of the library: import, export, merge, resize, extract."""
+"""Import adapters into the library, export, merge, resize and extract them."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ from atelier.training.base_models.weights import extract_lora, save_merged, weig
 from atelier.training.runs.save_adapter import free_path
 from atelier.training.sampling.fidelity import compare
 
-CardStrength = tuple[AdapterCard, float]   # with its strength
-MAX_METADATA_CHARACTERS = 200_000            # characters of a foreign file's own entries that come along
+CardStrength = tuple[AdapterCard, float]    # an adapter and its strength
+MAX_METADATA_CHARACTERS = 200_000           # of a foreign file's own metadata; beyond that only short entries are kept
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedAdapter:
-    """One file that came into the library."""
+    """An adapter that was imported, and notes on it."""
 
     card: AdapterCard
-    notes: tuple[str, ...]   # what a person should know, in sentences
+    notes: tuple[str, ...]   # what a person should know, in complete sentences
 
 
 def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str] | None = None) -> ImportedAdapter:
     """Copy an adapter of any tool into the library; a name that is taken gets a number.
 
     Args:
-        home: whose library.
+        home: its library gets the adapter.
         path: the file.
-        name: what to call it; empty means as the file is called.
-        known: what came in before, see :func:`imported_sources`; for many files, to look only once.
+        name: the adapter's name; empty for that of the file.
+        known: what was imported before (:func:`imported_sources`); given for many files, to read the library only once.
 
     Raises:
-        FileError: it is no adapter, or one that can't be used.
-        HomeError: it came in before, the name can't be used, or the library can't be written.
+        FileError: it is not an adapter, or one that can't be used.
+        HomeError: it was imported before, the name can't be used, or the library can't be written.
     """
     wanted = new_name(home, name) if name else _name_from(path)
     if _is_own(path):
@@ -77,7 +77,7 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
 
 
 def imported_sources(home: Home) -> dict[str, str]:
-    """What came in from files: the hash of what they hold → the adapter's name."""
+    """What was imported before: the hash of a file's contents → the adapter's name."""
     return {card.source: card.name for card in list_adapters(home) if card.source}
 
 
@@ -86,7 +86,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _name_from(path: Path) -> str:
-    """A name that can be used, from whatever the file is called; from its folder where all such files are called so."""
+    """A valid name made of the file's, or of its folder's where all such files have the same name."""
     stem = path.absolute().parent.name if path.stem in NO_NAMES else path.stem
     plain = "".join(c if c in " -_" or unicodedata.category(c)[0] in "LMN" else "-" for c in stem)
     return re.sub(r"-+", "-", plain).strip(" -_")[:MAX_NAME] or "imported"
@@ -94,8 +94,8 @@ def _name_from(path: Path) -> str:
 
 def _notes(adapters: AdapterSet, contents: AdapterContents) -> tuple[str, ...]:
     empty = count_zero_layers(adapters)
-    said = f"{empty} of its {len(adapters)} layers change nothing: they contain only zeros, as before training."
-    return (*contents.notes, *([said] if empty else []))
+    note = f"{empty} of its {len(adapters)} layers change nothing: they contain only zeros, as before training."
+    return (*contents.notes, *([note] if empty else []))
 
 
 def _info(contents: AdapterContents, path: Path) -> AdapterInfo:
@@ -116,20 +116,23 @@ def export_adapters(
     parts: Sequence[CardStrength], form: str, out: Path, precision: str = "fp32", *, limits: LowRankLimits = EXACT,
     base: str = "", recipe: bool = False,
 ) -> tuple[Path, ExportReport]:   # fmt: skip
-    """Write adapters as one file for another tool; into a folder, the file is named after the first.
+    """Write adapters as one file for another tool.
 
     Args:
         parts: the adapters and their strengths.
         form: ``kohya``, ``diffusers``, ``diff`` or ``native``.
-        out: the file to write or replace, or a folder.
+        out: the file to write or replace, or a folder, where the file is named after the first adapter.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         limits: how much of each update to keep, and in which rank.
-        base: the base model for updates that depend on it; empty means the first adapter's own.
-        recipe: whether the file says how it was trained, which can hold folder names and prompts.
+        base: the base model for updates that depend on it; empty for that of the first adapter.
+        recipe: whether the file includes how it was trained, which can contain folder names and prompts.
+
+    Returns:
+        The file, and a report on it.
 
     Raises:
         HomeError: ``out`` can't be written, or is one of the adapters.
-        ConvertError, FileError, BaseError: an adapter can't be written in this form, or read; or its base is not here.
+        ConvertError, FileError, BaseError: an adapter or its base model can't be read, or not written in this form.
     """
     path = export_path(parts[0][0], out)
     if any(path.resolve() == card.path.resolve() for card, _ in parts):
@@ -142,7 +145,7 @@ def export_adapters(
 
 
 def unet_error(parts: Sequence[CardStrength], exported: Path, base: str = "") -> float:
-    """How far the base's answers with the exported file are from those with the adapters; see ``fidelity.compare``.
+    """Relative error of the UNet's output with the exported file instead of the adapters; see ``fidelity.compare``.
 
     Raises:
         HomeError, BaseError, FileError, MountError: the base or the file can't be used.
@@ -153,11 +156,11 @@ def unet_error(parts: Sequence[CardStrength], exported: Path, base: str = "") ->
 
 
 def export_tiny(parts: Sequence[CardStrength], out: Path, bits: int) -> TinyReport:
-    """Write one adapter in a few bits a value, for Atelier.
+    """Write one adapter with few bits per value, for Atelier.
 
     Raises:
-        HomeError: several adapters or a strength, or ``out`` can't be written.
-        TinyError, FileError: its kind can't be made tiny, or it can't be read.
+        HomeError: there are several adapters or a strength other than 1, or ``out`` can't be written.
+        TinyError, FileError: its kind can't be written so, or it can't be read.
     """
     (card, strength), *others = parts
     if others or strength != 1:
@@ -171,17 +174,17 @@ def export_tiny(parts: Sequence[CardStrength], out: Path, bits: int) -> TinyRepo
 
 
 def export_path(card: AdapterCard, out: Path) -> Path:
-    """Where an export to ``out`` lands."""
+    """The file that an export to ``out`` writes."""
     if out.is_dir():
         return out / f"{card.name}{SUFFIX}"
     return out if out.suffix.lower() == SUFFIX else out.with_name(out.name + SUFFIX)
 
 
 def export_base(parts: Sequence[CardStrength], out: Path, precision: str, *, single_file: bool, base: str = "") -> int:
-    """Write the base model with the adapters in its weights; returns the bytes.
+    """Write the base model with adapters merged into it; returns its size in bytes.
 
     Raises:
-        HomeError: ``out`` is there already, or can't be written.
+        HomeError: ``out`` exists already, or can't be written.
         BaseError, MountError, FileError: the base or an adapter can't be used.
     """
     if out.exists() and (single_file or not out.is_dir() or any(out.iterdir())):
@@ -205,7 +208,7 @@ def _base(parts: Sequence[CardStrength], base: str) -> str:
 def merge_adapters(
     home: Home, parts: Sequence[CardStrength], name: str, limits: LowRankLimits = EXACT, base: str = ""
 ) -> AdapterCard:
-    """Several adapters at their strengths as one new adapter of the library, a LoRA; or one with another rank.
+    """Merge adapters at their strengths into a new LoRA of the library; or write one with another rank.
 
     Raises:
         HomeError: the name can't be used, the adapters belong to different families, or nothing is left of them.
@@ -223,9 +226,9 @@ def merge_adapters(
     if not len(lora):
         raise HomeError("These adapters change only biases and normalization layers, which a LoRA can't hold. Draw "
                         "with them as they are.")
-    made_of = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
+    sources = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
     return _save_to_library(home, wanted, lora, AdapterInfo(
-        family=first.family, base=first.base, title=first.title, merged_from=made_of, thumbnail=first.thumbnail,
+        family=first.family, base=first.base, title=first.title, merged_from=sources, thumbnail=first.thumbnail,
         trigger=", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
         subject=", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject))))   # fmt: skip
 
@@ -239,11 +242,18 @@ def _base_required(card: AdapterCard) -> WeightOf:
 
 
 def extract_adapter(home: Home, tuned: str, base: str, name: str, limits: LowRankLimits = EXACT) -> AdapterCard:
-    """What turns one base model into another, as a new adapter of the library.
+    """Make a LoRA of the library from the difference between two base models.
+
+    Args:
+        home: its library gets the adapter.
+        tuned: the base model with the change.
+        base: the base model without it.
+        name: the new adapter's name.
+        limits: how much of each update to keep, and in which rank.
 
     Raises:
         HomeError: the name can't be used.
-        BaseError: see ``weights.difference``.
+        BaseError: see ``weights.extract_lora``.
     """
     wanted, info = new_name(home, name), identify(base)
     return _save_to_library(home, wanted, extract_lora(tuned, base, limits), AdapterInfo(

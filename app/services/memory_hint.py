@@ -1,4 +1,4 @@
-"""How much of the memory here a run will need: the line above [Start training]."""
+"""How much memory a run will need, as the Create page says it before training starts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.runs.memory_savings import MemoryForecast, describe_savings, forecast_memory
 
-_COUNT_LOCK = threading.Lock()   # counting takes seconds of a core; two at once would take twice as long
+_COUNT_LOCK = threading.Lock()   # an estimate takes seconds of a core; two at once would take twice as long
 
 
 def memory_lines(config: TrainConfig) -> Iterator[str]:
-    """Say what a run needs: at once where it fits by far, else first that it is being counted.
+    """Yield what a run needs: one line where it fits easily, else first that it is being estimated.
 
     Raises:
-        BaseError: the base model can't be used, or the run does not fit in any way; with the reason and the cure.
+        BaseError: the base model can't be used, or the run does not fit even with all savings.
     """
     device = best_device()
     precision = _precision(config, device)

@@ -1,4 +1,4 @@
-"""The word that calls an adapter: whether it means something to the base model already, said beside the name."""
+"""A hint next to the trigger word: whether it means something to the base model already, and which word does not."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TYPING_PAUSE_SECONDS = 0.6   # a word that is still being typed is not measured
 
 
 def trigger_word_hint(home: Home, engine: Engine, name: str, trigger: str, base: str) -> dict[str, str]:
-    """What the page says of the word that would call the adapter, and the word it offers; nothing where all is well.
+    """The hint for a trigger word: ``text``, the ``word`` it offers and the label of that offer; empty without a hint.
 
-    Nothing is said either where it would take long to find out, or where no limit was measured: the run says it.
+    There is none either where a base model would have to be loaded, or where no limit is known: then the run warns.
     """
     word = (trigger or name or "").strip()
     if not word:
@@ -27,11 +27,11 @@ def trigger_word_hint(home: Home, engine: Engine, name: str, trigger: str, base:
     time.sleep(TYPING_PAUSE_SECONDS)
     draft = load_draft(home)
     if (name, trigger) != (draft.name, draft.changes.get("trigger", "")):
-        return {}   # more was typed meanwhile, and that is looked at next
+        return {}   # more has been typed, and the next call measures that
     try:
         effect = engine.word_effect(base or EMBEDDED, word)
     except ValueError:
-        return {}   # a base model that can't be used: the page says so elsewhere
+        return {}   # a base model that can't be used, which the page shows elsewhere
     if effect is not None and effect >= MAX_EFFECT:
         taken = {card.trigger.lower() for card in list_adapters(home)}
         neutral = neutral_word(identify(base or EMBEDDED), name or word, taken)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from atelier.app.store.home import Home, HomeError, safe_name, write_whole
+from atelier.app.store.home import Home, HomeError, safe_name, write_home_file
 
 _PREFIX = "atelier-"   # so that a key that got into a text is found there
 MOST_KEYS = 100
@@ -80,7 +80,7 @@ def _file(home: Home) -> Path:
 
 
 def _save(home: Home, keys: list[ApiKey]) -> None:
-    write_whole(_file(home), json.dumps([asdict(key) for key in keys]).encode())
+    write_home_file(_file(home), json.dumps([asdict(key) for key in keys]).encode())
     _file(home).chmod(0o600)
 
 

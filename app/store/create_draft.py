@@ -1,4 +1,4 @@
-"""The draft: what a person has put together on the Create page, kept on disk so that nothing is asked twice."""
+"""The draft: what a person has entered on the Create page, saved on disk so that nothing has to be entered twice."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from atelier.training.data.captions import SUFFIX, is_sidecar, read_caption
 from atelier.training.data.images import PictureError, open_picture, pixel_hash, sharpness
 
 MAX_PICTURES = 200
-_THUMB_SIDE = 176       # twice what the page shows, for sharp screens
-_MIN_SIDE = 64        # pixels; below this hardly anything can be learnt
+_THUMBNAIL_SIDE = 176         # pixels: twice what the page shows, for screens of high density
+_MIN_SIDE = 64                # pixels; smaller pictures teach hardly anything
 _MIN_SHARPNESS = 12.0         # variance of the Laplacian of the thumbnail; sharp pictures have hundreds
-_WRITE_LOCK = threading.Lock()   # the page's controls save at the same time as pictures come in
+_WRITE_LOCK = threading.Lock()   # the page saves its controls while pictures are being added
 
 
 @dataclass(frozen=True, slots=True)
 class DraftPicture:
-    """One dropped picture: kept (with a thumbnail, maybe a warning) or refused (with the reason)."""
+    """One picture that was added: accepted, with a thumbnail and maybe a warning, or refused, with the reason."""
 
     id: str
     name: str            # what the file was called
@@ -48,7 +48,7 @@ class DraftPicture:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The Create page's contents."""
+    """What has been entered on the Create page."""
 
     pictures: tuple[DraftPicture, ...] = ()
     what: str = "object"                                       # object, animal, person, style
@@ -59,12 +59,12 @@ class Draft:
 
     @property
     def usable(self) -> list[DraftPicture]:
-        """The pictures that can be learnt from."""
+        """The pictures that can be trained on."""
         return [picture for picture in self.pictures if not picture.refused]
 
 
 def load_draft(home: Home) -> Draft:
-    """Read the draft back; an empty one when there is none or it is of another version."""
+    """Read the draft; an empty one when there is none or it is of another version."""
     try:
         values = json.loads((_folder(home) / "draft.json").read_text(encoding="utf-8"))
         pictures = tuple(DraftPicture(**picture) for picture in values.pop("pictures"))
@@ -74,17 +74,17 @@ def load_draft(home: Home) -> Draft:
 
 
 def edit_draft(home: Home, **values: Any) -> Draft:
-    """Change fields of the draft and keep it."""
+    """Change fields of the draft and save it; returns the new draft."""
     with _WRITE_LOCK:
         return _save(home, replace(load_draft(home), **values))
 
 
-def save_setting(home: Home, name: str, value: Any, usual: Any) -> Draft:
-    """Keep one setting that differs from what is ``usual`` for the preset; drop one that does not (any more)."""
+def save_setting(home: Home, name: str, value: Any, default: Any) -> Draft:
+    """Save a setting that differs from the preset's ``default``; remove one that does not, or no longer does."""
     with _WRITE_LOCK:
         draft = load_draft(home)
-        changes = {known: kept for known, kept in draft.changes.items() if known != name}
-        if value is not None and value != usual:
+        changes = {key: changed for key, changed in draft.changes.items() if key != name}
+        if value is not None and value != default:
             changes[name] = value
         return _save(home, replace(draft, changes=changes))
 
@@ -96,15 +96,15 @@ def _save(home: Home, draft: Draft) -> Draft:
 
 
 def clear_draft(home: Home) -> None:
-    """Forget the draft and its pictures."""
+    """Delete the draft and its pictures."""
     shutil.rmtree(_folder(home), ignore_errors=True)
 
 
 def add_pictures(home: Home, files: Iterable[Path]) -> Iterator[Draft]:
-    """Check dropped files one by one and keep copies of those that are pictures, the others as a name and a reason.
+    """Add files to the draft: copies of those that are pictures, and of the others the name and why they can't be used.
 
-    A text file is the caption of the picture of its name, dropped with it or before. Yields the draft after each file,
-    because large pictures take a moment.
+    A text file is the caption of the picture with the same name. Yields the draft after each file, because large
+    pictures take a moment.
     """
     _folder(home).mkdir(mode=0o700, exist_ok=True)
     for file in sorted(files, key=is_sidecar):
@@ -120,7 +120,7 @@ def add_pictures(home: Home, files: Iterable[Path]) -> Iterator[Draft]:
 
 
 def remove_picture(home: Home, picture_id: str) -> Draft:
-    """Take one picture out of the draft."""
+    """Remove a picture and its caption from the draft; returns the new draft."""
     pictures = load_draft(home).pictures
     for picture in pictures:
         if picture.id == picture_id and not picture.refused:
@@ -131,7 +131,7 @@ def remove_picture(home: Home, picture_id: str) -> Draft:
 
 
 def picture_files(home: Home, draft: Draft) -> list[Path]:
-    """Paths of the pictures to learn from, as they were dropped."""
+    """Paths of the pictures to train on, in the order in which they were added."""
     return [_folder(home) / picture.file for picture in draft.usable]
 
 
@@ -148,15 +148,15 @@ def _check_picture(home: Home, file: Path, known: dict[str, str]) -> DraftPictur
     pixels = pixel_hash(image)
     if pixels in known:
         return DraftPicture(identity, file.name, note=words.duplicate(file.name, known[pixels]))
-    kept = f"{identity}{file.suffix.lower()}"
-    shutil.copyfile(file, _folder(home) / kept)
+    copy = f"{identity}{file.suffix.lower()}"
+    shutil.copyfile(file, _folder(home) / copy)
     thumb = image.copy()
-    thumb.thumbnail((_THUMB_SIDE, _THUMB_SIDE))
-    return DraftPicture(identity, file.name, kept, pixels, _data_uri(thumb), _warning(image, thumb))
+    thumb.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    return DraftPicture(identity, file.name, copy, pixels, _data_uri(thumb), _warning(image, thumb))
 
 
 def _add_caption(home: Home, file: Path) -> Draft:
-    """Keep a caption beside its picture, where ``import_pictures`` finds it."""
+    """Copy a caption to its picture, where ``import_pictures`` finds it."""
     draft = load_draft(home)
     picture = next((one for one in draft.usable if Path(one.name).stem == file.stem), None)
     try:

@@ -1,4 +1,4 @@
-"""Datasets in the home: checked copies of the pictures a person chose, with their captions."""
+"""Datasets of the home: checked copies of the pictures that a person chose, with their captions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from atelier.training.data import captions
 from atelier.training.data.dataset import MAX_PICTURES
 from atelier.training.data.images import PictureError, check_picture, open_picture, pixel_hash, save_pixels
 
-RESERVED_BYTES = 50_000_000    # stays free on the disk, for what a run writes
+RESERVED_BYTES = 50_000_000    # left free on the disk for what a run writes
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-MAX_STEM = 40           # characters; at four bytes each well below what file systems take
+MAX_STEM = 40                  # characters; at four bytes each well below what file systems allow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportedDataset:
-    """A new dataset. Reasons and warnings are whole sentences that name the file."""
+    """A new dataset. Reasons and warnings are complete sentences that name the file."""
 
     folder: Path
     usable: list[Path]
@@ -34,20 +34,20 @@ class ImportedDataset:
 @dataclass(frozen=True, slots=True)
 class _Source:
     path: Path
-    format: str                         # what the content is
+    format: str                         # of the content: PNG, JPEG, WEBP
     sidecar: Path | None
 
 
 def import_pictures(home: Home, name: str, files: Iterable[Path]) -> ImportedDataset:
-    """Make a dataset of the usable ones among some files; it appears whole or not at all.
+    """Make a dataset of those files that can be used; it appears complete or not at all.
 
-    A caption is a text file of the picture's name, among ``files`` or beside the picture. If the home has a dataset
-    of this name, the new one gets a number: a run may still need the old one's pictures.
+    A caption is a text file with the picture's name, among ``files`` or in the picture's folder. If the home has a
+    dataset of this name, the new one gets a number: a run may still need the pictures of the old one.
 
     Args:
         home: where the dataset goes.
         name: what the person calls it.
-        files: pictures, decided by content, and captions.
+        files: pictures, recognised by their content, and captions.
 
     Raises:
         HomeError: a name that can't be used, too little room on the disk, or no permission.
@@ -60,7 +60,7 @@ def import_pictures(home: Home, name: str, files: Iterable[Path]) -> ImportedDat
     if not sources:
         reasons = "\n".join(reason for _, reason in refused) or "No pictures were given."
         raise PictureError(f"There are no pictures to train on.\n{reasons}")
-    # Written again without what compressed them best, pictures may come out larger.
+    # Pictures are encoded again and may come out larger than the program that wrote them made them.
     _check_disk_space(home.datasets, 2 * sum(source.path.stat().st_size for source in sources))
     with explain_write_errors(home.datasets), TemporaryDirectory(dir=home.datasets, prefix=".import-") as partial:
         stage = Path(partial) / "pictures"
@@ -73,7 +73,7 @@ def import_pictures(home: Home, name: str, files: Iterable[Path]) -> ImportedDat
 def _check_files(
     files: Sequence[Path], texts: dict[str, Path]
 ) -> tuple[list[_Source], list[tuple[str, str]], list[str]]:
-    """Decode every file once: what can be used, what can't and why, and what else is to be said."""
+    """Decode every file once: those that can be used, (name, reason) of the others, and warnings."""
     sources, refused, warnings = list[_Source](), list[tuple[str, str]](), list[str]()
     seen = dict[str, str]()
     for number, path in enumerate(files):
@@ -118,7 +118,7 @@ def _check_disk_space(place: Path, needed: int) -> None:
 
 
 def _copy(sources: Sequence[_Source], folder: Path) -> list[str]:
-    """Copy captions, and of pictures the pixels alone, under safe names; returns the pictures' names."""
+    """Copy captions, and of pictures only the pixels, under safe names; returns the names of the pictures."""
     names, stems = list[str](), list[str]()
     for source in sources:
         # No two pictures may share a stem, because that is what ties a caption to its picture.
@@ -139,7 +139,7 @@ def _safe_stem(stem: str) -> str:
 
 
 def _free_name(name: str, taken: Iterable[str]) -> str:
-    """A name that is not taken, told apart by a number if need be; case does not count, as on some disks."""
+    """The name, with a number if it is taken; upper and lower case count as the same, as on some disks."""
     used = {other.casefold() for other in taken}
     names = (name, *(f"{name}-{number}" for number in range(2, len(used) + 2)))
     return next(free for free in names if free.casefold() not in used)

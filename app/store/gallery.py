@@ -1,4 +1,4 @@
-"""The gallery: drawn pictures, each with the whole recipe inside its PNG."""
+"""The gallery: drawn pictures, each a PNG with its recipe inside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id, time_of_id, write_whole
+from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id, time_of_id, write_home_file
 from atelier.app.store.library import AdapterCard, adapter_hash
 from atelier.app.store.picture_metadata import NamedAdapter, parameters_text
 from atelier.app.store.trash import move_to_trash, original_name, trash_folder
@@ -46,14 +46,14 @@ class GalleryPicture:
 def make_recipe(
     request: DrawRequest, index: int, base: str, family: str, adapters: Sequence[tuple[AdapterCard, float]]
 ) -> dict[str, Any]:
-    """Say how picture ``index`` of a request was drawn: all it takes to draw it again.
+    """Make the recipe of picture ``index`` of a request: everything it takes to draw it again.
 
     Args:
         request: the request.
         index: which of its pictures, from 0.
         base: the base model, as it was given.
         family: the base model's family.
-        adapters: the Mix, with strengths.
+        adapters: the adapters and their strengths.
     """
     unwanted = {"unwanted": request.unwanted, "unwanted_strength": request.unwanted_strength}
     usual, given = DrawRequest().to_dict(), request.to_dict()
@@ -75,9 +75,9 @@ def make_recipe(
 
 
 def encode_picture(image: Image.Image, recipe: Mapping[str, Any]) -> bytes:
-    """Make a PNG with the recipe inside: as JSON under ``atelier``, and in A1111's words under ``parameters``.
+    """Make a PNG with the recipe inside: as JSON under ``atelier``, and in A1111's format under ``parameters``.
 
-    The size, the time and the version of Atelier are added to the recipe here.
+    The size, the time and the version of Atelier are added to the recipe.
     """
     whole = {
         "schema": SCHEMA, "version": _version(), **recipe, "width": image.width, "height": image.height,
@@ -95,15 +95,15 @@ def save_picture(home: Home, image: Image.Image, recipe: Mapping[str, Any]) -> P
     """Add a picture to the gallery; returns its file.
 
     Raises:
-        HomeError: it can't be written; the gallery is then as it was.
+        HomeError: it can't be written; the gallery is then unchanged.
     """
     path = home.gallery / f"{picture_id()}.png"
-    write_whole(path, encode_picture(image, recipe))
+    write_home_file(path, encode_picture(image, recipe))
     return path
 
 
 def picture_id() -> str:
-    """Give a new picture id: sorts by time, and two programs drawing in the same microsecond differ."""
+    """Make a new id: ids sort by time, and those of the same microsecond differ."""
     return f"{time_id()}-{secrets.token_hex(3)}"
 
 
@@ -120,8 +120,7 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
 def gallery_page(home: Home, before: str | None = None, limit: int = 60) -> list[GalleryPicture]:
     """One page of the gallery, newest first: the pictures older than the id ``before``.
 
-    Only the files of this page are looked into; damaged ones are passed over. A page shorter than
-    ``limit`` is the last.
+    Only the files of this page are opened; damaged ones are skipped. A page shorter than ``limit`` is the last.
     """
     page: list[GalleryPicture] = []
     for id in sorted((path.stem for path in home.gallery.glob("*.png")), reverse=True):
@@ -151,7 +150,7 @@ def _picture(home: Home, id: str) -> GalleryPicture | None:
 
 
 def trash_picture(home: Home, id: str) -> Path:
-    """Move a picture to the trash; returns where it lies there.
+    """Move a picture to the trash; returns its path there.
 
     Raises:
         HomeError: there is no such picture, or it can't be moved.
@@ -177,7 +176,7 @@ def restore_picture(home: Home, trashed: Path) -> Path:
     """Put a picture from the trash back into the gallery, unchanged.
 
     Raises:
-        HomeError: it is not in the trash any more.
+        HomeError: it is no longer in the trash.
     """
     path = trash_folder(home, home.gallery) / trashed.name
     if time_of_id(path.name) is None or not path.is_file() or path.suffix != ".png":
@@ -186,11 +185,13 @@ def restore_picture(home: Home, trashed: Path) -> Path:
         return path.rename(home.gallery / original_name(path))
 
 
-def thumbnail(home: Home, id: str) -> Path | None:
-    """The small WebP picture of at most 256 pixels a side, made when it is first asked for; None if damaged.
+def thumbnail_file(home: Home, id: str) -> Path | None:
+    """Path of a picture's thumbnail, a WebP of at most 256 pixels a side; None if the picture is damaged.
+
+    It is made when it is first asked for.
 
     Raises:
-        HomeError: there is no such picture, or the small one can't be written.
+        HomeError: there is no such picture, or the thumbnail can't be written.
     """
     picture, path = find_picture(home, id), _thumbnail_path(home, id)
     if path.exists():
@@ -205,7 +206,7 @@ def thumbnail(home: Home, id: str) -> Path | None:
     small.save(buffer, "WEBP", quality=85)
     with explain_write_errors(path.parent):
         path.parent.mkdir(mode=0o700, exist_ok=True)
-    write_whole(path, buffer.getvalue())
+    write_home_file(path, buffer.getvalue())
     return path
 
 
@@ -214,7 +215,7 @@ def _thumbnail_path(home: Home, id: str) -> Path:
 
 
 def _is_complete_png(path: Path) -> bool:
-    """Whether a file starts and ends as a PNG does: read at both ends only."""
+    """Whether a file starts and ends as a PNG does; nothing between is read."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_SIGNATURE))
@@ -225,7 +226,7 @@ def _is_complete_png(path: Path) -> bool:
 
 
 def _parameters(recipe: Mapping[str, Any]) -> str:
-    """Write a recipe as A1111 does, so that its users' tools can show it."""
+    """Write a recipe in A1111's format, so that tools made for A1111 can show it."""
     parts = [NamedAdapter(part["name"], part["strength"], part["sha256"][:12]) for part in recipe["adapters"]]
     values = {
         "Steps": recipe["steps"], "Sampler": SAMPLERS[recipe.get("sampler", "ddim")].title,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atelier.adapters.formats.native import adapter_problem
-from atelier.app.store.home import Home, HomeError, write_whole
+from atelier.app.store.home import Home, HomeError, write_home_file
 
 INDEX = "health.json"
 Entry = tuple[int, int, str]   # time of the file, its size, what is wrong with it
@@ -54,4 +54,4 @@ def _write(home: Home, entries: Mapping[str, Entry]) -> None:
     here = {path.name for path in home.adapters.iterdir()}
     kept = {name: entry for name, entry in entries.items() if name in here}
     with suppress(HomeError):   # a full disk must not keep anybody from looking at the library
-        write_whole(home.state / INDEX, json.dumps(kept).encode())
+        write_home_file(home.state / INDEX, json.dumps(kept).encode())

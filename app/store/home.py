@@ -2,15 +2,15 @@
 
 ::
 
-    datasets/<slug>/             pictures to learn from
-    runs/<id>/                   one folder a training run (training/config/run_folder.py)
+    datasets/<slug>/             pictures to train on
+    runs/<id>/                   one folder for each training run (training/config/run_folder.py)
     adapters/<name>.safetensors  finished adapters, recipe in the header
     bases/<name>/                compressed base models
     gallery/<id>.png             drawn pictures, recipe in a text chunk
-    mixes/<name>.json            adapters that act together, and how
-    trash/                       what was deleted, until it is put back
-    models.txt                   the folders with base models
-    state/                       the queue and the locks: may be lost without losing work
+    mixes/<name>.json            adapters that are drawn with together, and how
+    trash/                       what was deleted, to be restored
+    models.txt                   folders with base models
+    state/                       the queue, indexes and locks: no work is lost without them
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pathlib import Path
 from atelier.adapters.core.atomic_write import atomic_write
 
 MAX_NAME = 64           # characters
-_MAX_NAME_BYTES = 200   # with the suffix and the dot of a partial file still below the 255 of file systems
+_MAX_NAME_BYTES = 200   # so that a suffix and the mark of a partial file still fit into the 255 of file systems
 _ID_TIME = "%Y%m%d-%H%M%S-%f"
-# Windows refuses these whatever their suffix; a home may be copied or shared.
+# Windows refuses these with any suffix; a home may be copied or shared.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
@@ -46,7 +46,7 @@ class Home:
 
     @property
     def datasets(self) -> Path:
-        """Pictures to learn from, one folder a subject."""
+        """Pictures to train on, one folder for each dataset."""
         return self.path / "datasets"
 
     @property
@@ -71,30 +71,33 @@ class Home:
 
     @property
     def mixes(self) -> Path:
-        """Adapters that act together, and how."""
+        """Saved Mixes."""
         return self.path / "mixes"
 
     @property
     def trash(self) -> Path:
-        """What was deleted."""
+        """What was deleted, one folder for each folder that it came from."""
         return self.path / "trash"
 
     @property
     def models(self) -> Path:
-        """File that names the folders with base models, one a line."""
+        """File with the paths of folders with base models, one a line."""
         return self.path / "models.txt"
 
     @property
     def state(self) -> Path:
-        """The queue and the locks."""
+        """The queue, indexes and locks."""
         return self.path / "state"
 
 
 def open_home(path: Path | None = None) -> Home:
-    """Open a home, making what is missing; without ``path``, ``$ATELIER_HOME`` or the person's data folder.
+    """Open a home and make what is missing in it.
+
+    Args:
+        path: its folder; None: ``$ATELIER_HOME``, else a folder for Atelier among the person's application data.
 
     Raises:
-        HomeError: it can't be a folder, or can't be written.
+        HomeError: it is not a folder, or can't be written.
     """
     home = Home(_default_path() if path is None else Path(path).expanduser().absolute())
     for folder in (home.path, home.datasets, home.runs, home.adapters, home.bases, home.gallery, home.mixes,
@@ -115,10 +118,10 @@ def _default_path() -> Path:
 
 @contextmanager
 def explain_write_errors(place: Path) -> Iterator[None]:
-    """Turn what the operating system says about ``place`` into a sentence with a cure.
+    """Turn an error of the operating system while writing to ``place`` into a sentence with a cure.
 
     Raises:
-        HomeError: no room, no permission, or a file where a folder should be.
+        HomeError: the disk is full, permission is missing, or a file is where a folder should be.
     """
     try:
         yield
@@ -135,7 +138,7 @@ def explain_write_errors(place: Path) -> Iterator[None]:
         raise HomeError(f"{place} can't be used: {error.strerror or error}.") from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_home_file(path: Path, content: bytes) -> None:
     """Write a file of the home; no reader sees half of it, and a full disk leaves none.
 
     Raises:
@@ -146,7 +149,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def time_id() -> str:
-    """Give a new id that sorts by time, in UTC to the microsecond: ``20251122-075612-123456``."""
+    """Make a new id that sorts by time, in UTC to the microsecond: ``20251122-075612-123456``."""
     return datetime.now(UTC).strftime(_ID_TIME)
 
 
@@ -159,7 +162,7 @@ def time_of_id(text: str) -> datetime | None:
 
 
 def safe_name(text: str) -> str:
-    """Check a name that becomes a file name and a word on a command line; outer spaces are dropped.
+    """Check a name that becomes a file name and an argument on a command line; spaces around it are removed.
 
     Raises:
         HomeError: empty, longer than 64 characters, reserved by an operating system, or with other characters than
@@ -192,7 +195,7 @@ def new_name(home: Home, text: str, busy: frozenset[str] = frozenset()) -> str:
 
 
 def new_base_name(home: Home, text: str, busy: frozenset[str] = frozenset()) -> str:
-    """The same for a new base model of the home.
+    """Check a name for a new base model of the home: safe, and neither taken by one nor in ``busy``.
 
     Raises:
         HomeError: see :func:`safe_name`; a taken name's message proposes a free one.
@@ -202,7 +205,7 @@ def new_base_name(home: Home, text: str, busy: frozenset[str] = frozenset()) -> 
 
 def _free_name(text: str, others: Set[str]) -> str:
     name = safe_name(text)
-    # Without case, because some file systems know none.
+    # Upper and lower case count as the same, as on some file systems.
     taken = {other.casefold() for other in others}
     if name.casefold() not in taken:
         return name
@@ -212,6 +215,6 @@ def _free_name(text: str, others: Set[str]) -> str:
 
 
 def absolute_base(text: str) -> str:
-    """Make the folder of a base model independent of the working folder; other names stay as they are."""
+    """Make the path of a base model absolute, so that it does not depend on the working folder; keep other names."""
     path = Path(text).expanduser()
     return str(path.absolute()) if text != "embedded" and path.exists() else text

@@ -25,29 +25,29 @@ _MOST_NOTES = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterCard:
-    """What a person sees of one adapter."""
+    """What is shown of an adapter, as its file says it."""
 
     name: str
     path: Path
     kind: str
-    trigger: str       # the word that calls it
-    subject: str       # what it is, in plain words
-    base: str          # what was given as base model
-    title: str         # the base model's name for people
+    trigger: str       # the word that stands for it in prompts
+    subject: str       # class word: what it is
+    base: str          # the base model it was trained on, as it was given
+    title: str         # of the base model, for people
     family: str        # the base model's family
     bytes: int
     created: datetime  # UTC
     thumbnail: str     # data URI, or ""
-    pictures: int      # how many it learned from
+    pictures: int      # how many it was trained on
     algorithms: str = ""   # of a file from another tool: LoRA, LoKr …
-    source: str = ""       # hash of what the file held that it came from
-    sampler: str = ""      # that it was made for: lcm, or none in particular
-    notes: tuple[str, ...] = ()   # what was odd about the file it came from, in sentences
+    source: str = ""       # hash of the contents of the file it was imported from
+    sampler: str = ""      # that it was made for: lcm, or "" for any
+    notes: tuple[str, ...] = ()   # what was unusual about the file it was imported from, in sentences
 
 
 @dataclass(frozen=True, slots=True)
 class UnreadableFile:
-    """A file among the adapters that is none, and why."""
+    """A file among the adapters that can't be read as one, and why."""
 
     path: Path
     reason: str
@@ -68,7 +68,7 @@ def find_adapter(home: Home, name: str) -> AdapterCard:
     """Find an adapter by its name.
 
     Raises:
-        HomeError: there is none, or its file can't be read; the message names the nearest one.
+        HomeError: there is none, or its file can't be read; the message suggests the adapter with the closest name.
     """
     found = _read(home, home.adapters / f"{safe_name(name)}{SUFFIX}")
     if isinstance(found, AdapterCard):
@@ -82,14 +82,14 @@ def find_adapter(home: Home, name: str) -> AdapterCard:
 
 
 def delete_adapter(home: Home, name: str) -> Path:
-    """Move an adapter to the trash; returns where it lies there.
+    """Move an adapter to the trash; returns its path there.
 
     Raises:
         HomeError: there is no such file, or it can't be moved.
     """
     path = home.adapters / f"{safe_name(name)}{SUFFIX}"
     if not path.is_file():
-        return find_adapter(home, name).path   # says that there is none, and which is the nearest
+        return find_adapter(home, name).path   # raises the error that names the closest one
     return move_to_trash(home, path)
 
 
@@ -97,7 +97,7 @@ def restore_adapter(home: Home, trashed: Path) -> Path:
     """Put an adapter from the trash back where it was, unchanged.
 
     Raises:
-        HomeError: it is not in the trash, or its name is taken by now.
+        HomeError: it is not in the trash, or its name has been taken since.
     """
     path = trash_folder(home, home.adapters) / trashed.name
     if time_of_id(path.name) is None or not path.is_file() or path.suffix != SUFFIX:
@@ -108,7 +108,7 @@ def restore_adapter(home: Home, trashed: Path) -> Path:
 
 
 def adapter_hash(card: AdapterCard) -> str:
-    """SHA-256 of the adapter's tensors: the same file under another name or with other words has the same."""
+    """SHA-256 of the adapter's tensors: it stays the same under another name and with other metadata."""
     return _hash(card.path, card.path.stat().st_mtime_ns)
 
 
@@ -118,7 +118,7 @@ def _hash(path: Path, _modified: int) -> str:
 
 
 def _read_all(home: Home) -> list[AdapterCard | UnreadableFile]:
-    # Plain strings: with thousands of files, paths and their stat would take longer than all the rest.
+    # Strings from scandir: with thousands of files, Path objects and their stat would take most of the time.
     with os.scandir(home.adapters) as entries:
         files = sorted((entry.name, entry) for entry in entries
                        if entry.name.endswith(SUFFIX) and not entry.name.startswith("."))   # fmt: skip
@@ -131,7 +131,7 @@ def _read_all(home: Home) -> list[AdapterCard | UnreadableFile]:
 
 
 def _read(home: Home, path: Path) -> AdapterCard | UnreadableFile | None:
-    """Read one file's card; None when it is not there (any more)."""
+    """Read the card of one file; None when it is not there."""
     try:
         facts = path.stat()
     except OSError:
@@ -143,7 +143,7 @@ def _read(home: Home, path: Path) -> AdapterCard | UnreadableFile | None:
 def _without_damaged(
     home: Home, found: Sequence[tuple[AdapterCard | UnreadableFile, int]]
 ) -> list[AdapterCard | UnreadableFile]:
-    """Cards with their files' times; those of files that hold no ordinary numbers become unreadable."""
+    """Cards (with their files' modification times), where files with NaN, infinite or absurd values are unreadable."""
     states = [FileState(card.path, modified, card.bytes) for card, modified in found if isinstance(card, AdapterCard)]
     damaged = problems(home, states)
     return [UnreadableFile(card.path, damaged[card.path.name]) if card.path.name in damaged else card

@@ -1,4 +1,4 @@
-"""Mixes of a home: adapters that act together, how, and what they were drawn with; one JSON file each."""
+"""Mixes of a home: adapters with strengths, the method that fuses them, and a prompt; one JSON file each."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.fusion.curves import StrengthCurve
 from atelier.adapters.fusion.live import WeightedAdapter
 from atelier.adapters.fusion.methods import METHODS
-from atelier.app.store.home import Home, HomeError, safe_name, write_whole
+from atelier.app.store.home import Home, HomeError, safe_name, write_home_file
 from atelier.training.config.train_config import EMBEDDED
 
 SUFFIX = ".json"
-CURVE_POINTS, REGION_SIDE = 5, 8   # of a curve; of a region, in each direction
+CURVE_POINTS, REGION_SIDE = 5, 8   # of a curve on the page; squares of a region in each direction
 MAX_STRENGTH = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class MixEntry:
-    """What one adapter has of a Mix."""
+    """One adapter of a Mix, by name."""
 
     name: str
     strength: float = 1.0
-    curve: tuple[float, ...] = ()    # handles at even distances over drawing, 0 … 1; none: always the same
-    region: tuple[str, ...] = ()     # rows of 0 and 1, where it acts; none: everywhere
+    curve: tuple[float, ...] = ()    # factors of the strength, 0 … 1, from the first step to the last; none: constant
+    region: tuple[str, ...] = ()     # rows of 0 and 1: where in the picture it acts; none: everywhere
 
-    def part(self, adapters: AdapterSet) -> WeightedAdapter:
-        """The same with the adapter itself."""
-        region = torch.tensor([[float(mark) for mark in row] for row in self.region]) if self.region else None
+    def weighted_adapter(self, adapters: AdapterSet) -> WeightedAdapter:
+        """The same with the adapter's weights."""
+        region = torch.tensor([[float(square) for square in row] for row in self.region]) if self.region else None
         return WeightedAdapter(adapters, self.strength, StrengthCurve(self.curve) if self.curve else None, region)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedMix:
-    """Everything that decides what a Mix draws."""
+    """A Mix with what it was drawn with: everything that decides the picture."""
 
     entries: tuple[MixEntry, ...]
     method: str = "sum"
@@ -57,7 +57,7 @@ def save_mix(home: Home, name: str, mix: SavedMix) -> Path:
     if not mix.entries:
         raise HomeError("The mix is empty. Add at least one adapter.")
     path = home.mixes / f"{safe_name(name)}{SUFFIX}"
-    write_whole(path, json.dumps(_values(mix), indent=1, ensure_ascii=False).encode())
+    write_home_file(path, json.dumps(_values(mix), indent=1, ensure_ascii=False).encode())
     return path
 
 
@@ -67,7 +67,7 @@ def list_mixes(home: Home) -> list[str]:
 
 
 def read_mix(home: Home, name: str) -> SavedMix:
-    """Open a Mix.
+    """Read a saved Mix.
 
     Raises:
         HomeError: there is none of this name, or it can't be read.
@@ -84,18 +84,18 @@ def read_mix(home: Home, name: str) -> SavedMix:
 
 
 def _values(mix: SavedMix) -> dict[str, Any]:
-    """A Mix as its file has it, under the names of the first files."""
+    """A Mix in plain values, under the keys that files have always had."""
     entries = [asdict(entry) for entry in mix.entries]
     return {"shares": entries, "method": mix.method, "prompt": mix.prompt, "seed": mix.seed, "base": mix.base}
 
 
 def fusion_recipe(method: str, entries: tuple[MixEntry, ...]) -> dict[str, Any]:
-    """What a picture's recipe says about how its adapters act together."""
+    """The part of a picture's recipe that says how its adapters act together."""
     return {"fuse": method, "shares": [asdict(entry) for entry in entries]}
 
 
 def mix_from_recipe(recipe: Mapping[str, Any]) -> SavedMix | None:
-    """The Mix that a picture's recipe tells of; None where there is none."""
+    """The Mix that a picture was drawn with; None where its recipe holds none."""
     try:
         return mix_from_values({**recipe, "method": recipe["fuse"]})
     except (KeyError, TypeError, ValueError):
@@ -103,7 +103,11 @@ def mix_from_recipe(recipe: Mapping[str, Any]) -> SavedMix | None:
 
 
 def mix_from_values(values: Mapping[str, Any]) -> SavedMix:
-    """A Mix from plain values; a ValueError, KeyError or TypeError where they are none."""
+    """Make a Mix from plain values.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not those of a Mix.
+    """
     mix = SavedMix(
         entries=tuple(_entry(entry) for entry in values["shares"]), method=str(values["method"]),
         prompt=str(values["prompt"]), seed=int(values["seed"]), base=str(values["base"]),
@@ -114,9 +118,9 @@ def mix_from_values(values: Mapping[str, Any]) -> SavedMix:
 
 
 def _entry(values: Mapping[str, Any]) -> MixEntry:
-    curve, region = tuple(float(handle) for handle in values["curve"]), tuple(str(row) for row in values["region"])
+    curve, region = tuple(float(factor) for factor in values["curve"]), tuple(str(row) for row in values["region"])
     strength = float(values["strength"])
-    if not abs(strength) <= MAX_STRENGTH or len(curve) == 1 or not all(0 <= handle <= 1 for handle in curve):
+    if not abs(strength) <= MAX_STRENGTH or len(curve) == 1 or not all(0 <= factor <= 1 for factor in curve):
         raise ValueError("a strength or a curve is out of range")
     if len({len(row) for row in region}) > 1 or not all(row and set(row) <= {"0", "1"} for row in region):
         raise ValueError("a region is not made of rows of 0 and 1")

@@ -1,4 +1,4 @@
-"""Base models in folders: what each is, what it needs, and which adapters of the library fit it."""
+"""Base models in a person's folders: what each one is, and which adapters of the library fit it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from atelier.adapters.core.family import FAMILIES, family_title
-from atelier.app.store.home import Home, HomeError, write_whole
+from atelier.app.store.home import Home, HomeError, write_home_file
 from atelier.app.store.library import AdapterCard, list_adapters
 from atelier.app.text import settings as settings_words
 from atelier.app.text import shared
@@ -19,25 +19,25 @@ from atelier.training.config.train_config import EMBEDDED
 
 INDEX_FILE = "model_index.json"
 CHECKPOINTS = (".safetensors", ".ckpt")
-MIN_CHECKPOINT_BYTES = 100_000_000   # smaller files are adapters, embeddings, parts: not worth a line each
-MAX_DEPTH = 6                 # folders within folders; links can make circles
+MIN_CHECKPOINT_BYTES = 100_000_000   # smaller files are adapters, embeddings or parts of a model
+MAX_DEPTH = 6                        # folders within folders; links can make circles
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """One thing that was found: what it is, or why it can't be used."""
+    """A base model that was found, or something like it with the reason why it can't be used."""
 
     path: Path
     info: BaseInfo | None = None
     reason: str = ""
 
-    def fitting(self, cards: Sequence[AdapterCard]) -> list[str]:
-        """Names of the adapters that were made for a base of this family."""
+    def fitting_adapters(self, cards: Sequence[AdapterCard]) -> list[str]:
+        """Names of the adapters that were made for a base model of this family."""
         return [card.name for card in cards if self.info and card.family == self.info.family]
 
 
 def scan_models(folder: Path) -> list[ModelEntry]:
-    """Every diffusers folder and checkpoint under a folder, by name. Only headers are read.
+    """Find every diffusers folder and checkpoint under a folder, sorted by name. Only headers are read.
 
     Raises:
         HomeError: there is no such folder.
@@ -49,35 +49,35 @@ def scan_models(folder: Path) -> list[ModelEntry]:
 
 
 def model_folders(home: Home) -> list[Path]:
-    """The folders a person keeps base models in."""
+    """The folders in which Atelier looks for base models."""
     with suppress(FileNotFoundError):
         return [Path(line) for line in home.models.read_text(encoding="utf-8").splitlines()]
     return []
 
 
 def save_model_folders(home: Home, text: str) -> list[Path]:
-    """Remember the folders that base models are in, one a line.
+    """Save the folders in which Atelier looks for base models; ``text`` has one a line.
 
     Raises:
-        HomeError: one is no folder, or the home can't be written.
+        HomeError: one is not a folder, or the home can't be written.
     """
     folders = [Path(line.strip()).expanduser().absolute() for line in text.splitlines() if line.strip()]
     for folder in folders:
         if not folder.is_dir():
             raise HomeError(settings_words.not_a_folder(folder))
-    write_whole(home.models, "".join(f"{folder}\n" for folder in folders).encode())
+    write_home_file(home.models, "".join(f"{folder}\n" for folder in folders).encode())
     return folders
 
 
 def find_models(home: Home) -> list[ModelEntry]:
-    """What is in all remembered folders; one that is gone, such as a disk that is not plugged in, holds nothing."""
+    """Find base models in the home and in all saved folders; folders that are missing at the moment are skipped."""
     folders = [home.bases, *model_folders(home)]
     found = {model.path: model for folder in folders if folder.is_dir() for model in scan_models(folder)}
     return list(found.values())
 
 
 def base_choices(home: Home) -> list[tuple[str, str]]:
-    """Base models to choose from, as (title, base): the embedded one, those found, those of the adapters here."""
+    """Base models to choose from, as (title, base): the embedded one, those found, those of the library's adapters."""
     names = {card.base: card.title for card in list_adapters(home) if card.base}
     names |= {str(model.path): shared.base_title(model.info.title, model.info.kind, model.info.precision)
               for model in find_models(home) if model.info}   # fmt: skip
@@ -86,7 +86,7 @@ def base_choices(home: Home) -> list[tuple[str, str]]:
 
 
 def _candidates(folder: Path, depth: int = 0) -> Iterator[Path]:
-    with suppress(OSError):   # what may not be read holds nothing for us
+    with suppress(OSError):   # folders that may not be read are skipped
         for path in folder.iterdir():
             if path.name.startswith("."):
                 continue
@@ -97,7 +97,7 @@ def _candidates(folder: Path, depth: int = 0) -> Iterator[Path]:
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """What changes when a model does."""
+    """Modification time and size of the file that changes with the model."""
     facts = (path / INDEX_FILE if path.is_dir() else path).stat()
     return facts.st_mtime_ns, facts.st_size
 
@@ -112,12 +112,12 @@ def _identify(path: Path, _modified: int, _size: int) -> ModelEntry:
 
 
 def resolve_base(home: Home, text: str) -> str:
-    """The base model that a person means: a compressed one of the home by its name, else whatever was said."""
+    """The base model that a person named: the folder of a compressed one of the home, else the name itself."""
     return str(home.bases / text) if (home.bases / text / INDEX_FILE).exists() else text
 
 
 def check_family(info: BaseInfo, cards: Sequence[AdapterCard]) -> None:
-    """Say in names what mounting would say in shapes.
+    """Refuse adapters of another family before mounting does, which can name only layers and shapes.
 
     Raises:
         HomeError: an adapter was made for another family of base models.

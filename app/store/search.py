@@ -1,4 +1,4 @@
-"""Which adapters of a library fit a person's words: by their weights where that can be told, else by their words."""
+"""Which adapters of a library fit a prompt: by their weights where a retriever can tell, else by their names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atelier.app.store.adapter_embeddings import adapter_scores, prompt_reader_for
+from atelier.app.store.adapter_embeddings import adapter_scores, retriever_for
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home
 from atelier.app.store.library import AdapterCard, adapter_hash, list_adapters
@@ -17,7 +17,7 @@ from atelier.app.text import fusion as texts
 
 MAX_PICTURES_READ = 300   # the newest of the gallery
 MAX_PICTURES_SHOWN = 4
-# Said of almost every picture, so they tell adapters apart no better than a guess.
+# In almost every prompt, so that they don't tell adapters apart.
 _EMPTY_WORDS = frozenset(
     "a an and at by drawing emoji for from in is it of on or photo picture style the to with".split()
 )
@@ -25,17 +25,17 @@ _EMPTY_WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """An adapter that may be what the person means."""
+    """An adapter that fits a prompt."""
 
     name: str
-    score: float                # 0 … 1: share of strangers that fit worse, or of the prompt's words that call it
+    score: float                # 0 … 1: share of other adapters that fit worse, or of the prompt's words that it has
     reason: str                 # one sentence
-    drew: tuple[Path, ...]      # pictures of the gallery that were drawn with it, newest first
+    pictures: tuple[Path, ...]  # of the gallery that were drawn with it, newest first
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredAdapter:
-    """How well one adapter fits, and what that was told from."""
+    """How well one adapter fits, and why."""
 
     card: AdapterCard
     score: float
@@ -43,7 +43,7 @@ class ScoredAdapter:
 
 
 def propose_adapters(home: Home, prompt: str, limit: int = 8) -> list[Proposal]:
-    """The adapters that fit a prompt best, best first; none for a prompt that says nothing.
+    """The adapters that fit a prompt best, best first; none for an empty prompt.
 
     Raises:
         HomeError: the home can't be read, or its index can't be written.
@@ -51,38 +51,39 @@ def propose_adapters(home: Home, prompt: str, limit: int = 8) -> list[Proposal]:
     if not prompt.strip():
         return []
     cards = list_adapters(home)
-    weighed = score_by_weights(home, cards, prompt)
-    rest = [card for card in cards if card.name not in {fit.card.name for fit in weighed}]
-    best = sorted([*weighed, *score_by_words(rest, prompt)], key=lambda fit: -fit.score)[: max(0, limit)]
-    drew = pictures_drawn_with(home, [fit.card for fit in best])
-    return [
-        Proposal(fit.card.name, fit.score, texts.fit_and_last_prompt(fit.reason, [prompt for _, prompt in drawn]),
-                 tuple(path for path, _ in drawn))
-        for fit, drawn in ((fit, drew[fit.card.name]) for fit in best)
-    ]   # fmt: skip
+    by_weights = score_by_weights(home, cards, prompt)
+    others = [card for card in cards if card.name not in {scored.card.name for scored in by_weights}]
+    scored = sorted([*by_weights, *score_by_words(others, prompt)], key=lambda one: -one.score)[: max(0, limit)]
+    pictures = pictures_drawn_with(home, [one.card for one in scored])
+    return [_proposal(one, pictures[one.card.name]) for one in scored]
+
+
+def _proposal(scored: ScoredAdapter, pictures: Sequence[tuple[Path, str]]) -> Proposal:
+    reason = texts.fit_and_last_prompt(scored.reason, [prompt for _, prompt in pictures])
+    return Proposal(scored.card.name, scored.score, reason, tuple(path for path, _ in pictures))
 
 
 def score_by_weights(home: Home, cards: Sequence[AdapterCard], prompt: str) -> list[ScoredAdapter]:
-    """How well the weights of each adapter fit, for those that can be compared with words; no name is read."""
+    """Score those adapters whose weights a retriever can compare with a prompt; names don't count."""
     found: list[ScoredAdapter] = []
     for family in {card.family for card in cards}:
-        if reader := prompt_reader_for(family):
+        if retriever := retriever_for(family):
             own = {card.name: card for card in cards if card.family == family}
-            shares = adapter_scores(home, list(own.values()), reader, prompt)
-            found += [ScoredAdapter(own[name], share, texts.fits_by_weights(share)) for name, share in shares.items()]
+            scores = adapter_scores(home, list(own.values()), retriever, prompt)
+            found += [ScoredAdapter(own[name], score, texts.fits_by_weights(score)) for name, score in scores.items()]
     return found
 
 
 def score_by_words(cards: Sequence[AdapterCard], prompt: str) -> list[ScoredAdapter]:
-    """Adapters that share words with the prompt; the score is the share of its words, rare ones counting more.
+    """Score adapters that share words with the prompt: by the share of its words, rare ones counting more.
 
-    Words are those of the name, the trigger and the subject.
+    An adapter's words are those of its name, its trigger word and its class word.
     """
-    said = [content_words(f"{card.name} {card.trigger} {card.subject}") for card in cards]
-    wanted, known = content_words(prompt), Counter(word for words in said for word in words)
-    weights = {word: math.log(1 + len(cards) / (1 + known[word])) for word in wanted}
+    own = [content_words(f"{card.name} {card.trigger} {card.subject}") for card in cards]
+    wanted, frequency = content_words(prompt), Counter(word for words in own for word in words)
+    weights = {word: math.log(1 + len(cards) / (1 + frequency[word])) for word in wanted}
     total = sum(weights.values())
-    shared = [sorted(words & wanted) for words in said]
+    shared = [sorted(words & wanted) for words in own]
     return [
         ScoredAdapter(card, sum(weights[word] for word in words) / total,
                       texts.fits_by_words(words, _why_not_by_weights(card)))
@@ -91,12 +92,12 @@ def score_by_words(cards: Sequence[AdapterCard], prompt: str) -> list[ScoredAdap
 
 
 def _why_not_by_weights(card: AdapterCard) -> str:
-    """Why an adapter's weights are not compared."""
-    return texts.READS_NO_PROMPT if prompt_reader_for(card.family) else texts.no_retriever(card.title or card.family)
+    """Why an adapter's weights are not compared with the prompt."""
+    return texts.READS_NO_PROMPT if retriever_for(card.family) else texts.no_retriever(card.title or card.family)
 
 
 def content_words(text: str) -> set[str]:
-    """The words that mean something, in lower case.
+    """The words of a text that tell adapters apart, in lower case.
 
     >>> sorted(content_words("a picture of my_Fox-2 on the moon"))
     ['fox', 'moon', 'my']
@@ -105,7 +106,7 @@ def content_words(text: str) -> set[str]:
 
 
 def pictures_drawn_with(home: Home, cards: Sequence[AdapterCard]) -> dict[str, list[tuple[Path, str]]]:
-    """By an adapter's name, pictures drawn with it and their prompts: known by its tensors, so renaming loses none."""
+    """Pictures drawn with each adapter and their prompts, by its name; found by the hash of its tensors."""
     names = {adapter_hash(card): card.name for card in cards}
     found: dict[str, list[tuple[Path, str]]] = {card.name: [] for card in cards}
     for picture in gallery_page(home, limit=MAX_PICTURES_READ) if names else ():

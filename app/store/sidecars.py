@@ -1,4 +1,4 @@
-"""The small files that A1111 and Forge look for beside an adapter: what calls it, and its picture."""
+"""The small files that A1111 and Forge read next to an adapter: its trigger words and its preview."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atelier.adapters.core.family import FAMILIES
-from atelier.app.store.home import write_whole
+from atelier.app.store.home import write_home_file
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.previews import preview_png
 
@@ -27,10 +27,10 @@ def write_sidecars(parts: Sequence[tuple[AdapterCard, float]], path: Path) -> li
              "sd version": _sd_version(cards[0].family), "activation text": triggers,
              "preferred weight": 1.0, "negative text": "", "notes": ""}   # fmt: skip
     written = [path.with_suffix(".json")]
-    write_whole(written[0], json.dumps(facts, indent=4, ensure_ascii=False).encode())
+    write_home_file(written[0], json.dumps(facts, indent=4, ensure_ascii=False).encode())
     if preview := preview_png(cards[0].thumbnail):
         written.append(path.with_suffix(".preview.png"))
-        write_whole(written[1], preview)
+        write_home_file(written[1], preview)
     return written
 
 

@@ -1,4 +1,4 @@
-"""The trash of a home: deleted files, under names that begin with the time, until they are put back.
+"""The trash of a home: deleted files, under names that begin with the time, until they are restored.
 
 What is deleted and restored is in ``library.py`` (adapters) and ``gallery.py`` (pictures).
 """
@@ -11,7 +11,7 @@ from atelier.app.store.home import Home, explain_write_errors, time_id
 
 
 def move_to_trash(home: Home, path: Path) -> Path:
-    """Move a file to the trash under a name that starts with the time; returns where it lies there."""
+    """Move a file to the trash under a name that starts with the time; returns its path there."""
     folder = trash_folder(home, path.parent)
     with explain_write_errors(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -19,10 +19,10 @@ def move_to_trash(home: Home, path: Path) -> Path:
 
 
 def trash_folder(home: Home, folder: Path) -> Path:
-    """The part of the trash that keeps what came from ``folder``."""
+    """The folder of the trash for what was deleted from ``folder``."""
     return home.trash / folder.name
 
 
 def original_name(path: Path) -> str:
-    """The name a file in the trash had before."""
+    """The name that a file in the trash had before it was deleted."""
     return path.name[len(time_id()) + 1 :]

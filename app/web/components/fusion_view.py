@@ -30,7 +30,7 @@ def suggestion_cards(
     return {"cards": [
         {"name": one.name, "reason": one.reason, "percent": round(100 * one.score),
          "pressed": str(one.name in chosen).lower(),
-         "pictures": [file_url(path) for path in one.drew[:3]] or _cover(cards.get(one.name))}
+         "pictures": [file_url(path) for path in one.pictures[:3]] or _cover(cards.get(one.name))}
         for one in shown
     ]}   # fmt: skip
 

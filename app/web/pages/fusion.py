@@ -14,11 +14,11 @@ from atelier.adapters.fusion.methods import DEFAULT_METHOD, METHODS
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.services.engine import Engine
 from atelier.app.services.fuse import (
-    can_be_one_adapter,
+    can_fuse,
     draw_by_each_method,
     draw_mix,
     draw_mix_to_gallery,
-    fuse_to_adapter,
+    fuse_mix,
     mix_interference,
     proposed_adapters,
 )
@@ -142,7 +142,7 @@ class _Events:
 
     def fuse(self, name: str, *values: Any) -> dict[str, Any]:
         with show_errors():
-            card, error = fuse_to_adapter(self.home, self.engine, _with_base(self.home, _mix(*values)), name)
+            card, error = fuse_mix(self.home, self.engine, _with_base(self.home, _mix(*values)), name)
         return {"text": words.fused(card.name, error), "href": page_url("library", adapter=card.name)}
 
 
@@ -217,7 +217,7 @@ def _draw(home: Home, engine: Engine, mix: SavedMix) -> list[Any]:
         return [{"label": message}, [], [], region_masks(mix.entries, ""), "", gr.Button(interactive=False), ""]
     record = GateRecord()
     picture = thumbnail(draw_mix(home, engine, mix, record=record))
-    single = can_be_one_adapter(home, engine, mix)
+    single = can_fuse(home, engine, mix)
     interference = interference_map(mix_interference(home, engine, mix), mix)
     return [{"src": picture, "prompt": mix.prompt}, gate_maps(record, mix), interference,
             region_masks(mix.entries, picture), picture, gr.Button(interactive=single),

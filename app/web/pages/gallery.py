@@ -13,7 +13,7 @@ from atelier.app.store.gallery import (
     find_picture,
     gallery_page,
     restore_picture,
-    thumbnail,
+    thumbnail_file,
     trash_picture,
 )
 from atelier.app.store.home import Home, HomeError
@@ -70,7 +70,7 @@ def _show(home: Home, chosen: str, pages: int) -> list[Any]:
 
 
 def _tile(home: Home, picture: GalleryPicture) -> dict[str, str]:
-    small = thumbnail(home, picture.id)
+    small = thumbnail_file(home, picture.id)
     prompt = picture_recipe(picture).get("prompt", "")
     return {"id": picture.id, "src": file_url(small) if small else "", "prompt": prompt}
 

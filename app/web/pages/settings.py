@@ -120,7 +120,7 @@ def _models(home: Home) -> list[Any]:
     """The folders as text, and the base models in them; those that can't be used say why."""
     folders, cards = model_folders(home), list_adapters(home)
     models = [{"name": model.path.name, "path": str(model.path),
-               "description": _model_line(model, len(model.fitting(cards)))}
+               "description": _model_line(model, len(model.fitting_adapters(cards)))}
               for model in find_models(home)]   # fmt: skip
     hint = words.NO_MODELS if folders and not models else ""
     return ["\n".join(map(str, folders)), {"hint": hint, "models": models}]

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 
 from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.kinds.catalog import KINDS
+from atelier.app.cli import train as train_command
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.main import main
+from atelier.app.cli.train import make_config
 from atelier.app.jobs import worker
 from atelier.app.jobs.jobs import list_runs, new_run, submit
-from atelier.app.services import train as teach
-from atelier.app.services.train import make_config
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
 from atelier.app.web import server
@@ -142,7 +142,7 @@ def test_a_recipe_is_the_preset_then_the_options_then_what_was_set():
 @pytest.mark.parametrize("preset", preset_names())
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_preset_makes_a_recipe_for_every_kind(monkeypatch, preset, family):
-    monkeypatch.setattr(teach, "identify", lambda base: replace(identify("embedded"), family=family))
+    monkeypatch.setattr(train_command, "identify", lambda base: replace(identify("embedded"), family=family))
     for kind in KINDS:
         for chosen in (["--kind", kind], ["--set", f"kind={kind}"]):
             config = make_config("rex", build_parser().parse_args(

@@ -12,16 +12,16 @@ from PIL import Image
 
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.quantization.bit_policy import PRESETS
+from atelier.app.cli import compress as compress_command
 from atelier.app.cli.arguments import build_parser
+from atelier.app.cli.compress import run_compress
 from atelier.app.jobs.jobs import new_run, run_status
-from atelier.app.services import compress as compressing
 from atelier.app.services.compress import (
     accept,
     discard,
     make_config,
     plan_compression,
     read_report,
-    run_compress,
     verdict,
 )
 from atelier.app.store.home import Home, HomeError, open_home
@@ -187,7 +187,7 @@ def test_the_command_keeps_its_result(home: Home, monkeypatch: pytest.MonkeyPatc
         (run.path / "report.json").write_text(json.dumps(REPORT))
         return Finished(4, str(run.path / "compressed"), 1.0)
 
-    monkeypatch.setattr(compressing, "run_training", stand_in)
+    monkeypatch.setattr(compress_command, "run_training", stand_in)
     values = run_compress(home, command("--preset", "w4a4", "--steps", "40", "--prompt", "a hat", "--set", "rank=8"))
     assert values["path"] == str(home.bases / "small")
     assert values["bytes"] == 6_400_000

@@ -23,11 +23,11 @@ from atelier.app.services import engine as engine_module
 from atelier.app.services import fuse as fusing
 from atelier.app.services.engine import Engine
 from atelier.app.services.fuse import (
-    can_be_one_adapter,
+    can_fuse,
     draw_by_each_method,
     draw_mix,
     draw_mix_to_gallery,
-    fuse_to_adapter,
+    fuse_mix,
     mix_interference,
 )
 from atelier.app.store.gallery import read_recipe
@@ -85,7 +85,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     specs = find_targets({"unet": load("embedded", "cpu").unet}, "attention")
     gates = GateSet(specs, GateSettings(start="faithful"), "embedded").requires_grad_(False)
-    monkeypatch.setattr(engine_module, "_gates", lambda _: gates)
+    monkeypatch.setattr(engine_module, "gates_for", lambda _: gates)
 
 
 @pytest.fixture(autouse=True)
@@ -256,8 +256,8 @@ def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, eng
 @pytest.mark.parametrize("method", ["sum", "svd", "ties"])
 def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine, method: str):
     mix = replace(BOTH, method=method)
-    assert can_be_one_adapter(home, engine, mix)
-    card, error = fuse_to_adapter(home, engine, mix, "united")
+    assert can_fuse(home, engine, mix)
+    card, error = fuse_mix(home, engine, mix, "united")
     assert (card.trigger, card.base) == ("rex ink", "embedded")
     assert error < 1e-4 if method != "svd" else 0.05 < error < 1
     if method == "sum":
@@ -265,10 +265,10 @@ def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine,
         ours, theirs = (torch.tensor(list(draw_mix(home, engine, each).tobytes())) for each in (alone, mix))
         assert (ours - theirs).abs().max() <= 2, "but for rounding"
     with pytest.raises(HomeError, match="is already used"):
-        fuse_to_adapter(home, engine, mix, "united")
+        fuse_mix(home, engine, mix, "united")
     with pytest.raises(SettingError, match="can't be one file"):
-        fuse_to_adapter(home, engine, replace(mix, method="composite"), "other")
-    assert not can_be_one_adapter(home, engine, SHAPED)
+        fuse_mix(home, engine, replace(mix, method="composite"), "other")
+    assert not can_fuse(home, engine, SHAPED)
 
 
 def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
@@ -280,10 +280,10 @@ def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engin
 
     monkeypatch.setattr(engine_module, "load_adapter", load_and_note)
     mix_interference(home, engine, BOTH)   # a drawing reads them in the same way
-    assert [can_be_one_adapter(home, engine, BOTH) for _ in range(3)] == [True] * 3
+    assert [can_fuse(home, engine, BOTH) for _ in range(3)] == [True] * 3
     assert sorted(read) == ["ink", "rex"]
     (home.adapters / "ink.safetensors").write_bytes((home.adapters / "rex.safetensors").read_bytes())
-    assert can_be_one_adapter(home, engine, BOTH)
+    assert can_fuse(home, engine, BOTH)
     assert sorted(read) == ["ink", "ink", "rex"]
 
 

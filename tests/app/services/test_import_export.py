@@ -133,6 +133,8 @@ def test_a_folder_comes_in_and_what_is_no_adapter_says_why(home: Home, tmp_path:
     assert [card.name for card in list_adapters(home)] == ["fox"]
     with pytest.raises(FileError, match="web page"):
         import_file(home, folder / "page.safetensors")
+    assert main(["import", str(folder), "--name", "one", "--home", str(home.path)]) == 1
+    assert f"but {folder} contains 2 files" in capsys.readouterr().err
 
 
 def test_inspect_needs_no_torch(tmp_path: Path, capsys):

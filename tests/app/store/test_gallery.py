@@ -21,7 +21,7 @@ from atelier.app.store.gallery import (
     read_recipe,
     restore_picture,
     save_picture,
-    thumbnail,
+    thumbnail_file,
     trash_picture,
 )
 from atelier.app.store.home import Home, HomeError, open_home
@@ -50,7 +50,7 @@ def fill(home: Home, count: int) -> list[str]:
 
 
 def small_one(home: Home, id: str) -> Path:
-    path = thumbnail(home, id)
+    path = thumbnail_file(home, id)
     assert path is not None
     return path
 
@@ -206,7 +206,7 @@ def test_the_trash_gives_a_picture_back_unchanged(home):
 @pytest.mark.parametrize("id", ["", "..", "../state/queue", "20251122-075612-123456-../../../etc/passwd", "a\0b",
                                 "20251122-075612-123456-abcdef", "99999999-999999-999999-abcdef"])
 def test_an_id_of_nothing_is_refused(home, id):
-    for action in (find_picture, trash_picture, thumbnail):
+    for action in (find_picture, trash_picture, thumbnail_file):
         with pytest.raises(HomeError, match="no longer in the gallery"):
             action(home, id)
 
@@ -218,7 +218,7 @@ def test_small_pictures_are_made_once_and_only_when_asked_for(home):
     with Image.open(small) as opened:
         assert opened.format == "WEBP" and opened.size == (256, 128)
     before = small.stat().st_mtime_ns
-    assert thumbnail(home, path.stem) == small and small.stat().st_mtime_ns == before
+    assert thumbnail_file(home, path.stem) == small and small.stat().st_mtime_ns == before
     assert [p.name for p in small.parent.iterdir()] == [small.name]
 
 
@@ -232,7 +232,7 @@ def test_a_picture_damaged_inside_has_no_small_one(home):
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2 : len(raw) // 2 + 400] = bytes(400)
     path.write_bytes(raw)
-    assert thumbnail(home, path.stem) is None
+    assert thumbnail_file(home, path.stem) is None
 
 
 def test_a_picture_that_can_not_be_written_leaves_the_gallery_as_it_was(home):

@@ -22,7 +22,7 @@ from atelier.app.store.home import (
     safe_name,
     time_id,
     time_of_id,
-    write_whole,
+    write_home_file,
 )
 
 FOLDERS = {"datasets", "runs", "adapters", "bases", "gallery", "mixes", "trash", "state"}
@@ -101,14 +101,14 @@ def test_what_the_system_says_becomes_a_sentence(tmp_path, number, words):
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "kept"
-    write_whole(path, b"old")
+    write_home_file(path, b"old")
 
     def full(_file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)   # after the content is written
     with pytest.raises(HomeError, match="is full"):
-        write_whole(path, b"new")
+        write_home_file(path, b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("kept", b"old")]
 
 
@@ -119,11 +119,11 @@ def test_a_disk_that_is_really_full_is_named_and_nothing_is_lost(tmp_path):
         pytest.skip("may not mount a small disk here")
     try:
         home = open_home(disk / "home")
-        write_whole(home.gallery / "first.png", b"1" * 60_000)
+        write_home_file(home.gallery / "first.png", b"1" * 60_000)
         with pytest.raises(HomeError, match="is full"):
-            write_whole(home.gallery / "second.png", b"2" * 200_000)
+            write_home_file(home.gallery / "second.png", b"2" * 200_000)
         assert [path.name for path in home.gallery.iterdir()] == ["first.png"]
-        write_whole(home.gallery / "third.png", b"3" * 20_000)   # the half written one holds no room
+        write_home_file(home.gallery / "third.png", b"3" * 20_000)   # the half written one holds no room
     finally:
         subprocess.run(["umount", disk], check=True)
 

@@ -123,9 +123,9 @@ def test_embeddings_are_computed_once_and_again_when_the_index_is_gone(home: Hom
 def test_an_index_of_another_retriever_is_not_used(home: Home):
     propose_adapters(home, "a castle")
     path = home.state / embeddings.INDEX_FILE
-    reader = embeddings.prompt_reader_for("embedded")
-    assert reader and len(embeddings._read(path, reader.version).files) == len(WORDS)
-    assert not embeddings._read(path, "another").files
+    reader = embeddings.retriever_for("embedded")
+    assert reader and len(embeddings._read_index(path, reader.version).files) == len(WORDS)
+    assert not embeddings._read_index(path, "another").files
 
 
 def test_a_file_that_changed_is_embedded_again(home: Home):
@@ -168,9 +168,9 @@ def test_it_shows_what_an_adapter_drew_under_whatever_name(home: Home):
     drawn = save_picture(home, Image.new("RGB", (8, 8)), {**recipe, "adapters": [part]})
     save_picture(home, Image.new("RGB", (8, 8)), {**recipe, "adapters": [{**part, "strength": 0.0}]})
     first, second, *_ = propose_adapters(home, "a rocket")
-    assert first.name == card.name and first.drew == (drawn,)
+    assert first.name == card.name and first.pictures == (drawn,)
     assert first.reason.endswith(" Last used for “a rocket at night”.")
-    assert second.drew == ()
+    assert second.pictures == ()
 
 
 def test_a_damaged_file_and_an_empty_prompt_stop_nothing(home: Home):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from atelier.app.services.engine import Engine
-from atelier.app.store.gallery import gallery_page, thumbnail, trash_picture
+from atelier.app.store.gallery import gallery_page, thumbnail_file, trash_picture
 from atelier.app.store.home import Home, open_home
 from atelier.app.web.pages import studio
 from atelier.training.sampling.sample import DrawRequest
@@ -48,7 +48,7 @@ def test_a_moving_slider_leaves_the_last_pictures_only(home: Home):
     assert draw(home, [], live=False) == [], "what a press drew is nobody's to replace"
     kept = ids(home)
     first = draw(home, [], live=True)
-    small = [thumbnail(home, id) for id in first]
+    small = [thumbnail_file(home, id) for id in first]
     second = draw(home, first, live=True)
     assert ids(home) == kept | set(second)
     assert len(second) == 2 and not set(second) & set(first)

@@ -1,4 +1,4 @@
-"""``atelier train``: from a folder of pictures to an adapter, in this process and with a progress bar."""
+"""``atelier train``: train an adapter on a folder of pictures, in this process and with a progress bar."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from atelier.training.runs import run as training
 
 
 def make_run(home: Home, arguments: Namespace) -> RunFolder:
-    """Check everything, copy the pictures into the home, and make the run.
+    """Check what was typed, copy the pictures into the home, and make the run's folder.
 
     Raises:
         HomeError, BaseError, SettingError, PictureError: what was typed can't be used; nothing was changed.
     """
     name = new_name(home, arguments.name)
     config = make_config(name, arguments)
-    imported = import_pictures(home, name, _files(arguments.pictures))
+    imported = import_pictures(home, name, _picture_files(arguments.pictures))
     for message in [*(reason for _, reason in imported.refused), *imported.warnings]:
         _print_line(message)
     return new_run(home, replace(config, pictures=str(imported.folder)), started=True)
 
 
 def make_config(name: str, arguments: Namespace) -> TrainConfig:
-    """Put the recipe together: the preset, what has an option of its own, and ``--set`` last.
+    """Make the configuration: the preset, overridden by options, overridden by ``--set``.
 
     Raises:
         BaseError: the base model can't be used.
-        SettingError: an unknown setting, or a value that does not fit.
+        SettingError: a setting is unknown or its value can't be used.
     """
     settings = dict(arguments.set)
     base = absolute_base(settings.pop("base", None) or arguments.base or EMBEDDED)
@@ -55,8 +55,8 @@ def make_config(name: str, arguments: Namespace) -> TrainConfig:
     return TrainConfig.from_dict({**values, **settings, "name": name, "base": base})
 
 
-def _files(folder: Path | None) -> list[Path]:
-    """The files of a folder that are pictures, were meant as such, or are captions."""
+def _picture_files(folder: Path | None) -> list[Path]:
+    """The files of a folder that are pictures by content or by name, or captions."""
     if folder is None:
         raise HomeError("No pictures were given. Name the folder that they are in: atelier train PICTURES --name NAME.")
     if not folder.is_dir():
@@ -70,10 +70,10 @@ def _files(folder: Path | None) -> list[Path]:
 
 
 def find_unfinished(home: Home, name: str) -> RunFolder:
-    """Find the newest unfinished run of a name, ready to go on.
+    """Find the newest unfinished run of a name and make it ready to continue.
 
     Raises:
-        HomeError: there is none, or it is at work or waits for its turn.
+        HomeError: there is none, or it is running or waiting already.
     """
     for state in list_runs(home):
         if state.name == name and state.state != "done":
@@ -84,12 +84,12 @@ def find_unfinished(home: Home, name: str) -> RunFolder:
 
 
 def run_training(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
-    """Train in this process and show how far it is; returns the run's last word.
+    """Train in this process with a progress bar; returns the run's final event.
 
-    The first Ctrl-C lets the step end and saves, so that the run can be resumed.
+    The first Ctrl+C lets the step finish and saves the state, so that the run can be resumed.
     """
     progress = _Progress(read_status(run).total_steps)
-    with _logging_to(run.path / "log.txt"):
+    with _log_to(run.path / "log.txt"):
         for event in training.run(run, adapters, resume=resume):
             progress.show(event)
     progress.close()
@@ -99,7 +99,7 @@ def run_training(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
 
 
 class _Progress:
-    """Progress on the terminal: a sentence a stage, then a bar with loss and time left."""
+    """Progress on the terminal: a line for each stage, then a bar with the loss and the time left."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -126,7 +126,7 @@ class _Progress:
                 pass
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop updating the bar and leave it on the terminal."""
         if self._bar:
             self._bar.close()
 
@@ -142,8 +142,8 @@ def _print_line(message: str) -> None:
 
 
 @contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Send our own log records to a file, where a child process would have put them."""
+def _log_to(path: Path) -> Iterator[None]:
+    """Write Atelier's log records to a file, as the child process of a worker does."""
     handler, logger = logging.FileHandler(path, encoding="utf-8"), logging.getLogger("atelier")
     logger.addHandler(handler)
     try:
