@@ -51,7 +51,7 @@ class Contender(NamedTuple):
     repeat: Callable[[], object]
 
 
-def _filled(model: nn.Module, seed: int) -> Any:
+def _filled(model: nn.Module, seed: int, options: Options) -> Any:
     """Random weights of a model that was made without any; quicker than its own initialization."""
     model.to_empty(device="cpu")
     dice = torch.Generator().manual_seed(seed)
@@ -60,35 +60,43 @@ def _filled(model: nn.Module, seed: int) -> Any:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=dice)
         else:
             nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
-    return model.requires_grad_(False).eval()
+    return _there(model.requires_grad_(False).eval(), options)
+
+
+def _there(value: Any, options: Options) -> Any:
+    """A model or tensor on the device and in the dtype that the options name; text and timesteps stay whole numbers."""
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    floating = isinstance(value, nn.Module) or value.is_floating_point()
+    moved = value.to(options.get("device", "cpu"))
+    return nn.Module.to(moved, dtype) if isinstance(value, nn.Module) else moved.to(dtype) if floating else moved
 
 
 def _unet(options: Options) -> Any:
-    return _built(UNet2DConditionModel, "unet", [32, 64, 128, 128] if options["quick"] else None, 0)
+    return _built(UNet2DConditionModel, "unet", [32, 64, 128, 128] if options["quick"] else None, 0, options)
 
 
 def _vae(options: Options) -> Any:
-    return _built(AutoencoderKL, "vae", [32, 32, 64, 64] if options["quick"] else None, 1)
+    return _built(AutoencoderKL, "vae", [32, 32, 64, 64] if options["quick"] else None, 1, options)
 
 
 def _reader(options: Options) -> Any:
     config = json.loads((ROOT / "assets" / "models" / "sd1" / "text_encoder" / "config.json").read_text())
     with torch.device("meta"):
         model = CLIPTextModel(CLIPTextConfig(**config | {"num_hidden_layers": 1 if options["quick"] else 12}))
-    model = _filled(model, 4)
+    model = _filled(model, 4, options)
     for name, positions in model.named_buffers():   # not in the file of a model either: they count
         assert name.endswith("position_ids"), name
         positions.copy_(torch.arange(positions.shape[-1]))
     return model
 
 
-def _built(kind: Any, part: str, channels: list[int] | None, seed: int) -> Any:
+def _built(kind: Any, part: str, channels: list[int] | None, seed: int, options: Options) -> Any:
     config = json.loads((ROOT / "assets" / "models" / "sd1" / part / "config.json").read_text())
     if channels:
         config["block_out_channels"] = channels
     with torch.device("meta"):
         model = kind.from_config(config)
-    return _filled(model, seed)
+    return _filled(model, seed, options)
 
 
 class Lesson(NamedTuple):
@@ -102,9 +110,10 @@ class Lesson(NamedTuple):
 
 def _lesson(options: Options) -> Lesson:
     dice, side = torch.Generator().manual_seed(2), options["side"]
-    return Lesson(torch.rand(1, 3, side, side, generator=dice) * 2 - 1,
-                  torch.randn(1, 4, side // 8, side // 8, generator=dice),
-                  torch.tensor([500]), torch.randint(49000, (1, 77), generator=dice))
+    drawn = (torch.rand(1, 3, side, side, generator=dice) * 2 - 1,
+             torch.randn(1, 4, side // 8, side // 8, generator=dice),
+             torch.tensor([500]), torch.randint(49000, (1, 77), generator=dice))   # fmt: skip
+    return Lesson(*(_there(tensor, options) for tensor in drawn))
 
 
 def _encoded(vae: Any, pixels: Tensor) -> Tensor:
@@ -117,12 +126,13 @@ def _read(reader: Any, tokens: Tensor) -> Tensor:
         return reader(tokens)[0]
 
 
+@torch.no_grad()
 def _start(pairs: list[tuple[Tensor, Tensor]]) -> None:
     """The same first factors for everybody: up zero, down random."""
     dice = torch.Generator().manual_seed(3)
     for up, down in pairs:
         nn.init.zeros_(up)
-        nn.init.normal_(down, std=down.shape[1] ** -0.5, generator=dice)
+        down.copy_(torch.randn(down.shape, generator=dice) * down.shape[1] ** -0.5)
 
 
 def _trained(loss: Callable[[], Tensor], parameters: list[Any], *, fused: bool) -> Contender:
@@ -142,7 +152,7 @@ def _trained(loss: Callable[[], Tensor], parameters: list[Any], *, fused: bool) 
 
 def _adapters(unet: Any, rank: int, seed: int = 0) -> AdapterSet:
     torch.manual_seed(seed)
-    return create_adapters("lora", {"rank": rank}, find_targets({"unet": unet}, "attention"))
+    return create_adapters("lora", {"rank": rank}, find_targets({"unet": unet}, "attention")).to(unet.device)
 
 
 def atelier(options: Options) -> Contender:
@@ -163,7 +173,8 @@ def atelier(options: Options) -> Contender:
     _start([(adapter.up, adapter.down) for adapter in adapters])   # type: ignore[arg-type]
     noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
     seen = NoisyLatents(noisy, lesson.timesteps, lesson.noise)
-    shown = UnetInput((0,), seen, PromptEmbeddings(words), torch.zeros(1, 6), torch.ones(1))
+    shown = UnetInput((0,), seen, PromptEmbeddings(words), torch.zeros(1, 6, device=unet.device),
+                      torch.ones(1, device=unet.device))   # fmt: skip
 
     def loss() -> Tensor:
         # Attached for every step, as the loop does: that is part of its price.
@@ -220,7 +231,7 @@ def forward(options: Options) -> Contender:
     """One call of the UNet with ``count`` constant adapters merged; 0 is the bare model."""
     keep_freed_memory()   # for the bare model too: what it is worth is no part of this
     unet, lesson = _unet(options), _lesson(options)
-    words = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(5))
+    words = _there(torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(5)), options)
     sets = [_adapters(unet, options["rank"], seed) for seed in range(options["count"])]
     context = MergeCache().merge({"unet": unet}, Mix(tuple((one, 1.0) for one in sets)))
     context.__enter__()

@@ -10,7 +10,8 @@ would fail on a card:
   that would be launched (``launches``) are counted.
 
 Built on torch's registration of a device in Python. What that can't do is patched while the device is in use:
-``torch.tensor`` and ``torch.as_tensor``, which copy below the Python dispatch; modules swap their parameters when they
+``torch.tensor`` and ``torch.as_tensor``, which copy below the Python dispatch; attention, which torch would take apart;
+modules swap their parameters when they
 move, so that a parameter stays the same object as it does with CUDA; and autograd stays on the calling thread, because
 a thread of its own for this device aborts the process at exit.
 """
@@ -29,6 +30,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
@@ -170,12 +172,10 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     _check(name, args, kwargs, tensors)
     if _active and (far or target == NAME):
         _active[-1].note(name, operation, args, target)
-    if name == "_fused_sdp_choice" and far:
-        return 0   # the composite form, which every device has
     bare_args, bare_kwargs = tree_map(lambda x: x.values if isinstance(x, PretendTensor) else x, (args, kwargs))
     if target == NAME:
         bare_kwargs = {**bare_kwargs, "device": torch.device("cpu")}
-    result = operation(*bare_args, **bare_kwargs)
+    result = ATTENTION.get(name, operation)(*bare_args, **bare_kwargs)
     here = isinstance(args[0], PretendTensor) if name == "copy_" else target == NAME or (far and target is None)
     if name == "_local_scalar_dense":
         return result
@@ -189,6 +189,34 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         wrapped = return_and_correct_aliasing(operation, args, kwargs, wrapped)
         assert not isinstance(wrapped, Tensor) or wrapped.shape == wrapped.values.shape, f"{operation} has resized"
     return wrapped
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0,
+    causal: bool = False, debug: bool = False, *, scale: float | None = None,
+) -> tuple[Any, ...]:   # fmt: skip
+    """Attention that keeps no matrix of all pairs, with the outputs of a card's."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output, logsumexp = flash(query, key, value, dropout, causal, attn_mask=mask, scale=scale)
+    none = query.new_empty(0)
+    return output, logsumexp, none, none, query.shape[2], key.shape[2], none, none, none
+
+
+def _attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, wanted: Any, output: Tensor,
+    logsumexp: Tensor, _cum_q: Any, _cum_k: Any, _max_q: Any, _max_k: Any, dropout: float, causal: bool,
+    _seed: Any, _offset: Any, *, scale: float | None = None,
+) -> tuple[Any, ...]:   # fmt: skip
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    mask = None if mask is None or not mask.numel() else mask
+    found = flash(gradient, query, key, value, output, logsumexp, dropout, causal, attn_mask=mask, scale=scale)
+    return *found, None
+
+
+ATTENTION = {
+    "_scaled_dot_product_fused_attention_overrideable": _attention,
+    "_scaled_dot_product_fused_attention_overrideable_backward": _attention_backward,
+}
 
 
 def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
@@ -305,6 +333,23 @@ def _registered() -> tuple[torch.library.Library, ...]:
     return everything, factories
 
 
+def _one_operation(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``scaled_dot_product_attention`` as on a card, where torch would take this device for one without it."""
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, **options: Any,
+    ) -> Tensor:   # fmt: skip
+        if not isinstance(query, PretendTensor):
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, float("-inf"))
+        whole = torch.ops.aten._scaled_dot_product_fused_attention_overrideable
+        return whole(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)[0]
+
+    return attention
+
+
 def _by_copy(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``torch.tensor`` in two steps that the dispatch sees."""
 
@@ -330,6 +375,8 @@ def pretend_device(gigabytes: float = 24.0, *, bf16: bool = True) -> Iterator[Pr
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             for name in ("tensor", "as_tensor"):
                 stack.enter_context(patch.object(torch, name, _by_copy(getattr(torch, name))))
+            whole = _one_operation(functional.scaled_dot_product_attention)
+            stack.enter_context(patch.object(functional, "scaled_dot_product_attention", whole))
             yield device
     finally:
         _active.remove(device)

@@ -7,7 +7,7 @@ whose strengths have not changed are reused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -79,6 +79,12 @@ class MergeCache:
         self._pairs: WeakKeyDictionary[Adapter, Pair | None] = WeakKeyDictionary()
         self._flats: WeakKeyDictionary[Adapter, DenseFactors] = WeakKeyDictionary()
         self._dense: WeakKeyDictionary[Adapter, Tensor] = WeakKeyDictionary()
+
+    def retain(self, active: Collection[Adapter]) -> None:
+        """Drop what was computed of other adapters than these, where it takes a card's memory."""
+        for kept in (self._pairs, self._flats, self._dense):
+            for adapter in [one for one in kept if one not in active]:
+                del kept[adapter]
 
     @contextmanager
     def merge(self, models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:

@@ -8,7 +8,8 @@ hold what several of them share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Self
@@ -245,6 +246,12 @@ class AdapterSet(nn.Module):
         """Hold what ``other`` holds, so that whoever has this set goes on with the other's adapters."""
         self.settings, self.ranks, self._index = other.settings, other.ranks, other._index
         self._adapters, self._shared = other._adapters, other._shared
+
+    def restrict(self, components: Collection[str]) -> AdapterSet:
+        """The same adapters, of these components alone."""
+        view = copy.copy(self)
+        view._index = {name: i for name, i in self._index.items() if name.partition(".")[0] in components}
+        return view
 
     def components(self) -> set[str]:
         """The parts of the pipeline that are adapted: ``unet``, ``text_encoder`` …"""

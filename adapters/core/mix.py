@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from atelier.adapters.core.base import AdapterSet
@@ -18,6 +18,10 @@ class Mix:
     def active(self) -> Iterator[tuple[AdapterSet, float]]:
         """The parts that do something."""
         return ((adapters, strength) for adapters, strength in self.parts if strength != 0)
+
+    def restrict(self, components: Collection[str]) -> Mix:
+        """The same Mix, of these components alone."""
+        return Mix(tuple((adapters.restrict(components), strength) for adapters, strength in self.parts))
 
     def live(self) -> bool:
         """Whether an adapter changes with the timestep or the picture: such a Mix is mounted, never merged."""

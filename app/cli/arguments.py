@@ -18,6 +18,7 @@ _EPILOG = """examples:
 exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 stopped with Ctrl+C
 """
 
+_PRECISIONS = ("auto", "fp32", "bf16", "fp16")   # of TrainConfig, which takes longer to import
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line."""
@@ -83,6 +84,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
                        help="base model: 'embedded', a diffusers folder, a .safetensors checkpoint or a hub id")
     train.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: the preset's)")
+    train.add_argument("--precision", choices=_PRECISIONS, help="arithmetic (default: auto, the fastest here)")
     train.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                        help="any other setting; an unknown key lists them all")
     train.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this name")
@@ -146,6 +148,8 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
                       help="base model, or the name of a compressed one (default: that of the first adapter, else "
                            "embedded)")
+    draw.add_argument("--precision", choices=_PRECISIONS,
+                      help="arithmetic (default: that of the Settings page; auto is fp16 on a GPU and fp32 on a CPU)")
     _add_start(draw)
     draw.add_argument("--out", type=Path, metavar="DIR", help="folder for the pictures (default: the gallery)")
 

@@ -14,7 +14,8 @@ import torch
 from atelier.app.jobs.jobs import worker_alive
 from atelier.app.store.home import HomeError, open_home
 from atelier.training.base_models.base_info import BaseError
-from atelier.training.base_models.device import best_device
+from atelier.training.base_models.device import best_device, card_problem, has_own_memory, kernels_in_use
+from atelier.training.base_models.device import memory as device_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.train_config import EMBEDDED
@@ -30,6 +31,8 @@ def examine(home: Path | None) -> dict[str, Any]:
     memory = psutil.virtual_memory()
     if memory.available < MIN_MEMORY_BYTES:
         problems.append("Little memory is free. Close other programs before you train.")
+    if card := card_problem():
+        problems.append(card)
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -45,10 +48,11 @@ def examine(home: Path | None) -> dict[str, Any]:
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
-    if device.type != "cuda":
+    if not has_own_memory(device):
         return {}
-    facts = torch.cuda.get_device_properties(device)
-    return {"device_name": facts.name, "device_memory_bytes": facts.total_memory}
+    free, total = device_memory(device)
+    return {"device_name": torch.get_device_module(device).get_device_name(device), "device_memory_bytes": total,
+            "device_memory_free_bytes": free, "kernels": kernels_in_use(device)}   # fmt: skip
 
 
 def _home(path: Path | None, problems: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ from tqdm import tqdm
 
 from atelier.adapters.core.settings import SettingError
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
-from atelier.app.services.engine import Engine
+from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.store.gallery import encode_picture, picture_id, save_picture
 from atelier.app.store.home import Home, explain_write_errors, write_home_file
 from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry
 from atelier.app.store.models import resolve_base
+from atelier.app.store.preferences import drawing_precision
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.data.images import open_picture
 from atelier.training.sampling.sample import DrawRequest
@@ -40,7 +42,7 @@ def run_draw(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | st
     if arguments.out:
         with explain_write_errors(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
-    for picture, recipe in _with_progress(checked):
+    for picture, recipe in _with_progress(checked, arguments.precision or drawing_precision(home)):
         yield _save(home, arguments.out, picture, recipe), recipe["seed"]
 
 
@@ -72,7 +74,7 @@ def _request(arguments: Namespace) -> DrawRequest:
     return DrawRequest.from_dict({**given, "width": width, "height": height})
 
 
-def _with_progress(checked: CheckedJob) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+def _with_progress(checked: CheckedJob, precision: str) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
     request = checked.job.request
     batches = -(-request.count // BATCH_SIZE)
     with tqdm(unit="step", leave=False, disable=None) as bar:
@@ -81,7 +83,12 @@ def _with_progress(checked: CheckedJob) -> Iterator[tuple[Image.Image, dict[str,
             bar.total = batches * of
             bar.update()
 
-        yield from draw(Engine(), checked, batch_size=BATCH_SIZE, on_step=on_step)
+        callbacks = DrawCallbacks(on_step, on_notice=_tell)
+        yield from draw(Engine(lambda: precision), checked, callbacks, batch_size=BATCH_SIZE)
+
+
+def _tell(notice: str) -> None:
+    tqdm.write(f"atelier: {notice}", file=sys.stderr)
 
 
 def _save(home: Home, out: Path | None, picture: Image.Image, recipe: dict[str, Any]) -> Path:

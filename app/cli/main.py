@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Where a drawing and a training share the processor, each spins while the other could compute: steps of 20 s
     # instead of 0.2 s were measured. A short spin is as fast as a long one (docs/LOG.md); none costs half the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if sys.platform == "linux":   # else memory that is free in pieces can't be used for something large
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
@@ -82,8 +84,17 @@ def _reserve_one_core() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
 
 
+def _explain_unused_card() -> None:
+    """Say why a graphics card that is here is not used."""
+    from atelier.training.base_models.device import card_problem
+
+    if problem := card_problem():
+        print(f"atelier: {problem}", file=sys.stderr)
+
+
 def _serve(arguments: Namespace) -> int:
     _reserve_one_core()
+    _explain_unused_card()
     from atelier.app.web.server import serve
 
     with suppress(KeyboardInterrupt):
@@ -124,6 +135,7 @@ def _train(arguments: Namespace) -> int:
     from atelier.app.cli.train import find_unfinished, make_run, run_training
     from atelier.training.config.events import Failed, Finished
 
+    _explain_unused_card()
     run = find_unfinished(home, arguments.name) if arguments.resume else make_run(home, arguments)
     last = run_training(run, home.adapters, resume=arguments.resume)
     config = run.config()
@@ -169,6 +181,7 @@ def _draw(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from atelier.app.cli.draw import run_draw
 
+    _explain_unused_card()
     drawn: list[dict[str, Any]] = []
     for event in run_draw(home, arguments):
         if isinstance(event, str):

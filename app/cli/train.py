@@ -50,7 +50,7 @@ def make_config(name: str, arguments: Namespace) -> TrainConfig:
     settings = dict(arguments.set)
     base = absolute_base(settings.pop("base", None) or arguments.base or EMBEDDED)
     values = load_preset(arguments.preset, identify(base).family, settings.get("kind") or arguments.kind or "")
-    named = {key: getattr(arguments, key) for key in ("trigger", "subject", "kind", "role", "steps")}
+    named = {key: getattr(arguments, key) for key in ("trigger", "subject", "kind", "role", "steps", "precision")}
     values |= {key: value for key, value in named.items() if value is not None}
     return TrainConfig.from_dict({**values, **settings, "name": name, "base": base})
 

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from atelier.training.config.events import Failed, Finished, Interrupted, Preparing, Stopped
 from atelier.training.config.run_folder import RunFolder
@@ -34,7 +35,9 @@ def has_final_event(run: RunFolder) -> bool:
     return bool(events) and isinstance(events[-1][1], Finished | Failed | Stopped | Interrupted)
 
 
-def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
+def run_child(
+    run: RunFolder, adapters: Path, command: Command, environment: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Start the child process of a run and wait until it ends; write the final event if it has not.
 
     The child has a session of its own, so that it continues when this process and its terminal end.
@@ -48,7 +51,7 @@ def run_child(run: RunFolder, adapters: Path, command: Command) -> None:
             with (run.path / "log.txt").open("ab") as log:
                 child = subprocess.Popen(
                     command(run, adapters, resume), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                    start_new_session=True, env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
                 )   # fmt: skip
             code = child.wait()
         except OSError as error:

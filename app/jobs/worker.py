@@ -1,4 +1,4 @@
-"""The worker: the process of a home that carries out the queue, one child process at a time."""
+"""The worker: the process of a home that carries out the queue, one child process at a time for each graphics card."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from filelock import Timeout
 
+from atelier.app.jobs.cards import CardPool, find_cards
 from atelier.app.jobs.child_process import Command, run_child, training_command, watch_child
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders, worker_lock
 from atelier.app.jobs.queue import Action, Queue, open_queue
@@ -32,12 +33,18 @@ def run_worker(home: Home, command: Command = training_command) -> None:
     except Timeout:
         raise HomeError(f"A worker is already running for {home.path}, and one is enough.") from None
 
+    cards = CardPool(find_cards())
+
+    def train(run: RunFolder) -> None:
+        with cards.card() as environment:
+            run_child(run, home.adapters, command, environment)
+
     def handle(id: str, action: Action) -> None:
-        _handle(RunFolder(home.runs / id), action, queue, lambda run: run_child(run, home.adapters, command))
+        _handle(RunFolder(home.runs / id), action, queue, train)
 
     with lock, open_queue(home, handle) as queue:
         reconcile(home, queue)
-        consumer = queue.huey.create_consumer(workers=1, periodic=False, max_delay=_POLL_SECONDS)
+        consumer = queue.huey.create_consumer(workers=cards.size, periodic=False, max_delay=_POLL_SECONDS)
         consumer.start()
         _wait_for_signal()
         consumer.stop()

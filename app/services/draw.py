@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from queue import SimpleQueue
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from atelier.adapters.fusion.methods import DEFAULT_METHOD
-from atelier.app.services.engine import Engine, FileEntry
+from atelier.app.services.engine import DrawCallbacks, Engine, FileEntry
 from atelier.app.store.gallery import (
     LATER_SETTINGS,
     GalleryPicture,
@@ -97,6 +97,7 @@ class DrawPreview:
 
 DrawEvent = str | Progress | DrawPreview | list[GalleryPicture]
 """A notice, if there is one; then progress and previews; at the end the pictures."""
+_Drawn = str | Progress | DrawPreview | list[RecipePicture]
 
 
 class DrawCancelledError(Exception):
@@ -137,19 +138,17 @@ def with_sampler(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]
 
 
 def draw(
-    engine: Engine, checked: CheckedJob, *, batch_size: int = 0, record: GateRecord | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-    on_latent_preview: Callable[[list[Image.Image]], None] | None = None,
+    engine: Engine, checked: CheckedJob, callbacks: DrawCallbacks = DrawCallbacks(), *, batch_size: int = 0,
+    record: GateRecord | None = None,
 ) -> Iterator[RecipePicture]:   # fmt: skip
     """Draw a job; yields each picture with its recipe as soon as its batch is done.
 
     Args:
         engine: what draws.
         checked: the job.
+        callbacks: who is told on the way; steps are those of a batch.
         batch_size: pictures drawn at once, 0 for all: more need more memory.
         record: takes down what gates do.
-        on_step: called with (done, of) after every denoising step of a batch.
-        on_latent_preview: called a few times a second with small previews.
 
     Raises:
         BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
@@ -158,8 +157,8 @@ def draw(
     for first in range(0, request.count, batch_size or request.count):
         count = min(batch_size or request.count, request.count - first)
         batch = replace(request, seed=request.seed + first, count=count)
-        pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT_METHOD, record=record,
-                               on_step=on_step, on_latent_preview=on_latent_preview, start=job.start)   # fmt: skip
+        pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT_METHOD, callbacks=callbacks,
+                               record=record, start=job.start)   # fmt: skip
         yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
 
 
@@ -182,8 +181,8 @@ def draw_to_gallery(home: Home, engine: Engine, job: DrawJob) -> Iterator[DrawEv
             yield event
 
 
-def _drawn_in_thread(engine: Engine, checked: CheckedJob) -> Iterator[Progress | DrawPreview | list[RecipePicture]]:
-    events: SimpleQueue[Progress | DrawPreview | list[RecipePicture] | BaseException] = SimpleQueue()
+def _drawn_in_thread(engine: Engine, checked: CheckedJob) -> Iterator[_Drawn]:
+    events: SimpleQueue[_Drawn | BaseException] = SimpleQueue()
     cancelled = threading.Event()
 
     def on_step(done: int, of: int) -> None:
@@ -193,8 +192,8 @@ def _drawn_in_thread(engine: Engine, checked: CheckedJob) -> Iterator[Progress |
 
     def work() -> None:
         try:
-            events.put(list(draw(engine, checked, on_step=on_step,
-                                 on_latent_preview=lambda small: events.put(DrawPreview(small)))))   # fmt: skip
+            callbacks = DrawCallbacks(on_step, lambda small: events.put(DrawPreview(small)), events.put)
+            events.put(list(draw(engine, checked, callbacks)))
         except BaseException as error:
             events.put(error)
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -15,12 +15,14 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.fusion.methods import DEFAULT_METHOD, can_fuse, combine, fuse_adapters
+from atelier.app.services.resident_base import ResidentBase, Work
 from atelier.app.store.mixes import MixEntry
-from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.bundled import gates_for
-from atelier.training.base_models.device import best_device
+from atelier.training.base_models.device import has_own_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
+from atelier.training.base_models.precision import AUTO
 from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.sample import DrawRequest, draw
 
@@ -30,37 +32,56 @@ if TYPE_CHECKING:   # what only one method needs is imported there: `atelier dra
     from atelier.training.sampling.fidelity import Fidelity
     from atelier.training.sampling.start_picture import StartPicture
 
+T = TypeVar("T")
 MAX_ADAPTERS = 8
 MAX_GRID_PICTURES = 81   # of the Mix Lab's pad: nine grids
 FileEntry = tuple[Path, MixEntry]   # an adapter's file, and its entry in a Mix
 FileKey = tuple[Path, int, int]     # identifies a version of a file: path, modification time in ns, bytes
 
 
-class Engine:
-    """Draws, measures and fuses with one base model. Safe to use from several threads, which wait for each other."""
+class DrawCallbacks(NamedTuple):
+    """Who is told of a drawing on the way."""
 
-    def __init__(self) -> None:
-        keep_freed_memory()   # before there are threads that draw
+    on_step: Callable[[int, int], None] | None = None   # (done, of) after every denoising step
+    on_latent_preview: Callable[[list[Image.Image]], None] | None = None   # small pictures, a few times a second
+    on_notice: Callable[[str], None] | None = None   # a sentence on what it does to need less memory
+
+
+SILENT = DrawCallbacks()
+
+
+class Engine:
+    """Draws. Safe to call from several threads: they take turns.
+
+    The base model stays in memory for the next drawing until it is needed for something else (``resident_base.py``).
+    """
+
+    def __init__(self, precision: Callable[[], str] = lambda: AUTO) -> None:
+        """``precision`` is asked for the one to draw in whenever it draws."""
+        keep_freed_memory()   # now, before there are threads that draw
         self._lock = threading.Lock()
-        self._base: tuple[str, BaseModel] | None = None
-        self._cache = DrawCache()   # of the loaded base: when one slider moves, the other adapters are not merged again
+        self._resident = ResidentBase(self._lock, precision)
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._grid_pictures: OrderedDict[Hashable, Image.Image] = OrderedDict()
-        self._word_effects: dict[str, float] = {}   # word → its effect on the loaded base
+        self._word_effects: dict[tuple[str, str], float] = {}   # of base model and word
 
     @property
     def loaded(self) -> BaseModel | None:
         """The base model in memory, if any."""
-        return self._base[1] if self._base else None
+        return self._resident.loaded.model if self._resident.loaded else None
 
     def is_loaded(self, base: str) -> bool:
         """Whether this base model is in memory, so that a drawing with it begins at once."""
-        return self._base is not None and self._base[0] == base
+        return self._resident.loaded is not None and self._resident.loaded.base == base
+
+    def release(self) -> None:
+        """Let go of the base model, so that its memory is free for something else."""
+        with self._lock:
+            self._resident.release()
 
     def draw(
         self, base: str, adapters: Sequence[FileEntry], request: DrawRequest, method: str = DEFAULT_METHOD, *,
-        on_step: Callable[[int, int], None] | None = None,
-        on_latent_preview: Callable[[list[Image.Image]], None] | None = None, record: GateRecord | None = None,
+        callbacks: DrawCallbacks = SILENT, record: GateRecord | None = None,
         start: StartPicture | None = None,
     ) -> list[Image.Image]:   # fmt: skip
         """Draw ``request.count`` pictures in one batch.
@@ -70,21 +91,23 @@ class Engine:
             adapters: files of adapters, with strengths, curves and regions; those of strength 0 are not read.
             request: what to draw.
             method: of fusion, one of ``adapters/fusion/methods.py``.
-            on_step: called with (done, of) after every denoising step.
-            on_latent_preview: called a few times a second with small previews of the pictures.
+            callbacks: who is told while it draws.
             record: receives what gates do.
             start: a picture to start from.
 
         Raises:
             BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
         """
-        with self._lock:
-            model = self._model(base)
+        def work(model: BaseModel, cache: DrawCache) -> list[Image.Image]:
             parts = [entry.weighted_adapter(self._adapter(path)) for path, entry in adapters if entry.strength]
             gates = gates_for(model) if method == "gated" else None
             mix = combine(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
-            return draw(model, request, mix, on_step, on_latent_preview=on_latent_preview, cache=self._cache,
-                        start=start)   # fmt: skip
+            return draw(model, request, mix, callbacks.on_step, on_latent_preview=callbacks.on_latent_preview,
+                        cache=cache, start=start)   # fmt: skip
+
+        with self._lock:
+            active = [path for path, entry in adapters if entry.strength]
+            return self._run(base, request, active, work, callbacks.on_notice, from_picture=start is not None)
 
     def draw_grid(
         self, base: str, adapters: tuple[Path, Path], method: str, strengths: Sequence[tuple[float, float]],
@@ -106,16 +129,18 @@ class Engine:
         """
         from atelier.adapters.fusion.batched_strengths import combine_batched
 
+        def work(model: BaseModel, cache: DrawCache) -> list[Image.Image]:
+            content, style = (self._adapter(path) for path in adapters)
+            mixed = combine_batched(model.models(), content, style, method, list(new.values())).to(model.device)
+            one_each = replace(request, count=len(new))
+            return draw(model, one_each, Mix(((mixed, 1.0),)), same_seed=True, cache=cache)
+
         one = replace(request, count=1)
         keys = [(base, *map(_file_key, adapters), method, one, pair) for pair in strengths]
         with self._lock:
             new = {key: pair for key, pair in zip(keys, strengths, strict=True) if key not in self._grid_pictures}
             if new:
-                model = self._model(base)
-                content, style = (self._adapter(path) for path in adapters)
-                mixed = combine_batched(model.models(), content, style, method, list(new.values())).to(model.device)
-                one_each = replace(request, count=len(new))
-                drawn = draw(model, one_each, Mix(((mixed, 1.0),)), same_seed=True, cache=self._cache)
+                drawn = self._run(base, replace(request, count=len(new)), adapters, work)
                 self._grid_pictures.update(zip(new, drawn, strict=True))
             for key in keys:
                 self._grid_pictures.move_to_end(key)
@@ -132,10 +157,12 @@ class Engine:
         """
         from atelier.adapters.fusion.interference import measure_interference
 
-        with self._lock:
-            model = self._model(base)
+        def work(model: BaseModel, *_: object) -> Interference:
             mix = Mix(tuple((self._adapter(path), entry.strength) for path, entry in adapters))
             return measure_interference(model.models(), mix)
+
+        with self._lock:
+            return self._run(base, DrawRequest(), [path for path, _ in adapters], work)
 
     def can_fuse(self, adapters: Sequence[FileEntry], method: str) -> bool:
         """Whether one adapter can replace several fused by this method.
@@ -160,14 +187,16 @@ class Engine:
         """
         from atelier.training.sampling.fidelity import unet_error
 
-        with self._lock:
-            model = self._model(base)
+        def work(model: BaseModel, *_: object) -> tuple[AdapterSet, float]:
             parts = [entry.weighted_adapter(self._adapter(path)) for path, entry in adapters]
             one = fuse_adapters(model.models(), parts, method)
             # DARE and TIES leave out values on purpose; a reduced rank is an error to measure.
             whole = combine(model.models(), parts, "sum" if method in ("svd", "concat") else method)
             assert isinstance(whole, Mix)
             return one, unet_error(model, whole, Mix(((one, 1.0),)), prompt)
+
+        with self._lock:
+            return self._run(base, DrawRequest(), [path for path, _ in adapters], work)
 
     def compare_export(self, base: str, adapter: Path, exported: Path, prompt: str) -> Fidelity:
         """Measure on the base model how an exported file differs from its adapter.
@@ -177,9 +206,11 @@ class Engine:
         """
         from atelier.training.sampling.fidelity import compare
 
+        def work(model: BaseModel, cache: DrawCache) -> Fidelity:
+            return compare(model, Mix(((self._adapter(adapter), 1.0),)), exported, prompt, cache)
+
         with self._lock:
-            model = self._model(base)
-            return compare(model, Mix(((self._adapter(adapter), 1.0),)), exported, prompt)
+            return self._run(base, DrawRequest(), [adapter], work)
 
     def word_effect(self, base: str, word: str) -> float | None:
         """How much a word means to a base model already; see ``trigger_words.word_effects``.
@@ -194,21 +225,27 @@ class Engine:
         with self._lock:
             if (self.loaded and not self.is_loaded(base)) or not identify(base).neutral_words:
                 return None
-            if word not in self._word_effects:
-                [self._word_effects[word]] = word_effects(self._model(base), [word])
-            return self._word_effects[word]
+            if (base, word) not in self._word_effects:
+                [effect] = self._run(base, DrawRequest(), [], lambda model, *_: word_effects(model, [word]))
+                self._word_effects[base, word] = effect
+            return self._word_effects[base, word]
 
-    def _model(self, base: str) -> BaseModel:
-        if self._base is None or self._base[0] != base:
-            # Free the old one first: two may not fit into memory.
-            self._base, self._cache, self._word_effects = None, DrawCache(), {}
-            self._base = (base, load(base))
-        return self._base[1]
+    def _run(
+        self, base: str, request: DrawRequest, files: Sequence[Path], work: Work[T],
+        on_notice: Callable[[str], None] | None = None, *, from_picture: bool = False,
+    ) -> T:   # fmt: skip
+        """Do some work with a base model and adapters; only these take the memory of a card."""
+        adapters, device = [self._adapter(path) for path in files], self._resident.device
+        if has_own_memory(device):
+            active = {id(each) for each in adapters}
+            for each in self._adapters.values():
+                each.to(device if id(each) in active else "cpu")
+        return self._resident.run(base, request, adapters, work, on_notice, from_picture=from_picture)
 
     def _adapter(self, path: Path) -> AdapterSet:
         key = _file_key(path)
         if key not in self._adapters:
-            self._adapters[key] = load_adapter(path, best_device())
+            self._adapters[key] = load_adapter(path, self._resident.device)
         self._adapters.move_to_end(key)
         while len(self._adapters) > MAX_ADAPTERS:
             self._adapters.popitem(last=False)

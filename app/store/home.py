@@ -9,6 +9,7 @@
     gallery/<id>.png             drawn pictures, recipe in a text chunk
     mixes/<name>.json            adapters that are drawn with together, and how
     trash/                       what was deleted, to be restored
+    preferences.json             what was chosen for everything
     models.txt                   folders with base models
     state/                       the queue, indexes and locks: no work is lost without them
 """
@@ -78,6 +79,11 @@ class Home:
     def trash(self) -> Path:
         """What was deleted, one folder for each folder that it came from."""
         return self.path / "trash"
+
+    @property
+    def preferences(self) -> Path:
+        """File with what was chosen for everything."""
+        return self.path / "preferences.json"
 
     @property
     def models(self) -> Path:

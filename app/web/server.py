@@ -98,6 +98,7 @@ def application(home: Home, access: Access) -> FastAPI:
     import gradio as gr
 
     from atelier.app.services.engine import Engine
+    from atelier.app.store.preferences import drawing_precision
     from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, make_theme, palette_css
     from atelier.app.web.components.uploads import forget_old_files
     from atelier.app.web.site import build
@@ -107,7 +108,7 @@ def application(home: Home, access: Access) -> FastAPI:
     # Gradio says this whenever an app has several pages, although the mode is off.
     warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)
     parent = guarded(home, access, uploads=temporary, served=[temporary, FONT])
-    demo = build(home, Engine(), has_password=bool(access.password))
+    demo = build(home, Engine(lambda: drawing_precision(home)), has_password=bool(access.password))
     return gr.mount_gradio_app(
         parent, demo, path="/", footer_links=[], run_history=False, enable_monitoring=False,
         ssr_mode=False, max_file_size="2gb", show_error=False, favicon_path=str(FAVICON),

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,7 +77,7 @@ def test_twins_compile_for_every_card_and_use_it_well(tmp_path: Path):
 def test_the_device_chooses_and_the_variable_forces(monkeypatch: pytest.MonkeyPatch):
     loaded: list[str] = []
     monkeypatch.setattr(dispatch, "_module", loaded.append)
-    monkeypatch.setattr(dispatch, "_available", lambda: True)
+    monkeypatch.setattr(dispatch, "twin_obstacle", lambda *_: "")
     monkeypatch.delenv(CHOICE, raising=False)
 
     class OnGpu:
@@ -91,6 +93,62 @@ def test_the_device_chooses_and_the_variable_forces(monkeypatch: pytest.MonkeyPa
         loaded.clear()
         twin(name, tensor)
         assert loaded == expected, (choice, name)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A tensor on an NVIDIA GPU that is not here, and a cache of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(CHOICE, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA GeForce RTX 3060")
+    monkeypatch.setattr(dispatch, "_module", lambda name: name)
+    remembered = (dispatch.twin_obstacle, dispatch._compile_error)
+    for function in remembered:
+        function.cache_clear()
+
+    class OnGpu:
+        device = torch.device("cuda")
+
+    yield OnGpu()
+    for function in remembered:
+        function.cache_clear()
+
+
+def test_a_twin_is_off_until_it_has_passed_on_the_card(card: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_compile_error", lambda _: "")
+    assert twin("gated_sum", card) is None
+    assert "make gpu" in dispatch.twin_obstacle("gated_sum", card.device)
+    dispatch.record_verified(card.device, ["gated_sum", "fake_quant"])
+    dispatch.twin_obstacle.cache_clear()
+    assert twin("gated_sum", card) == "gated_sum"   # type: ignore[comparison-overlap]
+    assert twin("int8_linear", card) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA GeForce RTX 4060")
+    dispatch.twin_obstacle.cache_clear()
+    assert twin("gated_sum", card) is None
+
+
+def test_without_a_compiler_the_definition_runs_and_it_is_tried_once(card: Any, monkeypatch: pytest.MonkeyPatch):
+    tried: list[torch.device] = []
+
+    def probe(device: torch.device) -> None:
+        tried.append(device)
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+    dispatch.record_verified(card.device, ["gated_sum", "fake_quant"])
+    monkeypatch.setattr(dispatch, "import_module", lambda _: SimpleNamespace(probe=probe))
+    assert [twin(name, card) for name in ("gated_sum", "fake_quant", "gated_sum")] == [None] * 3
+    assert tried == [card.device]
+    assert dispatch.twin_obstacle("fake_quant", card.device) == (
+        "Triton can't compile here (Failed to find C compiler. Please specify via CC environment variable.)")
+
+
+def test_a_damaged_record_is_none(card: Any, tmp_path: Path):
+    (tmp_path / "atelier").mkdir()
+    (tmp_path / "atelier" / "verified-kernels.json").write_text("[1")
+    assert dispatch.verified_twins(card.device) == []
+    dispatch.record_verified(card.device, ["gated_sum"])
+    assert dispatch.verified_twins(card.device) == ["gated_sum"]
 
 
 def test_another_choice_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -5,8 +5,9 @@ Widths, prediction type, prompt embeddings and the UNet's prediction are asked f
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from atelier.training.base_models.device import best_device, has_own_memory
 from atelier.training.base_models.identify import hub_folder, identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.base_models.offload import CpuOffload, Offload
+from atelier.training.base_models.precision import AUTO, drawing_dtype
 from atelier.training.base_models.single_file import load_parts
 from atelier.training.config.train_config import EMBEDDED
 
@@ -54,11 +56,13 @@ class BaseModel:
     text_encoder_2: Any = None   # transformers CLIPTextModelWithProjection, Stable Diffusion XL only
     tokenizer_2: Any = None
     offload_to: Offload | None = None   # where parts go that a step does not need; None: they stay
+    home: torch.device | None = None    # the UNet's device, also while it is offloaded
 
     @property
     def device(self) -> torch.device:
         """The UNet's device. Read several times a step; diffusers' own property looks at every module."""
-        return next(self.unet.parameters()).device
+        device = next(self.unet.parameters()).device
+        return self.home if self.home is not None and self.offload_to is not None and device.type == "cpu" else device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,6 +96,17 @@ class BaseModel:
         if self.offload_to is not None:
             for part in parts:
                 self.offload_to.offload(part)
+
+    def onload(self, *parts: nn.Module) -> None:
+        """Bring offloaded parts back to stay."""
+        for part in parts:
+            if self.offload_to is not None and self.offload_to.holds(part):
+                self.offload_to.onload(part, self.device)
+
+    @cached_property
+    def half_vae(self) -> Any:
+        """A copy of the VAE in bfloat16, for drawings that are short of memory."""
+        return nn.Module.to(copy.deepcopy(self.vae), torch.bfloat16)   # not diffusers' own, which warns of nothing
 
     @contextmanager
     def on_device(self, *parts: nn.Module) -> Iterator[None]:
@@ -141,14 +156,15 @@ def _at_the_unet(pipeline: type) -> Any:
 
 
 def load(
-    base: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, in_8_bits: bool = False
-) -> BaseModel:
+    base: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, in_8_bits: bool = False,
+    resident: Collection[str] | None = None,
+) -> BaseModel:   # fmt: skip
     """Load a base model, frozen, for training or drawing.
 
     Without ``device`` it goes to the best device here; without ``dtype`` it stays in float32 on a CPU and takes
     float16 on a GPU. The VAE stays in float32: in float16 that of Stable Diffusion XL overflows to black pictures,
-    and those of the others on some. ``in_8_bits`` is for training: the UNet's layers are kept as
-    ``weight_only_int8.py`` says.
+    and those of the others on some. With ``in_8_bits`` the UNet's layers are kept as ``weight_only_int8.py`` says. With
+    ``resident`` only these parts go to a device that has its own memory, and the others wait in main memory.
 
     Raises:
         BaseError: see :func:`identify`; also when weights are missing or don't fit their configuration.
@@ -160,7 +176,7 @@ def load(
     if base != EMBEDDED and info.file is None and not Path(base).expanduser().is_dir():
         folder = hub_folder(base, weights=True)   # with progress bars: it may take long
     target = torch.device(device) if device else best_device()
-    unet_dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
+    unet_dtype = dtype or drawing_dtype(AUTO, target)
     if target.type == "cpu":
         keep_freed_memory()
     if has_own_memory(target):
@@ -172,12 +188,15 @@ def load(
         raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
     if in_8_bits:
         quantize_to_int8(parts["unet"], target)
-    for part in parts.values():
+    own = has_own_memory(target)
+    for name, part in parts.items():
         if isinstance(part, nn.Module):
-            part.to(target).eval().requires_grad_(False)
+            part.eval().requires_grad_(False)
+            if resident is None or name in resident or not own:
+                part.to(target)
     prepare_layers(parts["unet"])
     save_less_for_backward(parts["unet"])
-    return BaseModel(info, **parts, offload_to=CpuOffload() if has_own_memory(target) else None)
+    return BaseModel(info, **parts, offload_to=CpuOffload() if own else None, home=target)
 
 
 def _folder_parts(folder: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from atelier.kernels.dispatch import twin_obstacle
+from atelier.training.base_models.malloc_tuning import trim_memory
+
+RESERVE = 0.05   # of the memory, for fragmentation and for the desktop
 # How torch, its libraries and the operating systems say that memory ran out, in lower case.
 _SHORTAGES = (
     "out of memory",                       # CUDA, HIP, XPU, MPS, and PyTorch's allocators
@@ -55,6 +60,33 @@ def memory(device: torch.device) -> tuple[int, int]:
     except RuntimeError:   # some drivers of Intel's can't say
         total = module.get_device_properties(device).total_memory
         return total - module.memory_allocated(device), total
+
+
+def allocated_memory(device: torch.device) -> int:
+    """Bytes that this process's tensors take of a device's own memory; 0 where it has none."""
+    return torch.get_device_module(device).memory_allocated(device) if has_own_memory(device) else 0
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that work on a device may use now."""
+    free, total = memory(device)
+    return int(free - RESERVE * total)
+
+
+def release_cached(device: torch.device) -> None:
+    """Hand memory that torch holds back for later to whoever needs it now."""
+    gc.collect()   # a model and its pipeline hold each other
+    if has_own_memory(device):
+        torch.get_device_module(device).empty_cache()
+    trim_memory()
+
+
+def kernels_in_use(device: torch.device) -> str:
+    """Whose kernels compute what Atelier has kernels for, in words."""
+    if device.type != "cuda":
+        return "PyTorch's"
+    obstacle = twin_obstacle("merge_low_rank", device)
+    return f"PyTorch's ({obstacle})" if obstacle else "Atelier's"
 
 
 def synchronize(device: torch.device) -> None:

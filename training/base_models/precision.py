@@ -9,7 +9,18 @@ import torch.nn.functional as F
 
 from atelier.training.base_models.device import has_own_memory, synchronize
 
+AUTO = "auto"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def drawing_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What UNet and text encoders draw in: as asked for, or for ``auto`` float16 on a GPU and float32 on a CPU.
+
+    Both can be merged into, which bfloat16 is too coarse for.
+    """
+    if precision == AUTO:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    return DTYPES[precision]
 
 
 def choose_precision(device: torch.device, channels: int = 320, side: int = 32) -> str:

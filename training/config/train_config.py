@@ -16,6 +16,7 @@ from atelier.adapters.kinds.lora import Lora
 from atelier.training.config.assets import ASSETS
 
 EMBEDDED = "embedded"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LEAST_PRODIGY_LR = 0.1   # it multiplies the rate that Prodigy finds; AdamW's usual values would all but stop it
 PRESETS = ASSETS / "presets"
 
@@ -65,10 +66,12 @@ class TrainConfig(Settings):
                                low=0, high=10_000)
 
     precision: str = setting("auto", "Numeric precision. 'auto' measures which is fastest here.",
-                             choices=("auto", "fp32", "bf16", "fp16"))
+                             choices=PRECISIONS)
     base_in_8_bits: bool = setting(False, "Store the UNet's frozen weights in 8 bits: half the memory or less, "
                                           "slightly slower and less exact.")
     gradient_checkpointing: bool = setting(False, "Use less memory, but take about a third longer.")
+    record: str = setting("auto", "Record steps as CUDA graphs on NVIDIA cards: faster with small batches, but their "
+                                  "activations stay in memory.", choices=("auto", "off"))
     compile: bool = setting(False, "Compile parts of the base model with torch first. This takes minutes and pays off "
                                    "only in long runs on a GPU.")
     seed: int = setting(0, "Random seed.", low=0, high=2**31 - 1)
@@ -83,6 +86,8 @@ class TrainConfig(Settings):
         object.__setattr__(self, "adapter", dict(self.adapter or {}))
         Settings.__post_init__(self)
         get_kind(self.kind).settings.from_dict(self.adapter)
+        if self.lr == 0:
+            raise SettingError("lr is 0, so nothing would be learned. Set it above 0; 0.001 is usual.")
         if self.optimizer == "prodigy" and self.lr < LEAST_PRODIGY_LR:
             raise SettingError(f"lr is {self.lr}, but Prodigy finds its own learning rate. Set lr=1.")
         if self.optimizer == "prodigy" and self.up_speed != 1:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.kinds.catalog import get_kind
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.loop.distributed import ProcessGroup
 from atelier.training.loop.recipe import Losses, Recipe
@@ -117,19 +117,24 @@ class CudaGraphs:
 
     def record(self, work: Work) -> tuple[Losses, Callable[[], None]]:
         """Record the work without doing it: the tensors that every replay fills anew, and the replay."""
+        torch.cuda.empty_cache()   # what the steps before have left belongs to another pool
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             losses = work()
         return losses, graph.replay
 
 
-def can_record(device: torch.device, config: TrainConfig, adapters: AdapterSet, group: ProcessGroup) -> bool:
-    """Whether a run's microsteps are the same work on the same tensors every time.
+def can_record(device: torch.device, config: TrainConfig, group: ProcessGroup) -> bool:
+    """Whether a run's microsteps are recorded: on an NVIDIA GPU of its own."""
+    return device.type == "cuda" and group.size == 1 and is_repeatable(config)
+
+
+def is_repeatable(config: TrainConfig) -> bool:
+    """Whether a run's microsteps may be recorded: they are the same work on the same tensors every time.
 
     They are not where a text encoder is trained (captions are encoded in the step), where adapters depend on the
     timestep, where gradients are put in other tensors, nor with checkpointing, which saves and restores the state of
     the random generator.
     """
     others = config.train_text_encoder or config.whole_gradient or config.gradient_checkpointing
-    live = any(adapter.live for adapter in adapters)
-    return device.type == "cuda" and group.size == 1 and not others and not live
+    return config.record == "auto" and not others and not get_kind(config.kind).live

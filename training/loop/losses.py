@@ -25,7 +25,7 @@ def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
     clipped = snr.clamp(max=gamma)
     match scheduler.config.prediction_type:
         case "epsilon":
-            return clipped / snr
+            return (gamma / snr).clamp(max=1)   # the same, and a number where there is no signal at all
         case "v_prediction":
             return clipped / (snr + 1)
         case _:

@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
-
 from atelier.adapters.kinds.break_for_make import BreakForMakeSettings
 from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.data.latent_cache import Example, tokenize
-from atelier.training.recipes.prior_preservation import PRIOR_STEPS, fill_template
+from atelier.training.data.latent_cache import Example
+from atelier.training.recipes.prior_preservation import PRIOR_STEPS, drawn_examples, fill_template
 from atelier.training.sampling.sample import draw_latents
 
 TRIGGER_WORDS = ("vaq", "ruzo", "jilth")   # one for each set
@@ -27,9 +25,10 @@ PER_SET = 4
 SEED = 500
 
 
-def draw_companions(model: BaseModel, role: str) -> list[list[Example]]:
-    """Let the base model alone draw the sets that a ``content`` or a ``style`` is trained with; as latents."""
-    return [_draw(model, pairs, SEED + PER_SET * k) for k, pairs in enumerate(companion_captions(model.info, role))]
+def draw_companions(model: BaseModel, role: str, resolution: int = 0) -> list[list[Example]]:
+    """Let the base model alone draw the sets that a ``content`` or a ``style`` is trained with, at a resolution."""
+    sets = enumerate(companion_captions(model.info, role))
+    return [_draw(model, pairs, SEED + PER_SET * k, resolution) for k, pairs in sets]
 
 
 def companion_captions(info: BaseInfo, role: str) -> Iterator[list[tuple[str, str]]]:
@@ -69,11 +68,7 @@ def _cycle(values: Sequence[str], count: int) -> list[str]:
     return [values[i % len(values)] for i in range(count)]
 
 
-def _draw(model: BaseModel, pairs: Sequence[tuple[str, str]], seed: int) -> list[Example]:
+def _draw(model: BaseModel, pairs: Sequence[tuple[str, str]], seed: int, resolution: int) -> list[Example]:
     prompts, captions = zip(*pairs, strict=True)
     latents = draw_latents(model, prompts, steps=PRIOR_STEPS, seed=seed)
-    side = model.info.resolution
-    return [
-        Example(latent, torch.zeros_like(latent), row, (side, side, 0, 0, side, side))
-        for latent, row in zip(latents, tokenize(model, list(captions)), strict=True)
-    ]
+    return drawn_examples(model, list(latents), captions, resolution)

@@ -15,6 +15,7 @@ from atelier.adapters.attach.mount import find_target_modules, mount
 from atelier.adapters.core.base import AdapterSet, weight_of
 from atelier.adapters.core.mix import Mix
 from atelier.training.base_models.base_model import BaseModel
+from atelier.training.base_models.device import has_own_memory
 from atelier.training.config.events import Previewed
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
@@ -32,6 +33,8 @@ from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from atelier.training.loop.noise import sample_timesteps
 from atelier.training.loop.recipe import Losses, MicrostepStages, Recipe
 from atelier.training.recipes.prior_preservation import draw_prior, fill_template
+from atelier.training.sampling.draw_cache import DrawCache
+from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.sample import DrawRequest, draw
 
 VALIDATION_TIMESTEPS = 8
@@ -80,6 +83,9 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: TrainingData, config: T
     """Tie model, adapters and data together for the loop."""
     text = PromptEmbeddingCache(model, adapters)
     text.precompute([*data.subject, *data.prior, *data.held_out])
+    drawings = preview_cache(model)
+    if drawings and config.preview_every and not config.train_text_encoder:
+        drawings.encode_prompts(model, [*preview_prompts(model, config), ""])   # while the text encoders are needed
     timestep_count = model.scheduler.config.num_train_timesteps
 
     def prepare(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> DreamBoothInput:
@@ -106,7 +112,7 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: TrainingData, config: T
 
     def preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:
         prompts = [prompt] if prompt else preview_prompts(model, config)
-        pictures = [draw_preview(model, config, weights, line) for line in prompts]
+        pictures = [draw_preview(model, config, weights, line, cache=drawings) for line in prompts]
         return [
             _save_preview(picture, line, step, "asked" if prompt else str(i), folder)
             for i, (picture, line) in enumerate(zip(pictures, prompts, strict=True))
@@ -155,13 +161,19 @@ def preview_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
     return [fill_template(template, config.trigger_word, config.subject) for template in templates]
 
 
+def preview_cache(model: BaseModel) -> DrawCache | None:
+    """What previews share beside a step on a card, with little memory; None elsewhere: merged weights get old."""
+    return DrawCache(savings=DrawSavings(tiles=True, mount=True)) if has_own_memory(model.device) else None
+
+
 def draw_preview(
-    model: BaseModel, config: TrainConfig, weights: AdapterSet, prompt: str, steps: int = PREVIEW_STEPS
-) -> Image.Image:
+    model: BaseModel, config: TrainConfig, weights: AdapterSet, prompt: str, steps: int = PREVIEW_STEPS,
+    cache: DrawCache | None = None,
+) -> Image.Image:   # fmt: skip
     """Draw with a fixed seed, at the size that is trained."""
     side = config.resolution // model.info.size_multiple * model.info.size_multiple   # as the buckets are
     request = DrawRequest(prompt=prompt, seed=PREVIEW_SEED, steps=steps, width=side, height=side)
-    return draw(model, request, Mix(((weights, 1.0),)))[0]
+    return draw(model, request, Mix(((weights, 1.0),)), cache=cache or preview_cache(model))[0]
 
 
 def _save_preview(picture: Image.Image, prompt: str, step: int, name: str, folder: Path) -> Previewed:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,10 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
+from atelier.training.sampling.decode import decode_latents
+from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.sample import draw_latents
+from atelier.training.sampling.start_picture import encode_picture, fitted
 
 PRIOR_STEPS = 12   # denoising steps of a prior picture: it need not be beautiful, only typical of the base
 MAX_PRIOR_BATCH = 8   # large pictures are drawn in smaller batches, which take no longer and less memory
@@ -27,19 +31,44 @@ PRIOR_FILE_COUNT = 48
 
 
 def draw_prior(model: BaseModel, config: TrainConfig) -> list[Example]:
-    """Let the base model alone draw the prior pictures; they stay latents, no VAE is needed.
+    """Let the base model alone draw the prior pictures, in the size it was made for.
 
-    The embedded base comes with a file of them, drawn with seed 0.
+    They stay latents, and no VAE is needed, unless another size is trained. The embedded base comes with a file of
+    them, drawn with seed 0.
     """
     prompts = prior_prompts(model, config)
     latents = _read_prior_file(model.info.folder / PRIOR_FILE, prompts)
     if latents is None:
         latents = _draw(model, prompts, config.seed)
-    side = model.info.resolution
+    return drawn_examples(model, latents, prompts, config.resolution)
+
+
+def drawn_examples(
+    model: BaseModel, latents: Sequence[Tensor], captions: Sequence[str], resolution: int = 0
+) -> list[Example]:
+    """Pictures that the model drew, as training reads them: of the size that the subject's square pictures have.
+
+    Args:
+        model: the base model.
+        latents: ``[C, h, w]`` each, in the size the model was made for.
+        captions: one a picture.
+        resolution: that is trained, in pixels; 0 means the model's own.
+    """
+    native, multiple = model.info.resolution, model.info.size_multiple
+    side = (resolution or native) // multiple * multiple
+    fitting = latents if side == native else [_resize(model, latent, side) for latent in latents]
     return [
-        Example(latent, torch.zeros_like(latent), row, (side, side, 0, 0, side, side))
-        for latent, row in zip(latents, tokenize(model, prompts), strict=True)
+        Example(latent, torch.zeros_like(latent), row, (native, native, 0, 0, side, side))
+        for latent, row in zip(fitting, tokenize(model, list(captions)), strict=True)
     ]
+
+
+def _resize(model: BaseModel, latent: Tensor, side: int) -> Tensor:
+    """Latents in another size, by way of the pixels."""
+    with torch.inference_mode(), model.on_device(model.vae):
+        [picture] = decode_latents(model, latent[None].to(model.device), DrawSavings(tiles=True))
+        resized = encode_picture(model, fitted(picture, side, side), DrawSavings(tiles=True))[0]
+    return resized.cpu().float().clone()   # outside of inference mode: autograd reads it
 
 
 def prior_prompts(model: BaseModel, config: TrainConfig) -> list[str]:

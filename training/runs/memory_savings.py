@@ -8,27 +8,24 @@ import torch
 
 from atelier.adapters.core.byte_size import format_bytes
 from atelier.training.base_models.base_info import BaseError
-from atelier.training.base_models.device import has_own_memory, memory
+from atelier.training.base_models.device import available_memory, has_own_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig
+from atelier.training.loop.cuda_graph import is_repeatable
 from atelier.training.runs.memory_estimate import PROGRAM_BYTES, estimate_memory
 
-RESERVE = 0.05                # of the device, for fragmentation and for the desktop
 PER_MODEL, PER_PICTURE = 8, 2   # more than any run needs, in sizes of the base on disk: about 4 times what was counted
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that a run may use on a device now."""
-    free, total = memory(device)
-    return int(free - RESERVE * total)
-
-
-def next_saving(config: TrainConfig) -> TrainConfig | None:
+def next_saving(config: TrainConfig, device: torch.device | None = None) -> TrainConfig | None:
     """The same run with one more saving, which needs less memory and more time; None when there is none left.
 
-    Checkpointing computes the UNet's blocks a second time instead of keeping their activations. Half the batch,
-    accumulated twice as often, gives the same mean gradient. Weights in 8 bits come last: they alone change the result.
+    Recorded steps keep their activations. Checkpointing computes the UNet's blocks a second time instead of keeping
+    theirs. Half the batch, accumulated twice as often, gives the same mean gradient. Weights in 8 bits come last: they
+    alone change the result.
     """
+    if device is not None and device.type == "cuda" and is_repeatable(config):
+        return replace(config, record="off")
     if not config.gradient_checkpointing:
         return replace(config, gradient_checkpointing=True)
     if config.batch > 1:
@@ -73,7 +70,7 @@ def forecast_memory(
     fitting: TrainConfig | None = config
     peak = needed = _peak(config, precision, device, processes)
     while fitting is not None and peak > available:
-        fitting = next_saving(fitting)
+        fitting = next_saving(fitting, device)
         peak = _peak(fitting, precision, device, processes) if fitting else peak
     if fitting is None:
         raise BaseError(f"Training this base model needs about {format_bytes(peak)} of memory even with every memory "
@@ -101,8 +98,11 @@ def fit_to_memory(
 
 def memory_shortage(config: TrainConfig, precision: str, device: torch.device) -> str:
     """A sentence on what a run needed that ran out of memory, and what is free now."""
-    return (f"Out of memory: this run needs about {format_bytes(_peak(config, precision, device))}, but only "
-            f"{format_bytes(available_memory(device))} is free.")
+    needed, available = _peak(config, precision, device), available_memory(device)
+    if needed <= available:
+        return (f"Out of memory, although this run should need about {format_bytes(needed)} and "
+                f"{format_bytes(available)} is free.")
+    return f"Out of memory: this run needs about {format_bytes(needed)}, but only {format_bytes(available)} is free."
 
 
 def _peak(config: TrainConfig, precision: str, device: torch.device, processes: int = 1) -> int:
@@ -114,6 +114,8 @@ def _peak(config: TrainConfig, precision: str, device: torch.device, processes: 
 def describe_savings(config: TrainConfig, fitting: TrainConfig) -> str:
     """The savings of ``fitting`` over ``config``, in words."""
     savings = []
+    if fitting.record != config.record:
+        savings.append("steps are not recorded as CUDA graphs")
     if fitting.gradient_checkpointing and not config.gradient_checkpointing:
         savings.append("activations are recomputed instead of stored, which takes about a third longer")
     if fitting.batch < config.batch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import replace
+from typing import NamedTuple
 
 import tomli_w
 import torch
@@ -20,7 +21,8 @@ from atelier.training.config.train_config import TrainConfig
 from atelier.training.runs.memory_savings import describe_savings, fit_to_memory, memory_shortage, next_saving
 
 PLAN, PRECISION = "plan.toml", "precision.txt"
-_SAVINGS = ("gradient_checkpointing", "batch", "accumulate", "base_in_8_bits")   # the fields that savings change
+# The fields that savings change.
+_SAVINGS = ("record", "gradient_checkpointing", "batch", "accumulate", "base_in_8_bits")
 
 
 def run_precision(config: TrainConfig, folder: RunFolder, device: torch.device) -> str:
@@ -51,15 +53,22 @@ def plan_run(
     return fitting, warning
 
 
-def plan_after_out_of_memory(folder: RunFolder, device: torch.device) -> str:
-    """Store the plan with one more saving for a resume; returns a sentence on what was needed and what is free."""
+class NextPlan(NamedTuple):
+    """How a run goes on that ran out of memory."""
+
+    shortage: str   # a sentence on what was needed and what is free
+    savings: str    # what it does to need less, in words; empty where nothing is left to do
+
+
+def plan_after_out_of_memory(folder: RunFolder, device: torch.device) -> NextPlan:
+    """Store the plan with one more saving, for the restart of a run that ran out of memory."""
     config = _with_plan(folder.config(), folder)   # not `plan_run`: it would measure while there is no memory
     shortage = memory_shortage(config, run_precision(config, folder, device), device)
-    smaller = next_saving(config)
+    smaller = next_saving(config, device)
     if smaller is None:
-        return f"{shortage} Use a smaller resolution or base model."
+        return NextPlan(shortage, "")
     _write_plan(folder, smaller)
-    return f"{shortage} Resume it to continue with less memory: {describe_savings(config, smaller)}."
+    return NextPlan(shortage, describe_savings(config, smaller))
 
 
 def _with_plan(config: TrainConfig, folder: RunFolder) -> TrainConfig:

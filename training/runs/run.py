@@ -7,10 +7,8 @@ library, 1 when the run failed (the reason is its last event), 3 when it was sto
 from __future__ import annotations
 
 import argparse
-import getpass
 import logging
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -21,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from atelier.adapters.attach.mount import MountError
 from atelier.adapters.core.base import AdapterSet
@@ -32,7 +29,8 @@ from atelier.adapters.initialization.initialization import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import BaseModel, load
-from atelier.training.base_models.device import best_device
+from atelier.training.base_models.device import best_device, is_out_of_memory, release_cached
+from atelier.training.base_models.device_lock import DeviceLock, is_occupied, running_job
 from atelier.training.base_models.malloc_tuning import return_freed_memory
 from atelier.training.base_models.offload import DiskOffload
 from atelier.training.base_models.precision import DTYPES
@@ -43,6 +41,7 @@ from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.images import PictureError
 from atelier.training.data.prepare import encode_dataset, scan_pictures
+from atelier.training.loop import checkpoint
 from atelier.training.loop.cuda_graph import CudaGraphs, can_record
 from atelier.training.loop.distributed import ProcessGroup, join_group, leave_group
 from atelier.training.loop.loop import Controls, Training
@@ -58,6 +57,7 @@ from atelier.training.sampling.word_effect import trigger_word_warning
 
 DONE, FAILED, STOPPED = 0, 1, 3
 WAIT_SECONDS = 2.0
+RELEASE_SECONDS, POLL_SECONDS = 30.0, 0.5
 
 
 def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[Event]:
@@ -70,16 +70,35 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
     group = join_group(best_device())
     record = folder.append if group.is_main else lambda _: None
     with folder.heartbeat() if group.is_main else nullcontext(), quit_signals() as quitting:
+        for event in _with_restarts(folder, adapters, resume, quitting, group):
+            record(event)
+            yield event
+
+
+def _with_restarts(
+    folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, group: ProcessGroup
+) -> Iterator[Event]:
+    """All events. Where memory runs out, the run begins again from its checkpoint with the next saving."""
+    while True:
         try:
-            for event in _events(folder, adapters, resume, quitting, group):
-                record(event)
-                yield event
+            yield from _events(folder, adapters, resume, quitting, group)
+            return
         except Exception as error:   # whatever happened, the person has to be told
             logging.getLogger(__name__).error("%s", traceback.format_exc())
-            out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) and group.is_main
-            failed = Failed(plan_after_out_of_memory(folder, best_device()) if out_of_memory else explain(error))
-            record(failed)
-            yield failed
+            if not is_out_of_memory(error) or folder.compression() is not None:
+                yield Failed(explain(error))
+                return
+        # Not before the error is gone: it holds everything that was in memory.
+        release_cached(best_device())
+        plan = plan_after_out_of_memory(folder, best_device())
+        if not plan.savings:
+            yield Failed(f"{plan.shortage} Use a smaller resolution or base model.")
+            return
+        if group.size > 1:   # the others wait for this process, or are gone
+            yield Failed(f"{plan.shortage} Resume it to continue with less memory: {plan.savings}.")
+            return
+        yield Warned(f"{plan.shortage} The run continues with less: {plan.savings}.")
+        resume = checkpoint.read_newest(folder.path / "checkpoints") is not None
 
 
 def explain(error: Exception) -> str:
@@ -87,6 +106,8 @@ def explain(error: Exception) -> str:
     match error:
         case SettingError() | BaseError() | FileError() | MountError() | PictureError() | FloatingPointError():
             return str(error)
+        case _ if is_out_of_memory(error):
+            return "The memory ran out. Close other programs, or choose a smaller resolution or base model, and resume."
         case OSError(errno=28):
             return "The disk is full. Free some space and resume. The last checkpoint is safe."
         case _:
@@ -99,9 +120,10 @@ def _events(
 ) -> Iterator[Event]:
     """Wait for the device, then train. The kernel frees the lock when the process dies, however it dies."""
     device, controls = best_device(), _controls(folder, quitting, group)
-    lock = _device_lock(device)
-    while not group.broadcast(group.is_main and _acquired(lock)):
-        yield Preparing("Waiting for another job on this device")
+    lock, name = DeviceLock(device), (folder.compression() or folder.config()).name
+    while not group.broadcast(group.is_main and lock.acquire(name, folder.path)):
+        other = group.broadcast(running_job(device))
+        yield Preparing("Waiting for another job on this device" + (f": {other}" if other else ""))
         if controls.take_command("cancel") is not None:
             yield Stopped(0, "Cancelled while waiting.")
             return
@@ -109,12 +131,21 @@ def _events(
         if controls.should_quit():
             return
     try:
+        yield from _wait_for_drawings(device, quitting, group)
         if (compression := folder.compression()) is not None:
             yield from compress(folder, compression, controls, device, resume=resume)
         else:
             yield from _train(folder, adapters, resume, controls, device, group)
     finally:
         lock.release()
+
+
+def _wait_for_drawings(device: torch.device, quitting: threading.Event, group: ProcessGroup) -> Iterator[Event]:
+    """Let the Studio release the memory that it keeps a base model in; one that draws without an end is not awaited."""
+    until = time.monotonic() + RELEASE_SECONDS
+    while group.broadcast(is_occupied(device) and time.monotonic() < until and not quitting.is_set()):
+        yield Preparing("Waiting for the Studio to release its memory")
+        quitting.wait(POLL_SECONDS)
 
 
 def _controls(folder: RunFolder, quitting: threading.Event, group: ProcessGroup) -> Controls:
@@ -143,11 +174,12 @@ def _train(
     if config.compile and (reason := compile_error(device)):
         yield Warned(f"The base model can't be compiled here, so it runs uncompiled: {reason}")
         config = replace(config, compile=False)
+    yield Preparing("Encoding the pictures")
+    subject = encode_dataset(model, report)
+    model.onload(model.unet, *(model.text_encoders if config.train_text_encoder else []))
     meaning = trigger_word_warning(model, config.trigger_word) if group.is_main and not resume else ""
     if meaning := group.broadcast(meaning):
         yield Warned(meaning)
-    yield Preparing("Encoding the pictures")
-    subject = encode_dataset(model, report)
     if config.prior_batch:
         yield Preparing("Drawing pictures for prior preservation")
     training = _training(model, dreambooth.split_examples(model, config, subject), config, folder, group)
@@ -162,7 +194,9 @@ def _train(
 
 
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
-    model = load(config.base, device, DTYPES[run_precision(config, folder, device)], in_8_bits=config.base_in_8_bits)
+    # Beside a card nothing is on it yet: the VAE encodes the pictures first, alone.
+    dtype = DTYPES[run_precision(config, folder, device)]
+    model = load(config.base, device, dtype, in_8_bits=config.base_in_8_bits, resident=())
     if model.offload_to is None and device.type == "cpu":
         model = replace(model, offload_to=DiskOffload(folder.path))
     model.offload(model.vae, *([] if config.train_text_encoder else model.text_encoders))
@@ -185,7 +219,7 @@ def _training(
     initialize(adapters, model.models(), lambda: recipe.microstep(generator).subject)
     if config.compile:
         compile_blocks(model.unet, [spec.name for spec in targets])
-    gpu = CudaGraphs() if can_record(model.device, config, adapters, group) else None
+    gpu = CudaGraphs() if can_record(model.device, config, group) else None
     return Training(_distributed(recipe, group), config, folder.path, make_accelerator(model), group, gpu)
 
 
@@ -193,7 +227,7 @@ def _recipe(
     model: BaseModel, adapters: AdapterSet, data: dreambooth.TrainingData, config: TrainConfig, folder: Path
 ) -> Recipe:
     if role := role_of(config):
-        return half_recipe(model, adapters, data, draw_companions(model, role), config, folder)
+        return half_recipe(model, adapters, data, draw_companions(model, role, config.resolution), config, folder)
     return dreambooth.recipe(model, adapters, data, config, folder)
 
 
@@ -205,19 +239,6 @@ def _distributed(recipe: Recipe, group: ProcessGroup) -> Recipe:
         validate=lambda weights: group.broadcast(recipe.validate(weights) if group.is_main else 0.0),
         preview=recipe.preview if group.is_main else lambda *_: [],
     )
-
-
-def _device_lock(device: torch.device) -> FileLock:
-    """The lock that lets one job at a time use a device."""
-    return FileLock(Path(tempfile.gettempdir()) / f"atelier-{getpass.getuser()}-{device.type}.lock", timeout=0)
-
-
-def _acquired(lock: FileLock) -> bool:
-    try:
-        lock.acquire()
-    except Timeout:
-        return False
-    return True
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What drawings with one model share: merged weights, prompt embeddings, the map of the latent preview."""
+"""What drawings with one model share: merged weights, prompt embeddings, the latent preview's map, memory savings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from atelier.adapters.attach.merge import MergeCache
+from atelier.adapters.core.base import AdapterSet
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
+from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.latent_preview import LatentPreview, fit_latent_preview
 from atelier.training.sampling.prompt_encoding import PromptReading, encode_prompt
 
@@ -16,11 +18,24 @@ MAX_CACHED_PROMPTS = 64   # those of Stable Diffusion XL have 0.3 MB each in flo
 
 @dataclass(slots=True)
 class DrawCache:
-    """A cache for one loaded base model; kept by callers that draw with it more than once."""
+    """A cache for one loaded base model; kept by callers that draw with it more than once.
 
-    merges: MergeCache = field(default_factory=MergeCache)
+    ``savings``: what the drawings do to need less memory. Where parts of the model are is for its owner to choose.
+    """
+
+    savings: DrawSavings = DrawSavings()
+    merges: MergeCache = field(default_factory=MergeCache)        # of the UNet
+    text_merges: MergeCache = field(default_factory=MergeCache)   # of the text encoders
     _texts: OrderedDict[tuple[str, PromptReading], PromptEmbeddings] = field(default_factory=OrderedDict)
     _latent_preview: LatentPreview | None = None
+
+    def retain(self, adapters: Sequence[AdapterSet]) -> None:
+        """Drop what a drawing with these adapters will not use."""
+        active = {adapter for each in adapters for adapter in each}
+        for name in ("merges", "text_merges"):
+            if self.savings.mount:
+                setattr(self, name, MergeCache())
+            getattr(self, name).retain(active)
 
     def encode_prompts(
         self, model: BaseModel, texts: Sequence[str], reading: PromptReading = PromptReading()

@@ -14,6 +14,7 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.data.latent_cache import encode_text, tokenize
+from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.sample import DrawRequest, draw
 
 TIMESTEPS = (801, 401, 101)   # early, middle and late in drawing
@@ -28,7 +29,7 @@ class Fidelity:
     after: Image.Image      # drawn with the file, from the same noise
 
 
-def compare(model: BaseModel, mix: Mix, exported: Path, prompt: str) -> Fidelity:
+def compare(model: BaseModel, mix: Mix, exported: Path, prompt: str, cache: DrawCache | None = None) -> Fidelity:
     """Put the same prompts and noise through the adapters of ``mix`` and through the exported file.
 
     Raises:
@@ -37,7 +38,7 @@ def compare(model: BaseModel, mix: Mix, exported: Path, prompt: str) -> Fidelity
     """
     exported_mix = Mix(((read_foreign(exported)[0].to(model.device), 1.0),))
     request = DrawRequest(prompt=prompt)
-    before, after = (draw(model, request, each)[0] for each in (mix, exported_mix))
+    before, after = (draw(model, request, each, cache=cache)[0] for each in (mix, exported_mix))
     return Fidelity(unet_error(model, mix, exported_mix, prompt), before, after)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,15 +14,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from atelier.adapters.attach.merge import can_merge
+from atelier.adapters.attach.merge import MergeCache, can_merge
 from atelier.adapters.attach.mount import mount
+from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError, Settings, setting
 from atelier.adapters.decor import remove_directions
 from atelier.adapters.fusion.live import Fusion, mount_fusion
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.base_models.malloc_tuning import trim_memory
+from atelier.training.sampling.decode import decode_latents
 from atelier.training.sampling.draw_cache import DrawCache, encode_prompts
+from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.latent_preview import LatentPreview
 from atelier.training.sampling.prompt_encoding import PLAIN, WEIGHTS, PromptReading, same_length
 from atelier.training.sampling.samplers import (
@@ -114,6 +117,7 @@ def draw(
     ``start``: a picture to start from; without one a drawing starts from noise.
 
     Raises:
+        NotFiniteError: values that are no numbers, of which there is no picture.
         SettingError: a size the model can't draw, or settings that don't go together.
         MountError: an adapter of another base model.
     """
@@ -122,15 +126,17 @@ def draw(
     large = _enlarged(model, request, width, height)
     generators = _generators(request.seed, request.count, step=0 if same_seed else 1)
     on_latents = on_latent_preview and _throttled(cache.latent_preview(model), on_latent_preview)
-    with torch.inference_mode(), _apply_mix(model, mix, cache):
+    with torch.inference_mode():
         run = partial(
             _denoise, model, request, generators=generators, on_step=_reporter(request, start, on_step),
             prompts=_prompt(model, request, mix, cache, each=same_seed), on_latents=on_latents,
         )   # fmt: skip
-        latents = run((width, height), start and _from_picture(model, start, width, height, generators))
-        if large != (width, height):
-            latents = run(large, _from_small(model, request, latents, *large, generators))
-        pictures = _decode(model, latents)
+        begin = start and _from_picture(model, start, width, height, generators, cache.savings)
+        with _apply_mix(model, mix, cache.merges, cache.savings, {"unet"}):
+            latents = run((width, height), begin)
+            if large != (width, height):
+                latents = run(large, _from_small(model, request, latents, large, generators, cache.savings))
+        pictures = decode_latents(model, latents, cache.savings)
     trim_memory()   # a server may wait for hours, and a training may need it
     return [paste_outside(start, picture) for picture in pictures] if start else pictures
 
@@ -191,19 +197,21 @@ def _shares(steps: int, strength: float) -> int:
 
 
 def _from_picture(
-    model: BaseModel, start: StartPicture, width: int, height: int, generators: Sequence[torch.Generator]
-) -> StartLatents:
-    return start_latents(model, start, width, height, _noise(model, width, height, generators))
+    model: BaseModel, start: StartPicture, width: int, height: int, generators: Sequence[torch.Generator],
+    savings: DrawSavings,
+) -> StartLatents:   # fmt: skip
+    return start_latents(model, start, width, height, _noise(model, width, height, generators), savings)
 
 
 def _from_small(
-    model: BaseModel, request: DrawRequest, latents: Tensor, width: int, height: int,
-    generators: Sequence[torch.Generator],
+    model: BaseModel, request: DrawRequest, latents: Tensor, size: tuple[int, int],
+    generators: Sequence[torch.Generator], savings: DrawSavings,
 ) -> StartLatents:   # fmt: skip
     """The second pass of the hires fix: what was drawn small, enlarged."""
-    noise = _noise(model, width, height, generators)
+    noise = _noise(model, *size, generators)
     if request.upscaler == "lanczos":
-        large = torch.cat([encode_picture(model, fitted(small, width, height)) for small in _decode(model, latents)])
+        pictures = decode_latents(model, latents, savings)
+        large = torch.cat([encode_picture(model, fitted(small, *size), savings) for small in pictures])
     else:
         large = F.interpolate(latents.float(), size=noise.shape[-2:], mode="bilinear", antialias=True)
     return StartLatents(large.to(noise.dtype), noise, request.upscale_strength, steps=request.upscale_steps)
@@ -216,12 +224,15 @@ def _noise(model: BaseModel, width: int, height: int, generators: Sequence[torch
     return noise.to(model.device, model.dtype)
 
 
-def _apply_mix(model: BaseModel, mix: Mix | Fusion, cache: DrawCache) -> AbstractContextManager[None]:
-    """The adapters of a Mix, merged where that is possible: merging costs nothing per step."""
+def _apply_mix(
+    model: BaseModel, mix: Mix | Fusion, merges: MergeCache, savings: DrawSavings, components: Collection[str]
+) -> AbstractContextManager[None]:
+    """The adapters of some components, merged where that is possible: merging costs nothing per step."""
     if isinstance(mix, Fusion):
         return mount_fusion(model.models(), mix)
-    attach = cache.merges.merge if model.mergeable and can_merge(model.models(), mix) else mount
-    return attach(model.models(), mix)
+    part = mix.restrict(components)
+    attach = merges.merge if not savings.mount and model.mergeable and can_merge(model.models(), part) else mount
+    return attach(model.models(), part)
 
 
 def _throttled(
@@ -251,7 +262,11 @@ def _prompt(
     copies = request.count if each and adapted else 1
     reading = PromptReading(request.prompt_syntax, request.clip_skip)
     if adapted:
-        prompt, negative, unwanted = encode_prompts(model, texts, reading, copies)
+        others = {name for adapters, _ in _active(mix) for name in adapters.components()} - {"unet"}
+        # They come first: weights are merged where the encoders are, and these go when they have been asked.
+        attached = _apply_mix(model, mix, cache.text_merges, cache.savings, others)
+        with model.on_device(*model.text_encoders), attached:
+            prompt, negative, unwanted = encode_prompts(model, texts, reading, copies)
     else:
         prompt, negative, unwanted = cache.encode_prompts(model, texts, reading)
     words = model.tokenizers_and_encoders[0][0](request.unwanted, add_special_tokens=False).input_ids
@@ -270,15 +285,11 @@ def _prompt(
 
 def _adapts_text(mix: Mix | Fusion) -> bool:
     """Whether an active adapter changes a text encoder."""
-    active = mix.active() if isinstance(mix, Mix) else ((part.adapters, part.strength) for part in mix.parts)
-    return any(strength and adapters.components() != {"unet"} for adapters, strength in active)
+    return any(strength and adapters.components() != {"unet"} for adapters, strength in _active(mix))
 
 
-def _decode(model: BaseModel, latents: Tensor) -> list[Image.Image]:
-    """Latents ``[B, C, h, w]`` → pictures. The pipeline would pass them to the VAE in the UNet's dtype, not its own."""
-    with model.on_device(model.vae):
-        pixels = model.vae.decode(latents.to(model.vae.dtype) / model.vae.config.scaling_factor).sample
-    return model.pipeline.image_processor.postprocess(pixels)
+def _active(mix: Mix | Fusion) -> Iterable[tuple[AdapterSet, float]]:
+    return mix.active() if isinstance(mix, Mix) else ((part.adapters, part.strength) for part in mix.parts)
 
 
 def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: int) -> Tensor:
@@ -287,9 +298,13 @@ def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: 
     With DDIM, whatever the default elsewhere: so prior pictures that were drawn earlier stay valid.
     """
     sampler = new_sampler(model.scheduler, "ddim")
-    with model.on_device(*model.text_encoders), torch.inference_mode(), using_sampler(model.pipeline, sampler):
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    with torch.inference_mode(), using_sampler(model.pipeline, sampler):
+        with model.on_device(*model.text_encoders):
+            embeddings = model.pipeline.encode_prompt(
+                prompt=list(prompts), device=model.device, num_images_per_prompt=1, do_classifier_free_guidance=True)
         latents = model.pipeline(
-            prompt=list(prompts),
+            **dict(zip(names, embeddings, strict=False)),
             num_inference_steps=steps,
             guidance_scale=GUIDANCE,
             generator=_generators(seed, len(prompts)),

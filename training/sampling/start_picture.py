@@ -20,6 +20,8 @@ from torch import Tensor
 
 from atelier.adapters.core.settings import SettingError
 from atelier.training.base_models.base_model import BaseModel
+from atelier.training.sampling.decode import use_tiles
+from atelier.training.sampling.draw_savings import DrawSavings
 
 FEATHER = 0.01   # of the longer side: how far the edge of a mask is blended
 
@@ -116,9 +118,12 @@ def _skip(sampler: Any, skipped: int) -> None:
     sampler.set_timesteps = set_later
 
 
-def start_latents(model: BaseModel, start: StartPicture, width: int, height: int, noise: Tensor) -> StartLatents:
+def start_latents(
+    model: BaseModel, start: StartPicture, width: int, height: int, noise: Tensor,
+    savings: DrawSavings = DrawSavings(),
+) -> StartLatents:   # fmt: skip
     """Encode a picture for a drawing of this size in pixels; ``noise`` [B, C, h, w] is on the model's device."""
-    latents = encode_picture(model, fitted(start.picture, width, height)).to(noise.dtype)
+    latents = encode_picture(model, fitted(start.picture, width, height), savings).to(noise.dtype)
     mask = None
     if start.mask is not None:
         white = fitted(start.mask.convert("L"), width, height)
@@ -128,10 +133,10 @@ def start_latents(model: BaseModel, start: StartPicture, width: int, height: int
 
 
 @torch.inference_mode()
-def encode_picture(model: BaseModel, picture: Image.Image) -> Tensor:
+def encode_picture(model: BaseModel, picture: Image.Image, savings: DrawSavings = DrawSavings()) -> Tensor:
     """A picture's latents [1, C, h, w] in the UNet's scale: the posterior's mean, so that nothing is left to chance."""
     pixels = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-    with model.on_device(model.vae):
+    with model.on_device(model.vae), use_tiles(model.vae, model.info, savings.tiles):
         posterior = model.vae.encode(pixels.to(model.vae.device, model.vae.dtype)).latent_dist
     return posterior.mode() * model.vae.config.scaling_factor
 

@@ -20,14 +20,15 @@ from atelier.app.store.api_keys import delete_key, list_keys, make_key
 from atelier.app.store.home import Home
 from atelier.app.store.library import list_adapters
 from atelier.app.store.models import ModelEntry, find_models, model_folders, save_model_folders
+from atelier.app.store.preferences import drawing_precision, save_drawing_precision
 from atelier.app.text import settings as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
-from atelier.training.base_models.device import best_device
+from atelier.training.base_models.device import best_device, card_problem, has_own_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.config.assets import DISTRIBUTION
-from atelier.training.config.train_config import EMBEDDED
+from atelier.training.config.train_config import EMBEDDED, PRECISIONS
 
 PACKAGES = (DISTRIBUTION, "torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "huey")
 
@@ -41,10 +42,19 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, *, has_password: bool = F
                              elem_id="model-folders")   # fmt: skip
         scan = gr.Button(words.SCAN, elem_id="scan-models")
         models = panel("models", {"hint": "", "models": []})
+    with gr.Column(elem_classes="surface"):
+        precision = gr.Dropdown(list(PRECISIONS), value=lambda: drawing_precision(home), label=words.PRECISION,
+                                info=words.PRECISION_HINT, elem_id="precision")   # fmt: skip
+    precision.input(lambda name: _save_precision(home, name), precision, None, api_visibility="private")
     _place_keys(demo, home, has_password)
     demo.load(lambda: _groups(home, engine), None, facts, **UNQUEUED)
     demo.load(lambda: _models(home), None, [folders, models], **UNQUEUED)
     scan.click(lambda text: _scan(home, text), folders, [folders, models], api_visibility="private")
+
+
+def _save_precision(home: Home, name: str) -> None:
+    with show_errors():
+        save_drawing_precision(home, name)
 
 
 def _place_keys(demo: gr.Blocks, home: Home, has_password: bool) -> None:
@@ -79,7 +89,7 @@ def _keys(home: Home, new: str = "") -> dict[str, Any]:
 def _groups(home: Home, engine: Engine) -> list[dict[str, Any]]:
     return [
         _group(words.HOME, _home_facts(home), words.HOME_HINT),
-        _group(words.MACHINE, _machine_facts(home)),
+        _group(words.MACHINE, _machine_facts(home), card_problem()),
         _group(shared.BASE_MODEL, _base_facts(engine)),
         _group(words.VERSIONS, {name: _version(name) for name in PACKAGES}),
         _group(words.ABOUT, words.LICENCES, words.ABOUT_HINT),
@@ -140,8 +150,8 @@ def _group(title: str, facts: dict[str, str], hint: str = "") -> dict[str, Any]:
 def device_name() -> str:
     """The device that draws and trains, as a person knows it."""
     device = best_device()
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if has_own_memory(device):
+        return torch.get_device_module(device).get_device_name(device)
     return words.processor(os.cpu_count() or 1) if device.type == "cpu" else device.type.upper()
 
 

@@ -147,7 +147,7 @@ def _draw(
                             erase_picture(home, id)
                         drawn = [picture.id for picture in event] if live else []
                         yield [_notice(notice), _results(event), skip, drawn]
-        except (ValueError, OSError):
+        except Exception:   # whatever happened, the page must not stay busy
             yield [_idle(), skip, skip, skip]
             raise
 

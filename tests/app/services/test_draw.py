@@ -29,7 +29,7 @@ from atelier.app.services.draw import (
     job_from_picture,
     with_sampler,
 )
-from atelier.app.services.engine import Engine
+from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.fuse import LIVE_STEPS, draw_mix
 from atelier.app.services.import_export import import_file
 from atelier.app.store.gallery import GalleryPicture, encode_picture, gallery_page, make_recipe, picture_id, read_recipe
@@ -88,14 +88,14 @@ class FakeEngine:
 
     def draw(
         self, base: str, adapters: Any, request: DrawRequest, method: str, *,
-        on_step: Callable[[int, int], None] | None, **_: Any,
+        callbacks: DrawCallbacks, **_: Any,
     ) -> list[Image.Image]:   # fmt: skip
         with self.at_work:
             self.asked.append((request.seed, request.count))
             for step in range(1, request.steps + 1):
                 self.before_step(step)
-                if on_step:
-                    on_step(step, request.steps)
+                if callbacks.on_step:
+                    callbacks.on_step(step, request.steps)
             return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
 
 

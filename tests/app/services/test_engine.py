@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageChops, ImageStat
+from torch import nn
 
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
@@ -19,13 +20,29 @@ from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.fusion import batched_strengths
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services import engine as module
+from atelier.app.services import resident_base
 from atelier.app.services.engine import MAX_ADAPTERS, Engine
 from atelier.app.store.mixes import MixEntry
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import BaseModel
+from atelier.training.sampling.draw_memory import DrawPlan
+from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.sample import DrawRequest
 
 REQUEST = DrawRequest(prompt="a fox", steps=4)
+
+
+class FakeModel:
+    """Has no parts that could be anywhere."""
+
+    def __init__(self, base: str) -> None:
+        self.base, self.device, self.text_encoders, self.vae = base, "cpu", [], nn.Module()
+
+    def models(self) -> dict[str, nn.Module]:
+        return {}
+
+    def onload(self, *_: Any) -> None:
+        pass
 
 
 class Fakes:
@@ -38,11 +55,11 @@ class Fakes:
         self.at_work = self.most_at_work = 0
         self.before_step: Callable[[int], None] = lambda _step: None
 
-    def load(self, base: str) -> Any:
+    def load(self, base: str, *_: Any, **__: Any) -> Any:
         if base == "broken":
             raise BaseError("broken is not a base model")
         self.loaded.append(base)
-        return SimpleNamespace(base=base, models=dict)
+        return FakeModel(base)
 
     def load_adapter(self, path: Path, _device: object) -> str:
         self.read.append(path.name)
@@ -67,8 +84,11 @@ class Fakes:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     fakes = Fakes()
-    for name in ("load", "load_adapter", "draw"):
+    for name in ("load_adapter", "draw"):
         monkeypatch.setattr(module, name, getattr(fakes, name))
+    monkeypatch.setattr(resident_base, "load", fakes.load)
+    monkeypatch.setattr(resident_base, "identify", lambda base: base)
+    monkeypatch.setattr(resident_base, "plan_drawing", lambda *_, **__: DrawPlan(DrawSavings(), 0, 0))
     return fakes
 
 
@@ -173,15 +193,15 @@ def test_a_moved_pad_draws_only_the_strengths_that_are_new(monkeypatch: pytest.M
     assert drawn[-1] == 2 and again[1].tobytes() != first[2].tobytes()
 
 
-def test_the_pad_forgets_what_was_not_looked_at_longest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_pad_forgets_what_was_not_looked_at_longest(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     drawn: list[int] = []
 
     def fake(model: Any, request: DrawRequest, *_: Any, **__: Any) -> list[Image.Image]:
         drawn.append(request.count)
         return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
 
-    monkeypatch.setattr(module, "load", lambda _base: SimpleNamespace(models=dict, device="cpu"))
-    monkeypatch.setattr(module, "load_adapter", lambda path, _device: path)
     monkeypatch.setattr(module, "draw", fake)
     monkeypatch.setattr(batched_strengths, "combine_batched", lambda *_: SimpleNamespace(to=lambda _device: "mixed"))
     monkeypatch.setattr(module, "MAX_GRID_PICTURES", 3)

@@ -6,8 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
-from atelier.app.services import engine as engine_module
+from atelier.app.services import resident_base
 from atelier.app.services import trigger_word_hint as trigger
 from atelier.app.services.engine import Engine
 from atelier.app.services.trigger_word_hint import trigger_word_hint
@@ -15,6 +16,8 @@ from atelier.app.store.create_draft import edit_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.text import create as create_words
 from atelier.training.sampling import word_effect as trigger_words
+from atelier.training.sampling.draw_memory import DrawPlan
+from atelier.training.sampling.draw_savings import DrawSavings
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +59,13 @@ def test_nothing_is_said_of_half_a_word_or_of_a_base_that_cannot_be_used(home: H
 
 def test_no_base_model_is_put_out_of_memory_for_a_word(home: Home, monkeypatch: pytest.MonkeyPatch):
     loaded: list[str] = []
-    monkeypatch.setattr(engine_module, "load", lambda base: loaded.append(base) or SimpleNamespace())
+    fake = SimpleNamespace(models=dict, text_encoders=[], vae=nn.Module(), onload=lambda *_: None)
+    monkeypatch.setattr(resident_base, "load", lambda base, *_, **__: loaded.append(base) or fake)
+    monkeypatch.setattr(resident_base, "plan_drawing", lambda *_, **__: DrawPlan(DrawSavings(), 0, 0))
+    monkeypatch.setattr(resident_base, "identify", lambda base: base)
     monkeypatch.setattr(trigger_words, "word_effects", lambda _, words: [float(len(word)) for word in words])
     engine = Engine()
-    engine._model("other")
+    engine.interference("other", [])
     assert engine.word_effect("embedded", "foxy") is None and loaded == ["other"]
-    engine._model("embedded")
+    engine.interference("embedded", [])
     assert engine.word_effect("embedded", "foxy") == 4.0 and loaded == ["other", "embedded"]

@@ -224,7 +224,8 @@ def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
 
     def counted(config: TrainConfig, precision: str, *, device: str, processes: int) -> MemoryNeed:
         assert precision == "fp32" and device == "cpu" and processes == 1
-        return MemoryNeed(0, 0, 0, 0, program=sizes[config.gradient_checkpointing, config.batch] * 10**9)
+        program = sizes[config.gradient_checkpointing, config.batch] * 10**9
+        return MemoryNeed(unet=0, text_encoders=0, vae=0, encode=0, train=0, program=program)
 
     monkeypatch.setattr(memory_savings, "estimate_memory", counted)
     monkeypatch.setattr(memory_savings, "PER_MODEL", 10**9)

@@ -25,7 +25,7 @@ from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.runs import memory_estimate as memory
 from atelier.training.runs import run as run_module
-from atelier.training.runs.memory_estimate import MemoryNeed, estimate_memory
+from atelier.training.runs.memory_estimate import estimate_memory
 from atelier.training.sampling.sample import DrawRequest, draw
 
 AWAY = torch.device("cuda", 7)   # a name for "elsewhere": nothing is really moved there
@@ -227,29 +227,17 @@ def test_the_count_follows(model: BaseModel, monkeypatch: pytest.MonkeyPatch):
     sizes = {name: sum(t.numel() * t.element_size() for t in (*part.parameters(), *part.buffers()))
              for name, part in {**model.models(), "vae": model.vae}.items()}   # fmt: skip
     here, there, mac = (estimate_memory(config, "fp32", device=device) for device in ("cpu", "cuda", "mps"))
-    assert (mac.text_encoders, mac.vae, there.program) == (0, 0, 0)
-    assert (here.text_encoders, here.vae) == (0, 0)   # too small for a file
+    assert (mac.offloaded, there.program) == (frozenset(), 0)
+    assert here.offloaded == frozenset()   # too small for a file
     monkeypatch.setattr(memory, "MIN_OFFLOAD_BYTES", 0)
-    here = estimate_memory(config, "fp32")
-    assert (here.text_encoders, here.vae) == (there.text_encoders, there.vae)
+    assert estimate_memory(config, "fp32").offloaded == {"text_encoders", "vae"}
+    assert there.offloaded == {"unet", "text_encoders", "vae"}
     assert abs(there.text_encoders - sizes["text_encoder"]) < 4096
     assert abs(there.vae - sizes["vae"]) < 4096
     both = estimate_memory(replace(config, train_text_encoder=True), "fp32", device="cuda")
-    assert (both.text_encoders, both.vae) == (0, there.vae)
-
-
-@pytest.mark.parametrize(
-    ("phases", "peak"),
-    [
-        ({"train": 95}, 165),                # a step has neither text encoders (20) nor VAE (10) beside it
-        ({"train": 50, "encode": 60}, 140),  # pictures are encoded without text encoders
-        ({"draw": 70}, 150),                 # and decoded without them
-        ({"draw": 5}, 100),                  # all parts are there once, when they are loaded
-    ],
-)
-def test_what_waits_elsewhere_counts_only_when_it_is_needed(phases: dict[str, int], peak: int):
-    least = {"encode": 0, "train": 0, "draw": 0}
-    assert MemoryNeed(weights=100, program=0, text_encoders=20, vae=10, **{**least, **phases}).peak == peak
+    assert both.offloaded == {"unet", "vae"}
+    eight = estimate_memory(replace(config, base_in_8_bits=True), "fp32", device="cuda")
+    assert eight.offloaded == {"text_encoders", "vae"}   # quantized there, the UNet stays
 
 
 @pytest.mark.gpu

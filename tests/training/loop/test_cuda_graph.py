@@ -199,12 +199,13 @@ def without_values(unet: Any) -> Any:
 
 
 def test_what_can_not_be_recorded_is_not_tried():
-    gpu, lora = torch.device("cuda"), create_adapters("lora", {}, [SPEC])
-    assert can_record(gpu, CONFIG, lora, SINGLE_PROCESS)
-    assert not can_record(torch.device("cpu"), CONFIG, lora, SINGLE_PROCESS)
-    assert not can_record(gpu, CONFIG, lora, ProcessGroup(0, 2))
-    for option in ("train_text_encoder", "whole_gradient", "gradient_checkpointing"):
-        assert not can_record(gpu, replace(CONFIG, **{option: True}), lora, SINGLE_PROCESS)
+    gpu = torch.device("cuda")
+    assert can_record(gpu, CONFIG, SINGLE_PROCESS)
+    assert not can_record(torch.device("cpu"), CONFIG, SINGLE_PROCESS)
+    assert not can_record(gpu, CONFIG, ProcessGroup(0, 2))
+    changes = {"train_text_encoder": True, "whole_gradient": True, "gradient_checkpointing": True, "record": "off"}
+    for name, value in changes.items():
+        assert not can_record(gpu, replace(CONFIG, **{name: value}), SINGLE_PROCESS), name
 
 
 @pytest.mark.gpu

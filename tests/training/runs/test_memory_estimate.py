@@ -51,9 +51,8 @@ def test_in_8_bits_the_layers_of_the_unet_take_a_quarter(model: BaseModel):
               if isinstance(layer, nn.Linear | nn.Conv2d) and name not in ("conv_in", "conv_out")]   # fmt: skip
     saved = sum(3 * layer.weight.numel() - 4 * len(layer.weight) for layer in layers)
     assert whole.weights - small.weights == saved
-    assert (whole.load, small.load) == (0, saved)
+    assert (whole.quantize, small.quantize) == (0, saved)
     assert small.train < 1.05 * whole.train   # weights that are made in a step are let go again
-    assert estimate_memory(replace(config, base_in_8_bits=True), "fp32", device="cuda").load == 0
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
@@ -78,16 +77,68 @@ def test_a_larger_rank_costs_its_optimizer_state(model: BaseModel, tiny: TrainCo
 
 
 def test_merging_into_fine_weights_counts_them_twice(model: BaseModel, tiny: TrainConfig):
-    fine, coarse = (estimate_memory(replace(tiny, targets="all"), precision).draw for precision in ("fp16", "bf16"))
-    small = estimate_memory(replace(tiny, targets="all", base_in_8_bits=True), "fp16").draw
+    config = replace(tiny, targets="all")
+    fine, coarse = (estimate_memory(config, precision) for precision in ("fp16", "bf16"))
+    small = estimate_memory(replace(config, base_in_8_bits=True), "fp16")
     targets = sum(spec.rows * spec.columns for spec in find_targets({"unet": model.unet}, "all")) * 2
-    assert fine - coarse == targets
-    assert small < coarse + targets / 2   # one layer's weight at a time
+    assert (fine.merged, coarse.merged, small.merged) == (targets, 0, 0)
+    assert small.denoise < coarse.denoise + targets / 2   # one layer's weight at a time
+    assert estimate_memory(config, "fp16", device="cuda").merged == 0   # previews mount on a card
+    assert estimate_memory(replace(config, preview_every=0), "fp16").merged == 0
 
 
-def test_the_peak_is_the_hungriest_phase():
-    counted = MemoryNeed(weights=100, encode=5, train=20, draw=30, program=7)
-    assert counted.peak == 137
+NEED = MemoryNeed(unet=70, text_encoders=20, vae=10, encode=5, train=20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "peak"),
+    [
+        ({}, 120),                                    # a step, with all parts there
+        ({"program": 7, "quantize": 30}, 137),        # loaded, and not yet in 8 bits
+        ({"encode": 25}, 125),
+        ({"state": 8, "validate": 15}, 123),          # adapter and optimizer stay while it validates
+        ({"state": 8, "denoise": 5, "merged": 30}, 143),
+        ({"state": 8, "decode": 40}, 148),
+        ({"recorded": 12}, 132),                      # a step that is recorded keeps its activations
+        ({"recorded": 12, "state": 8, "decode": 40}, 160),
+    ],
+)
+def test_the_peak_is_the_hungriest_phase(changes: dict[str, int], peak: int):
+    assert replace(NEED, **changes).peak == peak
+
+
+@pytest.mark.parametrize(
+    ("changes", "peak"),
+    [
+        ({"train": 25}, 95),                 # a step has neither text encoders nor VAE with it
+        ({"train": 0}, 90),                  # prompts are read while the UNet is there
+        ({"encode": 85}, 95),                # pictures are encoded by the VAE alone
+        ({"state": 8, "denoise": 15}, 93),
+        ({"state": 8, "decode": 15}, 103),
+    ],
+)
+def test_what_is_offloaded_counts_only_while_it_works(changes: dict[str, int], peak: int):
+    assert replace(NEED, offloaded=frozenset(("unet", "text_encoders", "vae")), **changes).peak == peak
+
+
+def test_a_recorded_step_counts_only_where_steps_are_recorded(tiny: TrainConfig):
+    on_card, on_cpu = (estimate_memory(tiny, "fp32", device=device) for device in ("cuda", "cpu"))
+    assert on_card.recorded == on_card.train - on_card.state > 0 == on_cpu.recorded
+    for changes in ({"record": "off"}, {"gradient_checkpointing": True}):
+        assert estimate_memory(replace(tiny, **changes), "fp32", device="cuda").recorded == 0
+
+
+def test_validation_looks_at_eight_timesteps_at_once(tiny: TrainConfig):
+    need = estimate_memory(replace(tiny, resolution=128), "fp32")
+    assert 3 < need.validate / need.denoise < 5   # a preview at two
+
+
+def test_prior_pictures_are_counted_as_they_are_drawn_and_as_they_are_trained(tiny: TrainConfig):
+    """Drawn in batches at the base's own size; trained at that of the run."""
+    small, large = (replace(tiny, resolution=side, prior_count=1, prior_weight=1.0) for side in (32, 128))
+    without = estimate_memory(replace(small, prior_count=0), "fp32")
+    assert estimate_memory(small, "fp32").denoise > 3 * without.denoise
+    assert estimate_memory(large, "fp32").train > 8 * estimate_memory(small, "fp32").train
 
 
 def test_levers_come_in_order_and_end():
@@ -96,6 +147,13 @@ def test_levers_come_in_order_and_end():
     while config := next_saving(config):
         seen.append((config.gradient_checkpointing, config.batch, config.accumulate, config.base_in_8_bits))
     assert seen == [(True, 4, 1, False), (True, 2, 2, False), (True, 1, 4, False), (True, 1, 4, True)]
+
+
+def test_on_an_nvidia_card_recording_goes_first():
+    cuda, config = torch.device("cuda"), TrainConfig(batch=2)
+    first = next_saving(config, cuda)
+    assert first == replace(config, record="off")
+    assert first is not None and next_saving(first, cuda) == replace(first, gradient_checkpointing=True)
 
 
 def test_a_start_that_needs_the_whole_base_is_never_put_into_8_bits():
@@ -184,8 +242,7 @@ def test_the_estimate_is_within_15_percent_of_what_a_process_takes(
         "precision": "fp32", "validate_every": 0, "preview_every": 0, "checkpoint_every": 0, **changes, "base": base,
     })   # fmt: skip
     counted = estimate_memory(config, "fp32")
-    # Without previews nothing is drawn.
-    estimate = replace(counted, draw=0).peak
+    estimate = counted.peak
     took = measured(config, tmp_path)
     print(f"\n{changes}: estimated {estimate / 1e9:.2f} GB, measured {took / 1e9:.2f} GB, "
           f"ratio {estimate / took:.3f}")   # fmt: skip

@@ -28,6 +28,7 @@ from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.native import load_adapter, read_header
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.device import best_device
+from atelier.training.base_models.device_lock import DeviceLock, running_job
 from atelier.training.config.events import (
     Event,
     Failed,
@@ -251,33 +252,49 @@ def test_an_error_in_mid_training_is_told_and_goes_to_the_log(new_run, adapters,
     assert "No space left" in caplog.text
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_a_run_that_was_short_of_memory_goes_on_more_sparingly(new_run, adapters, monkeypatch, error):
-    def short(*_: Any) -> None:
-        raise error
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")],
+)   # fmt: skip
+def test_a_run_that_is_short_of_memory_continues_from_its_checkpoint_with_the_next_saving(
+    new_run, adapters, monkeypatch, error
+):
+    run, savings, advance = new_run(steps=4, batch=2, checkpoint_every=2), [], Training._train_step
 
-    run = new_run(steps=2, batch=2, checkpoint_every=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_save", short)
-        message = failure(run, adapters)
-    assert re.search(r"needs about [\d.]+ [MG]B, but only [\d.]+ [MG]B is free.*Resume it.*recomputed", message)
-    batches: list[tuple[bool, int]] = []
-    real = run_module._training
+    def short(training: Training) -> Stepped:
+        config = training.config
+        if training.step == 2 and config.batch == 2:   # twice: the first saving does not suffice
+            savings.append((config.gradient_checkpointing, config.batch))
+            raise error
+        return advance(training)
 
-    def watched(model: Any, data: Any, config: TrainConfig, *others: Any) -> Any:
-        batches.append((config.gradient_checkpointing, config.batch))
-        return real(model, data, config, *others)
+    monkeypatch.setattr(Training, "_train_step", short)
+    events = list(run_module.run(run, adapters))
+    finished(events)
+    assert savings == [(False, 2), (True, 2)]
+    said = [event.message for event in events if isinstance(event, Warned)]
+    assert len(said) == 2
+    assert re.search(r"need about \d+ MB .* is free. The run continues with less: .* recomputed", said[0])
+    assert "the batch size is 1 instead of 2" in said[1]
+    assert [event.step for event in events if isinstance(event, Stepped)] == [1, 2, 3, 4]
 
-    monkeypatch.setattr(run_module, "_training", watched)
-    finished(list(run_module.run(run, adapters, resume=True)))
-    assert batches == [(True, 2)]
+
+def test_a_run_that_can_not_do_with_less_memory_fails_with_a_sentence(new_run, adapters, monkeypatch):
+    def short(_: Training) -> Stepped:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Training, "_train_step", short)
+    message = failure(new_run(batch=1, gradient_checkpointing=True, base_in_8_bits=True), adapters)
+    assert "GB is free. Use a smaller resolution or base model." in message
 
 
 @contextmanager
 def device_taken() -> Iterator[None]:
-    lock = run_module._device_lock(best_device())
-    with lock:
-        yield
+    lock = DeviceLock(best_device())
+    assert lock.acquire("another", Path("/elsewhere/runs/1"))
+    yield
+    lock.release()
 
 
 def test_a_second_run_waits_for_the_device(new_run, adapters, monkeypatch):
@@ -286,20 +303,25 @@ def test_a_second_run_waits_for_the_device(new_run, adapters, monkeypatch):
     training = run_module.run(run, adapters)
     with device_taken():
         for _ in range(3):
-            assert next(training) == Preparing("Waiting for another job on this device")
+            waiting = next(training)
+            assert isinstance(waiting, Preparing)
+            assert "another job" in waiting.what and "another" in waiting.what and "/elsewhere/runs/1" in waiting.what
         assert run.is_alive()
         assert status(run).state == "preparing"
     finished(list(training))
 
 
 def test_a_run_holds_the_device_until_it_is_over_however_it_ends(new_run, adapters):
-    lock = run_module._device_lock(best_device())
+    lock = DeviceLock(best_device())
     for i, change in enumerate(({}, {"pictures": "/nowhere"})):
         training = run_module.run(new_run(f"run-{i}", **change), adapters)
         assert isinstance(next(training), Preparing)
-        assert not run_module._acquired(lock)
+        assert not lock.acquire("another", Path())
+        job = running_job(best_device())
+        assert job is not None and (job.name, job.process) == ("rex", os.getpid())
         assert isinstance(list(training)[-1], Finished | Failed)
-        assert run_module._acquired(lock)
+        assert running_job(best_device()) is None
+        assert lock.acquire("another", Path())
         lock.release()
 
 

@@ -1,0 +1,117 @@
+"""Who uses a device: seen by other homes and other processes, whatever way a process ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from atelier.training.base_models import device_lock
+from atelier.training.base_models.device_lock import DeviceLock, Residency, is_occupied, running_job
+
+CPU = torch.device("cpu")
+HOLDING = """
+import sys, torch
+from pathlib import Path
+from atelier.training.base_models.device_lock import DeviceLock, Residency
+device = torch.device("cpu")
+held = DeviceLock(device) if sys.argv[1] == "job" else Residency(device)
+if sys.argv[1] == "job":
+    assert held.acquire("fox", Path("/another/home/runs/1"))
+else:
+    held.begin()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def other_process(what: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True)   # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_job_of_another_home_is_known_by_name_until_it_is_killed():
+    process = other_process("job")
+    try:
+        assert not DeviceLock(CPU).acquire("rex", Path())
+        job = running_job(CPU)
+        assert job is not None
+        assert (job.name, job.folder, job.process) == ("fox", "/another/home/runs/1", process.pid)
+        assert str(job) == f"“fox” (process {process.pid}, /another/home/runs/1)"
+    finally:
+        process.kill()
+        process.communicate()
+    assert running_job(CPU) is None
+    assert DeviceLock(CPU).acquire("rex", Path())
+
+
+def test_one_job_at_a_time_and_the_name_goes_with_it():
+    one, two = DeviceLock(CPU), DeviceLock(CPU)
+    assert one.acquire("rex", Path("runs/1"))
+    assert not two.acquire("fox", Path("runs/2"))
+    two.release()   # it has nothing to release
+    assert (job := running_job(CPU)) is not None and job.name == "rex"
+    one.release()
+    assert running_job(CPU) is None
+    assert two.acquire("fox", Path("runs/2"))
+    two.release()
+
+
+def test_a_damaged_note_names_nobody():
+    lock = DeviceLock(CPU)
+    assert lock.acquire("rex", Path())
+    [note] = Path(tempfile.gettempdir()).glob("*.json")
+    for text in ("", "[1]", json.dumps({"name": "rex"})):
+        note.write_text(text)
+        assert running_job(CPU) is None
+    lock.release()
+
+
+def test_what_another_process_keeps_in_memory_is_seen_until_it_lets_go():
+    assert not is_occupied(CPU)
+    own = Residency(CPU)
+    own.begin()
+    own.begin()
+    assert not is_occupied(CPU)   # this process knows of its own
+    process = other_process("drawing")
+    try:
+        assert is_occupied(CPU)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not is_occupied(CPU)
+    own.end()
+    own.end()
+    assert not list(Path(tempfile.gettempdir()).glob("*.drawing"))
+
+
+def test_two_cards_have_two_locks(monkeypatch: pytest.MonkeyPatch):
+    class Card:
+        def __init__(self, device: torch.device) -> None:
+            self.uuid = f"GPU-{device.index or 0}"
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", Card)
+    first, second = (DeviceLock(torch.device("cuda", index)) for index in (0, 1))
+    assert first.acquire("rex", Path()) and second.acquire("fox", Path())
+    assert not DeviceLock(torch.device("cuda")).acquire("cat", Path())   # the first one, by another name
+    first.release()
+    second.release()
+
+
+def test_a_number_without_a_name_is_a_person_too(monkeypatch: pytest.MonkeyPatch):
+    """As in a container that runs under a number."""
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    monkeypatch.delenv("USER", raising=False)
+    monkeypatch.delenv("LOGNAME", raising=False)
+    lock = DeviceLock(CPU)
+    assert lock.acquire("rex", Path())
+    assert "54321" in device_lock._path(CPU, "lock").name
+    lock.release()

@@ -1,0 +1,117 @@
+"""Who uses a device: one job at a time, and beside it what drawings have left in its memory.
+
+A job holds the device's lock and says who it is, so that whoever waits can name it. A process that keeps a base model
+in the device's memory for the next drawing holds a lock of its own while it does, and lets go when a job has begun. All
+locks are in the temporary folder of the person, alike for all of her homes; the kernel frees them when a process ends,
+however it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that uses a device."""
+
+    name: str      # of what it makes
+    folder: str    # of its run
+    process: int   # its id
+
+    def __str__(self) -> str:
+        return f"“{self.name}” (process {self.process}, {self.folder})"
+
+
+class DeviceLock:
+    """The lock of one device, for jobs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._path = _path(device, "lock")
+        self._lock = FileLock(self._path, timeout=0)
+
+    def acquire(self, name: str, folder: Path) -> bool:
+        """Take the device, unless another job has it."""
+        try:
+            self._lock.acquire()
+        except Timeout:
+            return False
+        own = Job(name, str(folder), os.getpid())
+        self._path.with_suffix(".json").write_text(json.dumps(asdict(own)), encoding="utf-8")
+        return True
+
+    def release(self) -> None:
+        """Leave it to the next job."""
+        if self._lock.is_locked:   # in a group of processes only the main one has taken it
+            self._path.with_suffix(".json").unlink(missing_ok=True)
+            self._lock.release()
+
+
+def running_job(device: torch.device) -> Job | None:
+    """The job that uses a device now; one that ended without a word is none."""
+    path = _path(device, "lock")
+    try:
+        job = Job(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        with FileLock(path, timeout=0):   # nobody has it
+            path.with_suffix(".json").unlink(missing_ok=True)
+    except Timeout:
+        return job
+    except (OSError, ValueError, TypeError):
+        pass
+    return None
+
+
+class Residency:
+    """A mark that this process keeps something in a device's memory which it could do without."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._lock = FileLock(_path(device, f"{os.getpid()}.drawing"), timeout=0)
+
+    def begin(self) -> None:
+        """From now on."""
+        with suppress(Timeout):   # another part of this process has said so
+            self._lock.acquire()
+
+    def end(self) -> None:
+        """No longer."""
+        if self._lock.is_locked:
+            self._lock.release(force=True)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+
+
+def is_occupied(device: torch.device) -> bool:
+    """Whether another process keeps something there for its next drawing."""
+    others = _path(device, "").parent.glob(_path(device, "*.drawing").name)
+    own = _path(device, f"{os.getpid()}.drawing")
+    return any(_is_held(path) for path in others if path != own)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds a mark; one that was left behind is removed."""
+    try:
+        with FileLock(path, timeout=0):
+            path.unlink(missing_ok=True)
+    except Timeout:
+        return True
+    return False
+
+
+def _path(device: torch.device, suffix: str) -> Path:
+    # Not by name: in a container there may be none for the number.
+    person = os.getuid() if hasattr(os, "getuid") else "me"
+    return Path(tempfile.gettempdir()) / f"atelier-{person}-{_identity(device)}.{suffix}"
+
+
+def _identity(device: torch.device) -> str:
+    """The same for one card in all processes, whatever number it has there."""
+    if device.type != "cuda":
+        return device.type if device.index is None else f"{device.type}-{device.index}"
+    return f"cuda-{torch.cuda.get_device_properties(device).uuid}"

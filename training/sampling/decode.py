@@ -1,0 +1,65 @@
+"""Latents → pictures: whole or with less memory, and never a picture of values that are no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from atelier.training.base_models.base_info import BaseInfo
+from atelier.training.base_models.base_model import BaseModel
+from atelier.training.sampling.draw_savings import TILE, DrawSavings
+
+
+class NotFiniteError(ValueError):
+    """A drawing that came to values which are no numbers; the message says in which part, and the cure."""
+
+
+def decode_latents(model: BaseModel, latents: Tensor, savings: DrawSavings = DrawSavings()) -> list[Image.Image]:
+    """Latents ``[B, C, h, w]`` → pictures.
+
+    A VAE in bfloat16 whose pixels are not finite decodes again in float32.
+
+    Raises:
+        NotFiniteError: latents or pixels are not finite.
+    """
+    if not latents.isfinite().all():
+        name = str(model.dtype).removeprefix("torch.")
+        other = "fp32" if model.dtype == torch.bfloat16 else "bf16"
+        raise NotFiniteError(f"The UNet came to values that are no numbers, so there is no picture. With some base "
+                             f"models and adapters that happens in {name}: draw with --precision {other}, or with a "
+                             "lower strength.")
+    pixels = _decode(model, latents, savings)
+    if savings.half_vae and not pixels.isfinite().all():
+        pixels = _decode(model, latents, savings, half=False)
+    if not pixels.isfinite().all():
+        raise NotFiniteError("The VAE came to values that are no numbers, so there is no picture. Fetch the base model "
+                             "again, or use another one.")
+    return model.pipeline.image_processor.postprocess(pixels)
+
+
+def _decode(model: BaseModel, latents: Tensor, savings: DrawSavings, *, half: bool = True) -> Tensor:
+    vae = model.half_vae if savings.half_vae and half else model.vae
+    with model.on_device(vae), use_tiles(vae, model.info, savings.tiles):
+        # The pipeline would hand them over in the UNet's dtype, not the VAE's.
+        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+        parts = scaled.split(1 if savings.decode_singly else len(scaled))
+        return torch.cat([vae.decode(part).sample for part in parts]).float()
+
+
+@contextmanager
+def use_tiles(vae: Any, info: BaseInfo, tiles: bool) -> Iterator[None]:
+    """Let the VAE decode in tiles of 512 pixels while this is open: left alone, its tile is as large as the picture."""
+    names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")
+    before = {name: getattr(vae, name) for name in names}
+    if tiles:
+        vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = True, TILE, TILE // info.vae_scale_factor
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)
