@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
-from atelier.app.store.home import Home, HomeError, write_whole
+from atelier.app.store.home import Home, HomeError, write_home_file
 from atelier.training.config.train_config import PRECISIONS
 
 
@@ -26,4 +26,4 @@ def save_drawing_precision(home: Home, precision: str) -> None:
     """
     if precision not in PRECISIONS:
         raise HomeError(f"{precision!r} is no precision; use one of {', '.join(PRECISIONS)}.")
-    write_whole(home.preferences, json.dumps({"drawing_precision": precision}).encode())
+    write_home_file(home.preferences, json.dumps({"drawing_precision": precision}).encode())

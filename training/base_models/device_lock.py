@@ -60,11 +60,14 @@ def running_job(device: torch.device) -> Job | None:
     path = _path(device, "lock")
     try:
         job = Job(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    try:
         with FileLock(path, timeout=0):   # nobody has it
             path.with_suffix(".json").unlink(missing_ok=True)
     except Timeout:
         return job
-    except (OSError, ValueError, TypeError):
+    except OSError:
         pass
     return None
 
