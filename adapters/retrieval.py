@@ -175,6 +175,7 @@ class Retriever(nn.Module):
         heard: list[Tensor] = []
 
         def look(spec: Spec, probes: Tensor) -> Tensor:
+            """The layer's answers ``[1, P, rows]`` to the probes ``[P, columns]``; zeros where it is not changed."""
             change = changes.get(spec.name)
             answers = probes.new_zeros(1, len(probes), spec.rows) if change is None else change(probes)[None]
             if spec in self.echo.layers:

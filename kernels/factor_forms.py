@@ -24,7 +24,7 @@ class Factor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DenseFactor:
-    """A factor that is kept as it is."""
+    """A factor written out as one matrix ``values [width, rank]``."""
 
     values: Tensor   # [width, rank]
 
@@ -46,6 +46,7 @@ def factor_matrices(up: Factor, down: Factor) -> tuple[Tensor, Tensor]:
 def factor_to(factor: Factor, device: torch.device) -> Factor:
     """The same factor on a device, in float32."""
     def there(value: Any) -> Any:
+        """A field's tensors on the device; other values as they are."""
         if isinstance(value, tuple):
             return tuple(map(there, value))
         return value.to(device, torch.float32) if isinstance(value, Tensor) else value

@@ -92,6 +92,7 @@ def _rounded(values: Tensor, step: Tensor | float, zero: Tensor | float, top: in
 class _FakeQuant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, zero: Tensor, top: int) -> Tensor:
+        """``values`` rounded to the grid of ``step`` and ``zero`` with codes 0 … top."""
         ctx.save_for_backward(values, step, zero)
         ctx.top = top
         return _rounded(values, step, zero, top)
@@ -99,6 +100,7 @@ class _FakeQuant(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        """Gradients of values, step and zero, each where it is needed: the module says by which rule."""
         values, step, zero = ctx.saved_tensors
         if step.dtype == torch.float32 and (fast := twin("fake_quant", values)):
             found = fast.backward(values, step, zero, gradients[0], ctx.top)

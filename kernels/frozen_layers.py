@@ -35,6 +35,7 @@ def gated_gelu(projected: Tensor) -> Tensor:
 class _FrozenConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *way: Any) -> Tensor:
+        """torch's conv2d; keeps the weight and of x its shape alone."""
         ctx.save_for_backward(weight)
         ctx.shape, ctx.way = x.shape, way
         return torch.conv2d(x, weight, bias, *way)
@@ -42,6 +43,7 @@ class _FrozenConv2d(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        """∂L/∂x; the frozen weight and bias get no gradient."""
         (weight,) = ctx.saved_tensors
         return conv2d_input(ctx.shape, weight, gradients[0], *ctx.way), *(None for _ in range(2 + len(ctx.way)))
 
@@ -49,6 +51,7 @@ class _FrozenConv2d(torch.autograd.Function):
 class _GatedGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor) -> Tensor:
+        """``values · gelu(gates)``, keeping ``projected`` alone."""
         ctx.save_for_backward(projected)
         values, gates = projected.chunk(2, -1)
         return values * F.gelu(gates)
@@ -56,6 +59,7 @@ class _GatedGelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:   # type: ignore[override]
+        """∂L/∂projected ``[..., 2n]``, with GELU computed a second time."""
         (projected,), (gradient,) = ctx.saved_tensors, gradients
         values, gates = projected.chunk(2, -1)
         result = torch.empty_like(projected)

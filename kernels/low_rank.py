@@ -71,6 +71,7 @@ def low_rank_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, up: Tenso
 class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor) -> Tensor:
+        """``W x + b + up (down x)`` over rows ``x [..., in]``."""
         rows = x.reshape(-1, x.shape[-1])
         if fast := twin("low_rank", x):
             ctx.save_for_backward(x, weight, up, down, None)
@@ -84,6 +85,7 @@ class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        """Gradients of x, up and down, each where it is needed; W and b are frozen."""
         x, weight, up, down, inner = ctx.saved_tensors
         rows, gradient = x.reshape(-1, x.shape[-1]), gradients[0].reshape(-1, up.shape[0])
         if not ctx.needs_input_grad[0]:
@@ -104,6 +106,7 @@ class _LowRankLinear(torch.autograd.Function):
 class _LowRankLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
+        """All layers that read ``x``: one product with every ``down`` stacked ``[all ranks, in]``."""
         weights, ups = layers[: len(layers) // 2], layers[len(layers) // 2 :]
         rows = x.reshape(-1, x.shape[-1])
         inner = down @ rows.T   # [all ranks, N]
@@ -115,6 +118,7 @@ class _LowRankLinears(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        """Gradients of x, of the stacked ``down`` and of each ``up``; the weights are frozen."""
         x, down, inner, *layers = ctx.saved_tensors
         weights, ups = layers[: len(layers) // 2], layers[len(layers) // 2 :]
         rows = x.reshape(-1, x.shape[-1])
@@ -134,6 +138,7 @@ class _LowRankLinears(torch.autograd.Function):
 class _LowRankPointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor) -> Tensor:
+        """The 1×1 convolution as batched products over ``[B, in, h·w]``."""
         columns = x.flatten(2)   # [B, in, N]
         inner = down @ columns
         ctx.save_for_backward(x, weight, up, down, inner)
@@ -144,6 +149,7 @@ class _LowRankPointwise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        """Gradients of x, up and down, each where it is needed; W and b are frozen."""
         x, weight, up, down, inner = ctx.saved_tensors
         gradient = gradients[0].flatten(2)   # [B, out, N]
         of_inner, of_x = up.T @ gradient, None

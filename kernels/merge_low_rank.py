@@ -17,7 +17,7 @@ from atelier.kernels.factor_forms import Factor, factor_matrices
 
 
 class LowRankUpdate(NamedTuple):
-    """The low-rank update of one weight."""
+    """The exact factors of one weight's update, and the strength it is added with."""
 
     up: Factor     # [rows, rank]
     down: Factor   # [columns, rank]

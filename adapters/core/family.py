@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
-    """One text encoder of a family."""
+    """One text encoder of a family: where a pipeline keeps it and how wide its features are."""
 
     component: str         # its folder in a diffusers model
     tokenizer: str         # folder of its tokenizer

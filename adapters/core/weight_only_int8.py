@@ -75,12 +75,14 @@ class _LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
+        """The layer's output in the dtype of ``x``; only the 8-bit codes are kept for the backward pass."""
         ctx.layer, ctx.shape = layer, x.shape
         return _run_layer(x, layer)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:   # type: ignore[override]
+        """∂L/∂x in the shape of x; the frozen weight is decoded a second time and gets no gradient."""
         layer, (gradient,) = ctx.layer, gradients
         if isinstance(layer, nn.Conv2d):
             way: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)

@@ -49,6 +49,7 @@ class _Facts:
     family: str
 
     def has(self, part: str) -> bool:
+        """Whether any layer has a tensor of this name."""
         return any(part in parts for parts in self.layers.values())
 
     def strange(self) -> str:

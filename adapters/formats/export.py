@@ -207,6 +207,7 @@ class _Error:
 
     @property
     def relative(self) -> float:
+        """‖ΔW in the file − ΔW‖ / ‖ΔW‖: 0 where both are zero, infinite where only ΔW is."""
         return self.gap / self.size if self.size else 0.0 if self.gap == 0 else inf
 
 

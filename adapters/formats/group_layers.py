@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of a file."""
+    """One target module as a foreign file describes it: its name there and the tensors that belong to it."""
 
     algorithm: str
     keys: Mapping[str, str]   # part → the tensor's name in the file

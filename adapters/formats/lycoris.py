@@ -79,15 +79,17 @@ class Imported(Adapter):
         return (pair[0] @ pair[1]).reshape(weight.shape)
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
+        """``up [rows, r]``, ``down [r, columns]`` in float32; None for DoRA and for algorithms of full rank."""
         return None if self.lengths_given else self._pair()
 
     def delta(self, weight: Tensor) -> Tensor:
+        """ΔW of the algorithm; for DoRA with the stored lengths, which depend on ``weight``."""
         update = self._update(weight)
         return _lengthened(weight.to(update.dtype), update, self) if self.lengths_given else update
 
     @property
     def adds_bias(self) -> bool:
-        """See the base class."""
+        """Whether the file changes the bias, or PEFT's ``up_bias`` adds to the outputs."""
         return self.needs_bias or "up_bias" in self._buffers
 
     @property
@@ -96,7 +98,7 @@ class Imported(Adapter):
         return not _CHANGES_OF_BIAS.isdisjoint(self._buffers)
 
     def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:
-        """See the base class."""
+        """``diff_b`` or ``b_norm [rows]``; with ``set_bias`` what is missing to it. None without such a tensor."""
         change = self.part("diff_b")
         change = self.part("b_norm") if change is None else change
         whole = self.part("set_bias")
@@ -104,7 +106,7 @@ class Imported(Adapter):
 
     @property
     def reads_bias(self) -> bool:
-        """See the base class."""
+        """True with ``set_bias``, which replaces the bias, so that the change depends on it."""
         return "set_bias" in self._buffers
 
 
@@ -120,6 +122,7 @@ class ImportedLora(Imported):
         return up * self.scaling(down.shape[0]), inner
 
     def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:
+        """The change of the bias, plus ``up_bias`` times alpha/rank; None where the file has neither."""
         own, change = self.part("up_bias"), super().bias_delta(bias)
         if own is None:
             return change
@@ -209,7 +212,7 @@ class ImportedFull(Imported):
 
     @property
     def reads_weight(self) -> bool:
-        """See the base class."""
+        """True for DoRA alone: without lengths, ΔW is stored as it is."""
         return self.lengths_given
 
     def _update(self, weight: Tensor) -> Tensor:
@@ -221,7 +224,7 @@ class ImportedNorm(Imported):
 
     @property
     def reads_weight(self) -> bool:
-        """See the base class."""
+        """False: the change is stored as it is."""
         return False
 
     def _update(self, weight: Tensor) -> Tensor:
@@ -238,6 +241,7 @@ class ImportedIa3(Imported):
         return weight.to(values.dtype) * values.reshape(shape) * self.number("scale", 1.0)
 
     def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether the scaled side of ``shape`` has as many features as the file has factors."""
         return len(shape) > 1 and shape[1 if self.need("on_input").item() else 0] == self.need("weight").numel()
 
 

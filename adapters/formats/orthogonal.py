@@ -105,6 +105,7 @@ class ImportedInputOft(Imported):
         return (turned - matrix).reshape(weight.shape)
 
     def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether the blocks cover the inputs of ``shape``; a single block may repeat."""
         triangle = self.need("oft_R")
         columns, block = prod(shape[1:]), triangle_side(triangle.shape[1])
         return columns == len(triangle) * block or (len(triangle) == 1 and columns % block == 0)

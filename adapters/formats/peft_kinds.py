@@ -33,21 +33,23 @@ class ImportedScaling(Imported):
 
     @property
     def adds_bias(self) -> bool:
-        """See the base class."""
+        """Whether a row's bias is scaled with it."""
         return self.reads_bias
 
     @property
     def reads_bias(self) -> bool:
-        """See the base class."""
+        """True where rows are scaled and the layer can have a bias: bias · (``ia3_l`` − 1) is added."""
         return not self.number("on_input") and not has_no_bias(self.spec.name)
 
     def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:
+        """bias · (``ia3_l`` − 1), ``[rows]``; None where the layer has no bias or inputs are scaled."""
         if bias is None or self.number("on_input"):
             return None
         gain = self.need("ia3_l").flatten() - 1
         return bias.to(gain) * gain
 
     def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether the scaled side of ``shape`` has as many features as ``ia3_l`` has factors."""
         return len(shape) > 1 and shape[1 if self.number("on_input") else 0] == self.need("ia3_l").numel()
 
 
@@ -68,6 +70,7 @@ class ImportedShira(Imported):
             (row, column), values, accumulate=True)   # fmt: skip
 
     def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether ``shape`` is a matrix that holds every stored position."""
         places = self.need("shira_indices")
         return len(shape) == 2 and bool((places >= 0).all()) and all(
             int(side.max()) < size for side, size in zip(places, shape, strict=True))   # fmt: skip
@@ -87,6 +90,7 @@ class ImportedSpectrum(Imported):
         return empty.scatter(0, places, values).reshape(*shape)
 
     def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether ``shape`` is a matrix with at least as many entries as there are coefficients."""
         return len(shape) == 2 and self.need(self.spectrum).numel() <= prod(shape)
 
 
@@ -144,6 +148,7 @@ class ImportedMiss(Imported):
         return block.repeat(1, matrix.shape[0] // block.shape[1])[column].T.reshape(weight.shape)
 
     def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether ``shape`` divides into blocks of the stored size."""
         size = self.need("miss_block").shape
         if len(size) == 3:
             return len(shape) == 2 and shape[0] == size[0] * size[1] and shape[1] % size[1] == 0
@@ -167,6 +172,7 @@ class ImportedRandlora(Imported):
         return self.number("scale", 1.0) * (product if weight.shape[1] == short else product.T)
 
     def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether the shorter side fits ``randlora_gamma`` and the longer one ``randlora_B``."""
         short, long = self.need("randlora_gamma").shape[1], self.need("randlora_B").shape[0]
         return len(shape) == 2 and min(shape) == short and max(shape) <= long
 
@@ -179,6 +185,7 @@ class ImportedVera(Imported):
         return (self.need("vera_lambda_b")[:, None] * up) @ (self.need("vera_lambda_d")[:, None] * down)
 
     def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether ``vera_lambda_b`` has one factor per row and ``vera_A`` enough columns."""
         rows, columns = self.need("vera_lambda_b").numel(), self.need("vera_A").shape[1]
         return len(shape) == 2 and shape[0] == rows and shape[1] <= columns
 

@@ -44,7 +44,7 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor in the file."""
+    """What a safetensors header says of one tensor: dtype, shape and the bytes it occupies."""
 
     dtype: str               # as the format spells it: F32, F16, BF16 …
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """A whole header."""
+    """A safetensors header, read and checked: the text metadata and an entry for every tensor."""
 
     tensors: dict[str, TensorEntry]
     metadata: dict[str, str]

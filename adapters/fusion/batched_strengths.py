@@ -64,6 +64,7 @@ class BatchedStrengthAdapter(Adapter):
         return (values[:, None, :] ** self.get_buffer("powers")).prod(-1)
 
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
+        """ΔWₙ xₙ for every picture of the batch ``x [k·N, …]``, each with its own strengths."""
         up, down = self.get_buffer("up").to(x), self.get_buffer("down").to(x)
         gains = self.gains().to(x)
         gains = gains.repeat(len(x) // len(gains), 1)

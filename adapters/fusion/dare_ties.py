@@ -30,6 +30,7 @@ def dare(models: Models, mix: Mix, drop: float = DROP_RATE, seed: int = 0) -> Ad
     generator = torch.Generator().manual_seed(seed)
 
     def rescaled(deltas: Sequence[Tensor]) -> Tensor:
+        """Sum of the ΔWs after random values are dropped, over 1 − drop."""
         kept = [delta * (torch.rand(delta.shape, generator=generator) >= drop).to(delta) for delta in deltas]
         return torch.stack(kept).sum(0) / (1 - drop)
 
@@ -42,6 +43,7 @@ def ties(models: Models, mix: Mix, keep: float = KEEP_RATIO) -> AdapterSet:
     Trimming keeps the largest values of each layer; strengths count in the election.
     """
     def trim_and_elect(deltas: Sequence[Tensor]) -> Tensor:
+        """Mean of the trimmed values whose sign wins the election."""
         return elect_signs(torch.stack([keep_largest(delta, keep) for delta in deltas]))
 
     return _merge_updates(models, mix, trim_and_elect)

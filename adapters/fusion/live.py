@@ -27,7 +27,7 @@ Curve = Callable[[float], float]   # progress of denoising, 0 … 1 → what the
 
 @dataclass(frozen=True, slots=True)
 class WeightedAdapter:
-    """One adapter of a fusion."""
+    """One adapter of a fusion: how strong it is, along which curve over the steps, and in which region."""
 
     adapters: AdapterSet
     strength: float = 1.0
@@ -35,7 +35,7 @@ class WeightedAdapter:
     region: Tensor | None = None  # [h, w] of any size, 0 … 1: where in the picture it acts; None: everywhere
 
     def strength_at(self, progress: float) -> float:
-        """Its strength at this moment."""
+        """The strength at ``progress`` of denoising (0 … 1), as the curve sets it."""
         return self.strength * (1.0 if self.curve is None else self.curve(progress))
 
 

@@ -127,6 +127,7 @@ class KLora(Adapter):
             self.register_buffer(f"{name}_down", down)
 
     def factors(self) -> Pair:
+        """The content's pair before the switch, the style's after it: ``up [rows, r]``, ``down [r, columns]``."""
         name = "content" if self._clock[0].progress < self.share else "style"
         return self.get_buffer(f"{name}_up"), self.get_buffer(f"{name}_down")
 
@@ -189,7 +190,7 @@ def row_space(pair: Pair) -> Tensor:
 
 
 def add_factors(one: Pair, two: Pair) -> Pair:
-    """The factors of a sum."""
+    """Exact factors of the sum of two low-rank updates: ups side by side, downs stacked."""
     return torch.cat([one[0], two[0]], 1), torch.cat([one[1], two[1]])
 
 

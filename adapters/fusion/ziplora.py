@@ -33,6 +33,7 @@ class ZipLora(Adapter):
             self.register_buffer(f"{name}_down", down)
 
     def factors(self) -> Pair:
+        """Both pairs side by side, of rank r_content + r_style; each ``down`` is scaled column by column."""
         return add_factors(
             (self.get_buffer("content_up"), self.get_buffer("content_down") * self.content_mix),
             (self.get_buffer("style_up"), self.get_buffer("style_down") * self.style_mix),

@@ -96,6 +96,7 @@ def _inputs(modules: Mapping[str, nn.Module], look: LossFunction) -> dict[str, T
     sketches: dict[str, Tensor] = {}
 
     def watch(module: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
+        """Fold a layer's inputs into what is known of their main directions."""
         rows = _rows(module, args[0].detach().float())
         known = sketches.get(name)
         sketches[name] = _main_directions(rows if known is None else torch.cat([known, rows]))

@@ -84,6 +84,7 @@ class BreakForMake(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: BreakForMakeSettings) -> int:
+        """rank · (rows of B + columns of D)."""
         rows, features = spec.rows - spec.rows // 2, spec.features - spec.features // 2
         return settings.rank * (rows + features * spec.taps)
 
@@ -104,6 +105,7 @@ class BreakForMake(Adapter):
         return torch.cat([self.frozen_up, up]), torch.cat([self.frozen_down, down], 1)
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """The exact pair of the class's formula: of rank ``rank``, or twice that for ``faithful``."""
         up, down = self.halves()
         if self.faithful:   # A @ C and A @ E belong to the start, which is taken away
             own_up, own_down = self.trainable_halves()

@@ -34,9 +34,11 @@ class Dora(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: RankSettings) -> int:
+        """rank · (rows + columns) + rows."""
         return settings.rank * (spec.rows + spec.columns) + spec.rows
 
     def delta(self, weight: Tensor) -> Tensor:
+        """Eq. 5 of the paper less W; ‖V‖ is detached, as its §4.3 has it."""
         before = weight.detach().flatten(1).to(self.up.dtype)
         after = before + self.scale * self.up @ self.down
         norms = after.detach().norm(dim=1)

@@ -33,9 +33,11 @@ class Dylora(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: RankSettings) -> int:
+        """rank · (rows + columns)."""
         return settings.rank * (spec.rows + spec.columns)
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """The first b ranks scaled by alpha / b: b is drawn while training, else it is the whole rank."""
         rank = self.sample_rank() if torch.is_grad_enabled() and self.up.requires_grad else len(self.down)
         return self.up[:, :rank] * (self.alpha / rank), self.down[:rank]
 
@@ -48,6 +50,7 @@ class Dylora(Adapter):
         return int(bits % len(self.down)) + 1
 
     def delta(self, weight: Tensor) -> Tensor:
+        """ΔW at the full rank, whether or not gradients are recorded."""
         return (self.up * (self.alpha / len(self.down)) @ self.down).reshape(weight.shape)
 
 

@@ -35,6 +35,7 @@ class Hydra(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: RankSettings) -> int:
+        """rank · (rows + columns) + 2 · rank · rows."""
         return settings.rank * (spec.rows + spec.columns) + 2 * settings.rank * spec.rows
 
     def pair(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,10 +44,12 @@ class Hydra(Adapter):
         return torch.cat([self.up, self.up_after], 1) * self.scale, torch.cat([self.down, through])
 
     def delta(self, weight: Tensor) -> Tensor:
+        """ΔW from both branches; the sequential one multiplies W."""
         up, down = self.pair(weight)
         return (up @ down).reshape(weight.shape)
 
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
+        """ΔW x through the two small layers, without forming ΔW."""
         if getattr(module, "groups", 1) > 1:
             return super().forward(x, module)
         with torch.autocast(x.device.type, enabled=False):

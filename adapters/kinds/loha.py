@@ -35,9 +35,11 @@ class Loha(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: RankSettings) -> int:
+        """2 · rank · (rows + columns)."""
         return 2 * settings.rank * (spec.rows + spec.columns)
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """``up [rows, rank²]``, ``down [rank², columns]``: all products of a column pair and of a row pair."""
         up = (self.up_1[:, :, None] * self.up_2[:, None]).flatten(1)
         down = (self.down_1[:, None] * self.down_2[None]).flatten(0, 1)
         return self.scale * up, down

@@ -83,6 +83,7 @@ class Lokr(Adapter):
 
     @classmethod
     def create_all(cls, specs: Sequence[Spec], settings: LokrSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+        """One adapter per module; with ``shared``, one small factor for all modules of the same f_out × f_in."""
         if not settings.shared:
             return super().create_all(specs, settings)
         smalls = {side: SmallFactor(*side) for side in sorted({_sides(spec, settings) for spec in specs})}
@@ -91,12 +92,14 @@ class Lokr(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: LokrSettings) -> int:
+        """The formula of the class; a shared small factor is not counted here."""
         terms, f_out, f_in = _sides(spec, settings)
         small = 0 if settings.shared else f_out * f_in
         return terms * (small + settings.rank * (spec.rows // f_out + spec.columns // f_in))
 
     @classmethod
     def total_count(cls, specs: Sequence[Spec], settings: LokrSettings) -> int:
+        """The sum over all modules plus each shared small factor once."""
         sides = {_sides(spec, settings) for spec in specs} if settings.shared else ()
         return super().total_count(specs, settings) + sum(terms * f_out * f_in for terms, f_out, f_in in sides)
 
@@ -107,6 +110,7 @@ class Lokr(Adapter):
 
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
+        """With ``start = weight``: W's nearest Kronecker sum becomes the fixed first factors."""
         if not self.has_first:
             return
         terms, f_out, f_in = self.small.shape
@@ -120,6 +124,7 @@ class Lokr(Adapter):
         self.first_down[: len(left), :found] = root[:, :, None] * v[:, :rank]
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """``up [rows, terms · f_in · rank]`` and its ``down``; three times the rank with first factors."""
         small, up, down = self.small, self.up, self.down
         pieces = [(small, up, down)]
         if self.has_first:   # what is added to a product of three when each of them grows

@@ -48,10 +48,12 @@ class Loldu(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: LolduSettings) -> int:
+        """min(rank, rows, columns) pivots and one gain."""
         return min(settings.rank, spec.rows, spec.columns) + 1
 
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
+        """Factorize W = P L D U and keep the first pivots with their columns of L and rows of U."""
         rank = len(self.first)
         swaps, lower, upper = torch.linalg.lu(statistics.matrix())
         pivots = upper.diagonal().clone()
@@ -62,4 +64,5 @@ class Loldu(Adapter):
         self.right.copy_(upper[:rank] / pivots[:rank, None])
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """``left · (gain · pivots − first)`` and ``right``: zero before training."""
         return self.left * (self.gain * self.pivots - self.first), self.right

@@ -21,7 +21,7 @@ class RankSettings(Settings):
 
     @property
     def scale(self) -> float:
-        """What the update is multiplied with."""
+        """alpha / rank, the factor on the update; alpha = 0 stands for the rank, so 1."""
         return (self.alpha or self.rank) / self.rank
 
     def with_rank(self, rank: int) -> Self:
@@ -31,7 +31,7 @@ class RankSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraSettings(RankSettings):
-    """Settings of one LoRA."""
+    """Settings of a LoRA: rank and scale, how it starts, and how ranks are spread over layers."""
 
     stabilized: bool = setting(False, "Scale by alpha / √rank instead (rsLoRA), which is more stable at high ranks.")
     start: str = setting("random", "Initialization: 'inputs' (EVA) is a good choice and cheap; 'weight' is PiSSA, "
@@ -41,7 +41,7 @@ class LoraSettings(RankSettings):
 
     @property
     def scale(self) -> float:
-        """What the update is multiplied with."""
+        """alpha / rank, or alpha / √rank when stabilized (rsLoRA); alpha = 0 stands for the rank."""
         return (self.alpha or self.rank) / (self.rank**0.5 if self.stabilized else self.rank)
 
     def with_rank(self, rank: int) -> Self:
@@ -92,16 +92,19 @@ class Lora(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: LoraSettings) -> int:
+        """rank · (rows + columns)."""
         return settings.rank * (spec.rows + spec.columns)
 
     @classmethod
     def required_statistics(cls, settings: LoraSettings) -> str:
+        """``inputs`` or ``gradient`` where the start or the budget needs them, else empty."""
         if settings.start in ("inputs", "gradient"):
             return settings.start
         return "inputs" if settings.budget else ""
 
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
+        """Set ``down``, or the fixed first pair, from the inputs (EVA), W (PiSSA) or the gradient (LoRA-GA)."""
         rank = len(self.down)
         if self.start_method == "inputs":
             assert statistics.inputs is not None
@@ -117,6 +120,7 @@ class Lora(Adapter):
             self.first_up[:, :half] = u[:, half : 2 * half] * self.first_down.norm(dim=1).mean()
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """``up [rows, r]`` with the scale and ``down [r, columns]``; r is twice the rank with a first pair."""
         if not self.has_first:
             return self.up if self.scale == 1 else self.up * self.scale, self.down
         up, down = torch.cat([self.first_up, self.up], 1), torch.cat([self.down, self.first_down + self.down])

@@ -14,7 +14,7 @@ from atelier.adapters.kinds.lora import RankSettings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraXsSettings(RankSettings):
-    """Settings of a LoRA-XS."""
+    """Settings of a LoRA-XS: the trained square's side and where the fixed bases come from."""
 
     rank: int = setting(32, "Side of the square matrix that is trained.", low=1, high=1024)
     start: str = setting("weight", "Source of the fixed bases: the weight's largest singular directions, or those of "
@@ -48,14 +48,17 @@ class LoraXs(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: LoraXsSettings) -> int:
+        """min(rank, rows, columns)²."""
         return min(settings.rank, spec.rows, spec.columns) ** 2
 
     @classmethod
     def required_statistics(cls, settings: LoraXsSettings) -> str:
+        """``gradient`` where LoRA-SB asks for it, else empty."""
         return "gradient" if settings.start == "gradient" else ""
 
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
+        """Take the fixed bases from the SVD of W or of the first gradient."""
         matrix = statistics.gradient_matrix() if self.start_method == "gradient" else statistics.matrix()
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         rank = len(self.core)
@@ -63,4 +66,5 @@ class LoraXs(Adapter):
         self.right.copy_(v[:rank])
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """``scale · left @ core [rows, r]`` and ``right [r, columns]``."""
         return self.scale * self.left @ self.core, self.right

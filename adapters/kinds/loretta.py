@@ -52,9 +52,11 @@ class Loretta(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: LorettaSettings) -> int:
+        """Number of values in all cores of both trains."""
         return sum(prod(shape) for train in _shapes(spec, settings) for shape in train)
 
     def structured_factors(self) -> tuple[Factor, Factor]:
+        """Both factors as tensor trains over their width, the rank's core contracted into its neighbour."""
         ranks, *ups = self.up
         *downs, last = self.down
         # The core of the rank is small: it goes into its neighbour, so that both are trains over a width alone.
@@ -65,6 +67,7 @@ class Loretta(Adapter):
         return up, down
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """The trains written out: ``up [rows, rank]`` with the scale, ``down [rank, columns]``."""
         return factor_matrices(*self.structured_factors())
 
 

@@ -87,6 +87,7 @@ class Lorta(Adapter):
 
     @classmethod
     def create_all(cls, specs: Sequence[Spec], settings: LortaSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+        """One adapter per module, and one shared CP tensor per group of modules with the same widths."""
         tables = _tables(specs)
         groups = {shape: LortaGroup(shape, settings, max(map(len, roles.values())), len(roles))
                   for shape, roles in tables.items()}
@@ -100,10 +101,12 @@ class Lorta(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: LortaSettings) -> int:   # noqa: ARG003
+        """0: every value belongs to a shared tensor, which :meth:`total_count` counts."""
         return 0   # nothing of its own: see total_count
 
     @classmethod
     def total_count(cls, specs: Sequence[Spec], settings: LortaSettings) -> int:
+        """Sum of the shared tensors' sizes, rank · (sum of the modes), over all groups."""
         total = 0
         for shape, roles in _tables(specs).items():
             heads = largest_divisor(shape.wide, settings.heads)
@@ -112,6 +115,7 @@ class Lorta(Adapter):
         return total
 
     def structured_factors(self) -> tuple[Factor, Factor]:
+        """``up`` and ``down`` as Khatri-Rao products of the group's factors; swapped for output projections."""
         (group,) = self.group
         own = self.scale * group.layers[self.layer] * group.roles[self.place]
         wide = KhatriRaoFactor(group.heads, group.head * own)
@@ -121,6 +125,7 @@ class Lorta(Adapter):
         return (model, wide) if is_output_projection(self.spec.name) else (wide, model)
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """The Khatri-Rao products written out: ``up [rows, rank]``, ``down [rank, columns]``."""
         return factor_matrices(*self.structured_factors())
 
 

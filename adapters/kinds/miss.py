@@ -37,9 +37,11 @@ class Miss(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: MissSettings) -> int:
+        """min(rank, columns) · rows."""
         return min(settings.rank, spec.columns) * spec.rows
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """``up [rows, r]`` and the fixed 0/1 matrix ``[r, columns]`` that sums every r-th input."""
         rank = self.up.shape[1]
         one = torch.eye(rank, dtype=self.up.dtype, device=self.up.device)
         return self.up, one.repeat(1, -(-self.spec.columns // rank))[:, : self.spec.columns]

@@ -44,12 +44,15 @@ class Paca(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: ColumnSettings) -> int:
+        """min(rank, columns) · rows."""
         return min(settings.rank, spec.columns) * spec.rows
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """``up [rows, r]`` and the 0/1 matrix ``[r, columns]`` that picks the trained columns."""
         return self.up, _selection_matrix(self.index, self.spec.columns, self.up)
 
     def forward(self, x: Tensor, module: nn.Module) -> Tensor:
+        """ΔW x; for a Linear the trained inputs are indexed, so that autograd keeps r columns of x alone."""
         if isinstance(module, nn.Linear):
             return F.linear(x[..., self.index.long()], self.up.to(x.dtype))
         return super().forward(x, module)
@@ -81,6 +84,7 @@ class S2ft(Adapter):
 
     @classmethod
     def create_all(cls, specs: Sequence[Spec], settings: ColumnSettings) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+        """One adapter per module; the two modules of a pair train the same random channels."""
         channels: dict[str, int] = {}
         for spec in specs:
             own = _side(spec)
@@ -90,9 +94,11 @@ class S2ft(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: ColumnSettings) -> int:
+        """min(rank, own side) · other side: the class says which side a module trains."""
         return min(settings.rank, _side(spec)) * (spec.rows * spec.columns // _side(spec))
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """``up [rows, r]`` and ``down [r, columns]``, one of them the 0/1 matrix that picks the channels."""
         picking = _selection_matrix(self.index, _side(self.spec), self.values)
         return (self.values.T, picking) if self.by_column else (picking.T, self.values)
 

@@ -65,6 +65,7 @@ class Randlora(Adapter):
     def create_all(
         cls, specs: Sequence[Spec], settings: RandloraSettings
     ) -> tuple[Sequence[Self], dict[str, nn.Module]]:
+        """One adapter per module, all of them cut from one pair of random bases as large as the largest module."""
         sides = [sorted((spec.rows, spec.columns)) for spec in specs]
         bases = RandomBases(max((long for _, long in sides), default=1), max((short for short, _ in sides), default=1),
                       settings.rank)
@@ -72,15 +73,17 @@ class Randlora(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: RandloraSettings) -> int:
+        """bases · (rank + shorter side), with bases = ⌈shorter side / rank⌉."""
         short = min(spec.rows, spec.columns)
         return _count(short, settings.rank) * (settings.rank + short)
 
     @property
     def reads_weight(self) -> bool:
-        """See the base class."""
+        """False: ΔW is made of the random bases and the trained diagonals alone."""
         return False
 
     def delta(self, weight: Tensor) -> Tensor:
+        """The sum over the bases, transposed where the rows are the shorter side."""
         (bases,), dtype = self.bases, self.mix.dtype
         short, long = sorted((self.spec.rows, self.spec.columns))
         narrow = self.mix[:, :, None] * bases.narrow[:, None, :short].to(dtype) * self.shades

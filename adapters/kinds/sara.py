@@ -34,10 +34,12 @@ class Sara(SparseAdapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: SparseSettings) -> int:
+        """min(rank · (rows + columns), rows · columns)."""
         return settings.count(spec)
 
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
+        """Choose the entries where |W| is smallest."""
         self.select_largest(-statistics.matrix().abs())
 
     @torch.no_grad()
@@ -56,4 +58,5 @@ class Sara(SparseAdapter):
         return self.index, self.current()
 
     def delta(self, weight: Tensor) -> Tensor:
+        """The entries' present values at their positions, zero elsewhere."""
         return self.scatter_values(self.current()).reshape(weight.shape)

@@ -47,10 +47,11 @@ class SparseAdapter(Adapter):
 
     @property
     def reads_weight(self) -> bool:
-        """See the base class."""
+        """False: positions and values are in the file."""
         return False
 
     def delta(self, weight: Tensor) -> Tensor:
+        """The values at their positions, zero elsewhere, in the shape of ``weight``."""
         return self.scatter_values(self.values).reshape(weight.shape)
 
 
@@ -103,6 +104,7 @@ class Shira(SparseAdapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: ShiraSettings) -> int:
+        """min(rank · (rows + columns), rows · columns)."""
         return settings.count(spec)
 
     def entries(self) -> tuple[Tensor, Tensor]:
@@ -111,10 +113,12 @@ class Shira(SparseAdapter):
 
     @classmethod
     def required_statistics(cls, settings: ShiraSettings) -> str:
+        """``gradient`` for the two masks that look at it, else empty."""
         return "gradient" if settings.mask in ("gradient", "snip") else ""
 
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
+        """Choose the positions by the mask's score; random ones are drawn already."""
         match self.mask:
             case "magnitude":
                 self.select_largest(statistics.matrix().abs())

@@ -56,9 +56,11 @@ class Svdiff(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: Settings) -> int:   # noqa: ARG003
+        """min(rows, columns): one shift for each singular value."""
         return min(spec.rows, spec.columns)
 
     def delta(self, weight: Tensor) -> Tensor:
+        """U · diag(shift) · V in the shape of ``weight``, whose SVD is computed once and kept."""
         u, _, v = self.svd(weight, self.shift.dtype)
         return ((u * self.shift) @ v).reshape(weight.shape)
 
@@ -84,6 +86,7 @@ class Soda(Svdiff):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: Settings) -> int:
+        """min(rows, columns) and the lower triangles of the three skew matrices."""
         return super().parameter_count(spec, settings) + sum(i * (i - 1) // 2 for i in modes(spec.features))
 
     def rotation(self, below: Tensor, size: int) -> Tensor:
@@ -95,6 +98,7 @@ class Soda(Svdiff):
         return torch.linalg.solve(one + skew, one - skew)
 
     def delta(self, weight: Tensor) -> Tensor:
+        """The shifted and rotated W less the W formed the same way, so that the start is exactly zero."""
         u, s, v = self.svd(weight, self.shift.dtype)
         sizes = [i for i in modes(self.spec.features) if i > 1]
         turned = (u * (s + self.shift)) @ v

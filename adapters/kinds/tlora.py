@@ -84,6 +84,7 @@ class Tlora(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: TloraSettings) -> int:
+        """Cores of the transform and of the residual: the formula of the class."""
         transform = settings.ring**2 * sum(i**2 for i in modes(spec.features))
         if settings.residual == "lora":
             return transform + settings.rank * (spec.rows + spec.columns)
@@ -96,6 +97,7 @@ class Tlora(Adapter):
         return torch.einsum("ipab,jqbc,krca->ijkpqr", *cores).reshape(self.spec.features, self.spec.features)
 
     def delta(self, weight: Tensor) -> Tensor:
+        """W · (T − T₀) + scale · Δ in the shape of ``weight``."""
         turn = self.transform(list(self.change)) - self.transform([torch.zeros_like(c) for c in self.change])
         taps = weight.detach().reshape(self.spec.rows, self.spec.features, self.spec.taps).to(turn.dtype)
         turned = torch.einsum("oit,ij->ojt", taps, turn)

@@ -67,17 +67,20 @@ class Wara(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: WaraSettings) -> int:
+        """rank · (rows + columns) of every trained band: the formula of the class."""
         levels = settings.levels
         low = sum(_cut(spec, levels, levels)) * (settings.smooth_rank or settings.rank)
         high = sum(3 * settings.rank * sum(_cut(spec, levels, j)) for j in range(1, levels + 1))
         return low * (settings.bands != "details") + high * (settings.bands != "smooth")
 
     def factors(self) -> tuple[Tensor, Tensor]:
+        """All bands' factors, transformed back and cropped: ``up [rows, r]``, ``down [r, columns]``."""
         up, down = (self._back(side) for side in ("up", "down"))
         down = down.reshape(-1, self.spec.taps, down.shape[1])[: self.spec.features].flatten(0, 1)
         return self.scale * up[: self.spec.rows], down.T
 
     def structured_factors(self) -> tuple[Factor, Factor]:
+        """For one level of Haar over all bands the factors as they are stored, else dense ones."""
         if (self.levels, self.wavelet, self.bands) != (1, "haar", "all"):
             return dense_factors(self.factors())
         up, down = ((getattr(self, f"{side}_0"), getattr(self, f"{side}_1")) for side in ("up", "down"))

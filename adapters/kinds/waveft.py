@@ -52,9 +52,11 @@ class Waveft(SparseAdapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: WaveftSettings) -> int:
+        """min(count, number of coefficients, padding included)."""
         return min(settings.count, cls.position_count(spec))
 
     def delta(self, weight: Tensor) -> Tensor:
+        """Inverse wavelet transform of the coefficients over rows and features, cropped to ``weight``."""
         spec = self.spec
         packed = self.scatter_values(self.values * self.gain).reshape(padded_width(spec.rows, 1), -1, spec.taps)
         by_row = self._back(packed)[: spec.rows]
@@ -91,9 +93,11 @@ class Wht(SparseAdapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: WhtSettings) -> int:
+        """min(count, rows · columns)."""
         return min(settings.count, cls.position_count(spec))
 
     def delta(self, weight: Tensor) -> Tensor:
+        """Walsh-Hadamard transform of the coefficients over the features, in the shape of ``weight``."""
         spec = self.spec
         packed = self.scatter_values(self.values * self.gain).reshape(spec.rows, spec.features, spec.taps)
         return hadamard(packed.transpose(1, 2)).transpose(1, 2).reshape(weight.shape)

@@ -61,7 +61,7 @@ class FakeQuantLayer(nn.Module):
         return weight + (self.up @ self.down.flatten(1)).reshape(weight.shape)
 
     def quantized_weight(self) -> Tensor:
-        """The weight after it."""
+        """:meth:`updated_weight` rounded to its grid, in the dtype of the weight; or the cached one."""
         if self.cached_weight is not None:
             return self.cached_weight
         return fake_quant(self.updated_weight(), self.steps, self.zeros, self.bits.weight).to(self.weight.dtype)

@@ -42,7 +42,7 @@ _LEVELS = "input_levels"
 
 
 class PackedLayer(QuantizedLayer):
-    """A layer of codes."""
+    """A frozen layer whose weight is stored as packed codes and decoded when it is used."""
 
     codes: Tensor     # uint8 [⌈out · bits / 8⌉, …]
     steps: Tensor     # [out] float32
@@ -102,7 +102,7 @@ class PackedLayer(QuantizedLayer):
 
 
 class PackedLinear(PackedLayer, nn.Linear):   # type: ignore[misc]
-    """A Linear of codes."""
+    """A frozen Linear that keeps packed codes instead of a weight."""
 
     def forward(self, x: Tensor) -> Tensor:   # type: ignore[override]
         """In whole numbers on tensor cores, where there are some; else as every packed layer."""
