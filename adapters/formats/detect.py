@@ -6,15 +6,16 @@ No tensor is read and torch is not loaded, so a look at a file takes millisecond
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
 from atelier.adapters.core.family import FAMILIES, SD1, SDXL
 from atelier.adapters.formats import foreign_metadata, peft_config
 from atelier.adapters.formats.group_layers import Layer, build_layers, group_layers, modules_without
-from atelier.adapters.formats.layer_shapes import Shape
+from atelier.adapters.formats.layer_shapes import Shape, is_norm
 from atelier.adapters.formats.module_names import has_no_bias
 from atelier.adapters.formats.not_adapters import is_learned_word, other_model, what_else
 from atelier.adapters.formats.peft_config import PeftConfig
@@ -83,8 +84,8 @@ def detect_entries(
             raise HeaderError(other)
         if not grouped.layers:
             raise HeaderError(what_else(shapes))
-        family, sure = _family(build_layers(grouped, shapes, configs), entries.metadata)
-        layers = _in_second_encoder(build_layers(grouped, shapes, configs, family))
+        family, sure = _family(build_layers(grouped, shapes, configs), shapes, entries.metadata)
+        layers = _in_second_encoder(build_layers(grouped, shapes, configs, family), shapes)
     except HeaderError as error:
         raise FileError(f"{name} {error}") from None
     ranks = {shapes[layer.keys["down"]][0] for layer in layers.values() if "down" in layer.keys}
@@ -98,15 +99,26 @@ def detect_entries(
     )   # fmt: skip
 
 
-def _in_second_encoder(layers: dict[str, Layer]) -> dict[str, Layer]:
+def _in_second_encoder(layers: dict[str, Layer], shapes: Mapping[str, Shape]) -> dict[str, Layer]:
     """The same layers, of the second text encoder where a file holds one encoder alone and its width tells which."""
-    widths = {layer.shape[1] for name, layer in layers.items() if ".self_attn." in name and len(layer.shape) > 1}
-    if widths != {_SECOND_WIDTH} or not all(name.startswith("text_encoder.") for name in layers):
+    first_alone = all(name.startswith("text_encoder.") for name in layers)
+    if not first_alone or set(_encoder_widths(layers, shapes)) != {_SECOND_WIDTH}:
         return layers
     return {name.replace("text_encoder.", "text_encoder_2.", 1): layer for name, layer in layers.items()}
 
 
-def _family(layers: Mapping[str, Layer], metadata: Mapping[str, str]) -> tuple[str, bool]:
+def _encoder_widths(layers: Mapping[str, Layer], shapes: Mapping[str, Shape]) -> Iterator[int]:
+    """Widths of the first text encoder, as its attention and normalizations tell: their weights are square, or rows."""
+    for name, layer in layers.items():
+        if name.startswith("text_encoder.") and (".self_attn." in name or is_norm(name)):
+            gains = [prod(shapes[key]) for part, key in layer.keys.items() if part in ("weight", "ia3_l")]
+            if width := max(*layer.shape, 0, *gains):
+                yield width
+
+
+def _family(
+    layers: Mapping[str, Layer], shapes: Mapping[str, Shape], metadata: Mapping[str, str]
+) -> tuple[str, bool]:
     """The base family, and whether the shapes prove it."""
     widths = {name: layer.shape[1] for name, layer in layers.items() if len(layer.shape) > 1}
     text = [width for name, width in widths.items() if name.endswith(("attn2.to_k", "attn2.to_v"))]
@@ -118,7 +130,7 @@ def _family(layers: Mapping[str, Layer], metadata: Mapping[str, str]) -> tuple[s
     if any(name.startswith(("text_encoder_2.", "unet.add_embedding")) or ".transformer_blocks.2." in name
            for name in layers):   # fmt: skip
         return SDXL.name, True
-    encoder = (width for name, width in widths.items() if name.startswith("text_encoder.") and ".self_attn." in name)
+    encoder = _encoder_widths(layers, shapes)
     if found := next((_ENCODER_WIDTHS[width] for width in encoder if width in _ENCODER_WIDTHS), ""):
         return found, True
     named = foreign_metadata.find_family(metadata)

@@ -44,6 +44,12 @@ def create_imported(layers: Mapping[Spec, Mapping[str, Tensor]]) -> AdapterSet:
     return AdapterSet(Imported, Settings(), adapters, shared={SHARED_NAME: shared} if common else None)
 
 
+def algorithm_names(adapters: AdapterSet) -> tuple[str, ...]:
+    """What the layers of an imported adapter are, such as LoRA and norm; empty for kinds that are trained here."""
+    found = (algorithm_of(adapter._buffers) for adapter in adapters if isinstance(adapter, Imported))
+    return tuple(dict.fromkeys(algorithm.name for algorithm in found if algorithm))
+
+
 def _adapter(spec: Spec, parts: Mapping[str, Tensor], shared: nn.Module) -> Imported:
     algorithm = algorithm_of(parts)
     assert algorithm is not None

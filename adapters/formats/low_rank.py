@@ -13,13 +13,15 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.formats.module_names import canonical_name
+from atelier.adapters.formats.imported_layers import create_imported
+from atelier.adapters.formats.module_names import canonical_name, has_no_bias
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora
 
 WeightOf = Callable[[str], Tensor]   # a module's name → the base model's original weight; with `.bias`, its bias
 Pair = tuple[Tensor, Tensor]         # up [rows, rank], down [rank, columns]; scale and strength are in them
+Vectors = dict[str, Tensor]          # change of a bias or a normalization, by LyCORIS's names
 
 _EXTRA = 8         # directions that the randomized SVD looks for beyond those that are kept
 _POWERS = 1        # its power iterations (Halko et al. 2011, arXiv 0909.4061, algorithm 4.4)
@@ -135,10 +137,41 @@ def _enough(values: Tensor, total: float, energy: float, most: int) -> tuple[int
     return rank, min(1.0, shares[rank - 1].item())
 
 
+@torch.no_grad()
 def mix_to_lora(mix: Mix, weight_of: WeightOf, limits: LowRankLimits = EXACT) -> AdapterSet:
-    """The Mix as one LoRA with a rank of its own for every layer. Changes of biases and normalizations stay out."""
-    matrices = (change for change in weight_changes(mix, weight_of) if len(change.spec.shape) > 1)
-    return lora_from_factors({change.spec: nearest_low_rank(change, limits)[0] for change in matrices})
+    """The Mix as one LoRA with a rank of its own for every layer, and its changes of biases and normalizations."""
+    pairs: dict[Spec, Pair] = {}
+    vectors: dict[Spec, Vectors] = {}
+    for change in weight_changes(mix, weight_of):
+        if own := change_vectors(change):
+            vectors[change.spec] = own
+        if changes_matrix(change):
+            pairs[change.spec] = nearest_low_rank(change, limits)[0]
+    return lora_with_vectors(pairs, vectors)
+
+
+def changes_matrix(change: WeightChange) -> bool:
+    """Whether a change is one of a weight matrix, and not of a normalization or of a bias alone."""
+    bias_alone = change.bias is not None and change.dense is not None and not change.dense.any()
+    return len(change.spec.shape) > 1 and not bias_alone
+
+
+def change_vectors(change: WeightChange) -> Vectors:
+    """What a change adds to a bias or to a normalization, by LyCORIS's names; empty where it does neither."""
+    norm = len(change.spec.shape) == 1
+    # PEFT adds a bias where the module has none; only beside a LoRA is there a name for that.
+    name = "b_norm" if norm else "up_bias" if has_no_bias(change.spec.name) else "diff_b"
+    vectors = {} if change.bias is None else {name: change.bias}
+    return {"w_norm": change.matrix().flatten(), **vectors} if norm else vectors
+
+
+def lora_with_vectors(pairs: Mapping[Spec, Pair], vectors: Mapping[Spec, Vectors]) -> AdapterSet:
+    """A LoRA that holds these pairs; with vectors an imported adapter, for a trained LoRA has no place for them."""
+    if not vectors:
+        return lora_from_factors(pairs)
+    layers = {spec: {"up": up.contiguous(), "down": down.contiguous()} for spec, (up, down) in pairs.items()}
+    return create_imported({spec: {**layers.get(spec, {}), **vectors.get(spec, {})}
+                            for spec in dict.fromkeys((*layers, *vectors))}).requires_grad_(False)   # fmt: skip
 
 
 @torch.no_grad()

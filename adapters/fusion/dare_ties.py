@@ -16,7 +16,7 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.imported_layers import create_imported
 from atelier.adapters.formats.low_rank import WeightChange, weight_changes
 from atelier.adapters.formats.module_names import canonical_name
-from atelier.adapters.fusion.pairwise import Models
+from atelier.adapters.fusion.pairwise import Models, base_value
 
 DROP_RATE = 0.8   # share of the values that DARE drops: AutoLoRA's baseline
 KEEP_RATIO = 0.2   # share of the values that TIES keeps: its authors' choice
@@ -68,7 +68,7 @@ def _merge_updates(models: Models, mix: Mix, method: Callable[[Sequence[Tensor]]
     modules = {name: module for part, _ in mix.parts for name, module in find_target_modules(models, part).items()}
     found: dict[str, list[WeightChange]] = {}
     for part in mix.active():
-        for change in weight_changes(Mix((part,)), lambda name: weight_of(modules[name])):
+        for change in weight_changes(Mix((part,)), lambda name: base_value(modules, name)):
             found.setdefault(canonical_name(change.spec.name), []).append(change)
     return create_imported({own[0].spec: _parts(own, weight_of(modules[own[0].spec.name]), method)
                          for own in found.values()})   # fmt: skip

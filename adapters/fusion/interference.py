@@ -16,7 +16,7 @@ from torch import Tensor
 from atelier.adapters.core.base import Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.low_rank import Pair
-from atelier.adapters.fusion.pairwise import Models, exact_factors, row_space
+from atelier.adapters.fusion.pairwise import Models, exact_changes, row_space
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def measure_interference(models: Models, mix: Mix) -> Interference:
     Raises:
         MountError: an adapter does not fit the base model.
     """
-    found = [exact_factors(models, Mix((part,))) if part[1] else {} for part in mix.parts]
+    found = [exact_changes(models, Mix((part,)))[0] if part[1] else {} for part in mix.parts]
     specs = list(dict.fromkeys(spec for own in found for spec in own))
     meetings: list[LayerOverlap] = []
     cancelled: dict[str, float] = {}

@@ -15,12 +15,12 @@ import torch
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.formats.low_rank import LowRankLimits, WeightChange, lora_from_factors, nearest_low_rank
+from atelier.adapters.formats.low_rank import LowRankLimits, WeightChange, lora_with_vectors, nearest_low_rank
 from atelier.adapters.fusion.curves import switch_curves
 from atelier.adapters.fusion.dare_ties import dare, ties
 from atelier.adapters.fusion.gates import GateRecord, GateSet
 from atelier.adapters.fusion.live import Fusion, WeightedAdapter
-from atelier.adapters.fusion.pairwise import Models, exact_factors
+from atelier.adapters.fusion.pairwise import Models, exact_changes
 
 METHODS = ("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd", "concat")
 DEFAULT_METHOD = "sum"   # nothing is clearly better: docs/fusion.md
@@ -108,14 +108,14 @@ def fuse_adapters(models: Models, parts: Sequence[WeightedAdapter], method: str,
         raise SettingError("Every strength is 0, so the adapter would change nothing. Change at least one strength.")
     if method in ("dare", "ties"):
         return (dare if method == "dare" else ties)(models, mix)
-    pairs = exact_factors(models, mix)
+    pairs, vectors = exact_changes(models, mix)
     if method == "svd":
         limits = LowRankLimits(rank=rank or _largest_rank(models, mix))
         pairs = {spec: nearest_low_rank(WeightChange(spec, pair), limits)[0] for spec, pair in pairs.items()}
-    return lora_from_factors(pairs)
+    return lora_with_vectors(pairs, vectors)
 
 
 def _largest_rank(models: Models, mix: Mix) -> int:
     """Of any layer of any one of the adapters."""
-    ranks = [len(down) for part in mix.parts for _, down in exact_factors(models, Mix((part,))).values()]
+    ranks = [len(down) for part in mix.parts for _, down in exact_changes(models, Mix((part,)))[0].values()]
     return max((1, *ranks))

@@ -13,11 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from atelier.adapters.attach.mount import find_target_modules
-from atelier.adapters.core.base import Adapter, AdapterSet, Spec, weight_of
+from atelier.adapters.core.base import Adapter, AdapterSet, Spec, bias_of, weight_of
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.timestep import TimestepTracker
-from atelier.adapters.formats.low_rank import Pair, WeightChange, lora_from_factors, weight_changes
+from atelier.adapters.formats.low_rank import (
+    Pair,
+    Vectors,
+    WeightChange,
+    change_vectors,
+    changes_matrix,
+    lora_from_factors,
+    lora_with_vectors,
+    weight_changes,
+)
 from atelier.adapters.kinds.lora import RankSettings
 
 Models = Mapping[str, nn.Module]   # component name → model, as everywhere
@@ -36,9 +45,8 @@ class LayerPair:
 
 
 def sum_adapters(models: Models, content: AdapterSet, style: AdapterSet) -> AdapterSet:
-    """A LoRA whose ΔW is the sum of both, exactly: the factors side by side."""
-    found = pair_layers(models, content, style)
-    return lora_from_factors({layer.spec: add_factors(layer.content, layer.style) for layer in found})
+    """A LoRA whose ΔW is the sum of both, exactly: the factors side by side; biases and normalizations add up too."""
+    return lora_with_vectors(*exact_changes(models, Mix(((content, 1.0), (style, 1.0)))))
 
 
 def np_lora(models: Models, content: AdapterSet, style: AdapterSet, amount: float = NP_LORA_MU) -> AdapterSet:
@@ -137,26 +145,46 @@ def pair_layers(models: Models, content: AdapterSet, style: AdapterSet) -> list[
 
     Raises:
         MountError: one of them does not fit the base model.
-        SettingError: neither changes a weight matrix.
+        SettingError: one changes biases or normalizations, which have no rows to project and no layer to choose.
     """
-    one, two = (exact_factors(models, Mix(((part, 1.0),))) for part in (content, style))
+    found = [exact_changes(models, Mix(((part, 1.0),))) for part in (content, style)]
+    if vectors := next((vectors for _, vectors in found if vectors), None):
+        name = next(iter(vectors)).name
+        raise SettingError(f"One of these adapters also changes biases or normalization layers ({name}), which this "
+                           "method can't combine. Merge both instead: atelier merge keeps those changes.")
+    one, two = (pairs for pairs, _ in found)
     if not one and not two:
-        raise SettingError("Both adapters change only biases and normalization layers, which can't be combined into a "
-                           "LoRA. Draw with both of them instead.")
+        raise SettingError("Neither of these adapters changes a layer, so there is nothing to combine.")
     dtype = next(up.dtype for up, _ in (*one.values(), *two.values()))
     specs = list(dict.fromkeys((*one, *two)))
     return [LayerPair(spec, *(part.get(spec, _empty_pair(spec, dtype)) for part in (one, two))) for spec in specs]
 
 
 @torch.no_grad()
-def exact_factors(models: Models, mix: Mix) -> dict[Spec, Pair]:
-    """Factors of all that a Mix adds: the kinds' own, else the SVD down to rounding, whatever rank that takes.
+def exact_changes(models: Models, mix: Mix) -> tuple[dict[Spec, Pair], dict[Spec, Vectors]]:
+    """All that a Mix adds: factors of every matrix, and the changes of biases and normalizations.
 
-    Changes of biases and normalizations have none and stay out.
+    Factors are the kinds' own, else the SVD down to rounding, whatever rank that takes.
     """
     modules = {name: module for part, _ in mix.parts for name, module in find_target_modules(models, part).items()}
-    found = weight_changes(mix, lambda name: weight_of(modules[name]))
-    return {_complete_spec(change.spec, modules): factorize(change) for change in found if len(change.spec.shape) > 1}
+    pairs: dict[Spec, Pair] = {}
+    vectors: dict[Spec, Vectors] = {}
+    for change in weight_changes(mix, lambda name: base_value(modules, name)):
+        spec = _complete_spec(change.spec, modules)
+        if own := change_vectors(change):
+            vectors[spec] = own
+        if changes_matrix(change):
+            pairs[spec] = factorize(change)
+    return pairs, vectors
+
+
+def base_value(modules: Mapping[str, nn.Module], name: str) -> Tensor:
+    """A module's weight by its name, or its bias by the name with ``.bias``; zeros where it has no bias."""
+    if name in modules:
+        return weight_of(modules[name])
+    module = modules[name.removesuffix(".bias")]
+    bias = bias_of(module)
+    return weight_of(module).new_zeros(len(weight_of(module))) if bias is None else bias
 
 
 def factorize(change: WeightChange) -> Pair:
@@ -170,12 +198,12 @@ def factorize(change: WeightChange) -> Pair:
 
 
 def to_lora(models: Models, adapters: AdapterSet, strength: float = 1.0) -> AdapterSet:
-    """``strength``·ΔW as a plain LoRA.
+    """``strength``·ΔW as a LoRA, with its changes of biases and normalizations.
 
     Raises:
         MountError: the adapter does not fit the base model.
     """
-    return lora_from_factors(exact_factors(models, Mix(((adapters, strength),))))
+    return lora_with_vectors(*exact_changes(models, Mix(((adapters, strength),))))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.adapter_info import AdapterInfo
+from atelier.adapters.formats.imported_layers import algorithm_names
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.fusion.gates import GateRecord
 from atelier.adapters.fusion.interference import Interference
@@ -96,7 +97,7 @@ def fuse_mix(home: Home, engine: Engine, mix: SavedMix, name: str) -> tuple[Adap
         name=free, trigger=" ".join(dict.fromkeys(card.trigger for card in cards if card.trigger)),
         subject=first.subject, base=first.base, family=first.family, title=first.title, method=mix.method,
         created=datetime.now(UTC).isoformat(timespec="seconds"), pictures=sum(card.pictures for card in cards),
-        parts=tuple(card.name for card in cards),
+        parts=tuple(card.name for card in cards), algorithms=algorithm_names(adapters),
     )   # fmt: skip
     with explain_write_errors(home.adapters):
         save_adapter(home.adapters / f"{free}.safetensors", adapters, info.to_metadata())

@@ -15,6 +15,7 @@ from atelier.adapters.formats.adapter_info import AdapterInfo, is_adapter
 from atelier.adapters.formats.detect import AdapterContents
 from atelier.adapters.formats.export import ExportReport, export_mix
 from atelier.adapters.formats.foreign_metadata import NO_NAMES, find_sampler
+from atelier.adapters.formats.imported_layers import algorithm_names
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits, WeightOf, mix_to_lora
 from atelier.adapters.formats.native import (
     content_hash,
@@ -222,12 +223,8 @@ def merge_adapters(
     weight_of = _weights(parts, base) or _base_required(first)
     if not mix.parts:
         raise HomeError("Every strength is 0, so the adapter would change nothing. Change at least one strength.")
-    lora = mix_to_lora(mix, weight_of, limits)
-    if not len(lora):
-        raise HomeError("These adapters change only biases and normalization layers, which a LoRA can't hold. Draw "
-                        "with them as they are.")
     sources = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
-    return _save_to_library(home, wanted, lora, AdapterInfo(
+    return _save_to_library(home, wanted, mix_to_lora(mix, weight_of, limits), AdapterInfo(
         family=first.family, base=first.base, title=first.title, merged_from=sources, thumbnail=first.thumbnail,
         trigger=", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
         subject=", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject))))   # fmt: skip
@@ -261,7 +258,7 @@ def extract_adapter(home: Home, tuned: str, base: str, name: str, limits: LowRan
 
 
 def _save_to_library(home: Home, name: str, adapters: AdapterSet, info: AdapterInfo) -> AdapterCard:
-    info = replace(info, name=name, created=_now())
+    info = replace(info, name=name, created=_now(), algorithms=algorithm_names(adapters))
     with explain_write_errors(home.adapters):
         save_adapter(home.adapters / f"{name}{SUFFIX}", adapters, info.to_metadata())
     return find_adapter(home, name)

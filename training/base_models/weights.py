@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from atelier.adapters.formats.low_rank import (
     EXACT,
     LowRankLimits,
     Pair,
+    Vectors,
     WeightChange,
     WeightOf,
-    lora_from_factors,
+    lora_with_vectors,
     nearest_low_rank,
 )
 from atelier.adapters.formats.native import write_tensors
@@ -92,6 +94,8 @@ def _write_folder(model: BaseModel, out: Path, dtype: torch.dtype) -> int:
 def extract_lora(tuned: str, base: str, limits: LowRankLimits = EXACT) -> AdapterSet:
     """The difference of two base models, ``tuned`` − ``base``, as one LoRA over every linear layer and convolution.
 
+    Changes of biases and normalizations are kept beside it.
+
     Raises:
         BaseError: either is no base model, they are of different families, or nothing differs.
     """
@@ -99,18 +103,31 @@ def extract_lora(tuned: str, base: str, limits: LowRankLimits = EXACT) -> Adapte
     if new.info.family != old.info.family:
         raise BaseError(f"{tuned} is {family_title(new.info.family)} and {base} is {family_title(old.info.family)}, "
                         "but both must be of the same family.")
+    after, before = (_parameters(model) for model in (new, old))
     pairs: dict[Spec, Pair] = {}
-    new_weight, old_weight = (_weights_by_name(model) for model in (new, old))
     for spec in find_targets(old.models(), "all"):
-        dense = new_weight(spec.name) - old_weight(spec.name)
+        dense = after[f"{spec.name}.weight"] - before[f"{spec.name}.weight"]
         if dense.any():
             pairs[spec], _ = nearest_low_rank(WeightChange(spec, dense=dense), limits)
-    if not pairs:
+    vectors = _vector_differences(after, before)
+    if not pairs and not vectors:
         raise BaseError(f"{tuned} and {base} have the same weights, so there is nothing to extract.")
-    return lora_from_factors(pairs)
+    return lora_with_vectors(pairs, vectors)
 
 
-def _weights_by_name(model: BaseModel) -> WeightOf:
-    parameters = {f"{component}.{name}": value for component, part in model.models().items()
-                  for name, value in part.named_parameters()}   # fmt: skip
-    return lambda name: parameters[f"{name}.weight"]
+def _parameters(model: BaseModel) -> dict[str, Tensor]:
+    return {f"{component}.{name}": value for component, part in model.models().items()
+            for name, value in part.named_parameters()}   # fmt: skip
+
+
+def _vector_differences(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[Spec, Vectors]:
+    """What differs in biases and normalizations."""
+    found: dict[Spec, Vectors] = {}
+    for name in (name.removesuffix(".weight") for name in before if name.endswith(".weight")):
+        shape, norm = tuple(before[f"{name}.weight"].shape), before[f"{name}.weight"].dim() == 1
+        parts = {"w_norm": "weight", "b_norm": "bias"} if norm else {"diff_b": "bias"}
+        own = {part: after[f"{name}.{end}"] - before[f"{name}.{end}"] for part, end in parts.items()
+               if f"{name}.{end}" in before}   # fmt: skip
+        if any(value.any() for value in own.values()):
+            found[Spec(name, shape)] = own
+    return found

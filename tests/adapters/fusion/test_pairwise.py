@@ -15,6 +15,7 @@ from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
+from atelier.adapters.formats.imported_layers import create_imported
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.fusion.gates import GateSet, GateSettings
 from atelier.adapters.fusion.live import WeightedAdapter
@@ -231,9 +232,31 @@ def test_an_adapter_of_another_base_is_refused(models, content):
 
 
 def test_two_that_change_no_matrix_are_refused(models):
-    norms = AdapterSet(Lora, Lora.settings(), [])
-    with pytest.raises(SettingError, match="Both adapters change only"):
-        sum_adapters(models, norms, norms)
+    empty = AdapterSet(Lora, Lora.settings(), [])
+    with pytest.raises(SettingError, match="Neither of these adapters changes"):
+        np_lora(models, empty, empty)
+
+
+def test_a_change_of_a_bias_is_added_or_the_method_is_refused(models, content):
+    shift, gain = torch.randn(8).double(), torch.rand(14, 1).double()
+    other = create_imported({Spec("unet.wide", (8, 0)): {"diff_b": shift}, Spec("unet.tall", (0, 0)): {"ia3_l": gain}})
+    whole = sum_adapters(models, content, other)
+    assert_close(whole["unet.wide"].bias_delta(), shift)
+    assert_close(whole["unet.tall"].bias_delta(), models["unet"].tall.bias.detach() * (gain.flatten() - 1))
+    assert_close(whole["unet.conv"].delta(torch.zeros(6, 4, 3, 3).double()),
+                 content["unet.conv"].delta(torch.zeros(6, 4, 3, 3).double()))   # fmt: skip
+    for refused in (np_lora, k_lora, k_lora_mean, create_ziplora):
+        with pytest.raises(SettingError, match=r"also changes biases or normalization layers \(unet\.wide\)"):
+            refused(models, content, other)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("gated", "switch", "composite")])
+def test_every_method_that_comes_to_weights_keeps_a_change_of_a_bias(models, content, method):
+    gain = torch.rand(14, 1).double()
+    other = create_imported({Spec("unet.tall", (0, 0)): {"ia3_l": gain}})
+    before = models["unet"].tall.bias.detach().clone()
+    with merge(models, combine(models, [WeightedAdapter(content, 0.5), WeightedAdapter(other, 0.5)], method)):
+        assert_close(models["unet"].tall.bias.detach(), before * (1 + 0.5 * (gain.flatten() - 1)))
 
 
 @pytest.mark.parametrize("method", METHODS)

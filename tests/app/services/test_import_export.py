@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from atelier.adapters.core.base import Spec
-from atelier.adapters.formats.low_rank import LowRankLimits
+from atelier.adapters.formats.imported_layers import create_imported
+from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
 from atelier.adapters.formats.native import load_adapter, read_metadata, save_adapter
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.kinds.catalog import create_adapters
@@ -172,21 +173,20 @@ def test_strength_zero_merges_into_nothing_and_says_so(home: Home, tmp_path: Pat
     assert_close(delta(merge_adapters(home, [(fox, 0.0), (owl, 1.0)], "owl alone").path), delta(owl.path))
 
 
-def test_what_only_normalizations_change_does_not_merge(home: Home, tmp_path: Path):
-    path = tmp_path / "norm.safetensors"
-    save_file({"lora_unet_down_blocks_0_resnets_0_norm1.w_norm": torch.ones(64),
-               "lora_unet_down_blocks_0_resnets_0_norm1.b_norm": torch.ones(64)}, path)
-    norm = import_file(home, path).card
-    with pytest.raises(HomeError, match="only biases and normalization layers"):
-        merge_adapters(home, [(norm, 1.0)], "none", base="embedded")
-
-
-def test_norms_alone_are_refused_in_words_where_a_lora_is_to_be_made(home: Home, tmp_path: Path):
-    path = tmp_path / "norm.safetensors"
-    save_file({"lora_unet_down_blocks_0_resnets_0_norm1.w_norm": torch.ones(32)}, path)
-    norm = import_file(home, path).card
-    with pytest.raises(HomeError, match="only biases and normalization layers"):
-        merge_adapters(home, [(norm, 1.0)], "none", base="embedded")
+@pytest.mark.parametrize("limits", [EXACT, LowRankLimits(rank=2)])
+def test_merge_and_resize_keep_changes_of_biases_and_normalizations(home: Home, tmp_path: Path, limits: LowRankLimits):
+    norm, conv = "lora_unet_down_blocks_0_resnets_0_norm1", "lora_unet_down_blocks_0_resnets_0_conv1"
+    tensors = load_file(foreign(tmp_path / "fox.safetensors"))
+    extra = {f"{norm}.w_norm": torch.randn(64), f"{norm}.b_norm": torch.randn(64), f"{conv}.diff_b": torch.randn(64)}
+    save_file(tensors | extra, tmp_path / "fox.safetensors")
+    fox, owl = (import_file(home, path).card for path in (tmp_path / "fox.safetensors",
+                                                          foreign(tmp_path / "owl.safetensors")))   # fmt: skip
+    both = merge_adapters(home, [(fox, 2.0), (owl, 1.0)], "both", limits, base="embedded")
+    merged = load_adapter(both.path)
+    assert_close(merged["unet.down_blocks.0.resnets.0.norm1"].delta(torch.zeros(64)), 2 * extra[f"{norm}.w_norm"])
+    assert_close(merged["unet.down_blocks.0.resnets.0.norm1"].bias_delta(), 2 * extra[f"{norm}.b_norm"])
+    assert_close(merged["unet.down_blocks.0.resnets.0.conv1"].bias_delta(), 2 * extra[f"{conv}.diff_b"])
+    assert both.algorithms == "LoRA, bias, norm" and merged.specs[0] == load_adapter(owl.path).specs[0]
 
 
 @pytest.mark.parametrize("rank", ["0", "-1", "1.5", "9999"])
@@ -281,12 +281,21 @@ def test_extract_finds_what_was_merged(home: Home, tmp_path: Path, monkeypatch: 
         for parameter in adapters.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     save_adapter(home.adapters / "fox.safetensors", adapters, {"atelier.family": "sd1", "atelier.base": str(base)})
-    card = find_adapter(home, "fox")
-    export_base([(card, 1.0)], tmp_path / "tuned.safetensors", "fp32", single_file=True)
+    norm = {part: torch.randn(32) for part in ("w_norm", "b_norm")}
+    vectors = create_imported({Spec("unet.conv_norm_out", (32,)): norm,
+                               Spec("unet.conv_in", (32, 4, 3, 3)): {"diff_b": torch.randn(32)}})   # fmt: skip
+    save_adapter(home.adapters / "norm.safetensors", vectors, {"atelier.family": "sd1", "atelier.base": str(base)})
+    parts = [(find_adapter(home, name), 1.0) for name in ("fox", "norm")]
+    export_base(parts, tmp_path / "tuned.safetensors", "fp32", single_file=True)
     limits = LowRankLimits(energy=0.999999)
     found = extract_adapter(home, str(tmp_path / "tuned.safetensors"), str(base), "again", limits)
     again = {adapter.spec.name: adapter for adapter in load_adapter(found.path)}
-    assert again.keys() == {spec.name for spec in specs}
+    assert again.keys() == {spec.name for spec in (*specs, *vectors.specs)}
+    for adapter in vectors:
+        ours = again[adapter.spec.name]
+        assert_close(ours.bias_delta(), adapter.bias_delta(), rtol=1e-4, atol=1e-5)
+        zeros = torch.zeros(adapter.spec.shape)
+        assert_close(ours.delta(zeros), adapter.delta(zeros), rtol=1e-4, atol=1e-5)
     for adapter in adapters:
         zeros = torch.zeros(adapter.spec.shape)
         assert_close(again[adapter.spec.name].delta(zeros), adapter.delta(zeros).detach(), rtol=1e-3, atol=1e-4)
