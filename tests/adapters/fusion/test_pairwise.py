@@ -255,7 +255,9 @@ def test_every_method_that_comes_to_weights_keeps_a_change_of_a_bias(models, con
     gain = torch.rand(14, 1).double()
     other = create_imported({Spec("unet.tall", (0, 0)): {"ia3_l": gain}})
     before = models["unet"].tall.bias.detach().clone()
-    with merge(models, combine(models, [WeightedAdapter(content, 0.5), WeightedAdapter(other, 0.5)], method)):
+    mix = combine(models, [WeightedAdapter(content, 0.5), WeightedAdapter(other, 0.5)], method)
+    assert isinstance(mix, Mix)
+    with merge(models, mix):
         assert_close(models["unet"].tall.bias.detach(), before * (1 + 0.5 * (gain.flatten() - 1)))
 
 

@@ -63,7 +63,7 @@ def delta(path: Path) -> torch.Tensor:
 
 def test_a_file_comes_in_with_all_it_says_and_goes_out_the_same(home: Home, tmp_path: Path):
     said = {"modelspec.trigger_phrase": "zwx", "ss_tag_frequency": json.dumps({"x": {"zwx": 3}})}
-    path = foreign(tmp_path / "my (nice) file!.safetensors", **said)
+    path = foreign(tmp_path / "my (nice) file!.safetensors", 192, **said)
     card = import_file(home, path).card
     assert (card.name, card.kind, card.family, card.trigger) == ("my -nice- file", "imported", "embedded", "zwx")
     source = load_file(path)
@@ -147,7 +147,8 @@ def test_inspect_needs_no_torch(tmp_path: Path, capsys):
 
 
 def test_merging_adds_and_resizing_keeps_the_largest(home: Home, tmp_path: Path):
-    fox, owl = (import_file(home, foreign(tmp_path / f"{name}.safetensors", **{"modelspec.trigger_phrase": name})).card
+    said = {name: {"modelspec.trigger_phrase": name} for name in ("fox", "great owl")}
+    fox, owl = (import_file(home, foreign(tmp_path / f"{name}.safetensors", 192, **said[name])).card
                 for name in ("fox", "great owl"))   # fmt: skip
     both = merge_adapters(home, [(fox, 1.0), (owl, -0.5)], "both")
     whole = delta(fox.path) - 0.5 * delta(owl.path)
@@ -246,8 +247,9 @@ def test_what_depends_on_the_base_is_exact_as_difference_and_near_as_lora(taught
     model = load("embedded", "cpu")
     (name, adapter) = next((a.spec.name, a) for a in load_adapter(parts[0][0].path) if a.spec.name.endswith("conv1"))
     weight = model.unet.get_parameter(f"{name.removeprefix('unet.')}.weight").detach().double().flatten(1)
-    after = weight + (adapter.up @ adapter.down).double()
-    expected = after * ((weight.norm(dim=1) + adapter.lengthen.double()) / after.norm(dim=1))[:, None] - weight
+    after = weight + (adapter.get_parameter("up") @ adapter.get_parameter("down")).double()
+    lengths = weight.norm(dim=1) + adapter.get_parameter("lengthen").double()
+    expected = after * (lengths / after.norm(dim=1))[:, None] - weight
     stored = load_file(tmp_path / "diff.safetensors")[f"lora_unet_{name.removeprefix('unet.').replace('.', '_')}.diff"]
     assert_close(stored.flatten(1).double(), expected, rtol=1e-4, atol=1e-6)
 
@@ -315,7 +317,7 @@ def test_a_tiny_file_is_small_and_opens_like_any_other(home: Home, tmp_path: Pat
     specs = [Spec(f"unet.{LAYER}", (320, 768))]
     torch.manual_seed(0)
     adapters = create_adapters("lora", {"rank": 8}, specs)
-    torch.nn.init.normal_(next(iter(adapters)).up)
+    torch.nn.init.normal_(next(iter(adapters)).get_parameter("up"))
     save_adapter(home.adapters / "fox.safetensors", adapters, {"atelier.family": "sd1"})
     out = tmp_path / "fox.safetensors"
     where = ["--out", str(out), "--home", str(home.path), "--json"]
