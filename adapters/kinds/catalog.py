@@ -19,6 +19,7 @@ from atelier.adapters.kinds.lora_xs import LoraXs
 from atelier.adapters.kinds.loretta import Loretta
 from atelier.adapters.kinds.lorta import Lorta
 from atelier.adapters.kinds.miss import Miss
+from atelier.adapters.kinds.oft import Oft
 from atelier.adapters.kinds.paca import Paca, S2ft
 from atelier.adapters.kinds.randlora import Randlora
 from atelier.adapters.kinds.sara import Sara
@@ -32,7 +33,7 @@ KINDS: dict[str, type[Adapter]] = {
     cls.kind: cls
     for cls in (
         Lora, Dora, Lokr, Loha, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
-        Miss, Paca, S2ft, Hydra, Dylora, Randlora, BreakForMake,
+        Miss, Paca, S2ft, Hydra, Dylora, Randlora, Oft, BreakForMake,
     )
 }
 

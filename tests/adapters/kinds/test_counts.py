@@ -46,6 +46,8 @@ SD15: list[tuple[str, dict[str, Any], int]] = [
     ("shira", {"rank": 4}, 797_184),
     ("sara", {"rank": 4}, 797_184),
     ("dylora", {"rank": 4}, 797_184),
+    ("oft", {}, 1_547_520),
+    ("oft", {"block": 8}, 349_440),
     ("split", {"rank": 64}, 12_754_944 // 2),   # half of each factor is frozen
 ]
 PEFT: list[tuple[str, dict[str, Any], Any]] = [

@@ -395,3 +395,17 @@ def test_randlora_is_of_full_rank_and_keeps_one_pair_of_bases():
     for adapter in adapters:
         delta = adapter.delta(torch.zeros(adapter.spec.shape)).flatten(1)
         assert torch.linalg.matrix_rank(delta) == min(delta.shape)
+
+
+@pytest.mark.parametrize("block", [2, 4, 32])
+def test_oft_keeps_lengths_and_angles(block: int):
+    spec = Spec("unet.layer", (32, 48))
+    adapter = shaken(create_adapters("oft", {"block": block}, [spec]))["unet.layer"].double()
+    weight = torch.randn(32, 48, dtype=torch.float64)
+    with torch.no_grad():
+        turned = weight + adapter.delta(weight)
+    assert (turned - weight).norm() > 0.1 * weight.norm()
+    assert_close(turned.T @ turned, weight.T @ weight)   # RᵀR = 1
+    assert_close(torch.linalg.svdvals(turned), torch.linalg.svdvals(weight))
+    blocks = turned.unflatten(0, (-1, block)), weight.unflatten(0, (-1, block))
+    assert_close(blocks[0].norm(dim=1), blocks[1].norm(dim=1))   # no block takes from another

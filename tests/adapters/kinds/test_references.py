@@ -11,6 +11,7 @@ import peft
 import pytest
 import pywt
 import torch
+from lycoris.modules.diag_oft import DiagOFTModule
 from lycoris.modules.locon import LoConModule
 from lycoris.modules.lokr import LokrModule
 from torch import Tensor, nn
@@ -177,6 +178,34 @@ def test_lokr_equals_lycoris(layer: str):
             getattr(theirs, name).copy_(mine[0])
         expected = theirs(x)
     assert difference(output(module, adapters, x), expected, module(x)) < 1e-12
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_oft_equals_lycoris(layer: str):
+    """LyCORIS multiplies with the transpose of its R, so its Q is ours with the other sign. It has float32 only."""
+    module = LAYERS[layer][0]()
+    _, own = ours("oft", {"block": 4}, module)
+    theirs: Any = DiagOFTModule("layer", copy.deepcopy(module), lora_dim=4)
+    with torch.no_grad():
+        theirs.oft_blocks.copy_(-own.skew().triu())
+        expected = theirs.make_weight(diff=True)
+        assert expected.abs().max() > 0.05
+        assert_close(own.delta(module.weight).float(), expected, rtol=0, atol=2e-6)
+
+
+def test_oft_turns_outputs_as_peft_turns_inputs():
+    """PEFT's exact mode on the transposed weight: W Rᵀ = (R Wᵀ)ᵀ, with the opposite sign of Q."""
+    module = nn.Linear(ROWS, FEATURES, bias=False).double()
+    _, own = ours("oft", {"block": 8}, nn.Linear(FEATURES, ROWS, bias=False).double())
+    config = peft.OFTConfig(oft_block_size=8, r=0, use_cayley_neumann=False, target_modules=["0"])
+    wrapped: Any = peft.get_peft_model(nn.Sequential(copy.deepcopy(module)), config).double()
+    with torch.no_grad():
+        wrapped.get_submodule("base_model.model.0").oft_R["default"].weight.copy_(-own.values)
+        merged = wrapped.merge_and_unload().get_submodule("0").weight
+        weight = module.weight.T.contiguous()
+        expected = merged.T - weight
+        assert_close(own.delta(weight), expected, rtol=0, atol=1e-12)
+        assert expected.abs().max() > 0.05
 
 
 @pytest.mark.parametrize("wavelet", WAVELETS)
