@@ -29,6 +29,8 @@ def values_of(name: str, metadata: Any) -> st.SearchStrategy[Any]:
     if metadata["choices"]:
         return st.sampled_from(metadata["choices"])
     low, high = metadata["low"], metadata["high"]
+    if name == "lr":   # at 0 nothing would be learned, so it is refused
+        return st.floats(low, high, exclude_min=True)
     return {
         bool: st.booleans(),
         str: TEXT,
