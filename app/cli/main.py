@@ -18,7 +18,7 @@ from typing import Any
 
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.file_commands import FILE_COMMANDS
-from atelier.app.store.home import open_home
+from atelier.app.store.home import open_home, os_error_text
 
 FAILED, INTERRUPTED = 1, 130
 _GARBAGE_THRESHOLD = 20_000   # new objects between two collections, in place of Python's 700
@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has closed the pipe (`atelier list | head`); nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        return _fail(os_error_text(error))
     except ValueError as error:
         # Atelier's own errors are sentences for users. Any other is a bug and needs its traceback.
         if not type(error).__module__.startswith("atelier."):

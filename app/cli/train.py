@@ -17,7 +17,7 @@ from atelier.app.jobs.jobs import list_runs, new_run, prepare_resume, read_statu
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home, HomeError, absolute_base, new_name
 from atelier.training.base_models.identify import identify
-from atelier.training.config.events import Event, Finished, Preparing, Resumed, Stepped, Stopped, Warned
+from atelier.training.config.events import Event, Finished, Paused, Preparing, Resumed, Stepped, Stopped, Warned
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset
 from atelier.training.data.captions import is_sidecar
@@ -86,7 +86,7 @@ def find_unfinished(home: Home, name: str) -> RunFolder:
 def run_training(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
     """Train in this process with a progress bar; returns the run's final event.
 
-    The first Ctrl+C lets the step finish and saves the state, so that the run can be resumed.
+    The first Ctrl+C, SIGTERM or SIGHUP lets the step finish and saves the state, so that the run can be resumed.
     """
     progress = _Progress(read_status(run).total_steps)
     with _log_to(run.path / "log.txt"):
@@ -94,7 +94,7 @@ def run_training(run: RunFolder, adapters: Path, *, resume: bool) -> Event:
             progress.show(event)
     progress.close()
     if not has_final_event(run):
-        run.append(Stopped(read_status(run).step, "Stopped with Ctrl+C. Resume it to continue."))
+        run.append(Stopped(read_status(run).step, "Stopped by a signal. Resume it to continue."))
     return run.events()[-1][1]
 
 
@@ -114,6 +114,8 @@ class _Progress:
                 _print_line(f"{what} …")
             case Warned(message):
                 _print_line(message)
+            case Paused(_, reason) if reason:
+                _print_line(reason)
             case Resumed(step):
                 self._open(step)
             case Stepped():

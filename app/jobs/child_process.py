@@ -17,6 +17,7 @@ from atelier.training.config.run_folder import RunFolder
 Command = Callable[[RunFolder, Path, bool], list[str]]   # run, folder of adapters, resume → command line
 
 ENDED_BY_REQUEST = 3     # the child's exit code after it was asked to end
+BUSY = 4                 # the child's exit code where another process works on the run
 WATCH_SECONDS = 0.5
 GRACE_SECONDS = 1.0      # a process that has removed its heartbeat may still write its final event
 STALE_SECONDS = 30.0     # a process with an old heartbeat may still run on an overloaded machine
@@ -57,7 +58,10 @@ def run_child(
         except OSError as error:
             run.append(Failed(f"The training process could not be started: {error}."))
             return
-    if not has_final_event(run):
+    if code == BUSY:
+        (run.path / "heartbeat").touch()   # the other process's, which was removed here
+        watch_child(run)
+    elif not has_final_event(run):
         run.append(exit_event(code, run.path / "log.txt"))
 
 

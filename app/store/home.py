@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from atelier.adapters.core.atomic_write import atomic_write
+from atelier.adapters.core.disk_space import is_disk_full
 
 MAX_NAME = 64           # characters
 _MAX_NAME_BYTES = 200   # so that a suffix and the mark of a partial file still fit into the 255 of file systems
@@ -132,16 +133,23 @@ def explain_write_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HomeError(f"The disk with {place} is full. Free some space and try again. Your existing files are "
-                            "unchanged.") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise HomeError(f"{place} can't be written to. Change its permissions, or choose another home with --home "
-                            "or ATELIER_HOME.") from error
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            raise HomeError(f"{place} should be a folder, but it is a file or inside a file. Choose another home with "
-                            "--home or ATELIER_HOME.") from error
-        raise HomeError(f"{place} can't be used: {error.strerror or error}.") from error
+        raise HomeError(os_error_text(error, place)) from error
+
+
+def os_error_text(error: OSError, place: Path | None = None) -> str:
+    """A sentence with a cure for an error of the operating system at ``place``, or where the error says."""
+    where = place or error.filename or "a file"
+    if is_disk_full(error):
+        return f"The disk with {where} is full. Free some space and try again. Your existing files are unchanged."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (f"{where} can't be written to. Change its permissions, or choose another home with --home or "
+                "ATELIER_HOME.")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return (f"{where} should be a folder, but it is a file or inside a file. Choose another home with --home or "
+                "ATELIER_HOME.")
+    if isinstance(error, FileNotFoundError) and place is None:
+        return f"{where} is gone. If it is on another disk, attach the disk again."
+    return f"{where} can't be used: {error.strerror or error}."
 
 
 def write_home_file(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.quantization.fake_quant_layers import FakeQuantSwitch, find_fake_quant_layers, trained_tensors
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.compression.calibrate import UnetCall, distillation_error, trajectory
-from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated
+from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.loop import checkpoint
 from atelier.training.loop.checkpoint import TrainingState
 from atelier.training.loop.loop import PAUSE_SECONDS, Controls
@@ -66,11 +66,12 @@ class Distillation:
         self.trajectory_start = self.generator.get_state()   # the state at the start of the current trajectory
         self.step, self.best_step, self.best_loss = 0, 0, math.inf
         self.best: dict[str, Tensor] = {}
+        self.damaged: list[str] = []   # sentences about checkpoints that could not be resumed from
         self.finished = False   # False after a cancel or an interruption
 
     def resume(self) -> bool:
         """Go back to the newest checkpoint, if there is one."""
-        state = checkpoint.read_newest(self.folder / "checkpoints")
+        state = checkpoint.read_newest(self.folder / "checkpoints", self.damaged.append)
         if state is None:
             return False
         _load_values(self.model.unet, state.weights)
@@ -82,6 +83,7 @@ class Distillation:
 
     def events(self, controls: Controls) -> Iterator[Event]:
         """Learn to the last step, or until a command ends the run; every event is yielded."""
+        yield from map(Warned, self.damaged)
         if self.step:
             yield Resumed(self.step)
         else:

@@ -65,6 +65,7 @@ class Paused:
     """The run waits at a step boundary."""
 
     step: int
+    reason: str = ""     # for a person, where nobody asked for it: the run continues by itself when it is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,8 @@ Event = (
     Preparing | Warned | Stepped | Validated | Previewed | Saved | Paused | Resumed | Stopped | Interrupted | Failed
     | Finished
 )
+_MAX_TIME = 253_402_300_800   # the year 10,000
+_MAX_INTEGER = 2**53
 _TYPES: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in get_args(Event)}
 
 
@@ -118,10 +121,23 @@ def to_line(event: Event) -> str:
 
 
 def from_line(line: str) -> tuple[float, Event] | None:
-    """Read a line back as (time, event); None for a half-written line or an event of a newer version."""
+    """Read a line back as (time, event); None for a damaged or half-written line or an event of a newer version."""
     try:
         values = json.loads(line)
-        moment, name = values.pop("time"), values.pop("event")
-        return moment, _TYPES[name](**values)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        moment, event = values.pop("time"), _TYPES[values.pop("event")](**values)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    fitting = all(_fits(value, event.__annotations__[name]) for name, value in values.items())
+    return (moment, event) if fitting and _fits(moment, "float") and 0 <= moment < _MAX_TIME else None
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value of a line is one that its field can have."""
+    match value:
+        case bool() | str():
+            return kind == type(value).__name__
+        case int():
+            return kind in ("int", "float") and abs(value) <= _MAX_INTEGER
+        case float():
+            return kind == "float"
+    return False

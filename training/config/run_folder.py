@@ -5,6 +5,7 @@
     recipe.toml      the TrainConfig or CompressConfig, written once
     events.jsonl     what happened, appended by the training process alone
     heartbeat        touched every few seconds while that process lives
+    process.lock     held by that process, so that there is only one
     control/         commands: small files that the process takes at a step boundary
     checkpoints/     states the run can resume from
     previews/        pictures drawn on the way
@@ -17,9 +18,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from atelier.adapters.core.atomic_write import atomic_write
 from atelier.training.config.compress_config import CompressConfig, read_compression
@@ -45,6 +48,10 @@ HEARTBEAT_SECONDS = 2.0
 STALE_SECONDS = 15.0
 COMMANDS = ("pause", "resume", "stop", "cancel", "preview")
 _OPPOSITE = {"pause": "resume", "resume": "pause"}
+
+
+class RunBusyError(ValueError):
+    """Another process works on a run; the message says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,7 @@ class RunFolder:
     def events(self) -> list[tuple[float, Event]]:
         """All events so far with their times; a half-written last line is left for the next reading."""
         try:
-            lines = (self.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             return []
         return [event for event in map(from_line, lines) if event is not None]
@@ -115,11 +122,16 @@ class RunFolder:
     def heartbeat(self) -> Iterator[None]:
         """Touch the heartbeat file from a thread while the context is open; remove it at the end."""
         path, done = self.path / "heartbeat", threading.Event()
-        path.touch()
+
+        def touch() -> None:
+            with suppress(OSError):   # a full disk, or the folder is gone: whoever writes there says so
+                path.touch()
 
         def beat() -> None:
             while not done.wait(HEARTBEAT_SECONDS):
-                path.touch()
+                touch()
+
+        touch()
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -128,7 +140,26 @@ class RunFolder:
         finally:
             done.set()
             thread.join()
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one process that works on the run; the kernel frees it when the process dies, however it dies.
+
+        Raises:
+            RunBusyError: another process works on it.
+        """
+        lock = FileLock(self.path / "process.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunBusyError(f"Another process is working on the run {self.id} already. Wait for it, or stop it "
+                               "on the Jobs page.") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def is_alive(self) -> bool:
         """Whether a training process touched the heartbeat lately."""
@@ -198,8 +229,8 @@ def _apply(result: RunStatus, event: Event) -> None:
             result.best_step = step if best else result.best_step
         case Previewed(step, prompt, path):
             result.previews.append((step, prompt, path))
-        case Paused():
-            result.state = "paused"
+        case Paused(_, reason):
+            result.state, result.message = "paused", reason
         case Resumed(step):
             _rewind(result, step)
         case Stopped(_, reason):

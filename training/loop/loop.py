@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.disk_space import is_disk_full
 from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.loop import checkpoint
@@ -27,6 +28,9 @@ from atelier.training.loop.optimizers import learning_rate, make_optimizer
 from atelier.training.loop.recipe import Losses, Recipe
 
 PAUSE_SECONDS = 0.2
+DISK_FULL = "The disk is full. Free some space."
+CONTINUES = "The run continues by itself."
+NOT_SAVED = "The disk is full, so no checkpoint was saved at this step. The one before it is safe."
 ADVICE = "Use half the learning rate."
 MAX_SKIPPED_STEPS = 5   # updates in a row; a scaler of float16 gradients needs one or two to find its scale
 
@@ -37,6 +41,7 @@ class Controls:
 
     take_command: Callable[[str], str | None]   # takes a command by name: its text, or None
     should_quit: Callable[[], bool]             # the process was asked to end: save and return
+    shortage: Callable[[int], str] = lambda _: ""   # of so many bytes on the run's disk: a sentence, or empty
 
 
 NO_CONTROLS = Controls(take_command=lambda name: None, should_quit=lambda: False)   # noqa: ARG005 (as the field says)
@@ -59,6 +64,7 @@ class Training:
         self.step, self.best_step, self.result_step, self.best_loss = 0, 0, 0, math.inf
         self.skipped_steps = 0   # consecutive updates that were skipped, up to now
         self.best: dict[str, Tensor] = {}
+        self.damaged: list[str] = []   # sentences about checkpoints that could not be resumed from
         self.result: AdapterSet | None = None   # None after a cancel or an interruption
 
     @property
@@ -68,7 +74,7 @@ class Training:
 
     def resume(self) -> bool:
         """Go back to the newest checkpoint, if there is one."""
-        state = checkpoint.read_newest(self.folder / "checkpoints")
+        state = checkpoint.read_newest(self.folder / "checkpoints", self.damaged.append)
         if state is None:
             return False
         self.recipe.adapters.load_tensors(state.weights)
@@ -82,13 +88,19 @@ class Training:
         self.best_step, self.best_loss = state.best_step, state.best_loss
         return True
 
+    @property
+    def bytes_needed(self) -> int:
+        """Room on the disk for a checkpoint beside those that are there: weights, average, best, optimizer's two."""
+        return 5 * sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+
     def events(self, controls: Controls) -> Iterator[Event]:
         """Train to the last step, or until a command ends the run; every event is yielded."""
+        yield from map(Warned, self.damaged)
         if self.step:
             yield Resumed(self.step)
         while self.step < self.config.steps:
             if controls.should_quit():
-                yield self._save()
+                yield from self._save(controls)
                 return
             if controls.take_command("cancel") is not None:
                 yield Stopped(self.step, "Cancelled. Nothing was added to the library.")
@@ -100,6 +112,9 @@ class Training:
                 return
             if controls.take_command("pause") is not None:
                 yield from self._pause(controls)
+                continue
+            if reason := controls.shortage(self.bytes_needed):
+                yield from self._wait_for_space(controls, reason)
                 continue
             yield from self._requested_previews(controls)
             event = self._train_step()
@@ -113,7 +128,7 @@ class Training:
             if self.skipped_steps == MAX_SKIPPED_STEPS:
                 yield Warned(f"The gradients were not finite numbers in {MAX_SKIPPED_STEPS} steps in a row, so nothing "
                              f"was learned. {ADVICE}")   # fmt: skip
-            yield from self._periodic_events()
+            yield from self._periodic_events(controls)
         yield from self._finish()
 
     def _train_step(self) -> Stepped:
@@ -167,14 +182,14 @@ class Training:
         for average, value in zip(self.average.parameters(), self.parameters, strict=True):
             average.lerp_(value, 1 - decay)
 
-    def _periodic_events(self) -> Iterator[Event]:
+    def _periodic_events(self, controls: Controls) -> Iterator[Event]:
         config, last = self.config, self.step == self.config.steps
         if config.validate_every and (last or self.step % config.validate_every == 0):
             yield self._validate()
         if config.preview_every and (last or self.step % config.preview_every == 0):
             yield from self.recipe.preview(self.output_adapters, self.step, "")
         if config.checkpoint_every and not last and self.step % config.checkpoint_every == 0:
-            yield self._save()
+            yield from self._save(controls)
 
     def _validate(self) -> Validated:
         loss = self.recipe.validate(self.output_adapters)
@@ -184,9 +199,16 @@ class Training:
             self.best_step, self.best_loss = self.step, loss
         return Validated(self.step, loss, best)
 
-    def _save(self) -> Saved:
-        if not self.group.is_main:
-            return Saved(self.step, "")   # the main process writes it
+    def _save(self, controls: Controls) -> Iterator[Event]:
+        """Write a checkpoint. Where the disk is full, wait for room and try once more."""
+        saved = self.group.broadcast(self._write_checkpoint() if self.group.is_main else None)
+        if saved is None:
+            yield from self._wait_for_space(controls, DISK_FULL)
+            saved = self.group.broadcast(self._write_checkpoint() if self.group.is_main else None)
+        yield saved or Warned(NOT_SAVED)
+
+    def _write_checkpoint(self) -> Saved | None:
+        """Write the state; None where the disk is full."""
         state = TrainingState(
             weights=checkpoint.cpu_copy(self.recipe.adapters),
             average=checkpoint.cpu_copy(self.average) if self.average else {},
@@ -198,13 +220,27 @@ class Training:
             best_loss=self.best_loss,
             scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
         )
-        path = checkpoint.write(self.folder / "checkpoints", state)
+        try:
+            path = checkpoint.write(self.folder / "checkpoints", state)
+        except Exception as error:
+            if is_disk_full(error):
+                return None
+            raise
         return Saved(self.step, str(path.relative_to(self.folder)))
 
     def _pause(self, controls: Controls) -> Iterator[Event]:
-        yield self._save()
+        yield from self._save(controls)
         yield Paused(self.step)
-        while controls.take_command("resume") is None and not controls.should_quit():
+        yield from self._wait(controls, lambda: controls.take_command("resume") is not None)
+
+    def _wait_for_space(self, controls: Controls, reason: str) -> Iterator[Event]:
+        """Pause without saving, for which there may be no room, until there is some more than was missing."""
+        yield Paused(self.step, f"{reason} {CONTINUES}")
+        yield from self._wait(controls, lambda: not controls.shortage(self.bytes_needed * 5 // 4))
+
+    def _wait(self, controls: Controls, is_over: Callable[[], bool]) -> Iterator[Event]:
+        """Wait until a pause is over, or somebody ends the run; previews are drawn meanwhile."""
+        while not is_over() and not controls.should_quit():
             yield from self._requested_previews(controls)
             for name in ("stop", "cancel"):
                 text = controls.take_command(name)

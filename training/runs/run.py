@@ -1,7 +1,8 @@
 """One run from recipe to adapter file: the work of a job's child process, and of `atelier train` in its own process.
 
 ``python -m atelier.training.runs.run RUN_FOLDER --adapters FOLDER [--resume]`` ends with 0 when the adapter is in the
-library, 1 when the run failed (the reason is its last event), 3 when it was stopped, cancelled or interrupted.
+library, 1 when the run failed (the reason is its last event), 3 when it was stopped, cancelled or interrupted, 4 when
+another process works on the run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,10 @@ import torch
 
 from atelier.adapters.attach.mount import MountError
 from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.disk_space import is_disk_full, space_shortage
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.targets import find_targets
+from atelier.adapters.formats.native import adapter_problem, read_header
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.initialization.initialization import initialize
 from atelier.adapters.kinds.catalog import create_adapters
@@ -37,25 +40,26 @@ from atelier.training.base_models.precision import DTYPES
 from atelier.training.base_models.torch_compile import compile_blocks, compile_error
 from atelier.training.compression.compress import compress
 from atelier.training.config.events import Event, Failed, Finished, Preparing, Stopped, Warned
-from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.run_folder import RunBusyError, RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.images import PictureError
 from atelier.training.data.prepare import encode_dataset, scan_pictures
 from atelier.training.loop import checkpoint
 from atelier.training.loop.cuda_graph import CudaGraphs, can_record
 from atelier.training.loop.distributed import ProcessGroup, join_group, leave_group
-from atelier.training.loop.loop import Controls, Training
+from atelier.training.loop.loop import CONTINUES, DISK_FULL, Controls, Training
 from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.recipe import Recipe
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes.break_for_make import half_recipe
 from atelier.training.recipes.companions import draw_companions, role_of, with_role_caption
 from atelier.training.runs.resource_plan import plan_after_out_of_memory, plan_run, run_precision
-from atelier.training.runs.save_adapter import save_result
+from atelier.training.runs.save_adapter import result_path, save_result
 from atelier.training.runs.signals import quit_signals
 from atelier.training.sampling.word_effect import trigger_word_warning
 
-DONE, FAILED, STOPPED = 0, 1, 3
+DONE, FAILED, STOPPED, BUSY = 0, 1, 3, 4
+_log = logging.getLogger(__name__)
 WAIT_SECONDS = 2.0
 RELEASE_SECONDS, POLL_SECONDS = 30.0, 0.5
 
@@ -66,13 +70,33 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
     Every event is written to the folder before it is yielded. Errors become a :class:`Failed` event; the traceback
     goes to the log. With ``resume``, training continues from the newest complete checkpoint. Of several processes, only
     the main one writes.
+
+    Raises:
+        RunBusyError: another process works on the run.
+        OSError: the folder is gone, or nothing can be written there.
     """
     group = join_group(best_device())
-    record = folder.append if group.is_main else lambda _: None
-    with folder.heartbeat() if group.is_main else nullcontext(), quit_signals() as quitting:
+    with ExitStack() as stack:
+        if group.is_main:
+            stack.enter_context(folder.lock())
+            stack.enter_context(folder.heartbeat())
+        quitting = stack.enter_context(quit_signals())
         for event in _with_restarts(folder, adapters, resume, quitting, group):
-            record(event)
+            if group.is_main:
+                _record(folder, event, quitting)
             yield event
+
+
+def _record(folder: RunFolder, event: Event, quitting: threading.Event) -> None:
+    """Write an event to the folder. On a full disk even that has to wait for room."""
+    if isinstance(event, Warned):
+        _log.warning("%s", event.message)
+    while True:
+        try:
+            return folder.append(event)
+        except OSError as error:
+            if not is_disk_full(error) or quitting.wait(WAIT_SECONDS):
+                raise
 
 
 def _with_restarts(
@@ -84,7 +108,13 @@ def _with_restarts(
             yield from _events(folder, adapters, resume, quitting, group)
             return
         except Exception as error:   # whatever happened, the person has to be told
-            logging.getLogger(__name__).error("%s", traceback.format_exc())
+            _log.error("%s", traceback.format_exc())
+            if is_disk_full(error):
+                ended = yield from _wait_for_space(folder, quitting, group)
+                if ended:
+                    return
+                resume = True
+                continue
             if not is_out_of_memory(error) or folder.compression() is not None:
                 yield Failed(explain(error))
                 return
@@ -101,6 +131,21 @@ def _with_restarts(
         resume = checkpoint.read_newest(folder.path / "checkpoints") is not None
 
 
+def _wait_for_space(folder: RunFolder, quitting: threading.Event, group: ProcessGroup) -> Iterator[Event]:
+    """Wait until something can be written again; returns whether somebody ended the run meanwhile."""
+    controls = _controls(folder, quitting, group)
+    yield Preparing(f"{DISK_FULL} {CONTINUES}")
+    while True:
+        quitting.wait(WAIT_SECONDS)   # at least once: another limit than the disk's may be reached
+        if controls.should_quit():
+            return True
+        if controls.take_command("cancel") is not None:
+            yield Stopped(0, "Cancelled while waiting for free disk space.")
+            return True
+        if not controls.shortage(0):
+            return False
+
+
 def explain(error: Exception) -> str:
     """Say what went wrong, and the cure, in words for a person."""
     match error:
@@ -108,7 +153,7 @@ def explain(error: Exception) -> str:
             return str(error)
         case _ if is_out_of_memory(error):
             return "The memory ran out. Close other programs, or choose a smaller resolution or base model, and resume."
-        case OSError(errno=28):
+        case _ if is_disk_full(error):
             return "The disk is full. Free some space and resume. The last checkpoint is safe."
         case _:
             return (f"Something unexpected went wrong ({type(error).__name__}: {error}). The run's log.txt has the "
@@ -119,6 +164,9 @@ def _events(
     folder: RunFolder, adapters: Path, resume: bool, quitting: threading.Event, group: ProcessGroup
 ) -> Iterator[Event]:
     """Wait for the device, then train. The kernel frees the lock when the process dies, however it dies."""
+    if found := group.broadcast(_finished_before(folder, adapters) if group.is_main else None):
+        yield found
+        return
     device, controls = best_device(), _controls(folder, quitting, group)
     lock, name = DeviceLock(device), (folder.compression() or folder.config()).name
     while not group.broadcast(group.is_main and lock.acquire(name, folder.path)):
@@ -140,6 +188,16 @@ def _events(
         lock.release()
 
 
+def _finished_before(folder: RunFolder, adapters: Path) -> Finished | None:
+    """The end of a run that was killed after its adapter was complete, and before it could say so."""
+    if folder.compression() is not None:
+        return None
+    path = result_path(adapters, folder.config().name, folder.id)
+    if path is None or adapter_problem(path):
+        return None
+    return Finished(read_header(path).info.best_step or 0, str(path), 0.0)
+
+
 def _wait_for_drawings(device: torch.device, quitting: threading.Event, group: ProcessGroup) -> Iterator[Event]:
     """Let the Studio release the memory that it keeps a base model in; one that draws without an end is not awaited."""
     until = time.monotonic() + RELEASE_SECONDS
@@ -153,6 +211,7 @@ def _controls(folder: RunFolder, quitting: threading.Event, group: ProcessGroup)
     return Controls(
         take_command=lambda name: group.broadcast(folder.take_command(name) if group.is_main else None),
         should_quit=lambda: group.broadcast(quitting.is_set()),
+        shortage=lambda needed: group.broadcast(space_shortage(folder.path, needed) if group.is_main else ""),
     )
 
 
@@ -248,7 +307,15 @@ def main() -> int:
     parser.add_argument("--adapters", type=Path, required=True, help="where the adapter file goes")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     arguments = parser.parse_args()
-    events = [type(event) for event in run(RunFolder(arguments.folder), arguments.adapters, resume=arguments.resume)]
+    folder = RunFolder(arguments.folder)
+    try:
+        events = [type(event) for event in run(folder, arguments.adapters, resume=arguments.resume)]
+    except RunBusyError as error:
+        _log.error("%s", error)
+        return BUSY
+    except OSError as error:
+        _log.error("Nothing can be written to the run's folder: %s.", error)
+        return FAILED
     leave_group(join_group(best_device()))
     return {Finished: DONE, Failed: FAILED}.get(events[-1] if events else None, STOPPED)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import glob
 import io
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,8 @@ from PIL import Image
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.formats.adapter_info import AdapterInfo
-from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.formats.native import read_native_metadata, save_adapter
+from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.fusion.break_for_make_halves import basis_hash
 from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.training.base_models.base_model import BaseModel
@@ -28,7 +31,7 @@ THUMBNAIL_STEPS = 20   # more than a preview: it is drawn once and shown for as 
 def save_result(
     training: Training, config: TrainConfig, model: BaseModel, pictures: int, run: RunFolder, adapters: Path
 ) -> Path:
-    """Write the adapter file and return its path. A name that is taken gets a number: nothing is overwritten."""
+    """Write the adapter file and return its path. A name that is taken gets a number: nothing else is overwritten."""
     assert training.result is not None
     info = AdapterInfo(pictures=pictures, best_step=training.result_step, run=run.id)
     return save_with_metadata(training.result, config, model, info, adapters)
@@ -37,7 +40,10 @@ def save_result(
 def save_with_metadata(
     result: AdapterSet, config: TrainConfig, model: BaseModel, info: AdapterInfo, adapters: Path
 ) -> Path:
-    """Write an adapter under a name that is free; its recipe and its base model are added to ``info``."""
+    """Write an adapter under a name that is free, or over the one that the same run has put there before.
+
+    Its recipe and its base model are added to ``info``.
+    """
     info = replace(
         info,
         name=config.name,
@@ -54,9 +60,18 @@ def save_with_metadata(
     if config.preview_every:   # drawn, because a training picture may be private
         picture = draw_preview(model, config, result, preview_prompts(model, config)[0], THUMBNAIL_STEPS)
         info = replace(info, thumbnail=thumbnail(picture))
-    path = free_path(adapters, config.name)
+    path = result_path(adapters, config.name, info.run) or free_path(adapters, config.name)
     save_adapter(path, result, info.to_metadata())
     return path
+
+
+def result_path(adapters: Path, name: str, run: str) -> Path | None:
+    """The file that a run has put into the library already: it may have been killed before it could say so."""
+    for path in sorted(adapters.glob(f"{glob.escape(name)}*.safetensors")) if run else []:
+        with suppress(FileError):
+            if AdapterInfo.from_metadata(read_native_metadata(path)).run == run:
+                return path
+    return None
 
 
 def free_path(folder: Path, name: str) -> Path:

@@ -151,7 +151,7 @@ def test_an_old_heartbeat_is_no_life(run, age, alive):
 def beat(run: RunFolder, age: float = 0.0) -> None:
     path = run.path / "heartbeat"
     path.touch()
-    os.utime(path, (time.time() - age,) * 2)
+    os.utime(path, (time.time() - age, time.time() - age))
 
 
 STATES = [
@@ -160,6 +160,8 @@ STATES = [
     ([Preparing("Loading"), stepped(1)], "training", ""),
     ([stepped(1), Saved(1, "checkpoints/step-000001"), Paused(1)], "paused", ""),
     ([stepped(1), Paused(1), Resumed(1)], "training", ""),
+    ([stepped(1), Paused(1, "The disk is full.")], "paused", "The disk is full."),
+    ([stepped(1), Paused(1, "The disk is full."), Resumed(1)], "training", ""),
     ([stepped(1), Warned("Odd.")], "training", ""),
     ([stepped(1), Stopped(1, "Cancelled.")], "stopped", "Cancelled."),
     ([stepped(1), Interrupted("The machine went down.")], "interrupted", "The machine went down."),

@@ -1,5 +1,9 @@
 """The training loop, on a layer of twelve weights: what it computes, in which order, and what it obeys."""
 
+# Torch says of a gradient, a buffer and a scaler that they may be missing; here they are there.
+# pyright: reportOptionalMemberAccess=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportIncompatibleMethodOverride=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import copy
@@ -14,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet, BaseStatistics, Spec
@@ -22,8 +27,9 @@ from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.config.events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.loop import loop
+from atelier.training.loop import checkpoint, loop
 from atelier.training.loop import optimizer_step as update
+from atelier.training.loop.checkpoint import TrainingState
 from atelier.training.loop.loop import Controls, Losses, Recipe, Training
 from atelier.training.loop.optimizers import learning_rate
 
@@ -90,6 +96,7 @@ class Script:
     def __init__(self, folder: Path, *commands: tuple[int, str, str]) -> None:
         self.run, self.commands, self.training = RunFolder(folder), list(commands), None
         self.quit_at: float = math.inf
+        self.shortages: list[str] = []   # what is said of the disk from the first step boundary on
 
     def take_command(self, name: str) -> str | None:
         assert self.training is not None
@@ -104,7 +111,11 @@ class Script:
 
     def play(self, training: Training) -> list[Event]:
         self.training = training
-        return list(training.events(Controls(self.take_command, self.quitting)))
+        return list(training.events(Controls(self.take_command, self.quitting, self.shortage)))
+
+    def shortage(self, needed: int) -> str:
+        assert needed > 0
+        return self.shortages.pop(0) if self.shortages else ""
 
 
 def played(config: TrainConfig, folder: Path, *commands: tuple[int, str, str]) -> tuple[Training, list[Event]]:
@@ -465,6 +476,59 @@ def test_a_paused_run_shows_what_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.time, "sleep", lambda _: RunFolder(tmp_path).send_command(*next(acts)))
     _, events = played(MAX_EFFECT, tmp_path, (3, "pause", ""))
     assert events[4:7] == [Paused(3), Previewed(3, "a rex at sea", "3.png"), Resumed(3)]
+
+
+def test_a_run_that_is_short_of_space_waits_with_the_reason_and_goes_on_by_itself(tmp_path, monkeypatch):
+    whole, _ = played(MAX_EFFECT, tmp_path / "whole")
+    monkeypatch.setattr(loop.time, "sleep", lambda _: None)
+    script, training = Script(tmp_path / "short"), start(MAX_EFFECT, tmp_path / "short")
+    script.shortages = ["", "", "Only 3 MB are free.", "Only 3 MB are free.", "Only 4 MB are free."]
+    events = script.play(training)
+    assert events[2:4] == [Paused(2, "Only 3 MB are free. The run continues by itself."), Resumed(2)]
+    assert [event.step for event in events if isinstance(event, Stepped)] == [1, 2, 3, 4, 5, 6]
+    assert not script.shortages
+    assert torch.equal(weights(training.result), weights(whole.result))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(122, "Disk quota exceeded"),
+                                   SafetensorError("Error while serializing: I/O error: No space left on device "
+                                                   "(os error 28)")])   # fmt: skip
+def test_a_checkpoint_that_the_full_disk_refused_is_written_when_there_is_room(tmp_path, monkeypatch, error):
+    errors = [error]
+
+    def write(folder: Path, state: TrainingState) -> Path:
+        if errors:
+            raise errors.pop()
+        return checkpoint_write(folder, state)
+
+    checkpoint_write = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", write)
+    training, events = played(but(checkpoint_every=4), tmp_path)
+    assert list(map(told, events[3:8])) == [
+        ("Stepped", 4), ("Paused", 4), ("Resumed", 4), ("Saved", 4), ("Stepped", 5)
+    ]  # fmt: skip
+    assert training.result is not None
+
+
+def test_a_checkpoint_that_can_not_be_written_at_all_is_said_and_does_not_end_the_run(tmp_path, monkeypatch):
+    def write(*_: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    training, events = played(but(checkpoint_every=4), tmp_path)
+    assert Warned(loop.NOT_SAVED) in events
+    assert training.result is not None
+
+
+def test_a_damaged_checkpoint_is_said_before_the_run_goes_on(tmp_path):
+    played(but(checkpoint_every=2), tmp_path)
+    (tmp_path / "checkpoints" / "step-000004" / "weights.safetensors").write_bytes(b"")
+    again = start(but(checkpoint_every=2), tmp_path, seed=5)
+    assert again.resume()
+    first, second, *_ = Script(tmp_path).play(again)
+    assert isinstance(first, Warned)
+    assert "step-000004" in first.message
+    assert second == Resumed(2)
 
 
 def test_stop_keeps_the_best_so_far(tmp_path):

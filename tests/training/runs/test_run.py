@@ -242,14 +242,79 @@ def test_every_error_has_words(error, words):
 
 
 def test_an_error_in_mid_training_is_told_and_goes_to_the_log(new_run, adapters, monkeypatch, caplog):
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def broken(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(checkpoint, "write", broken)
     run = new_run(checkpoint_every=1)
-    assert "disk is full" in failure(run, adapters)
+    assert "Input/output error" in failure(run, adapters)
     assert "Traceback" in caplog.text
-    assert "No space left" in caplog.text
+
+
+def test_a_run_whose_result_does_not_fit_on_the_disk_waits_and_goes_on_from_its_checkpoint(
+    new_run, adapters, monkeypatch
+):
+    whole = finished(list(run_module.run(new_run("whole", checkpoint_every=1), adapters)))
+    errors = [OSError(28, "No space left on device")]
+    save = run_module.save_result
+
+    def full(*arguments: Any) -> Path:
+        if errors:
+            raise errors.pop()
+        return save(*arguments)
+
+    monkeypatch.setattr(run_module, "save_result", full)
+    monkeypatch.setattr(run_module, "WAIT_SECONDS", 0.01)
+    events = list(run_module.run(new_run("short", checkpoint_every=1), adapters))
+    said = [event.what for event in events if isinstance(event, Preparing)]
+    assert "The disk is full. Free some space. The run continues by itself." in said
+    assert [event.step for event in events if isinstance(event, Stepped | Resumed)] == [1, 2, 1, 2]
+    assert tensor_bytes(finished(events).path) == tensor_bytes(whole.path)
+
+
+def test_an_event_that_does_not_fit_on_the_disk_is_written_when_there_is_room(new_run, adapters, monkeypatch):
+    errors, append = [OSError(28, "No space left on device")] * 3, RunFolder.append
+
+    def full(run: RunFolder, event: Event) -> None:
+        if isinstance(event, Stepped) and errors:
+            raise errors.pop()
+        append(run, event)
+
+    monkeypatch.setattr(RunFolder, "append", full)
+    monkeypatch.setattr(run_module, "WAIT_SECONDS", 0.01)
+    events = list(run_module.run(run := new_run(), adapters))
+    assert not errors
+    assert [event for _, event in run.events()] == events
+
+
+def test_a_run_that_was_killed_before_it_could_say_that_it_was_done_leaves_one_adapter(new_run, adapters):
+    run = new_run(steps=4, checkpoint_every=2)
+    done = finished(list(run_module.run(run, adapters)))
+    events = list(run_module.run(run, adapters, resume=True))   # as after a kill before the last event
+    assert events == [replace(done, seconds=0.0)]
+    spoilt = Path(done.path).read_bytes()[:-4] + b"\xff" * 4   # not a number: the file is replaced
+    Path(done.path).write_bytes(spoilt)
+    repaired = finished(list(run_module.run(run, adapters, resume=True)))
+    assert repaired.path == done.path
+    assert [path.name for path in adapters.iterdir()] == ["rex.safetensors"]
+    assert len(load_adapter(Path(done.path))) > 0
+
+
+def test_a_second_process_of_a_run_is_refused_and_changes_nothing(new_run, adapters):
+    first = run_module.run(run := new_run(steps=4), adapters)
+    next(first)
+    before = (run.path / "events.jsonl").read_bytes()
+    code = (
+        "import sys; from atelier.training.runs import run; sys.argv = ['run', sys.argv[1], '--adapters', sys.argv[2]];"
+        "sys.exit(run.main())"
+    )
+    second = subprocess.run([sys.executable, "-c", code, str(run.path), str(adapters)], capture_output=True, text=True)
+    assert second.returncode == run_module.BUSY
+    assert "Another process is working on the run 20250101-rex already." in second.stderr
+    assert "Traceback" not in second.stderr
+    assert run.is_alive()
+    assert (run.path / "events.jsonl").read_bytes() == before
+    assert [event for event in first if isinstance(event, Finished)]
 
 
 @pytest.mark.parametrize(
@@ -345,6 +410,24 @@ def test_a_run_that_is_ended_before_its_first_step_leaves_no_adapter(new_run, ad
     assert isinstance(events[-1], Stopped)
     assert status(run).state == "stopped"
     assert list(adapters.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_end_of_a_terminal_and_of_the_system_ask_to_save_too(number):
+    with quit_signals() as quitting:
+        os.kill(os.getpid(), number)
+        assert quitting.wait(5)
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_under_nohup_the_end_of_the_terminal_is_nothing():
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with quit_signals() as quitting:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not quitting.wait(0.01)
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 def test_the_first_interrupt_asks_to_save_and_the_second_ends(new_run):
