@@ -8,40 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from PIL import Image
+from tiny_base import write_json, write_pictures, write_tiny_base
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
-from atelier.training.base_models.identify import EMBEDDED_FOLDER
 
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-}
-SCHEDULE = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.02,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "timestep_spacing": "trailing",
-    "prediction_type": "v_prediction",
-    "clip_sample": False,
-}
 # As old models have it: another scheduler's file, without prediction type and without a word about clipping.
 OLD_SCHEDULE = {
     "_class_name": "PNDMScheduler",
@@ -58,55 +34,9 @@ OLD_SCHEDULE = {
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A v-prediction base model with random weights: 32×32 pixels, 4×8×8 latents, 24 words."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
     folder = tmp_path_factory.mktemp("tiny") / "tiny"
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=192,
-            attention_head_dim=8,
-        ).save_pretrained(folder / "unet")
-        AutoencoderKL(
-            sample_size=32,
-            latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(4, 8, 8),
-            norm_num_groups=4,
-            scaling_factor=0.7,
-        ).save_pretrained(folder / "vae")
-        CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=2248,
-                hidden_size=192,
-                intermediate_size=64,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=24,
-                bos_token_id=2246,
-                eos_token_id=2247,
-                pad_token_id=2247,
-            )
-        ).save_pretrained(folder / "text_encoder")
-    CLIPTokenizer.from_pretrained(EMBEDDED_FOLDER / "tokenizer").save_pretrained(folder / "tokenizer")
-    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULE)
-    write_json(folder / "model_index.json", INDEX)
+    write_tiny_base(folder)
     return folder
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 @pytest.fixture
@@ -158,10 +88,7 @@ def epsilon_model(epsilon_base: Path) -> BaseModel:
 def pictures(tmp_path: Path) -> Path:
     """A folder with nine small sharp pictures, no two alike."""
     folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(9):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+    write_pictures(folder)
     return folder
 
 

@@ -108,13 +108,13 @@ def _with_restarts(
             yield from _events(folder, adapters, resume, quitting, group)
             return
         except Exception as error:   # whatever happened, the person has to be told
-            _log.error("%s", traceback.format_exc())
             if is_disk_full(error):
                 ended = yield from _wait_for_space(folder, quitting, group)
                 if ended:
                     return
                 resume = True
                 continue
+            _log.error("%s", traceback.format_exc())
             if not is_out_of_memory(error) or folder.compression() is not None:
                 yield Failed(explain(error))
                 return
