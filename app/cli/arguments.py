@@ -18,6 +18,19 @@ _EPILOG = """examples:
 exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 stopped with Ctrl+C
 """
 
+JOB_ACTIONS = {
+    "list": "list runs, the newest first", "show": "show a run's state, health and saved steps",
+    "log": "print a run's log", "pause": "pause a run at its next step", "resume": "continue a run",
+    "retry": "queue a failed, stopped or interrupted run again", "stop": "end a run and save its adapter",
+    "cancel": "end a run without an adapter", "save": "save the weights of a run's next step",
+    "sooner": "move a waiting run one place up in the queue", "later": "move a waiting run one place down",
+    "preview": "draw a preview with a run's adapter as it is now",
+    "grid": "draw a run's saved steps at several strengths", "keep": "put a saved step into the library",
+    "average": "put the average of a run's saved steps into the library",
+    "sizes": "measure how much of the adapter each rank holds",
+    "leaks": "measure which ordinary words draw the subject",
+}   # fmt: skip
+
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16")   # of TrainConfig, which takes longer to import
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_key(add("key", "create, list or delete the keys with which programs sign in"))
     add("worker", "run the queued jobs", shared)
     _add_train(add("train", "train an adapter on a folder of pictures"))
+    _add_jobs(add("jobs", "list runs, control them, and compare, keep and measure their steps"))
     _add_compress(add("compress", "compress a base model, with adapters merged in or without"))
     _add_make(add("make", "make one adapter from a content and a style adapter"))
     _add_draw(add("draw", "draw pictures"))
@@ -85,9 +99,38 @@ def _add_train(train: argparse.ArgumentParser) -> None:
                        help="base model: 'embedded', a diffusers folder, a .safetensors checkpoint or a hub id")
     train.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: the preset's)")
     train.add_argument("--precision", choices=_PRECISIONS, help="arithmetic (default: auto, the fastest here)")
+    train.add_argument("--stop-when", choices=("auto", "never", "validation", "memorization", "drift", "any"),
+                       help="measure that may end the training early and decides which step is saved "
+                            "(default: auto, which is memorization or drift)")   # fmt: skip
     train.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                        help="any other setting; an unknown key lists them all")
     train.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this name")
+
+
+def _add_jobs(jobs: argparse.ArgumentParser) -> None:
+    actions = jobs.add_subparsers(dest="action", metavar="ACTION")
+    for name, help in JOB_ACTIONS.items():
+        action = actions.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        # The parent's --home and --json, here as well; their defaults must not overwrite what stands before ACTION.
+        action.add_argument("--home", type=Path, metavar="DIR", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if name == "list":
+            continue
+        action.add_argument("run", metavar="RUN", help="name of the adapter, or id of the run")
+        if name in ("preview", "grid"):
+            action.add_argument("--prompt", default="", metavar="TEXT", help="what to draw (default: the run's own)")
+        if name == "keep":
+            action.add_argument("--step", type=int, required=True, metavar="N", help="the step to keep")
+        if name == "average":
+            action.add_argument("--from", type=int, default=0, dest="first", metavar="N",
+                                help="first step of the average (default: the first that was saved)")
+        if name in ("keep", "average"):
+            action.add_argument("--name", default="", metavar="NEW", help="name of the new adapter")
+        if name == "grid":
+            action.add_argument("--strength", type=float, nargs="+", metavar="S", dest="strengths",
+                                help="strengths to draw at (default: 0.5 1 1.5)")
+            action.add_argument("--step", type=int, nargs="+", default=[], metavar="N", dest="steps",
+                                help="steps to draw (default: all that were saved)")
 
 
 def _add_make(make: argparse.ArgumentParser) -> None:

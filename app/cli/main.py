@@ -156,6 +156,13 @@ def _train(arguments: Namespace) -> int:
     return INTERRUPTED
 
 
+def _jobs(arguments: Namespace) -> int:
+    from atelier.app.cli.jobs import run_job_action
+
+    values, text = run_job_action(open_home(arguments.home), arguments)
+    return _print_answer(arguments, values, text)
+
+
 def _make(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from atelier.app.cli.combine import run_combine
@@ -280,8 +287,8 @@ def _doctor(arguments: Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    "serve": _serve, "key": _key, "worker": _worker, "train": _train, "make": _make, "compress": _compress,
-    "draw": _draw, "find": _find, "words": _words,
+    "serve": _serve, "key": _key, "worker": _worker, "train": _train, "jobs": _jobs, "make": _make,
+    "compress": _compress, "draw": _draw, "find": _find, "words": _words,
     "list": _list, "show": _show, "delete": _delete, "models": _models, "doctor": _doctor,
     **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip

@@ -17,12 +17,24 @@ from atelier.app.jobs.jobs import list_runs, new_run, prepare_resume, read_statu
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home, HomeError, absolute_base, new_name
 from atelier.training.base_models.identify import identify
-from atelier.training.config.events import Event, Finished, Paused, Preparing, Resumed, Stepped, Stopped, Warned
+from atelier.training.config.events import (
+    Event,
+    Finished,
+    Measured,
+    Paused,
+    Preparing,
+    Resumed,
+    Stepped,
+    Stopped,
+    StoppedEarly,
+    Warned,
+)
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset
 from atelier.training.data.captions import is_sidecar
 from atelier.training.data.dataset import PICTURE_SUFFIXES
 from atelier.training.data.images import looks_like_picture
+from atelier.training.loop.health import health_lines
 from atelier.training.runs import run as training
 
 
@@ -50,7 +62,8 @@ def make_config(name: str, arguments: Namespace) -> TrainConfig:
     settings = dict(arguments.set)
     base = absolute_base(settings.pop("base", None) or arguments.base or EMBEDDED)
     values = load_preset(arguments.preset, identify(base).family, settings.get("kind") or arguments.kind or "")
-    named = {key: getattr(arguments, key) for key in ("trigger", "subject", "kind", "role", "steps", "precision")}
+    options = ("trigger", "subject", "kind", "role", "steps", "precision", "stop_when")
+    named = {key: getattr(arguments, key) for key in options}
     values |= {key: value for key, value in named.items() if value is not None}
     return TrainConfig.from_dict({**values, **settings, "name": name, "base": base})
 
@@ -105,6 +118,8 @@ class _Progress:
         self._steps = steps
         self._bar: tqdm | None = None
         self._stage = ""
+        self._measured: list[Measured] = []
+        self._told: set[str] = set()
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -116,6 +131,14 @@ class _Progress:
                 _print_line(message)
             case Paused(_, reason) if reason:
                 _print_line(reason)
+            case StoppedEarly(step, _, reason):
+                _print_line(f"Stopped at step {step} of {self._steps}: {reason}")
+            case Measured():
+                self._measured.append(event)
+                for line in health_lines(self._measured):
+                    if not line.good and line.text not in self._told:
+                        self._told.add(line.text)
+                        _print_line(f"Step {event.step}: {line.text}")
             case Resumed(step):
                 self._open(step)
             case Stepped():

@@ -46,8 +46,7 @@ def run_child(
     resume = bool(run.events())
     # The heartbeat covers the seconds in which the child imports its libraries and writes nothing.
     with run.heartbeat():
-        if resume:
-            run.append(Preparing("Restarting"))
+        run.append(Preparing("Restarting the training process" if resume else "Starting the training process"))
         try:
             with (run.path / "log.txt").open("ab") as log:
                 child = subprocess.Popen(

@@ -89,6 +89,35 @@ def prepare_resume(home: Home, state: RunStatus) -> RunFolder:
     return run
 
 
+def move(home: Home, id: str, places: int) -> None:
+    """Move a waiting run in the queue: -1 is one place sooner, 1 one place later; it never leaves the queue.
+
+    Raises:
+        HomeError: the run is not waiting.
+    """
+    with open_queue(home) as queue:
+        order = list(queue.waiting())
+        if id not in order:
+            raise HomeError("This run is not waiting in the queue, so it can't be moved.")
+        place = order.index(id)
+        order.insert(max(0, place + places), order.pop(place))
+        queue.reorder(order)
+
+
+def find_run_by_name(home: Home, name: str) -> RunStatus:
+    """The newest run of this name, or the run with this id.
+
+    Raises:
+        HomeError: there is none.
+    """
+    runs = list_runs(home)
+    found = next((run for run in runs if name in (run.name, run.id)), None)
+    if found is None:
+        known = ", ".join(dict.fromkeys(run.name for run in runs[:8]))
+        raise HomeError(f"There is no run named {name!r}." + (f" The newest are: {known}." if known else ""))
+    return found
+
+
 def cancel(home: Home, id: str) -> None:
     """Remove a run from the queue, or tell its process to end without an adapter; one that is over is left alone.
 

@@ -7,7 +7,7 @@ order: the worker finds the waiting runs again by their folders.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -49,6 +49,15 @@ class Queue:
     def waiting(self) -> dict[str, Action]:
         """The waiting runs by id, the next one first, and what to do with each."""
         return {task.args[0]: Action(task.args[1]) for task in self.huey.pending() if not self.huey.is_revoked(task)}
+
+    def reorder(self, run_ids: Sequence[str]) -> None:
+        """Put the waiting runs into this order; a run that the worker takes meanwhile is not started twice."""
+        actions = self.waiting()
+        for task in self.huey.pending():
+            self.huey.revoke(task, revoke_once=True)
+        for id in run_ids:
+            if id in actions:
+                self.huey.enqueue(self._train.s(id, actions[id]))
 
     def remove(self, run: RunFolder) -> None:
         """Remove every message about a run."""

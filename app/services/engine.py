@@ -212,6 +212,16 @@ class Engine:
         with self._lock:
             return self._run(base, DrawRequest(), [adapter], work)
 
+    def measure(self, base: str, adapters: Sequence[Path], work: Callable[[BaseModel, list[AdapterSet]], T]) -> T:
+        """Measure something on a base model with adapters, which ``work`` mounts where it needs them.
+
+        Raises:
+            BaseError, FileError, MountError: as loading and mounting do.
+        """
+        with self._lock:
+            return self._run(base, DrawRequest(), adapters,
+                             lambda model, _: work(model, [self._adapter(path) for path in adapters]))   # fmt: skip
+
     def word_effect(self, base: str, word: str) -> float | None:
         """How much a word means to a base model already; see ``trigger_words.word_effects``.
 

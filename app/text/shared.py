@@ -103,6 +103,24 @@ def state_and_percent(state: str, percent: int) -> str:
     return f"{state} {percent} %" if percent else state
 
 
+def window_title(name: str, percent: int) -> str:
+    """The title of the browser's window while a job runs.
+
+    >>> window_title("rex", 62)
+    '62 % · rex'
+    """
+    return f"{percent} % · {name}"
+
+
+def job_ended(name: str, state: str) -> str:
+    """A notification.
+
+    >>> job_ended("rex", "done"), job_ended("rex", "failed")
+    ('rex is ready', 'rex: failed')
+    """
+    return f"{name} {READY}" if state == "done" else f"{name}: {STATES[state]}"
+
+
 def loss_at(loss: float, step: int) -> str:
     """The loss chart in one line, for screen readers."""
     return f"Loss at step {step}: {loss:.4g}"

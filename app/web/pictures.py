@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from atelier.app.store.home import Home
 
 PREFIX = "/gradio_api/file"
-RUN_PICTURES = ("previews", "pairs")   # folders inside a run's
+RUN_PICTURES = ("previews", "pairs", "grid")   # folders inside a run's
 _KEEP = {"cache-control": "private, max-age=86400"}   # an address changes when its file does
 
 

@@ -38,7 +38,7 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
     with demo.route(shared.TITLES["gallery"], page_url("gallery")), page(demo, home, "gallery"):
         gallery.build(demo, home)
     with demo.route(shared.TITLES["jobs"], page_url("jobs")), page(demo, home, "jobs"):
-        jobs.build(demo, home)
+        jobs.build(demo, home, engine)
     with demo.route(shared.TITLES["settings"], page_url("settings")), page(demo, home, "settings"):
         settings.build(demo, home, engine, has_password=has_password)
     # Closed to direct posts, which would go past the queue and its length.

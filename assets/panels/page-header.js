@@ -1,4 +1,4 @@
-document.title = props.value.title + ' · Atelier';
+document.title = document.body.dataset.title = props.value.title + ' · Atelier';
 // The browser stores the choice. Without one Gradio follows the system's theme, and ?__theme= in the address wins.
 const chosen = new URLSearchParams(location.search).get('__theme') || localStorage.getItem('atelier-theme');
 if (chosen) document.body.classList.toggle('dark', chosen === 'dark');

@@ -9,6 +9,7 @@
     control/         commands: small files that the process takes at a step boundary
     checkpoints/     states the run can resume from
     previews/        pictures drawn on the way
+    snapshots/       adapter files of some steps, to compare and to keep
     log.txt          the process's own output, for the curious
 """
 
@@ -31,12 +32,14 @@ from atelier.training.config.events import (
     Failed,
     Finished,
     Interrupted,
+    Measured,
     Paused,
     Preparing,
     Previewed,
     Resumed,
     Stepped,
     Stopped,
+    StoppedEarly,
     Validated,
     Warned,
     from_line,
@@ -46,7 +49,7 @@ from atelier.training.config.train_config import TrainConfig
 
 HEARTBEAT_SECONDS = 2.0
 STALE_SECONDS = 15.0
-COMMANDS = ("pause", "resume", "stop", "cancel", "preview")
+COMMANDS = ("pause", "resume", "stop", "cancel", "preview", "save")
 _OPPOSITE = {"pause": "resume", "resume": "pause"}
 
 
@@ -101,7 +104,7 @@ class RunFolder:
         return [event for event in map(from_line, lines) if event is not None]
 
     def send_command(self, name: str, text: str = "") -> None:
-        """Leave a command for the training process: pause, resume, stop (keep the best), cancel, preview."""
+        """Leave a command for the training process: pause, resume, stop (keep the best), cancel, preview, save."""
         if name not in COMMANDS:
             raise ValueError(f"{name!r} is not a command; the commands are: {', '.join(COMMANDS)}")
         if name in _OPPOSITE:
@@ -183,7 +186,12 @@ class RunStatus:
     losses: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     best_step: int = 0
-    previews: list[tuple[int, str, str]] = field(default_factory=list)   # step, prompt, path in the run folder
+    previews: list[Previewed] = field(default_factory=list)
+    learning_rates: list[tuple[int, float]] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
+    stages: list[tuple[float, str]] = field(default_factory=list)   # time of start and name, before the first step
+    early_stop: StoppedEarly | None = None
+    kept_step: int = 0           # the step in the finished file
     warnings: list[str] = field(default_factory=list)
     adapter: str = ""            # the finished file
     seconds: float = 0.0
@@ -205,6 +213,8 @@ def status(run: RunFolder) -> RunStatus:
     for moment, event in run.events():
         result.started = result.started or moment
         _apply(result, event)
+        if isinstance(event, Preparing) and (not result.stages or result.stages[-1][1] != event.what):
+            result.stages = [*result.stages, (moment, event.what)]
         if isinstance(event, Stepped):
             recent = [*recent[-19:], event.seconds]
     if not result.is_over and result.state != "queued" and not run.is_alive():
@@ -224,11 +234,6 @@ def _apply(result: RunStatus, event: Event) -> None:
             result.warnings = list(dict.fromkeys([*result.warnings, message]))
         case Stepped():
             _step(result, event)
-        case Validated(step, loss, best):
-            result.validation.append((step, loss))
-            result.best_step = step if best else result.best_step
-        case Previewed(step, prompt, path):
-            result.previews.append((step, prompt, path))
         case Paused(_, reason):
             result.state, result.message = "paused", reason
         case Resumed(step):
@@ -239,8 +244,24 @@ def _apply(result: RunStatus, event: Event) -> None:
             result.state, result.message = "interrupted", message
         case Failed(message):
             result.state, result.message = "failed", message
-        case Finished(_, path, seconds):
-            result.state, result.adapter, result.seconds = "done", path, seconds
+        case Finished(step, path, seconds):
+            result.state, result.adapter, result.seconds, result.kept_step = "done", path, seconds, step
+        case _:
+            _record(result, event)
+
+
+def _record(result: RunStatus, event: Event) -> None:
+    """Take down what was measured and drawn on the way."""
+    match event:
+        case Validated(step, loss, best):
+            result.validation.append((step, loss))
+            result.best_step = step if best else result.best_step
+        case Measured():
+            result.measured.append(event)
+        case Previewed():
+            result.previews.append(event)
+        case StoppedEarly():
+            result.early_stop = event
         case _:
             pass
 
@@ -250,6 +271,7 @@ def _step(result: RunStatus, event: Stepped) -> None:
         _rewind(result, event.step - 1)   # begun again without a checkpoint
     result.state, result.step, result.total_steps, result.message = "training", event.step, event.of, ""
     result.losses.append((event.step, event.loss))
+    result.learning_rates.append((event.step, event.lr))
 
 
 def _rewind(result: RunStatus, step: int) -> None:
@@ -257,4 +279,7 @@ def _rewind(result: RunStatus, step: int) -> None:
     result.state, result.step, result.message = "training", step, ""
     result.losses = [point for point in result.losses if point[0] <= step]
     result.validation = [point for point in result.validation if point[0] <= step]
-    result.previews = [preview for preview in result.previews if preview[0] <= step]
+    result.learning_rates = [point for point in result.learning_rates if point[0] <= step]
+    result.previews = [preview for preview in result.previews if preview.step <= step]
+    result.measured = [one for one in result.measured if one.step <= step]
+    result.early_stop = None

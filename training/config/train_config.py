@@ -19,6 +19,10 @@ EMBEDDED = "embedded"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LEAST_PRODIGY_LR = 0.1   # it multiplies the rate that Prodigy finds; AdamW's usual values would all but stop it
 PRESETS = ASSETS / "presets"
+STOP_MEASURES: dict[str, tuple[str, ...]] = {   # choice of stop_when → the measures that may end a training
+    "auto": ("memorization", "drift"), "never": (), "validation": ("validation",), "memorization": ("memorization",),
+    "drift": ("drift",), "any": ("memorization", "drift", "validation"),
+}   # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +83,14 @@ class TrainConfig(Settings):
     validate_every: int = setting(50, "Steps between validations. 0 turns them off.", low=0)
     preview_every: int = setting(100, "Steps between previews. 0 turns them off.", low=0)
     preview_prompts: str = setting("", "Preview prompts, one per line. {trigger} and {subject} are replaced.")
+    preview_seeds: int = setting(1, "Pictures per preview prompt, each from a seed of its own.", low=1, high=8)
+    preview_adapters: str = setting("", "Other adapters of the library that act in previews, such as 'oil=0.8, fog'.")
     checkpoint_every: int = setting(100, "Steps between checkpoints to resume from. 0 turns them off.", low=0)
     keep_best: bool = setting(True, "Save the step with the lowest validation loss instead of the last one.")
+    stop_when: str = setting("auto", "Measure that may end the training early, and then decides which step is saved. "
+                                     "'auto' is memorization or drift.", choices=tuple(STOP_MEASURES))
+    snapshots: int = setting(8, "Steps along the run whose weights are kept, to compare them afterwards. 0 keeps none.",
+                             low=0, high=64)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapter", dict(self.adapter or {}))

@@ -17,15 +17,31 @@ from torch import Tensor
 from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.disk_space import is_disk_full
-from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
-from atelier.training.config.train_config import TrainConfig
+from atelier.adapters.formats.native import load_adapter
+from atelier.training.config.events import (
+    Event,
+    Measured,
+    Paused,
+    Previewed,
+    Resumed,
+    Saved,
+    Stepped,
+    Stopped,
+    StoppedEarly,
+    Validated,
+    Warned,
+)
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.train_config import STOP_MEASURES, TrainConfig
 from atelier.training.loop import checkpoint
 from atelier.training.loop.checkpoint import TrainingState
 from atelier.training.loop.cuda_graph import GraphBackend, GraphRecorder
 from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
+from atelier.training.loop.health import Advice, best_measured, stop_advice
 from atelier.training.loop.optimizer_step import apply_gradients, reduce_losses
 from atelier.training.loop.optimizers import learning_rate, make_optimizer
 from atelier.training.loop.recipe import Losses, Recipe
+from atelier.training.loop.snapshots import drop_snapshots, find_snapshots, snapshot_steps, write_snapshot
 
 PAUSE_SECONDS = 0.2
 DISK_FULL = "The disk is full. Free some space."
@@ -65,6 +81,9 @@ class Training:
         self.skipped_steps = 0   # consecutive updates that were skipped, up to now
         self.best: dict[str, Tensor] = {}
         self.damaged: list[str] = []   # sentences about checkpoints that could not be resumed from
+        self.validations: dict[int, float] = {}   # losses by step
+        self.measured: dict[int, Measured] = {}   # by step
+        self.previewed: set[int] = set()          # steps with previews
         self.result: AdapterSet | None = None   # None after a cancel or an interruption
 
     @property
@@ -86,18 +105,30 @@ class Training:
         self.generator.set_state(state.generator)
         self.best, self.step = state.best, state.step
         self.best_step, self.best_loss = state.best_step, state.best_loss
+        self._read_history()
         return True
 
     @property
     def bytes_needed(self) -> int:
-        """Room on the disk for a checkpoint beside those that are there: weights, average, best, optimizer's two."""
-        return 5 * sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+        """Room on the disk for a checkpoint and a snapshot: the weights twice, average, best, optimizer's two."""
+        return 6 * sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+
+    def _read_history(self) -> None:
+        """Recall from the run's events what was measured up to this step."""
+        for _, event in RunFolder(self.folder).events():
+            match event:
+                case Validated(step, loss) if step <= self.step:
+                    self.validations[step] = loss
+                case Measured(step) if step <= self.step:
+                    self.measured[step] = event
+                case Previewed(step) if step <= self.step:
+                    self.previewed.add(step)
+                case _:
+                    pass
 
     def events(self, controls: Controls) -> Iterator[Event]:
         """Train to the last step, or until a command ends the run; every event is yielded."""
-        yield from map(Warned, self.damaged)
-        if self.step:
-            yield Resumed(self.step)
+        yield from self._opening()
         while self.step < self.config.steps:
             if controls.should_quit():
                 yield from self._save(controls)
@@ -116,7 +147,7 @@ class Training:
             if reason := controls.shortage(self.bytes_needed):
                 yield from self._wait_for_space(controls, reason)
                 continue
-            yield from self._requested_previews(controls)
+            yield from self._requests(controls)
             event = self._train_step()
             if not math.isfinite(event.loss):
                 yield from self._stop_unstable(event.step)
@@ -129,7 +160,18 @@ class Training:
                 yield Warned(f"The gradients were not finite numbers in {MAX_SKIPPED_STEPS} steps in a row, so nothing "
                              f"was learned. {ADVICE}")   # fmt: skip
             yield from self._periodic_events(controls)
+            if advice := self._stop_advice():
+                yield StoppedEarly(self.step, advice.best_step, f"{advice.reason}. Step {advice.best_step} is saved.")
+                yield from self._finish(advice.best_step)
+                return
         yield from self._finish()
+
+    def _opening(self) -> Iterator[Event]:
+        yield from map(Warned, self.damaged)
+        if self.step:
+            yield Resumed(self.step)
+        elif self.config.preview_every:   # the adapter changes nothing yet: this is what the base model draws
+            yield from self._preview(self.output_adapters)
 
     def _train_step(self) -> Stepped:
         """One optimizer update. Nothing is updated when a loss or a gradient is not finite."""
@@ -186,18 +228,57 @@ class Training:
         config, last = self.config, self.step == self.config.steps
         if config.validate_every and (last or self.step % config.validate_every == 0):
             yield self._validate()
+            yield from self._measure()
+        if self.step in snapshot_steps(config.steps, config.snapshots):
+            self._write_snapshot()
         if config.preview_every and (last or self.step % config.preview_every == 0):
-            yield from self.recipe.preview(self.output_adapters, self.step, "")
+            yield from self._preview(self.output_adapters)
         if config.checkpoint_every and not last and self.step % config.checkpoint_every == 0:
             yield from self._save(controls)
 
     def _validate(self) -> Validated:
         loss = self.recipe.validate(self.output_adapters)
+        self.validations[self.step] = loss
         best = loss < self.best_loss
         if best:
             self.best = checkpoint.cpu_copy(self.output_adapters)
             self.best_step, self.best_loss = self.step, loss
         return Validated(self.step, loss, best)
+
+    def _measure(self) -> Iterator[Event]:
+        measured = self.recipe.measure(self.output_adapters, self.step)
+        if measured is None:
+            return
+        self.measured[self.step] = measured
+        if self.config.snapshots and best_measured([*self.measured.values()]) is measured:
+            self._write_snapshot()
+        yield measured
+
+    def _stop_advice(self) -> Advice | None:
+        every, last = self.config.validate_every, self.step == self.config.steps
+        if last or not every or self.step % every:
+            return None
+        measured, validations = [*self.measured.values()], [*self.validations.items()]
+        return stop_advice(measured, validations, STOP_MEASURES[self.config.stop_when])
+
+    def _preview(self, weights: AdapterSet, prompt: str = "") -> Iterator[Event]:
+        previews = self.recipe.preview(weights, self.step, prompt)
+        self.previewed |= {self.step} if not prompt else set()
+        yield from previews
+
+    def _write_snapshot(self, *, saved: bool = False) -> None:
+        """Keep the weights of this step, and of the others those on schedule and the best one."""
+        if not self.group.is_main:
+            return
+        weights = self.recipe.finalize(copy.deepcopy(self.output_adapters))
+        try:
+            write_snapshot(self.folder, self.step, weights, saved=saved)
+        except OSError as error:
+            if not is_disk_full(error):   # then the run waits for room before its next step
+                raise
+        best = best_measured([*self.measured.values()])
+        on_schedule = snapshot_steps(self.config.steps, self.config.snapshots)
+        drop_snapshots(self.folder, {*on_schedule, self.step, best.step if best else self.step})
 
     def _save(self, controls: Controls) -> Iterator[Event]:
         """Write a checkpoint. Where the disk is full, wait for room and try once more."""
@@ -241,7 +322,7 @@ class Training:
     def _wait(self, controls: Controls, is_over: Callable[[], bool]) -> Iterator[Event]:
         """Wait until a pause is over, or somebody ends the run; previews are drawn meanwhile."""
         while not is_over() and not controls.should_quit():
-            yield from self._requested_previews(controls)
+            yield from self._requests(controls)
             for name in ("stop", "cancel"):
                 text = controls.take_command(name)
                 if text is not None:   # put it back for the loop, which handles it
@@ -252,10 +333,14 @@ class Training:
             time.sleep(PAUSE_SECONDS)
         yield Resumed(self.step)
 
-    def _requested_previews(self, controls: Controls) -> Iterator[Event]:
+    def _requests(self, controls: Controls) -> Iterator[Event]:
+        """Draw a preview, or save the weights of this step, where somebody asked for it."""
         prompt = controls.take_command("preview")
         if prompt is not None:
-            yield from self.recipe.preview(self.output_adapters, self.step, prompt)
+            yield from self._preview(self.output_adapters, prompt)
+        if controls.take_command("save") is not None and self.step:
+            self._write_snapshot(saved=True)
+            yield from self._save(controls)
 
     def _stop_unstable(self, step: int) -> Iterator[Event]:
         """The loss is not finite any more: keep the last good state instead of training on."""
@@ -272,11 +357,19 @@ class Training:
                      f"{ADVICE}")   # fmt: skip
         self._set_result(best=True)
 
-    def _finish(self) -> Iterator[Event]:
+    def _finish(self, keep: int | None = None) -> Iterator[Event]:
+        """Decide which weights are the result: those of the step ``keep``, or as the config says."""
         unfinished = self.step < self.config.steps
-        if self.config.validate_every and unfinished and self.best_step != self.step:
+        if self.config.validate_every and unfinished and self.best_step != self.step and keep is None:
             yield self._validate()
-        self._set_result(best=self.config.keep_best)
+        snapshots = find_snapshots(self.folder)
+        if keep is None or keep == self.best_step or not snapshots:
+            self._set_result(best=self.config.keep_best or keep == self.best_step)
+        else:
+            self.result_step = min(snapshots, key=lambda step: abs(step - keep))
+            self.result = load_adapter(snapshots[self.result_step], self.accelerator.device)
+        if self.config.preview_every and self.result and self.result_step not in self.previewed:
+            yield from self.recipe.preview(self.result, self.result_step, "")
 
     def _set_result(self, *, best: bool) -> None:
         self.result, self.result_step = copy.deepcopy(self.output_adapters), self.step

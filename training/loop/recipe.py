@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from atelier.adapters.core.base import AdapterSet
-from atelier.training.config.events import Previewed
+from atelier.training.config.events import Measured, Previewed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Recipe:
     stages: MicrostepStages | None = None                   # the same microstep in two stages, where that is possible
     validate: Callable[[AdapterSet], float] = _no_validation   # deterministic: the same weights give the same number
     preview: Callable[[AdapterSet, int, str], list[Previewed]] = _no_preview   # step, prompt ("" = the recipe's own)
+    measure: Callable[[AdapterSet, int], Measured | None] = lambda weights, step: None   # noqa: ARG005
     update_masks: Callable[[], None] = lambda: None         # half way: adapters choose anew which values are trained
     companions: Sequence[nn.Parameter] = ()                 # learn from their own loss, and slower than the others
     lr_ratio: float = 1.0                                   # the others' learning rate over that of the config

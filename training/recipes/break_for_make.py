@@ -29,7 +29,7 @@ from atelier.training.loop.noise import sample_timesteps
 from atelier.training.loop.recipe import Losses, Recipe
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes.companions import role_of
-from atelier.training.recipes.dreambooth import TrainingData
+from atelier.training.recipes.dreambooth import Parts, TrainingData
 
 COMPANION_SHARE = 0.5
 """Share of the updates with companions. In the others the half learns alone, as it will be used alone."""
@@ -45,10 +45,12 @@ def half_recipe(
     companions: Sequence[Sequence[Example]],
     config: TrainConfig,
     folder: Path,
+    *,
+    others: Parts = (),
 ) -> Recipe:
     """Train the half that the role owns, while the other one follows the companions."""
     role = role_of(config)
-    plain = dreambooth.recipe(model, adapters, data, config, folder)
+    plain = dreambooth.recipe(model, adapters, data, config, folder, others=others)
     text = PromptEmbeddingCache(model, adapters)
     text.precompute([*data.subject, *data.prior, *(example for one in companions for example in one)])
     each = max(1, config.batch // 4)   # of every companion set
@@ -76,6 +78,7 @@ def half_recipe(
         stages=None,   # a microstep decides on the CPU which half learns
         validate=lambda weights: plain.validate(alone(weights)),
         preview=lambda weights, step, prompt: plain.preview(alone(weights), step, prompt),
+        measure=lambda weights, step: plain.measure(alone(weights), step),
         companions=[half.trainable_half(OTHER_ROLE[role]) for half in halves],
         lr_ratio=LR_RATIO[role],
         finalize=alone,

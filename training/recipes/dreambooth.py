@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from atelier.adapters.core.base import AdapterSet, weight_of
 from atelier.adapters.core.mix import Mix
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.device import has_own_memory
-from atelier.training.config.events import Previewed
+from atelier.training.config.events import Measured, Previewed
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
 from atelier.training.loop.batch import (
@@ -32,11 +32,15 @@ from atelier.training.loop.batch import (
 from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from atelier.training.loop.noise import sample_timesteps
 from atelier.training.loop.recipe import Losses, MicrostepStages, Recipe
+from atelier.training.measures.memorization import make_pairs, measure_pairs
+from atelier.training.measures.run_measures import RunMeasures
 from atelier.training.recipes.prior_preservation import draw_prior, fill_template
 from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.sample import DrawRequest, draw
 
+Parts = Sequence[tuple[AdapterSet, float]]   # adapters with strengths
+LEAST_TO_SPARE = 8   # pictures of which one is held out
 VALIDATION_TIMESTEPS = 8
 VALIDATION_SEED = 1000
 PREVIEW_SEED = 7
@@ -50,6 +54,7 @@ class TrainingData:
     subject: list[Example]    # what is learned
     prior: list[Example]      # what is to stay as the base model draws it
     held_out: list[Example]   # for validation; not trained on where there are enough to spare one
+    views: list[Example] = field(default_factory=list)   # of the subject's, where none is spared; only measured on
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +74,25 @@ class DreamBoothInput:
         return len(self.batch.examples), tuple((each.positions, each.noisy.latents.shape) for each in self.inputs)
 
 
-def split_examples(model: BaseModel, config: TrainConfig, examples: list[Example]) -> TrainingData:
+def split_examples(
+    model: BaseModel, config: TrainConfig, examples: list[Example], views: Sequence[Example] = ()
+) -> TrainingData:
     """Hold out one example in eight for validation and draw the prior pictures.
 
-    With fewer than eight examples none can be spared: validation then uses those that are trained on.
+    With fewer than eight examples none can be spared: validation then uses those that are trained on, and memorization
+    is measured on ``views``, another view of each.
     """
-    spare = len(examples) // 8
+    spare = len(examples) // LEAST_TO_SPARE
     prior = draw_prior(model, config) if config.prior_batch else []
-    return TrainingData(examples[: len(examples) - spare], prior, examples[-spare:] if spare else examples)
+    members = examples[: len(examples) - spare]
+    return TrainingData(members, prior, examples[-spare:] if spare else members, [] if spare else list(views))
 
 
-def recipe(model: BaseModel, adapters: AdapterSet, data: TrainingData, config: TrainConfig, folder: Path) -> Recipe:
-    """Tie model, adapters and data together for the loop."""
+def recipe(
+    model: BaseModel, adapters: AdapterSet, data: TrainingData, config: TrainConfig, folder: Path, *,
+    others: Parts = (),
+) -> Recipe:   # fmt: skip
+    """Tie model, adapters and data together for the loop; ``others`` are adapters that act in previews as well."""
     text = PromptEmbeddingCache(model, adapters)
     text.precompute([*data.subject, *data.prior, *data.held_out])
     drawings = preview_cache(model)
@@ -111,12 +123,9 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: TrainingData, config: T
         return total / len(data.held_out)
 
     def preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:
-        prompts = [prompt] if prompt else preview_prompts(model, config)
-        pictures = [draw_preview(model, config, weights, line, cache=drawings) for line in prompts]
-        return [
-            _save_preview(picture, line, step, "asked" if prompt else str(i), folder)
-            for i, (picture, line) in enumerate(zip(pictures, prompts, strict=True))
-        ]
+        prompts, mix = [prompt] if prompt else preview_prompts(model, config), Mix(((weights, 1.0), *others))
+        drawn = {line: draw_previews(model, config, mix, line, cache=drawings) for line in prompts}
+        return save_previews(folder, step, drawn, asked=bool(prompt))
 
     def update_masks() -> None:
         for name, module in find_target_modules(model.models(), adapters).items():
@@ -125,7 +134,21 @@ def recipe(model: BaseModel, adapters: AdapterSet, data: TrainingData, config: T
     def attach() -> AbstractContextManager[None]:
         return mount(model.models(), Mix(((adapters, 1.0),)))
 
-    return Recipe(adapters, attach, microstep, MicrostepStages(prepare, compute), validate, preview, update_masks)
+    return Recipe(
+        adapters, attach, microstep, MicrostepStages(prepare, compute), validate, preview,
+        measure=run_measures(model, config, text, data), update_masks=update_masks,
+    )   # fmt: skip
+
+
+def run_measures(
+    model: BaseModel, config: TrainConfig, text: PromptEmbeddingCache, data: TrainingData
+) -> Callable[[AdapterSet, int], Measured | None]:
+    """What the run measures beside its validations; nothing where it has none."""
+    most = measure_pairs((config.batch + config.prior_batch) * config.accumulate, config.validate_every)
+    pairs = make_pairs(data.subject, [] if data.views else data.held_out, data.views, most)
+    if not config.validate_every or not pairs:
+        return lambda *_: None
+    return RunMeasures.of(model, config, text, pairs)
 
 
 def sample_subject_and_prior(
@@ -167,16 +190,41 @@ def preview_cache(model: BaseModel) -> DrawCache | None:
 
 
 def draw_preview(
-    model: BaseModel, config: TrainConfig, weights: AdapterSet, prompt: str, steps: int = PREVIEW_STEPS,
+    model: BaseModel, config: TrainConfig, weights: AdapterSet, prompt: str, steps: int = PREVIEW_STEPS
+) -> Image.Image:
+    """Draw one picture with the first of the fixed seeds, at the size that is trained."""
+    return draw_previews(model, replace(config, preview_seeds=1), Mix(((weights, 1.0),)), prompt, steps)[0]
+
+
+def draw_previews(
+    model: BaseModel, config: TrainConfig, mix: Mix, prompt: str, steps: int = PREVIEW_STEPS,
     cache: DrawCache | None = None,
-) -> Image.Image:   # fmt: skip
-    """Draw with a fixed seed, at the size that is trained."""
+) -> list[Image.Image]:   # fmt: skip
+    """Draw with each of the fixed seeds, at the size that is trained."""
     side = config.resolution // model.info.size_multiple * model.info.size_multiple   # as the buckets are
-    request = DrawRequest(prompt=prompt, seed=PREVIEW_SEED, steps=steps, width=side, height=side)
-    return draw(model, request, Mix(((weights, 1.0),)), cache=cache or preview_cache(model))[0]
+    cache = cache or preview_cache(model)
+    requests = [DrawRequest(prompt=prompt, seed=PREVIEW_SEED + i, steps=steps, width=side, height=side)
+                for i in range(config.preview_seeds)]   # fmt: skip
+    # One after the other: the training has left memory for one picture.
+    return [draw(model, request, mix, cache=cache)[0] for request in requests]
 
 
-def _save_preview(picture: Image.Image, prompt: str, step: int, name: str, folder: Path) -> Previewed:
-    path = folder / "previews" / f"{step:06d}-{name}.png"
-    picture.save(path)
-    return Previewed(step, prompt, f"previews/{path.name}")
+def save_previews(
+    folder: Path, step: int, drawn: Mapping[str, Sequence[Image.Image]], *, asked: bool
+) -> list[Previewed]:
+    """Write previews into a run's folder.
+
+    Args:
+        folder: the run's.
+        step: whose weights drew them.
+        drawn: pictures of each prompt, one a seed.
+        asked: whether a person asked for them: then they replace none that are there.
+    """
+    earlier = len(list(folder.glob(f"previews/{step:06d}-asked*")))
+    shown = []
+    for i, (prompt, pictures) in enumerate(drawn.items()):
+        for j, picture in enumerate(pictures):
+            name = f"{step:06d}-" + (f"asked{earlier}" if asked else str(i)) + f"-{PREVIEW_SEED + j}" * (j > 0)
+            picture.save(folder / "previews" / f"{name}.png")
+            shown.append(Previewed(step, prompt, f"previews/{name}.png", PREVIEW_SEED + j))
+    return shown

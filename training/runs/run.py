@@ -43,7 +43,7 @@ from atelier.training.config.events import Event, Failed, Finished, Preparing, S
 from atelier.training.config.run_folder import RunBusyError, RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.images import PictureError
-from atelier.training.data.prepare import encode_dataset, scan_pictures
+from atelier.training.data.prepare import encode_dataset, encode_views, scan_pictures
 from atelier.training.loop import checkpoint
 from atelier.training.loop.cuda_graph import CudaGraphs, can_record
 from atelier.training.loop.distributed import ProcessGroup, join_group, leave_group
@@ -53,6 +53,7 @@ from atelier.training.loop.recipe import Recipe
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes.break_for_make import half_recipe
 from atelier.training.recipes.companions import draw_companions, role_of, with_role_caption
+from atelier.training.runs.preview_adapters import load_preview_adapters
 from atelier.training.runs.resource_plan import plan_after_out_of_memory, plan_run, run_precision
 from atelier.training.runs.save_adapter import result_path, save_result
 from atelier.training.runs.signals import quit_signals
@@ -235,13 +236,18 @@ def _train(
         config = replace(config, compile=False)
     yield Preparing("Encoding the pictures")
     subject = encode_dataset(model, report)
+    views = encode_views(model, report) if len(subject) < dreambooth.LEAST_TO_SPARE else []
     model.onload(model.unet, *(model.text_encoders if config.train_text_encoder else []))
     meaning = trigger_word_warning(model, config.trigger_word) if group.is_main and not resume else ""
     if meaning := group.broadcast(meaning):
         yield Warned(meaning)
     if config.prior_batch:
         yield Preparing("Drawing pictures for prior preservation")
-    training = _training(model, dreambooth.split_examples(model, config, subject), config, folder, group)
+    data = dreambooth.split_examples(model, config, subject, views)
+    yield Preparing("Preparing the first step")
+    others, problems = load_preview_adapters(config.preview_adapters, adapters, model)
+    yield from map(Warned, problems)
+    training = _training(model, data, config, folder, group, others)
     if resume and not training.resume():
         yield Warned("There was no complete checkpoint to resume from, so training starts again.")
     yield from training.events(controls)
@@ -267,13 +273,14 @@ def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseM
 
 
 def _training(
-    model: BaseModel, data: dreambooth.TrainingData, config: TrainConfig, folder: RunFolder, group: ProcessGroup
-) -> Training:
+    model: BaseModel, data: dreambooth.TrainingData, config: TrainConfig, folder: RunFolder, group: ProcessGroup,
+    others: dreambooth.Parts = (),
+) -> Training:   # fmt: skip
     torch.manual_seed(config.seed)   # of the adapter's initial values
     parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
     targets = find_targets(parts, config.targets)
     adapters: AdapterSet = create_adapters(config.kind, config.adapter, targets).to(model.device)
-    recipe = _recipe(model, adapters, data, config, folder.path)
+    recipe = _recipe(model, adapters, data, config, folder.path, others=others)
     generator = torch.Generator().manual_seed(config.seed)
     initialize(adapters, model.models(), lambda: recipe.microstep(generator).subject)
     if config.compile:
@@ -283,11 +290,13 @@ def _training(
 
 
 def _recipe(
-    model: BaseModel, adapters: AdapterSet, data: dreambooth.TrainingData, config: TrainConfig, folder: Path
-) -> Recipe:
+    model: BaseModel, adapters: AdapterSet, data: dreambooth.TrainingData, config: TrainConfig, folder: Path, *,
+    others: dreambooth.Parts,
+) -> Recipe:   # fmt: skip
     if role := role_of(config):
-        return half_recipe(model, adapters, data, draw_companions(model, role, config.resolution), config, folder)
-    return dreambooth.recipe(model, adapters, data, config, folder)
+        companions = draw_companions(model, role, config.resolution)
+        return half_recipe(model, adapters, data, companions, config, folder, others=others)
+    return dreambooth.recipe(model, adapters, data, config, folder, others=others)
 
 
 def _distributed(recipe: Recipe, group: ProcessGroup) -> Recipe:
@@ -296,6 +305,7 @@ def _distributed(recipe: Recipe, group: ProcessGroup) -> Recipe:
         recipe,
         microstep=partial(recipe.microstep, group=group),
         validate=lambda weights: group.broadcast(recipe.validate(weights) if group.is_main else 0.0),
+        measure=lambda weights, step: group.broadcast(recipe.measure(weights, step) if group.is_main else None),
         preview=recipe.preview if group.is_main else lambda *_: [],
     )
 

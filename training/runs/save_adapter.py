@@ -18,6 +18,7 @@ from atelier.adapters.formats.native import read_native_metadata, save_adapter
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.fusion.break_for_make_halves import basis_hash
 from atelier.adapters.kinds.break_for_make import BreakForMake
+from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
@@ -44,19 +45,7 @@ def save_with_metadata(
 
     Its recipe and its base model are added to ``info``.
     """
-    info = replace(
-        info,
-        name=config.name,
-        trigger=config.trigger_word,
-        subject=config.subject,
-        base=config.base,
-        family=model.info.family,
-        title=model.info.title,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        recipe=config.to_toml(without=("pictures",)),
-        # Halves with the same basis can be combined.
-        basis=basis_hash(result) if result.kind == BreakForMake.kind else "",
-    )
+    info = with_recipe(info, result, config, model.info)
     if config.preview_every:   # drawn, because a training picture may be private
         picture = draw_preview(model, config, result, preview_prompts(model, config)[0], THUMBNAIL_STEPS)
         info = replace(info, thumbnail=thumbnail(picture))
@@ -72,6 +61,23 @@ def result_path(adapters: Path, name: str, run: str) -> Path | None:
             if AdapterInfo.from_metadata(read_native_metadata(path)).run == run:
                 return path
     return None
+
+
+def with_recipe(info: AdapterInfo, result: AdapterSet, config: TrainConfig, base: BaseInfo) -> AdapterInfo:
+    """Add to ``info`` what the recipe of a training and its base model say."""
+    return replace(
+        info,
+        name=config.name,
+        trigger=config.trigger_word,
+        subject=config.subject,
+        base=config.base,
+        family=base.family,
+        title=base.title,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=config.to_toml(without=("pictures",)),
+        # Halves with the same basis can be combined.
+        basis=basis_hash(result) if result.kind == BreakForMake.kind else "",
+    )
 
 
 def free_path(folder: Path, name: str) -> Path:

@@ -20,6 +20,7 @@ from atelier.training.config.run_folder import RunStatus
 PAGES = ("create", "studio", "mix", "compress", "library", "gallery", "jobs", "settings")
 UNQUEUED: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 RECENT_SECONDS = 600.0
+WATCHED_RUNS = 20
 PARENT_PAGES = {"fusion": "mix"}   # pages that are reached through another
 
 
@@ -43,9 +44,13 @@ def job_bar(home: Home) -> dict[str, Any]:
         return {"name": "", "announcement": ""}   # the Jobs page says what is wrong
     running = [run for run in runs if not run.is_over]
     recent = [run for run in runs if run.state == "done" and time.time() - run.started - run.seconds < RECENT_SECONDS]
+    # For notifications: a page tells of each run that it has seen at work.
+    watched = {"active": [run.id for run in running],
+               "over": [{"id": run.id, "text": shared.job_ended(run.name, run.state)}
+                        for run in runs[:WATCHED_RUNS] if run.is_over]}   # fmt: skip
     if not running and not recent:
-        return {"name": "", "announcement": ""}
-    return _job(running[-1] if running else recent[0])
+        return {"name": "", "announcement": "", **watched}
+    return {**_job(running[-1] if running else recent[0]), **watched}
 
 
 def _job(run: RunStatus) -> dict[str, Any]:
@@ -56,6 +61,7 @@ def _job(run: RunStatus) -> dict[str, Any]:
         "label": shared.READY if done else shared.state_and_percent(shared.STATES[run.state], percent(run)),
         "href": run_url(run, done=done),
         "announcement": f"{run.name}: {shared.STATES[run.state]}",
+        "title": "" if run.is_over else shared.window_title(run.name, percent(run)),
     }
 
 
@@ -81,6 +87,18 @@ def mix_tabs(here: str) -> None:
     pages = [{"href": page_url(name), "title": title, "current": name == here}
              for name, title in shared.MIX_TABS.items()]   # fmt: skip
     panel("mix-tabs", pages)
+
+
+def press_when_shown(elem_id: str) -> str:
+    """A script that presses a button as soon as it is there: that of a new file may take a moment to appear."""
+    return """() => {
+  const press = (tries) => {
+    const button = document.querySelector("#ID");
+    if (button && button.offsetParent) button.click();
+    else if (tries) setTimeout(() => press(tries - 1), 100);
+  };
+  setTimeout(() => press(100), 300);
+}""".replace("ID", elem_id)
 
 
 @contextmanager

@@ -11,20 +11,25 @@ MAX_POINTS = 300
 Point = tuple[int, float]       # step, value
 
 
-def loss_chart(losses: Sequence[Point], validation: Sequence[Point], best_step: int, last_step: int) -> dict[str, Any]:
+def loss_chart(
+    losses: Sequence[Point], validation: Sequence[Point], best_step: int, last_step: int, *, log: bool = False
+) -> dict[str, Any]:
     """Lay out a run's losses: a faint raw line, a smooth one, and the validation losses as a line with dots.
 
     Both share the horizontal axis (steps 0 … ``last_step``), but each has its own vertical one, because they are
-    measured on different noise: only their movements compare, not their heights.
+    measured on different noise: only their movements compare, not their heights. With ``log`` both are logarithmic.
 
     Returns:
         Path data under ``raw``, ``smooth`` and ``validation``; dots as ``{x, y, best}`` in per cent; the labels
         of the vertical axis (``low``, ``high``: the losses at the bottom and the top); ``empty`` without any loss.
     """
-    losses = [point for point in losses if math.isfinite(point[1])]
+    losses = [point for point in losses if math.isfinite(point[1]) and (point[1] > 0 or not log)]
     if not losses:
         return {"empty": True}
     smooth = moving_average(losses)
+    if log:
+        losses, smooth, validation = (_logarithms(points) for points in (losses, smooth, validation))
+    name = (lambda value: 10**value) if log else (lambda value: value)
     low, high = axis_limits([value for _, value in downsample(losses)], [value for _, value in smooth])
     dots = [(step, value) for step, value in validation if math.isfinite(value)]
     dot_low, dot_high = axis_limits([value for _, value in dots])
@@ -32,9 +37,32 @@ def loss_chart(losses: Sequence[Point], validation: Sequence[Point], best_step: 
         "raw": svg_path(downsample(losses), last_step, low, high),
         "smooth": svg_path(downsample(smooth), last_step, low, high),
         "validation": svg_path(dots, last_step, dot_low, dot_high),
-        "dots": [_dot(dot, last_step, dot_low, dot_high, dot[0] == best_step) for dot in dots],
-        "low": f"{low:.2g}", "high": f"{high:.2g}", "last": last_step, "empty": False,
+        "dots": [{**_dot(dot, last_step, dot_low, dot_high, dot[0] == best_step), "value": f"{name(dot[1]):.4g}"}
+                 for dot in dots],
+        "low": f"{name(low):.2g}", "high": f"{name(high):.2g}", "last": last_step, "empty": False,
     }   # fmt: skip
+
+
+def _logarithms(points: Sequence[Point]) -> list[Point]:
+    return [(step, math.log10(value)) for step, value in points if value > 0]
+
+
+def line_through(lines: Sequence[tuple[str, str, Sequence[Point]]], last_step: int) -> dict[str, Any]:
+    """Lay out lines over the steps of a run, all on one vertical axis that has 0 in it.
+
+    Args:
+        lines: class of the path, name for the legend, points.
+        last_step: at the right end.
+
+    Returns:
+        Paths with names and classes under ``lines``; the labels of the axes: ``low``, ``high``, ``last``.
+    """
+    values = [value for _, _, points in lines for _, value in points]
+    low, high = axis_limits([0.0], values)
+    low = low if min(values, default=0) < 0 else 0.0
+    shown = [{"kind": kind, "name": name, "path": svg_path(downsample(points), last_step, low, high)}
+             for kind, name, points in lines]   # fmt: skip
+    return {"lines": shown, "low": f"{low:.2g}", "high": f"{high:.2g}", "last": last_step}
 
 
 def line_chart(lines: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from atelier.app.store.library import (
 )
 from atelier.app.text import library as words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
+from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_shown, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import page_url
@@ -40,15 +40,6 @@ from atelier.training.config.train_config import EMBEDDED
 from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.fidelity import Fidelity
 
-# The button of the new file may take a moment to appear.
-_DOWNLOAD = """() => {
-  const press = (tries) => {
-    const button = document.querySelector("#download");
-    if (button && button.offsetParent) button.click();
-    else if (tries) setTimeout(() => press(tries - 1), 100);
-  };
-  setTimeout(() => press(100), 300);
-}"""
 MAX_CARDS = 120   # cards at once: a page with thousands of pictures would not load
 
 
@@ -93,7 +84,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     form.change(_on_format_change, form, [precision, rank], **UNQUEUED)
     exported = export.click(lambda name, *choices: _export(home, engine, name, choices), [chosen, *choices],
                             [file, report], api_visibility="private")   # fmt: skip
-    exported.success(None, None, None, js=_DOWNLOAD)
+    exported.success(None, None, None, js=press_when_shown("download"))
 
 
 def _on_format_change(form: str) -> tuple[gr.Dropdown, gr.Number]:

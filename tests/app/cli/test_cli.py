@@ -1,5 +1,6 @@
 """The command line: its contract, its manners, and the whole way from pictures to a file for another tool."""
 
+# pyright: reportOptionalSubscript=false
 from __future__ import annotations
 
 import json
@@ -34,7 +35,7 @@ from atelier.training.config.train_config import TrainConfig, load_preset, prese
 
 # As little work as a whole training can be.
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
-COMMANDS = {"models", "serve", "worker", "train", "make", "compress", "draw", "find", "words",
+COMMANDS = {"models", "serve", "worker", "train", "jobs", "make", "compress", "draw", "find", "words",
             "list", "show", "delete", "key",
             "doctor", "import", "inspect", "export", "merge", "resize", "extract"}
 
@@ -91,6 +92,9 @@ def test_help_lists_every_command_and_loads_nothing_heavy():
     "serve --home h --host 127.0.0.1 --port 7860", "worker --home h",
     "train pics --name n --preset quick --kind lora --base b --steps 5 --set a=1 b=2 --set c=3 --home h --json",
     "train --name n --trigger zfx --subject fox --resume", "train pics --name n --kind split --role style",
+    "train pics --name n --stop-when never", "jobs", "jobs --json", "jobs list --home h", "jobs show n --json",
+    "jobs --home h keep n --step 5 --name m", "jobs average n --from 5", "jobs preview n --prompt p",
+    "jobs grid n --prompt p --strength 0.5 1 --step 5 10", "jobs sizes n", "jobs leaks n", "jobs sooner n",
     "make c s --name n --method np --steps 5 --content-strength 0.5 --style-strength 1.5 --home h --json",
     "draw p --adapter a=0.5 --adapter b --negative t --seed 1 --count 2 --steps 3 --guidance 4 --size 64x32 --base b "
     "--out o --home h --json",

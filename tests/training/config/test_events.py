@@ -1,5 +1,6 @@
 """One event, one line: what was said is what is read, and nothing that is read breaks the reader."""
 
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import dataclasses
@@ -18,6 +19,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(0, 2**40),
     float: st.floats(allow_nan=False),
     bool: st.booleans(),
+    list[float]: st.lists(st.floats(allow_nan=False), max_size=4),
     str: st.text(st.characters(exclude_categories=["Cs"])),
 }
 

@@ -1,5 +1,6 @@
 """A run's folder: what is written there is what people see, whatever happened to the process in between."""
 
+# pyright: reportArgumentType=false
 from __future__ import annotations
 
 import os
@@ -204,7 +205,7 @@ def test_the_numbers_of_a_run(run):
     assert (now.step, now.total_steps, now.best_step) == (3, 10, 2)
     assert now.losses == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert now.validation == [(2, 5.0), (3, 6.0)]
-    assert now.previews == [(2, "a rex", "previews/000002-0.png")]
+    assert now.previews == [Previewed(2, "a rex", "previews/000002-0.png")]
     assert now.warnings == ["w1", "w2"]
     assert now.seconds_left == pytest.approx(7 * 2.0)
     assert now.started == run.events()[0][0]
@@ -233,7 +234,7 @@ def test_a_resume_takes_back_what_was_measured_beyond_the_checkpoint(run):
     now = status(run)
     assert (now.state, now.step) == ("training", 2)
     assert now.losses == now.validation == [(1, 1.0), (2, 2.0)]
-    assert [step for step, _, _ in now.previews] == [1, 2]
+    assert [preview.step for preview in now.previews] == [1, 2]
     tell(run, *measured(3))
     assert status(run).losses == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
@@ -246,7 +247,7 @@ def test_a_start_from_the_beginning_takes_everything_back(run):
     now = status(run)
     assert now.step == 1
     assert now.losses == now.validation == [(1, 1.0)]
-    assert [step for step, _, _ in now.previews] == [1]
+    assert [preview.step for preview in now.previews] == [1]
 
 
 def test_a_warning_is_told_once_however_often_the_run_was_resumed(run):

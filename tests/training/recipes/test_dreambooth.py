@@ -1,5 +1,6 @@
 """The DreamBooth recipe: what is compared with what, and what is left alone."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 from __future__ import annotations
 
 from dataclasses import replace
@@ -288,11 +289,26 @@ def test_previews_show_the_weights_they_are_given(model, trained, data, tmp_path
     adapters, other = trained(model), trained(model, seed=1)
     method = recipe(model, adapters, data, but(preview_prompts="a rex\na fox"), tmp_path)
     shown = method.preview(other, 7, "")
-    assert shown == [Previewed(7, "a rex", "previews/000007-0.png"), Previewed(7, "a fox", "previews/000007-1.png")]
+    assert shown == [Previewed(7, "a rex", "previews/000007-0.png", dreambooth.PREVIEW_SEED),
+                     Previewed(7, "a fox", "previews/000007-1.png", dreambooth.PREVIEW_SEED)]   # fmt: skip
     request = DrawRequest(prompt="a fox", seed=dreambooth.PREVIEW_SEED, steps=2)
     expected = draw(model, request, Mix(((other, 1.0),)))[0]
     assert Image.open(tmp_path / shown[1].path).tobytes() == expected.tobytes()
     assert method.preview(other, 7, "") == shown
+
+
+def test_each_prompt_is_drawn_from_each_seed_with_the_other_adapters(model, trained, data, tmp_path):
+    (tmp_path / "previews").mkdir()
+    adapters, other = trained(model), trained(model, seed=1)
+    config = but(preview_prompts="a rex\na fox", preview_seeds=2)
+    shown = recipe(model, adapters, data, config, tmp_path, others=[(other, 0.5)]).preview(adapters, 7, "")
+    first = dreambooth.PREVIEW_SEED
+    assert [(one.prompt, one.seed) for one in shown] == [
+        ("a rex", first), ("a rex", first + 1), ("a fox", first), ("a fox", first + 1)]   # fmt: skip
+    assert len({one.path for one in shown}) == 4
+    request = DrawRequest(prompt="a fox", seed=first + 1, steps=2)
+    expected = draw(model, request, Mix(((adapters, 1.0), (other, 0.5))))[0]
+    assert Image.open(tmp_path / shown[3].path).tobytes() == expected.tobytes()
 
 
 def test_a_preview_that_was_asked_for_replaces_no_other(model, trained, data, tmp_path):
@@ -303,7 +319,8 @@ def test_a_preview_that_was_asked_for_replaces_no_other(model, trained, data, tm
     (asked,) = method.preview(trained(model), 7, "a house at night")
     assert asked.prompt == "a house at night"
     assert asked.path != regular.path
-    assert (tmp_path / asked.path).exists()
+    (another,) = method.preview(trained(model), 7, "a house at noon")
+    assert len({(tmp_path / one.path).read_bytes() for one in (regular, asked, another)}) == 3
     assert (tmp_path / regular.path).read_bytes() == before
 
 

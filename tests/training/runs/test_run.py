@@ -125,7 +125,7 @@ def test_a_whole_run_leaves_an_adapter_with_everything_it_should_remember(new_ru
     assert all(adapter.delta(torch.zeros(adapter.spec.shape)).any() for adapter in saved)
     now = status(run)
     assert (now.state, now.adapter, now.step, len(now.losses), len(now.previews)) == ("done", end.path, 4, 4, 1)
-    assert (run.path / now.previews[0][2]).is_file()
+    assert (run.path / now.previews[0].path).is_file()
     assert not run.is_alive()
 
 
