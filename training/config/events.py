@@ -166,4 +166,6 @@ def _fits(value: Any, kind: str) -> bool:
             return kind in ("int", "float") and abs(value) <= _MAX_INTEGER
         case float():
             return kind == "float"
+        case list():
+            return kind == "list[float]" and all(_fits(each, "float") for each in value)
     return False
