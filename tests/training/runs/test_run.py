@@ -33,6 +33,7 @@ from atelier.training.config.events import (
     Event,
     Failed,
     Finished,
+    Measured,
     Preparing,
     Previewed,
     Resumed,
@@ -93,7 +94,8 @@ def test_a_whole_run_leaves_an_adapter_with_everything_it_should_remember(new_ru
     (pictures / "diary.png").write_text("Dear diary")
     events = list(run_module.run(run, adapters))
     kinds = [type(event) for event in events if not isinstance(event, Preparing)]
-    assert kinds == [Warned, Stepped, Stepped, Validated, Saved, Stepped, Stepped, Validated, Previewed, Finished]
+    assert kinds == [Warned, Previewed, Stepped, Stepped, Validated, Measured, Saved, Stepped, Stepped, Validated,
+                     Measured, Previewed, Finished]   # fmt: skip
     assert "diary.png" in events[[type(e) for e in events].index(Warned)].message   # type: ignore[union-attr]
     assert [event for _, event in run.events()] == events
     end = finished(events)
@@ -124,7 +126,7 @@ def test_a_whole_run_leaves_an_adapter_with_everything_it_should_remember(new_ru
     assert (header.kind, saved.components()) == ("lora", {"unet", "text_encoder"})
     assert all(adapter.delta(torch.zeros(adapter.spec.shape)).any() for adapter in saved)
     now = status(run)
-    assert (now.state, now.adapter, now.step, len(now.losses), len(now.previews)) == ("done", end.path, 4, 4, 1)
+    assert (now.state, now.adapter, now.step, len(now.losses), len(now.previews)) == ("done", end.path, 4, 4, 2)
     assert (run.path / now.previews[0].path).is_file()
     assert not run.is_alive()
 
