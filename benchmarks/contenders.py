@@ -32,9 +32,11 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
+from atelier.training.base_models.device import has_own_memory
+from atelier.training.base_models.fewer_operations import skip_idle_operations
 from atelier.training.base_models.less_activation_memory import save_less_for_backward
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
-from atelier.training.base_models.offload import DiskOffload
+from atelier.training.base_models.offload import CpuOffload, DiskOffload
 from atelier.training.loop.batch import UnetInput, example_losses
 from atelier.training.loop.noise import NoisyLatents
 
@@ -137,7 +139,7 @@ def _start(pairs: list[tuple[Tensor, Tensor]]) -> None:
 
 def _trained(loss: Callable[[], Tensor], parameters: list[Any], *, fused: bool) -> Contender:
     """A contender that takes whole steps: loss, gradients, clipping, update."""
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2, fused=fused)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2, fused=fused or None)
 
     def step() -> float:
         value = loss()
@@ -161,8 +163,9 @@ def atelier(options: Options) -> Contender:
     unet, lesson, scheduler = _unet(options), _lesson(options), DDPMScheduler(beta_schedule="scaled_linear")
     vae, reader = _vae(options), _reader(options)
     save_less_for_backward(unet)
+    skip_idle_operations(unet)
     nothing: Any = None
-    rest = DiskOffload(Path(tempfile.gettempdir()))
+    rest = CpuOffload() if has_own_memory(unet.device) else DiskOffload(Path(tempfile.gettempdir()))
     model = BaseModel(nothing, unet, vae, reader, nothing, scheduler, offload_to=rest)
     model.offload(vae, reader)
     with model.on_device(vae):

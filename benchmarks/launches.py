@@ -51,7 +51,7 @@ one launch. Without recording: as a CUDA graph, the forward and backward pass of
 
 def main() -> None:
     """Count all, keep, and write the document."""
-    less_activation_memory.LARGE = 0   # as for the model of true size
+    less_activation_memory.MIN_PARAMETERS = 0   # as for the model of true size
     result: dict[str, Any] = {"machine": describe_machine(), "launches": {}}
     for dtype in DTYPES:
         result["launches"][dtype] = {name: counted(name, dtype) for name in NAMES}

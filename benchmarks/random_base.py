@@ -16,6 +16,7 @@ from atelier.adapters.core.family import FAMILIES
 from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.device import has_own_memory
+from atelier.training.base_models.fewer_operations import skip_idle_operations
 from atelier.training.base_models.less_activation_memory import save_less_for_backward
 from atelier.training.base_models.memory_count import empty_parts
 from atelier.training.base_models.offload import CpuOffload
@@ -42,6 +43,7 @@ def random_base(family: str, device: torch.device, dtype: torch.dtype) -> BaseMo
     parts: dict[str, Any] = {name: _filled(part, device) for name, part in empty_parts(info, dtype).items()}
     tokenizers = {one.tokenizer: clip_tokenizer(one.pad_token) for one in FAMILIES[family].text_encoders}
     save_less_for_backward(parts["unet"])
+    skip_idle_operations(parts["unet"])
     offload = CpuOffload() if has_own_memory(device) else None
     return BaseModel(info, **parts, **tokenizers, scheduler=new_scheduler(info), offload_to=offload, home=device)
 

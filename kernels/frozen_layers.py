@@ -65,5 +65,5 @@ class _GatedGelu(torch.autograd.Function):
         result = torch.empty_like(projected)
         of_values, of_gates = result.chunk(2, -1)
         torch.mul(gradient, F.gelu(gates), out=of_values)
-        of_gates.copy_(torch.ops.aten.gelu_backward(gradient * values, gates))
+        torch.ops.aten.gelu_backward.grad_input(gradient * values, gates, grad_input=of_gates)
         return result

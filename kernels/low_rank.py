@@ -98,9 +98,18 @@ class _LowRankLinear(torch.autograd.Function):
             of_x = (gradient @ weight).addmm_(of_inner.T, down).view_as(x)
         if ctx.needs_input_grad[3]:
             inner = down @ rows.T if inner is None else inner
-        of_up = (inner @ gradient).T if ctx.needs_input_grad[3] else None
+        of_up = _of_up(inner, gradient) if ctx.needs_input_grad[3] else None
         of_down = of_inner @ rows if ctx.needs_input_grad[4] else None
         return of_x, None, None, of_up, of_down
+
+
+def _of_up(inner: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient ``[out, rank]`` of ``up``, from ``inner [rank, N]`` and the output's ``[N, out]``.
+
+    Autograd copies a gradient that is not laid out as its parameter, which on a GPU is a launch more. A CPU's products
+    are faster by more than that where the rank comes first.
+    """
+    return (inner @ gradient).T if gradient.device.type == "cpu" else gradient.T @ inner.T
 
 
 class _LowRankLinears(torch.autograd.Function):
@@ -123,15 +132,17 @@ class _LowRankLinears(torch.autograd.Function):
         weights, ups = layers[: len(layers) // 2], layers[len(layers) // 2 :]
         rows = x.reshape(-1, x.shape[-1])
         flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-        of_inner = torch.cat([up.T @ gradient.T for up, gradient in zip(ups, flat, strict=True)])
+        ranks = [up.shape[1] for up in ups]
+        of_inner = torch.empty_like(inner)
+        for part, up, gradient in zip(of_inner.split(ranks), ups, flat, strict=True):
+            torch.mm(up.T, gradient.T, out=part)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = of_inner.T @ down
             for gradient, weight in zip(flat, weights, strict=True):
                 of_x.addmm_(gradient, weight)
             of_x = of_x.view_as(x)
-        narrow = inner.split([up.shape[1] for up in ups])
-        of_ups = [(part @ gradient).T for part, gradient in zip(narrow, flat, strict=True)]
+        of_ups = [_of_up(part, gradient) for part, gradient in zip(inner.split(ranks), flat, strict=True)]
         return of_x, of_inner @ rows, *(None for _ in weights), *of_ups
 
 

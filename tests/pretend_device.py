@@ -29,8 +29,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
@@ -47,6 +49,8 @@ LAUNCHING_NOTHING = frozenset(
 )
 # Left to themselves they resize what they fill, and a wrapper does not follow.
 RESIZING = ("eye", "eye.m", "linspace", "arange", "arange.start", "arange.start_step")
+# One kernel on a card, where torch would take this device for one that has only what they are made of.
+WHOLE = frozenset(("silu_backward",))
 _active: list[Pretended] = []   # the device in use, if any
 
 
@@ -240,7 +244,7 @@ def _check(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: li
 
 @cache
 def _is_composite(operation: Any) -> bool:
-    return operation._can_decompose()
+    return operation.overloadpacket.__name__ not in WHOLE and operation._can_decompose()
 
 
 @cache
@@ -326,7 +330,7 @@ def _registered() -> tuple[torch.library.Library, ...]:
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
     factories = torch.library.Library("aten", "IMPL")
-    for name in RESIZING:
+    for name in (*RESIZING, *WHOLE):
         operation = getattr(torch.ops.aten, name.partition(".")[0])
         overload = getattr(operation, name.partition(".")[2] or "default")
         factories.impl(name, lambda *args, _call=overload, **kwargs: _run(_call, args, kwargs), "PrivateUse1")
@@ -375,6 +379,10 @@ def pretend_device(gigabytes: float = 24.0, *, bf16: bool = True) -> Iterator[Pr
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             for name in ("tensor", "as_tensor"):
                 stack.enter_context(patch.object(torch, name, _by_copy(getattr(torch, name))))
+            # Clipping and optimizers take many tensors by one operation, as with CUDA.
+            for module in (_foreach_utils, optimizer):
+                supported = [Tensor, nn.Parameter, PretendTensor]
+                stack.enter_context(patch.object(module, "_foreach_supported_types", supported))
             whole = _one_operation(functional.scaled_dot_product_attention)
             stack.enter_context(patch.object(functional, "scaled_dot_product_attention", whole))
             yield device

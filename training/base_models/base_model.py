@@ -169,7 +169,8 @@ def load(
     Raises:
         BaseError: see :func:`identify`; also when weights are missing or don't fit their configuration.
     """
-    from atelier.training.base_models.less_activation_memory import save_less_for_backward  # brings diffusers along
+    from atelier.training.base_models.fewer_operations import skip_idle_operations  # both bring diffusers along
+    from atelier.training.base_models.less_activation_memory import save_less_for_backward
 
     info = identify(base)
     folder = info.folder
@@ -196,6 +197,7 @@ def load(
                 part.to(target)
     prepare_layers(parts["unet"])
     save_less_for_backward(parts["unet"])
+    skip_idle_operations(parts["unet"])
     return BaseModel(info, **parts, offload_to=CpuOffload() if own else None, home=target)
 
 

@@ -79,6 +79,8 @@ def empty_parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    from atelier.training.base_models.fewer_operations import skip_idle_operations
+
     def read(name: str) -> dict[str, Any]:
         return read_json(info.folder / name / "config.json", info.source)
 
@@ -95,6 +97,7 @@ def empty_parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
         for part in parts.values():
             nn.Module.to(part, dtype)   # not diffusers' own, which warns of nothing
         parts["vae"] = AutoencoderKL.from_config(read("vae"))
+    skip_idle_operations(parts["unet"])
     for part in parts.values():
         part.requires_grad_(False).eval()
     return parts

@@ -40,7 +40,9 @@ def values_of(name: str, metadata: Any) -> st.SearchStrategy[Any]:
 
 
 def fitting(values: dict[str, Any]) -> dict[str, Any]:
-    """Prodigy refuses rates that are meant for AdamW, and each kind the options of another."""
+    """A rate of 0 is refused, Prodigy refuses rates that are meant for AdamW, and each kind the options of another."""
+    if values.get("lr") == 0:
+        values = {**values, "lr": 0.001}
     rate = {"lr": 1.0, "up_speed": 1.0} if values.get("optimizer") == "prodigy" else {}
     options = {} if values.get("kind", "lora") == "lora" else {"adapter": {}, "whole_gradient": False}
     halves = {"optimizer": "adamw", "up_speed": 1.0} if values.get("kind") == "split" else {}
