@@ -2,6 +2,8 @@
 
 For each file the changes of weights and biases come from the library itself, in float64: never from code of ours.
 """
+# The libraries' own types are those of numbers and of modules that torch's stubs don't tell apart.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ Change = tuple[Tensor, Tensor | None]   # of a weight, and of its bias
 Changes = dict[str, Change]             # by our names, component first
 
 # A few layers of every sort, and all of them.
-FEW = r".*(down_blocks\.1\.(attentions|resnets)\.0|mid_block|(down|up)samplers|layers\.0\.).*"
+FEW = (r".*(down_blocks\.1\.(attentions\.0\.(proj_in|transformer_blocks\.0)|resnets\.0)|up_blocks\.0\.upsamplers"
+       r"|conv_in|layers\.0\.self_attn).*")
 ALL = r".*"
 _LINEAR = r"(to_q|to_k|to_v|to_out\.0|ff\.net\.2|ff\.net\.0\.proj|q_proj|out_proj|fc1)"
 _SQUARE = r"attn1\.(to_q|to_k|to_v)"
@@ -59,6 +62,22 @@ def models(family: str) -> dict[str, nn.Module]:
     return {name: part.double().requires_grad_(False) for name, part in parts.items()}
 
 
+@cache
+def part_of(family: str, component: str, where: str) -> nn.Module:
+    """A twin without the modules that ``where`` does not match: quick to copy and to wrap. It can't be called."""
+    whole = nn.Module()
+    for name, module in models(family)[component].named_modules():
+        if re.fullmatch(where, name) and not list(module.children()):
+            inner = whole
+            *levels, last = name.split(".")
+            for level in levels:
+                if level not in inner._modules:
+                    inner.add_module(level, nn.Module())
+                inner = inner.get_submodule(level)
+            inner.add_module(last, module)
+    return whole
+
+
 def weights(family: str) -> dict[str, Tensor]:
     """Every weight and bias of the twins by our names, biases with ``.bias``."""
     found = {}
@@ -78,6 +97,10 @@ def ours(component: str, name: str) -> str:
 
 
 # PEFT
+
+BASES = {"sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2": "stabilityai/stable-diffusion-2-1",
+         "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}   # fmt: skip
+
 
 def _targets(where: str, *roles: str) -> str:
     return f"{where}({'|'.join(roles)})$"
@@ -131,7 +154,7 @@ PEFT: dict[str, Callable[[str], Any]] = {
 
 def write_peft(folder: Path, kind: str, family: str, where: str = FEW, component: str = "unet") -> tuple[Path, Changes]:
     """A file that PEFT saves, with random values in all that it trains, and what PEFT makes of it."""
-    base = models(family)[component]
+    base = part_of(family, component, where)
     torch.manual_seed(3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # of sizes that it adjusts
@@ -143,6 +166,7 @@ def write_peft(folder: Path, kind: str, family: str, where: str = FEW, component
             for name, buffer in model.named_buffers():
                 if buffer.is_floating_point() and ("vera_" in name or "randlora_" in name):
                     buffer.copy_(buffer.float())
+        model.peft_config["default"].base_model_name_or_path = BASES[family]
         model.save_pretrained(folder)
         merged = model.merge_and_unload()
     path = folder / "adapter_model.safetensors"

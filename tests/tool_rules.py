@@ -217,7 +217,7 @@ def _dora(update: Tensor, lengths: Tensor, weight: Tensor, *, by_base: bool = Fa
     axis = 0 if by_base and lengths.shape[0] == weight.shape[0] else 1
     measured = weight if axis == 0 else after
     others = [place for place in range(weight.dim()) if place != axis]
-    return after * (lengths / measured.norm(dim=others, keepdim=True)) - weight
+    return after * (lengths / torch.linalg.vector_norm(measured, dim=others, keepdim=True)) - weight
 
 
 def _turned(blocks: Tensor, constraint: float, rescale: Tensor | None, weight: Tensor) -> Tensor:

@@ -30,14 +30,20 @@ class Verdict:
     reason: str = ""
 
 
-def check_tools(shapes: Mapping[str, tuple[int, ...]], family: str) -> dict[str, Verdict]:
-    """What each tool makes of a file with tensors of these names and shapes, made for a base of ``family``."""
+def check_tools(
+    shapes: Mapping[str, tuple[int, ...]], family: str, *, comfyui_lengths: bool = False
+) -> dict[str, Verdict]:
+    """What each tool makes of a file with tensors of these names and shapes, made for a base of ``family``.
+
+    ``comfyui_lengths`` says that the lengths of a DoRA are those that ComfyUI needs.
+    """
     layers: dict[str, dict[str, str]] = {}
     for key in shapes:
         if found := split_key(key, len(shapes[key])):
             layers.setdefault(found[0], {})[found[1]] = key
     algorithms = {found.name for parts in layers.values() if (found := algorithm_of(parts))}
-    return {tool: rule(_Facts(tool, shapes, layers, algorithms, family)) for tool, rule in _RULES.items()}
+    return {tool: rule(_Facts(tool, shapes, layers, algorithms, family, comfyui_lengths))
+            for tool, rule in _RULES.items()}   # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class _Facts:
     layers: Mapping[str, Mapping[str, str]]
     algorithms: set[str]
     family: str
+    comfyui_lengths: bool
 
     def has(self, part: str) -> bool:
         """Whether any layer has a tensor of this name."""
@@ -87,7 +94,9 @@ def _comfy(facts: _Facts) -> Verdict:
         return Verdict(PARTLY if facts.algorithms & _READS[facts.tool] else NO, f"it does not support {strange}")
     if len(known) < len(facts.shapes):
         return Verdict(PARTLY, "it ignores the text embeddings" if facts.words() else "it ignores some names")
-    if facts.by_row():
+    if facts.has("magnitude"):
+        return Verdict(PARTLY, "it ignores DoRA's magnitudes in PEFT's form")
+    if facts.by_row() and not facts.comfyui_lengths:
         return Verdict(PARTLY, "it computes DoRA's magnitudes from the base model's rows, not from the changed ones")
     return Verdict(PARTLY, "it ignores rescale") if facts.has("rescale") else Verdict(YES)
 

@@ -5,15 +5,17 @@ No tensor is read and torch is not loaded, so a look at a file takes millisecond
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
 from atelier.adapters.core.family import FAMILIES, SD1, SDXL
 from atelier.adapters.formats import foreign_metadata, peft_config
+from atelier.adapters.formats.adapter_info import COMFYUI_LENGTHS_ENTRY
 from atelier.adapters.formats.group_layers import Layer, build_layers, group_layers, modules_without
 from atelier.adapters.formats.layer_shapes import Shape, is_norm
 from atelier.adapters.formats.module_names import has_no_bias
@@ -29,6 +31,9 @@ from atelier.adapters.formats.safetensors_header import (
 _TEXT_WIDTHS = {family.text_width: family.name for family in FAMILIES.values()}   # of the features that attn2 reads
 _REFINER_WIDTH = 1280   # of the features that SDXL's refiner reads
 _SECOND_WIDTH = SDXL.text_encoders[1].width
+# Layers that only Stable Diffusion XL has.
+_XL_ALONE = re.compile(r"^text_encoder_2\.|^unet\.(add_embedding|up_blocks\.0\.attentions\.2\.)"
+                       r"|\.transformer_blocks\.[1-9]")   # fmt: skip
 _ENCODER_FAMILIES = [(encoder.width, family.name) for family in FAMILIES.values() for encoder in family.text_encoders]
 # Widths of text encoders that tell the family: 768 is that of Stable Diffusion 1 and of XL's first encoder.
 _ENCODER_WIDTHS = {width: name for width, name in _ENCODER_FAMILIES
@@ -84,8 +89,11 @@ def detect_entries(
             raise HeaderError(other)
         if not grouped.layers:
             raise HeaderError(what_else(shapes))
-        family, sure = _family(build_layers(grouped, shapes, configs), shapes, entries.metadata)
+        bases = [str(config.values.get("base_model_name_or_path")) for config in configs.values()]
+        family, sure = _family(build_layers(grouped, shapes, configs), shapes, entries.metadata, bases)
         layers = _in_second_encoder(build_layers(grouped, shapes, configs, family), shapes)
+        if COMFYUI_LENGTHS_ENTRY in entries.metadata:
+            layers = {name: _with_base_lengths(layer) for name, layer in layers.items()}
     except HeaderError as error:
         raise FileError(f"{name} {error}") from None
     ranks = {shapes[layer.keys["down"]][0] for layer in layers.values() if "down" in layer.keys}
@@ -107,6 +115,11 @@ def _in_second_encoder(layers: dict[str, Layer], shapes: Mapping[str, Shape]) ->
     return {name.replace("text_encoder.", "text_encoder_2.", 1): layer for name, layer in layers.items()}
 
 
+def _with_base_lengths(layer: Layer) -> Layer:
+    """A layer whose DoRA's lengths, if any, are those that ComfyUI needs."""
+    return replace(layer, settings={**layer.settings, "base_lengths": 1.0}) if "dora_scale" in layer.keys else layer
+
+
 def _encoder_widths(layers: Mapping[str, Layer], shapes: Mapping[str, Shape]) -> Iterator[int]:
     """Widths of the first text encoder, as its attention and normalizations tell: their weights are square, or rows."""
     for name, layer in layers.items():
@@ -117,9 +130,9 @@ def _encoder_widths(layers: Mapping[str, Layer], shapes: Mapping[str, Shape]) ->
 
 
 def _family(
-    layers: Mapping[str, Layer], shapes: Mapping[str, Shape], metadata: Mapping[str, str]
+    layers: Mapping[str, Layer], shapes: Mapping[str, Shape], metadata: Mapping[str, str], bases: Iterable[str]
 ) -> tuple[str, bool]:
-    """The base family, and whether the shapes prove it."""
+    """The base family, and whether anything tells it: shapes, names, or words about the base model."""
     widths = {name: layer.shape[1] for name, layer in layers.items() if len(layer.shape) > 1}
     text = [width for name, width in widths.items() if name.endswith(("attn2.to_k", "attn2.to_v"))]
     if _REFINER_WIDTH in text:
@@ -127,13 +140,12 @@ def _family(
                           "a version made for the base model.")
     if found := next((_TEXT_WIDTHS[width] for width in text if width in _TEXT_WIDTHS), ""):
         return found, True
-    if any(name.startswith(("text_encoder_2.", "unet.add_embedding")) or ".transformer_blocks.2." in name
-           for name in layers):   # fmt: skip
+    if any(map(_XL_ALONE.search, layers)):
         return SDXL.name, True
     encoder = _encoder_widths(layers, shapes)
     if found := next((_ENCODER_WIDTHS[width] for width in encoder if width in _ENCODER_WIDTHS), ""):
         return found, True
-    named = foreign_metadata.find_family(metadata)
+    named = next(filter(None, (foreign_metadata.find_family(metadata), *map(foreign_metadata.named_family, bases))), "")
     return named or SD1.name, bool(named)
 
 

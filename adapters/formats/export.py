@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atelier.adapters.core.base import Spec
+from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.compatibility import YES, Verdict, check_tools
 from atelier.adapters.formats.export_metadata import export_metadata
@@ -23,7 +23,8 @@ from atelier.adapters.formats.low_rank import (
     nearest_low_rank,
     weight_changes,
 )
-from atelier.adapters.formats.module_names import canonical_name
+from atelier.adapters.formats.lycoris import ImportedLora
+from atelier.adapters.formats.module_names import canonical_name, has_no_bias
 from atelier.adapters.formats.native import (
     AdapterHeader,
     data_hash,
@@ -38,11 +39,17 @@ from atelier.adapters.formats.write_foreign import (
     ConvertError,
     check_family,
     check_kohya,
+    kohya_name,
     to_diff,
     to_diffusers,
     to_kohya,
 )
+from atelier.adapters.formats.write_lycoris import dora_factors, lengths_as_they_come, own_tensors, plain_tensors
+from atelier.adapters.kinds.dora import Dora
 
+_WHOLE_FORMS = ("lycoris", "comfyui", "diff")   # that can hold every change
+# Few values on which much depends: they are float32 in every file.
+_ALWAYS_EXACT = (".alpha", ".dora_scale", ".lora_magnitude_vector", ".rescale", ".on_input")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WeightedFile = tuple[Path, float]   # a native file and its strength
 
@@ -78,8 +85,9 @@ def export_mix(
     Args:
         parts: native files and their strengths.
         path_out: where to write; an existing file is replaced.
-        form: ``kohya`` (every tool), ``diffusers``, ``diff`` (the whole ΔW), or ``native`` (one adapter as it is,
-            without its private entries).
+        form: ``kohya`` (a LoRA, for every tool), ``diffusers``, ``lycoris`` (each layer in its own algorithm),
+            ``comfyui`` (the same by the rules of ComfyUI and Forge), ``diff`` (the whole ΔW), or ``native`` (one
+            adapter as it is, without its private entries).
         dtype: ``fp32``, ``fp16`` or ``bf16``; a native file is always ``fp32``.
         limits: how much of a ΔW to keep, and in which rank; exact low-rank pairs are cut only where this asks for it.
         weight_of: the base model's weights, for kinds whose update depends on them.
@@ -102,9 +110,10 @@ def export_mix(
     tensors, left_out = _foreign(mix, weights, form, family, limits)
     tensors = _rounded(tensors, dtype)
     write_tensors(path_out, tensors, export_metadata(_joined(headers), tensors, form, recipe=recipe))
-    # Normalizations have no place but in the whole form; of a layer whose bias was left out, the weight is there.
-    expected = (change for change in weight_changes(mix, weights) if form == "diff" or len(change.spec.shape) > 1)
-    errors, ranks = _errors(expected, path_out, dtype)
+    # Normalizations have a place in the whole forms alone; of a layer whose bias was left out, the weight is there.
+    expected = (change for change in weight_changes(mix, weights)
+                if form in _WHOLE_FORMS or len(change.spec.shape) > 1)   # fmt: skip
+    errors, ranks = _errors(expected, weights, path_out, dtype)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     return ExportReport(
         form=form, bytes=path_out.stat().st_size, layers=len(errors), hash=data_hash(path_out), left_out=left_out,
@@ -113,7 +122,7 @@ def export_mix(
         max_error=max(error.relative for error in errors),
         mean_error=sum(error.relative for error in errors) / len(errors),
         energy=1 - sum(error.gap**2 for error in errors) / (sum(error.size**2 for error in errors) or 1),
-        loads=check_tools(shapes, family),
+        loads=check_tools(shapes, family, comfyui_lengths=form == "comfyui"),
     )   # fmt: skip
 
 
@@ -168,20 +177,30 @@ def _native(
 def _foreign(
     mix: Mix, weight_of: WeightOf, form: str, family: str, limits: LowRankLimits
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    if form == "diff":
-        whole = [to_diff(change, family) for change in weight_changes(mix, weight_of)]
-        return {key: value for layer in whole for key, value in layer.items()}, ()
+    if form in _WHOLE_FORMS:
+        return _whole(mix, weight_of, form, family)
+    layers = _single_layers(mix)
     pairs: dict[Spec, Pair] = {}
+    lengths: dict[Spec, Tensor] = {}
     left_out = []
     for change in weight_changes(mix, weight_of):
         if change.bias is not None or len(change.spec.shape) == 1:
             left_out.append(change.spec.name)
-        if len(change.spec.shape) > 1:
-            pairs[change.spec] = nearest_low_rank(change, limits)[0]
+        if len(change.spec.shape) == 1:
+            continue
+        layer, spec = layers.get(change.spec.name), change.spec
+        if form == "diffusers" and layer is not None and _is_dora(layer):
+            own = dora_factors(layer, weight_of(spec.name))
+            if own is not None:   # its lengths are those of rows
+                change, lengths[spec] = WeightChange(spec, pair=own[0]), own[1]
+        pairs[spec] = nearest_low_rank(change, limits)[0]
     if not pairs:
         raise ConvertError(f"These adapters change only layers that {form} files can't hold. Export them as diff.")
     if form == "diffusers":
-        return to_diffusers(pairs), tuple(left_out)
+        if lengths:   # diffusers takes all layers for DoRA as soon as one is
+            lengths = {spec: lengths[spec] if spec in lengths else lengths_as_they_come(pair, weight_of(spec.name))
+                       for spec, pair in pairs.items()}   # fmt: skip
+        return to_diffusers(pairs, lengths), tuple(left_out)
     tensors = to_kohya(pairs, family)
     if problems := check_kohya(tensors, family):
         raise ConvertError(f"Other tools would reject this adapter as a kohya file: {problems[0]}. Export it as "
@@ -189,9 +208,41 @@ def _foreign(
     return tensors, tuple(left_out)
 
 
+def _whole(
+    mix: Mix, weight_of: WeightOf, form: str, family: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Every layer exactly: each difference as it is, or in the algorithm of its own where there is one."""
+    layers = _single_layers(mix) if form != "diff" else {}
+    tensors: dict[str, Tensor] = {}
+    left_out = []
+    for change in weight_changes(mix, weight_of):
+        name, layer, own = change.spec.name, layers.get(change.spec.name), None
+        if layer is not None:
+            enough = change.pair is not None or not layer.reads_weight
+            weight = torch.zeros(change.spec.shape) if enough else weight_of(name)
+            own = own_tensors(layer, weight, for_comfyui=form == "comfyui")
+        parts = own or (to_diff(change) if form == "diff" else plain_tensors(change))
+        if change.bias is not None and has_no_bias(name):   # PEFT adds a bias there; no tool reads one from a file
+            left_out.append(name)
+        elif change.bias is not None:
+            parts = parts | {"diff_b" if len(change.spec.shape) > 1 else "b_norm": change.bias}
+        tensors |= {f"{kohya_name(name, family)}.{ending}": value for ending, value in parts.items()}
+    return tensors, tuple(left_out)
+
+
+def _single_layers(mix: Mix) -> dict[str, Adapter]:
+    """The layers of a Mix that is one adapter as it is; none of any other Mix."""
+    [(adapters, strength), *others] = mix.parts
+    return {adapter.spec.name: adapter for adapter in adapters} if strength == 1 and not others else {}
+
+
+def _is_dora(layer: Adapter) -> bool:
+    return isinstance(layer, Dora) or (isinstance(layer, ImportedLora) and layer.lengths_given)
+
+
 def _rounded(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    rounded = {key: value if key.endswith(".alpha") else value.to(PRECISIONS[dtype]).contiguous()
-               for key, value in tensors.items()}   # fmt: skip
+    rounded = {key: value.float().contiguous() if key.endswith(_ALWAYS_EXACT)
+               else value.to(PRECISIONS[dtype]).contiguous() for key, value in tensors.items()}   # fmt: skip
     for key, value in rounded.items():
         if not value.isfinite().all():
             raise ConvertError(f"{key} has values that {dtype} can't represent. Export in fp32; if that fails too, the "
@@ -211,7 +262,9 @@ class _Error:
         return self.gap / self.size if self.size else 0.0 if self.gap == 0 else inf
 
 
-def _errors(expected: Iterable[WeightChange], path: Path, dtype: str) -> tuple[list[_Error], tuple[int, ...]]:
+def _errors(
+    expected: Iterable[WeightChange], weight_of: WeightOf, path: Path, dtype: str
+) -> tuple[list[_Error], tuple[int, ...]]:
     """For each layer, how far the file is from the adapters, and the ranks: read as any tool's file is read."""
     written, contents = read_foreign(path)
     theirs = {adapter.spec.name: adapter for adapter in written.double()}
@@ -226,7 +279,10 @@ def _errors(expected: Iterable[WeightChange], path: Path, dtype: str) -> tuple[l
         if change.pair is not None and pair is not None:
             errors.append(_pair_error(change.pair, pair, dtype))
         else:
-            errors.append(_dense_error(change, adapter.delta(change.matrix().reshape(change.spec.shape)), dtype))
+            own = change.matrix().reshape(change.spec.shape)
+            weight = weight_of(change.spec.name) if adapter.reads_weight and change.pair is None else own
+            scale = weight.norm().item() if adapter.reads_weight else 0.0
+            errors.append(_dense_error(change, adapter.delta(weight), dtype, scale))
     return errors, contents.ranks
 
 
@@ -241,12 +297,13 @@ def _pair_error(ours: Pair, theirs: Pair, dtype: str) -> _Error:
     return _Error(gap, _norm(up, down), gap <= da * b + a * db + da * db)
 
 
-def _dense_error(change: WeightChange, delta: Tensor, dtype: str) -> _Error:
+def _dense_error(change: WeightChange, delta: Tensor, dtype: str, scale: float) -> _Error:
+    """``scale`` is the size of what ΔW is a difference of: it is known no better than that rounds."""
     own = change.matrix()
     gap, size = (delta.reshape(own.shape) - own).norm().item(), own.norm().item()
     limits = torch.finfo(PRECISIONS[dtype])
     least = limits.smallest_normal * limits.eps
-    return _Error(gap, size, gap <= limits.eps * size + least * own.numel() ** 0.5)
+    return _Error(gap, size, gap <= limits.eps * (size + scale) + least * own.numel() ** 0.5)
 
 
 def _norm(up: Tensor, down: Tensor) -> float:

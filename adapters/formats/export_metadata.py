@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from atelier.adapters.core.family import EMBEDDED_FAMILY, FAMILIES, SD2
-from atelier.adapters.formats.adapter_info import AdapterInfo
+from atelier.adapters.formats.adapter_info import COMFYUI_LENGTHS_ENTRY, AdapterInfo
 from atelier.adapters.formats.native import AdapterHeader
 
 # ComfyUI shows no metadata from a larger header.
@@ -30,6 +30,7 @@ _MODELSPEC = {
     "modelspec.merged_from": "merged_from",
 }
 _KOHYA = {"ss_output_name": "name", "ss_num_train_images": "pictures", "ss_steps": "best_step"}
+_LYCORIS = {"diff": "full", "lycoris": "locon", "comfyui": "locon"}   # form → what LyCORIS calls its algorithm
 _KOHYA_TIMES = {"ss_training_started_at": "started", "ss_training_finished_at": "created"}
 # The fields that a native file keeps. The others can hold folder names and prompts.
 _PUBLIC = ("name", "trigger", "subject", "family", "started", "created", "pictures", "best_step", "algorithms", "basis",
@@ -45,7 +46,7 @@ def export_metadata(
     Args:
         header: of the native file.
         tensors: as they will be written; names and values both count.
-        form: ``kohya`` and ``diff`` get the ``ss_`` entries too, ``native`` what Atelier needs to open it again.
+        form: ``native`` gets what Atelier needs to open it again, all others but ``diffusers`` the ``ss_`` entries.
         recipe: also how it was trained; that can hold folder names and prompts.
 
     Returns:
@@ -58,11 +59,12 @@ def export_metadata(
         entries |= _selected(info, public) | header.layout.to_metadata()
     else:
         entries |= _modelspec(info)
-    if form == "kohya":
+    if form in ("kohya", "diff", "lycoris", "comfyui"):
         entries |= _kohya(info, tensors)
-    elif form == "diff":
-        whole = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
-        entries |= _kohya(info, tensors) | whole
+    if form in _LYCORIS:
+        entries |= {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": _LYCORIS[form]})}
+    if form == "comfyui":
+        entries[COMFYUI_LENGTHS_ENTRY] = "1"
     if recipe:
         entries |= _selected(info, _PRIVATE)
     if _header_bytes(tensors, entries) > HEADER_LIMIT:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from atelier.adapters.core.family import FAMILIES, SD2
 
+_NAMED_BASE = re.compile(r"(?P<sdxl>stable-diffusion-xl|sdxl|sd-xl)|(?P<sd2>stable-diffusion-2|sd-?v?2[-._])"
+                         r"|(?P<sd1>stable-diffusion-v?1|sd-?v?1[-._])")   # fmt: skip
 NO_NAMES = ("adapter_model", "pytorch_lora_weights")   # files that PEFT and diffusers call all alike
 _LCM = re.compile(r"(?<![a-z])lcm(?![a-z])")
 
@@ -20,6 +22,12 @@ def find_family(metadata: Mapping[str, str]) -> str:
     said = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
     named = next((family.name for family in FAMILIES.values() if any(mark in said for mark in family.marks)), "")
     return named or (SD2.name if metadata.get("ss_v2") == "True" else "")
+
+
+def named_family(base: str) -> str:
+    """The family of a base model by its name, as ``stabilityai/stable-diffusion-2-1``; empty when that does not say."""
+    found = _NAMED_BASE.search(base.lower())
+    return "" if found is None else next(name for name, text in found.groupdict().items() if text)
 
 
 def find_trigger(metadata: Mapping[str, str]) -> str:

@@ -42,7 +42,7 @@ ENDINGS = {
 _STRENGTHS = ("alpha", "scale", "scalar")
 _LENGTHS = ("dora_scale", "magnitude")
 _PEFT = ("set_bias",)   # PEFT's ``bias`` setting: those of all layers that are adapted
-_COMMON = (*_STRENGTHS, *_LENGTHS, "diff_b")
+_COMMON = (*_STRENGTHS, *_LENGTHS, "base_lengths", "diff_b")
 # PEFT draws these once for all layers. Of VeRA they stand beside the layers, of RandLoRA there and in every layer.
 SHARED = ("vera_A", "vera_B", "randlora_A", "randlora_B")
 # Endings that mean a layer kept whole, where PEFT wrote the file: its ``modules_to_save`` have no name of their own.

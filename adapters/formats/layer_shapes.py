@@ -18,7 +18,7 @@ _PROJECTION = re.compile(r"attentions\.\d+\.proj_(in|out)$")   # a 1×1 convolut
 _KERNEL = (3, 3)
 # Parts that are one number.
 _NUMBERS = ("alpha", "scale", "scalar", "on_input", "scaled_oft", "terms", "largest_turn", "transposed", "seed",
-            "wavelet", "direct", "gram_schmidt")   # fmt: skip
+            "wavelet", "direct", "gram_schmidt", "base_lengths")   # fmt: skip
 
 
 class ShapeError(ValueError):

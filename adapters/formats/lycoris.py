@@ -68,6 +68,22 @@ class Imported(Adapter):
         """Whether this is DoRA."""
         return "dora_scale" in self._buffers or "magnitude" in self._buffers
 
+    def row_lengths(self, weight: Tensor) -> Tensor | None:
+        """DoRA's lengths ``[rows]``; None where there are none, or they are those of columns.
+
+        PEFT knows rows only, and shapes its lengths ``[1, rows, 1, 1]`` on a convolution.
+        """
+        lengths = self.part("magnitude")
+        if lengths is None:
+            lengths = self.part("dora_scale")
+            if lengths is None or lengths.shape[0] != weight.shape[0] or prod(lengths.shape[1:]) != 1:
+                return None
+        return lengths.flatten()
+
+    def own_update(self, weight: Tensor) -> Tensor:
+        """The algorithm's own update, before lengths are set, in the shape of ``weight``."""
+        return self._update(weight)
+
     def _pair(self) -> tuple[Tensor, Tensor] | None:
         """``up [rows, r]`` and ``down [r, columns]`` whose product is the algorithm's own update; or None."""
         return None
@@ -121,6 +137,10 @@ class ImportedLora(Imported):
         inner = down.flatten(1) if mid is None else torch.einsum("rskl,si->rikl", mid, down.flatten(1)).flatten(1)
         return up * self.scaling(down.shape[0]), inner
 
+    def own_factors(self) -> tuple[Tensor, Tensor]:
+        """``up [rows, r]`` and ``down [r, columns]`` before lengths are set."""
+        return self._pair()
+
     def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:
         """The change of the bias, plus ``up_bias`` times alpha/rank; None where the file has neither."""
         own, change = self.part("up_bias"), super().bias_delta(bias)
@@ -167,13 +187,13 @@ class ImportedLokr(Imported):
         small, (left, right) = self._small(), self._large()
         one = torch.eye(small.shape[1], dtype=small.dtype, device=small.device)
         # A kernel's taps belong to the larger factor: columns are (small in, large in, taps).
-        return torch.kron(small, left.contiguous()) * self._factor(), torch.kron(one, right.contiguous())
+        return torch.kron(small, left.contiguous()) * self.factor(), torch.kron(one, right.contiguous())
 
     def _update(self, weight: Tensor) -> Tensor:
         if self._pair() is not None:
             return super()._update(weight)
         large = self.need("lokr_w2").flatten(1)
-        return (torch.kron(self._small(), large) * self._factor()).reshape(weight.shape)
+        return (torch.kron(self._small(), large) * self.factor()).reshape(weight.shape)
 
     def _small(self) -> Tensor:
         whole = self.part("lokr_w1")
@@ -185,7 +205,8 @@ class ImportedLokr(Imported):
             return left, right.flatten(1)
         return left.T, torch.einsum("rskl,si->rikl", core, right.flatten(1)).flatten(1)
 
-    def _factor(self) -> float:
+    def factor(self) -> float:
+        """What multiplies the product of both."""
         inner = self.part("lokr_w2_b")
         inner = self.part("lokr_w1_b") if inner is None else inner
         if inner is None:   # alpha is not for whole factors; PEFT's scale is
@@ -260,12 +281,9 @@ def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
 def _lengthened(weight: Tensor, update: Tensor, layer: Imported) -> Tensor:
     """ΔW of DoRA: W + ``update`` with the stored lengths, less W."""
     after = weight + update
-    lengths = layer.part("magnitude")
-    if lengths is None:
-        lengths = layer.need("dora_scale")
-        by_row = lengths.shape[0] == weight.shape[0] and prod(lengths.shape[1:]) == 1
-    else:
-        by_row = True   # PEFT knows rows only, and shapes its lengths [1, rows, 1, 1] on a convolution
-    others = [place for place in range(weight.dim()) if place != (0 if by_row else 1)]
-    norms = torch.linalg.vector_norm(after, dim=others, keepdim=True).clamp_min(torch.finfo(after.dtype).tiny)
+    by_row = layer.row_lengths(weight)
+    lengths = layer.need("dora_scale") if by_row is None else by_row
+    others = [place for place in range(weight.dim()) if place != (1 if by_row is None else 0)]
+    measured = weight if by_row is not None and layer.number("base_lengths") else after
+    norms = torch.linalg.vector_norm(measured, dim=others, keepdim=True).clamp_min(torch.finfo(after.dtype).tiny)
     return after * (lengths.reshape(norms.shape) / norms) - weight

@@ -24,15 +24,20 @@ class ImportedOft(Imported):
     ‖Q‖ of all blocks together (0: any), ``rescale [rows]`` stretches them.
     """
 
-    def turns(self) -> Tensor:
-        """R of every block, ``[…, b, b]``."""
+    def skew(self) -> Tensor:
+        """Q of every block, ``[…, b, b]``."""
         blocks = self.need(self.blocks)
         skew = blocks - blocks.transpose(-1, -2)
         largest = self.number("alpha") * self.rows_of(blocks)
         if largest > 0:
             norm = skew.norm() + _TINY
             skew = skew * (largest / norm) if norm > largest else skew
-        one = torch.eye(blocks.shape[-1], dtype=skew.dtype, device=skew.device)
+        return skew
+
+    def turns(self) -> Tensor:
+        """R of every block, ``[…, b, b]``."""
+        skew = self.skew()
+        one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
         return torch.linalg.solve(one - skew, one + skew, left=False)
 
     blocks = "oft_blocks"

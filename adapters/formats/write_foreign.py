@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from math import inf, log2
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from atelier.adapters.core.family import FAMILIES, SD1
 from atelier.adapters.formats.low_rank import Pair, WeightChange
 from atelier.adapters.formats.module_names import canonical_name, to_original, to_underscores
 
-FORMS = ("kohya", "diffusers", "diff", "native")
+FORMS = ("kohya", "diffusers", "lycoris", "comfyui", "diff", "native")
 
 _SDXL_ATTENDED = (0, 1)   # up blocks with attention
 _KOHYA_PARTS = ("lora_up.weight", "lora_down.weight")
@@ -70,25 +71,27 @@ def to_kohya(pairs: Mapping[Spec, Pair], family: str) -> dict[str, Tensor]:
     return tensors
 
 
-def to_diffusers(pairs: Mapping[Spec, Pair]) -> dict[str, Tensor]:
-    """Tensors under the names that diffusers' ``load_lora_weights`` reads, where the scale is always 1."""
+def to_diffusers(
+    pairs: Mapping[Spec, Pair], lengths: Mapping[Spec, Tensor] = MappingProxyType({})
+) -> dict[str, Tensor]:
+    """Tensors under the names that diffusers' ``load_lora_weights`` reads, where the scale is always 1.
+
+    With ``lengths [rows]``, of all layers or none, it reads them as DoRA.
+    """
     tensors: dict[str, Tensor] = {}
     for spec, pair in pairs.items():
         layer, (up, down) = canonical_name(spec.name), _shaped(spec, pair)
         tensors |= {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down}
+        if spec in lengths:   # PEFT's shape
+            around = (1, -1, 1, 1) if len(spec.shape) > 2 else (-1,)
+            tensors[f"{layer}.lora_magnitude_vector"] = lengths[spec].reshape(around)
     return tensors
 
 
-def to_diff(change: WeightChange, family: str) -> dict[str, Tensor]:
-    """One layer as the whole change of its weight, and of its bias if any: LyCORIS's ``full`` and ``norm``.
-
-    Raises:
-        ConvertError: a part of the pipeline that the family lacks.
-    """
-    layer = kohya_name(change.spec.name, family)
-    weight, bias = (".diff", ".diff_b") if len(change.spec.shape) > 1 else (".w_norm", ".b_norm")
-    tensors = {f"{layer}{weight}": change.matrix().reshape(change.spec.shape)}
-    return tensors if change.bias is None else {**tensors, f"{layer}{bias}": change.bias}
+def to_diff(change: WeightChange) -> dict[str, Tensor]:
+    """One layer as the whole change of its weight, by LyCORIS's endings for ``full`` and ``norm``."""
+    ending = "diff" if len(change.spec.shape) > 1 else "w_norm"
+    return {ending: change.matrix().reshape(change.spec.shape)}
 
 
 def check_kohya(tensors: Mapping[str, Tensor], family: str = SD1.name) -> list[str]:

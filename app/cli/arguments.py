@@ -231,12 +231,13 @@ def _add_words(words: argparse.ArgumentParser) -> None:
 
 def _add_export(export: argparse.ArgumentParser) -> None:
     _add_parts(export)
-    forms = ("kohya", "diffusers", "diff", "native", "tiny", "base", "checkpoint")
+    forms = ("kohya", "diffusers", "lycoris", "comfyui", "diff", "native", "tiny", "base", "checkpoint")
     export.add_argument("--to", required=True, choices=forms, dest="form",
-                        help="kohya: for every tool; diffusers: for diffusers only; diff: full weight differences, "
-                             "exact for every kind, for every tool but diffusers; native: for Atelier; tiny: for "
-                             "Atelier, in a few bits per value; base: a diffusers folder with the adapters merged in; "
-                             "checkpoint: the same as one file")
+                        help="kohya: a LoRA, for every tool; diffusers: for diffusers only; lycoris: exact, each layer "
+                             "in its own algorithm (DoRA, OFT, LoKr ...); comfyui: the same for ComfyUI and Forge; "
+                             "diff: full weight differences, exact for every kind, for every tool but diffusers; "
+                             "native: for Atelier; tiny: for Atelier, in a few bits per value; base: a diffusers "
+                             "folder with the adapters merged in; checkpoint: the same as one file")
     export.add_argument("--out", required=True, type=Path, metavar="FILE")
     export.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"),
                         help="precision of the file (default: fp32)")

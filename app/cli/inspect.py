@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from atelier.adapters.formats.adapter_info import AdapterInfo, is_adapter
+from atelier.adapters.formats.adapter_info import COMFYUI_LENGTHS_ENTRY, AdapterInfo, is_adapter
 from atelier.adapters.formats.compatibility import check_tools
 from atelier.adapters.formats.detect import AdapterContents, detect
 from atelier.adapters.formats.foreign_metadata import find_sampler
@@ -33,7 +33,8 @@ def _native(path: Path, entries: dict[str, str]) -> dict[str, Any]:
 
 
 def _foreign(path: Path, contents: AdapterContents) -> dict[str, Any]:
-    rules = check_tools(contents.shapes, contents.family)
+    rules = check_tools(contents.shapes, contents.family,
+                        comfyui_lengths=COMFYUI_LENGTHS_ENTRY in contents.metadata)   # fmt: skip
     return {
         "file": path.name,
         "form": ", ".join(f"{name} ({count} layers)" for name, count in contents.algorithms.items()),

@@ -121,7 +121,7 @@ def export_adapters(
 
     Args:
         parts: the adapters and their strengths.
-        form: ``kohya``, ``diffusers``, ``diff`` or ``native``.
+        form: one of ``write_foreign.FORMS``.
         out: the file to write or replace, or a folder, where the file is named after the first adapter.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         limits: how much of each update to keep, and in which rank.

@@ -23,7 +23,9 @@ EXPORT_NOW = "Export"
 FORMAT = "Format"
 FORMATS = {
     "kohya": "For any tool (ComfyUI, A1111, Forge, diffusers …)", "diffusers": "For diffusers only",
-    "diff": "For any tool but diffusers, exact for every kind", "native": "For Atelier",
+    "lycoris": "For tools that read LyCORIS, exact for every kind",
+    "comfyui": "For ComfyUI and Forge, exact for every kind",
+    "diff": "For any tool but diffusers, exact for every kind, large", "native": "For Atelier",
 }
 PRECISION = "Precision"
 PRECISIONS = {

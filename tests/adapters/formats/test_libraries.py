@@ -41,10 +41,8 @@ def check(path: Path, expected: Changes, family: str, tolerance: float = TOLERAN
     """All layers are used, each is right, and stays so in our own file."""
     adapters, contents = read_foreign(path)
     assert contents.unknown == ()
-    if any("don't reveal the base model" in note for note in contents.notes):
-        assert not tells_the_family(expected)
-    else:
-        assert contents.family == family
+    told = not any("don't reveal the base model" in note for note in contents.notes)
+    assert contents.family == (family if told else "sd1") and (told or not tells_the_family(expected))
     save_adapter(path.with_name("own.safetensors"), adapters, {"atelier.family": family})
     base = weights(family)
     for opened in (adapters, load_adapter(path.with_name("own.safetensors"))):
@@ -58,7 +56,7 @@ def test_peft_on_sd1(tmp_path: Path, kind: str):
     check(*write_peft(tmp_path, kind, "sd1"), "sd1", FLOAT32_ONLY.get(kind, TOLERANCE))
 
 
-@pytest.mark.parametrize("kind", LYCORIS)
+@pytest.mark.parametrize("kind", [kind for kind in LYCORIS if not kind.startswith("BOFT,")])   # seconds each
 def test_lycoris_on_sdxl(tmp_path: Path, kind: str):
     check(*write_lycoris(tmp_path / "a.safetensors", kind, "sdxl"), "sdxl")
 

@@ -28,12 +28,13 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats import export as export_module
-from atelier.adapters.formats.export import export
+from atelier.adapters.formats.export import export, export_mix
 from atelier.adapters.formats.low_rank import Pair
 from atelier.adapters.formats.native import load_adapter, read_metadata, save_adapter
 from atelier.adapters.formats.write_foreign import ConvertError, check_kohya, to_diffusers, to_kohya
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.lora import Lora, LoraSettings
+from atelier.training.base_models.weights import weight_lookup
 
 BASE = Path(__file__).parents[3] / "assets" / "base"
 METADATA = {"atelier.name": "fox", "atelier.trigger": "zwx", "atelier.family": "embedded"}
@@ -114,6 +115,24 @@ def test_diffusers_gives_what_our_mount_gives(pipeline, models, tmp_path, form: 
     assert largest_difference(outputs(pipeline), ours) <= tolerance
     pipeline.set_adapters("fox", 0.5)
     assert largest_difference(outputs(pipeline), half) <= tolerance
+
+
+def test_diffusers_reads_dora_as_it_is(pipeline, models, tmp_path: Path):
+    torch.manual_seed(0)
+    adapters = create_adapters("dora", {"rank": 2}, find_targets(models, "all"))
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    save_adapter(tmp_path / "fox.safetensors", adapters, METADATA)
+    base = outputs(pipeline)
+    with mount(models, Mix(((adapters, 1.0),))):
+        ours = outputs(pipeline)
+    report = export_mix([(tmp_path / "fox.safetensors", 1.0)], tmp_path / "out.safetensors", "diffusers",
+                        weight_of=weight_lookup("embedded"))   # fmt: skip
+    pipeline.load_lora_weights(tmp_path / "out.safetensors", adapter_name="fox")
+    assert report.exact and report.rank == 2 and report.loads["diffusers"].answer == "yes"
+    assert all((ours[name] - base[name]).abs().max() > 0.05 for name in base), "the adapter must matter"
+    assert largest_difference(outputs(pipeline), ours) <= 1e-4
 
 
 @pytest.mark.parametrize("form", ["kohya", "diffusers"])
