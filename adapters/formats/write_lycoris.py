@@ -18,6 +18,7 @@ from atelier.adapters.formats.low_rank import Pair, WeightChange
 from atelier.adapters.formats.lycoris import Imported, ImportedLokr, ImportedLora
 from atelier.adapters.formats.orthogonal import ImportedOft
 from atelier.adapters.kinds.dora import Dora
+from atelier.adapters.kinds.oft import Oft
 
 _ALGORITHMS = ("LoRA", "LoHa", "LoKr", "GLoRA", "IA3", "OFT", "BOFT")
 # Parts whose tensors are called otherwise in a file.
@@ -36,7 +37,7 @@ def own_tensors(adapter: Adapter, weight: Tensor, *, for_comfyui: bool) -> dict[
         weight: the base model's original one.
         for_comfyui: whether DoRA's lengths are for ComfyUI's and Forge's rule.
     """
-    layer = dora_as_lora(adapter, weight)
+    layer = _in_imported_form(adapter, weight)
     if not isinstance(layer, Imported):
         return None
     found = algorithm_of(dict(layer.named_buffers()))
@@ -52,8 +53,12 @@ def own_tensors(adapter: Adapter, weight: Tensor, *, for_comfyui: bool) -> dict[
     return {_ENDINGS.get(part, part): value for part, value in parts.items()}
 
 
-def dora_as_lora(adapter: Adapter, weight: Tensor) -> Adapter:
-    """Atelier's DoRA with the lengths themselves in place of their difference to the base's; others as they are."""
+def _in_imported_form(adapter: Adapter, weight: Tensor) -> Adapter:
+    """Atelier's DoRA with the lengths themselves in place of their difference to the base's, its OFT with LyCORIS's
+    blocks, which turn the other way; others as they are.
+    """
+    if isinstance(adapter, Oft):
+        return ImportedOft(adapter.spec, {"oft_blocks": -adapter.skew().detach() / 2})
     if not isinstance(adapter, Dora):
         return adapter
     up, down, longer = (adapter.get_parameter(name).detach() for name in ("up", "down", "lengthen"))
@@ -78,7 +83,7 @@ def plain_tensors(change: WeightChange) -> dict[str, Tensor]:
 
 def dora_factors(adapter: Adapter, weight: Tensor) -> tuple[Pair, Tensor] | None:
     """Factors and lengths ``[rows]`` of a DoRA as PEFT computes it; None where a layer is none."""
-    layer = dora_as_lora(adapter, weight)
+    layer = _in_imported_form(adapter, weight)
     if not isinstance(layer, ImportedLora) or (lengths := _row_lengths(layer, weight)) is None:
         return None
     return layer.own_factors(), lengths

@@ -205,7 +205,12 @@ def new_name(home: Home, text: str, busy: frozenset[str] = frozenset()) -> str:
     Raises:
         HomeError: see :func:`safe_name`; a taken name's message proposes a free one.
     """
-    return _free_name(text, {path.stem for path in home.adapters.glob("*.safetensors")} | busy)
+    return _free_name(text, adapter_names(home) | busy)
+
+
+def adapter_names(home: Home) -> set[str]:
+    """The names that adapters have, whatever the case of their files' suffix."""
+    return {path.stem for path in home.adapters.iterdir() if path.suffix.lower() == ".safetensors"}
 
 
 def new_base_name(home: Home, text: str, busy: frozenset[str] = frozenset()) -> str:

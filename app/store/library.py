@@ -15,7 +15,7 @@ from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import data_hash, read_native_metadata
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.app.store.health import FileState, problems
-from atelier.app.store.home import Home, HomeError, explain_write_errors, new_name, safe_name, time_of_id
+from atelier.app.store.home import Home, HomeError, adapter_names, explain_write_errors, new_name, safe_name, time_of_id
 from atelier.app.store.previews import is_showable
 from atelier.app.store.trash import move_to_trash, original_name, trash_folder
 
@@ -70,7 +70,7 @@ def find_adapter(home: Home, name: str) -> AdapterCard:
     Raises:
         HomeError: there is none, or its file can't be read; the message suggests the adapter with the closest name.
     """
-    found = _read(home, home.adapters / f"{safe_name(name)}{SUFFIX}")
+    found = _read(home, adapter_path(home, name))
     if isinstance(found, AdapterCard):
         return found
     if found:
@@ -81,13 +81,28 @@ def find_adapter(home: Home, name: str) -> AdapterCard:
     raise HomeError(f"There is no adapter named {name!r}. {cure}")
 
 
+def adapter_path(home: Home, name: str) -> Path:
+    """The file of an adapter; where there is none, the one that a new adapter of this name would get.
+
+    A file that was put into the folder by hand can have any name, and its suffix can be in capital letters.
+
+    Raises:
+        HomeError: there is none, and the name can't be used for a new one.
+    """
+    usual = home.adapters / f"{name}{SUFFIX}"
+    if usual.parent == home.adapters and usual.is_file():
+        return usual
+    others = (path for path in home.adapters.iterdir() if path.stem == name and path.suffix.lower() == SUFFIX)
+    return next(others, None) or home.adapters / f"{safe_name(name)}{SUFFIX}"
+
+
 def delete_adapter(home: Home, name: str) -> Path:
     """Move an adapter to the trash; returns its path there.
 
     Raises:
         HomeError: there is no such file, or it can't be moved.
     """
-    path = home.adapters / f"{safe_name(name)}{SUFFIX}"
+    path = adapter_path(home, name)
     if not path.is_file():
         return find_adapter(home, name).path   # raises the error that names the closest one
     return move_to_trash(home, path)
@@ -100,11 +115,13 @@ def restore_adapter(home: Home, trashed: Path) -> Path:
         HomeError: it is not in the trash, or its name has been taken since.
     """
     path = trash_folder(home, home.adapters) / trashed.name
-    if time_of_id(path.name) is None or not path.is_file() or path.suffix != SUFFIX:
+    if time_of_id(path.name) is None or not path.is_file() or path.suffix.lower() != SUFFIX:
         raise HomeError(f"{trashed.name} is no longer in the trash.")
-    name = new_name(home, original_name(path).removesuffix(SUFFIX))
+    before = home.adapters / original_name(path)
+    if before.stem.casefold() in {name.casefold() for name in adapter_names(home)}:
+        new_name(home, before.stem)   # raises the error that proposes a free name
     with explain_write_errors(home.adapters):
-        return path.rename(home.adapters / f"{name}{SUFFIX}")
+        return path.rename(before)
 
 
 def adapter_hash(card: AdapterCard) -> str:
@@ -121,7 +138,7 @@ def _read_all(home: Home) -> list[AdapterCard | UnreadableFile]:
     # Strings from scandir: with thousands of files, Path objects and their stat would take most of the time.
     with os.scandir(home.adapters) as entries:
         files = sorted((entry.name, entry) for entry in entries
-                       if entry.name.endswith(SUFFIX) and not entry.name.startswith("."))   # fmt: skip
+                       if entry.name.lower().endswith(SUFFIX) and not entry.name.startswith("."))   # fmt: skip
     found: list[tuple[AdapterCard | UnreadableFile, int]] = []
     for _, entry in files:
         with suppress(FileNotFoundError):

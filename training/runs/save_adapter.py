@@ -82,10 +82,11 @@ def with_recipe(info: AdapterInfo, result: AdapterSet, config: TrainConfig, base
 
 def free_path(folder: Path, name: str) -> Path:
     """``name.safetensors``, or ``name-2.safetensors`` and so on where that is taken."""
-    path, number = folder / f"{name}.safetensors", 2
-    while path.exists():
-        path, number = folder / f"{name}-{number}.safetensors", number + 1
-    return path
+    taken = {path.stem for path in folder.iterdir() if path.suffix.lower() == ".safetensors"}
+    free, number = name, 2
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return folder / f"{free}.safetensors"
 
 
 def thumbnail(picture: Image.Image) -> str:

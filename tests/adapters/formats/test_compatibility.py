@@ -42,7 +42,7 @@ def trained(kind: str, specs: list[Spec] = SPECS, **settings: Any) -> AdapterSet
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "native"])
-@pytest.mark.parametrize("kind", ["lora", "lokr", "dora", "shira", "waveft"])
+@pytest.mark.parametrize("kind", ["lora", "lokr", "dora", "oft", "shira", "waveft"])
 def test_every_tool_gets_what_the_verdict_promises(tmp_path: Path, kind: str, form: str):
     adapters = trained(kind)
     save_adapter(tmp_path / "a.safetensors", adapters, {"atelier.family": "sd1"})
@@ -58,7 +58,7 @@ def test_every_tool_gets_what_the_verdict_promises(tmp_path: Path, kind: str, fo
         assert report.loads[tool].answer == answer, tool
     if form in ("kohya", "diffusers"):
         assert report.loads["diffusers"].answer == YES
-    elif kind in ("shira", "waveft") or form == "diff":
+    elif kind in ("oft", "shira", "waveft") or form == "diff":
         assert report.loads["diffusers"].answer == NO
 
 

@@ -16,7 +16,7 @@ from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services.import_export import export_adapters
 from atelier.app.store import library
-from atelier.app.store.home import Home, HomeError, open_home
+from atelier.app.store.home import Home, HomeError, adapter_names, open_home
 from atelier.app.store.library import (
     adapter_hash,
     delete_adapter,
@@ -25,6 +25,7 @@ from atelier.app.store.library import (
     list_unreadable,
     restore_adapter,
 )
+from atelier.training.runs.save_adapter import free_path
 
 SPECS = [Spec("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", (8, 6))]
 THUMBNAIL = "data:image/jpeg;base64," + base64.b64encode(b"\xff\xd8 a picture").decode()
@@ -120,6 +121,19 @@ def test_an_unknown_name_names_the_nearest(home):
         find_adapter(home, "elephant")
     with pytest.raises(HomeError, match="letters, digits"):
         find_adapter(home, "../adapters/fox")
+
+
+@pytest.mark.parametrize("file", ["UPPER.SAFETENSORS", "fox.SafeTensors", "dots.v1.2.safetensors",
+                                  "my (nice) fox.safetensors", "é狐.SAFETENSORS"])   # fmt: skip
+def test_a_file_of_any_name_that_was_put_there_by_hand_is_an_adapter_like_the_others(home, file: str):
+    add(home, "other").rename(home.adapters / file)
+    name = file.rpartition(".")[0]
+    assert [card.name for card in list_adapters(home)] == [name]
+    assert find_adapter(home, name).path.name == file
+    assert name in adapter_names(home) and free_path(home.adapters, name).name == f"{name}-2.safetensors"
+    trashed = delete_adapter(home, name)
+    assert not list_adapters(home)
+    assert restore_adapter(home, trashed).name == file and find_adapter(home, name).name == name
 
 
 def test_deleting_and_restoring_is_exact(home):
