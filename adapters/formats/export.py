@@ -49,7 +49,8 @@ from atelier.adapters.kinds.dora import Dora
 
 _WHOLE_FORMS = ("lycoris", "comfyui", "diff")   # that can hold every change
 # Few values on which much depends: they are float32 in every file.
-_ALWAYS_EXACT = (".alpha", ".dora_scale", ".lora_magnitude_vector", ".rescale", ".on_input")
+_ALWAYS_EXACT = (".alpha", ".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".rescale",
+                 ".on_input")   # fmt: skip
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WeightedFile = tuple[Path, float]   # a native file and its strength
 

@@ -84,7 +84,9 @@ def to_diffusers(
         tensors |= {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down}
         if spec in lengths:   # PEFT's shape
             around = (1, -1, 1, 1) if len(spec.shape) > 2 else (-1,)
-            tensors[f"{layer}.lora_magnitude_vector"] = lengths[spec].reshape(around)
+            # Of text encoders diffusers (0.42) finds them under PEFT's name inside the model alone.
+            ending = "" if layer.startswith("unet.") else ".weight"
+            tensors[f"{layer}.lora_magnitude_vector{ending}"] = lengths[spec].reshape(around)
     return tensors
 
 
