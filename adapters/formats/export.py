@@ -14,6 +14,7 @@ from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.compatibility import YES, Verdict, check_tools
 from atelier.adapters.formats.export_metadata import export_metadata
+from atelier.adapters.formats.layer_parts import ending_of
 from atelier.adapters.formats.low_rank import (
     EXACT,
     LowRankLimits,
@@ -227,7 +228,7 @@ def _whole(
             left_out.append(name)
         elif change.bias is not None:
             parts = parts | {"diff_b" if len(change.spec.shape) > 1 else "b_norm": change.bias}
-        tensors |= {f"{kohya_name(name, family)}.{ending}": value for ending, value in parts.items()}
+        tensors |= {f"{kohya_name(name, family)}.{ending_of(part)}": value for part, value in parts.items()}
     return tensors, tuple(left_out)
 
 

@@ -99,6 +99,16 @@ ALGORITHMS = (
 )
 
 
+def ending_of(part: str) -> str:
+    """How the name of a part's tensor ends in kohya's and LyCORIS's files, after the dot.
+
+    >>> ending_of("a1"), ending_of("boft_blocks")
+    ('a1.weight', 'oft_blocks')
+    """
+    name = "oft_blocks" if part == "boft_blocks" else part
+    return next(ending for ending, found in ENDINGS.items() if found == name).removeprefix(".")
+
+
 def shared_parts(parts: Collection[str]) -> list[str]:
     """What a layer with these parts has in common with all others.
 

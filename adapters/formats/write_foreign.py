@@ -91,9 +91,9 @@ def to_diffusers(
 
 
 def to_diff(change: WeightChange) -> dict[str, Tensor]:
-    """One layer as the whole change of its weight, by LyCORIS's endings for ``full`` and ``norm``."""
-    ending = "diff" if len(change.spec.shape) > 1 else "w_norm"
-    return {ending: change.matrix().reshape(change.spec.shape)}
+    """One layer as the whole change of its weight: the part of LyCORIS's ``full`` or ``norm``."""
+    part = "diff" if len(change.spec.shape) > 1 else "w_norm"
+    return {part: change.matrix().reshape(change.spec.shape)}
 
 
 def check_kohya(tensors: Mapping[str, Tensor], family: str = SD1.name) -> list[str]:

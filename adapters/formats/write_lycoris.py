@@ -21,16 +21,13 @@ from atelier.adapters.kinds.dora import Dora
 from atelier.adapters.kinds.oft import Oft
 
 _ALGORITHMS = ("LoRA", "LoHa", "LoKr", "GLoRA", "IA3", "OFT", "BOFT")
-# Parts whose tensors are called otherwise in a file.
-_ENDINGS = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight", "boft_blocks": "oft_blocks",
-            **{name: f"{name}.weight" for name in ("a1", "a2", "b1", "b2")}}   # fmt: skip
 # Written anew: strengths as alpha alone, lengths in one way, biases by the change that they come to.
 _REWRITTEN = ("alpha", "scale", "scalar", "dora_scale", "magnitude", "base_lengths", "diff_b", "up_bias", "set_bias")
 _RANKED = {"LoRA": "down", "LoHa": "hada_w1_b", "GLoRA": "a2"}   # algorithm → the part with a row for each rank
 
 
 def own_tensors(adapter: Adapter, weight: Tensor, *, for_comfyui: bool) -> dict[str, Tensor] | None:
-    """A layer as its own algorithm's tensors, by their endings; None where LyCORIS has no such algorithm.
+    """A layer as the parts of its own algorithm (``layer_parts``); None where LyCORIS has no such algorithm.
 
     Args:
         adapter: the layer, at strength 1.
@@ -50,7 +47,7 @@ def own_tensors(adapter: Adapter, weight: Tensor, *, for_comfyui: bool) -> dict[
                   "down": parts["down"].reshape(-1, *weight.shape[1:])}   # fmt: skip
     if layer.lengths_given:
         parts["dora_scale"] = _lengths(layer, weight, for_comfyui=for_comfyui)
-    return {_ENDINGS.get(part, part): value for part, value in parts.items()}
+    return parts
 
 
 def _in_imported_form(adapter: Adapter, weight: Tensor) -> Adapter:
@@ -69,7 +66,7 @@ def _in_imported_form(adapter: Adapter, weight: Tensor) -> Adapter:
 
 
 def plain_tensors(change: WeightChange) -> dict[str, Tensor]:
-    """A change of any kind as a LoRA where that is exact and smaller, else as the difference itself."""
+    """A change of any kind as the parts of a LoRA where that is exact and smaller, else as the difference itself."""
     shape = change.spec.shape
     if len(shape) == 1:
         return {"w_norm": change.matrix().flatten()}
@@ -77,7 +74,7 @@ def plain_tensors(change: WeightChange) -> dict[str, Tensor]:
         return {"diff": change.matrix().reshape(shape)}
     up, down = change.pair
     ones = (1 for _ in shape[2:])
-    return {"lora_up.weight": up.reshape(*up.shape, *ones), "lora_down.weight": down.reshape(-1, *shape[1:]),
+    return {"up": up.reshape(*up.shape, *ones), "down": down.reshape(-1, *shape[1:]),
             "alpha": torch.tensor(float(len(down)))}   # fmt: skip
 
 
