@@ -35,6 +35,7 @@ PICTURES = "Pictures"
 
 _UPLOADS, _SECURITY, _SIGN_IN = "app/web/test_uploads.py", "app/web/test_security.py", "app/web/test_sign_in.py"
 _QUOTAS, _HEADERS = "app/web/test_quotas.py", "adapters/formats/test_header_limits.py"
+_CONNECTIONS = "app/web/test_connections.py"
 _CHILD, _PREVIEWS = "app/services/test_import_child.py", "app/store/test_previews.py"
 _CONFIG, _OPTIMIZER = "training/base_models/test_check_config.py", "training/loop/test_optimizer_state.py"
 
@@ -167,6 +168,20 @@ THREATS: dict[str, list[Threat]] = {
                "app/web/quotas.py", "self.coming += length if is_upload else 0", "pass"),
         Threat("filling the disk", "some of it stays free", f"{_QUOTAS}::test_an_upload_leaves_room_on_the_disk",
                "app/web/quotas.py", "if length + self.quotas.spare_bytes > free", "if False"),
+        Threat("headers that never end, or one byte at a time", "20 seconds for them",
+               f"{_CONNECTIONS}::test_whoever_is_slow_to_ask_is_cut_off",
+               "app/web/connections.py", "self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)",
+               "pass"),
+        Threat("a body that goes on after it was refused", "the time for the next headers runs meanwhile",
+               f"{_CONNECTIONS}::test_a_body_that_nobody_reads_holds_no_connection",
+               "app/web/connections.py", "if self.cycle is None or self.cycle.response_complete:",
+               "if self.cycle is None:"),
+        Threat("a body one byte at a time", "20 kB a second in the mean, and a minute",
+               f"{_QUOTAS}::test_a_body_that_comes_too_slowly_is_given_up",
+               "app/web/quotas.py", "with anyio.CancelScope(deadline=until):", "with anyio.CancelScope():"),
+        Threat("hundreds of connections that stay", "512 from one address",
+               f"{_CONNECTIONS}::test_one_address_has_so_many_connections",
+               "app/web/connections.py", "if self._is_one_too_many():", "if False:"),
         Threat("a queue without end", "500 runs may wait", "app/jobs/test_jobs.py::test_only_so_many_runs_may_wait",
                "app/jobs/jobs.py", "if len(busy) >= MAX_WAITING:", "if False:"),
     ],
@@ -240,12 +255,20 @@ THREATS: dict[str, list[Threat]] = {
                "app/store/sidecars.py", "import json\n", "import json\nimport pickle\n"),
         Threat("a pickle as a message in the queue", "messages are JSON",
                "app/jobs/test_huey_internals.py", "app/jobs/queue.py", "serializer=JsonSerializer(), ", ""),
+        Threat("a pickle as a message in Redis, which other machines can write to", "messages are JSON",
+               "app/jobs/test_redis_queue.py::test_messages_come_in_order_once_each_and_are_json",
+               "app/jobs/redis_queue.py", "serializer=JsonSerializer(), ", ""),
     ],
     PICTURES: [
         Threat("place, camera, comments and prompts inside pictures", "datasets hold pixels alone, upright",
                "app/store/test_datasets.py::test_pictures_arrive_upright_and_say_nothing_about_where_they_are_from",
                "app/store/datasets.py", "save_pixels(open_picture(source.path), folder / names[-1], source.format)",
                "shutil.copyfile(source.path, folder / names[-1])"),
+        Threat("place, camera, comments and prompts inside pictures that are not trained on yet",
+               "a draft holds pixels alone, too",
+               "app/store/test_create_draft.py::test_a_draft_says_nothing_about_where_its_pictures_are_from",
+               "app/store/create_draft.py", "save_pixels(image, _folder(home) / copy, format)",
+               "(_folder(home) / copy).write_bytes(file.read_bytes())"),
         Threat("comments that survive being written again", "Pillow's own notes are emptied first",
                "app/store/test_datasets.py::test_pictures_arrive_upright_and_say_nothing_about_where_they_are_from",
                "training/data/images.py", "    bare.info = {}   # Pillow would write some of it again\n", ""),
@@ -274,8 +297,6 @@ compared and 14 told to wait, in 29 s, and `/health` took 53 and 66 ms. It is me
   6.31, the newest release when this was written, forbids Pillow 13. Until then a picture from a stranger is a risk;
   `tests/test_floors.py` fails as soon as Gradio allows 13.
 - **Streams that are open** when a session ends go on until they are closed.
-- **Slow senders.** The server waits for a request's headers as long as the sender likes. A reverse proxy in front of it
-  does not.
 - **Other users of the same computer** reach a server without a password, as any program does that runs there.
 - **Native code** of torch, Pillow, safetensors and tokenizers is trusted to be right; the child that imports adapters
   limits what a mistake in it can take, and is no sandbox.

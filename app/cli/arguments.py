@@ -61,7 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--public-name", action="append", default=[], metavar="HOST",
                        help="host name under which browsers reach that proxy; repeatable")
     _add_key(add("key", "create, list or delete the keys with which programs sign in"))
-    add("worker", "run the queued jobs", shared)
+    for command in (serve, add("worker", "run the queued jobs", shared)):
+        command.add_argument("--queue", default="", metavar="URL",
+                             help="Redis server where jobs wait if several machines share the home, such as "
+                             "redis://HOST:6379 (default: $ATELIER_QUEUE, else a file in the home)")
     _add_train(add("train", "train an adapter on a folder of pictures"))
     _add_jobs(add("jobs", "list runs, control them, and compare, keep and measure their steps"))
     _add_compress(add("compress", "compress a base model, with adapters merged in or without"))

@@ -100,9 +100,15 @@ def _serve(arguments: Namespace) -> int:
     from atelier.app.web.server import serve
 
     with suppress(KeyboardInterrupt):
-        serve(open_home(arguments.home), arguments.host, arguments.port, browser=arguments.open,
+        serve(open_home(arguments.home, _queue(arguments)), arguments.host, arguments.port, browser=arguments.open,
               proxies=arguments.proxy, names=arguments.public_name)
     return 0
+
+
+def _queue(arguments: Namespace) -> str:
+    # Out of the environment, because it may hold a password that children have no need of.
+    from_environment = os.environ.pop("ATELIER_QUEUE", "")
+    return arguments.queue or from_environment
 
 
 def _key(arguments: Namespace) -> int:
@@ -126,7 +132,7 @@ def _worker(arguments: Namespace) -> int:
     _reserve_one_core()
     from atelier.app.jobs.worker import run_worker
 
-    home = open_home(arguments.home)
+    home = open_home(arguments.home, _queue(arguments))
     print(f"Running the queued jobs of {home.path}. After Ctrl+C, a running job continues on its own.")
     run_worker(home)
     return 0

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,11 +38,13 @@ def has_final_event(run: RunFolder) -> bool:
 
 
 def run_child(
-    run: RunFolder, adapters: Path, command: Command, environment: Mapping[str, str] = MappingProxyType({})
-) -> None:
+    run: RunFolder, adapters: Path, command: Command, environment: Mapping[str, str] = MappingProxyType({}),
+    lost: threading.Event | None = None,
+) -> None:   # fmt: skip
     """Start the child process of a run and wait until it ends; write the final event if it has not.
 
-    The child has a session of its own, so that it continues when this process and its terminal end.
+    The child has a session of its own, so that it continues when this process and its terminal end. When ``lost`` is
+    set, another machine has the run: then the child is killed, and nothing is written.
     """
     resume = bool(run.events())
     # The heartbeat covers the seconds in which the child imports its libraries and writes nothing.
@@ -53,15 +56,24 @@ def run_child(
                     command(run, adapters, resume), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     start_new_session=True, env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
                 )   # fmt: skip
-            code = child.wait()
+            code = child.wait() if lost is None else _wait_unless_lost(child, lost)
         except OSError as error:
             run.append(Failed(f"The training process could not be started: {error}."))
             return
     if code == BUSY:
         (run.path / "heartbeat").touch()   # the other process's, which was removed here
         watch_child(run)
-    elif not has_final_event(run):
+    elif not has_final_event(run) and not (lost and lost.is_set()):
         run.append(exit_event(code, run.path / "log.txt"))
+
+
+def _wait_unless_lost(child: subprocess.Popen[bytes], lost: threading.Event) -> int:
+    while True:
+        try:
+            return child.wait(WATCH_SECONDS)
+        except subprocess.TimeoutExpired:
+            if lost.is_set():
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 def watch_child(run: RunFolder) -> None:

@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 
-from atelier.app.jobs.queue import Action, open_queue
+from atelier.app.jobs.base_queue import Action
+from atelier.app.jobs.queue import is_shared, open_queue
 from atelier.app.store.home import Home, HomeError, explain_write_errors, new_base_name, new_name, time_id
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Stopped
@@ -168,10 +169,15 @@ def run_folders(home: Home) -> list[Path]:
 
 
 def _queued_runs(home: Home) -> dict[str, Action]:
-    if not (home.state / "queue.sqlite").exists():
+    if not home.queue and (is_shared(home) or not (home.state / "queue.sqlite").exists()):
         return {}
-    with open_queue(home) as queue:
-        return queue.waiting()
+    try:
+        with open_queue(home) as queue:
+            return queue.waiting()
+    except HomeError:
+        if not home.queue:
+            raise
+        return {}   # while Redis can't be reached only the order is unknown
 
 
 def read_status(run: RunFolder, waiting: Mapping[str, Action] = MappingProxyType({})) -> RunStatus:
@@ -180,7 +186,7 @@ def read_status(run: RunFolder, waiting: Mapping[str, Action] = MappingProxyType
         result = _folder_status(run.path)
         return replace(result, state="preparing", message="Starting") if result.state == "queued" else result
     result = replace(_cached_status(run.path, *_version(run.path / "events.jsonl")))
-    if run.id in waiting and (result.state == "queued" or waiting[run.id] == Action.RESUME):
+    if run.id in waiting and (result.state == "queued" or waiting[run.id] in (Action.RESUME, Action.RECOVER)):
         result.state, result.message = "queued", f"Number {list(waiting).index(run.id) + 1} in the queue."
     return result
 
@@ -207,12 +213,24 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 def worker_alive(home: Home) -> bool:
-    """Whether a worker is running for this home."""
+    """Whether a worker is running for this home, on any machine that shares it."""
+    if home.queue:
+        return _has_shared_worker(home)
     try:
         with worker_lock(home, seconds=0):
             return False
     except Timeout:
         return True
+
+
+def _has_shared_worker(home: Home) -> bool:
+    from atelier.app.jobs.redis_queue import redis_queue  # needs the package redis
+
+    try:
+        with redis_queue(home) as queue:
+            return queue.has_worker()
+    except HomeError:
+        return False
 
 
 def worker_lock(home: Home, seconds: float) -> FileLock:

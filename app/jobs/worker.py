@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from filelock import Timeout
 
+from atelier.app.jobs.base_queue import Action, Queue
 from atelier.app.jobs.cards import CardPool, find_cards
 from atelier.app.jobs.child_process import Command, run_child, training_command, watch_child
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders, worker_lock
-from atelier.app.jobs.queue import Action, Queue, open_queue
+from atelier.app.jobs.queue import open_queue
 from atelier.app.store.home import Home, HomeError
 from atelier.training.config.events import Saved
 from atelier.training.config.run_folder import RunFolder
@@ -25,29 +27,43 @@ def run_worker(home: Home, command: Command = training_command) -> None:
     Call it in the main thread of a process of its own, because it handles signals.
 
     Raises:
-        HomeError: another worker is running for this home, or the queue can't be used.
+        HomeError: another worker is running for this home, which no other machine shares; or the queue can't be used.
     """
+    names = find_cards()
+    cards = CardPool(names)
+
+    def train(run: RunFolder, lost: threading.Event | None = None) -> None:
+        with cards.card() as environment:
+            run_child(run, home.adapters, command, environment, lost)
+
+    if home.queue:
+        from atelier.app.jobs.shared_worker import open_shared  # needs the package redis
+
+        opened: AbstractContextManager[Queue] = open_shared(home, train, has_card=bool(names))
+    else:
+        opened = _open_alone(home, train)
+    with opened as queue:
+        consumer = queue.huey.create_consumer(workers=cards.size, periodic=False, max_delay=_POLL_SECONDS)
+        consumer.start()
+        _wait_for_signal()
+        consumer.stop()
+
+
+@contextmanager
+def _open_alone(home: Home, train: Callable[[RunFolder], None]) -> Iterator[Queue]:
+    """The queue of a home that has no other worker, in line with its folders."""
     try:
         # worker_alive() holds the lock for a moment, a worker as long as it runs.
         lock = worker_lock(home, seconds=2).acquire()
     except Timeout:
         raise HomeError(f"A worker is already running for {home.path}, and one is enough.") from None
 
-    cards = CardPool(find_cards())
-
-    def train(run: RunFolder) -> None:
-        with cards.card() as environment:
-            run_child(run, home.adapters, command, environment)
-
     def handle(id: str, action: Action) -> None:
         _handle(RunFolder(home.runs / id), action, queue, train)
 
     with lock, open_queue(home, handle) as queue:
         reconcile(home, queue)
-        consumer = queue.huey.create_consumer(workers=cards.size, periodic=False, max_delay=_POLL_SECONDS)
-        consumer.start()
-        _wait_for_signal()
-        consumer.stop()
+        yield queue
 
 
 def _wait_for_signal() -> None:

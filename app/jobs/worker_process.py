@@ -25,8 +25,11 @@ def worker_for_server(home: Home) -> Iterator[None]:
 
     The worker has a session of its own, so that neither Ctrl+C at the server nor a crash of the server ends it. A
     worker that a crashed server has left behind is ended when the next server ends; one that a person has started is
-    left running.
+    left running. A home that several machines share has the workers that are started on them.
     """
+    if home.queue:
+        yield
+        return
     own = None if worker_alive(home) else _start(home)
     try:
         yield

@@ -16,10 +16,11 @@ from uuid import uuid4
 from PIL import Image
 
 from atelier.adapters.core.atomic_write import atomic_write
+from atelier.app.store.datasets import SUFFIXES
 from atelier.app.store.home import Home
 from atelier.app.text import create as words
 from atelier.training.data.captions import SUFFIX, is_sidecar, read_caption
-from atelier.training.data.images import PictureError, open_picture, pixel_hash, sharpness
+from atelier.training.data.images import PictureError, check_picture, open_picture, pixel_hash, save_pixels, sharpness
 
 MAX_PICTURES = 200
 _THUMBNAIL_SIDE = 176         # pixels: twice what the page shows, for screens of high density
@@ -142,14 +143,14 @@ def _folder(home: Home) -> Path:
 def _check_picture(home: Home, file: Path, known: dict[str, str]) -> DraftPicture:
     identity = uuid4().hex
     try:
-        image = open_picture(file)
+        format, image = check_picture(file).format, open_picture(file)
     except PictureError as error:
         return DraftPicture(identity, file.name, note=str(error))
     pixels = pixel_hash(image)
     if pixels in known:
         return DraftPicture(identity, file.name, note=words.duplicate(file.name, known[pixels]))
-    copy = f"{identity}{file.suffix.lower()}"
-    shutil.copyfile(file, _folder(home) / copy)
+    copy = identity + SUFFIXES[format]
+    save_pixels(image, _folder(home) / copy, format)   # the place and camera of the upload stay out of the home
     thumb = image.copy()
     thumb.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     return DraftPicture(identity, file.name, copy, pixels, _data_uri(thumb), _warning(image, thumb))

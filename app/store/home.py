@@ -42,9 +42,10 @@ class HomeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Paths inside one home."""
+    """Paths inside one home, and where its jobs wait."""
 
     path: Path
+    queue: str = ""   # URL of a Redis server for several machines; empty: a file in the home, for this one
 
     @property
     def datasets(self) -> Path:
@@ -97,16 +98,17 @@ class Home:
         return self.path / "state"
 
 
-def open_home(path: Path | None = None) -> Home:
+def open_home(path: Path | None = None, queue: str = "") -> Home:
     """Open a home and make what is missing in it.
 
     Args:
         path: its folder; None: ``$ATELIER_HOME``, else a folder for Atelier among the person's application data.
+        queue: URL of the Redis server in which its jobs wait, where several machines share it.
 
     Raises:
         HomeError: it is not a folder, or can't be written.
     """
-    home = Home(_default_path() if path is None else Path(path).expanduser().absolute())
+    home = Home(_default_path() if path is None else Path(path).expanduser().absolute(), queue)
     for folder in (home.path, home.datasets, home.runs, home.adapters, home.bases, home.gallery, home.mixes,
                    home.trash, home.state):   # fmt: skip
         with explain_write_errors(folder):

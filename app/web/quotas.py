@@ -6,14 +6,15 @@ import math
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
+import anyio
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atelier.app.text import server as words
 
@@ -30,6 +31,12 @@ class Quotas:
     body_bytes: int = 16_000_000            # of a request that is no upload
     upload_bytes: int = 10_000_000_000      # of all files in the upload folder
     spare_bytes: int = 500_000_000          # stay free on the disk
+    body_seconds: float = 60.0              # for a body of any size, and beside that
+    bytes_per_second: float = 20_000.0      # in the mean, from a sender that is not slow on purpose
+
+    def seconds_for(self, length: float) -> float:
+        """How long a body of so many bytes may take to arrive."""
+        return self.body_seconds + length / self.bytes_per_second
 
 
 class Requests:
@@ -60,6 +67,14 @@ def network_of(address: str) -> str:
     return str(ip_network(f"{address}/64", strict=False)) if found.version == 6 else address
 
 
+def is_within(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Whether an address is in one of some networks; False for what is no address."""
+    try:
+        return any(ip_address(address) in network for network in networks)
+    except ValueError:
+        return False
+
+
 class Limits:
     """Refuse what is beyond the quotas before its body is read."""
 
@@ -81,9 +96,29 @@ class Limits:
             return await JSONResponse({"detail": why}, status)(scope, receive, send)
         self.coming += length if is_upload else 0
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, self._in_time(receive, length), send)
         finally:
             self.coming -= length if is_upload else 0
+
+    def _in_time(self, receive: Receive, length: float) -> Receive:
+        """Receive a body until its time is over: then the sender counts as gone."""
+        if not length:
+            return receive
+        until = anyio.current_time() + self.quotas.seconds_for(length)
+        left = length
+
+        async def receive_in_time() -> Message:
+            nonlocal left
+            if left <= 0:   # what comes now says that the sender has gone, maybe hours later
+                return await receive()
+            with anyio.CancelScope(deadline=until):
+                message = await receive()
+                left -= len(message.get("body", b""))
+                return message
+            left = 0
+            return {"type": "http.disconnect"}
+
+        return receive_in_time
 
     def _refusal(self, length: float, is_upload: bool) -> tuple[int, str]:
         if length == math.inf:

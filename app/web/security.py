@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
 from atelier.app.web.pictures import Pictures
-from atelier.app.web.quotas import UPLOAD, Limits, Quotas
+from atelier.app.web.quotas import UPLOAD, Limits, Quotas, is_within
 from atelier.app.web.sign_in import Password, Sessions, SignIn, Tries
 
 Network = IPv4Network | IPv6Network
@@ -140,10 +140,7 @@ class Forwarded:
         await self.app(scope, receive, send)
 
     def _is_proxy(self, address: str) -> bool:
-        try:
-            return any(ip_address(address) in network for network in self.proxies)
-        except ValueError:
-            return False
+        return is_within(address, self.proxies)
 
     def _believe(self, scope: Scope, said: Headers) -> None:
         # The last address that is no proxy's of ours: those before it are the sender's own words.

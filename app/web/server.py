@@ -59,7 +59,7 @@ def serve(
         sys.stdout.flush()
         if browser:
             _show(listener.getsockname()[1])
-        _run(app, listener)
+        _run(app, listener, proxies)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -122,13 +122,19 @@ def _show(port: int) -> None:
         webbrowser.open(f"http://127.0.0.1:{port}")   # it waits at the listening port until the app answers
 
 
-def _run(app: FastAPI, listener: socket.socket) -> None:
+def _run(app: FastAPI, listener: socket.socket, proxies: Sequence[Network]) -> None:
     import uvicorn
 
+    from atelier.app.web.connections import LimitedConnection, allow_many_files
+
+    allow_many_files()
+    LimitedConnection.proxies = proxies
     # Uvicorn passes SIGTERM on when it has stopped; as an exit, so that the worker is stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # An open page holds an event stream that never ends: don't wait for it when stopping.
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False)
+    # An open page holds an event stream that never ends: don't wait for it when stopping. Warnings are about requests
+    # that are no HTTP, and whoever sends those must not fill the log.
+    settings = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, proxy_headers=False,
+                              http=LimitedConnection, ws="none")   # fmt: skip
     logging.getLogger("uvicorn.error").addFilter(_is_error)
     uvicorn.Server(settings).run(sockets=[listener])
 

@@ -113,7 +113,9 @@ def open_picture(path: Path) -> Image.Image:
 def save_pixels(picture: Image.Image, path: Path, format: str) -> None:
     """Write a picture that :func:`open_picture` gave, and nothing but its pixels: no place, time, camera or text.
 
-    PNG and WebP keep every pixel; JPEG, at 95 without colour subsampling, changes them too little to see.
+    PNG and WebP keep every pixel; JPEG, at 95 without colour subsampling, changes them too little to see. A picture
+    whose file would be larger than :func:`check_picture` allows is halved in width and height until it is not: it was
+    encoded with loss before, or had few colours, and has many more pixels than training uses.
 
     Args:
         picture: RGB.
@@ -123,6 +125,8 @@ def save_pixels(picture: Image.Image, path: Path, format: str) -> None:
     bare = picture.copy()
     bare.info = {}   # Pillow would write some of it again
     bare.save(path, format, **_ENCODING[format])
+    if path.stat().st_size > MAX_BYTES:
+        save_pixels(bare.reduce(2), path, format)
 
 
 def pixel_hash(picture: Image.Image) -> str:

@@ -6,13 +6,11 @@ The child process is a stand-in that obeys the contract of a run folder and does
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
@@ -20,12 +18,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import forked, until
 
 from atelier.app.jobs import child_process as children
 from atelier.app.jobs import jobs
+from atelier.app.jobs.base_queue import Action
 from atelier.app.jobs.child_process import exit_event, training_command, watch_child
 from atelier.app.jobs.jobs import cancel, find_run, list_runs, new_run, resume, run_status, submit, worker_alive
-from atelier.app.jobs.queue import Action, open_queue
+from atelier.app.jobs.queue import open_queue
 from atelier.app.jobs.worker import reconcile, run_worker
 from atelier.app.jobs.worker_process import stop_orphaned_worker, worker_for_server
 from atelier.app.store.home import Home, HomeError, open_home
@@ -70,14 +70,6 @@ def home(own_home) -> Home:
     return open_home(own_home)
 
 
-def forked(target: Callable[..., None], *args: object) -> BaseProcess:
-    """Start a fork, because it needs no imports: a dozen workers would spend a minute on them. It computes nothing."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=args)
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):   # of forking beside threads
-        process.start()
-    return process
-
-
 @pytest.fixture
 def start_worker(home: Home, tmp_path: Path) -> Iterator[Callable[[], BaseProcess]]:
     """Starts workers; ends them and every child they left behind when the test is over."""
@@ -105,14 +97,6 @@ def start_worker(home: Home, tmp_path: Path) -> Iterator[Callable[[], BaseProces
 def end(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until something is so; the limit only ends a test that has failed."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.02)
 
 
 def config(name: str = "fox") -> TrainConfig:

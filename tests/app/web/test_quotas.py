@@ -7,9 +7,10 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import anyio
 import pytest
 from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from atelier.app.web.quotas import UPLOAD, Limits, Quotas, Requests, folder_bytes
 
@@ -81,6 +82,55 @@ def test_uploads_under_way_count(tmp_path: Path) -> None:
     assert web.post(UPLOAD, content=b"a" * 60).status_code == 200
     assert codes == [413]
     assert web.post(UPLOAD, content=b"a" * 60).status_code == 200, "what was under way is over"
+
+
+def sender_of(*pieces: bytes) -> Receive:
+    """One that sends these and then nothing, for ever."""
+    left = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+
+    async def receive() -> Message:
+        if left:
+            return left.pop(0)
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    return receive
+
+
+def read_body(quotas: Quotas, folder: Path, length: int, *pieces: bytes) -> list[Message]:
+    """What an application receives until the sender is gone or the body is whole."""
+    messages: list[Message] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        while sum(len(message.get("body", b"")) for message in messages) < length:
+            messages.append(await receive())
+            if messages[-1]["type"] == "http.disconnect":
+                break
+
+    scope = {"type": "http", "method": "POST", "path": "/x", "client": ("a", 1),
+             "headers": [(b"content-length", str(length).encode())]}   # fmt: skip
+
+    async def main() -> None:
+        with anyio.fail_after(60):
+            await Limits(application, quotas, folder)(scope, sender_of(*pieces), no_send)
+
+    anyio.run(main)
+    return messages
+
+
+async def no_send(message: Message) -> None:
+    raise AssertionError(message)
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(tmp_path: Path) -> None:
+    slow = Quotas(spare_bytes=0, body_seconds=0.05)
+    assert [message["type"] for message in read_body(slow, tmp_path, 9, b"1234")] == ["http.request", "http.disconnect"]
+    assert [message["body"] for message in read_body(slow, tmp_path, 9, b"1234", b"56789")] == [b"1234", b"56789"]
+
+
+def test_a_large_body_has_more_time_than_a_small_one() -> None:
+    quotas = Quotas(body_seconds=60, bytes_per_second=1000)
+    assert [quotas.seconds_for(length) for length in (0, 60_000, 6_000_000)] == [60, 120, 6060]
 
 
 def test_an_upload_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
