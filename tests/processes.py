@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
 import time
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,12 @@ def forked(target: Callable[..., None], *args: object) -> BaseProcess:
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):   # of forking beside threads
         process.start()
     return process
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:

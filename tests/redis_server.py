@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import until
-
-from atelier.app.web.server import bind
+from processes import free_port, until
 
 
 @contextmanager
@@ -21,8 +19,7 @@ def redis_server(folder: Path, port: int = 0) -> Iterator[str]:
     program = shutil.which("redis-server")
     if not program:
         pytest.skip("There is no redis-server here. On Debian: apt-get install redis-server.")
-    with bind("127.0.0.1", port) as free:
-        port = free.getsockname()[1]
+    port = port or free_port()
     process = subprocess.Popen([program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
                                 "--dir", str(folder)], stdout=subprocess.DEVNULL)   # fmt: skip
     url = f"redis://127.0.0.1:{port}"

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Self
 
+from atelier.adapters.core.parse import parse_json
+
 _PREFIX = "atelier."
 SCHEMA = 1
 PACKED_SCHEMA = 2   # of files whose values are in a few bits (``tiny.py``)
@@ -120,8 +122,8 @@ class AdapterLayout:
             KeyError, ValueError, TypeError, AttributeError: an entry is missing or damaged.
         """
         kind, settings, modules = (metadata[f"{_PREFIX}{name}"] for name in ("kind", "settings", "modules"))
-        ranks = json.loads(metadata.get(f"{_PREFIX}ranks", "{}"))
-        return cls(kind=kind, settings=json.loads(settings), modules=json.loads(modules),
+        ranks = parse_json(metadata.get(f"{_PREFIX}ranks", "{}"))
+        return cls(kind=kind, settings=parse_json(settings), modules=parse_json(modules),
                    ranks={name: int(rank) for name, rank in ranks.items()},
                    bits=int(metadata.get(f"{_PREFIX}bits", "0")))   # fmt: skip
 
@@ -176,7 +178,7 @@ class GateInfo:
         """
         family, widths, settings = (metadata[f"{_PREFIX}{name}"] for name in ("family", "modules", "settings"))
         steps = metadata.get(f"{_PREFIX}steps", "")
-        return cls(family=family, widths=json.loads(widths), settings=json.loads(settings),
+        return cls(family=family, widths=parse_json(widths), settings=parse_json(settings),
                    steps=int(steps) if steps.isdecimal() else None)   # fmt: skip
 
     def to_metadata(self) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from atelier.adapters.core.family import FAMILIES, SD2
+from atelier.adapters.core.parse import parse_json
 
 _NAMED_BASE = re.compile(r"(?P<sdxl>stable-diffusion-xl|sdxl|sd-xl)|(?P<sd2>stable-diffusion-2|sd-?v?2[-._])"
                          r"|(?P<sd1>stable-diffusion-v?1|sd-?v?1[-._])")   # fmt: skip
@@ -38,8 +38,8 @@ def find_trigger(metadata: Mapping[str, str]) -> str:
 def find_tags(metadata: Mapping[str, str], most: int = 30) -> tuple[tuple[str, int], ...]:
     """Words of the captions it was trained with and how often, over all its folders (kohya's ss_tag_frequency)."""
     counts: Counter[str] = Counter()
-    with suppress(ValueError, AttributeError, TypeError):
-        for folder in json.loads(metadata.get("ss_tag_frequency", "{}")).values():
+    with suppress(ValueError, AttributeError, TypeError, OverflowError):
+        for folder in parse_json(metadata.get("ss_tag_frequency", "{}")).values():
             counts.update({str(tag).strip(): int(count) for tag, count in folder.items()})
     return tuple(counts.most_common(most))
 

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from atelier.adapters.core.parse import parse_json
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, weight_shape
 from atelier.adapters.formats.adapter_info import QUANTIZATION_ENTRY
 from atelier.adapters.formats.native import write_tensors
@@ -164,7 +165,7 @@ def read_packed_contents(path: Path) -> PackedContents:
         ValueError: it is none.
     """
     with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {}).get(QUANTIZATION_ENTRY, "null"))
+        header = parse_json((file.metadata() or {}).get(QUANTIZATION_ENTRY, "null"))
     if header is None:
         raise ValueError(f"{path.name} is not a compressed model")
     layers = {name: LayerBits(*bits) for name, bits in header["layers"].items()}

@@ -50,21 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     def add(name: str, help: str, parent: argparse.ArgumentParser = readable) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[parent])
 
-    serve = add("serve", "start the Studio: web server and worker", shared)
-    serve.add_argument("--host", default="127.0.0.1", metavar="H",
-                       help="address to listen on (default: 127.0.0.1, this machine only)")
-    serve.add_argument("--port", type=_port, default=0, metavar="P",
-                       help="port to listen on (default: the first free one from 7860)")
-    serve.add_argument("--open", action="store_true", help="open the Studio in a browser")
-    serve.add_argument("--proxy", type=_network, action="append", default=[], metavar="ADDRESS",
-                       help="address of a reverse proxy whose X-Forwarded headers are trusted; repeatable")
-    serve.add_argument("--public-name", action="append", default=[], metavar="HOST",
-                       help="host name under which browsers reach that proxy; repeatable")
+    _add_serve(add("serve", "start the Studio: web server and worker", shared))
     _add_key(add("key", "create, list or delete the keys with which programs sign in"))
-    for command in (serve, add("worker", "run the queued jobs", shared)):
-        command.add_argument("--queue", default="", metavar="URL",
-                             help="Redis server where jobs wait if several machines share the home, such as "
-                             "redis://HOST:6379 (default: $ATELIER_QUEUE, else a file in the home)")
+    _add_queue(add("worker", "run the queued jobs", shared))
     _add_train(add("train", "train an adapter on a folder of pictures"))
     _add_jobs(add("jobs", "list runs, control them, and compare, keep and measure their steps"))
     _add_compress(add("compress", "compress a base model, with adapters merged in or without"))
@@ -300,6 +288,25 @@ def _add_models(models: argparse.ArgumentParser) -> None:
     models.add_argument("action", choices=("scan", "show"), help="scan a folder, or show one base model")
     models.add_argument("what", metavar="DIR_OR_BASE",
                         help="for scan: a folder; for show: 'embedded', a folder, a file or a hub id")
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("--host", default="127.0.0.1", metavar="H",
+                       help="address to listen on (default: 127.0.0.1, this machine only)")
+    serve.add_argument("--port", type=_port, default=0, metavar="P",
+                       help="port to listen on (default: the first free one from 7860)")
+    serve.add_argument("--open", action="store_true", help="open the Studio in a browser")
+    serve.add_argument("--proxy", type=_network, action="append", default=[], metavar="ADDRESS",
+                       help="address of a reverse proxy whose X-Forwarded headers are trusted; repeatable")
+    serve.add_argument("--public-name", action="append", default=[], metavar="HOST",
+                       help="host name under which browsers reach that proxy; repeatable")
+    _add_queue(serve)
+
+
+def _add_queue(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--queue", default="", metavar="URL",
+                         help="Redis server where jobs wait if several machines share the home, such as "
+                         "redis://HOST:6379 (default: $ATELIER_QUEUE, else a file in the home)")
 
 
 def _add_key(key: argparse.ArgumentParser) -> None:

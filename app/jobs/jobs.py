@@ -130,9 +130,10 @@ def cancel(home: Home, id: str) -> None:
         return
     with open_queue(home) as queue:
         queue.remove(run)
+    events = len(run.events())
     # Sent even where no process is seen: the worker may be starting it at this moment.
     run.send_command("cancel")
-    if not run.is_alive():
+    if not run.is_alive() and len(run.events()) == events:   # else its process has ended it already
         run.append(Stopped(state.step, "Cancelled while waiting."))
 
 

@@ -20,6 +20,7 @@ from huey.storage import RedisStorage
 from redis import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
+from atelier.adapters.core.parse import parse_json
 from atelier.app.jobs.base_queue import Action, Handler, Queue
 from atelier.app.jobs.huey_internals import JsonSerializer
 from atelier.app.store.home import Home, HomeError, explain_write_errors
@@ -194,7 +195,7 @@ def _queue_name(home: Home) -> str:
         with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
             file.write(json.dumps(f"atelier{secrets.token_hex(8)}"))
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_text(encoding="utf-8"))
         except ValueError:
             raise HomeError(f"{path} is damaged. Delete it, and start the server and all workers again.") from None
 

@@ -13,6 +13,7 @@ import psutil
 from filelock import Timeout
 
 from atelier.adapters.core.atomic_write import atomic_write
+from atelier.adapters.core.parse import parse_json
 from atelier.app.jobs.jobs import worker_alive, worker_lock
 from atelier.app.store.home import Home
 
@@ -65,17 +66,18 @@ def _start(home: Home) -> subprocess.Popen[bytes]:
     return process
 
 
-def _recorded_processes(home: Home) -> list[psutil.Process | None]:
+def _recorded_processes(home: Home) -> tuple[psutil.Process | None, psutil.Process | None]:
     """The worker that a server started last, and that server; None for each that has ended."""
     try:
-        processes = json.loads(_record_file(home).read_text(encoding="utf-8"))
-        return [_running_process(pid, started) for pid, started in processes]
+        processes = parse_json(_record_file(home).read_text(encoding="utf-8"))
+        worker, server = (_running_process(pid, started) for pid, started in processes)
+        return worker, server
     except (OSError, ValueError, TypeError):
-        return [None, None]
+        return None, None
 
 
 def _running_process(pid: int, started: float) -> psutil.Process | None:
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.NoSuchProcess, OverflowError):
         process = psutil.Process(pid)
         if process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE:
             return process

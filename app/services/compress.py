@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from atelier.adapters.core.parse import parse_json
 from atelier.app.jobs.jobs import find_run, list_runs, run_folders
 from atelier.app.store.home import Home, HomeError, explain_write_errors, new_base_name, write_home_file
 from atelier.app.store.library import find_adapter
@@ -99,10 +99,10 @@ def make_config(
 
 
 def read_report(run: RunFolder) -> dict[str, Any]:
-    """The report of a finished compression; empty before it is written."""
+    """The report of a finished compression; empty before it is written, or when it is damaged."""
     try:
-        return json.loads((run.path / REPORT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return parse_json((run.path / REPORT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
 
 

@@ -247,16 +247,15 @@ def _exists(home: Home, name: str) -> bool:
 
 def suggested_prompt(card: AdapterCard) -> str:
     """A prompt that uses an adapter: the caption it was trained with."""
-    import tomllib
-
+    from atelier.adapters.core.parse import parse_toml
     from atelier.adapters.formats.native import read_header
     from atelier.training.base_models.base_info import BaseError
     from atelier.training.recipes.dreambooth import fill_template
 
     try:
-        recipe = tomllib.loads(read_header(card.path).info.recipe)
+        recipe = parse_toml(read_header(card.path).info.recipe)
         template = recipe.get("caption") or identify(card.base).caption
-    except (BaseError, tomllib.TOMLDecodeError):
+    except (BaseError, ValueError):
         template = "{trigger} {subject}"
     return " ".join(fill_template(template, card.trigger, card.subject).split())
 

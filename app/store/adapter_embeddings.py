@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from atelier.adapters.core.parse import parse_json
 from atelier.adapters.formats.native import data_hash, load_adapter, read_metadata, read_tensors
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.retrieval import RetrieveError, Retriever, load_retriever
@@ -130,8 +131,8 @@ def _read_index(path: Path, version: str) -> EmbeddingIndex:
 def _read_version(path: Path, version: str, _changed: int) -> EmbeddingIndex:
     with suppress(FileError, ValueError, KeyError, TypeError):
         metadata = read_metadata(path)
-        files = {name: (time, size, hash) for name, (time, size, hash) in json.loads(metadata["files"]).items()}
-        rows = {hash: row for row, hash in enumerate(json.loads(metadata["hashes"]))}
+        files = {name: (time, size, hash) for name, (time, size, hash) in parse_json(metadata["files"]).items()}
+        rows = {hash: row for row, hash in enumerate(parse_json(metadata["hashes"]))}
         if metadata["version"] == version:
             return EmbeddingIndex(files, rows, read_tensors(path)["rows"].float())
     return EmbeddingIndex({}, {}, torch.zeros(0, 0))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from atelier.adapters.core.parse import parse_json
 from atelier.app.store.home import Home, HomeError, safe_name, write_home_file
 
 _PREFIX = "atelier-"   # so that a key that got into a text is found there
@@ -49,7 +50,7 @@ def make_key(home: Home, name: str) -> str:
 def list_keys(home: Home) -> list[ApiKey]:
     """The keys, oldest first; none where the file is missing or damaged, so that nobody gets in by damaging it."""
     try:
-        return [ApiKey(**key) for key in json.loads(_file(home).read_text(encoding="utf-8"))]
+        return [ApiKey(**key) for key in parse_json(_file(home).read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         return []
 

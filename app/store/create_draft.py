@@ -16,6 +16,7 @@ from uuid import uuid4
 from PIL import Image
 
 from atelier.adapters.core.atomic_write import atomic_write
+from atelier.adapters.core.parse import parse_json
 from atelier.app.store.datasets import SUFFIXES
 from atelier.app.store.home import Home
 from atelier.app.text import create as words
@@ -67,11 +68,19 @@ class Draft:
 def load_draft(home: Home) -> Draft:
     """Read the draft; an empty one when there is none or it is of another version."""
     try:
-        values = json.loads((_folder(home) / "draft.json").read_text(encoding="utf-8"))
+        values = parse_json((_folder(home) / "draft.json").read_text(encoding="utf-8"))
         pictures = tuple(DraftPicture(**picture) for picture in values.pop("pictures"))
-        return Draft(pictures=pictures, **values)
-    except (OSError, ValueError, TypeError, KeyError):
+        draft = Draft(pictures=pictures, **values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return Draft()
+    return draft if _is_sound(draft) else Draft()
+
+
+def _is_sound(draft: Draft) -> bool:
+    """Whether every field has a value of its type, which the pages count on."""
+    texts = [draft.what, draft.subject, draft.name, draft.preset]
+    texts += [value for picture in draft.pictures for value in asdict(picture).values()]
+    return isinstance(draft.changes, dict) and all(isinstance(text, str) for text in texts)
 
 
 def edit_draft(home: Home, **values: Any) -> Draft:

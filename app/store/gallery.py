@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+from atelier.adapters.core.parse import parse_json
 from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id, time_of_id, write_home_file
 from atelier.app.store.library import AdapterCard, adapter_hash
 from atelier.app.store.picture_metadata import NamedAdapter, parameters_text
@@ -111,7 +112,7 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
     """Read the recipe out of a PNG; None when it has none or is damaged."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            recipe = json.loads(image.info.get("atelier", ""))
+            recipe = parse_json(image.info.get("atelier", ""))
     except _DAMAGE:
         return None
     return recipe if isinstance(recipe, dict) else None

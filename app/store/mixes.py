@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.parse import parse_json
 from atelier.adapters.fusion.curves import StrengthCurve
 from atelier.adapters.fusion.live import WeightedAdapter
 from atelier.adapters.fusion.methods import METHODS
@@ -74,11 +75,11 @@ def read_mix(home: Home, name: str) -> SavedMix:
     """
     path = home.mixes / f"{safe_name(name)}{SUFFIX}"
     try:
-        return mix_from_values(json.loads(path.read_text(encoding="utf-8")))
+        return mix_from_values(parse_json(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise HomeError(f"There is no mix named {name!r}. Saved mixes: {', '.join(list_mixes(home)) or 'none'}."
                         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise HomeError(f"The mix {name!r} can't be read ({error}). Delete {path.name}, or save the mix "
                         "again.") from None
 
@@ -98,7 +99,7 @@ def mix_from_recipe(recipe: Mapping[str, Any]) -> SavedMix | None:
     """The Mix that a picture was drawn with; None where its recipe holds none."""
     try:
         return mix_from_values({**recipe, "method": recipe["fuse"]})
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
+from atelier.adapters.core.parse import parse_json
 from atelier.app.store.home import Home, HomeError, write_home_file
 from atelier.training.config.train_config import PRECISIONS
 
@@ -12,7 +13,7 @@ from atelier.training.config.train_config import PRECISIONS
 def drawing_precision(home: Home) -> str:
     """The precision that drawings use: ``auto`` until somebody has chosen another."""
     with suppress(OSError, ValueError, AttributeError):
-        chosen = json.loads(home.preferences.read_text(encoding="utf-8")).get("drawing_precision")
+        chosen = parse_json(home.preferences.read_text(encoding="utf-8")).get("drawing_precision")
         if chosen in PRECISIONS:
             return chosen
     return PRECISIONS[0]

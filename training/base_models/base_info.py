@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.core.family import EMBEDDED_FAMILY, FAMILIES, Family, family_title
+from atelier.adapters.core.parse import parse_toml
 from atelier.adapters.formats.safetensors_header import TensorEntry
 from atelier.training.config.train_config import EMBEDDED
 
@@ -139,9 +139,9 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _read_prompts(folder: Path) -> dict[str, Any]:
-    """The table of ``prompts.toml``, where the folder has one."""
+    """The table of ``prompts.toml``, where the folder has one that can be read."""
     try:
-        values = tomllib.loads((folder / "prompts.toml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        values = parse_toml((folder / "prompts.toml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
     return {_FORMER_FIELDS.get(name, name): value for name, value in values.items()}

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from atelier.adapters.core.parse import parse_json
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -59,7 +61,7 @@ def running_job(device: torch.device) -> Job | None:
     """The job that uses a device now; one that ended without a word is none."""
     path = _path(device, "lock")
     try:
-        job = Job(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        job = Job(**parse_json(path.with_suffix(".json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from typing import Any
 
 import tomli_w
 
+from atelier.adapters.core.parse import parse_toml
 from atelier.adapters.core.settings import SettingError, Settings, setting
 from atelier.adapters.quantization.bit_policy import PRESETS
 from atelier.training.config.train_config import EMBEDDED
@@ -62,7 +62,7 @@ def read_compression(text: str) -> CompressConfig | None:
         SettingError: a field does not fit.
     """
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+        values = parse_toml(text)
+    except ValueError:
         return None   # whoever reads the other jobs says what is wrong
     return CompressConfig.from_dict(values) if values.get("job") == JOB else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self, get_type_hints
 
 import tomli_w
 
+from atelier.adapters.core.parse import parse_toml
 from atelier.adapters.core.settings import SettingError, Settings, convert, setting, unknown_setting
 from atelier.adapters.core.targets import TARGETS
 from atelier.adapters.kinds.catalog import KINDS, get_kind
@@ -156,9 +156,10 @@ class TrainConfig(Settings):
             SettingError: not TOML, or a field does not fit.
         """
         try:
-            return cls.from_dict(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
+            values = parse_toml(text)
+        except ValueError as error:
             raise SettingError(f"This is not a valid recipe: {error}.") from None
+        return cls.from_dict(values)
 
     @property
     def trigger_word(self) -> str:
@@ -193,7 +194,7 @@ def load_preset(name: str, family: str, kind: str = "") -> dict[str, Any]:
     path = PRESETS / f"{name}.toml"
     if name not in preset_names():
         raise SettingError(f"There is no preset {name!r}. The presets are: {', '.join(preset_names())}.")
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    tables = parse_toml(path.read_text(encoding="utf-8"))
     values = {**tables.get("settings", {}), **tables.get(family, {})}
     if kind in ("", values.get("kind", "lora")):
         return values

@@ -12,7 +12,7 @@ from redis_server import redis_server
 
 from atelier.app.jobs import redis_queue as redis_queues
 from atelier.app.jobs.base_queue import Action
-from atelier.app.jobs.jobs import cancel, list_runs, resume, run_status, submit, worker_alive
+from atelier.app.jobs.jobs import cancel, list_runs, move, resume, run_status, submit, worker_alive
 from atelier.app.jobs.queue import open_queue
 from atelier.app.jobs.redis_queue import RedisQueue, needs_card, redis_queue
 from atelier.app.store.home import Home, HomeError, open_home
@@ -71,6 +71,13 @@ def test_messages_come_in_order_once_each_and_are_json(home: Home, queue: RedisQ
     assert list(queue.waiting().items()) == [("soon", "recover"), ("first", "start"), ("second", "start")]
     taken = [queue.huey.dequeue() for _ in range(4)]
     assert [task.args[0] for task in taken if task] == ["soon", "first", "second"] and taken[3] is None
+
+
+def test_waiting_runs_are_reordered(home: Home) -> None:
+    runs = [run_of(home, name) for name in ("a", "b", "c")]
+    move(home, runs[2].id, -1)
+    with open_queue(home) as queue:
+        assert list(queue.waiting()) == [runs[0].id, runs[2].id, runs[1].id]
 
 
 def test_two_homes_on_one_server_see_nothing_of_each_other(home: Home, tmp_path: Path) -> None:

@@ -1,0 +1,248 @@
+"""No reader dies of what it reads: a few changed inputs each in the quick suite, a million in the slow one.
+
+``ATELIER_RECORD=1 pytest -m slow -s tests/test_fuzz.py`` writes what it found into docs/robustness.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz import MOST_SECONDS, Outcome, Reader, fuzz, safetensors, with_length
+from header_corpus import ADAPTERS, Header
+from huey import SqliteHuey
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from robustness import record
+from telling_picture import telling_picture
+from test_house import ROOT
+
+from atelier.adapters.core.base import Spec
+from atelier.adapters.formats import native, safetensors_header
+from atelier.adapters.formats.detect import detect
+from atelier.adapters.kinds.catalog import create_adapters
+from atelier.app.jobs.base_queue import Queue
+from atelier.app.jobs.huey_internals import JsonSerializer, close_database
+from atelier.app.jobs.worker_process import stop_orphaned_worker
+from atelier.app.store import gallery
+from atelier.app.store.api_keys import list_keys
+from atelier.app.store.create_draft import load_draft
+from atelier.app.store.home import Home, open_home
+from atelier.app.store.mixes import MixEntry, SavedMix, mix_from_recipe, read_mix, save_mix
+from atelier.app.store.picture_metadata import read_metadata, read_texts
+from atelier.app.store.preferences import drawing_precision
+from atelier.app.store.previews import is_showable, preview_png
+from atelier.training.base_models.identify import identify_folder
+from atelier.training.config.compress_config import CompressConfig, read_compression
+from atelier.training.config.events import Finished, Stepped, from_line, to_line
+from atelier.training.config.run_folder import RunFolder, status
+from atelier.training.config.train_config import TrainConfig
+from atelier.training.data.captions import read_caption
+from atelier.training.data.images import FORMATS, open_picture
+
+HEADERS, OTHERS = 1_000_000, 20_000   # inputs; of the others, for each
+MEMORY = Path("/dev/shm")             # where a disk would be worn out
+EMBEDDED = ROOT / "assets" / "base"
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as path:
+        yield Path(path)
+
+
+def file_reader(path: Path, read: Callable[[Path], object], zeros: int = 0) -> Callable[[bytes], object]:
+    """Read bytes as a file, with so many zeros behind them."""
+    def through_file(data: bytes) -> object:
+        path.write_bytes(data)
+        os.truncate(path, len(data) + zeros)
+        return read(path)
+
+    return through_file
+
+
+def headers() -> list[bytes]:
+    """A small file, and headers of larger ones whose data is missing."""
+    small = {"__metadata__": {"format": "pt", "ss_network_dim": "4"},
+             "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+             "b": {"dtype": "BF16", "shape": [], "data_offsets": [24, 26]}}   # fmt: skip
+    return [safetensors(small, 26), *(safetensors(_entries(ADAPTERS[name][0], count))
+                                     for name, count in (("PEFT", 6), ("LoKr", 5), ("kohya, SD 1", 6)))]   # fmt: skip
+
+
+def _entries(shapes: Header, count: int) -> dict[str, Any]:
+    """Of the first tensors; they share their bytes."""
+    return {name: {"dtype": "F16", "shape": [*shape], "data_offsets": [0, 2 * prod(shape)]}
+            for name, shape in list(shapes.items())[:count]}   # fmt: skip
+
+
+def header_reader(folder: Path) -> Reader:
+    def read(path: Path) -> object:
+        return safetensors_header.read_safetensors_header(path), safetensors_header.read_metadata(path)
+
+    return Reader("safetensors header", headers(), file_reader(folder / "h.safetensors", read, 10_000_000),
+                  repair=with_length)
+
+
+def text(read: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda data: read(data.decode(errors="surrogateescape"))
+
+
+RECIPE = json.dumps({"fuse": "sum", "prompt": "a fox", "seed": 1, "base": "embedded", "adapters": [], "shares": [
+    {"name": "fox", "strength": 1.0, "curve": [1.0, 0.5], "region": ["01", "10"]}]})   # fmt: skip
+
+
+def pictures(folder: Path) -> list[bytes]:
+    texts = PngInfo()
+    texts.add_itxt("atelier", RECIPE)
+    Image.new("RGB", (16, 16)).save(folder / "ours", "PNG", pnginfo=texts)
+    return [*(telling_picture(folder / form, form).read_bytes() for form in FORMATS), (folder / "ours").read_bytes()]
+
+
+def base_folder(folder: Path) -> Path:
+    to = folder / "base"
+    shutil.copytree(EMBEDDED, to, ignore=shutil.ignore_patterns("*.safetensors"))
+    for weights in EMBEDDED.rglob("*.safetensors"):
+        (to / weights.relative_to(EMBEDDED)).symlink_to(weights)
+    return to
+
+
+def config_readers(folder: Path) -> Iterator[Reader]:
+    base = base_folder(folder)
+    for name in ("model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"):
+        path = base / name
+        good = path.read_bytes()
+
+        def read(data: bytes, path: Path = path, good: bytes = good) -> object:
+            path.write_bytes(data)
+            try:
+                return identify_folder(str(base), base)
+            finally:
+                path.write_bytes(good)
+
+        yield Reader(f"base model: {name}", [good], read)
+
+
+def home_readers(home: Home) -> Iterator[Reader]:
+    save_mix(home, "fox", SavedMix(entries=(MixEntry("a", 1.0, (1.0, 0.5), ("01",)),), prompt="a fox"))
+    mix = home.mixes / "fox.json"
+    key = json.dumps([{"name": "a", "created": "2026-01-01T00:00:00+00:00", "sha256": "0" * 64}]).encode()
+    draft = json.dumps({"pictures": [{"id": "a", "name": "a.png"}], "what": "object", "changes": {"rank": 4}}).encode()
+    (home.state / "draft").mkdir(exist_ok=True)
+    yield Reader("saved Mix", [mix.read_bytes()], file_reader(mix, lambda _: read_mix(home, "fox")))
+    yield Reader("keys", [key], file_reader(home.state / "keys.json", lambda _: list_keys(home)))
+    yield Reader("draft", [draft], file_reader(home.state / "draft" / "draft.json", lambda _: load_draft(home)))
+    yield Reader("preferences", [b'{"drawing_precision": "fp16"}'],
+                 file_reader(home.preferences, lambda _: drawing_precision(home)))   # fmt: skip
+    yield Reader("processes of the worker", [b"[[1, 2.0], [3, 4.0]]"],
+                 file_reader(home.state / "worker.json", lambda _: stop_orphaned_worker(home)))   # fmt: skip
+
+
+def run_reader(folder: Path) -> Reader:
+    run = RunFolder.create(folder / "run", TrainConfig(name="fox", steps=9))
+    lines = (to_line(Stepped(1, 9, 0.5, 0.1, 0.01, 0.2)) + to_line(Finished(9, "fox.safetensors", 1.0))).encode()
+    return Reader("events of a run", [lines], file_reader(run.path / "events.jsonl", lambda _: status(run)))
+
+
+def queue_reader(folder: Path) -> Reader:
+    queue = Queue(SqliteHuey("fuzz", filename=str(folder / "queue.sqlite"), serializer=JsonSerializer(), results=False),
+                  lambda _id, _action: None)   # fmt: skip
+    message = queue.huey.serialize_task(queue._train.s("20260101-fox", "start", priority=1))
+
+    def read(data: bytes) -> object:
+        queue.huey.storage.flush_queue()
+        queue.huey.storage.enqueue(data)
+        return queue.waiting()
+
+    close_database(queue.huey)
+    return Reader("message in the queue", [message], read)
+
+
+def other_readers(folder: Path) -> Iterator[Reader]:
+    a1111 = (b"a fox <lora:fox:0.8>\nNegative prompt: blur\n"
+             b"Steps: 20, Sampler: Euler a, Seed: 1, Size: 512x512, Model: x")   # fmt: skip
+    comfy = json.dumps({"1": {"class_type": "KSampler", "inputs": {"seed": 1, "steps": 20, "positive": ["2", 0]}},
+                        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "fox", "clip": ["3", 0]}},
+                        "3": {"class_type": "LoraLoader", "inputs": {"lora_name": "x", "strength_model": 1}}}).encode()
+    invoke = json.dumps({"positive_prompt": "fox", "seed": 1, "steps": 2, "loras": [{"model": {"name": "a"}}]}).encode()
+    shown = pictures(folder)
+    small = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(small, "PNG")
+    address = b"data:image/png;base64," + base64.b64encode(small.getvalue())
+    adapter = saved_adapter(folder)
+
+    def adapter_file(path: Path) -> object:
+        return native.read_header(path), native.adapter_problem(path)
+
+    yield Reader("native adapter", [adapter], file_reader(folder / "n.safetensors", adapter_file), repair=with_length)
+    yield Reader("foreign adapter", headers()[1:], file_reader(folder / "f.safetensors", detect, 10_000_000),
+                 repair=with_length)
+    yield Reader("recipe (TOML)", [TrainConfig(name="fox").to_toml().encode()], text(TrainConfig.from_toml))
+    yield Reader("recipe of a compression", [CompressConfig(name="fox").to_toml().encode()], text(read_compression))
+    yield Reader("recipe of a Mix", [RECIPE.encode()], lambda data: mix_from_recipe(_object(data)))
+    yield Reader("event", [to_line(Stepped(1, 9, 0.5, 0.1, 0.01, 0.2)).encode()], text(from_line))
+    yield Reader("chunks of a picture", shown, file_reader(folder / "p.png", read_metadata))
+    yield Reader("recipe in a picture", shown[3:], file_reader(folder / "r.png", gallery.read_recipe))
+    yield Reader("pixels of a picture", shown, file_reader(folder / "o.png", open_picture))
+    for keyword, good in (("parameters", a1111), ("prompt", comfy), ("invokeai_metadata", invoke)):
+        yield Reader(f"chunk {keyword}", [good], text(lambda given, keyword=keyword: read_texts({keyword: given})))
+    yield Reader("preview in a header", [address], text(lambda given: (is_showable(given), preview_png(given))))
+    yield Reader("caption", [b"a photo of {trigger} fox"], file_reader(folder / "c.txt", read_caption), (ValueError,))
+    yield run_reader(folder)
+    yield queue_reader(folder)
+    yield from config_readers(folder)
+    yield from home_readers(open_home(folder / "home"))
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def saved_adapter(folder: Path) -> bytes:
+    adapters = create_adapters("lora", {"rank": 2}, [Spec("unet.a", (4, 4))])
+    native.save_adapter(folder / "saved.safetensors", adapters, {})
+    return (folder / "saved.safetensors").read_bytes()
+
+
+def row(outcome: Outcome) -> dict[str, Any]:
+    return {"reader": outcome.name, "inputs": f"{outcome.inputs:,}", "refused": f"{outcome.refused:,}",
+            "uncaught": len(outcome.uncaught), "over 2 s": outcome.slow, "slowest (s)": f"{outcome.slowest:.2f}",
+            "memory grew (MB)": f"{max(0, outcome.growth) / 1e6:.0f}"}   # fmt: skip
+
+
+def check(outcomes: list[Outcome]) -> None:
+    assert {outcome.name: outcome.uncaught for outcome in outcomes if not outcome.is_sound} == {}
+
+
+def test_no_reader_dies_of_a_few_changed_inputs(folder: Path) -> None:
+    check([fuzz(reader, 60, seed=1) for reader in [header_reader(folder), *other_readers(folder)]])
+    assert MOST_SECONDS == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_header_of_a_million_is_misread(folder: Path) -> None:
+    outcome = fuzz(header_reader(folder), HEADERS)
+    record("Fuzz: header reader", [row(outcome)])
+    check([outcome])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_other_reader_dies_of_twenty_thousand_changed_inputs(folder: Path) -> None:
+    outcomes = [fuzz(reader, OTHERS) for reader in other_readers(folder)]
+    record("Fuzz: the other readers", [row(outcome) for outcome in outcomes])
+    check(outcomes)
