@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, help: str, parent: argparse.ArgumentParser = readable) -> argparse.ArgumentParser:
+        """A subcommand; its description is the help line as a sentence."""
         return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[parent])
 
     _add_serve(add("serve", "start the Studio: web server and worker", shared))

@@ -80,6 +80,7 @@ def _with_progress(checked: CheckedJob, precision: str) -> Iterator[tuple[Image.
     with tqdm(unit="step", leave=False, disable=None) as bar:
 
         def on_step(_done: int, of: int) -> None:
+            """Advance the bar, whose length is known from the first step on."""
             bar.total = batches * of
             bar.update()
 

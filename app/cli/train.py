@@ -122,7 +122,7 @@ class _Progress:
         self._told: set[str] = set()
 
     def show(self, event: Event) -> None:
-        """Show one event."""
+        """Print a line for a new stage or a warning; steps move the bar."""
         match event:
             case Preparing(what) if what != self._stage:
                 self._stage = what

@@ -186,11 +186,13 @@ def _drawn_in_thread(engine: Engine, checked: CheckedJob) -> Iterator[_Drawn]:
     cancelled = threading.Event()
 
     def on_step(done: int, of: int) -> None:
+        """Pass progress on; end the drawing where it was cancelled."""
         if cancelled.is_set():
             raise DrawCancelledError
         events.put(Progress(done, of))
 
     def work() -> None:
+        """Draw, and put the pictures or the error on the queue."""
         try:
             callbacks = DrawCallbacks(on_step, lambda small: events.put(DrawPreview(small)), events.put)
             events.put(list(draw(engine, checked, callbacks)))

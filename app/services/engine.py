@@ -99,6 +99,7 @@ class Engine:
             BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
         """
         def work(model: BaseModel, cache: DrawCache) -> list[Image.Image]:
+            """Combine the adapters by the method and draw."""
             parts = [entry.weighted_adapter(self._adapter(path)) for path, entry in adapters if entry.strength]
             gates = gates_for(model) if method == "gated" else None
             mix = combine(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
@@ -130,6 +131,7 @@ class Engine:
         from atelier.adapters.fusion.batched_strengths import combine_batched
 
         def work(model: BaseModel, cache: DrawCache) -> list[Image.Image]:
+            """Draw those pairs of strengths that are not cached."""
             content, style = (self._adapter(path) for path in adapters)
             mixed = combine_batched(model.models(), content, style, method, list(new.values())).to(model.device)
             one_each = replace(request, count=len(new))
@@ -158,6 +160,7 @@ class Engine:
         from atelier.adapters.fusion.interference import measure_interference
 
         def work(model: BaseModel, *_: object) -> Interference:
+            """Measure with the adapters at their strengths."""
             mix = Mix(tuple((self._adapter(path), entry.strength) for path, entry in adapters))
             return measure_interference(model.models(), mix)
 
@@ -188,6 +191,7 @@ class Engine:
         from atelier.training.sampling.fidelity import unet_error
 
         def work(model: BaseModel, *_: object) -> tuple[AdapterSet, float]:
+            """Fuse, and compare with the adapters themselves."""
             parts = [entry.weighted_adapter(self._adapter(path)) for path, entry in adapters]
             one = fuse_adapters(model.models(), parts, method)
             # DARE and TIES leave out values on purpose; a reduced rank is an error to measure.
@@ -207,6 +211,7 @@ class Engine:
         from atelier.training.sampling.fidelity import compare
 
         def work(model: BaseModel, cache: DrawCache) -> Fidelity:
+            """Draw and predict with either, and compare."""
             return compare(model, Mix(((self._adapter(adapter), 1.0),)), exported, prompt, cache)
 
         with self._lock:

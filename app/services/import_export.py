@@ -232,6 +232,7 @@ def merge_adapters(
 
 def _base_required(card: AdapterCard) -> WeightOf:
     def weight_of(name: str) -> None:
+        """Refuse every look-up: FileError names the adapter and the layer."""
         raise FileError(f"The change that {card.name} makes to {name} depends on the base model, but the file does not "
                         "name one. Give it with --base.")
 

@@ -20,7 +20,7 @@ MOST_KEYS = 100
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is kept of a key."""
+    """The record of a program's key: its name and its hash, never the key itself."""
 
     name: str      # what the person calls it
     created: str   # UTC, ISO 8601

@@ -20,7 +20,7 @@ Entry = tuple[int, int, str]   # time of the file, its size, what is wrong with 
 
 
 class FileState(NamedTuple):
-    """A file as it is now."""
+    """A file's path, time and size: a result that was stored counts for as long as the last two are the same."""
 
     path: Path
     modified: int   # nanoseconds since 1970

@@ -54,27 +54,27 @@ class Home:
 
     @property
     def runs(self) -> Path:
-        """Training runs."""
+        """One folder for each training or compression run, with its settings, events and checkpoints."""
         return self.path / "runs"
 
     @property
     def adapters(self) -> Path:
-        """Finished adapters."""
+        """The library: one safetensors file for each trained or imported adapter."""
         return self.path / "adapters"
 
     @property
     def bases(self) -> Path:
-        """Compressed base models."""
+        """One folder for each base model that was compressed here."""
         return self.path / "bases"
 
     @property
     def gallery(self) -> Path:
-        """Drawn pictures."""
+        """PNG files of drawn pictures, each with its settings inside."""
         return self.path / "gallery"
 
     @property
     def mixes(self) -> Path:
-        """Saved Mixes."""
+        """One JSON file for each saved Mix."""
         return self.path / "mixes"
 
     @property

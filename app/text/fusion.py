@@ -105,7 +105,7 @@ def handle(adapter: str, share: float, level: float) -> str:
 
 
 def field(adapter: str, column: int, row: int) -> str:
-    """One field of a region."""
+    """Label of a region's field: whose region, and which column and row."""
     return f"{adapter}, column {column}, row {row}"
 
 

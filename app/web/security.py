@@ -76,6 +76,7 @@ class Guard:
             return await self.app(scope, receive, send)
 
         async def send_with_headers(message: Message) -> None:
+            """Send a message, the start of a response with our headers."""
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *HEADERS]
             await send(message)
@@ -214,6 +215,7 @@ def guarded(home: Home, access: Access, uploads: Path, served: Sequence[Path]) -
 
     @app.get("/health")
     def health() -> dict[str, bool]:
+        """Whether the server answers: the one thing said without a password."""
         return {"ok": True}   # the one thing said without a password
 
     return app

@@ -101,7 +101,7 @@ class Sessions:
         return self._ends.get(_digest(token), -math.inf) > self._clock()
 
     def end(self, token: str) -> None:
-        """End a session."""
+        """Forget a session's token; an unknown one changes nothing."""
         self._ends.pop(_digest(token), None)
 
 

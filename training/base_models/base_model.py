@@ -88,7 +88,7 @@ class BaseModel:
 
     @property
     def text_encoders(self) -> list[Any]:
-        """The text encoders, one or two."""
+        """The text encoders in the order in which the UNet takes their features: one, or two for SDXL."""
         return [encoder for _, encoder in self.tokenizers_and_encoders]
 
     def offload(self, *parts: nn.Module) -> None:

@@ -34,14 +34,14 @@ class Job:
 
 
 class DeviceLock:
-    """The lock of one device, for jobs."""
+    """The lock that lets one training at a time use a device, whichever process or home it belongs to."""
 
     def __init__(self, device: torch.device) -> None:
         self._path = _path(device, "lock")
         self._lock = FileLock(self._path, timeout=0)
 
     def acquire(self, name: str, folder: Path) -> bool:
-        """Take the device, unless another job has it."""
+        """Take the device for a job; False where another one has it. Never waits."""
         try:
             self._lock.acquire()
         except Timeout:
@@ -51,7 +51,7 @@ class DeviceLock:
         return True
 
     def release(self) -> None:
-        """Leave it to the next job."""
+        """Give the device up for the next job; nothing happens where it was not taken."""
         if self._lock.is_locked:   # in a group of processes only the main one has taken it
             self._path.with_suffix(".json").unlink(missing_ok=True)
             self._lock.release()
@@ -81,12 +81,12 @@ class Residency:
         self._lock = FileLock(_path(device, f"{os.getpid()}.drawing"), timeout=0)
 
     def begin(self) -> None:
-        """From now on."""
+        """Set the mark; a second call changes nothing."""
         with suppress(Timeout):   # another part of this process has said so
             self._lock.acquire()
 
     def end(self) -> None:
-        """No longer."""
+        """Remove the mark, if this process has set it."""
         if self._lock.is_locked:
             self._lock.release(force=True)
             Path(self._lock.lock_file).unlink(missing_ok=True)

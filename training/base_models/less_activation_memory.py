@@ -17,7 +17,7 @@ class FrozenConv2d(nn.Conv2d):
     """A convolution that does not save its input, as long as neither weight nor bias gets a gradient."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[B, in, h, w]`` → ``[B, out, h', w']``."""
+        """The convolution ``[B, in, h, w]`` → ``[B, out, h', w']``, with the frozen backward pass where it applies."""
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         plain: Any = not isinstance(self.padding, str) and self.padding_mode == "zeros"
         input_gradient_only = torch.is_grad_enabled() and input.requires_grad and not trained
@@ -31,7 +31,7 @@ class FrozenGEGLU(GEGLU):
     """The gated activation of a transformer's feed-forward layer, which saves less than diffusers'."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """``[..., in]`` → ``[..., n]``."""
+        """GEGLU ``[..., in]`` → ``[..., n]``, with GELU computed a second time in the backward pass."""
         return gated_gelu(self.proj(hidden_states))
 
 

@@ -82,9 +82,11 @@ def empty_parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     from atelier.training.base_models.fewer_operations import skip_idle_operations
 
     def read(name: str) -> dict[str, Any]:
+        """A component's ``config.json``."""
         return read_json(info.folder / name / "config.json", info.source)
 
     def text(kind: Any, name: str) -> nn.Module:
+        """A text encoder of the configuration in a component's folder."""
         return kind(CLIPTextConfig.from_dict(read(name)))
 
     with torch.device("meta"):

@@ -25,11 +25,11 @@ class Offload(Protocol):
         ...
 
     def offload(self, part: nn.Module) -> None:
-        """Offload a part."""
+        """Move a part of the pipeline away from the device that computes."""
         ...
 
     def onload(self, part: nn.Module, device: torch.device) -> None:
-        """Bring a part back to a device."""
+        """Bring an offloaded part back to ``device``, with the same weights."""
         ...
 
 
@@ -44,11 +44,11 @@ class CpuOffload:
         return part.device.type == self._device.type   # type: ignore[union-attr]
 
     def offload(self, part: nn.Module) -> None:
-        """Offload a part."""
+        """Move a part to main memory."""
         _move(part, self._device)
 
     def onload(self, part: nn.Module, device: torch.device) -> None:
-        """Bring a part back to a device."""
+        """Copy a part from main memory to ``device``."""
         _move(part, device)
 
 

@@ -41,9 +41,11 @@ def weight_lookup(base: str) -> WeightOf:
 
     @cache
     def model() -> BaseModel:
+        """The base model in float32 on the CPU, loaded once."""
         return load(base, "cpu", torch.float32)
 
     def weight_of(name: str) -> Tensor:
+        """The original weight, or the bias, of a module by its dotted name."""
         module = find_module(model().models(), name.removesuffix(".bias"))
         weight = getattr(module, "bias" if name.endswith(".bias") else "weight", None)
         if weight is None:

@@ -120,6 +120,7 @@ def _record_inputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[T
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def look(_module: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
+        """Add some of a layer's input, with its extremes, to what was recorded."""
         values = args[0].detach().flatten().float()
         some = values[:: max(1, values.numel() // MAX_VALUES)]
         seen[name].append(torch.cat([some, values.min()[None], values.max()[None]]))
@@ -157,6 +158,7 @@ def error_by_layer(model: BaseModel, switch: FakeQuantSwitch, calls: Sequence[Un
     sums = {name: [0.0, 0.0] for name in layers}
 
     def look(layer: Any, args: tuple[Any, ...], output: Tensor, *, name: str) -> None:
+        """Run the layer a second time with rounding on the same input, and add up both squares."""
         layer.switch = FakeQuantSwitch()
         rounded = type(layer).forward(layer, args[0])
         layer.switch = switch

@@ -119,7 +119,7 @@ def _round_others_to_half(unet: nn.Module, plan: dict[str, LayerBits]) -> None:
 
 
 def distillation_config(config: CompressConfig, info: BaseInfo) -> DistillationConfig:
-    """The settings of the distillation."""
+    """What a compression's configuration says to the distillation, with prompts that suit the base."""
     return DistillationConfig(prompts=prompts_of(config, info), steps=config.updates, timesteps=config.timesteps,
                   pictures=config.pictures, scale_aware=config.scale_aware, seed=config.seed)   # fmt: skip
 

@@ -42,7 +42,7 @@ MIN_STEP_SIZE = 1e-6   # step sizes stay above it
 
 @dataclass(frozen=True, slots=True)
 class DistillationConfig:
-    """Settings of a distillation."""
+    """What decides a distillation: prompts, length, and how trajectories and learning rates are set."""
 
     prompts: tuple[str, ...]
     steps: int               # optimizer updates; a multiple of ``timesteps``

@@ -131,6 +131,7 @@ class RunFolder:
                 path.touch()
 
         def beat() -> None:
+            """Touch the file every few seconds until the context ends."""
             while not done.wait(HEARTBEAT_SECONDS):
                 touch()
 

@@ -44,6 +44,7 @@ def nearest_bucket(size: Size, buckets: list[Size]) -> Size:
     width, height = size
 
     def distance(bucket: Size) -> tuple[float, int]:
+        """Ratio of the two aspects (1 where equal); of equal ones the larger area sorts first."""
         across, down = width * bucket[1], height * bucket[0]
         return max(across, down) / min(across, down), -bucket[0] * bucket[1]
 

@@ -28,7 +28,7 @@ NAMED = 5                   # pictures named in one message before "and 7 more"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingPicture:
-    """A picture to learn from."""
+    """A picture file with its caption and the bucket, width × height, that it is cropped and resized to."""
 
     path: Path
     caption: str

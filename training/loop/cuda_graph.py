@@ -29,7 +29,7 @@ class GraphBackend(Protocol):
     """Runs work, and records it for replays."""
 
     def run(self, work: Work) -> Losses:
-        """Do the work now."""
+        """Do the work at once, on the stream that recordings use too."""
         ...
 
     def record(self, work: Work) -> tuple[Losses, Callable[[], None]]:
@@ -43,7 +43,7 @@ class GraphBackend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RecordedGraph:
-    """A recorded microstep."""
+    """A recorded microstep: tensors to copy a batch into, tensors that hold its losses, and the replay."""
 
     inputs: list[Tensor]   # what it reads; a new batch is copied here
     losses: Losses         # what it writes

@@ -26,7 +26,7 @@ class MicrostepInput(Protocol):
     """Everything of a microstep that is random or comes from the CPU, already on the device."""
 
     def tensors(self) -> list[Tensor]:
-        """All tensors in it."""
+        """Every tensor in a fixed order: a recording copies new values into the first input's."""
         ...
 
     def signature(self) -> Hashable:

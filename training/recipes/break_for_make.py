@@ -57,6 +57,7 @@ def half_recipe(
     halves = [adapter for adapter in adapters if isinstance(adapter, BreakForMake)]
 
     def microstep(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> Losses:
+        """One batch of the role's pictures; with companions, a share of the batches trains both halves."""
         together = torch.rand((), generator=generator).item() < COMPANION_SHARE
         for half in halves:   # stays so until the next microstep: gradient checkpointing runs the model again
             half.disabled_role = "" if together else OTHER_ROLE[role]
@@ -70,6 +71,7 @@ def half_recipe(
         return replace(losses, companion=companion_losses.sum() / len(others.examples))
 
     def alone(weights: AdapterSet) -> AdapterSet:
+        """The weights with the other role's half at strength 0."""
         return scale_halves(weights, content=float(role == "content"), style=float(role == "style"))
 
     return replace(
@@ -106,6 +108,7 @@ def joint_recipe(
     text = PromptEmbeddingCache(model, adapters)
 
     def microstep(generator: torch.Generator) -> Losses:
+        """The sum of the mean losses on a content batch and on a style batch."""
         batches = two_batches(model, content, style, config.batch, generator)
         content_loss, style_loss = (batch_losses(model, config, batch, text).mean() for batch in batches)
         return Losses(content_loss + style_loss, torch.zeros_like(style_loss))

@@ -87,6 +87,7 @@ def ziplora_recipe(
     text = PromptEmbeddingCache(model, mixers)
 
     def microstep(generator: torch.Generator) -> Losses:
+        """The differences with both adapters' prompts; the mixers' similarity is the second loss."""
         batches = two_batches(model, content.examples, style.examples, config.batch, generator)
         differences = torch.stack([
             _output_difference(model, batch, text, mixers, part.adapters)

@@ -98,40 +98,39 @@ def recipe(
     drawings = preview_cache(model)
     if drawings and config.preview_every and not config.train_text_encoder:
         drawings.encode_prompts(model, [*preview_prompts(model, config), ""])   # while the text encoders are needed
-    timestep_count = model.scheduler.config.num_train_timesteps
 
     def prepare(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> DreamBoothInput:
+        """Sample a microstep's batch and take this process's share of it."""
         batch = sample_subject_and_prior(model, data, config, generator)
         positions = group.shard(len(batch.examples))
         return DreamBoothInput(batch, positions, unet_inputs(model, batch, text, positions, config.min_snr_gamma))
 
     def compute(given: DreamBoothInput) -> Losses:
+        """The losses of a prepared batch."""
         each = example_losses(model, given.inputs, given.local_positions)
         return losses(each, given.batch, given.local_positions, config)
 
     def microstep(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> Losses:
+        """Sample a batch and compute its losses."""
         return compute(prepare(generator, group))
 
     def validate(weights: AdapterSet) -> float:
-        generator = torch.Generator().manual_seed(VALIDATION_SEED)
-        total = 0.0
-        with torch.no_grad(), mount(model.models(), Mix(((weights, 1.0),))):
-            for example in data.held_out:
-                timesteps = sample_timesteps(VALIDATION_TIMESTEPS, timestep_count, generator)
-                batch = sample_batch([example] * VALIDATION_TIMESTEPS, timesteps, generator)
-                total += batch_losses(model, config, batch, text).mean().item()
-        return total / len(data.held_out)
+        """Mean loss on the held-out pictures."""
+        return _validation_loss(model, data, config, text, weights)
 
     def preview(weights: AdapterSet, step: int, prompt: str) -> list[Previewed]:
+        """Draw the recipe's own prompts, or the one that was asked for, and save the pictures."""
         prompts, mix = [prompt] if prompt else preview_prompts(model, config), Mix(((weights, 1.0), *others))
         drawn = {line: draw_previews(model, config, mix, line, cache=drawings) for line in prompts}
         return save_previews(folder, step, drawn, asked=bool(prompt))
 
     def update_masks() -> None:
+        """Let every adapter choose anew which of its values train on."""
         for name, module in find_target_modules(model.models(), adapters).items():
             adapters[name].update_mask(weight_of(module))
 
     def attach() -> AbstractContextManager[None]:
+        """Mount the adapters on the model."""
         return mount(model.models(), Mix(((adapters, 1.0),)))
 
     return Recipe(
@@ -149,6 +148,20 @@ def run_measures(
     if not config.validate_every or not pairs:
         return lambda *_: None
     return RunMeasures.of(model, config, text, pairs)
+
+
+def _validation_loss(
+    model: BaseModel, data: TrainingData, config: TrainConfig, text: PromptEmbeddingCache, weights: AdapterSet
+) -> float:
+    """Always at the same timesteps and with the same noise: the same weights give the same number."""
+    generator = torch.Generator().manual_seed(VALIDATION_SEED)
+    total = 0.0
+    with torch.no_grad(), mount(model.models(), Mix(((weights, 1.0),))):
+        for example in data.held_out:
+            timesteps = sample_timesteps(VALIDATION_TIMESTEPS, model.scheduler.config.num_train_timesteps, generator)
+            batch = sample_batch([example] * VALIDATION_TIMESTEPS, timesteps, generator)
+            total += batch_losses(model, config, batch, text).mean().item()
+    return total / len(data.held_out)
 
 
 def sample_subject_and_prior(

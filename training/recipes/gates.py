@@ -80,6 +80,7 @@ def gate_recipe(
     commons: dict[tuple[int, int], AdapterSet] = {}
 
     def parts(pair: tuple[int, int]) -> tuple[WeightedAdapter, ...]:
+        """The pair's adapters, and with ``common_rank`` the one they have in common, made when first needed."""
         both = tuple(WeightedAdapter(lessons[i].adapters) for i in pair)
         if not own.common_rank:
             return both
@@ -89,6 +90,7 @@ def gate_recipe(
         return (*both, WeightedAdapter(commons[key]))
 
     def microstep(generator: torch.Generator) -> Losses:
+        """Loss of the pair on the first one's prompts; the hinge on the other's prompts is the second term."""
         pair = random_pair(len(lessons), generator)
         batch = random_batch(lessons[pair[0]].examples, config.batch, count, generator)
         own_prompts = drop_captions(batch, empty, own.wordless, generator)
@@ -118,6 +120,7 @@ def scene_recipe(model: BaseModel, gates: GateSet, scenes: Sequence[Scene], conf
     count = model.scheduler.config.num_train_timesteps
 
     def microstep(generator: torch.Generator) -> Losses:
+        """Mean error on one random scene, relative to the base model's."""
         scene = scenes[int(torch.randint(len(scenes), (1,), generator=generator))]
         batch = random_batch(scene.examples, config.batch, count, generator)
         with torch.no_grad():

@@ -65,7 +65,7 @@ class MemoryNeed:
 
     @property
     def weights(self) -> int:
-        """Of all parts."""
+        """Bytes of all parts' weights: UNet, text encoders and VAE."""
         return self.unet + self.text_encoders + self.vae
 
     @property

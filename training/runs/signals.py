@@ -24,6 +24,7 @@ def quit_signals() -> Iterator[threading.Event]:
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}   # as under nohup
 
     def ask(number: int, _frame: object) -> None:
+        """Set the request and give this signal its former meaning back."""
         quitting.set()
         signal.signal(number, before[signal.Signals(number)])   # the second signal acts at once
 

@@ -86,6 +86,7 @@ def plan_drawing(
         BaseError: it does not fit even with all savings; says what is needed and what is available.
     """
     def peak(savings: DrawSavings) -> int:
+        """Bytes that the drawing needs at most with these savings."""
         return estimate_drawing(info, request, adapters, dtype, savings, from_picture=from_picture).peak
 
     available, chosen = available_memory(device) + held, DrawSavings()

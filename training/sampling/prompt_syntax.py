@@ -34,6 +34,7 @@ def parse_weights(prompt: str) -> list[list[WeightedText]]:
     open_at: list[tuple[str, int]] = []           # kind of bracket, number of its first piece in the part
 
     def close(kind: str, factor: float) -> bool:
+        """Multiply the weights since the last bracket, if it is of this kind; else False."""
         if not open_at or open_at[-1][0] != kind:
             return False
         _, first = open_at.pop()

@@ -154,6 +154,7 @@ def _denoise(
     latents = start.begin(sampler, steps) if start else None
 
     def after_step(_pipeline: object, step: int, _timestep: object, values: dict[str, Any]) -> dict[str, Any]:
+        """Report the step and put what lies outside the mask back."""
         on_step()
         if start:
             values["latents"] = start.keep_outside(sampler, step, values["latents"])
@@ -184,6 +185,7 @@ def _reporter(
     done, of = 0, first + (second if request.upscale > 1 else 0)
 
     def report() -> None:
+        """Count one call of the UNet and pass on (steps done, of all)."""
         nonlocal done
         done += 1
         if on_step:
@@ -242,6 +244,7 @@ def _throttled(
     last = -LATENT_PREVIEW_SECONDS
 
     def preview(latents: Tensor) -> None:
+        """Show a preview, unless the last one is too recent."""
         nonlocal last
         if (now := time.monotonic()) - last >= LATENT_PREVIEW_SECONDS:
             last = now

@@ -98,6 +98,7 @@ def _on_the_cpu(sampler: Any) -> Any:
 
     @wraps(place)   # the pipeline looks at the signature
     def placed(*args: Any, device: object = None, **kwargs: Any) -> None:   # noqa: ARG001 (the pipeline's)
+        """``set_timesteps`` with the device replaced by the CPU."""
         place(*args, device="cpu", **kwargs)
 
     sampler.set_timesteps = placed
@@ -110,6 +111,7 @@ def on_denoised(sampler: Any, callback: Callable[[Tensor], None]) -> None:
 
     @wraps(step)   # the pipeline inspects the signature
     def step_and_call_back(*args: Any, **kwargs: Any) -> Any:
+        """The sampler's step, then the call."""
         result = step(*args, **kwargs)
         # Multistep solvers store the estimate, the others return it.
         callback(sampler.model_outputs[-1] if hasattr(sampler, "model_outputs") else result[1])

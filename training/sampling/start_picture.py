@@ -102,6 +102,7 @@ def _skip(sampler: Any, skipped: int) -> None:
 
     @wraps(set_timesteps)   # the pipeline looks at the signatures
     def set_later(*args: Any, **kwargs: Any) -> None:
+        """Set all timesteps, then show the pipeline the later ones."""
         set_timesteps(*args, **kwargs)
         whole = sampler.timesteps
         if hasattr(sampler, "set_begin_index"):
@@ -110,6 +111,7 @@ def _skip(sampler: Any, skipped: int) -> None:
 
         @wraps(step)
         def step_with_all(*args: Any, **kwargs: Any) -> Any:
+            """One step of the solver with all timesteps in sight."""
             sampler.timesteps = whole
             return step(*args, **kwargs)
 

@@ -39,9 +39,11 @@ def word_effects(model: BaseModel, words: Sequence[str], *, seed: int = 0) -> li
     without_style = [prompt.replace(f"{info.styles[0]} ", "") for prompt in with_style]
 
     def before_things(word: str) -> list[str]:
+        """Prompts without a style, the word put before each thing."""
         return [prompt.replace(thing, f"{word} {thing}") for prompt, thing in zip(without_style, things, strict=True)]
 
     def in_place_of_style(word: str) -> list[str]:
+        """Prompts with the word where the style's name was."""
         return [prompt.replace(info.styles[0], word) for prompt in with_style]
 
     changed = [prompts for word in words for prompts in (in_place_of_style(word), before_things(word))]

@@ -60,16 +60,20 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001
     choices = [base, adapters, strength, preset, method, prompts]
 
     def on_load(request: gr.Request) -> list[Any]:
+        """Fill the page, for the run in its address if there is one."""
         return _on_load(home, dict(request.query_params).get("run", ""))
 
     def show(chosen: str, seen: str) -> list[Any]:
+        """Refresh the list or the opened run."""
         return _show(home, chosen, seen)
 
     def start(name: str, *choices: Any) -> str:
+        """Start a compression; returns the id of its run."""
         with show_errors():
             return submit(home, _config(home, name, *choices)).id
 
     def on_action(event: gr.EventData, chosen: str) -> list[Any]:
+        """A pressed button of the opened run."""
         _on_action(home, chosen, *action_of(event))
         return _show(home, chosen, "")
 

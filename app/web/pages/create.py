@@ -65,6 +65,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     keys = list(expert)
 
     def upload(files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
+        """Add dropped files to the draft and show each as soon as it is checked."""
         yield from _add_pictures(home, files)
 
     quiet = {**UNQUEUED, "trigger_mode": "always_last"}
@@ -148,6 +149,7 @@ def _add_pictures(home: Home, files: list[str] | None) -> Iterator[tuple[dict[st
 
 def _connect_remove(home: Home, picture_list: Any) -> None:
     def remove(event: gr.EventData) -> dict[str, Any]:
+        """Remove the picture whose button was pressed."""
         return _picture_list(remove_picture(home, action_of(event)[1]))
 
     picture_list.action(remove, None, picture_list, **UNQUEUED)
@@ -175,6 +177,7 @@ def _watch_trigger_word(
     *word_controls, count = controls   # name, trigger, base; how far the settings are from the preset
 
     def use_word(event: gr.EventData) -> list[Any]:
+        """Take the suggested word whose button was pressed."""
         other = action_of(event)[1]   # the empty one means the name
         return [_save_setting(home, keys, "trigger", other)[0], other]
 

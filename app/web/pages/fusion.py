@@ -95,52 +95,64 @@ class _Events:
     engine: Engine
 
     def on_load(self, request: gr.Request) -> list[Any]:
+        """Fill the controls from the page's address: adapters, a saved Mix or a picture."""
         return _on_load(self.home, dict(request.query_params))
 
     def open_mix(self, name: str | None) -> list[Any]:
+        """Show a saved Mix, or start an empty one."""
         with show_errors():
             return _control_values(self.home, read_mix(self.home, name) if name else None)
 
     def find(self, *values: Any) -> dict[str, Any]:
+        """Suggest adapters that fit the prompt."""
         return _suggestions(self.home, _mix(*values))
 
     def toggle(self, event: gr.EventData, *values: Any) -> list[Any]:
+        """Add the pressed adapter to the Mix, or remove it."""
         with show_errors():
             return _toggle(self.home, _mix(*values), action_of(event)[1])
 
     def edit_curve(self, event: gr.EventData, *values: Any) -> list[Any]:
+        """Move a point of a strength curve, or reset the curve."""
         mix, (action, text) = _mix(*values), action_of(event)
         entries = move_point(mix.entries, text) if action == "handle" else _without(mix, text, "curve")
         return [entries, strength_curves(entries)]
 
     def edit_region(self, event: gr.EventData, picture: str, *values: Any) -> list[Any]:
+        """Paint an adapter's region, or reset it."""
         mix, (action, text) = _mix(*values), action_of(event)
         entries = set_region(mix.entries, text) if action == "paint" else _without(mix, text, "region")
         return [entries, region_masks(entries, picture)]
 
     def choose_method(self, event: gr.EventData) -> str:
+        """The method of the pressed picture; one that does not exist gives the default."""
         method = action_of(event)[1]
         return method if method in METHODS else DEFAULT_METHOD
 
     def redraw(self, *values: Any) -> list[Any]:
+        """Draw the Mix without saving the picture."""
         with show_errors():
             return _draw(self.home, self.engine, _mix(*values))
 
     def compare(self, *values: Any) -> Iterator[list[dict[str, Any]]]:
+        """Draw with each method in turn, and show each picture when it is there."""
         yield from _draw_each_method(self.home, self.engine, _mix(*values))
 
     def draw_and_save(self, *values: Any) -> dict[str, Any]:
+        """Draw the Mix and add the picture to the gallery."""
         with show_errors():
             mix = _with_base(self.home, _require_complete(_mix(*values)))
             saved = draw_mix_to_gallery(self.home, self.engine, mix)
         return {"src": file_url(saved.path), "note": words.IN_GALLERY, "href": page_url("gallery", picture=saved.id)}
 
     def save(self, name: str, *values: Any) -> list[Any]:
+        """Save the Mix under a name."""
         with show_errors():
             save_mix(self.home, name, _mix(*values))
         return [{"text": words.saved(name)}, gr.Dropdown(choices=list_mixes(self.home))]
 
     def fuse(self, name: str, *values: Any) -> dict[str, Any]:
+        """Make one adapter of the Mix and add it to the library."""
         with show_errors():
             card, error = fuse_mix(self.home, self.engine, _with_base(self.home, _mix(*values)), name)
         return {"text": words.fused(card.name, error), "href": page_url("library", adapter=card.name)}

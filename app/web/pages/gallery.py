@@ -41,13 +41,16 @@ def build(demo: gr.Blocks, home: Home) -> None:
     shown = [pictures, details_column, details, chosen, pages]
 
     def on_load(request: gr.Request) -> list[Any]:
+        """Show the newest pictures, and the one in the page's address."""
         return _show(home, request.query_params.get("picture", ""), 1)
 
     def on_action(event: gr.EventData, id: str, count: int) -> list[Any]:
+        """Open the pressed picture, or show more."""
         action, pressed = action_of(event)
         return _show(home, id if action == "more" else pressed, count + (action == "more"))
 
     def delete(event: gr.EventData, id: str, count: int) -> list[Any]:
+        """Move the opened picture to the trash."""
         return _delete(home, id, count) if action_of(event)[0] == "delete" else [gr.skip()] * 7
 
     demo.load(on_load, None, shown, **UNQUEUED)

@@ -41,18 +41,22 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     outputs = [list_column, runs, details_column, details, preview_form, afterwards]
 
     def show(chosen: str, shown: str) -> list[Any]:
+        """Refresh the list or the opened run."""
         return _show(home, chosen, View.from_text(shown))
 
     def on_action(event: gr.EventData, chosen: str, shown: str) -> list[Any]:
+        """A pressed button of the opened run."""
         changed = View.from_text(shown).after(*action_of(event))
         _on_action(home, chosen, action_of(event)[0])
         return [changed.to_text(), *_show(home, chosen, changed)]
 
     def on_load(request: gr.Request) -> list[Any]:
+        """Show the list, or the run in the page's address."""
         chosen = request.query_params.get("run", "")
         return [chosen, *_show(home, chosen, View())]
 
     def on_list_action(event: gr.EventData) -> list[Any]:
+        """A pressed button of the list."""
         _on_list_action(home, *action_of(event))
         return _show(home, "", View())
 

@@ -66,12 +66,15 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
                        api_visibility="private")   # fmt: skip
 
     def on_load(request: gr.Request) -> list[Any]:
+        """Show all adapters, and the one in the page's address."""
         return _show(home, "", request.query_params.get("adapter", ""))
 
     def on_action(event: gr.EventData, query: str) -> list[Any]:
+        """Open the pressed adapter; an earlier export leaves the page."""
         return [*_show(home, query, action_of(event)[1]), gr.DownloadButton(visible=False), {}]
 
     def delete(event: gr.EventData, query: str, name: str) -> list[Any]:
+        """Move the opened adapter to the trash."""
         return _delete(home, query, name) if action_of(event)[0] == "delete" else [gr.skip()] * 6
 
     demo.load(on_load, None, shown, **UNQUEUED)

@@ -61,23 +61,28 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             message = panel("mix-message", {})
 
     def on_load(request: gr.Request) -> list[Any]:
+        """List the adapters, those in the page's address chosen."""
         return _on_load(home, dict(request.query_params))
 
     def move(event: gr.EventData) -> list[Any]:
+        """Set both strengths to the pressed place of the pad."""
         place = strengths_at(action_of(event)[1])
         return [place, _pad(*place)]
 
     def show(*values: Any) -> dict[str, Any]:
+        """Draw the grid around the present strengths."""
         *chosen, prompt, seed = values
         with show_errors():
             return _grid(home, engine, Choice(*chosen), prompt, seed)
 
     def save_mix(*values: Any) -> dict[str, Any]:
+        """Save the present choice under a name."""
         *chosen, name = values
         with show_errors():
             return _save(home, Choice(*chosen), name)
 
     def suggest(*names: str | None) -> Any:
+        """A prompt with the trigger words of both adapters."""
         return _suggest_prompt(home, *names)
 
     choice = [content, style, method, strengths]

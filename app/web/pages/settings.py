@@ -66,6 +66,7 @@ def _place_keys(demo: gr.Blocks, home: Home, has_password: bool) -> None:
         sign_out = gr.Button(words.SIGN_OUT, visible=has_password, elem_id="sign-out")
 
     def delete(event: gr.EventData) -> dict[str, Any]:
+        """Delete the key whose button was pressed."""
         with show_errors():
             delete_key(home, action_of(event)[1])
         return _keys(home)

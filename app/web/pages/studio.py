@@ -55,10 +55,12 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     sliders = [c[key] for key in names if key.startswith("strength")]
 
     def draw_now(*values: Any) -> Iterator[list[Any]]:
+        """Draw and add to the gallery."""
         *given, _ = values
         yield from _draw(home, engine, dict(zip(names, given, strict=True)), [])
 
     def draw_live(*values: Any) -> Iterator[list[Any]]:
+        """Draw while a slider moves, in place of the last such pictures."""
         *given, before = values
         settings = dict(zip(names, given, strict=True))
         # Gradio empties what a generator is to fill when it yields nothing at all.
@@ -67,15 +69,18 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             yield from _draw(home, engine, {**settings, "keep_seed": True}, before, live=True)
 
     def draw_on_opening(wanted: str, *values: Any) -> Iterator[list[Any]]:
+        """Draw at once where the page's address asks for it."""
         *given, _ = values
         yield [gr.skip()] * len(drawn)
         if wanted:
             yield from _draw(home, engine, {**dict(zip(names, given, strict=True)), "keep_seed": True}, [])
 
     def toggle(event: gr.EventData, *values: Any) -> list[Any]:
+        """Add the pressed adapter to the drawing, or remove it."""
         return _toggle(home, dict(zip(names, values, strict=True)), action_of(event)[1])
 
     def on_load(request: gr.Request) -> list[Any]:
+        """Fill the controls from the page's address."""
         return _on_load(home, names, dict(request.query_params))
 
     first = demo.load(on_load, None, [*inputs, picker, trigger_words, results, progress, draw_on_load], **UNQUEUED)
