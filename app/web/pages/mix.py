@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -60,40 +61,50 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             save = gr.Button(words.SAVE, variant="primary", elem_id="mix-save")
             message = panel("mix-message", {})
 
-    def on_load(request: gr.Request) -> list[Any]:
-        """List the adapters, those in the page's address chosen."""
-        return _on_load(home, dict(request.query_params))
-
-    def move(event: gr.EventData) -> list[Any]:
-        """Set both strengths to the pressed place of the pad."""
-        place = strengths_at(action_of(event)[1])
-        return [place, _pad(*place)]
-
-    def show(*values: Any) -> dict[str, Any]:
-        """Draw the grid around the present strengths."""
-        *chosen, prompt, seed = values
-        with show_errors():
-            return _grid(home, engine, Choice(*chosen), prompt, seed)
-
-    def save_mix(*values: Any) -> dict[str, Any]:
-        """Save the present choice under a name."""
-        *chosen, name = values
-        with show_errors():
-            return _save(home, Choice(*chosen), name)
-
-    def suggest(*names: str | None) -> Any:
-        """A prompt with the trigger words of both adapters."""
-        return _suggest_prompt(home, *names)
-
+    events = _Events(home, engine)
     choice = [content, style, method, strengths]
     inputs = [*choice, prompt, seed]
     latest: dict[str, Any] = {"trigger_mode": "always_last", **_NO_PROGRESS}
-    demo.load(on_load, None, [content, style], **UNQUEUED)
-    both = gr.on([content.change, style.change], suggest, [content, style], prompt, **UNQUEUED)
-    both.then(show, inputs, grid, **latest)
-    gr.on([method.input, prompt.submit, seed.change], show, inputs, grid, **latest)
-    pad.action(move, None, [strengths, pad], **UNQUEUED).then(show, inputs, grid, **latest)
-    save.click(save_mix, [*choice, name], message, **_NO_PROGRESS)
+    demo.load(events.on_load, None, [content, style], **UNQUEUED)
+    both = gr.on([content.change, style.change], events.suggest, [content, style], prompt, **UNQUEUED)
+    both.then(events.show, inputs, grid, **latest)
+    gr.on([method.input, prompt.submit, seed.change], events.show, inputs, grid, **latest)
+    pad.action(_move, None, [strengths, pad], **UNQUEUED).then(events.show, inputs, grid, **latest)
+    save.click(events.save_mix, [*choice, name], message, **_NO_PROGRESS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Events:
+    """Event handlers of the page; ``values`` begin with those of the controls that make a :class:`Choice`."""
+
+    home: Home
+    engine: Engine
+
+    def on_load(self, request: gr.Request) -> list[Any]:
+        """List the adapters, those in the page's address chosen."""
+        return _on_load(self.home, dict(request.query_params))
+
+    def show(self, *values: Any) -> dict[str, Any]:
+        """Draw the grid around the present strengths."""
+        *chosen, prompt, seed = values
+        with show_errors():
+            return _grid(self.home, self.engine, Choice(*chosen), prompt, seed)
+
+    def save_mix(self, *values: Any) -> dict[str, Any]:
+        """Save the present choice under a name."""
+        *chosen, name = values
+        with show_errors():
+            return _save(self.home, Choice(*chosen), name)
+
+    def suggest(self, *names: str | None) -> Any:
+        """A prompt with the trigger words of both adapters."""
+        return _suggest_prompt(self.home, *names)
+
+
+def _move(event: gr.EventData) -> list[Any]:
+    """Set both strengths to the pressed place of the pad."""
+    place = strengths_at(action_of(event)[1])
+    return [place, _pad(*place)]
 
 
 def strengths_at(text: str) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gradio as gr
@@ -35,6 +35,7 @@ from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.sample import DrawRequest
 
 MAX_ADAPTERS = 6
+_OUTPUTS = 4        # of a drawing: progress, pictures, seed, ids of live pictures
 _SEPARATOR = "\n"   # no adapter's name holds a line break
 _NO_PROGRESS: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
 
@@ -53,47 +54,62 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     names = list(c)
     inputs, drawn = list(c.values()), [progress, results, c["seed"], live_ids]
     sliders = [c[key] for key in names if key.startswith("strength")]
+    events = _Events(home, engine, names)
 
-    def draw_now(*values: Any) -> Iterator[list[Any]]:
-        """Draw and add to the gallery."""
-        *given, _ = values
-        yield from _draw(home, engine, dict(zip(names, given, strict=True)), [])
-
-    def draw_live(*values: Any) -> Iterator[list[Any]]:
-        """Draw while a slider moves, in place of the last such pictures."""
-        *given, before = values
-        settings = dict(zip(names, given, strict=True))
-        # Gradio empties what a generator is to fill when it yields nothing at all.
-        yield [gr.skip()] * len(drawn)
-        if settings["live"] and settings["prompt"].strip():
-            yield from _draw(home, engine, {**settings, "keep_seed": True}, before, live=True)
-
-    def draw_on_opening(wanted: str, *values: Any) -> Iterator[list[Any]]:
-        """Draw at once where the page's address asks for it."""
-        *given, _ = values
-        yield [gr.skip()] * len(drawn)
-        if wanted:
-            yield from _draw(home, engine, {**dict(zip(names, given, strict=True)), "keep_seed": True}, [])
-
-    def toggle(event: gr.EventData, *values: Any) -> list[Any]:
-        """Add the pressed adapter to the drawing, or remove it."""
-        return _toggle(home, dict(zip(names, values, strict=True)), action_of(event)[1])
-
-    def on_load(request: gr.Request) -> list[Any]:
-        """Fill the controls from the page's address."""
-        return _on_load(home, names, dict(request.query_params))
-
-    first = demo.load(on_load, None, [*inputs, picker, trigger_words, results, progress, draw_on_load], **UNQUEUED)
-    first.then(draw_on_opening, [draw_on_load, *inputs, live_ids], drawn, **_NO_PROGRESS)
-    gr.on([draw.click, c["prompt"].submit], draw_now, [*inputs, live_ids], drawn, trigger_mode="once", **_NO_PROGRESS)
+    opened = [*inputs, picker, trigger_words, results, progress, draw_on_load]
+    first = demo.load(events.on_load, None, opened, **UNQUEUED)
+    first.then(events.draw_on_opening, [draw_on_load, *inputs, live_ids], drawn, **_NO_PROGRESS)
+    gr.on([draw.click, c["prompt"].submit], events.draw_now, [*inputs, live_ids], drawn, trigger_mode="once",
+          **_NO_PROGRESS)   # fmt: skip
     for slider in sliders:
-        slider.input(draw_live, [*inputs, live_ids], drawn, trigger_mode="always_last", **_NO_PROGRESS)
+        slider.input(events.draw_live, [*inputs, live_ids], drawn, trigger_mode="always_last", **_NO_PROGRESS)
     changed = [c["names"], c["prompt"], c["base"], *sliders, picker, trigger_words]
-    toggled = picker.action(toggle, inputs, changed, **UNQUEUED)
-    toggled.success(draw_live, [*inputs, live_ids], drawn, trigger_mode="always_last", **_NO_PROGRESS)
+    toggled = picker.action(events.toggle, inputs, changed, **UNQUEUED)
+    toggled.success(events.draw_live, [*inputs, live_ids], drawn, trigger_mode="always_last", **_NO_PROGRESS)
     trigger_words.action(_add_trigger_word, c["prompt"], c["prompt"], **UNQUEUED)
     new_seed.click(_random_seed, None, c["seed"], **UNQUEUED)
     c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **UNQUEUED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Events:
+    """Event handlers of the page; their ``values`` are those of the controls ``names``, in their order."""
+
+    home: Home
+    engine: Engine
+    names: list[str]
+
+    def draw_now(self, *values: Any) -> Iterator[list[Any]]:
+        """Draw and add to the gallery."""
+        *given, _ = values
+        yield from _draw(self.home, self.engine, self._settings(given), [])
+
+    def draw_live(self, *values: Any) -> Iterator[list[Any]]:
+        """Draw while a slider moves, in place of the last such pictures."""
+        *given, before = values
+        settings = self._settings(given)
+        # Gradio empties what a generator is to fill when it yields nothing at all.
+        yield [gr.skip()] * _OUTPUTS
+        if settings["live"] and settings["prompt"].strip():
+            yield from _draw(self.home, self.engine, {**settings, "keep_seed": True}, before, live=True)
+
+    def draw_on_opening(self, wanted: str, *values: Any) -> Iterator[list[Any]]:
+        """Draw at once where the page's address asks for it."""
+        *given, _ = values
+        yield [gr.skip()] * _OUTPUTS
+        if wanted:
+            yield from _draw(self.home, self.engine, {**self._settings(given), "keep_seed": True}, [])
+
+    def toggle(self, event: gr.EventData, *values: Any) -> list[Any]:
+        """Add the pressed adapter to the drawing, or remove it."""
+        return _toggle(self.home, self._settings(values), action_of(event)[1])
+
+    def on_load(self, request: gr.Request) -> list[Any]:
+        """Fill the controls from the page's address."""
+        return _on_load(self.home, self.names, dict(request.query_params))
+
+    def _settings(self, values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.names, values, strict=True))
 
 
 def _add_trigger_word(event: gr.EventData, prompt: str) -> str:
