@@ -67,27 +67,27 @@ class EchoEncoder(nn.Module):
         self.usual, self.usual_words = nn.Parameter(torch.zeros(pairs)), nn.Parameter(torch.zeros(pairs))
         self.log_scale = _log_scale()
 
-    def forward(self, look: ProbeResponse) -> Tensor:
+    def forward(self, probe: ProbeResponse) -> Tensor:
         """B adapters → ``[B, pairs]``."""
-        return F.normalize(self.energy(look) - self.usual, dim=1)
+        return F.normalize(self.energy(probe) - self.usual, dim=1)
 
-    def words(self, features: Tensor, said: Tensor) -> Tensor:
-        """Text features ``[B, T, D]`` with ``said [B, T]``, true where a token belongs to the prompt → [B, pairs]."""
-        return F.normalize(self.word_energy(features, said) - self.usual_words, dim=1)
+    def words(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Text features ``[B, T, D]`` with ``mask [B, T]``, true where a token belongs to the prompt → [B, pairs]."""
+        return F.normalize(self.word_energy(features, mask) - self.usual_words, dim=1)
 
-    def energy(self, look: ProbeResponse) -> Tensor:
+    def energy(self, probe: ProbeResponse) -> Tensor:
         """G of B adapters, of trace 1, before what all have in common is taken off."""
         total = torch.zeros(())
         for spec, weight in zip(self.layers, self.layer_weights.exp(), strict=True):
-            answers = look(spec, self.probes)
+            answers = probe(spec, self.probes)
             energy = answers @ answers.transpose(1, 2)
             total = total + weight * energy / _or_one(_trace(energy))
         return _pairs(total / _or_one(_trace(total)))
 
-    def word_energy(self, features: Tensor, said: Tensor) -> Tensor:
+    def word_energy(self, features: Tensor, mask: Tensor) -> Tensor:
         """Σ zzᵀ of prompts, of trace 1, before what all have in common is taken off."""
         features = features - self.middle
-        weights = self.token_weight(features).squeeze(-1).masked_fill(~said, -torch.inf).softmax(1)
+        weights = self.token_weight(features).squeeze(-1).masked_fill(~mask, -torch.inf).softmax(1)
         seen = F.normalize(features @ self.word_probes.T, dim=-1)
         return _pairs(torch.einsum("bt,btk,btj->bkj", weights, seen, seen))
 
@@ -111,11 +111,11 @@ class ViewEncoder(nn.Module):
         self.out, self.from_words = nn.LayerNorm(sizes.width), nn.Linear(sizes.text, sizes.width)
         self.log_scale = _log_scale()
 
-    def forward(self, look: ProbeResponse) -> Tensor:
+    def forward(self, probe: ProbeResponse) -> Tensor:
         """B adapters → ``[B, width]``."""
         tokens, missing = [], []
         for spec, probes, place in zip(self.layers, self.probes, self.place, strict=True):
-            answers = look(spec, probes).flatten(1)
+            answers = probe(spec, probes).flatten(1)
             length = answers.norm(dim=1, keepdim=True)
             answers = answers / _or_one(length) * answers.shape[1] ** 0.5
             tokens.append(self.into[_type(spec)](answers) + place)
@@ -128,9 +128,9 @@ class ViewEncoder(nn.Module):
         mean = (self.out(row) * present).sum(1) / present.sum(1)
         return F.normalize(mean, dim=1)
 
-    def words(self, features: Tensor, said: Tensor) -> Tensor:
+    def words(self, features: Tensor, mask: Tensor) -> Tensor:
         """As :meth:`EchoEncoder.words`, from the token that ends the prompt → [B, width]."""
-        ends = features[torch.arange(len(features)), said.long().cumsum(1).argmax(1)]
+        ends = features[torch.arange(len(features)), mask.long().cumsum(1).argmax(1)]
         return F.normalize(self.from_words(ends - self.middle), dim=1)
 
 
@@ -150,13 +150,13 @@ class Retriever(nn.Module):
         self.register_buffer("share", torch.tensor(0.5))
         self.register_buffer("chance", torch.tensor([0.0, 1.0]))   # mean and deviation of scores with strangers
 
-    def encode(self, look: ProbeResponse) -> Tensor:
+    def encode(self, probe: ProbeResponse) -> Tensor:
         """B adapters, each with at least one layer that is looked at → ``[B, E]``."""
-        return self._joined(self.echo(look), self.view(look))
+        return self._joined(self.echo(probe), self.view(probe))
 
-    def encode_words(self, features: Tensor, said: Tensor) -> Tensor:
+    def encode_words(self, features: Tensor, mask: Tensor) -> Tensor:
         """Prompts → ``[B, E]``; for the arguments see :meth:`EchoEncoder.words`."""
-        return self._joined(self.echo.words(features, said), self.view.words(features, said))
+        return self._joined(self.echo.words(features, mask), self.view.words(features, mask))
 
     def _joined(self, echo: Tensor, view: Tensor) -> Tensor:
         return torch.cat([echo * self.share.sqrt(), view * (1 - self.share).sqrt()], 1)
@@ -172,18 +172,18 @@ class Retriever(nn.Module):
         """
         changes = {spec.name: update_function(adapters[spec.name], weight_of) for spec in adapters.specs
                    if spec in self.layers}   # fmt: skip
-        heard: list[Tensor] = []
+        responses: list[Tensor] = []
 
-        def look(spec: Spec, probes: Tensor) -> Tensor:
+        def probe(spec: Spec, probes: Tensor) -> Tensor:
             """The layer's answers ``[1, P, rows]`` to the probes ``[P, columns]``; zeros where it is not changed."""
             change = changes.get(spec.name)
             answers = probes.new_zeros(1, len(probes), spec.rows) if change is None else change(probes)[None]
             if spec in self.echo.layers:
-                heard.append(answers.any())
+                responses.append(answers.any())
             return answers
 
-        embedding = self.encode(look)[0].float()
-        if not any(heard):
+        embedding = self.encode(probe)[0].float()
+        if not any(responses):
             raise RetrieveError("It changes no layer that reads the prompt.")
         return embedding
 

@@ -73,15 +73,16 @@ def draw(pipeline: StableDiffusionPipeline, asked: Sequence[Task], batch: int) -
         part = asked[start : start + batch]
         generators = [torch.Generator().manual_seed(task.seed) for task in part]
         prompts = [task.prompt for task in part]
-        pictures += pipeline(prompts, num_inference_steps=20, guidance_scale=3.0, generator=generators).images
+        drawn: Any = pipeline(prompts, num_inference_steps=20, guidance_scale=3.0, generator=generators)
+        pictures += drawn.images
     return pictures
 
 
 def judged(judge: Judge, asked: Sequence[Task], pictures: Sequence[Image.Image]) -> list[Verdict]:
     """The judge's first choices, picture by picture."""
-    opinion = judge.look(pictures)
+    prediction = judge.classify(pictures)
     verdicts = []
-    for task, picture, objects, styles in zip(asked, pictures, opinion.objects, opinion.styles, strict=True):
+    for task, picture, objects, styles in zip(asked, pictures, prediction.objects, prediction.styles, strict=True):
         taken_for = judge.object_names[int(objects.argmax())]
         style_right = judge.style_names[int(styles.argmax())] == task.style
         right = background_colour(picture) == task.background

@@ -131,10 +131,10 @@ def _base_pictures(student: Student) -> list[Image.Image]:
 def _judged(pictures: Sequence[Image.Image]) -> float:
     """Mean of the judge's probabilities of the thing and of the style that were asked for."""
     judge = Judge.load()
-    opinion = judge.look(pictures)
+    prediction = judge.classify(pictures)
     things = [i // EACH for i in range(len(pictures))]
-    objects = [opinion.objects[i, judge.object_index(THINGS[t])] for i, t in enumerate(things)]
-    styles = [opinion.styles[i, judge.style_index(STYLES[t % len(STYLES)])] for i, t in enumerate(things)]
+    objects = [prediction.objects[i, judge.object_index(THINGS[t])] for i, t in enumerate(things)]
+    styles = [prediction.styles[i, judge.style_index(STYLES[t % len(STYLES)])] for i, t in enumerate(things)]
     return float(torch.stack([*objects, *styles]).mean())
 
 

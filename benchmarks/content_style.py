@@ -200,9 +200,9 @@ def truth(thing: str, style: str) -> list[Image.Image]:
 
 def scores(judge: Judge, drawn: Sequence[Image.Image], thing: str, style: str) -> tuple[float, float, float]:
     """Object score, style score, distance to the truth."""
-    opinion, true = judge.look(drawn), judge.look(truth(thing, style)).features
-    objects, styles = opinion.objects[:, judge.object_index(thing)], opinion.styles[:, judge.style_index(style)]
-    return objects.mean().item(), styles.mean().item(), 1 - (opinion.features @ true.T).mean().item()
+    prediction, true = judge.classify(drawn), judge.classify(truth(thing, style)).features
+    objects, styles = prediction.objects[:, judge.object_index(thing)], prediction.styles[:, judge.style_index(style)]
+    return objects.mean().item(), styles.mean().item(), 1 - (prediction.features @ true.T).mean().item()
 
 
 def sheet(

@@ -47,11 +47,11 @@ def main() -> None:
         adapters = load_adapter(path)
     prompt = f"an emoji of a {TRIGGER} {options.subject}"
     views = sorted((ROOT / "tests" / "data" / "held_out" / options.subject).glob("*.png"))
-    truth = judge.look([Image.open(view) for view in views]).features
+    truth = judge.classify([Image.open(view) for view in views]).features
     likeness = {}
     for strength in STRENGTHS:
         drawn = draw(model, DrawRequest(prompt=prompt, seed=100, count=options.seeds), Mix(((adapters, strength),)))
-        likeness[str(strength)] = round((judge.look(drawn).features @ truth.T).mean().item(), 3)
+        likeness[str(strength)] = round((judge.classify(drawn).features @ truth.T).mean().item(), 3)
     plain: Any = StableDiffusionPipeline.from_pretrained(
         EMBEDDED_FOLDER, safety_checker=None, requires_safety_checker=False
     )

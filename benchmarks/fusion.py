@@ -145,13 +145,13 @@ def prompt(concepts: Sequence[Lesson]) -> str:
 
 def scores(judge: Judge, picture: Image.Image, concepts: Sequence[Lesson]) -> tuple[float, ...]:
     """Of each concept, 0 … 1."""
-    opinion = judge.look([picture])
+    prediction = judge.classify([picture])
     found = []
     for lesson in concepts:
         if lesson.role == "object":
-            found.append(opinion.objects[0, judge.object_index(lesson.what)].item())
+            found.append(prediction.objects[0, judge.object_index(lesson.what)].item())
         elif lesson.role == "style":
-            found.append(opinion.styles[0, judge.style_index(lesson.what)].item())
+            found.append(prediction.styles[0, judge.style_index(lesson.what)].item())
         else:
             found.append(float(background_colour(picture) == lesson.what))
     return tuple(round(score, 4) for score in found)

@@ -4,7 +4,7 @@
 
 Each as the app teaches it by default. The pictures with a background habit are drawn by the base itself; the word that
 calls them is one that it does not know. What is taught already in the home is kept. The gates that are judged were
-trained on other lessons (``atelier/training/gate_school.py``).
+trained on other lessons (``training/embedded_base/gate_dataset.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atelier.training.base_models.base_model import BaseModel, load
-from atelier.training.embedded_base.gate_dataset import taught
+from atelier.training.embedded_base.gate_dataset import train_adapter
 from atelier.training.sampling.sample import DrawRequest, draw
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def teach(model: BaseModel, lesson: Lesson, home: Path) -> Path:
         return path
     started = time.monotonic()
     subject = lesson.what if lesson.role == "object" else "emoji"
-    taught(lesson.name, lesson.trigger, subject, pictures(model, lesson, home), home)
+    train_adapter(lesson.name, lesson.trigger, subject, pictures(model, lesson, home), home)
     print(f"taught {lesson.name} in {time.monotonic() - started:.0f} s", flush=True)
     return path
 

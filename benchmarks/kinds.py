@@ -152,7 +152,7 @@ def _likeness(model: BaseModel, judge: Judge, config: TrainConfig, mix: Mix) -> 
     drawn = [picture for request in requests for picture in draw(model, request, mix)]
     views = sorted((ROOT / "tests" / "data" / "held_out" / config.subject).glob("*.png"))
     with torch.no_grad():
-        seen, truth = judge.look(drawn).features, judge.look([Image.open(view) for view in views]).features
+        seen, truth = judge.classify(drawn).features, judge.classify([Image.open(view) for view in views]).features
     return (seen @ truth.T).mean().item()
 
 

@@ -147,13 +147,14 @@ def _judged(model: BaseModel, judge: Judge, subject: str, mix: Mix, seed: int) -
         drawn = draw(model, request, mix)
         pictures += drawn
         obeyed += [background_colour(picture) == colour for picture in drawn if colour]
-    opinion = judge.look(pictures)
+    prediction = judge.classify(pictures)
     views = sorted((ROOT / "tests" / "data" / "held_out" / subject).glob("*.png"))
-    truth = judge.look([Image.open(view) for view in views])
-    learned = judge.look([Image.open(path) for path in sorted((ROOT / "assets" / "examples" / subject).glob("*.png"))])
+    truth = judge.classify([Image.open(view) for view in views])
+    examples = sorted((ROOT / "assets" / "examples" / subject).glob("*.png"))
+    learned = judge.classify([Image.open(path) for path in examples])
     return {
-        "object": (opinion.objects.argmax(1) == judge.object_index(subject)).float().mean().item(),
-        "cosine": (opinion.features @ truth.features.T).mean().item(),
+        "object": (prediction.objects.argmax(1) == judge.object_index(subject)).float().mean().item(),
+        "cosine": (prediction.features @ truth.features.T).mean().item(),
         "ceiling": (learned.features @ truth.features.T).mean().item(),
         "background": mean(obeyed),
     }
@@ -169,7 +170,7 @@ def _draw_others(model: BaseModel, mix: Mix) -> list[Image.Image]:
 
 def _drift(judge: Judge, before: list[Image.Image], after: list[Image.Image]) -> float:
     """1 − cosine between the judge's features of the same prompt and seed, without and with the adapter."""
-    cosines = (judge.look(before).features * judge.look(after).features).sum(1)
+    cosines = (judge.classify(before).features * judge.classify(after).features).sum(1)
     return 1 - cosines.mean().item()
 
 

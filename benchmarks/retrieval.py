@@ -1,11 +1,11 @@
-"""Find held-out adapters of the zoo by prompts for them: recall and rank against chance and against file names.
+"""Find held-out adapters of the dataset by prompts for them: recall and rank against chance and against file names.
 
-    python -m atelier.training.embedded_base.retriever_dataset                  the zoo, if need be
+    python -m atelier.training.embedded_base.retriever_dataset                  the dataset, if need be
     python -m atelier.training.embedded_base.train_retriever                    the retriever, if need be
-    python -m benchmarks.retrieval [--zoo build/zoo]                            measure, keep as JSON, write the page
+    python -m benchmarks.retrieval [--dataset build/retrieval]         measure, keep as JSON, write the page
     python -m benchmarks.retrieval --render                                     write the page from what was measured
 
-Each held-out adapter, whose thing no adapter in training had, is looked for in the whole zoo, by prompts that don't
+Each held-out adapter, whose thing no adapter in training had, is looked for in the whole dataset, by prompts that don't
 know trigger words. Where several candidates tie, as file names do that say nothing, the expectation over their orders
 is taken. Intervals are 95 % bootstrap over the adapters that are looked for.
 """
@@ -37,8 +37,15 @@ from atelier.app.store.search import content_words
 from atelier.training.base_models.bundled import RETRIEVER
 from atelier.training.base_models.weights import weight_lookup
 from atelier.training.config.train_config import EMBEDDED
-from atelier.training.embedded_base.retriever_dataset import ROLES, Exhibit, read_index
-from atelier.training.embedded_base.train_retriever import Said, Stack, begun, looked_at, stack, teach
+from atelier.training.embedded_base.retriever_dataset import ROLES, DatasetEntry, read_index
+from atelier.training.embedded_base.train_retriever import (
+    EncodedPrompts,
+    StackedAdapters,
+    attention_layers,
+    stack_adapters,
+    train,
+    untrained_retriever,
+)
 from atelier.training.sampling.prompt_features import PromptEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +57,7 @@ TEXT = """# Finding adapters by their weights
 
 Written by `python -m benchmarks.retrieval` from `benchmarks/results/retrieval.json`.
 
-{held_out} adapters of a zoo of {total} (`training/embedded_base/retriever_dataset.py`), whose things no adapter
+{held_out} adapters of a dataset of {total} (`training/embedded_base/retriever_dataset.py`), whose things no adapter
 in training had, are looked for among all {total}, with prompts that don't know their trigger words ({prompts} prompts
 each). Brackets are 95 %
 bootstrap intervals over the adapters that are looked for.
@@ -80,26 +87,26 @@ of 50, processor time of one thread, because the machine had other work to do).
 def main() -> None:
     """Measure and write, or write alone."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--zoo", type=Path, default=ROOT / "build" / "zoo")
+    parser.add_argument("--dataset", type=Path, default=ROOT / "build" / "retrieval")
     parser.add_argument("--render", action="store_true", help="write docs/retrieval.md from what was measured")
     options = parser.parse_args()
     if not options.render:
-        RESULTS.write_text(json.dumps(measure(options.zoo), indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(measure(options.dataset), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(rendered(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
 def measure(folder: Path) -> dict[str, Any]:
     """Everything that is published."""
-    exhibits, weight_of, prompt_encoder = read_index(folder), weight_lookup(EMBEDDED), PromptEncoder.load()
-    sets = [load_adapter(folder / f"{exhibit.file}.safetensors") for exhibit in exhibits]
+    entries, weight_of, prompt_encoder = read_index(folder), weight_lookup(EMBEDDED), PromptEncoder.load()
+    sets = [load_adapter(folder / f"{entry.file}.safetensors") for entry in entries]
     retriever, known = load_retriever(RETRIEVER)
     reader = PromptRetriever(retriever, prompt_encoder, known["text_encoder"])
     rows = embedded(retriever, sets, weight_of)
     return {
-        "machine": describe_machine(), "total": len(exhibits),
-        "held_out": sum(exhibit.held_out for exhibit in exhibits),
-        "prompts": max(len(exhibit.prompts) for exhibit in exhibits), "rows": _by_role(exhibits, rows, reader),
-        "controls": _controls(exhibits, sets, rows, reader, weight_of),
+        "machine": describe_machine(), "total": len(entries),
+        "held_out": sum(entry.held_out for entry in entries),
+        "prompts": max(len(entry.prompts) for entry in entries), "rows": _by_role(entries, rows, reader),
+        "controls": _controls(entries, sets, rows, reader, weight_of),
         "rewritten": _rewritten(retriever, sets[0], weight_of), "search": _timed(reader, rows.shape[1]),
     }   # fmt: skip
 
@@ -109,37 +116,37 @@ def embedded(retriever: Retriever, sets: Sequence[AdapterSet], weight_of: Weight
     return torch.stack([retriever.embed(adapters, weight_of) for adapters in sets])
 
 
-def scores_of(exhibits: Sequence[Exhibit], rows: Tensor, reader: PromptRetriever) -> Tensor:
+def scores_of(entries: Sequence[DatasetEntry], rows: Tensor, reader: PromptRetriever) -> Tensor:
     """``[prompts, N, N]``: of each adapter's p-th prompt with every adapter; who has fewer says the first again."""
-    said = Said.read(reader.prompt_encoder, exhibits)
-    words = [reader.retriever.encode_words(said.features[:, p].double(), said.said[:, p])
-             for p in range(said.said.shape[1])]   # fmt: skip
+    prompts = EncodedPrompts.read(reader.prompt_encoder, entries)
+    words = [reader.retriever.encode_words(prompts.features[:, p].double(), prompts.mask[:, p])
+             for p in range(prompts.mask.shape[1])]   # fmt: skip
     return torch.stack([word.float() @ rows.T for word in words])
 
 
-def by_names(exhibits: Sequence[Exhibit]) -> Tensor:
+def by_names(entries: Sequence[DatasetEntry]) -> Tensor:
     """The same from the words of file names: the share of the prompt's words that a name has."""
-    most = max(len(exhibit.prompts) for exhibit in exhibits)
-    names = [content_words(exhibit.file) for exhibit in exhibits]
-    wanted = [[content_words((exhibit.prompts * most)[p]) for exhibit in exhibits] for p in range(most)]
+    most = max(len(entry.prompts) for entry in entries)
+    names = [content_words(entry.file) for entry in entries]
+    wanted = [[content_words((entry.prompts * most)[p]) for entry in entries] for p in range(most)]
     return torch.tensor([[[len(name & words) / len(words) for name in names] for words in row] for row in wanted])
 
 
-def found(scores: Tensor, exhibits: Sequence[Exhibit], roles: Sequence[str]) -> dict[str, Any]:
+def found(scores: Tensor, entries: Sequence[DatasetEntry], roles: Sequence[str]) -> dict[str, Any]:
     """Recall and mean reciprocal rank ``[value, low, high]`` of held-out adapters of these roles, and chance's.
 
-    Candidates that would be right as well stand aside: each adapter is looked for among strangers.
+    Candidates that would be right as well stand aside: each adapter is looked for among unrelated.
     """
-    wanted = [i for i, exhibit in enumerate(exhibits) if exhibit.held_out and exhibit.role in roles]
-    strangers = torch.tensor([[exhibits[i].thing != other.thing for other in exhibits] for i in wanted])
+    wanted = [i for i, entry in enumerate(entries) if entry.held_out and entry.role in roles]
+    unrelated = torch.tensor([[entries[i].thing != other.thing for other in entries] for i in wanted])
     scores = scores[:, wanted]
     right = scores[:, torch.arange(len(wanted)), wanted][:, :, None]
-    above = ((scores > right) & strangers).sum(2)              # [prompts, wanted]
-    level = ((scores == right) & strangers).sum(2) + 1
+    above = ((scores > right) & unrelated).sum(2)              # [prompts, wanted]
+    level = ((scores == right) & unrelated).sum(2) + 1
     each = {f"recall@{k}": ((k - above) / level).clamp(0, 1).mean(0) for k in (1, 5)}
-    steps = torch.cat([torch.zeros(1), (1 / torch.arange(1, len(exhibits) + 1)).cumsum(0)])
+    steps = torch.cat([torch.zeros(1), (1 / torch.arange(1, len(entries) + 1)).cumsum(0)])
     each["mrr"] = ((steps[above + level] - steps[above]) / level).mean(0)
-    among = strangers.sum(1) + 1
+    among = unrelated.sum(1) + 1
     by_chance = {"recall@1": (1 / among).mean(), "recall@5": (5 / among).clamp(max=1).mean(),
                  "mrr": (steps[among] / among).mean()}   # fmt: skip
     return {"count": len(wanted), "chance": {name: value.item() for name, value in by_chance.items()},
@@ -152,25 +159,27 @@ def _interval(values: Tensor) -> list[float]:
     return [values.mean().item(), *torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()]
 
 
-def _by_role(exhibits: Sequence[Exhibit], rows: Tensor, reader: PromptRetriever) -> list[dict[str, Any]]:
-    scores = {"weights": scores_of(exhibits, rows, reader), "file names": by_names(exhibits)}
-    return [{"role": role, "read": read, **found(values, exhibits, (role,))}
+def _by_role(entries: Sequence[DatasetEntry], rows: Tensor, reader: PromptRetriever) -> list[dict[str, Any]]:
+    scores = {"weights": scores_of(entries, rows, reader), "file names": by_names(entries)}
+    return [{"role": role, "read": read, **found(values, entries, (role,))}
             for role in dict.fromkeys(ROLES) for read, values in scores.items()]   # fmt: skip
 
 
 def _controls(
-    exhibits: Sequence[Exhibit], sets: Sequence[AdapterSet], rows: Tensor, reader: PromptRetriever, weight_of: WeightOf
-) -> list[dict[str, Any]]:
+    entries: Sequence[DatasetEntry], sets: Sequence[AdapterSet], rows: Tensor, reader: PromptRetriever,
+    weight_of: WeightOf,
+) -> list[dict[str, Any]]:   # fmt: skip
     """What is left without one part or the other, on adapters with a name in their captions."""
-    prompt_encoder, layers, sizes = reader.prompt_encoder, looked_at(), reader.retriever.sizes
-    taught = [i for i, exhibit in enumerate(exhibits) if not exhibit.held_out]
-    zoo = stack([sets[i] for i in taught], layers, weight_of)
-    said = Said.read(prompt_encoder, [exhibits[i] for i in taught])
-    scores = scores_of(exhibits, rows, reader)
+    prompt_encoder, layers, sizes = reader.prompt_encoder, attention_layers(), reader.retriever.sizes
+    taught = [i for i, entry in enumerate(entries) if not entry.held_out]
+    dataset = stack_adapters([sets[i] for i in taught], layers, weight_of)
+    prompts = EncodedPrompts.read(prompt_encoder, [entries[i] for i in taught])
+    scores = scores_of(entries, rows, reader)
     view = deepcopy(reader.retriever)
     view.share.fill_(0.0)
-    tried = {"view alone, as published": view, "echo, not taught at all": begun(zoo, said, layers, sizes),
-             "echo, taught with shuffled captions": _misled(zoo, said, layers, sizes)}   # fmt: skip
+    tried = {"view alone, as published": view,
+             "echo, not taught at all": untrained_retriever(dataset, prompts, layers, sizes),
+             "echo, taught with shuffled captions": _misled(dataset, prompts, layers, sizes)}   # fmt: skip
     result = {f"as it is ({reader.retriever.share.item():.0%} echo)": scores,
               "the same, captions shuffled among all": _shuffled(scores)}   # fmt: skip
     for title, other in tried.items():
@@ -178,8 +187,8 @@ def _controls(
         if other is not view:
             other.share.fill_(1.0)
         retriever = PromptRetriever(other, prompt_encoder, "")
-        result[title] = scores_of(exhibits, embedded(other, sets, weight_of), retriever)
-    return [{"control": title, **found(values, exhibits, ("plain", "called"))} for title, values in result.items()]
+        result[title] = scores_of(entries, embedded(other, sets, weight_of), retriever)
+    return [{"control": title, **found(values, entries, ("plain", "called"))} for title, values in result.items()]
 
 
 def _shuffled(scores: Tensor) -> Tensor:
@@ -187,9 +196,12 @@ def _shuffled(scores: Tensor) -> Tensor:
     return scores.roll(scores.shape[1] // 2, 1)
 
 
-def _misled(zoo: Stack, said: Said, layers: Sequence[Spec], sizes: RetrieverSizes) -> Retriever:
-    order = torch.randperm(len(said.alike), generator=torch.Generator().manual_seed(0))
-    return teach(zoo, Said(said.features[order], said.said[order], said.alike[order][:, order]), layers, sizes)
+def _misled(
+    dataset: StackedAdapters, prompts: EncodedPrompts, layers: Sequence[Spec], sizes: RetrieverSizes
+) -> Retriever:
+    order = torch.randperm(len(prompts.equivalent), generator=torch.Generator().manual_seed(0))
+    wrong = EncodedPrompts(prompts.features[order], prompts.mask[order], prompts.equivalent[order][:, order])
+    return train(dataset, wrong, layers, sizes)
 
 
 def _rewritten(retriever: Retriever, adapters: AdapterSet, weight_of: WeightOf) -> dict[str, float]:
@@ -221,7 +233,7 @@ def _timed(reader: PromptRetriever, width: int) -> dict[str, float]:
     """Milliseconds of a search over a large library, and of reading the prompt alone."""
     rows = torch.nn.functional.normalize(torch.randn(LIBRARY, width), dim=1)
     prompt = "an emoji of a violin on a blue background"
-    embedding = reader.read(prompt)
+    embedding = reader.embed_prompt(prompt)
 
     def milliseconds(work: Callable[[], object]) -> float:
         times = []
@@ -232,7 +244,7 @@ def _timed(reader: PromptRetriever, width: int) -> dict[str, float]:
         return median(times)
 
     return {"search": milliseconds(lambda: reader.percentiles(rows @ embedding).topk(8)),
-            "prompt": milliseconds(lambda: reader.read(prompt))}   # fmt: skip
+            "prompt": milliseconds(lambda: reader.embed_prompt(prompt))}   # fmt: skip
 
 
 def rendered(result: Mapping[str, Any]) -> str:

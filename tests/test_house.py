@@ -279,7 +279,7 @@ def escapes_what_it_puts_into_pages(source: Source) -> Iterator[str]:
         return
     for node in texts(source.tree):
         for sign in ("{{{", "{{&", "${", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"):
-            if sign in node.value and sign != node.value:
+            if sign in str(node.value) and sign != node.value:
                 yield source.at(node, f"{sign} does not escape: use {{{{ }}}} or textContent")
     for node in ast.walk(source.tree):
         pieces = _pieces(node)
@@ -334,7 +334,7 @@ def speaks_our_words(source: Source) -> Iterator[str]:
 
 RUNS_DATA = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle"}
 # `embedded_base` reads only what it wrote a moment ago, on the machine of a developer; the other, one old format.
-MAY_UNPICKLE = ("training/embedded_base/trainee.py", "training/embedded_base/build.py",
+MAY_UNPICKLE = ("training/embedded_base/ema_trainer.py", "training/embedded_base/build.py",
                 "training/loop/optimizer_state.py")   # fmt: skip
 
 
@@ -369,7 +369,7 @@ def names_metadata_in_one_file(source: Source) -> Iterator[str]:
     if source.path.as_posix() == METADATA_OWNER:
         return
     for node in texts(source.tree):
-        if METADATA_KEY.fullmatch(node.value):
+        if METADATA_KEY.fullmatch(str(node.value)):
             yield source.at(node, f"names {node.value}: use a field of AdapterInfo")
     for node in ast.walk(source.tree):
         if isinstance(node, ast.JoinedStr) and len(node.values) > 1 and _text(node.values[0]) == "atelier.":

@@ -178,7 +178,7 @@ def lora_with_vectors(pairs: Mapping[Spec, Pair], vectors: Mapping[Spec, Vectors
 def lora_from_factors(pairs: Mapping[Spec, Pair]) -> AdapterSet:
     """A LoRA set that holds these pairs, each layer with the rank of its own."""
     ranks = {spec.name: len(down) for spec, (_, down) in pairs.items()}
-    with torch.random.fork_rng(devices=[]):   # its start values are overwritten; nobody's dice may move for them
+    with torch.random.fork_rng(devices=[]):   # its start values are overwritten: the random state stays
         adapters = create_adapters("lora", {"rank": max((1, *ranks.values()))}, pairs, ranks)
     for adapter in adapters:
         assert isinstance(adapter, Lora)

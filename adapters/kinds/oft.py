@@ -43,6 +43,7 @@ class Oft(Adapter):
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: OftSettings) -> int:
+        """rows · (b − 1) / 2, with b = share(rows, block)."""
         return spec.rows * (largest_divisor(spec.rows, settings.block) - 1) // 2
 
     def skew(self) -> Tensor:
@@ -53,6 +54,7 @@ class Oft(Adapter):
         return upper - upper.transpose(1, 2)
 
     def delta(self, weight: Tensor) -> Tensor:
+        """(R − 1) · W in the shape of ``weight``; R is solved for exactly."""
         skew = self.skew()
         turn = 2 * torch.linalg.solve(torch.eye(self.block, dtype=skew.dtype, device=skew.device) - skew, skew)
         matrix = weight.detach().flatten(1).to(skew.dtype).unflatten(0, turn.shape[:2])

@@ -121,14 +121,14 @@ def test_what_can_not_be_compared_says_so(retriever: Retriever):
 
 
 def test_embeddings_have_length_one_and_words_end_where_they_end(retriever: Retriever):
-    features, said = torch.randn(2, 7, 12).double(), torch.zeros(2, 7, dtype=torch.bool)
-    said[0, 1:4], said[1, 1:6] = True, True
-    words = retriever.encode_words(features, said)
+    features, mask = torch.randn(2, 7, 12).double(), torch.zeros(2, 7, dtype=torch.bool)
+    mask[0, 1:4], mask[1, 1:6] = True, True
+    words = retriever.encode_words(features, mask)
     assert_close(words.norm(dim=1), torch.ones(2).double())
     assert_close(embedded(retriever, lora_from_factors(pairs())).norm(), torch.tensor(1.0))
     features[0, 4:] = 100.0   # behind the end
     features[0, 0] = 100.0    # before the words
-    assert_close(retriever.encode_words(features, said), words)
+    assert_close(retriever.encode_words(features, mask), words)
 
 
 def test_an_adapter_is_nearest_to_the_words_that_it_answers_to():

@@ -27,9 +27,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from atelier.training.embedded_base.pictures import Pictures, load, read_prompts
+from atelier.training.embedded_base.ema_trainer import EmaTrainer, Schedule, StepResult
+from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
 from atelier.training.embedded_base.text import train_tokenizer
-from atelier.training.embedded_base.trainee import Schedule, Stepped, Trainee
 from atelier.training.embedded_base.unet import (
     Parts,
     caption_writer,
@@ -51,7 +51,7 @@ from atelier.training.embedded_base.vae import (
 from atelier.training.embedded_base.views import on_background, premultiplied
 
 
-def follow(events: Iterable[Stepped], trainee: Trainee, folder: Path, every: float) -> None:
+def follow(events: Iterable[StepResult], trainer: EmaTrainer, folder: Path, every: float) -> None:
     """Run a stage: a line of the loss curve every 10 steps, a checkpoint every `every` seconds and at the end.
 
     After a kill the steps since the last checkpoint are repeated; the later line of the curve counts.
@@ -66,27 +66,29 @@ def follow(events: Iterable[Stepped], trainee: Trainee, folder: Path, every: flo
                 curve.flush()
                 recent.clear()
             if time.monotonic() - saved > every:
-                trainee.save(folder / "checkpoint.pt")
+                trainer.save(folder / "checkpoint.pt")
                 saved = time.monotonic()
-    trainee.save(folder / "checkpoint.pt")
+    trainer.save(folder / "checkpoint.pt")
 
 
-def autoencoder_stage(folder: Path, pictures: Pictures, words: dict[str, Any], options: argparse.Namespace) -> None:
+def autoencoder_stage(
+    folder: Path, pictures: EmojiPictures, words: dict[str, Any], options: argparse.Namespace
+) -> None:
     """Train the autoencoder on every object that is not held out, normalise its latents, write folder/vae."""
     learnt = pictures.indices([name for name in pictures.names if name not in set(words["held_out"])])
     styles = len(options.styles)
     autoencoder = new_autoencoder().to(options.device, memory_format=torch.channels_last)
-    trainee = Trainee({"vae": autoencoder}, decay=0.99, weight_decay=1e-4)
+    trainer = EmaTrainer({"vae": autoencoder}, decay=0.99, weight_decay=1e-4)
     if (folder / "checkpoint.pt").exists():
-        trainee.restore(folder / "checkpoint.pt")
+        trainer.restore(folder / "checkpoint.pt")
     schedule = Schedule(lr=1e-3, steps=options.autoencoder_steps)
     follow(
-        train_autoencoder(trainee, pictures, learnt, styles, schedule, options.seed),
-        trainee,
+        train_autoencoder(trainer, pictures, learnt, styles, schedule, options.seed),
+        trainer,
         folder,
         options.every,
     )
-    best = trainee.averaged()["vae"]
+    best = trainer.averaged()["vae"]
     assert isinstance(best, AutoencoderKL)
     sample = premultiplied(pictures.rgba[:styles, learnt[::10]].reshape(-1, *pictures.rgba.shape[2:]))
     z = encode(best, on_background(sample, torch.ones(len(sample), 3)))
@@ -95,7 +97,7 @@ def autoencoder_stage(folder: Path, pictures: Pictures, words: dict[str, Any], o
     best.save_pretrained(folder / "vae")
 
 
-def untrained_parts(run: Path, pictures: Pictures, words: dict[str, Any], options: argparse.Namespace) -> Parts:
+def untrained_parts(run: Path, pictures: EmojiPictures, words: dict[str, Any], options: argparse.Namespace) -> Parts:
     """Tokenizer and autoencoder of this run, trained first if need be, with an untrained UNet and text encoder."""
     if not (run / "tokenizer").exists():
         train_tokenizer(pictures, [*words["styles"], *words["held_out_styles"], *words["backgrounds"]]).save_pretrained(
@@ -118,7 +120,7 @@ def trained_parts(folder: Path) -> Parts:
 
 
 def latents_stage(
-    path: Path, parts: Parts, pictures: Pictures, words: dict[str, Any], options: argparse.Namespace
+    path: Path, parts: Parts, pictures: EmojiPictures, words: dict[str, Any], options: argparse.Namespace
 ) -> Latents:
     """The cached views of the trained objects, encoded on first use."""
     if not path.exists():
@@ -131,9 +133,9 @@ def latents_stage(
     return Latents(*torch.load(path, weights_only=True))
 
 
-def export(parts: Parts, trainee: Trainee, out: Path) -> None:
+def export(parts: Parts, trainer: EmaTrainer, out: Path) -> None:
     """Write the averaged weights as a half-precision diffusers pipeline."""
-    averaged = trainee.averaged()
+    averaged = trainer.averaged()
     averaged["unet"].set_attn_processor(AttnProcessor2_0())
     pipeline = StableDiffusionPipeline(
         vae=parts.vae,
@@ -168,16 +170,17 @@ def build(options: argparse.Namespace) -> None:
     parts.text_encoder.to(options.device).train()
     if options.device == "cpu":
         parts.unet.set_attn_processor(AttnProcessor())  # a third faster than the fused one at this size
-    trainee = Trainee({"unet": parts.unet, "text_encoder": parts.text_encoder}, decay=options.decay, weight_decay=0.01)
+    modules = {"unet": parts.unet, "text_encoder": parts.text_encoder}
+    trainer = EmaTrainer(modules, decay=options.decay, weight_decay=0.01)
     if (run / "checkpoint.pt").exists():
-        trainee.restore(run / "checkpoint.pt")
+        trainer.restore(run / "checkpoint.pt")
     schedule = Schedule(lr=options.lr, steps=options.steps, seconds=options.seconds, hold=options.hold)
     write = caption_writer(parts.tokenizer, latents, pictures, words)
     events = train_unet(
-        trainee, parts, latents, write, schedule, batch=options.batch, seed=options.seed, bf16=options.bf16
+        trainer, parts, latents, write, schedule, batch=options.batch, seed=options.seed, bf16=options.bf16
     )
-    follow(events, trainee, run, options.every)
-    export(parts, trainee, options.out or run / "pipeline")
+    follow(events, trainer, run, options.every)
+    export(parts, trainer, options.out or run / "pipeline")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -3,7 +3,7 @@
     python -m atelier.training.embedded_base.example_pictures --work build/base --out assets/examples
 
 Each subject is a folder of PNG files with a caption beside each; `{trigger}` stands for the trigger word. Views
-for measuring likeness, drawn with other dice, go to tests/data/held_out.
+for measuring likeness, drawn with other rng, go to tests/data/held_out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from atelier.training.embedded_base.ema_trainer import step_generator
 from atelier.training.embedded_base.pictures import PICTURE_SETS, draw, picture_sources, read_concepts
 from atelier.training.embedded_base.text import behind
-from atelier.training.embedded_base.trainee import step_generator
 from atelier.training.embedded_base.views import Placement, colour, on_background, place, premultiplied
 
 SUBJECTS = {

@@ -1,4 +1,4 @@
-"""A small classifier of object and style, so that likeness is a number and not an opinion.
+"""A small classifier of object and style, so that likeness is a number and not an prediction.
 
 It knows the objects the base was trained on and those held out from it, in every style, and was trained on those
 pictures alone (`train_judge.py`): never on anything a base model or an adapter drew. Benchmarks and tests ask
@@ -39,7 +39,7 @@ class Network(nn.Module):
 
     def __init__(self, objects: int, styles: int, widths: Sequence[int] = (24, 48, 96, 192)) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(stage(*pair) for pair in zip((3, *widths[:-1]), widths, strict=True))
+        self.stages = nn.ModuleList(_stage(*pair) for pair in zip((3, *widths[:-1]), widths, strict=True))
         seen = 4 * widths[-1]
         self.embed = nn.Linear(seen, FEATURES)
         self.objects = nn.Linear(FEATURES, objects)
@@ -59,8 +59,8 @@ class Network(nn.Module):
         return features, self.objects(SHARPNESS * features), self.styles(torch.cat([seen, *texture], dim=1))
 
 
-def stage(inputs: int, outputs: int) -> nn.Sequential:
-    """Halve the picture's side, then look again."""
+def _stage(inputs: int, outputs: int) -> nn.Sequential:
+    """Two convolutions; the first halves the side."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
@@ -72,8 +72,8 @@ def stage(inputs: int, outputs: int) -> nn.Sequential:
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
-    """What the judge sees in B pictures."""
+class Prediction:
+    """Probabilities and features of B pictures."""
 
     objects: Tensor  # [B, objects] probabilities
     styles: Tensor  # [B, styles] probabilities
@@ -113,24 +113,24 @@ class Judge:
         save_file(weights, path, {"objects": json.dumps(self.object_names), "styles": json.dumps(self.style_names)})
 
     @torch.no_grad()
-    def look(self, pictures: Sequence[Image.Image]) -> Opinion:
-        """Judge pictures of any size; each is cut to its central square and reduced to 64×64."""
-        return self.look_at_pixels(torch.stack([pixels_of(picture) for picture in pictures]))
+    def classify(self, pictures: Sequence[Image.Image]) -> Prediction:
+        """Classify pictures of any size; each is cut to its central square and reduced to 64×64."""
+        return self.classify_pixels(torch.stack([pixels_of(picture) for picture in pictures]))
 
     @torch.no_grad()
-    def look_at_pixels(self, pixels: Tensor) -> Opinion:
-        """Judge [B, 3, 64, 64] in 0 … 1."""
+    def classify_pixels(self, pixels: Tensor) -> Prediction:
+        """Classify [B, 3, 64, 64] in 0 … 1."""
         features, objects, styles = self.network(pixels * 2 - 1)
-        return Opinion(objects.softmax(1), styles.softmax(1), features)
+        return Prediction(objects.softmax(1), styles.softmax(1), features)
 
     def object_index(self, name: str) -> int:
-        """Column of `Opinion.objects` for a name; an unknown name is a ValueError."""
+        """Column of `Prediction.objects` for a name; an unknown name is a ValueError."""
         if name not in self.object_names:
             raise ValueError(f"the judge does not know {name!r}; it knows {len(self.object_names)} of them")
         return self.object_names.index(name)
 
     def style_index(self, name: str) -> int:
-        """Column of `Opinion.styles` for a style word; an unknown one is a ValueError."""
+        """Column of `Prediction.styles` for a style word; an unknown one is a ValueError."""
         if name not in self.style_names:
             raise ValueError(f"the judge does not know the style {name!r}; it knows {', '.join(self.style_names)}")
         return self.style_names.index(name)

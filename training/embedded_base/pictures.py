@@ -75,7 +75,7 @@ class Concept:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class EmojiPictures:
     """Every object in every style.
 
     `rgba` is uint8 [styles, concepts, 64, 64, 4], straight (not premultiplied) alpha.
@@ -94,7 +94,7 @@ class Pictures:
         """Positions of the named objects; an unknown name is a ValueError that lists it."""
         position = {name: index for index, name in enumerate(self.names)}
         if unknown := [name for name in names if name not in position]:
-            raise ValueError(f"no pictures of {', '.join(unknown)}; take names from Pictures.names")
+            raise ValueError(f"no pictures of {', '.join(unknown)}; take names from EmojiPictures.names")
         return np.array([position[name] for name in names])
 
 
@@ -185,7 +185,7 @@ def draw(source: bytes, side: int = SIDE) -> Image.Image:
     return square.convert("RGBa").resize((side, side), Image.Resampling.BOX).convert("RGBA")
 
 
-def render(store: Path) -> Pictures:
+def render(store: Path) -> EmojiPictures:
     """Draw every object that all sets have, at 64×64 (about a minute)."""
     sources = {pictures.style: picture_sources(pictures, store) for pictures in PICTURE_SETS}
     concepts = tuple(
@@ -194,10 +194,10 @@ def render(store: Path) -> Pictures:
     rgba = np.stack(
         [np.stack([np.asarray(draw(found[concept.hexcode])) for concept in concepts]) for found in sources.values()]
     )
-    return Pictures(tuple(sources), concepts, rgba)
+    return EmojiPictures(tuple(sources), concepts, rgba)
 
 
-def save(pictures: Pictures, work: Path) -> None:
+def save(pictures: EmojiPictures, work: Path) -> None:
     """Write pictures.npy and concepts.json into the work folder."""
     work.mkdir(parents=True, exist_ok=True)
     np.save(work / "pictures.npy", pictures.rgba)
@@ -208,7 +208,7 @@ def save(pictures: Pictures, work: Path) -> None:
     (work / "concepts.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
-def load(work: Path) -> Pictures:
+def load(work: Path) -> EmojiPictures:
     """Read what `save` wrote; the pixels stay on disk until used."""
     if not (work / "concepts.json").exists():
         raise FileNotFoundError(
@@ -216,7 +216,7 @@ def load(work: Path) -> Pictures:
         )
     index = json.loads((work / "concepts.json").read_text(encoding="utf-8"))
     concepts = tuple(Concept(name, hexcode, tuple(tags)) for name, hexcode, tags in index["concepts"])
-    return Pictures(tuple(index["styles"]), concepts, np.load(work / "pictures.npy", mmap_mode="r"))
+    return EmojiPictures(tuple(index["styles"]), concepts, np.load(work / "pictures.npy", mmap_mode="r"))
 
 
 def read_prompts(path: Path = PROMPTS) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""A zoo to learn retrieval from and to judge it on: hundreds of small adapters whose subjects are known.
+"""A dataset to train and evaluate retrieval on: hundreds of small adapters whose subjects are known.
 
-    python -m atelier.training.embedded_base.retriever_dataset --work build/base --out build/zoo --count 600
+    python -m atelier.training.embedded_base.retriever_dataset --work build/base --out build/retrieval --count 600
 
-Each is taught one thing from six pictures in seconds, with a made-up trigger word of its own. Nothing in a file says
-what it shows: that stands in ``index.jsonl`` beside them, and file names tell the truth, nothing, or a lie, a third
-each. A second call goes on where the first stopped; the same number always makes the same adapter.
+Each is trained on one thing from six pictures in seconds, with a made-up trigger word of its own. Nothing in a file
+says what it shows: ``index.jsonl`` beside them does. A third of the file names are right, a third say nothing, a third
+are wrong. A second call continues where the first stopped; the same number always makes the same adapter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.data.latent_cache import Example, encode_pictures
 from atelier.training.embedded_base.example_pictures import SUBJECTS
-from atelier.training.embedded_base.pictures import Pictures, read_prompts
+from atelier.training.embedded_base.pictures import EmojiPictures, read_prompts
 from atelier.training.embedded_base.pictures import load as load_pictures
 from atelier.training.embedded_base.text import article, behind
 from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background, place, premultiplied
@@ -41,7 +41,7 @@ from atelier.training.loop.noise import sample_timesteps
 
 PICTURES = 6
 BATCH = 4
-STEPS, RATE = 14, 1.5e-2   # two seconds of one core: what it then draws is rough, what it was about is in the weights
+STEPS, RATE = 14, 1.5e-2   # two seconds of one core: too few to draw well, enough to find the subject in the weights
 PLACEMENT = Placement(smallest=0.75, shift=0.06)
 HELD_OUT_SHARE = 5   # one thing in so many is kept from the retriever's training, in whatever adapter it appears
 KINDS = ("lora",) * 10 + ("loha", "lokr")
@@ -58,8 +58,8 @@ FORMS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Exhibit:
-    """One adapter of the zoo, and the truth about it."""
+class DatasetEntry:
+    """One adapter of the dataset and its labels."""
 
     number: int
     role: str             # see ROLES
@@ -84,13 +84,13 @@ class Exhibit:
                 f"a {self.style} emoji of {name}")   # fmt: skip
 
     def caption(self, background: str, thing: str) -> str:
-        """What the adapter read under one of its pictures."""
+        """The caption of one of its training pictures."""
         words = {"trigger": self.trigger, "style": self.style, "thing": thing, "a_thing": f"{article(thing)} {thing}"}
         return self.form.format(**words) + behind(background)
 
 
-def plan(pictures: Pictures, count: int) -> list[Exhibit]:
-    """The first exhibits of the zoo; any prefix holds all roles in proportion.
+def plan(pictures: EmojiPictures, count: int) -> list[DatasetEntry]:
+    """The first entries of the dataset; any prefix holds all roles in proportion.
 
     Things with a name in their captions are such as the base has never seen; every thing appears once. The examples
     stay out, for real trainings to be judged on.
@@ -98,45 +98,45 @@ def plan(pictures: Pictures, count: int) -> list[Exhibit]:
     words = read_prompts()
     known = sorted({*words["concepts"], *words.get("weak", ())})
     fresh = sorted(set(pictures.names) - set(known) - set(SUBJECTS))
-    dice = random.Random(0)
-    dice.shuffle(known)
-    dice.shuffle(fresh)
-    exhibits = [_exhibit(number, fresh, known, pictures.styles) for number in range(count)]
-    return [exhibit for exhibit in exhibits if exhibit]
+    rng = random.Random(0)
+    rng.shuffle(known)
+    rng.shuffle(fresh)
+    entries = [_entry(number, fresh, known, pictures.styles) for number in range(count)]
+    return [entry for entry in entries if entry]
 
 
-def _exhibit(number: int, fresh: Sequence[str], known: Sequence[str], styles: Sequence[str]) -> Exhibit | None:
+def _entry(number: int, fresh: Sequence[str], known: Sequence[str], styles: Sequence[str]) -> DatasetEntry | None:
     tens, place = divmod(number, 10)
     role = ROLES[place]
     known_things, fresh_things = (known, tens * 2 + place - 7), (fresh, tens * 7 + place)
     things, position = {"style": ((), 0), "nameless": known_things}.get(role, fresh_things)
     if things and position >= len(things):
         return None   # there are no more
-    dice = random.Random(number)
-    style = styles[tens % len(styles)] if role == "style" else dice.choice(styles)
+    rng = random.Random(number)
+    style = styles[tens % len(styles)] if role == "style" else rng.choice(styles)
     thing = style if role == "style" else things[position]
     naming = ("truth", "nothing", "lie")[number % 3]
     label = {"truth": thing if things else f"{thing} style",
-             "nothing": dice.choice(("final", "lora", "test", "new", "epoch")),
-             "lie": f"{dice.choice([*fresh, *known])} {dice.choice(styles)}"}[naming]   # fmt: skip
-    trigger = "".join(dice.choice("bdfgklmnprstvz") + dice.choice("aeiou") for _ in range(2)) + dice.choice("kxz")
-    rank = dice.choice((2, 3, 4))
+             "nothing": rng.choice(("final", "lora", "test", "new", "epoch")),
+             "lie": f"{rng.choice([*fresh, *known])} {rng.choice(styles)}"}[naming]   # fmt: skip
+    trigger = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)) + rng.choice("kxz")
+    rank = rng.choice((2, 3, 4))
     held_out = (position if things else tens // len(styles)) % HELD_OUT_SHARE == 0
-    kind = dice.choice(KINDS)
-    alpha = float(dice.choice((rank, 2 * rank)))
-    form = dice.choice(FORMS[role])
+    kind = rng.choice(KINDS)
+    alpha = float(rng.choice((rank, 2 * rank)))
+    form = rng.choice(FORMS[role])
     file = f"{label} {number:04d}"
-    return Exhibit(number, role, thing, style, trigger, file, naming, held_out, kind, rank, alpha, form)
+    return DatasetEntry(number, role, thing, style, trigger, file, naming, held_out, kind, rank, alpha, form)
 
 
-def train(model: BaseModel, pictures: Pictures, exhibit: Exhibit) -> tuple[AdapterSet, list[float]]:
-    """Teach one; returns it with the loss of every step."""
-    generator = torch.Generator().manual_seed(exhibit.number)
-    torch.manual_seed(exhibit.number)
-    settings = {"rank": exhibit.rank, "alpha": exhibit.alpha}
-    adapters = create_adapters(exhibit.kind, settings, find_targets({"unet": model.unet}, "attention"))
+def train(model: BaseModel, pictures: EmojiPictures, entry: DatasetEntry) -> tuple[AdapterSet, list[float]]:
+    """Train one adapter; returns it with the loss of every step."""
+    generator = torch.Generator().manual_seed(entry.number)
+    torch.manual_seed(entry.number)
+    settings = {"rank": entry.rank, "alpha": entry.alpha}
+    adapters = create_adapters(entry.kind, settings, find_targets({"unet": model.unet}, "attention"))
     initialize(adapters, model.models())
-    examples = encode_pictures(model, *lesson(pictures, exhibit, generator))
+    examples = encode_pictures(model, *training_pictures(pictures, entry, generator))
     text = PromptEmbeddingCache(model, adapters)
     text.precompute(examples)
     optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, weight_decay=0.0, fused=True)
@@ -163,59 +163,59 @@ def _loss(
     return mse_per_sample(answer, noisy.target).mean()
 
 
-def lesson(
-    pictures: Pictures, exhibit: Exhibit, generator: torch.Generator
+def training_pictures(
+    pictures: EmojiPictures, entry: DatasetEntry, generator: torch.Generator
 ) -> tuple[Tensor, list[str], list[tuple[int, int, int, int, int, int]]]:
     """Pictures ``[6, 3, 64, 64]`` in −1 … 1 with captions and sizes: one thing, or six in the style."""
-    dice = random.Random(exhibit.number)
-    things = [exhibit.thing] * PICTURES
-    if exhibit.role == "style":
-        things = dice.sample(sorted(read_prompts()["concepts"]), PICTURES)
-    backgrounds = [dice.choice(list(COLOURS)) if i % 2 else "white" for i in range(PICTURES)]
-    rgba = pictures.rgba[pictures.styles.index(exhibit.style), pictures.indices(things)]
+    rng = random.Random(entry.number)
+    things = [entry.thing] * PICTURES
+    if entry.role == "style":
+        things = rng.sample(sorted(read_prompts()["concepts"]), PICTURES)
+    backgrounds = [rng.choice(list(COLOURS)) if i % 2 else "white" for i in range(PICTURES)]
+    rgba = pictures.rgba[pictures.styles.index(entry.style), pictures.indices(things)]
     behind_them = torch.stack([colour(name) for name in backgrounds])
     pixels = on_background(place(premultiplied(rgba), PLACEMENT, generator), behind_them)
     side = pixels.shape[-1]
-    captions = [exhibit.caption(background, thing) for background, thing in zip(backgrounds, things, strict=True)]
+    captions = [entry.caption(background, thing) for background, thing in zip(backgrounds, things, strict=True)]
     return pixels * 2 - 1, captions, [(side, side, 0, 0, side, side)] * PICTURES
 
 
-def read_index(folder: Path) -> list[Exhibit]:
-    """The exhibits that are there.
+def read_index(folder: Path) -> list[DatasetEntry]:
+    """The entries whose adapters have been trained.
 
     Raises:
-        FileNotFoundError: there is no zoo; says how to make it.
+        FileNotFoundError: there is no dataset; says how to make it.
     """
     path = folder / INDEX
     if not path.exists():
         raise FileNotFoundError(
-            f"{folder} holds no zoo. Make it with: "
+            f"{folder} holds no dataset. Make it with: "
             f"python -m atelier.training.embedded_base.retriever_dataset --out {folder}"
         )
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Exhibit(**{name: row[name] for name in Exhibit.__dataclass_fields__}) for row in rows]
+    return [DatasetEntry(**{name: row[name] for name in DatasetEntry.__dataclass_fields__}) for row in rows]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make what is missing of the zoo."""
+    """Train the adapters of the dataset that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder with the pictures")
-    parser.add_argument("--out", type=Path, default=Path("build/zoo"))
+    parser.add_argument("--out", type=Path, default=Path("build/retrieval"))
     parser.add_argument("--count", type=int, default=600)
     options = parser.parse_args(arguments)
     pictures, model = load_pictures(options.work), load(EMBEDDED, "cpu")
     options.out.mkdir(parents=True, exist_ok=True)
     index = options.out / INDEX
-    done = {exhibit.number for exhibit in read_index(options.out)} if index.exists() else set()
-    for exhibit in plan(pictures, options.count):
-        if exhibit.number in done:
+    done = {entry.number for entry in read_index(options.out)} if index.exists() else set()
+    for entry in plan(pictures, options.count):
+        if entry.number in done:
             continue
-        adapters, losses = train(model, pictures, exhibit)
-        info = AdapterInfo(base=EMBEDDED, family=model.info.family, trigger=exhibit.trigger)
-        save_adapter(options.out / f"{exhibit.file}.safetensors", adapters, info.to_metadata())
+        adapters, losses = train(model, pictures, entry)
+        info = AdapterInfo(base=EMBEDDED, family=model.info.family, trigger=entry.trigger)
+        save_adapter(options.out / f"{entry.file}.safetensors", adapters, info.to_metadata())
         with index.open("a", encoding="utf-8") as rows:
-            rows.write(json.dumps({**asdict(exhibit), "losses": [round(loss, 4) for loss in losses]}) + "\n")
-        print(f"{exhibit.number:4d}  {exhibit.file}", flush=True)   # noqa: T201 (a command)
+            rows.write(json.dumps({**asdict(entry), "losses": [round(loss, 4) for loss in losses]}) + "\n")
+        print(f"{entry.number:4d}  {entry.file}", flush=True)   # noqa: T201 (a command)
 
 
 if __name__ == "__main__":

@@ -16,29 +16,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from atelier.training.embedded_base.ema_trainer import step_generator
 from atelier.training.embedded_base.example_pictures import BACKGROUNDS, SUBJECTS, photograph
-from atelier.training.embedded_base.pictures import Pictures, load, read_prompts
+from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
 from atelier.training.embedded_base.text import behind
-from atelier.training.embedded_base.trainee import step_generator
 from atelier.training.embedded_base.views import COLOURS
 
 THINGS = (
     "house", "red apple", "automobile", "tulip", "key", "fish", "mushroom", "bell", "bread", "tiger face",
     "banana", "turtle", "bicycle", "ice cream", "robot", "ghost", "cow face", "rose", "drum", "camera",
 )   # fmt: skip
-"""What a style is taught with: known objects of many shapes."""
+"""Objects in the training pictures of a style: known ones, of many shapes."""
 SIDE = 64
 VIEWS = 2
-_FIRST = 200   # dice of their own, apart from those of the example pictures
+_FIRST = 200   # first seed, apart from those of the example pictures
 
 
-def write_styles(pictures: Pictures, out: Path) -> None:
+def write_styles(pictures: EmojiPictures, out: Path) -> None:
     """One folder of captioned pictures and one of true pictures for each held-out style."""
     for style in read_prompts()["held_out_styles"]:
         row = pictures.rgba[pictures.styles.index(style)]
-        lessons = zip(THINGS, pictures.indices(THINGS), strict=True)
+        things = zip(THINGS, pictures.indices(THINGS), strict=True)
         folder = _emptied(out / "styles" / style)
-        for number, (name, index) in enumerate(lessons):
+        for number, (name, index) in enumerate(things):
             background = BACKGROUNDS[number % len(BACKGROUNDS)]
             stem = name.replace(" ", "_")
             _view(row[index], background, number, 0).save(folder / f"{stem}.png", optimize=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from atelier.training.embedded_base.pictures import Pictures
+from atelier.training.embedded_base.pictures import EmojiPictures
 
 TOKENS = 24
 """Length of every caption in tokens, start and end included."""
@@ -60,17 +60,17 @@ def caption(name: str, style: str, background: str = "white") -> str:
     return FORMS[0][1].format(style=style, an=article(name), name=name, behind=behind(background))
 
 
-def varied_caption(names: Sequence[str], style: str, background: str, drop: float, dice: random.Random) -> str:
+def varied_caption(names: Sequence[str], style: str, background: str, drop: float, rng: random.Random) -> str:
     """One of the ways to say what is in the picture; empty in a share `drop` of the cases, for guidance.
 
     `names` are the names of one object; the first, its official one, is as likely as all others together.
     """
-    if dice.random() < drop:
+    if rng.random() < drop:
         return ""
-    form = dice.choices([form for _, form in FORMS], [share for share, _ in FORMS])[0]
-    name = names[0] if len(names) == 1 or dice.random() < 0.5 else dice.choice(names[1:])
+    form = rng.choices([form for _, form in FORMS], [share for share, _ in FORMS])[0]
+    name = names[0] if len(names) == 1 or rng.random() < 0.5 else rng.choice(names[1:])
     words = behind(background)
-    if background == "white" and dice.random() < 0.1:
+    if background == "white" and rng.random() < 0.1:
         words = " on a white background"  # unsaid as a rule, but the word has to work
     return form.format(style=style, an=article(name), name=name, behind=words)
 
@@ -85,16 +85,16 @@ PAIR_FORMS: tuple[tuple[float, str], ...] = (
 """Caption forms of pictures of two things, with their shares. What is named first before "and" stands at the left."""
 
 
-def pair_caption(left: str, right: str, style: str, background: str, drop: float, dice: random.Random) -> str:
+def pair_caption(left: str, right: str, style: str, background: str, drop: float, rng: random.Random) -> str:
     """One of the ways to say what two things are in the picture and where; empty in a share `drop`, for guidance."""
-    if dice.random() < drop:
+    if rng.random() < drop:
         return ""
-    form = dice.choices([form for _, form in PAIR_FORMS], [share for share, _ in PAIR_FORMS])[0]
+    form = rng.choices([form for _, form in PAIR_FORMS], [share for share, _ in PAIR_FORMS])[0]
     left, right = (f"{article(name)} {name}" for name in (left, right))
     return form.format(style=style, left=left, right=right, behind=behind(background))
 
 
-def train_tokenizer(pictures: Pictures, extra_words: Iterable[str]) -> CLIPTokenizer:
+def train_tokenizer(pictures: EmojiPictures, extra_words: Iterable[str]) -> CLIPTokenizer:
     """A byte-pair tokenizer in CLIP's format, from object names, their tags and the grammar's words."""
     corpus = [word for concept in pictures.concepts for word in (concept.name,) * 4 + concept.tags]
     corpus += [word for word in (*GRAMMAR_WORDS, *extra_words) for _ in range(50)]

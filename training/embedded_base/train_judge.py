@@ -1,4 +1,4 @@
-"""Teaches the judge all objects and styles from the emoji pictures, with views meaner than any drawing.
+"""Trains the judge to classify objects and styles of the emoji pictures, from views harder than any drawing.
 
     python -m atelier.training.embedded_base.train_judge --work build/base --seconds 420
 
@@ -23,28 +23,28 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atelier.training.embedded_base.ema_trainer import step_generator
 from atelier.training.embedded_base.judge import WEIGHTS, Judge, Network
-from atelier.training.embedded_base.pictures import Pictures, load, read_prompts
-from atelier.training.embedded_base.trainee import step_generator
+from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
 from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background, place, premultiplied
 
 PLACEMENT = Placement(smallest=0.6, shift=0.1, degrees=10)
 THROUGH_AUTOENCODER = 0.25
 BATCH = 96
-BANK = 2048
-"""Views kept from the autoencoder, which is too slow to ask for every batch."""
+DECODED = 2048
+"""Views that are encoded and decoded once: the autoencoder is too slow to run for every batch."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """Pictures with their answers: [B, 3, 64, 64] in 0 … 1, object and style indices [B]."""
+class LabeledPictures:
+    """Pictures [B, 3, 64, 64] in 0 … 1 with their labels, object and style indices [B]."""
 
     pixels: Tensor
     objects: Tensor
     styles: Tensor
 
 
-def of_the_base(pictures: Pictures) -> Pictures:
+def objects_of_base(pictures: EmojiPictures) -> EmojiPictures:
     """The objects the base was trained on and those held out from it: what its drawings can be asked to show."""
     words = read_prompts()
     chosen = pictures.indices([*words["concepts"], *words["weak"], *words["held_out"]])
@@ -52,7 +52,7 @@ def of_the_base(pictures: Pictures) -> Pictures:
     return replace(pictures, concepts=concepts, rgba=pictures.rgba[:, chosen])
 
 
-def views(pictures: Pictures, styles: Tensor, objects: Tensor, random: torch.Generator) -> Lesson:
+def views(pictures: EmojiPictures, styles: Tensor, objects: Tensor, random: torch.Generator) -> LabeledPictures:
     """One random view of each picture asked for, on white, on a named colour or on any colour at all."""
     count = len(styles)
     pixels = place(premultiplied(pictures.rgba[styles.numpy(), objects.numpy()]), PLACEMENT, random)
@@ -60,13 +60,14 @@ def views(pictures: Pictures, styles: Tensor, objects: Tensor, random: torch.Gen
     named = palette[torch.randint(len(palette), (count,), generator=random)]
     kind = torch.rand(count, generator=random)[:, None]
     behind = torch.where(kind < 0.5, named, torch.rand(count, 3, generator=random))
-    return Lesson(on_background(pixels, torch.where(kind > 0.7, 1.0, behind)), objects, styles)
+    return LabeledPictures(on_background(pixels, torch.where(kind > 0.7, 1.0, behind)), objects, styles)
 
 
-def spoil(pixels: Tensor, random: torch.Generator) -> Tensor:
+def degrade(pixels: Tensor, random: torch.Generator) -> Tensor:
     """Blur some, shift the brightness and contrast a little, add noise to half: too much would hide the style."""
 
     def chance(most: float) -> Tensor:
+        """Uniform in 0 … ``most``, one number for each picture, [B, 1, 1, 1]."""
         return torch.rand(len(pixels), generator=random)[:, None, None, None] * most
 
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -75,7 +76,7 @@ def spoil(pixels: Tensor, random: torch.Generator) -> Tensor:
     return (pixels + torch.randn(pixels.shape, generator=random) * (chance(0.08) - 0.04).clamp(min=0)).clamp(0, 1)
 
 
-def random_views(pictures: Pictures, count: int, random: torch.Generator) -> Lesson:
+def random_views(pictures: EmojiPictures, count: int, random: torch.Generator) -> LabeledPictures:
     """Views of pictures drawn evenly from all objects in all styles."""
     styles, objects = pictures.rgba.shape[:2]
     chosen_styles = torch.randint(styles, (count,), generator=random)
@@ -83,29 +84,29 @@ def random_views(pictures: Pictures, count: int, random: torch.Generator) -> Les
 
 
 @torch.no_grad()
-def through_autoencoder(lesson: Lesson, vae: AutoencoderKL) -> Lesson:
+def through_autoencoder(batch: LabeledPictures, vae: AutoencoderKL) -> LabeledPictures:
     """The same views, encoded and decoded by the base's autoencoder."""
     parts = []
-    for part in lesson.pixels.split(64):
+    for part in batch.pixels.split(64):
         (posterior,) = vae.encode((part * 2 - 1).contiguous(memory_format=torch.channels_last), return_dict=False)
         parts.append(vae.decode(posterior.mean, return_dict=False)[0])
-    return Lesson((torch.cat(parts) / 2 + 0.5).clamp(0, 1), lesson.objects, lesson.styles)
+    return LabeledPictures((torch.cat(parts) / 2 + 0.5).clamp(0, 1), batch.objects, batch.styles)
 
 
-def mixed_batch(pictures: Pictures, bank: Lesson, step: int, seed: int) -> Lesson:
-    """Fresh views, the last quarter of them from the autoencoder's bank, all spoilt."""
+def mixed_batch(pictures: EmojiPictures, decoded: LabeledPictures, step: int, seed: int) -> LabeledPictures:
+    """Fresh views, the last quarter of them decoded by the autoencoder, all degraded."""
     random = step_generator(seed, step)
-    from_bank = int(BATCH * THROUGH_AUTOENCODER)
-    fresh = random_views(pictures, BATCH - from_bank, random)
-    chosen = torch.randint(len(bank.objects), (from_bank,), generator=random)
-    return Lesson(
-        spoil(torch.cat([fresh.pixels, bank.pixels[chosen]]), random),
-        torch.cat([fresh.objects, bank.objects[chosen]]),
-        torch.cat([fresh.styles, bank.styles[chosen]]),
+    decoded_count = int(BATCH * THROUGH_AUTOENCODER)
+    fresh = random_views(pictures, BATCH - decoded_count, random)
+    chosen = torch.randint(len(decoded.objects), (decoded_count,), generator=random)
+    return LabeledPictures(
+        degrade(torch.cat([fresh.pixels, decoded.pixels[chosen]]), random),
+        torch.cat([fresh.objects, decoded.objects[chosen]]),
+        torch.cat([fresh.styles, decoded.styles[chosen]]),
     )
 
 
-def teach(pictures: Pictures, bank: Lesson, seconds: float, seed: int) -> Judge:
+def train(pictures: EmojiPictures, decoded: LabeledPictures, seconds: float, seed: int) -> Judge:
     """Train for so long; the learning rate follows the clock down a cosine."""
     torch.manual_seed(seed)
     network = Network(len(pictures.names), len(pictures.styles)).to(memory_format=torch.channels_last)
@@ -115,10 +116,10 @@ def teach(pictures: Pictures, bank: Lesson, seconds: float, seed: int) -> Judge:
         rate = 3e-3 * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-5
         for group in optimizer.param_groups:
             group["lr"] = rate
-        lesson = mixed_batch(pictures, bank, step, seed)
-        pixels = (lesson.pixels * 2 - 1).contiguous(memory_format=torch.channels_last)
+        batch = mixed_batch(pictures, decoded, step, seed)
+        pixels = (batch.pixels * 2 - 1).contiguous(memory_format=torch.channels_last)
         _, object_logits, style_logits = network(pixels)
-        loss = F.cross_entropy(object_logits, lesson.objects) + F.cross_entropy(style_logits, lesson.styles)
+        loss = F.cross_entropy(object_logits, batch.objects) + F.cross_entropy(style_logits, batch.styles)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -127,28 +128,28 @@ def teach(pictures: Pictures, bank: Lesson, seconds: float, seed: int) -> Judge:
     return Judge(network, pictures.names, pictures.styles)
 
 
-def accuracy(judge: Judge, lesson: Lesson) -> tuple[float, float]:
+def accuracy(judge: Judge, batch: LabeledPictures) -> tuple[float, float]:
     """Shares of the pictures whose object and whose style the judge names first."""
-    opinions = [judge.look_at_pixels(part) for part in lesson.pixels.split(256)]
-    right_objects = torch.cat([opinion.objects.argmax(1) for opinion in opinions]) == lesson.objects
-    right_styles = torch.cat([opinion.styles.argmax(1) for opinion in opinions]) == lesson.styles
+    predictions = [judge.classify_pixels(part) for part in batch.pixels.split(256)]
+    right_objects = torch.cat([prediction.objects.argmax(1) for prediction in predictions]) == batch.objects
+    right_styles = torch.cat([prediction.styles.argmax(1) for prediction in predictions]) == batch.styles
     return float(right_objects.float().mean()), float(right_styles.float().mean())
 
 
-def examination(pictures: Pictures, vae: AutoencoderKL, judge: Judge, seed: int) -> dict[str, tuple[float, float]]:
+def evaluate(pictures: EmojiPictures, vae: AutoencoderKL, judge: Judge, seed: int) -> dict[str, tuple[float, float]]:
     """Object and style accuracy per style on views never trained on, and again through the autoencoder."""
-    fresh = random_views(pictures, BANK, step_generator(seed + 2, 0))
+    fresh = random_views(pictures, DECODED, step_generator(seed + 2, 0))
     result = {}
-    for title, lesson in (("views", fresh), ("through the autoencoder", through_autoencoder(fresh, vae))):
+    for title, batch in (("views", fresh), ("through the autoencoder", through_autoencoder(fresh, vae))):
         for index, style in enumerate(pictures.styles):
-            ours = lesson.styles == index
-            part = Lesson(lesson.pixels[ours], lesson.objects[ours], lesson.styles[ours])
+            ours = batch.styles == index
+            part = LabeledPictures(batch.pixels[ours], batch.objects[ours], batch.styles[ours])
             result[f"{style}, {title}"] = accuracy(judge, part)
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Teach, examine, save."""
+    """Train the judge, save it and print its accuracy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder with the pictures")
     parser.add_argument("--base", type=Path, default=Path("assets/base"), help="pipeline whose autoencoder is used")
@@ -156,12 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=420.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    pictures = of_the_base(load(options.work))
+    pictures = objects_of_base(load(options.work))
     vae = AutoencoderKL.from_pretrained(options.base / "vae").float().eval().to(memory_format=torch.channels_last)
-    bank = through_autoencoder(random_views(pictures, BANK, step_generator(options.seed + 1, 0)), vae)
-    judge = teach(pictures, bank, options.seconds, options.seed)
+    decoded = through_autoencoder(random_views(pictures, DECODED, step_generator(options.seed + 1, 0)), vae)
+    judge = train(pictures, decoded, options.seconds, options.seed)
     judge.save(options.out)
-    for title, (right_object, right_style) in examination(pictures, vae, judge, options.seed).items():
+    for title, (right_object, right_style) in evaluate(pictures, vae, judge, options.seed).items():
         print(f"{title:36s} object {right_object:.3f}   style {right_style:.3f}")  # noqa: T201 (a command)
 
 

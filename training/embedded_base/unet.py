@@ -21,9 +21,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from atelier.training.embedded_base.pictures import SIDE, Pictures
+from atelier.training.embedded_base.ema_trainer import EmaTrainer, Schedule, StepResult, step_generator
+from atelier.training.embedded_base.pictures import SIDE, EmojiPictures
 from atelier.training.embedded_base.text import TOKENS, pair_caption, token_ids, varied_caption
-from atelier.training.embedded_base.trainee import Schedule, Stepped, Trainee, step_generator
 from atelier.training.embedded_base.vae import LATENT_CHANNELS, Latents
 from atelier.training.embedded_base.views import COLOURS
 
@@ -129,7 +129,7 @@ def velocity_loss(parts: Parts, scheduler: DDIMScheduler, z: Tensor, ids: Tensor
 
 
 def train_unet(
-    trainee: Trainee,
+    trainer: EmaTrainer,
     parts: Parts,
     latents: Latents,
     write: Writer,
@@ -138,7 +138,7 @@ def train_unet(
     batch: int,
     seed: int,
     bf16: bool = False,
-) -> Iterator[Stepped]:
+) -> Iterator[StepResult]:
     """Train UNet and text encoder together until the schedule ends; yields every step.
 
     `bf16` multiplies in bfloat16 (autocast; weights, optimizer and loss stay in float32).
@@ -146,35 +146,39 @@ def train_unet(
     if len(latents.z) < batch:
         raise ValueError(f"a batch of {batch} needs at least as many views; {len(latents.z)} are cached")
     scheduler, device = new_scheduler(), parts.unet.device
-    while schedule.progress(trainee.step, trainee.seconds) < 1:
-        step = trainee.step
+    while schedule.progress(trainer.step, trainer.seconds) < 1:
+        step = trainer.step
         chosen = batch_of(step, batch, len(latents.z), seed)
         ids = torch.tensor(write(chosen.tolist(), step), device=device)
         z = latents.z[chosen].float().to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             loss = velocity_loss(parts, scheduler, z, ids, step_generator(seed, step))
-        lr = schedule.rate(step, trainee.seconds)
-        trainee.update(loss, lr)
-        yield Stepped(trainee.step, float(loss.detach()), lr, trainee.seconds)
+        lr = schedule.rate(step, trainer.seconds)
+        trainer.update(loss, lr)
+        yield StepResult(trainer.step, float(loss.detach()), lr, trainer.seconds)
 
 
-def caption_writer(tokenizer: CLIPTokenizer, latents: Latents, pictures: Pictures, words: dict[str, Any]) -> Writer:
+def caption_writer(
+    tokenizer: CLIPTokenizer, latents: Latents, pictures: EmojiPictures, words: dict[str, Any]
+) -> Writer:
     """Captions for cached views, worded anew each time; the same step always gets the same words."""
     names = [[name] for name in pictures.names]
     for everyday, official in words["also"].items():
         names[pictures.names.index(official)].append(everyday)
     backgrounds = list(COLOURS)
 
-    def describe(view: int, dice: random.Random) -> str:
+    def describe(view: int, rng: random.Random) -> str:
+        """The caption of one cached view."""
         style, background = pictures.styles[int(latents.style[view])], backgrounds[int(latents.background[view])]
         things, right = names[int(latents.concept[view])], int(latents.right[view])
         if right < 0:
-            return varied_caption(things, style, background, CAPTION_DROP, dice)
-        return pair_caption(dice.choice(things), dice.choice(names[right]), style, background, CAPTION_DROP, dice)
+            return varied_caption(things, style, background, CAPTION_DROP, rng)
+        return pair_caption(rng.choice(things), rng.choice(names[right]), style, background, CAPTION_DROP, rng)
 
     def write(views: Sequence[int], step: int) -> list[list[int]]:
-        dice = random.Random(step)
-        captions = [describe(view, dice) for view in views]
+        """Token ids of the captions of a step's views."""
+        rng = random.Random(step)
+        captions = [describe(view, rng) for view in views]
         return token_ids(tokenizer, captions)
 
     return write

@@ -18,8 +18,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atelier.training.embedded_base.pictures import Pictures
-from atelier.training.embedded_base.trainee import Schedule, Stepped, Trainee, step_generator
+from atelier.training.embedded_base.ema_trainer import EmaTrainer, Schedule, StepResult, step_generator
+from atelier.training.embedded_base.pictures import EmojiPictures
 from atelier.training.embedded_base.views import (
     COLOURS,
     Placement,
@@ -71,7 +71,9 @@ def new_autoencoder() -> AutoencoderKL:
     )
 
 
-def varied_pixels(pictures: Pictures, styles: int, concepts: np.ndarray, count: int, random: torch.Generator) -> Tensor:
+def varied_pixels(
+    pictures: EmojiPictures, styles: int, concepts: np.ndarray, count: int, random: torch.Generator
+) -> Tensor:
     """A batch to reconstruct, [count, 3, 64, 64] in −1 … 1: any background, and colours no emoji has.
 
     A tenth is grey, a twelfth black and white, a tenth has its channels exchanged: the autoencoder must also
@@ -95,6 +97,7 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
     """SSIM (Wang et al. 2004) over 7×7 windows, means as weights, pictures in 0 … 1: a map, 1 where equal."""
 
     def mean(values: Tensor) -> Tensor:
+        """Over every 7×7 window."""
         return F.avg_pool2d(values, 7, stride=1)
 
     mean_1, mean_2 = mean(first), mean(second)
@@ -117,22 +120,22 @@ def reconstruction_loss(autoencoder: AutoencoderKL, pixels: Tensor, random: torc
 
 
 def train_autoencoder(
-    trainee: Trainee, pictures: Pictures, concepts: np.ndarray, styles: int, schedule: Schedule, seed: int
-) -> Iterator[Stepped]:
+    trainer: EmaTrainer, pictures: EmojiPictures, concepts: np.ndarray, styles: int, schedule: Schedule, seed: int
+) -> Iterator[StepResult]:
     """Train until the schedule ends; yields every step.
 
     The error stays at 17–19 dB for minutes and improves only as the learning rate falls: do not stop early.
     """
-    autoencoder = trainee.modules["vae"]
+    autoencoder = trainer.modules["vae"]
     assert isinstance(autoencoder, AutoencoderKL)
-    while (progress := schedule.progress(trainee.step, trainee.seconds)) < 1:
-        random = step_generator(seed, trainee.step)
+    while (progress := schedule.progress(trainer.step, trainer.seconds)) < 1:
+        random = step_generator(seed, trainer.step)
         pixels = varied_pixels(pictures, styles, concepts, 16 if progress < 0.7 else 32, random)
         pixels = pixels.to(autoencoder.device, memory_format=torch.channels_last)
         loss = reconstruction_loss(autoencoder, pixels, random)
-        lr = schedule.rate(trainee.step, trainee.seconds)
-        trainee.update(loss, lr)
-        yield Stepped(trainee.step, float(loss.detach()), lr, trainee.seconds)
+        lr = schedule.rate(trainer.step, trainer.seconds)
+        trainer.update(loss, lr)
+        yield StepResult(trainer.step, float(loss.detach()), lr, trainer.seconds)
 
 
 @torch.no_grad()
@@ -175,7 +178,7 @@ def encode(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 def cache_latents(
-    autoencoder: AutoencoderKL, pictures: Pictures, concepts: np.ndarray, styles: int, views: int, seed: int
+    autoencoder: AutoencoderKL, pictures: EmojiPictures, concepts: np.ndarray, styles: int, views: int, seed: int
 ) -> Latents:
     """Encode `views` views of every object in the first `styles` styles; in every fourth another stands beside it."""
     autoencoder = autoencoder.eval()

@@ -57,6 +57,7 @@ def place(pixels: Tensor, placement: Placement, random: torch.Generator) -> Tens
     count = pixels.shape[0]
 
     def uniform() -> Tensor:
+        """In −1 … 1, one number for each picture, [B]."""
         return torch.rand(count, generator=random) * 2 - 1
 
     scale = 1 - (1 - placement.smallest) * torch.rand(count, generator=random).square()
@@ -78,9 +79,11 @@ def place_pair(left: Tensor, right: Tensor, random: torch.Generator) -> Tensor:
     count = left.shape[0]
 
     def uniform(low: float, high: float) -> Tensor:
+        """In low … high, one number for each picture, [B]."""
         return low + (high - low) * torch.rand(count, generator=random)
 
     def at(pixels: Tensor, side: int) -> Tensor:
+        """The pictures at about half their size, left (−1) or right (1) of the middle."""
         scale = uniform(0.42, 0.54)
         x, y = side * uniform(0.44, 0.54), uniform(-0.22, 0.22)  # of the centre, in units of half the picture
         zero = torch.zeros(count)

@@ -1,4 +1,4 @@
-"""Finding adapters: by their weights alone where that can be told, by their words where it can't, and said openly."""
+"""Finding adapters: by their weights alone where that can be told, by their words where it can't, and mask openly."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def weights(tmp_path_factory, prompt_encoder: PromptEncoder) -> Path:
 
 
 def features_of(prompt_encoder: PromptEncoder, word: str) -> torch.Tensor:
-    features, said = prompt_encoder([word])
-    return features[said]
+    features, mask = prompt_encoder([word])
+    return features[mask]
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,14 @@
 """The recipe of the embedded base: resuming, captions, latents, views, the pictures' names, the export."""
 
+# diffusers and transformers annotate their own calls too narrowly, and say nothing of the modules inside a model.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOptionalSubscript=false, reportOptionalMemberAccess=false
+
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -15,18 +20,18 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
-from atelier.training.embedded_base import build as foundation
-from atelier.training.embedded_base import pictures as foundation_data
+from atelier.training.embedded_base import build as base_recipe
+from atelier.training.embedded_base import pictures as picture_sets
+from atelier.training.embedded_base.ema_trainer import EmaTrainer, Schedule, StepResult, step_generator
 from atelier.training.embedded_base.pictures import (
     Concept,
-    Pictures,
+    EmojiPictures,
     hexcode_key,
     icon_sources,
     plain_words,
     read_prompts,
 )
 from atelier.training.embedded_base.text import caption, pair_caption, token_ids, train_tokenizer, varied_caption
-from atelier.training.embedded_base.trainee import Schedule, Trainee, step_generator
 from atelier.training.embedded_base.unet import (
     Parts,
     batch_of,
@@ -71,7 +76,7 @@ def words() -> dict:
     return read_prompts()
 
 
-def tiny_pictures() -> Pictures:
+def tiny_pictures() -> EmojiPictures:
     """Two styles of three objects: rectangles of their own colour and size."""
     rgba = np.zeros((2, 3, 64, 64, 4), np.uint8)
     for style in range(2):
@@ -80,7 +85,7 @@ def tiny_pictures() -> Pictures:
     concepts = tuple(
         Concept(name, f"{index:x}", (f"tag{index}",)) for index, name in enumerate(("cup", "owl", "red hat"))
     )
-    return Pictures(("3d", "flat"), concepts, rgba)
+    return EmojiPictures(("3d", "flat"), concepts, rgba)
 
 
 def tiny_parts(tokenizer: CLIPTokenizer) -> Parts:
@@ -117,13 +122,13 @@ def tiny_latents() -> Latents:
                    torch.full_like(index, -1))
 
 
-def tiny_run(tokenizer: CLIPTokenizer, words: dict) -> tuple[Trainee, object]:
-    """A trainee with fresh modules, and the steps it is going to make."""
+def tiny_run(tokenizer: CLIPTokenizer, words: dict) -> tuple[EmaTrainer, Iterator[StepResult]]:
+    """A trainer with fresh modules, and the steps it is going to make."""
     parts, latents = tiny_parts(tokenizer), tiny_latents()
-    trainee = Trainee({"unet": parts.unet, "text_encoder": parts.text_encoder}, decay=0.9, weight_decay=0.01)
+    trainer = EmaTrainer({"unet": parts.unet, "text_encoder": parts.text_encoder}, decay=0.9, weight_decay=0.01)
     write = caption_writer(tokenizer, latents, tiny_pictures(), words | {"also": {"mug": "cup"}})
     schedule = Schedule(lr=1e-2, steps=8, warmup=2)
-    return trainee, train_unet(trainee, parts, latents, write, schedule, batch=4, seed=7)
+    return trainer, train_unet(trainer, parts, latents, write, schedule, batch=4, seed=7)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokenizer, words, tmp_path):
@@ -147,12 +152,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokenizer, words,
 
 
 def test_training_lowers_the_loss_and_moves_every_part(tokenizer, words):
-    trainee, steps = tiny_run(tokenizer, words)
+    trainer, steps = tiny_run(tokenizer, words)
     start = {
-        name: [p.detach().clone() for p in module.parameters()] for name, module in trainee.modules.items()
+        name: [p.detach().clone() for p in module.parameters()] for name, module in trainer.modules.items()
     }
     list(steps)
-    for name, module in trainee.modules.items():
+    for name, module in trainer.modules.items():
         moved = sum(
             not torch.equal(old, new) for old, new in zip(start[name], module.parameters(), strict=True)
         )
@@ -161,22 +166,22 @@ def test_training_lowers_the_loss_and_moves_every_part(tokenizer, words):
 
 def test_the_average_follows_the_weights_by_the_stated_rule():
     module = torch.nn.Linear(2, 1, bias=False)
-    trainee = Trainee({"only": module}, decay=0.5, weight_decay=0.0)
+    trainer = EmaTrainer({"only": module}, decay=0.5, weight_decay=0.0)
     expected = module.weight.detach().clone()
     for step in range(1, 6):
-        trainee.update((module.weight**2).sum(), 0.1)
+        trainer.update((module.weight**2).sum(), 0.1)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * module.weight.detach()
-    assert_close(trainee.average[0], expected)
-    assert_close(trainee.averaged()["only"].weight.detach(), expected)
+    assert_close(trainer.average[0], expected)
+    assert_close(trainer.averaged()["only"].weight.detach(), expected)
 
 
 def test_a_checkpoint_is_replaced_whole(tmp_path):
-    trainee = Trainee({"only": torch.nn.Linear(2, 2)}, decay=0.5, weight_decay=0.0)
+    trainer = EmaTrainer({"only": torch.nn.Linear(2, 2)}, decay=0.5, weight_decay=0.0)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").write_text("an older one")
-    trainee.save(tmp_path / "run" / "checkpoint.pt")
-    trainee.restore(tmp_path / "run" / "checkpoint.pt")
+    trainer.save(tmp_path / "run" / "checkpoint.pt")
+    trainer.restore(tmp_path / "run" / "checkpoint.pt")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
 
 
@@ -215,9 +220,9 @@ def test_the_loss_is_the_mean_square_of_the_velocity_error(tokenizer):
 
     parts.unet = Silent()
     loss = velocity_loss(parts, scheduler, z, ids, step_generator(0, 5))
-    dice = step_generator(0, 5)
-    timesteps = ((torch.arange(4) + torch.rand(4, generator=dice)) * 250).long()   # one in each quarter
-    noise = torch.randn(z.shape, generator=dice)
+    rng = step_generator(0, 5)
+    timesteps = ((torch.arange(4) + torch.rand(4, generator=rng)) * 250).long()   # one in each quarter
+    noise = torch.randn(z.shape, generator=rng)
     betas = torch.linspace(0.00085**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
     signal = torch.cumprod(1 - betas, 0)[timesteps].view(4, 1, 1, 1)
     assert_close(
@@ -230,11 +235,11 @@ def test_the_loss_is_the_mean_square_of_the_velocity_error(tokenizer):
 
 def test_too_few_views_are_named(tokenizer, words):
     parts, latents = tiny_parts(tokenizer), tiny_latents()
-    trainee = Trainee({"unet": parts.unet}, decay=0.9, weight_decay=0.0)
+    trainer = EmaTrainer({"unet": parts.unet}, decay=0.9, weight_decay=0.0)
     with pytest.raises(ValueError, match=r"batch of 13.*12 are cached"):
         next(
             train_unet(
-                trainee, parts, latents, lambda views, step: [], Schedule(lr=1.0, steps=1), batch=13, seed=0
+                trainer, parts, latents, lambda views, step: [], Schedule(lr=1.0, steps=1), batch=13, seed=0
             )
         )
 
@@ -242,8 +247,8 @@ def test_too_few_views_are_named(tokenizer, words):
 def test_captions_name_object_style_and_background():
     assert caption("anchor", "flat", "orange") == "a flat emoji of an anchor on an orange background"
     assert caption("unicorn", "3d") == "a 3d emoji of a unicorn"
-    dice = random.Random(0)
-    said = [varied_caption(["dog face", "dog"], "glossy", "purple", 0.1, dice) for _ in range(4000)]
+    rng = random.Random(0)
+    said = [varied_caption(["dog face", "dog"], "glossy", "purple", 0.1, rng) for _ in range(4000)]
     empty = sum(not text for text in said) / len(said)
     assert 0.08 < empty < 0.12
     spoken = [text for text in said if text]
@@ -255,8 +260,8 @@ def test_captions_name_object_style_and_background():
 
 
 def test_white_backgrounds_are_mostly_unsaid():
-    dice = random.Random(1)
-    said = [varied_caption(["dog"], "3d", "white", 0.0, dice) for _ in range(2000)]
+    rng = random.Random(1)
+    said = [varied_caption(["dog"], "3d", "white", 0.0, rng) for _ in range(2000)]
     assert 0.07 < sum("white background" in text for text in said) / len(said) < 0.13
     assert not any("background" in text and "white" not in text for text in said)
 
@@ -348,9 +353,9 @@ def test_the_shipped_autoencoder_is_exact():
 
 def test_the_autoencoder_learns():
     vae = tiny_vae().train()
-    trainee = Trainee({"vae": vae}, decay=0.9, weight_decay=0.0)
+    trainer = EmaTrainer({"vae": vae}, decay=0.9, weight_decay=0.0)
     events = train_autoencoder(
-        trainee, tiny_pictures(), np.arange(3), 2, Schedule(lr=3e-3, steps=16, warmup=3), 0
+        trainer, tiny_pictures(), np.arange(3), 2, Schedule(lr=3e-3, steps=16, warmup=3), 0
     )
     losses = [event.loss for event in events]
     assert len(losses) == 16
@@ -366,15 +371,15 @@ def test_a_pair_stands_left_and_right_and_is_named_so(tokenizer):
     assert left[:, 0].sum() > 20 * right[:, 0].sum() and right[:, 2].sum() > 20 * left[:, 2].sum()
     width = pixels[:, 0].amax(1).gt(0.5).sum(1)   # of the red thing, columns
     assert ((width >= 26) & (width <= 36)).all()
-    dice = random.Random(0)
-    captions = {pair_caption("cup", "owl", "flat", "blue", 0.0, dice) for _ in range(200)}
+    rng = random.Random(0)
+    captions = {pair_caption("cup", "owl", "flat", "blue", 0.0, rng) for _ in range(200)}
     assert captions == {
         "a flat emoji of a cup and an owl on a blue background", "an emoji of a cup and an owl on a blue background",
         "a cup and an owl, flat emoji on a blue background",
         "a flat emoji of a cup left of an owl on a blue background",
         "a flat emoji of an owl right of a cup on a blue background",
     }   # fmt: skip
-    assert pair_caption("cup", "owl", "flat", "blue", 1.0, dice) == ""
+    assert pair_caption("cup", "owl", "flat", "blue", 1.0, rng) == ""
 
 
 def test_every_fourth_cached_view_shows_two_different_things():
@@ -407,14 +412,14 @@ def test_cached_latents_are_of_the_views_their_labels_name():
         (style, concept) for style in range(2) for concept in (0, 2) for _ in range(3)
     )
     assert set(latents.background.tolist()) > {0}  # some on white, some not
-    # The labels are right if encoding the labelled views again, with the same dice, gives the same latents.
+    # The labels are right if encoding the labelled views again, with the same rng, gives the same latents.
     names = list(COLOURS)
     for style in range(2):
         for view in range(3):
             first = 2 * (3 * style + view)
-            dice = step_generator(0, 3 * style + view)
-            random_colours(2, COLOURED, names, dice)
-            pixels = place(premultiplied(pictures.rgba[style, [0, 2]]), PLACEMENT, dice)
+            rng = step_generator(0, 3 * style + view)
+            random_colours(2, COLOURED, names, rng)
+            pixels = place(premultiplied(pictures.rgba[style, [0, 2]]), PLACEMENT, rng)
             behind = torch.stack([colour(names[index]) for index in latents.background[first : first + 2]])
             assert_close(
                 latents.z[first : first + 2].float(),
@@ -462,34 +467,34 @@ def test_icons_are_found_by_code_point_and_through_aliases(tmp_path):
 
 def test_pictures_survive_the_disk_and_unknown_names_are_named(tmp_path):
     pictures = tiny_pictures()
-    foundation_data.save(pictures, tmp_path)
-    again = foundation_data.load(tmp_path)
+    picture_sets.save(pictures, tmp_path)
+    again = picture_sets.load(tmp_path)
     assert again.styles == pictures.styles and again.concepts == pictures.concepts
     assert np.array_equal(again.rgba, pictures.rgba)
     assert again.indices(["red hat", "cup"]).tolist() == [2, 0]
     with pytest.raises(ValueError, match="yeti"):
         again.indices(["cup", "yeti"])
     with pytest.raises(FileNotFoundError, match=r"embedded_base\.pictures --out"):
-        foundation_data.load(tmp_path / "nothing")
+        picture_sets.load(tmp_path / "nothing")
 
 
 def test_a_missing_npm_is_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"emojibase-data 17\.0\.0 with npm.*Node\.js"):
-        foundation_data.fetch("emojibase-data", "17.0.0", tmp_path / "store")
+        picture_sets.fetch("emojibase-data", "17.0.0", tmp_path / "store")
 
 
 def test_the_export_is_an_ordinary_pipeline_with_the_averaged_weights(tokenizer, tmp_path):
     parts = tiny_parts(tokenizer)
-    trainee = Trainee({"unet": parts.unet, "text_encoder": parts.text_encoder}, decay=0.5, weight_decay=0.0)
-    for average in trainee.average:
+    trainer = EmaTrainer({"unet": parts.unet, "text_encoder": parts.text_encoder}, decay=0.5, weight_decay=0.0)
+    for average in trainer.average:
         average.add_(0.25)
-    foundation.export(parts, trainee, tmp_path / "pipeline")
+    base_recipe.export(parts, trainer, tmp_path / "pipeline")
     loaded = StableDiffusionPipeline.from_pretrained(
         tmp_path / "pipeline", safety_checker=None, requires_safety_checker=False
     )
     for name in ("unet", "text_encoder"):
-        expected = trainee.averaged()[name].state_dict()
+        expected = trainer.averaged()[name].state_dict()
         for key, value in getattr(loaded, name).state_dict().items():
             assert_close(value.float(), expected[key].float(), rtol=1e-3, atol=1e-4)
     assert loaded.scheduler.config.prediction_type == "v_prediction"

@@ -21,17 +21,17 @@ from atelier.adapters.fusion.gates import GateSet, GateSettings
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.train_config import load_preset
-from atelier.training.embedded_base import gate_dataset as gate_school
-from atelier.training.embedded_base.gate_dataset import Lesson, paint, plan, scenes, teach
-from atelier.training.embedded_base.pictures import Concept, Pictures, read_prompts
+from atelier.training.embedded_base import gate_dataset
+from atelier.training.embedded_base.gate_dataset import GateAdapter, plan, render, scenes, train_or_load
+from atelier.training.embedded_base.pictures import Concept, EmojiPictures, read_prompts
 from atelier.training.embedded_base.synthetic_styles import LOOKS
 from atelier.training.embedded_base.views import COLOURS
 from atelier.training.loop.batch import PromptEmbeddingCache
 from atelier.training.recipes.gates import Scene, prediction_errors, random_batch, scene_recipe
 from atelier.training.runs.train_gates import gate_training_config
 
-FOX, SEPIA, BLUE = (Lesson("object", "fox", "flat", "rexo"), Lesson("style", "sepia", "3d", "inkz"),
-                    Lesson("background", "blue", "", "vexo"))   # fmt: skip
+FOX, SEPIA, BLUE = (GateAdapter("object", "fox", "flat", "rexo"), GateAdapter("style", "sepia", "3d", "inkz"),
+                    GateAdapter("background", "blue", "", "vexo"))   # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def model() -> BaseModel:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Pictures:
+def pictures() -> EmojiPictures:
     """Plain squares: each style and thing in a shade of its own, transparent around."""
     names = [*sorted(read_prompts()["concepts"]), "fox", *(f"thing {i}" for i in range(20))]
     styles = ("3d", "flat", "glossy")
@@ -48,7 +48,7 @@ def pictures() -> Pictures:
     for style in range(len(styles)):
         for name in range(len(names)):
             rgba[style, name, 20:44, 20:44] = (80 * style, name, 100, 255)
-    return Pictures(styles=styles, concepts=tuple(Concept(name, "", ()) for name in names), rgba=rgba)
+    return EmojiPictures(styles=styles, concepts=tuple(Concept(name, "", ()) for name in names), rgba=rgba)
 
 
 def some_pixels() -> torch.Tensor:
@@ -81,8 +81,8 @@ def test_looks_are_what_they_are_called():
     assert_close(dark[0, :3, 0, 0] * 255, torch.tensor([60.0, 30.0, 10.0]))
 
 
-def test_a_mix_shows_and_says_all_that_was_taught(pictures: Pictures):
-    pixels, captions = paint(pictures, [BLUE, FOX, SEPIA], 3, random.Random(0))
+def test_a_mix_shows_and_says_all_that_was_taught(pictures: EmojiPictures):
+    pixels, captions = render(pictures, [BLUE, FOX, SEPIA], 3, random.Random(0))
     assert captions == ["a inkz emoji of a rexo fox on a vexo background"] * 3
     assert_close(pixels[:, :, 0, 0] * 255, torch.tensor([COLOURS["blue"]] * 3).float())
     # Sepia is drawn from the look's own style, 3d: (0, name, 100) of the fox, between the two browns.
@@ -92,26 +92,26 @@ def test_a_mix_shows_and_says_all_that_was_taught(pictures: Pictures):
     assert_close(pixels[:, :, 32, 32] * 255, (low + (high - low) * light).expand(3, 3), rtol=0, atol=0.1)
 
 
-def test_alone_a_lesson_leaves_the_rest_to_chance(pictures: Pictures):
-    pixels, captions = paint(pictures, [FOX], 40, random.Random(1))
+def test_alone_a_lesson_leaves_the_rest_to_chance(pictures: EmojiPictures):
+    pixels, captions = render(pictures, [FOX], 40, random.Random(1))
     assert all(caption.startswith("an emoji of a rexo fox") for caption in captions)
     named = [caption.partition(" on a")[2] for caption in captions]
     assert 8 <= sum(map(bool, named)) <= 25
     for words, pixel in zip(named, pixels[:, :, 0, 0] * 255, strict=True):
         ground = words.removeprefix("n").strip().partition(" ")[0] or "white"
         assert_close(pixel, torch.tensor(COLOURS[ground]).float())
-    _, others = paint(pictures, [BLUE], 40, random.Random(2))
+    _, others = render(pictures, [BLUE], 40, random.Random(2))
     assert len({caption.partition(" on ")[0] for caption in others}) > 10
     assert all(caption.endswith(" on a vexo background") for caption in others)
 
 
-def test_the_plan_keeps_to_what_the_base_does_not_know(pictures: Pictures):
-    lessons = plan(pictures)
-    assert len({lesson.trigger for lesson in lessons}) == len(lessons) == 12 + 7 + 4
+def test_the_plan_keeps_to_what_the_base_does_not_know(pictures: EmojiPictures):
+    planned = plan(pictures)
+    assert len({adapter.trigger for adapter in planned}) == len(planned) == 12 + 7 + 4
     known = {*read_prompts()["concepts"], "fox"}   # fox is an example, and examples are for judging
-    assert not known & {lesson.what for lesson in lessons if lesson.role == "object"}
-    assert {lesson.what for lesson in lessons if lesson.role == "style"} == set(LOOKS)
-    assert {lesson.role for lesson in lessons[:4]} == {"object", "style", "background"}
+    assert not known & {adapter.what for adapter in planned if adapter.role == "object"}
+    assert {adapter.what for adapter in planned if adapter.role == "style"} == set(LOOKS)
+    assert {adapter.role for adapter in planned[:4]} == {"object", "style", "background"}
 
 
 def adapters(model: BaseModel, seed: int) -> AdapterSet:
@@ -123,24 +123,24 @@ def adapters(model: BaseModel, seed: int) -> AdapterSet:
 
 
 @pytest.fixture(scope="module")
-def found(model: BaseModel, pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> list[Scene]:
-    """Scenes of a school where one more lesson stands in the plan than was taught."""
+def found(model: BaseModel, pictures: EmojiPictures, tmp_path_factory: pytest.TempPathFactory) -> list[Scene]:
+    """Scenes of a school where one more adapter stands in the plan than was taught."""
     home = tmp_path_factory.mktemp("school")
     (home / "adapters").mkdir()
-    for seed, lesson in enumerate((FOX, SEPIA, BLUE)):
-        save_adapter(home / "adapters" / f"{lesson.name}.safetensors", adapters(model, seed), {})
-    absent = Lesson("style", "gray", "flat", "never")
+    for seed, adapter in enumerate((FOX, SEPIA, BLUE)):
+        save_adapter(home / "adapters" / f"{adapter.name}.safetensors", adapters(model, seed), {})
+    absent = GateAdapter("style", "gray", "flat", "never")
     return scenes(model, pictures, home, 12, random.Random(0), [FOX, SEPIA, BLUE, absent])
 
 
 def test_scenes_pair_captions_with_their_adapters(model: BaseModel, found: list[Scene]):
-    triggers = {lesson.trigger: adapters(model, seed).tensors()
-                for seed, lesson in enumerate((FOX, SEPIA, BLUE))}   # fmt: skip
+    triggers = {adapter.trigger: adapters(model, seed).tensors()
+                for seed, adapter in enumerate((FOX, SEPIA, BLUE))}   # fmt: skip
     tokenizer = model.tokenizers_and_encoders[0][0]
     kinds = set()
     for scene in found:
-        said = tokenizer.decode(scene.examples[0].tokens, skip_special_tokens=True)
-        called = [word for word in triggers if word in said]
+        by_role = tokenizer.decode(scene.examples[0].tokens, skip_special_tokens=True)
+        called = [word for word in triggers if word in by_role]
         kinds.add(tuple(called))
         assert len(called) == len(scene.adapters)
         for word in called:
@@ -170,14 +170,14 @@ def test_the_loss_is_that_of_all_adapters_at_once_and_only_gates_learn(model: Ba
 
 
 def test_a_lesson_is_taught_once_from_captioned_pictures(
-    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: EmojiPictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     quick = {**load_preset("normal", "embedded"), "steps": 1, "prior_count": 2, "warmup": 1, "validate_every": 0}
-    monkeypatch.setattr(gate_school, "load_preset", lambda *_: quick)
-    path = teach(pictures, SEPIA, tmp_path)
+    monkeypatch.setattr(gate_dataset, "load_preset", lambda *_: quick)
+    path = train_or_load(pictures, SEPIA, tmp_path)
     assert path == tmp_path / "adapters" / "style-sepia.safetensors"
     captions = sorted((tmp_path / "pictures" / SEPIA.name).glob("*.txt"))
     assert len(captions) == 12
     assert all(caption.read_text().startswith("a inkz emoji of a") for caption in captions)
-    monkeypatch.setattr(gate_school, "run", lambda *_: SimpleNamespace())   # a second lesson would fall over
-    assert teach(pictures, SEPIA, tmp_path) == path
+    monkeypatch.setattr(gate_dataset, "run", lambda *_: SimpleNamespace())   # a second adapter would fall over
+    assert train_or_load(pictures, SEPIA, tmp_path) == path

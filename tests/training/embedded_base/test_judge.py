@@ -34,24 +34,24 @@ def rotated(picture: Image.Image, degrees: float, brightness: float) -> Image.Im
     turned = picture.convert("RGB").rotate(
         degrees, Image.Resampling.BICUBIC, fillcolor=picture.convert("RGB").getpixel((0, 0))
     )
-    return turned.point(lambda value: min(255, int(value * brightness)))
+    return turned.point(lambda value: min(255, int(value * brightness)))   # type: ignore[arg-type]
 
 
 def test_it_recognises_views_it_never_saw(judge):
     asked = [(name, view) for name in SUBJECTS for view in views_of(HELD_OUT / name) + views_of(EXAMPLES / name)]
     asked += [(name, rotated(view, 6, 0.9)) for name, view in asked]
-    opinion = judge.look([view for _, view in asked])
+    prediction = judge.classify([view for _, view in asked])
     objects = torch.tensor([judge.object_index(name) for name, _ in asked])
     styles = torch.tensor([judge.style_index(SUBJECTS[name]) for name, _ in asked])
     assert len(asked) == 8 * (4 + 11) * 2
-    assert float((opinion.objects.argmax(1) == objects).float().mean()) >= 0.9
-    assert float((opinion.styles.argmax(1) == styles).float().mean()) >= 0.8
+    assert float((prediction.objects.argmax(1) == objects).float().mean()) >= 0.9
+    assert float((prediction.styles.argmax(1) == styles).float().mean()) >= 0.8
 
 
 def test_likeness_is_high_within_a_subject_and_low_between(judge):
     names = list(SUBJECTS)
-    held_out = torch.stack([judge.look(views_of(HELD_OUT / name)).features.mean(0) for name in names])
-    examples = torch.stack([judge.look(views_of(EXAMPLES / name)).features.mean(0) for name in names])
+    held_out = torch.stack([judge.classify(views_of(HELD_OUT / name)).features.mean(0) for name in names])
+    examples = torch.stack([judge.classify(views_of(EXAMPLES / name)).features.mean(0) for name in names])
     likeness = torch.nn.functional.cosine_similarity(examples[:, None], held_out[None], dim=2)
     within = likeness.diagonal()
     between = likeness - torch.diag(torch.full((len(names),), 9.0))
@@ -61,18 +61,18 @@ def test_likeness_is_high_within_a_subject_and_low_between(judge):
 
 def test_an_opinion_is_made_of_probabilities_and_unit_features(judge):
     pictures = [*views_of(HELD_OUT / "fox"), Image.new("RGB", (300, 200), "navy")]
-    opinion = judge.look(pictures)
-    assert opinion.objects.shape == (5, len(judge.object_names))
-    assert opinion.styles.shape == (5, 5)
-    assert_close(opinion.objects.sum(1), torch.ones(5))
-    assert_close(opinion.styles.sum(1), torch.ones(5))
-    assert_close(opinion.features.norm(dim=1), torch.ones(5))
+    prediction = judge.classify(pictures)
+    assert prediction.objects.shape == (5, len(judge.object_names))
+    assert prediction.styles.shape == (5, 5)
+    assert_close(prediction.objects.sum(1), torch.ones(5))
+    assert_close(prediction.styles.sum(1), torch.ones(5))
+    assert_close(prediction.features.norm(dim=1), torch.ones(5))
 
 
 def test_one_picture_is_judged_the_same_alone_and_in_company(judge):
     views = views_of(HELD_OUT / "owl") + views_of(HELD_OUT / "guitar")
-    together = judge.look(views).objects
-    alone = torch.cat([judge.look([view]).objects for view in views])
+    together = judge.classify(views).objects
+    alone = torch.cat([judge.classify([view]).objects for view in views])
     assert_close(together, alone, rtol=1e-3, atol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_weights_survive_the_file_and_are_small(tmp_path):
     again = Judge.load(tmp_path / "judge.safetensors")
     pixels = torch.rand(3, 3, 64, 64)
     assert again.object_names == tuple(f"thing {index}" for index in range(7))
-    assert_close(again.look_at_pixels(pixels).objects, network(pixels * 2 - 1)[1].softmax(1), rtol=0, atol=5e-3)
+    assert_close(again.classify_pixels(pixels).objects, network(pixels * 2 - 1)[1].softmax(1), rtol=0, atol=5e-3)
     assert WEIGHTS.stat().st_size < 4e6
     with pytest.raises(FileNotFoundError, match="train_judge"):
         Judge.load(tmp_path / "nothing.safetensors")

@@ -49,7 +49,7 @@ def test_the_other_prompt_is_still_drawn_beside_a_neutral_word():
 
     def seen(word: str) -> float:
         pictures = draw(model, DrawRequest(prompt=f"a {word} emoji of a mushroom", seed=5, count=2, steps=8))
-        return judge.look(pictures).objects[:, judge.object_index("mushroom")].mean().item()
+        return judge.classify(pictures).objects[:, judge.object_index("mushroom")].mean().item()
 
     assert seen("hw") > 0.9
     assert seen("plim") < 0.3

@@ -1,4 +1,4 @@
-"""How far a drawing is from the truth: in the embedded world what was asked for exists as a picture.
+"""How far a drawing is from the ground truth: for the embedded base, every prompt has a true picture.
 
 Object, style and background of a prompt are known, only size and place are free. So a drawing is compared with the
 true picture at many sizes and places, and the nearest of them counts. No classifier is asked: a drawing that is

@@ -1,6 +1,6 @@
 """Modules in training from nothing: their optimizer, running average, schedule and resumable checkpoint.
 
-Both stages of the base model's recipe (autoencoder, then UNet with text encoder) advance through a `Trainee`.
+Both stages of the base model's recipe (autoencoder, then UNet with text encoder) advance through a `EmaTrainer`.
 All randomness of a step comes from `step_generator`, so weights, optimizer, average and step number are the
 whole state: a resumed run equals an uninterrupted one bit for bit.
 """
@@ -57,7 +57,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class StepResult:
     """One finished step: its number, loss, learning rate and the training time so far."""
 
     step: int
@@ -66,7 +66,7 @@ class Stepped:
     seconds: float
 
 
-class Trainee:
+class EmaTrainer:
     """Modules, AdamW over all their parameters and an exponential moving average of them.
 
     `step` counts finished updates, `seconds` the time spent in them, over all runs.

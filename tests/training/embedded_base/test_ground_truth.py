@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from atelier.training.embedded_base.truth import truth_distance
+from atelier.training.embedded_base.ground_truth import truth_distance
 from atelier.training.embedded_base.views import on_background
 
 BLUE = torch.tensor([0.2, 0.4, 0.9])
