@@ -1,4 +1,7 @@
-"""The smallest kernel there is, to find out whether Triton can compile here: its driver is built with a C compiler."""
+"""The smallest kernel, to find out whether Triton can compile here: its driver is built with a C compiler.
+
+Apart from ``dispatch.py``, which runs it, because only files like this one may import Triton.
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from atelier.adapters.core.base import Adapter, AdapterSet, bias_of
 from atelier.adapters.core.cast_factors import FactorCache, ScaledAdapter
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, weight_shape
+from atelier.kernels.torch_internals import child_of
 
 
 class MountError(ValueError):
@@ -53,7 +54,6 @@ def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module | None:
     """A module by its name. transformers 5 dropped a level of some text encoders, which other files still have."""
     component, _, path = name.partition(".")
     for candidate in (path, path.removeprefix("text_model."), f"text_model.{path}"):
-        # `get_submodule` asks three times at every level, and a training attaches at every step.
         found = reduce(_child, candidate.split("."), models.get(component))
         if found is not None:
             return found
@@ -61,7 +61,7 @@ def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module | None:
 
 
 def _child(module: nn.Module | None, name: str) -> nn.Module | None:
-    return None if module is None else module._modules.get(name)
+    return None if module is None else child_of(module, name)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
+from atelier.kernels.torch_internals import conv_with_weight
+
 MAX_CODE = 127
 # A UNet's first and last convolution: hardly any memory, and half of the error (docs/LOG.md).
 _WHOLE = ("conv_in", "conv_out")
@@ -66,7 +68,7 @@ class Int8Conv2d(Int8Layer, nn.Conv2d):   # type: ignore[misc]
 
 def _run_layer(x: Tensor, layer: Any) -> Tensor:
     if isinstance(layer, nn.Conv2d):
-        return layer._conv_forward(x, layer.weight, layer.bias)
+        return conv_with_weight(layer, x, layer.weight, layer.bias)
     return F.linear(x, layer.weight, layer.bias)
 
 

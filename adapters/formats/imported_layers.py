@@ -12,6 +12,7 @@ from atelier.adapters.core.settings import Settings
 from atelier.adapters.formats import lycoris, orthogonal, peft_kinds
 from atelier.adapters.formats.layer_parts import SHARED, algorithm_of
 from atelier.adapters.formats.lycoris import Imported
+from atelier.kernels.torch_internals import buffers_of
 
 SHARED_NAME = "shared"   # what all layers have in common, in an adapter set
 _CLASSES: dict[str, type[Imported]] = {
@@ -46,12 +47,12 @@ def create_imported(layers: Mapping[Spec, Mapping[str, Tensor]]) -> AdapterSet:
 
 def algorithm_names(adapters: AdapterSet) -> tuple[str, ...]:
     """What the layers of an imported adapter are, such as LoRA and norm; empty for kinds that are trained here."""
-    found = (algorithm_of(adapter._buffers) for adapter in adapters if isinstance(adapter, Imported))
+    found = (algorithm_of(buffers_of(adapter)) for adapter in adapters if isinstance(adapter, Imported))
     return tuple(dict.fromkeys(algorithm.name for algorithm in found if algorithm))
 
 
 def _adapter(spec: Spec, parts: Mapping[str, Tensor], shared: nn.Module) -> Imported:
     algorithm = algorithm_of(parts)
     assert algorithm is not None
-    own = {part: value for part, value in parts.items() if part not in shared._buffers}
+    own = {part: value for part, value in parts.items() if part not in buffers_of(shared)}
     return _CLASSES[algorithm.name](spec, own, shared)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.settings import Settings
 from atelier.adapters.formats.layer_shapes import glora_is_new
+from atelier.kernels.torch_internals import buffers_of
 
 _CHANGES_OF_BIAS = frozenset({"diff_b", "b_norm", "set_bias"})
 
@@ -37,9 +38,9 @@ class Imported(Adapter):
 
     def part(self, name: str) -> Tensor | None:
         """One tensor in float32 or better; None where neither the layer nor what it shares has it."""
-        value = self._buffers.get(name)
+        value = buffers_of(self).get(name)
         if value is None and self._shared[0] is not None:
-            value = self._shared[0]._buffers.get(name)
+            value = buffers_of(self._shared[0]).get(name)
         return value if value is None or value.dtype == torch.float64 else value.float()
 
     def need(self, name: str) -> Tensor:
@@ -60,13 +61,13 @@ class Imported(Adapter):
 
     def number(self, name: str, default: float = 0.0) -> float:
         """A part that is one number; the default where the layer has none."""
-        value = self._buffers.get(name)
+        value = buffers_of(self).get(name)
         return default if value is None else value.double().item()
 
     @property
     def lengths_given(self) -> bool:
         """Whether this is DoRA."""
-        return "dora_scale" in self._buffers or "magnitude" in self._buffers
+        return "dora_scale" in buffers_of(self) or "magnitude" in buffers_of(self)
 
     def row_lengths(self, weight: Tensor) -> Tensor | None:
         """DoRA's lengths ``[rows]``; None where there are none, or they are those of columns.
@@ -106,12 +107,12 @@ class Imported(Adapter):
     @property
     def adds_bias(self) -> bool:
         """Whether the file changes the bias, or PEFT's ``up_bias`` adds to the outputs."""
-        return self.needs_bias or "up_bias" in self._buffers
+        return self.needs_bias or "up_bias" in buffers_of(self)
 
     @property
     def needs_bias(self) -> bool:
-        """See the base class: PEFT's ``up_bias`` is added to the outputs, whether they had a bias or not."""
-        return not _CHANGES_OF_BIAS.isdisjoint(self._buffers)
+        """True where the file changes the bias; PEFT's ``up_bias`` is added to the outputs and needs none."""
+        return not _CHANGES_OF_BIAS.isdisjoint(buffers_of(self))
 
     def bias_delta(self, bias: Tensor | None = None) -> Tensor | None:
         """``diff_b`` or ``b_norm [rows]``; with ``set_bias`` what is missing to it. None without such a tensor."""
@@ -123,7 +124,7 @@ class Imported(Adapter):
     @property
     def reads_bias(self) -> bool:
         """True with ``set_bias``, which replaces the bias, so that the change depends on it."""
-        return "set_bias" in self._buffers
+        return "set_bias" in buffers_of(self)
 
 
 class ImportedLora(Imported):
@@ -182,7 +183,7 @@ class ImportedLokr(Imported):
     """ΔW = scale · w₁ ⊗ w₂, each whole or a product; scale is alpha/rank if either is a product, else 1 (LyCORIS)."""
 
     def _pair(self) -> tuple[Tensor, Tensor] | None:
-        if "lokr_w2" in self._buffers:
+        if "lokr_w2" in buffers_of(self):
             return None   # its second factor is whole: no low rank
         small, (left, right) = self._small(), self._large()
         one = torch.eye(small.shape[1], dtype=small.dtype, device=small.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from atelier.adapters.formats.layer_shapes import triangle_side
 from atelier.adapters.formats.lycoris import Imported, as_matrix
+from atelier.kernels.torch_internals import buffers_of
 
 _TINY = 1e-8   # LyCORIS adds it to the norm before it divides
 
@@ -93,13 +94,13 @@ class ImportedInputOft(Imported):
         row, column = torch.triu_indices(block, block, 1)
         skew[:, row, column] = triangle
         skew = skew - skew.transpose(1, 2)
-        if "scaled_oft" in self._buffers and self.number("scaled_oft"):
+        if "scaled_oft" in buffers_of(self) and self.number("scaled_oft"):
             skew = skew / (2 * (block - 1) ** 0.5)
         if (largest := self.number("largest_turn")) > 0:
             norm = skew.norm(dim=(1, 2), keepdim=True)
             limit = largest / len(triangle) ** 0.5
             skew = torch.where(norm <= limit, skew, skew * (limit / norm))
-        turn = _neumann(skew, int(self.number("terms"))) if "terms" in self._buffers else _cayley(-skew)
+        turn = _neumann(skew, int(self.number("terms"))) if "terms" in buffers_of(self) else _cayley(-skew)
         return turn.transpose(1, 2) if self.number("transposed") else turn
 
     def _update(self, weight: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from atelier.adapters.fusion.break_for_make_halves import combine_halves, streng
 from atelier.adapters.fusion.pairwise import Models, pair_layers, project_out_style, switch_points
 from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.adapters.kinds.lora import RankSettings
+from atelier.kernels.torch_internals import conv_with_weight
 
 UNTRAINED_METHODS = ("break-for-make", "sum", "np", "k")
 """Those that need no training, so that strengths can move while somebody looks."""
@@ -69,7 +70,7 @@ class BatchedStrengthAdapter(Adapter):
         gains = self.gains().to(x)
         gains = gains.repeat(len(x) // len(gains), 1)
         if isinstance(module, nn.Conv2d):
-            hidden = module._conv_forward(x, down.reshape(-1, *self.spec.shape[1:]), None)
+            hidden = conv_with_weight(module, x, down.reshape(-1, *self.spec.shape[1:]))
             return conv2d(hidden * gains[:, :, None, None], up[:, :, None, None])
         return linear(linear(x, down) * gains.reshape(len(x), *(1 for _ in range(x.dim() - 2)), -1), up)
 

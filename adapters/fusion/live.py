@@ -21,6 +21,7 @@ from atelier.adapters.attach.mount import find_target_modules, is_channels_first
 from atelier.adapters.core.base import Adapter, AdapterSet, bias_of
 from atelier.adapters.core.timestep import TimestepTracker
 from atelier.adapters.fusion.gates import Gate, GateRecord, GateSet
+from atelier.kernels.torch_internals import conv_with_weight
 
 Curve = Callable[[float], float]   # progress of denoising, 0 … 1 → what the strength is multiplied with
 
@@ -208,7 +209,7 @@ class _LayerHook:
         down = downs.flatten(0, 1).to(x)
         if isinstance(module, nn.Conv2d):
             kernel = down.reshape(len(down), -1, *module.kernel_size)
-            hidden = module._conv_forward(x, kernel, None).movedim(1, -1)
+            hidden = conv_with_weight(module, x, kernel).movedim(1, -1)
         else:
             hidden = F.linear(x, down)
         count, rank = downs.shape[:2]

@@ -25,6 +25,7 @@ from atelier.adapters.initialization.rank_budget import (
 )
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.lora import LoraSettings
+from atelier.kernels.torch_internals import two_sided_padding
 
 PASSES = 4        # looks at the training pictures: directions settle after a few batches
 DIRECTIONS = 64   # of the inputs that are kept for each module
@@ -114,7 +115,7 @@ def _rows(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Conv2d):
         x = x[:, : module.in_channels // module.groups]   # groups see different channels; the first stands for all
         border = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = F.pad(x, module._reversed_padding_repeated_twice, border)   # knows "same", too
+        x = F.pad(x, two_sided_padding(module), border)
         x = F.unfold(x, module.kernel_size, module.dilation, 0, module.stride).mT
     rows = x.flatten(0, -2)
     return rows[:: -(-len(rows) // ROWS)]

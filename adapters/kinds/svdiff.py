@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.settings import Settings
 from atelier.adapters.kinds.factorize import modes
+from atelier.kernels.torch_internals import version_of
 
 
 class CachedSvd:
@@ -28,7 +29,7 @@ class CachedSvd:
 
     def __call__(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """U ``[rows, m]``, S ``[m]``, V ``[m, columns]`` of ``weight`` as a matrix, m the smaller side."""
-        state = (weight._version, weight.data_ptr(), dtype, weight.device)
+        state = (version_of(weight), weight.data_ptr(), dtype, weight.device)
         if self._of() is not weight or self._known is None or self._known[0] != state:
             u, s, v = torch.linalg.svd(weight.detach().flatten(1).to(dtype), full_matrices=False)
             self._of, self._known = weakref.ref(weight), (state, (u, s, v))

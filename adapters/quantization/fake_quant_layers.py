@@ -27,6 +27,7 @@ from atelier.adapters.quantization.activation_quantizers import ActivationQuanti
 from atelier.adapters.quantization.bit_policy import LayerBits, is_boundary_layer
 from atelier.adapters.quantization.quantizers import fit_weight_quantizer
 from atelier.kernels.fake_quant import fake_quant
+from atelier.kernels.torch_internals import conv_with_weight
 
 
 class FakeQuantSwitch:
@@ -98,7 +99,7 @@ class FakeQuantConv2d(FakeQuantLayer, nn.Conv2d):   # type: ignore[misc]
     """A Conv2d that learns to be rounded."""
 
     def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(x, weight, self.bias)
+        return conv_with_weight(self, x, weight, self.bias)
 
 
 _LEARNED = ("steps", "up", "down")

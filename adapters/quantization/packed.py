@@ -120,7 +120,7 @@ class PackedLinear(PackedLayer, nn.Linear):   # type: ignore[misc]
 
 
 class PackedConv2d(PackedLayer, nn.Conv2d):   # type: ignore[misc]
-    """A Conv2d of codes."""
+    """A frozen Conv2d that keeps packed codes instead of a weight."""
 
     def _multiply(self, codes: Tensor, step: float, zero: int, ready: PreparedWeight) -> Tensor:
         return onednn_conv2d(codes, step, zero, ready)

@@ -1,4 +1,7 @@
-"""What a person chose for everything in a home: the precision that drawings use."""
+"""What a person chose for everything in a home: the precision that drawings use.
+
+Apart from ``home.py``, which knows where files are and not what is in them.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The trash of a home: deleted files, under names that begin with the time, until they are restored.
 
-What is deleted and restored is in ``library.py`` (adapters) and ``gallery.py`` (pictures).
+Apart from ``library.py`` (adapters) and ``gallery.py`` (pictures), because both delete and restore with it.
 """
 
 from __future__ import annotations

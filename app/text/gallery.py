@@ -1,4 +1,4 @@
-"""What the Gallery page says."""
+"""What the Gallery page says. Little, but in its own file: each page has one."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from atelier.adapters.core.weight_only_int8 import QuantizedLayer, quantize_to_i
 from atelier.adapters.quantization.packed import load_packed, prepare_layers
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo, read_json
 from atelier.training.base_models.device import best_device, has_own_memory
+from atelier.training.base_models.diffusers_internals import works_where_the_unet_is
 from atelier.training.base_models.identify import hub_folder, identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.base_models.offload import CpuOffload, Offload
@@ -142,17 +143,12 @@ class BaseModel:
         }   # fmt: skip
         if self.text_encoder_2 is not None:
             second = {"text_encoder_2": self.text_encoder_2, "tokenizer_2": self.tokenizer_2}
-            pipeline = _at_the_unet(StableDiffusionXLPipeline)(**parts, **second, add_watermarker=False)
+            pipeline = works_where_the_unet_is(StableDiffusionXLPipeline)(**parts, **second, add_watermarker=False)
         else:
-            make = _at_the_unet(StableDiffusionPipeline)
+            make = works_where_the_unet_is(StableDiffusionPipeline)
             pipeline = make(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-
-def _at_the_unet(pipeline: type) -> Any:
-    """The pipeline, working on the device of its UNet: it would take that of any part, and some may wait elsewhere."""
-    return type(pipeline.__name__, (pipeline,), {"_execution_device": property(lambda self: self.unet.device)})
 
 
 def load(

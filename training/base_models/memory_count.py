@@ -9,17 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from atelier.adapters.core.family import FAMILIES
+from atelier.kernels.torch_internals import OperationObserver, fake_tensors, tensors_in
 from atelier.training.base_models.base_info import BaseInfo, read_json
 
 CAPTION_TOKENS = 77
 
 
-class AllocationCounter(TorchDispatchMode):
+class AllocationCounter(OperationObserver):
     """Counts the bytes of all storages that operations allocate, until they are released."""
 
     def __init__(self) -> None:
@@ -27,12 +25,10 @@ class AllocationCounter(TorchDispatchMode):
         self.now = self.peak = 0
         self._storages: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for value in tree_iter(result):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
-        return result
+    def observe(self, result: Any) -> None:
+        """Count the storages that an operation allocated."""
+        for tensor in tensors_in(result):
+            self._count(tensor.untyped_storage())
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         if storage in self._storages:
@@ -59,7 +55,7 @@ def counting(*parts: nn.Module) -> Iterator[AllocationCounter]:
 
     The meta device itself knows no autocast, which adapters ask for, and no attention that saves memory.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), AllocationCounter() as counter:
+    with fake_tensors(), AllocationCounter() as counter:
         for part in parts:
             _materialize(part)
         yield counter

@@ -7,6 +7,7 @@ import time
 import torch
 import torch.nn.functional as F
 
+from atelier.kernels.torch_internals import multiplies_bfloat16
 from atelier.training.base_models.device import has_own_memory, synchronize
 
 AUTO = "auto"
@@ -37,7 +38,7 @@ def choose_precision(device: torch.device, channels: int = 320, side: int = 32) 
     """
     if has_own_memory(device):
         return "bf16" if torch.get_device_module(device).is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type == "cpu" and not multiplies_bfloat16():
         return "fp32"   # emulated, at a tenth of the speed: a busy machine must not mistake it for the faster one
     try:
         seconds = {name: _seconds(device, DTYPES[name], channels, side) for name in ("fp32", "bf16")}

@@ -12,6 +12,8 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from atelier.kernels.torch_internals import allow_recompiling
+
 
 def compile_blocks(unet: nn.Module, adapted: Iterable[str], backend: str = "inductor") -> int:
     """Compile every residual block that no adapter changes, in place; each when it is first called.
@@ -28,7 +30,7 @@ def compile_blocks(unet: nn.Module, adapted: Iterable[str], backend: str = "indu
     blocks = [block for name, block in unet.named_modules()
               if isinstance(block, ResnetBlock2D) and not any(other.startswith(f"unet.{name}.") for other in names)]
     # To torch all blocks are one piece of code, and by default it compiles at most eight variants of one.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(blocks))
+    allow_recompiling(8 * len(blocks))
     for block in blocks:
         block.compile(backend=backend, dynamic=False)
     return len(blocks)

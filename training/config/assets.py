@@ -1,4 +1,7 @@
-"""Where the files that come with Atelier are: base model, presets, examples, panels, the judge; and its own name."""
+"""Where the files that come with Atelier are: base model, presets, examples, panels, the judge; and its own name.
+
+A file of its own, because two rooms read it and it imports nothing of theirs.
+"""
 
 from __future__ import annotations
 

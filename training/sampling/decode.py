@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.base_model import BaseModel
+from atelier.training.base_models.diffusers_internals import vae_tiles
 from atelier.training.sampling.draw_savings import TILE, DrawSavings
 
 
@@ -51,15 +51,6 @@ def _decode(model: BaseModel, latents: Tensor, savings: DrawSavings, *, half: bo
         return torch.cat([vae.decode(part).sample for part in parts]).float()
 
 
-@contextmanager
-def use_tiles(vae: Any, info: BaseInfo, tiles: bool) -> Iterator[None]:
-    """Let the VAE decode in tiles of 512 pixels while this is open: left alone, its tile is as large as the picture."""
-    names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")
-    before = {name: getattr(vae, name) for name in names}
-    if tiles:
-        vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = True, TILE, TILE // info.vae_scale_factor
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(vae, name, value)
+def use_tiles(vae: Any, info: BaseInfo, tiles: bool) -> AbstractContextManager[None]:
+    """With ``tiles``, let the VAE work in tiles of 512 pixels while this is open."""
+    return vae_tiles(vae, TILE, TILE // info.vae_scale_factor) if tiles else nullcontext()

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from atelier.adapters.core.settings import SettingError
+from atelier.training.base_models.diffusers_internals import denoised_estimate, keep_timesteps_on_cpu
 
 AUTO, DEFAULT = "auto", "dpm++"
 
@@ -78,7 +79,7 @@ def new_sampler(scheduler: Any, name: str, schedule: str = AUTO) -> Any:
         options[NOISE_LEVELS[schedule]] = True
     elif schedule != AUTO:
         options["timestep_spacing"] = schedule
-    return _on_the_cpu(getattr(diffusers, kind.scheduler).from_config(scheduler.config, **options))
+    return keep_timesteps_on_cpu(getattr(diffusers, kind.scheduler).from_config(scheduler.config, **options))
 
 
 @contextmanager
@@ -92,19 +93,6 @@ def using_sampler(pipeline: Any, sampler: Any) -> Iterator[None]:
         pipeline.scheduler = own
 
 
-def _on_the_cpu(sampler: Any) -> Any:
-    """The sampler with its timesteps on the CPU: it looks up its constants by them, and would wait for the device."""
-    place = sampler.set_timesteps
-
-    @wraps(place)   # the pipeline looks at the signature
-    def placed(*args: Any, device: object = None, **kwargs: Any) -> None:   # noqa: ARG001 (the pipeline's)
-        """``set_timesteps`` with the device replaced by the CPU."""
-        place(*args, device="cpu", **kwargs)
-
-    sampler.set_timesteps = placed
-    return sampler
-
-
 def on_denoised(sampler: Any, callback: Callable[[Tensor], None]) -> None:
     """After every step, call back with the sampler's estimate of the denoised latents ``[B, C, h, w]``."""
     step = sampler.step
@@ -113,8 +101,7 @@ def on_denoised(sampler: Any, callback: Callable[[Tensor], None]) -> None:
     def step_and_call_back(*args: Any, **kwargs: Any) -> Any:
         """The sampler's step, then the call."""
         result = step(*args, **kwargs)
-        # Multistep solvers store the estimate, the others return it.
-        callback(sampler.model_outputs[-1] if hasattr(sampler, "model_outputs") else result[1])
+        callback(denoised_estimate(sampler, result))
         return result
 
     sampler.step = step_and_call_back

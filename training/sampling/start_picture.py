@@ -9,7 +9,6 @@ diffusers' own pipelines compute, for any number of latent channels and any of t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from atelier.adapters.core.settings import SettingError
 from atelier.training.base_models.base_model import BaseModel
+from atelier.training.base_models.diffusers_internals import skip_timesteps
 from atelier.training.sampling.decode import use_tiles
 from atelier.training.sampling.draw_savings import DrawSavings
 
@@ -74,7 +74,7 @@ class StartLatents:
             raise SettingError(
                 f"With {steps} steps and a strength of {self.strength}, nothing would be drawn. Increase one of them."
             )
-        _skip(sampler, skipped)
+        skip_timesteps(sampler, skipped)
         sampler.set_timesteps(steps)
         self.timesteps = sampler.timesteps
         if self.strength == 1:
@@ -91,33 +91,6 @@ class StartLatents:
         if len(following):
             kept = sampler.add_noise(kept, self.noise, following.repeat(len(self.noise)))
         return (1 - self.mask) * kept + self.mask * latents
-
-
-def _skip(sampler: Any, skipped: int) -> None:
-    """Let a pipeline see only the timesteps after the first ``skipped``; it reads them when it has set them.
-
-    The solver needs all of them again from its first step on: it tells its last step by their number.
-    """
-    set_timesteps, step = sampler.set_timesteps, sampler.step
-
-    @wraps(set_timesteps)   # the pipeline looks at the signatures
-    def set_later(*args: Any, **kwargs: Any) -> None:
-        """Set all timesteps, then show the pipeline the later ones."""
-        set_timesteps(*args, **kwargs)
-        whole = sampler.timesteps
-        if hasattr(sampler, "set_begin_index"):
-            sampler.set_begin_index(skipped)
-        sampler.timesteps = whole[skipped:]
-
-        @wraps(step)
-        def step_with_all(*args: Any, **kwargs: Any) -> Any:
-            """One step of the solver with all timesteps in sight."""
-            sampler.timesteps = whole
-            return step(*args, **kwargs)
-
-        sampler.step = step_with_all
-
-    sampler.set_timesteps = set_later
 
 
 def start_latents(

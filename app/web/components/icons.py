@@ -1,4 +1,7 @@
-"""Line icons: one 24 × 24 path each, drawn for Atelier with the same two-pixel pen."""
+"""Line icons: one 24 × 24 path each, drawn for Atelier with the same two-pixel pen.
+
+Apart from the panels that show them, because the frame of every page shows them too.
+"""
 
 from __future__ import annotations
 

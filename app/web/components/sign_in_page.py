@@ -1,4 +1,7 @@
-"""The page that asks for the password, whole in one file: before it, nothing else is served."""
+"""The page that asks for the password, without any other file: before it, nothing else is served.
+
+Apart from ``sign_in.py``, which decides who gets in and writes no HTML.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses of pages and of the home's files."""
+"""Addresses of pages and of the home's files. A file of its own, because every page and panel makes links with it."""
 
 from __future__ import annotations
 
