@@ -86,12 +86,12 @@ def test_an_observer_sees_every_result_and_fake_tensors_take_no_memory():
     assert seen == [(1 << 30, 1 << 10), (1 << 29, 1 << 10), (1 << 29, 1 << 10)]
 
 
-def test_recompiling_is_allowed_and_never_less_than_before(monkeypatch: pytest.MonkeyPatch):
+def test_recompiling_is_allowed_and_never_less_than_before():
     config = importlib.import_module("torch._dynamo").config
-    monkeypatch.setattr(config, "recompile_limit", 8)
-    allow_recompiling(40)
-    allow_recompiling(3)
-    assert config.recompile_limit == 40
+    with config.patch(recompile_limit=8):
+        allow_recompiling(40)
+        allow_recompiling(3)
+        assert config.recompile_limit == 40
 
 
 def test_whether_bfloat16_is_multiplied_is_yes_or_no():
