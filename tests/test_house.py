@@ -244,15 +244,23 @@ def keeps_to_public_names(source: Source) -> Iterator[str]:
     for node, name in imported(source):
         if not name.startswith("atelier.") and any(_is_private(part) for part in name.split(".")):
             yield source.at(node, f"imports {name}, which is private: see kernels/torch_internals.py and its like")
-    own = {node.name for node in definitions(source.tree)}
-    named = [node for node in ast.walk(source.tree) if isinstance(node, ast.Attribute | ast.Name)]
-    own |= {n.attr if isinstance(n, ast.Attribute) else n.id for n in named if isinstance(n.ctx, ast.Store)}
+    own = _private_names_of_ours() | private_names(source.tree)
     for node in ast.walk(source.tree):
-        if isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr not in own | _OF_NAMED_TUPLES:
+        if isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr not in own:
             yield source.at(node, f"uses {ast.unparse(node)}, which is private: see kernels/torch_internals.py")
 
 
-_OF_NAMED_TUPLES = {"_fields", "_replace", "_asdict", "_make"}
+def private_names(tree: ast.AST) -> set[str]:
+    """Private names that a file defines or assigns to."""
+    named = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)]
+    stored = [n.attr if isinstance(n, ast.Attribute) else n.id for n in named if isinstance(n.ctx, ast.Store)]
+    return {name for name in (*stored, *(node.name for node in definitions(tree))) if _is_private(name)}
+
+
+@cache
+def _private_names_of_ours() -> set[str]:
+    of_named_tuples = {"_fields", "_replace", "_asdict", "_make"}
+    return of_named_tuples.union(*(private_names(source.tree) for source in sources(ROOT)))
 
 
 def _is_private(name: str) -> bool:

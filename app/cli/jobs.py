@@ -65,6 +65,7 @@ def _log(home: Home, run: RunStatus, _arguments: Namespace) -> Answer:
 
 def _command(name: str, states: tuple[str, ...], answer: str) -> Callable[..., Answer]:
     def send(home: Home, run: RunStatus, arguments: Namespace) -> Answer:
+        """Send the command to a run that is in one of the states; HomeError for others."""
         if run.state not in states:
             raise HomeError(f"The run {run.name!r} is {STATES[run.state]}, so this is not possible. It must be "
                             f"{' or '.join(STATES[state] for state in states)}.")
@@ -96,6 +97,7 @@ def _cancel(home: Home, run: RunStatus, _arguments: Namespace) -> Answer:
 
 def _move(places: int) -> Callable[..., Answer]:
     def action(home: Home, run: RunStatus, _arguments: Namespace) -> Answer:
+        """Move a waiting run and say where it waits now."""
         move(home, run.id, places)
         waiting = find_run_by_name(home, run.id).message
         return {"id": run.id, "place": waiting}, f"{run.name}: {waiting}"

@@ -30,6 +30,7 @@ class Queue:
         self.huey = huey
 
         def train(run_id: str, action: str) -> None:
+            """The queue's one task, by whose name huey finds it again in a stored message."""
             handle(run_id, Action(action))
 
         self._train: Any = self.huey.task()(train)

@@ -105,6 +105,7 @@ class RedisQueue(Queue):
         lost = threading.Event()
 
         def renew() -> None:
+            """Extend the lease; where it has gone to another worker, say that it was lost."""
             if not self._renew(keys=[key], args=[owner, round(LEASE_SECONDS * 1000)]):
                 lost.set()
 
@@ -125,6 +126,7 @@ class RedisQueue(Queue):
         self._storage.has_card = has_card
 
         def say() -> None:
+            """Renew the marks that other machines see."""
             for kind in ("worker", *(["card-worker"] if has_card else [])):
                 self.connection.set(f"{self._name}.{kind}", 1, px=round(LEASE_SECONDS * 1000))
 
@@ -146,6 +148,7 @@ def _repeated(action: Callable[[], None]) -> Iterator[None]:
     done = threading.Event()
 
     def repeat() -> None:
+        """Do it every few seconds until the context ends."""
         while not done.wait(RENEW_SECONDS):
             try:
                 action()

@@ -35,6 +35,7 @@ def open_shared(home: Home, train: Train, *, has_card: bool) -> Iterator[RedisQu
         HomeError: nothing answers at the address of the queue.
     """
     def handle(id: str, action: Action) -> None:
+        """Do what a message of the queue asks for."""
         carry_out(RunFolder(home.runs / id), action, queue, train)
 
     with redis_queue(home, handle) as queue, queue.worker(has_card):

@@ -33,6 +33,7 @@ def run_worker(home: Home, command: Command = training_command) -> None:
     cards = CardPool(names)
 
     def train(run: RunFolder, lost: threading.Event | None = None) -> None:
+        """Train a run in a child process on a free card."""
         with cards.card() as environment:
             run_child(run, home.adapters, command, environment, lost)
 
@@ -59,6 +60,7 @@ def _open_alone(home: Home, train: Callable[[RunFolder], None]) -> Iterator[Queu
         raise HomeError(f"A worker is already running for {home.path}, and one is enough.") from None
 
     def handle(id: str, action: Action) -> None:
+        """Do what a message of the queue asks for."""
         _handle(RunFolder(home.runs / id), action, queue, train)
 
     with lock, open_queue(home, handle) as queue:

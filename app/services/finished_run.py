@@ -215,7 +215,10 @@ def measure_sizes(home: Home, engine: Engine, run_id: str) -> list[SizePoint]:
     _, file = _result_file(home, run)
 
     def work(model: BaseModel, adapters: list[AdapterSet]) -> list[SizePoint]:
+        """Measure the first adapter at every rank."""
+
         def weight(name: str) -> Tensor:
+            """The original weight of a module by its dotted name."""
             module = find_module(model.models(), name)
             assert module is not None
             return weight_of(module)

@@ -133,7 +133,7 @@ def strength(value: float) -> str:
 
 
 def grid_cell(number: int, value: float) -> str:
-    """A picture of the grid."""
+    """Alternative text of a preview in the grid: after which step, at which strength."""
     return f"{step(number)}, {strength(value)}"
 
 

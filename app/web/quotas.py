@@ -108,6 +108,7 @@ class Limits:
         left = length
 
         async def receive_in_time() -> Message:
+            """The next message of the sender; one that takes too long has disconnected."""
             nonlocal left
             if left <= 0:   # what comes now says that the sender has gone, maybe hours later
                 return await receive()

@@ -127,6 +127,7 @@ class RunFolder:
         path, done = self.path / "heartbeat", threading.Event()
 
         def touch() -> None:
+            """Set the file's time to now."""
             with suppress(OSError):   # a full disk, or the folder is gone: whoever writes there says so
                 path.touch()
 

@@ -52,6 +52,7 @@ def knee(points: Sequence[SizePoint]) -> SizePoint | None:
         return first
 
     def depth(point: SizePoint) -> float:
+        """Distance of a point below the line, in units of the whole drop."""
         return (first.error - point.error) / height - math.log2(point.rank / first.rank) / width
 
     return max(points, key=depth)

@@ -132,7 +132,7 @@ def _previews(home: Home, status: RunStatus, best: int, chosen: int) -> dict[str
 
 
 def preview_url(home: Home, status: RunStatus, preview: Previewed) -> str:
-    """Address of a preview."""
+    """Address under which a page loads a preview's file."""
     return file_url(home.runs / status.id / preview.path)
 
 

@@ -32,7 +32,7 @@ from atelier.app.web.components.uploads import offer
 _WAITING: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
 
 
-class Controls(NamedTuple):
+class RunToolControls(NamedTuple):
     """What a person presses and fills in."""
 
     prompt: gr.Textbox
@@ -49,7 +49,7 @@ class RunTools(NamedTuple):
 
     home: Home
     engine: Engine
-    controls: Controls
+    controls: RunToolControls
     grid: Any
     sizes: Any
     curve: gr.LinePlot
@@ -147,5 +147,5 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> RunTools:   # noqa: AR
     curve = gr.LinePlot(pd.DataFrame({words.RANK: [], words.ERROR: []}), x=words.RANK, y=words.ERROR, height=220,
                         visible=False, elem_id="size-curve")   # fmt: skip
     leaks = panel("word-leaks", {})
-    controls = Controls(prompt, compare, first, average, measure_size, measure_leak, log)
+    controls = RunToolControls(prompt, compare, first, average, measure_size, measure_leak, log)
     return RunTools(home, engine, controls, grid, sizes, curve, leaks, log_file)
