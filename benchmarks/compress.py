@@ -32,7 +32,7 @@ from atelier.training.compression.distill import Distillation
 from atelier.training.compression.report import psnr
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.embedded_base.judge import Judge
-from atelier.training.loop.loop import Controls
+from atelier.training.loop.training_loop import Controls
 from atelier.training.sampling.sample import DrawRequest, draw
 from benchmarks.compress_page import EACH, PICTURES, RESULTS, render
 from benchmarks.machine import describe_machine

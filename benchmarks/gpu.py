@@ -152,8 +152,8 @@ def _trained(family: str, dry: bool, *, record: bool, count: int, checkpointing:
     from atelier.training.data.latent_cache import Example, tokenize
     from atelier.training.loop.cuda_graph import CudaGraphs
     from atelier.training.loop.distributed import SINGLE_PROCESS
-    from atelier.training.loop.loop import Controls, Training
     from atelier.training.loop.optimizer_step import make_accelerator
+    from atelier.training.loop.training_loop import Controls, Training
     from atelier.training.recipes.dreambooth import TrainingData, recipe
 
     device = _device(dry)

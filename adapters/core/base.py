@@ -61,7 +61,7 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class BaseStatistics:
-    """What the base model shows of one target module before training; see ``initialization.py``."""
+    """What the base model shows of one target module before training; see ``initialize.py``."""
 
     weight: Tensor                    # the original W, in its own shape, float32
     inputs: Tensor | None = None      # [k, columns] σᵢ·vᵢ of the inputs, by falling σ: XᵀX ≈ inputsᵀ @ inputs

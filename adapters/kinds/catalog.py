@@ -55,7 +55,7 @@ def create_adapters(
     """Make a fresh adapter set: one new adapter of ``kind`` for each target module.
 
     Kinds that start from the base model's weights, inputs or gradients must be initialized before they are trained
-    (:func:`~atelier.adapters.initialization.initialization.initialize`), unless a file fills them.
+    (:func:`~atelier.adapters.initialization.initialize.initialize`), unless a file fills them.
 
     Args:
         kind: the kind's name.

@@ -38,7 +38,7 @@ from atelier.training.compression.report import draw_pairs, write_report
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Event, Finished, Preparing, Warned
 from atelier.training.config.run_folder import RunFolder
-from atelier.training.loop.loop import Controls
+from atelier.training.loop.training_loop import Controls
 
 RESULT = "compressed"           # in the run folder, until a person takes it
 CALIBRATION_SEED, HELD_OUT_SEED = 10_001, 20_001

@@ -27,7 +27,7 @@ from atelier.training.compression.calibrate import UnetCall, distillation_error,
 from atelier.training.config.events import Event, Paused, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.loop import checkpoint
 from atelier.training.loop.checkpoint import TrainingState
-from atelier.training.loop.loop import PAUSE_SECONDS, Controls
+from atelier.training.loop.training_loop import PAUSE_SECONDS, Controls
 
 # Learning rates of the official code, for its 16,000 updates: of up and down over the layer's mean step size, of the
 # weights' step sizes over the same, of the factors on the inputs' step sizes, and of their zero points.

@@ -25,7 +25,7 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import save_adapter
-from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.train_config import EMBEDDED

@@ -21,9 +21,9 @@ from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.events import Event
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.loop.batch import AdapterExamples, Batch, PromptEmbeddingCache, predict, unet_inputs
-from atelier.training.loop.loop import NO_CONTROLS, Training
 from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.recipe import Losses, Recipe
+from atelier.training.loop.training_loop import NO_CONTROLS, Training
 from atelier.training.recipes.break_for_make import joint_recipe, two_batches
 
 METHOD_STEPS = {"break-for-make": 100, "zip": 100, "sum": 0, "np": 0, "k": 0}

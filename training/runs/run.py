@@ -28,7 +28,7 @@ from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import adapter_problem, read_header
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import BaseModel, load
@@ -47,9 +47,9 @@ from atelier.training.data.prepare import encode_dataset, encode_views, scan_pic
 from atelier.training.loop import checkpoint
 from atelier.training.loop.cuda_graph import CudaGraphs, can_record
 from atelier.training.loop.distributed import ProcessGroup, join_group, leave_group
-from atelier.training.loop.loop import CONTINUES, DISK_FULL, Controls, Training
 from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.recipe import Recipe
+from atelier.training.loop.training_loop import CONTINUES, DISK_FULL, Controls, Training
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes.break_for_make import half_recipe
 from atelier.training.recipes.companions import draw_companions, role_of, with_role_caption

@@ -22,7 +22,7 @@ from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.loop.loop import Training
+from atelier.training.loop.training_loop import Training
 from atelier.training.recipes.dreambooth import draw_preview, preview_prompts
 
 THUMBNAIL_SIDE = 256

@@ -25,9 +25,9 @@ from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
 from atelier.training.data.prepare import encode_dataset, scan_pictures
 from atelier.training.loop.batch import AdapterExamples
-from atelier.training.loop.loop import NO_CONTROLS, Training
 from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.recipe import Recipe
+from atelier.training.loop.training_loop import NO_CONTROLS, Training
 from atelier.training.recipes.gates import GateConfig, gate_recipe
 
 STEPS, BATCH, LR = 300, 6, 1e-2

@@ -19,8 +19,8 @@ from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError, Settings, setting
-from atelier.adapters.decor import remove_directions
 from atelier.adapters.fusion.live import Fusion, mount_fusion
+from atelier.adapters.prompt_projection import remove_directions
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.base_models.malloc_tuning import trim_memory
 from atelier.training.sampling.decode import decode_latents

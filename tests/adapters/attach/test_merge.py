@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atelier.adapters.attach.merge import MergeCache, merge
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 
 KINDS = ("lora", "wara", "dora", "shira", "lokr", "sara")

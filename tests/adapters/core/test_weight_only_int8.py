@@ -14,7 +14,7 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.core.weight_only_int8 import Int8Conv2d, Int8Layer, Int8Linear, quantize_to_int8, weight_shape
-from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 
 X = torch.randn(3, 8, 6, 6, generator=torch.Generator().manual_seed(1))

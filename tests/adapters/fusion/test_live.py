@@ -25,7 +25,7 @@ from atelier.adapters.fusion.gates import GateRecord, GateSet, GateSettings
 from atelier.adapters.fusion.live import Fusion, WeightedAdapter, mount_fusion
 from atelier.adapters.fusion.methods import METHODS, WEIGHT_METHODS, can_fuse, combine, fuse_adapters
 from atelier.adapters.fusion.pairwise import k_lora
-from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 
 SHAPES = {"wide": (8, 12), "tall": (14, 8), "conv": (6, 4, 3, 3)}

@@ -30,7 +30,7 @@ from atelier.adapters.fusion.pairwise import (
     to_lora,
 )
 from atelier.adapters.fusion.ziplora import create_ziplora, mixer_similarity
-from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lora import Lora
 

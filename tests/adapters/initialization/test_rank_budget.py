@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.targets import find_targets
-from atelier.adapters.initialization.initialization import collect_statistics
+from atelier.adapters.initialization.initialize import collect_statistics
 from atelier.adapters.initialization.rank_budget import (
     allocate_ranks,
     importance_from_gradients,

@@ -14,7 +14,7 @@ from atelier.adapters.attach.merge import merge
 from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.dylora import extract_lora
 from atelier.adapters.kinds.waveft import hadamard

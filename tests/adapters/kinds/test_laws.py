@@ -20,7 +20,7 @@ from atelier.adapters.attach.mount import MountError, mount
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
-from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.factorize import largest_divisor, modes
 from atelier.kernels.wavelet import padded_width

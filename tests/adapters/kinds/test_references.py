@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
-from atelier.adapters.initialization.initialization import initialize
+from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.kernels.wavelet import WAVELETS, synthesize_averages, synthesize_details
 

@@ -36,7 +36,7 @@ from atelier.training.compression.compress import distillation_config, make_stud
 from atelier.training.compression.distill import Distillation, DistillationConfig, make_optimizer
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Stepped, Validated
-from atelier.training.loop.loop import Controls
+from atelier.training.loop.training_loop import Controls
 from tests.families import configuration
 
 pytestmark = pytest.mark.usefixtures("one_thread")

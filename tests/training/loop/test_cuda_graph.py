@@ -28,9 +28,9 @@ from atelier.training.data.latent_cache import Example, tokenize
 from atelier.training.loop.batch import PromptEmbeddingCache, unet_inputs
 from atelier.training.loop.cuda_graph import WARMUP_MICROSTEPS, CudaGraphs, can_record
 from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
-from atelier.training.loop.loop import Controls, Training
 from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.recipe import Losses, MicrostepStages, Recipe
+from atelier.training.loop.training_loop import Controls, Training
 from atelier.training.recipes.dreambooth import DreamBoothInput, TrainingData, recipe, sample_subject_and_prior
 
 NOBODY = Controls(take_command=lambda name: None, should_quit=lambda: False)

@@ -22,10 +22,10 @@ from atelier.training.config.events import Stepped
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
 from atelier.training.loop.batch import AdapterExamples, Batch
-from atelier.training.loop.loop import Controls, Training
 from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.optimizers import COMPANION_LR_RATIO
 from atelier.training.loop.recipe import Recipe
+from atelier.training.loop.training_loop import Controls, Training
 from atelier.training.recipes import break_for_make, companions
 from atelier.training.recipes.break_for_make import LR_RATIO, half_recipe, joint_recipe
 from atelier.training.recipes.combine_two import METHOD_STEPS, combine_adapters, training_config

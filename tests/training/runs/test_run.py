@@ -47,7 +47,7 @@ from atelier.training.config.run_folder import RunFolder, status
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.images import PictureError
 from atelier.training.loop import checkpoint
-from atelier.training.loop.loop import Training
+from atelier.training.loop.training_loop import Training
 from atelier.training.runs import resource_plan
 from atelier.training.runs import run as run_module
 from atelier.training.runs.signals import quit_signals

@@ -11,7 +11,7 @@ from PIL import Image
 from atelier.adapters.attach.mount import MountError
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
-from atelier.adapters.decor import remove_directions
+from atelier.adapters.prompt_projection import remove_directions
 from atelier.training.base_models import single_file
 from atelier.training.base_models.base_model import load
 from atelier.training.sampling.sample import DrawRequest, draw, draw_latents

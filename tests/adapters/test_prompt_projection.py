@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from atelier.adapters.decor import remove_directions
+from atelier.adapters.prompt_projection import remove_directions
 
 
 @pytest.fixture

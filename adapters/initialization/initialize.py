@@ -27,31 +27,31 @@ from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.lora import LoraSettings
 from atelier.kernels.torch_internals import two_sided_padding
 
-PASSES = 4        # looks at the training pictures: directions settle after a few batches
+PASSES = 4        # batches of training pictures: directions settle after a few
 DIRECTIONS = 64   # of the inputs that are kept for each module
-ROWS = 2048       # inputs of one call that are looked at, evenly spread: neighbours say almost the same
+ROWS = 2048       # inputs of one call that are used, evenly spread: neighbours say almost the same
 
 LossFunction = Callable[[], Tensor]   # runs the model on a batch of the training data and returns the loss
 
 
-def initialize(adapters: AdapterSet, models: Mapping[str, nn.Module], look: LossFunction | None = None) -> None:
+def initialize(adapters: AdapterSet, models: Mapping[str, nn.Module], loss: LossFunction | None = None) -> None:
     """Let every adapter of a fresh set take from the base model what its update is made of, and its rank.
 
     Args:
         adapters: as made by ``catalog.create_adapters``, not mounted.
         models: component name → model.
-        look: for starts that follow the inputs or the gradient; called a few times.
+        loss: for starts that follow the inputs or the gradient; called a few times.
 
     Raises:
         MountError: the adapters do not fit the models.
         SettingError: the budget is too small for a single rank.
-        ValueError: the kind wants to look at the data and ``look`` is missing.
+        ValueError: the kind needs training data and ``loss`` is missing.
     """
     modules = find_target_modules(models, adapters)
     wanted = KINDS[adapters.kind].required_statistics(adapters.settings) if adapters.kind in KINDS else ""
-    if wanted and look is None:
+    if wanted and loss is None:
         raise ValueError(f"{adapters.kind} starts from the {wanted} of the base model, so it needs training data")
-    found = collect_statistics(modules, wanted, look) if look is not None else {}
+    found = collect_statistics(modules, wanted, loss) if loss is not None else {}
     if isinstance(adapters.settings, LoraSettings) and adapters.settings.budget:
         _allocate_ranks(adapters.settings, adapters, modules, found)
     for adapter in adapters:
@@ -78,22 +78,22 @@ def _allocate_ranks(
     adapters.replace_with(create_adapters(adapters.kind, settings.to_dict(), adapters.specs, ranks).to(device))
 
 
-def collect_statistics(modules: Mapping[str, nn.Module], wanted: str, look: LossFunction) -> dict[str, Tensor]:
-    """Watch ``modules`` (name → module) during a few looks and return what is ``wanted`` of each.
+def collect_statistics(modules: Mapping[str, nn.Module], wanted: str, loss: LossFunction) -> dict[str, Tensor]:
+    """Watch ``modules`` (name → module) during a few batches and return what is ``wanted`` of each.
 
     ``inputs``: ``[k, columns]``, singular vectors of all inputs times their singular values, largest first.
     ``gradient``: mean gradient of the loss, in the shape of the weight. Empty: nothing is run.
     """
     match wanted:
         case "inputs":
-            return _inputs(modules, look)
+            return _inputs(modules, loss)
         case "gradient":
-            return _gradients(modules, look)
+            return _gradients(modules, loss)
         case _:
             return {}
 
 
-def _inputs(modules: Mapping[str, nn.Module], look: LossFunction) -> dict[str, Tensor]:
+def _inputs(modules: Mapping[str, nn.Module], loss: LossFunction) -> dict[str, Tensor]:
     sketches: dict[str, Tensor] = {}
 
     def watch(module: nn.Module, args: tuple[Any, ...], *, name: str) -> None:
@@ -106,7 +106,7 @@ def _inputs(modules: Mapping[str, nn.Module], look: LossFunction) -> dict[str, T
         for name, module in modules.items():
             stack.enter_context(module.register_forward_pre_hook(partial(watch, name=name)))
         for _ in range(PASSES):
-            look()
+            loss()
     return sketches
 
 
@@ -131,12 +131,12 @@ def _main_directions(rows: Tensor) -> Tensor:
     return (right * spread).flip(1)[:, :DIRECTIONS].T.contiguous()
 
 
-def _gradients(modules: Mapping[str, nn.Module], look: LossFunction) -> dict[str, Tensor]:
+def _gradients(modules: Mapping[str, nn.Module], loss: LossFunction) -> dict[str, Tensor]:
     weights = {name: weight_of(module) for name, module in modules.items()}
     totals: dict[str, Tensor] = {}
     with torch.enable_grad(), _differentiable(list(weights.values())):
         for _ in range(PASSES):
-            parts = torch.autograd.grad(look(), list(weights.values()), allow_unused=True)
+            parts = torch.autograd.grad(loss(), list(weights.values()), allow_unused=True)
             for (name, weight), part in zip(weights.items(), parts, strict=True):
                 own = torch.zeros_like(weight) if part is None else part
                 totals[name] = totals.get(name, 0) + own.float() / PASSES

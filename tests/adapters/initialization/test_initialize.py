@@ -17,8 +17,8 @@ from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.native import load_adapter, save_adapter
-from atelier.adapters.initialization import initialization
-from atelier.adapters.initialization.initialization import collect_statistics, initialize
+from atelier.adapters.initialization import initialize as initialization
+from atelier.adapters.initialization.initialize import collect_statistics, initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lokr import kronecker_sum
 

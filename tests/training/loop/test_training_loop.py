@@ -27,11 +27,12 @@ from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.config.events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.loop import checkpoint, loop
+from atelier.training.loop import checkpoint
 from atelier.training.loop import optimizer_step as update
+from atelier.training.loop import training_loop as loop
 from atelier.training.loop.checkpoint import TrainingState
-from atelier.training.loop.loop import Controls, Losses, Recipe, Training
 from atelier.training.loop.optimizers import learning_rate
+from atelier.training.loop.training_loop import Controls, Losses, Recipe, Training
 
 SPEC = Spec("toy.layer", (3, 4))
 GOAL = torch.arange(12.0).reshape(3, 4) / 12 - 0.5
