@@ -153,8 +153,8 @@ def _notes(layers: Mapping[str, Layer], shapes: Mapping[str, Shape], unknown: li
     notes = []
     words = [key for key in unknown if is_learned_word(key, shapes[key])]
     if words:
-        notes.append(f"It also contains {len(words)} text embeddings, which are not used: "
-                     f"{', '.join(sorted(words)[:5])}.")
+        notes.append(f"It also contains {len(words)} text embeddings (textual inversions), which are imported on their "
+                     f"own: {', '.join(sorted(words)[:5])}.")
     if rest := [key for key in unknown if key not in words]:
         notes.append(f"{len(rest)} of {len(shapes)} tensors are not used, such as {rest[0]}.")
     if any(key.startswith("lora_unet_unet_") for key in shapes):

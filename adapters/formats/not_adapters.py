@@ -118,8 +118,7 @@ def _textual_inversion(shapes: Mapping[str, Shape]) -> str:
     words = {key: shape for key, shape in shapes.items() if is_learned_word(key, shape)}
     if len(words) < len(shapes):
         return ""
-    return ("is a textual inversion (a text embedding), not an adapter. Atelier does not support text embeddings yet; "
-            "use it with ComfyUI, A1111 or diffusers.")
+    return ("is a textual inversion (a text embedding), not an adapter. Import it to keep its word in your library.")
 
 
 def is_learned_word(key: str, shape: Shape) -> bool:

@@ -34,7 +34,6 @@ def inspect(arguments: Namespace) -> CommandResult:
 def import_(arguments: Namespace) -> CommandResult:
     """Import one file, or every adapter file of a folder."""
     from atelier.app.services.import_child import import_files
-    from atelier.app.store.library import find_adapter
 
     home, place = open_home(arguments.home), arguments.file.expanduser()
     paths = sorted(_adapter_files(place)) if place.is_dir() else [place]
@@ -44,9 +43,8 @@ def import_(arguments: Namespace) -> CommandResult:
         raise HomeError(f"--name names one adapter, but {place} contains {len(paths)} files. Omit --name.")
     rows: list[dict[str, Any]] = []
     for result in import_files(home, paths, arguments.name or ""):
-        row = {"file": str(result.path), "name": result.name}
-        family = find_adapter(home, result.name).family if result.name else ""
-        rows.append(row | ({"family": family, "notes": result.notes} if result.name else {"reason": result.reason}))
+        found = {"family": result.family, "notes": result.notes} if result.name else {"reason": result.reason}
+        rows.append({"file": str(result.path), "name": result.name, **found})
     lines = [line for row in rows for line in _import_lines(row)]
     return CommandResult(rows, "\n".join(lines), int(any(not row["name"] for row in rows)))
 

@@ -10,6 +10,7 @@ from atelier.adapters.formats.compatibility import check_tools
 from atelier.adapters.formats.detect import AdapterContents, detect
 from atelier.adapters.formats.foreign_metadata import find_sampler
 from atelier.adapters.formats.safetensors_header import read_safetensors_header
+from atelier.adapters.formats.textual_inversion import is_textual_inversion, read_textual_inversions
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
@@ -18,6 +19,8 @@ def inspect_file(path: Path) -> dict[str, Any]:
     Raises:
         FileError: it is not an adapter, or one that can't be used; the message says what it is.
     """
+    if is_textual_inversion(path):
+        return _words(path)
     try:
         own = read_safetensors_header(path)
     except (OSError, ValueError):
@@ -30,6 +33,13 @@ def _native(path: Path, entries: dict[str, str]) -> dict[str, Any]:
     info = AdapterInfo.from_metadata(entries)
     facts = {name: "" if (value := getattr(info, name)) is None else str(value) for name in names}
     return {"file": path.name, "form": "Atelier's own", **facts, "bytes": path.stat().st_size}
+
+
+def _words(path: Path) -> dict[str, Any]:
+    found = read_textual_inversions(path)
+    return {"file": path.name, "form": "textual inversion", "words": ", ".join(word.token for word in found),
+            "family": found[0].family, "vectors": ", ".join(str(word.count) for word in found),
+            "bytes": path.stat().st_size}   # fmt: skip
 
 
 def _foreign(path: Path, contents: AdapterContents) -> dict[str, Any]:

@@ -222,30 +222,38 @@ def _find(arguments: Namespace) -> int:
 
 def _list(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.cli.reports import adapter_table, adapter_values
+    from atelier.app.cli.reports import adapter_table, adapter_values, inversion_table, inversion_values
     from atelier.app.store.library import list_adapters, list_unreadable
+    from atelier.app.store.textual_inversions import list_textual_inversions, list_unreadable_inversions
 
-    for file in list_unreadable(home):
-        print(f"atelier: skipped: {file.reason}", file=sys.stderr)
-    cards = list_adapters(home)
-    return _print_answer(arguments, [adapter_values(card) for card in cards], adapter_table(cards))
+    for reason in (*(file.reason for file in list_unreadable(home)), *list_unreadable_inversions(home)):
+        print(f"atelier: skipped: {reason}", file=sys.stderr)
+    cards, words = list_adapters(home), list_textual_inversions(home)
+    table = f"{adapter_table(cards)}\n\n{inversion_table(words)}" if words else adapter_table(cards)
+    return _print_answer(arguments, [*map(adapter_values, cards), *map(inversion_values, words)], table)
 
 
 def _show(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.cli.reports import adapter_details
+    from atelier.app.cli.reports import adapter_details, inversion_values
     from atelier.app.cli.tables import sheet
+    from atelier.app.store.home import adapter_names
     from atelier.app.store.library import find_adapter
+    from atelier.app.store.textual_inversions import find_textual_inversion
 
-    details = adapter_details(find_adapter(home, arguments.name))
+    word = None if arguments.name in adapter_names(home) else find_textual_inversion(home, arguments.name)
+    details = inversion_values(word) if word else adapter_details(find_adapter(home, arguments.name))
     return _print_answer(arguments, details, sheet(details))
 
 
 def _delete(arguments: Namespace) -> int:
     home = open_home(arguments.home)
+    from atelier.app.store.home import adapter_names
     from atelier.app.store.library import delete_adapter
+    from atelier.app.store.textual_inversions import delete_textual_inversion, find_textual_inversion
 
-    trashed = delete_adapter(home, arguments.name)
+    word = None if arguments.name in adapter_names(home) else find_textual_inversion(home, arguments.name)
+    trashed = delete_textual_inversion(home, word) if word else delete_adapter(home, arguments.name)
     return _print_answer(arguments, {"trashed": str(trashed)}, f"Moved to the trash: {trashed}")
 
 

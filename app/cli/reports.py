@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from atelier.adapters.core.byte_size import format_bytes
+from atelier.adapters.core.family import family_title
 from atelier.adapters.formats.native import read_header
 from atelier.app.cli.tables import columns
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.models import ModelEntry
+from atelier.app.store.textual_inversions import TextualInversionCard
 from atelier.app.text.fusion import NOTHING_FOUND
 
 if TYPE_CHECKING:   # importing it loads torch, which a list of adapters does not need
@@ -29,6 +31,19 @@ def adapter_table(cards: Sequence[AdapterCard]) -> str:
         for card in cards
     ]   # fmt: skip
     return columns([_HEADINGS, *rows])
+
+
+def inversion_table(cards: Sequence[TextualInversionCard]) -> str:
+    """The textual inversions as a table, one word a line."""
+    rows = [(card.name, card.token, family_title(card.family), str(card.vectors), format_bytes(card.bytes))
+            for card in cards]   # fmt: skip
+    return columns([("TEXTUAL INVERSION", "WORD", "FOR", "VECTORS", "SIZE"), *rows])
+
+
+def inversion_values(card: TextualInversionCard) -> dict[str, Any]:
+    """A textual inversion in plain values, for ``--json``."""
+    names = ("name", "token", "family", "vectors", "bytes")
+    return {"kind": "textual inversion", **{name: getattr(card, name) for name in names}, "path": str(card.path)}
 
 
 def adapter_values(card: AdapterCard) -> dict[str, Any]:

@@ -40,15 +40,16 @@ class ImportResult:
     """What became of one file."""
 
     path: Path
-    name: str                      # of the adapter; empty if it was refused
+    name: str                      # of the adapter or the textual inversion; empty if it was refused
     notes: tuple[str, ...] = ()    # what a person should know, in sentences
     reason: str = ""               # why it was refused
+    family: str = ""               # of the base models that it fits
 
 
 def import_files(
     home: Home, paths: Sequence[Path], name: str = "", limits: ChildLimits | None = None
 ) -> Iterator[ImportResult]:
-    """Take adapter files of any tool into the library, one after the other; yields what became of each.
+    """Take adapters and textual inversions of any tool into the library, one by one; yields what became of each.
 
     Args:
         home: whose library.
@@ -75,7 +76,7 @@ def import_files(
 
 
 def _result(path: Path, said: dict[str, Any]) -> ImportResult:
-    return ImportResult(path, said["name"], tuple(said["notes"]), said["reason"])
+    return ImportResult(path, said["name"], tuple(said["notes"]), said["reason"], said["family"])
 
 
 def _end(code: int) -> str:
@@ -94,18 +95,19 @@ def main() -> None:
     task = json.load(sys.stdin)
     # Before the limits, which count from here.
     from atelier.adapters.formats.safetensors_header import FileError
-    from atelier.app.services.import_export import import_file, imported_sources
+    from atelier.app.services.import_export import import_any, imported_sources
     from atelier.app.store.home import HomeError
 
     home, limits = Home(Path(task["home"])), ChildLimits(**task["limits"])
     known = imported_sources(home)
     for path in map(Path, task["paths"]):
-        said: dict[str, Any] = {"name": "", "notes": [], "reason": ""}
+        said: dict[str, Any] = {"name": "", "family": "", "notes": [], "reason": ""}
         try:
             limit(limits, path.stat().st_size if path.is_file() else 0)
-            taken = import_file(home, path, task["name"], known)
-            known[taken.card.source] = taken.card.name
-            said |= {"name": taken.card.name, "notes": taken.notes}
+            taken = import_any(home, path, task["name"], known)
+            if taken.source:
+                known[taken.source] = taken.name
+            said |= {"name": taken.name, "family": taken.family, "notes": taken.notes}
         except (FileError, HomeError) as error:
             said["reason"] = str(error)
         except (MemoryError, RuntimeError) as error:   # torch says it with a RuntimeError

@@ -24,12 +24,15 @@ from atelier.adapters.formats.native import (
     read_native_metadata,
     save_adapter,
 )
+from atelier.adapters.formats.not_adapters import is_learned_word
 from atelier.adapters.formats.read_foreign import count_zero_layers, read_foreign
 from atelier.adapters.formats.safetensors_header import FileError
+from atelier.adapters.formats.textual_inversion import is_textual_inversion, read_textual_inversions
 from atelier.adapters.formats.tiny import TinyReport, shrink
 from atelier.app.services.draw import suggested_prompt
-from atelier.app.store.home import MAX_NAME, Home, HomeError, explain_write_errors, new_name
+from atelier.app.store.home import MAX_NAME, Home, HomeError, explain_write_errors, new_name, safe_name
 from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters
+from atelier.app.store.textual_inversions import TextualInversionCard, keep_textual_inversion
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.weights import extract_lora, save_merged, weight_lookup
@@ -41,11 +44,53 @@ MAX_METADATA_CHARACTERS = 200_000           # of a foreign file's own metadata; 
 
 
 @dataclass(frozen=True, slots=True)
+class ImportedFile:
+    """What became of a file that was imported: an adapter, or a textual inversion."""
+
+    name: str
+    family: str
+    source: str              # hash of its contents, see ``imported_sources``; empty for a textual inversion
+    notes: tuple[str, ...]   # what a person should know, in complete sentences
+
+
+@dataclass(frozen=True, slots=True)
 class ImportedAdapter:
     """An adapter that was imported, and notes on it."""
 
     card: AdapterCard
     notes: tuple[str, ...]   # what a person should know, in complete sentences
+
+
+def import_any(home: Home, path: Path, name: str = "", known: Mapping[str, str] | None = None) -> ImportedFile:
+    """Import a file of any tool: an adapter (see :func:`import_file`), or a textual inversion.
+
+    Raises:
+        FileError, HomeError: as :func:`import_file`.
+    """
+    if not is_textual_inversion(path):
+        taken = import_file(home, path, name, known)
+        return ImportedFile(taken.card.name, taken.card.family, taken.card.source, taken.notes)
+    cards = _import_words(home, path, name)
+    tokens = ", ".join(card.token for card in cards)
+    return ImportedFile(cards[0].name, cards[0].family, "", (
+        f"It is a textual inversion for the word {tokens}.",))   # fmt: skip
+
+
+def _import_words(home: Home, path: Path, name: str = "") -> list[TextualInversionCard]:
+    """Keep every word of a file."""
+    words = read_textual_inversions(path)
+    if name and len(words) > 1:
+        raise HomeError(f"--name names one word, but {path.name} contains {len(words)}. Omit --name.")
+    return [keep_textual_inversion(home, word, safe_name(name or _plain_name(word.token))) for word in words]
+
+
+def _import_words_beside(home: Home, path: Path) -> list[str]:
+    """Keep the words that an adapter's file also contains; returns what could not be kept."""
+    try:
+        _import_words(home, path)
+    except (FileError, HomeError) as error:
+        return [f"Its text embeddings were not added: {error}"]
+    return []
 
 
 def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str] | None = None) -> ImportedAdapter:
@@ -62,11 +107,13 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
         HomeError: it was imported before, the name can't be used, or the library can't be written.
     """
     wanted = new_name(home, name) if name else _name_from(path)
+    words = False
     if _is_own(path):
         adapters, notes, info = load_adapter(path), (), AdapterInfo.from_metadata(read_native_metadata(path))
     else:
         adapters, contents = read_foreign(path)
         notes, info = _notes(adapters, contents), _info(contents, path)
+        words = any(is_learned_word(key, contents.shapes[key]) for key in contents.unknown)
     source = content_hash(adapters)
     if before := (imported_sources(home) if known is None else known).get(source):
         raise HomeError(f"{path.name} is already in your library as {before}.")
@@ -74,6 +121,7 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
         target = free_path(home.adapters, wanted)
         info = replace(info, name=target.stem, source=source, notes=notes)
         save_adapter(target, adapters, info.to_metadata())
+    notes = (*notes, *(_import_words_beside(home, path) if words else ()))
     return ImportedAdapter(find_adapter(home, target.stem), notes)
 
 
@@ -88,8 +136,12 @@ def _is_own(path: Path) -> bool:
 
 def _name_from(path: Path) -> str:
     """A valid name made of the file's, or of its folder's where all such files have the same name."""
-    stem = path.absolute().parent.name if path.stem in NO_NAMES else path.stem
-    plain = "".join(c if c in " -_" or unicodedata.category(c)[0] in "LMN" else "-" for c in stem)
+    return _plain_name(path.absolute().parent.name if path.stem in NO_NAMES else path.stem)
+
+
+def _plain_name(text: str) -> str:
+    """A valid name made of any text."""
+    plain = "".join(c if c in " -_" or unicodedata.category(c)[0] in "LMN" else "-" for c in text)
     return re.sub(r"-+", "-", plain).strip(" -_")[:MAX_NAME] or "imported"
 
 

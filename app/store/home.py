@@ -7,6 +7,7 @@
     adapters/<name>.safetensors  finished adapters, recipe in the header
     bases/<name>/                compressed base models
     gallery/<id>.png             drawn pictures, recipe in a text chunk
+    textual_inversions/<name>.safetensors  words with vectors of their own
     mixes/<name>.json            adapters that are drawn with together, and how
     trash/                       what was deleted, to be restored
     preferences.json             what was chosen for everything
@@ -73,6 +74,11 @@ class Home:
         return self.path / "gallery"
 
     @property
+    def textual_inversions(self) -> Path:
+        """Words with vectors of their own, for prompts."""
+        return self.path / "textual_inversions"
+
+    @property
     def mixes(self) -> Path:
         """One JSON file for each saved Mix."""
         return self.path / "mixes"
@@ -110,7 +116,7 @@ def open_home(path: Path | None = None, queue: str = "") -> Home:
     """
     home = Home(_default_path() if path is None else Path(path).expanduser().absolute(), queue)
     for folder in (home.path, home.datasets, home.runs, home.adapters, home.bases, home.gallery, home.mixes,
-                   home.trash, home.state):   # fmt: skip
+                   home.textual_inversions, home.trash, home.state):   # fmt: skip
         with explain_write_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):

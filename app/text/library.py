@@ -80,6 +80,15 @@ def imported(name: str, notes: str) -> str:
     return f"{name} was added to your library. {notes}".strip()
 
 
+def textual_inversion(token: str, family: str) -> str:
+    """Shown for each textual inversion of the library.
+
+    >>> textual_inversion("<fox>", "Stable Diffusion 1.x")
+    'Textual inversion for Stable Diffusion 1.x: <fox>'
+    """
+    return f"Textual inversion for {family}: {token}"
+
+
 def unreadable(name: str, reason: str) -> str:
     """Shown for a file among the adapters that can't be opened."""
     return f"{name} was skipped: {reason}"

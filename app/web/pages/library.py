@@ -30,6 +30,7 @@ from atelier.app.store.library import (
     list_unreadable,
     restore_adapter,
 )
+from atelier.app.store.textual_inversions import list_textual_inversions
 from atelier.app.text import library as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_shown, show_errors
@@ -128,6 +129,8 @@ def _show(home: Home, query: str, name: str) -> list[Any]:
                    "chosen": str(c == card).lower()} for c in found[:MAX_CARDS]],
         "more": words.more(len(found) - MAX_CARDS),
         "empty": "" if found else words.NOTHING_FOUND if adapters else words.EMPTY, "is_first": not adapters,
+        "words": [words.textual_inversion(word.token, family_title(word.family))
+                  for word in list_textual_inversions(home) if wanted in f"{word.name} {word.token}".casefold()],
         "unreadable": [words.unreadable(file.path.name, file.reason) for file in list_unreadable(home)],
     }   # fmt: skip
     return [cards, gr.Column(visible=card is not None), _details(card) if card else {}, card.name if card else ""]
