@@ -75,7 +75,7 @@ def hostile(home, path, name, known):
             socket.create_connection(("127.0.0.1", int(os.environ["PORT"])), timeout=5)
     raise HomeError(f"{path.stem} went through")
 
-reader = types.SimpleNamespace(import_file=hostile, imported_sources=lambda home: {})
+reader = types.SimpleNamespace(import_any=hostile, imported_sources=lambda home: {})
 sys.modules["atelier.app.services.import_export"] = reader
 import_child.main()
 """
