@@ -52,8 +52,8 @@ def export_metadata(
     Returns:
         Entries that keep the file's header under 1 MiB; the thumbnail is left out where it does not fit.
     """
-    digest, info = _data_hash(tensors), header.info
-    entries = {"format": "pt", "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    info = header.info
+    entries = {"format": "pt"}
     if form == "native":
         public = (*_PUBLIC, "base", "title") if info.family == "embedded" else _PUBLIC
         entries |= _selected(info, public) | header.layout.to_metadata()
@@ -67,6 +67,7 @@ def export_metadata(
         entries[COMFYUI_LENGTHS_ENTRY] = "1"
     if recipe:
         entries |= _selected(info, _PRIVATE)
+    entries |= _hashes(tensors, {name: text for name, text in entries.items() if name.startswith("ss_")})
     if _header_bytes(tensors, entries) > HEADER_LIMIT:
         entries.pop("modelspec.thumbnail", None)
     return entries
@@ -129,10 +130,16 @@ def _unix_seconds(text: str) -> str:
     return str(datetime.fromisoformat(text).timestamp())
 
 
-def _data_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the bytes after the header, in hexadecimal; metadata does not change them."""
-    blob = memoryview(save(dict(tensors)))
-    return hashlib.sha256(blob[8 + int.from_bytes(blob[:8], "little"):]).hexdigest()
+def _hashes(tensors: Mapping[str, Tensor], training: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of the bytes behind the header, and kohya's older hash, of 64 KiB from the first MiB on.
+
+    As kohya's scripts, the older one is taken with the ``training`` entries alone in the header, and so it is not what
+    a tool finds in a file with more of them.
+    """
+    blob = memoryview(save(dict(tensors), dict(training)))
+    digest = hashlib.sha256(blob[8 + int.from_bytes(blob[:8], "little"):]).hexdigest()
+    return {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}",
+            "sshs_legacy_hash": hashlib.sha256(blob[1 << 20 : (1 << 20) + (1 << 16)]).hexdigest()[:8]}   # fmt: skip
 
 
 def _header_bytes(tensors: Mapping[str, Tensor], entries: Mapping[str, str]) -> int:

@@ -32,6 +32,7 @@ from atelier.adapters.formats.tiny import TinyReport, shrink
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.store.home import MAX_NAME, Home, HomeError, explain_write_errors, new_name, safe_name
 from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters
+from atelier.app.store.other_files import remember_file
 from atelier.app.store.textual_inversions import TextualInversionCard, keep_textual_inversion
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import identify
@@ -122,7 +123,9 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
         info = replace(info, name=target.stem, source=source, notes=notes)
         save_adapter(target, adapters, info.to_metadata())
     notes = (*notes, *(_import_words_beside(home, path) if words else ()))
-    return ImportedAdapter(find_adapter(home, target.stem), notes)
+    card = find_adapter(home, target.stem)
+    remember_file(card, path)
+    return ImportedAdapter(card, notes)
 
 
 def imported_sources(home: Home) -> dict[str, str]:
@@ -193,8 +196,11 @@ def export_adapters(
     files = [(card.path, strength) for card, strength in parts]
     with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path, export_mix(
+        report = export_mix(
             files, path, form, precision, limits=limits, weight_of=_weights(parts, base), recipe=recipe)
+    if len(parts) == 1:
+        remember_file(parts[0][0], path)
+    return path, report
 
 
 def unet_error(parts: Sequence[CardStrength], exported: Path, base: str = "") -> float:

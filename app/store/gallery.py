@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from atelier.adapters.core.parse import parse_json
 from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id, time_of_id, write_home_file
 from atelier.app.store.library import AdapterCard, adapter_hash
+from atelier.app.store.other_files import hash_elsewhere
 from atelier.app.store.picture_metadata import NamedAdapter, parameters_text
 from atelier.app.store.trash import move_to_trash, original_name, trash_folder
 from atelier.training.config.assets import DISTRIBUTION
@@ -70,6 +71,7 @@ def make_recipe(
         "base": base, "family": family,
         "adapters": [
             {"name": card.name, "sha256": adapter_hash(card), "kind": card.kind, "strength": strength}
+            | ({"elsewhere": elsewhere} if (elsewhere := hash_elsewhere(card)) else {})
             for card, strength in adapters
         ],
     }   # fmt: skip
@@ -228,7 +230,8 @@ def _is_complete_png(path: Path) -> bool:
 
 def _parameters(recipe: Mapping[str, Any]) -> str:
     """Write a recipe in A1111's format, so that tools made for A1111 can show it."""
-    parts = [NamedAdapter(part["name"], part["strength"], part["sha256"][:12]) for part in recipe["adapters"]]
+    parts = [NamedAdapter(part["name"], part["strength"], part.get("elsewhere", part["sha256"])[:12])
+             for part in recipe["adapters"]]   # fmt: skip
     values = {
         "Steps": recipe["steps"], "Sampler": SAMPLERS[recipe.get("sampler", "ddim")].title,
         "Schedule type": recipe.get("schedule", "").title(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from atelier.adapters.core.family import FAMILIES
 from atelier.app.store.home import write_home_file
 from atelier.app.store.library import AdapterCard
+from atelier.app.store.other_files import civitai_hashes
 from atelier.app.store.previews import preview_png
 
 
@@ -25,7 +26,7 @@ def write_sidecars(parts: Sequence[tuple[AdapterCard, float]], path: Path) -> li
     triggers = ", ".join(dict.fromkeys(card.trigger for card in cards if card.trigger))
     facts = {"description": f"Made with Atelier: {', '.join(card.name for card in cards)}",
              "sd version": _sd_version(cards[0].family), "activation text": triggers,
-             "preferred weight": 1.0, "negative text": "", "notes": ""}   # fmt: skip
+             "preferred weight": 1.0, "negative text": "", "notes": "", "hashes": civitai_hashes(path)}   # fmt: skip
     written = [path.with_suffix(".json")]
     write_home_file(written[0], json.dumps(facts, indent=4, ensure_ascii=False).encode())
     if preview := preview_png(cards[0].thumbnail):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from atelier.adapters.core.base import AdapterSet, Spec
@@ -152,6 +153,19 @@ def test_hashes_are_those_of_the_tensor_bytes(tmp_path: Path, form: str, dtype: 
     digest = hashlib.sha256(data).hexdigest()
     assert found["sshs_model_hash"] == digest
     assert found["modelspec.hash_sha256"] == f"0x{digest}"
+
+
+def test_the_older_hash_is_kohya_s(tmp_path: Path):
+    """sd-scripts, precalculate_safetensors_hashes: of the file with the ``ss_`` entries alone."""
+    large = Spec("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k", (4096, 4096))
+    adapters = create_adapters("lora", {"rank": 64}, [large])
+    save_adapter(tmp_path / "a.safetensors", adapters, {"atelier.family": "sd1"})
+    export(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "kohya")
+    found, _, _ = raw(tmp_path / "b.safetensors")
+    training = {key: text for key, text in found.items() if key.startswith("ss_")}
+    save_file(load_file(tmp_path / "b.safetensors"), tmp_path / "c.safetensors", training)
+    part = (tmp_path / "c.safetensors").read_bytes()[0x100000 : 0x100000 + 0x10000]
+    assert found["sshs_legacy_hash"] == hashlib.sha256(part).hexdigest()[:8] and part
 
 
 @pytest.mark.parametrize("form", FORMS)
