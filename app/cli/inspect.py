@@ -10,7 +10,7 @@ from atelier.adapters.formats.compatibility import check_tools
 from atelier.adapters.formats.detect import AdapterContents, detect
 from atelier.adapters.formats.foreign_metadata import find_sampler
 from atelier.adapters.formats.safetensors_header import read_safetensors_header
-from atelier.adapters.formats.textual_inversion import is_textual_inversion, read_textual_inversions
+from atelier.adapters.textual_inversion import is_textual_inversion, read_textual_inversions
 
 
 def inspect_file(path: Path) -> dict[str, Any]:

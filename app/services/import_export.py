@@ -27,8 +27,8 @@ from atelier.adapters.formats.native import (
 from atelier.adapters.formats.not_adapters import is_learned_word
 from atelier.adapters.formats.read_foreign import count_zero_layers, read_foreign
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.formats.textual_inversion import is_textual_inversion, read_textual_inversions
 from atelier.adapters.formats.tiny import TinyReport, shrink
+from atelier.adapters.textual_inversion import is_textual_inversion, read_textual_inversions
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.store.home import MAX_NAME, Home, HomeError, explain_write_errors, new_name, safe_name
 from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters

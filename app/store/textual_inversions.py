@@ -1,6 +1,6 @@
 """The textual inversions of a home: words with vectors of their own, one file each.
 
-``textual_inversions/<name>.safetensors``, in the form of ``adapters/formats/textual_inversion.py``. The word that
+``textual_inversions/<name>.safetensors``, in the form of ``adapters/textual_inversion.py``. The word that
 stands in prompts is in the header, for it can hold characters that a file name can't, as in ``<fox>``.
 """
 
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.formats.textual_inversion import (
+from atelier.adapters.textual_inversion import (
     TextualInversion,
     read_textual_inversions,
     save_textual_inversion,

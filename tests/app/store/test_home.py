@@ -25,7 +25,8 @@ from atelier.app.store.home import (
     write_home_file,
 )
 
-FOLDERS = {"datasets", "runs", "adapters", "bases", "gallery", "mixes", "trash", "state"}
+FOLDERS = {"datasets", "runs", "adapters", "bases", "gallery", "mixes", "textual_inversions", "trash",
+           "state"}   # fmt: skip
 
 
 def mode(path: Path) -> int:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.formats.textual_inversion import read_textual_inversions
+from atelier.adapters.textual_inversion import read_textual_inversions
 from atelier.app.cli.main import main
 from atelier.app.services.import_export import import_any
 from atelier.app.store.home import Home, HomeError, open_home
