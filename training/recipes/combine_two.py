@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +112,10 @@ def _output_difference(
 
 
 def _train(model: BaseModel, recipe: Recipe, config: TrainConfig) -> Generator[Event, None, AdapterSet]:
-    training = Training(recipe, config, Path(), make_accelerator(model))
-    yield from training.events(NO_CONTROLS)
+    # A short training outside of any run's folder: nothing of it is kept but the result.
+    brief = replace(config, snapshots=0, checkpoint_every=0)
+    with TemporaryDirectory() as folder:
+        training = Training(recipe, brief, Path(folder), make_accelerator(model))
+        yield from training.events(NO_CONTROLS)
     assert training.result is not None
     return training.result

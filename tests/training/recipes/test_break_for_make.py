@@ -216,7 +216,7 @@ def test_halves_that_were_taught_apart_unite(model, data, sets, tmp_path):
     assert all(a.any() and b.any() for a, b in zip(halves(united, "content"), halves(united, "style"), strict=True))
 
 
-def test_making_shows_both_with_the_same_noise_and_moves_both(model, data, monkeypatch):
+def test_making_shows_both_with_the_same_noise_and_moves_both(model, data, tmp_path, monkeypatch):
     united = combine_halves(fresh(model, "content"), fresh(model, "style"))
     mine, theirs = examples(model, 3, "a rex fox"), examples(model, 3, "a zs house")
     seen: list[Batch] = []
@@ -228,7 +228,7 @@ def test_making_shows_both_with_the_same_noise_and_moves_both(model, data, monke
 
     monkeypatch.setattr(break_for_make, "batch_losses", note)
     frozen = {key: value.clone() for key, value in united.named_buffers()}
-    train(model, joint_recipe(model, united, mine, theirs, CONFIG), CONFIG, Path())
+    train(model, joint_recipe(model, united, mine, theirs, CONFIG), CONFIG, tmp_path)
     assert all(half.any() for role in ("content", "style") for half in halves(united, role))
     assert all(torch.equal(value, frozen[key]) for key, value in united.named_buffers())
     for content, style in zip(seen[::2], seen[1::2], strict=True):
@@ -239,7 +239,8 @@ def test_making_shows_both_with_the_same_noise_and_moves_both(model, data, monke
 
 
 @pytest.mark.parametrize("method", METHOD_STEPS)
-def test_every_method_makes_one_adapter_of_two(model, method):
+def test_every_method_makes_one_adapter_of_two(model, method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     parts = []
     for seed, role in enumerate(("content", "style")):
         adapters = fresh(model, role)
@@ -257,6 +258,7 @@ def test_every_method_makes_one_adapter_of_two(model, method):
     assert made.kind == ("split" if method == "break-for-make" else "lora")
     assert not any(parameter.requires_grad for parameter in made.parameters())
     assert {spec.name for spec in made.specs} == {spec.name for spec in parts[0].adapters.specs}
+    assert not list(tmp_path.iterdir())   # nothing is left where the program was started
 
 
 def test_making_without_steps_is_only_uniting(model):
