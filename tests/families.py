@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from atelier.training.base_models.base_info import BaseInfo
+from atelier.training.base_models.checkpoint_layout import TENSORS
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
+from atelier.training.base_models.memory_count import empty_parts
 from atelier.training.base_models.original_layout import to_original
 from atelier.training.base_models.single_file import MODELS, clip_tokenizer, new_scheduler
 
@@ -42,12 +44,29 @@ def small(part: str, values: dict[str, Any]) -> dict[str, Any]:
 def write_configurations(folder: Path, family: str) -> Path:
     """A stand-in for ``assets/models`` that describes the small twin; returns the folder above the family's."""
     for path in (MODELS / family).rglob("*.json"):
+        if path.name == TENSORS:
+            continue
         copy = folder / path.relative_to(MODELS)
         copy.parent.mkdir(parents=True, exist_ok=True)
         values = json.loads(path.read_text())
         copy.write_text(json.dumps(values if path.name == "model_index.json" else small(path.parent.name, values)))
     (folder / "clip_merges.txt").symlink_to(MODELS / "clip_merges.txt")
+    write_expected_tensors(folder / family, family)
     return folder
+
+
+def expected_tensors(folder: Path, family: str) -> dict[str, list[int]]:
+    """Name → shape of every weight in the original layout, from the models that the configurations describe."""
+    info = BaseInfo(source="", title="", family=family, prediction_type="epsilon", resolution=0, vae_scale_factor=8,
+                    size_multiple=8, channels=0, folder=folder, caption="")   # fmt: skip
+    states = {name: dict(part.named_parameters()) for name, part in empty_parts(info, torch.float32).items()}
+    return {name: list(value.shape) for name, value in to_original(states, family).items()}
+
+
+def write_expected_tensors(folder: Path, family: str) -> None:
+    """Write the file that ``assets/models`` has for each family; run for those folders, it makes the shipped ones."""
+    lines = (f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in expected_tensors(folder, family).items())
+    (folder / TENSORS).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def write_models(

@@ -13,6 +13,7 @@ _EPILOG = """examples:
   atelier train pictures/ --name rex --subject dog       train an adapter on a folder of pictures
   atelier draw "a photo of rex dog" --adapter rex=0.8    draw with it
   atelier compress --adapter rex --name rex-small        merge it into the base model, in 4 bits
+  atelier models get stabilityai/stable-diffusion-xl-base-1.0   download a base model
   atelier export rex --to kohya --out rex.safetensors    use it in another tool
 
 exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage, 130 stopped with Ctrl+C
@@ -31,6 +32,7 @@ JOB_ACTIONS = {
     "leaks": "measure which ordinary words draw the subject",
 }   # fmt: skip
 
+_PREDICTIONS = ("auto", "epsilon", "v_prediction", "sample")   # of BaseOptions
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16")   # of TrainConfig, which takes longer to import
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,6 +91,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
                        help="with --kind split: train a subject or a way of drawing; 'atelier make' combines the two")
     train.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
                        help="base model: 'embedded', a diffusers folder, a .safetensors checkpoint or a hub id")
+    _add_base_options(train)
     train.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: the preset's)")
     train.add_argument("--precision", choices=_PRECISIONS, help="arithmetic (default: auto, the fastest here)")
     train.add_argument("--stop-when", choices=("auto", "never", "validation", "memorization", "drift", "any"),
@@ -185,8 +188,16 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
                            "embedded)")
     draw.add_argument("--precision", choices=_PRECISIONS,
                       help="arithmetic (default: that of the Settings page; auto is fp16 on a GPU and fp32 on a CPU)")
+    _add_base_options(draw)
     _add_start(draw)
     draw.add_argument("--out", type=Path, metavar="DIR", help="folder for the pictures (default: the gallery)")
+
+
+def _add_base_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--prediction", choices=_PREDICTIONS,
+                         help="what the base model's UNet predicts (default: as set for it, else as its files say)")
+    command.add_argument("--vae", type=absolute_base, metavar="FILE_OR_DIR",
+                         help="another VAE for the base model: a .safetensors file or a diffusers folder")
 
 
 def _add_start(draw: argparse.ArgumentParser) -> None:
@@ -286,9 +297,11 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
 
 
 def _add_models(models: argparse.ArgumentParser) -> None:
-    models.add_argument("action", choices=("scan", "show"), help="scan a folder, or show one base model")
-    models.add_argument("what", metavar="DIR_OR_BASE",
-                        help="for scan: a folder; for show: 'embedded', a folder, a file or a hub id")
+    models.add_argument("action", choices=("scan", "show", "get", "known"),
+                        help="scan a folder; show one base model; get one from the hub; list known ones")
+    models.add_argument("what", metavar="DIR_OR_BASE", nargs="?", default="",
+                        help="for scan: a folder; for show: 'embedded', a folder, a file or a hub id; for get: a hub "
+                             "id such as owner/model")
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from atelier.adapters.core.settings import SettingError
+from atelier.app.cli.download import download_base
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.store.gallery import encode_picture, picture_id, save_picture
@@ -20,6 +21,7 @@ from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry
 from atelier.app.store.models import resolve_base
 from atelier.app.store.preferences import drawing_precision
+from atelier.training.config.base_options import AUTO_PREDICTION, BaseOptions
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.data.images import open_picture
 from atelier.training.sampling.sample import DrawRequest
@@ -36,7 +38,9 @@ def run_draw(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | st
     Raises:
         HomeError, SettingError, BaseError, FileError, MountError: what was typed can't be used.
     """
-    checked = check_job(home, _job(home, arguments))
+    job = _job(home, arguments)
+    download_base(job.base)
+    checked = check_job(home, job)
     if checked.notice:
         yield checked.notice
     if arguments.out:
@@ -52,7 +56,7 @@ def _job(home: Home, arguments: Namespace) -> DrawJob:
     return DrawJob(
         request=_request(arguments), base=resolve_base(home, arguments.base or "") or own_base,
         adapters=tuple(MixEntry(name, strength) for name, strength in arguments.adapters), method=arguments.fuse or "",
-        start=_start(arguments),
+        start=_start(arguments), options=BaseOptions(arguments.prediction or AUTO_PREDICTION, arguments.vae or ""),
     )   # fmt: skip
 
 

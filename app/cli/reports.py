@@ -82,6 +82,10 @@ def model_values(model: ModelEntry, cards: Sequence[AdapterCard]) -> dict[str, A
         return {"path": str(model.path), "usable": False, "reason": model.reason}
     names = ("family", "kind", "prediction_type", "resolution", "precision", "bytes")
     facts = {name: getattr(info, name) for name in names}
+    if info.few_steps:
+        facts["distilled"] = f"{info.few_steps.method}: drawn with {info.few_steps.settings}"
+    if info.assumed:
+        facts["assumed"] = info.assumed
     return {"path": str(model.path), "usable": True, **facts, "adapters": model.fitting_adapters(cards)}
 
 

@@ -7,16 +7,19 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from atelier.app.cli.download import download_base
 from atelier.app.jobs.child_process import has_final_event
 from atelier.app.jobs.jobs import list_runs, new_run, prepare_resume, read_status
+from atelier.app.store.base_settings import base_options
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home, HomeError, absolute_base, new_name
 from atelier.training.base_models.identify import identify
+from atelier.training.config.base_options import AUTO_PREDICTION, PLAIN_BASE, BaseOptions
 from atelier.training.config.events import (
     Event,
     Finished,
@@ -45,15 +48,18 @@ def make_run(home: Home, arguments: Namespace) -> RunFolder:
         HomeError, BaseError, SettingError, PictureError: what was typed can't be used; nothing was changed.
     """
     name = new_name(home, arguments.name)
-    config = make_config(name, arguments)
+    config = make_config(name, arguments, home)
+    download_base(config.base)
     imported = import_pictures(home, name, _picture_files(arguments.pictures))
     for message in [*(reason for _, reason in imported.refused), *imported.warnings]:
         _print_line(message)
     return new_run(home, replace(config, pictures=str(imported.folder)), started=True)
 
 
-def make_config(name: str, arguments: Namespace) -> TrainConfig:
+def make_config(name: str, arguments: Namespace, home: Home | None = None) -> TrainConfig:
     """Make the configuration: the preset, overridden by options, overridden by ``--set``.
+
+    What was set for the base model in ``home`` is taken where nothing else was typed.
 
     Raises:
         BaseError: the base model can't be used.
@@ -61,11 +67,14 @@ def make_config(name: str, arguments: Namespace) -> TrainConfig:
     """
     settings = dict(arguments.set)
     base = absolute_base(settings.pop("base", None) or arguments.base or EMBEDDED)
-    values = load_preset(arguments.preset, identify(base).family, settings.get("kind") or arguments.kind or "")
-    options = ("trigger", "subject", "kind", "role", "steps", "precision", "stop_when")
-    named = {key: getattr(arguments, key) for key in options}
-    values |= {key: value for key, value in named.items() if value is not None}
-    return TrainConfig.from_dict({**values, **settings, "name": name, "base": base})
+    options = BaseOptions(settings.get("prediction") or arguments.prediction or AUTO_PREDICTION,
+                          absolute_base(settings.get("vae") or arguments.vae or ""))   # fmt: skip
+    options = options.or_else(base_options(home, base) if home else PLAIN_BASE)
+    info = identify(base, options)
+    values = load_preset(arguments.preset, info.family, settings.get("kind") or arguments.kind or "")
+    names = ("trigger", "subject", "kind", "role", "steps", "precision", "stop_when")
+    values |= {key: value for key in names if (value := getattr(arguments, key)) is not None}
+    return TrainConfig.from_dict({**values, **settings, **asdict(options), "name": name, "base": base})
 
 
 def _picture_files(folder: Path | None) -> list[Path]:

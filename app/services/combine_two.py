@@ -12,6 +12,8 @@ from atelier.adapters.formats.native import load_adapter, read_header
 from atelier.adapters.fusion.break_for_make_halves import scale_halves
 from atelier.adapters.fusion.pairwise import to_lora
 from atelier.app.jobs.jobs import find_run
+from atelier.app.services.draw import trained_options
+from atelier.app.store.base_settings import base_options
 from atelier.app.store.home import Home, HomeError, explain_write_errors
 from atelier.app.store.library import AdapterCard, find_adapter
 from atelier.training.base_models.base_info import BaseInfo
@@ -54,7 +56,8 @@ def combine(home: Home, job: CombineJob) -> Iterator[Stepped | AdapterCard]:
         raise HomeError(f"{job.content.name} was made for {job.content.title} and {job.style.name} for "
                         f"{job.style.title}. Choose two adapters for the same base model.")
     configs = [_train_config(home, card, job) for card in (job.content, job.style)] if job.steps else []
-    model = load(job.content.base or EMBEDDED)
+    base = job.content.base or EMBEDDED
+    model = load(base, options=trained_options(job.content).or_else(base_options(home, base)))
     examples = [encode_dataset(model, scan_pictures(config)) for config in configs] or [[], []]
     training = None
     if job.steps:

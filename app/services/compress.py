@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from atelier.adapters.core.parse import parse_json
 from atelier.app.jobs.jobs import find_run, list_runs, run_folders
+from atelier.app.store.base_settings import base_options
 from atelier.app.store.home import Home, HomeError, explain_write_errors, new_base_name, write_home_file
 from atelier.app.store.library import find_adapter
 from atelier.app.store.models import check_family
@@ -91,10 +92,12 @@ def make_config(
         HomeError, BaseError, SettingError: something does not exist, is taken or does not fit.
     """
     cards = [(find_adapter(home, adapter), strength) for adapter, strength in adapters]
-    check_family(identify(base), [card for card, _ in cards])
+    options = base_options(home, base)
+    check_family(identify(base, options), [card for card, _ in cards])
     paths = {str(card.path): strength for card, strength in cards}
     return CompressConfig.from_dict({
-        "name": new_base_name(home, name), "base": base, "adapters": paths, "preset": preset, **values,
+        "name": new_base_name(home, name), "base": base, "adapters": paths, "preset": preset,
+        **asdict(options), **values,
     })   # fmt: skip
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from atelier.adapters.fusion.methods import DEFAULT_METHOD
 from atelier.app.services.engine import DrawCallbacks, Engine, FileEntry
+from atelier.app.store.base_settings import base_options
 from atelier.app.store.gallery import (
     LATER_SETTINGS,
     GalleryPicture,
@@ -27,15 +29,18 @@ from atelier.app.store.library import AdapterCard, find_adapter
 from atelier.app.store.mixes import MixEntry, fusion_recipe
 from atelier.app.store.models import check_family
 from atelier.app.text.studio import few_steps
+from atelier.training.base_models.hub import require_download
 from atelier.training.base_models.identify import identify
+from atelier.training.config.base_options import AUTO_PREDICTION, PLAIN_BASE, PREDICTIONS, BaseOptions
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.prompt_encoding import PLAIN
 from atelier.training.sampling.prompt_syntax import split_adapters
 from atelier.training.sampling.sample import DrawRequest
-from atelier.training.sampling.samplers import AUTO
+from atelier.training.sampling.samplers import AUTO, SAMPLERS
 
 if TYPE_CHECKING:
     from atelier.adapters.fusion.gates import GateRecord
+    from atelier.training.base_models.base_info import BaseInfo
     from atelier.training.sampling.start_picture import StartPicture
 
 RecipePicture = tuple[Image.Image, dict[str, Any]]   # a picture, and how it was drawn
@@ -49,6 +54,7 @@ class DrawJob:
     base: str = EMBEDDED
     adapters: tuple[MixEntry, ...] = ()
     method: str = ""   # of fusion; empty: the plain sum, which a recipe does not mention
+    options: BaseOptions = PLAIN_BASE   # how the base model is loaded; what is not set is taken from elsewhere
     start: StartPicture | None = None   # a picture to start from; a recipe has its hash and how much could change
 
 
@@ -70,6 +76,7 @@ class CheckedJob:
         job = self.job
         strengths = [(card, entry.strength) for card, entry in zip(self.cards, job.adapters, strict=True)]
         recipe = make_recipe(job.request, index, job.base, self.family, strengths) | _start_recipe(job.start)
+        recipe |= {name: value for name, value in asdict(job.options).items() if value != getattr(PLAIN_BASE, name)}
         return recipe | fusion_recipe(job.method, job.adapters) if job.method else recipe
 
 
@@ -110,12 +117,41 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
     Raises:
         HomeError, BaseError: an adapter or the base model can't be used, or they belong to different families.
     """
-    info = identify(job.base)
     job = _with_named_adapters(job)
     cards = tuple(find_adapter(home, entry.name) for entry in job.adapters)
+    require_download(job.base)
+    options = _options(home, job, cards)
+    info = identify(job.base, options)
     check_family(info, cards)
-    request, notice = with_sampler(job.request, [(c, e.strength) for c, e in zip(cards, job.adapters, strict=True)])
-    return CheckedJob(replace(job, request=request), info.family, cards, notice)
+    parts = [(card, entry.strength) for card, entry in zip(cards, job.adapters, strict=True)]
+    request, notice = with_sampler(job.request, parts, info)
+    notices = " ".join(filter(None, [notice, info.assumed]))
+    return CheckedJob(replace(job, request=request, options=options), info.family, cards, notices)
+
+
+def _options(home: Home, job: DrawJob, cards: Sequence[AdapterCard]) -> BaseOptions:
+    """How the base model is loaded: as the job says, else as its adapters were trained, else as it was set."""
+    options = job.options
+    for card in cards:
+        if card.base == job.base:
+            options = options.or_else(trained_options(card))
+    return options.or_else(base_options(home, job.base))
+
+
+def trained_options(card: AdapterCard) -> BaseOptions:
+    """How the base model was loaded that an adapter was trained on, as its recipe says."""
+    import tomllib
+
+    from atelier.adapters.formats.native import read_header
+
+    try:
+        recipe = tomllib.loads(read_header(card.path).info.recipe)
+    except tomllib.TOMLDecodeError:
+        return PLAIN_BASE
+    prediction, vae = recipe.get("prediction"), recipe.get("vae")
+    # A VAE that has gone since is no reason not to draw: the base model has its own.
+    known = isinstance(vae, str) and bool(vae) and Path(vae).expanduser().exists()
+    return BaseOptions(prediction if prediction in PREDICTIONS else AUTO_PREDICTION, str(vae) if known else "")
 
 
 def _with_named_adapters(job: DrawJob) -> DrawJob:
@@ -129,12 +165,22 @@ def _with_named_adapters(job: DrawJob) -> DrawJob:
     return replace(job, request=replace(job.request, prompt=prompt), adapters=tuple(entries.values()))
 
 
-def with_sampler(request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]]) -> tuple[DrawRequest, str]:
-    """The request with its sampler decided, and a notice where an adapter has decided it."""
+def with_sampler(
+    request: DrawRequest, parts: Sequence[tuple[AdapterCard, float]], info: BaseInfo | None = None
+) -> tuple[DrawRequest, str]:
+    """The request with its sampler decided, and a notice where an adapter or the base model has decided it."""
     fast = next((card for card, strength in parts if strength and card.sampler), None)
-    decided = request.with_sampler(fast.sampler if fast else "")
-    taken = fast and request.sampler == AUTO
-    return decided, few_steps(fast.name, decided.steps, decided.guidance) if fast and taken else ""
+    few = info.few_steps if info else None
+    decided = request.with_sampler(fast.sampler if fast else "", few)
+    if request.sampler != AUTO or not (fast or few):
+        return decided, ""
+    if not fast:   # steps and guidance that differ from the usual ones were chosen, and stay
+        usual = DrawRequest()
+        chosen = {name: value for name in ("steps", "guidance") if (value := getattr(request, name)) !=
+                  getattr(usual, name)}   # fmt: skip
+        decided = replace(decided, **chosen)
+    name = fast.name if fast else info.title if info else ""
+    return decided, few_steps(name, SAMPLERS[decided.sampler].title, decided.steps, decided.guidance)
 
 
 def draw(
@@ -158,7 +204,7 @@ def draw(
         count = min(batch_size or request.count, request.count - first)
         batch = replace(request, seed=request.seed + first, count=count)
         pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT_METHOD, callbacks=callbacks,
-                               record=record, start=job.start)   # fmt: skip
+                               record=record, start=job.start, options=job.options)   # fmt: skip
         yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
 
 
@@ -235,7 +281,8 @@ def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, li
     if "upscale" in recipe:   # its size is that of the second pass
         given |= {"width": recipe["first_width"], "height": recipe["first_height"]}
     request = DrawRequest.from_dict(given)
-    job = DrawJob(request=request, base=str(recipe["base"]), adapters=existing)
+    options = BaseOptions(str(recipe.get("prediction", AUTO_PREDICTION)), str(recipe.get("vae", "")))
+    job = DrawJob(request=request, base=str(recipe["base"]), adapters=existing, options=options)
     return job, [entry.name for entry in entries if entry not in existing]
 
 

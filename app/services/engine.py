@@ -23,6 +23,7 @@ from atelier.training.base_models.device import has_own_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.base_models.precision import AUTO
+from atelier.training.config.base_options import PLAIN_BASE, BaseOptions
 from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.sample import DrawRequest, draw
 
@@ -56,11 +57,13 @@ class Engine:
     The base model stays in memory for the next drawing until it is needed for something else (``resident_base.py``).
     """
 
-    def __init__(self, precision: Callable[[], str] = lambda: AUTO) -> None:
-        """``precision`` is asked for the one to draw in whenever it draws."""
+    def __init__(
+        self, precision: Callable[[], str] = lambda: AUTO, options: Callable[[str], BaseOptions] = lambda _: PLAIN_BASE
+    ) -> None:
+        """``precision`` is asked for the one to draw in whenever it draws, ``options`` for those of a base model."""
         keep_freed_memory()   # now, before there are threads that draw
         self._lock = threading.Lock()
-        self._resident = ResidentBase(self._lock, precision)
+        self._resident, self._options = ResidentBase(self._lock, precision), options
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._grid_pictures: OrderedDict[Hashable, Image.Image] = OrderedDict()
         self._word_effects: dict[tuple[str, str], float] = {}   # of base model and word
@@ -82,7 +85,7 @@ class Engine:
     def draw(
         self, base: str, adapters: Sequence[FileEntry], request: DrawRequest, method: str = DEFAULT_METHOD, *,
         callbacks: DrawCallbacks = SILENT, record: GateRecord | None = None,
-        start: StartPicture | None = None,
+        start: StartPicture | None = None, options: BaseOptions | None = None,
     ) -> list[Image.Image]:   # fmt: skip
         """Draw ``request.count`` pictures in one batch.
 
@@ -94,6 +97,7 @@ class Engine:
             callbacks: who is told while it draws.
             record: receives what gates do.
             start: a picture to start from.
+            options: how the base model is loaded; None: as it was set for it.
 
         Raises:
             BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
@@ -108,7 +112,8 @@ class Engine:
 
         with self._lock:
             active = [path for path, entry in adapters if entry.strength]
-            return self._run(base, request, active, work, callbacks.on_notice, from_picture=start is not None)
+            return self._run(base, request, active, work, callbacks.on_notice, from_picture=start is not None,
+                             options=options)   # fmt: skip
 
     def draw_grid(
         self, base: str, adapters: tuple[Path, Path], method: str, strengths: Sequence[tuple[float, float]],
@@ -138,7 +143,7 @@ class Engine:
             return draw(model, one_each, Mix(((mixed, 1.0),)), same_seed=True, cache=cache)
 
         one = replace(request, count=1)
-        keys = [(base, *map(_file_key, adapters), method, one, pair) for pair in strengths]
+        keys = [(base, self._options(base), *map(_file_key, adapters), method, one, pair) for pair in strengths]
         with self._lock:
             new = {key: pair for key, pair in zip(keys, strengths, strict=True) if key not in self._grid_pictures}
             if new:
@@ -248,14 +253,17 @@ class Engine:
     def _run(
         self, base: str, request: DrawRequest, files: Sequence[Path], work: Work[T],
         on_notice: Callable[[str], None] | None = None, *, from_picture: bool = False,
+        options: BaseOptions | None = None,
     ) -> T:   # fmt: skip
         """Do some work with a base model and adapters; only these take the memory of a card."""
+        options = self._options(base) if options is None else options
         adapters, device = [self._adapter(path) for path in files], self._resident.device
         if has_own_memory(device):
             active = {id(each) for each in adapters}
             for each in self._adapters.values():
                 each.to(device if id(each) in active else "cpu")
-        return self._resident.run(base, request, adapters, work, on_notice, from_picture=from_picture)
+        return self._resident.run(base, request, adapters, work, on_notice, from_picture=from_picture,
+                                  options=options)   # fmt: skip
 
     def _adapter(self, path: Path) -> AdapterSet:
         key = _file_key(path)

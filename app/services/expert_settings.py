@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from atelier.adapters.core.settings import Settings
@@ -13,6 +13,7 @@ from atelier.app.store.home import absolute_base
 from atelier.app.text import create as words
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.identify import identify
+from atelier.training.config.base_options import AUTO_PREDICTION, PLAIN_BASE, BaseOptions
 from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset, preset_names
 
 
@@ -43,7 +44,10 @@ def _changes(keys: Sequence[str], values: Sequence[Any], basis: str) -> dict[str
     return {key: given[key] for key in relevant if given[key] is not None and given[key] != defaults[key]}
 
 
-def run_settings(keys: Sequence[str], values: Sequence[Any], basis: str, preset: str) -> dict[str, Any]:
+def run_settings(
+    keys: Sequence[str], values: Sequence[Any], basis: str, preset: str,
+    stored: Callable[[str], BaseOptions] = lambda _: PLAIN_BASE,
+) -> dict[str, Any]:   # fmt: skip
     """The settings of a run: the preset's for its base model and kind, updated by what a person changed.
 
     Args:
@@ -51,13 +55,17 @@ def run_settings(keys: Sequence[str], values: Sequence[Any], basis: str, preset:
         values: their values.
         basis: preset and base model that the controls were filled with, on two lines.
         preset: the chosen preset.
+        stored: what was set for a base model, which counts where the controls say nothing.
 
     Raises:
         BaseError: the base model can't be used.
     """
     changes = {key.rpartition(".")[2]: value for key, value in _changes(keys, values, basis).items()}
     base = absolute_base(changes.get("base", EMBEDDED))
-    return {**load_preset(preset, identify(base).family, changes.get("kind", "")), **changes, "base": base}
+    chosen = BaseOptions(changes.get("prediction", AUTO_PREDICTION), absolute_base(changes.get("vae", "").strip()))
+    options = chosen.or_else(stored(base))
+    family = identify(base, options).family
+    return {**load_preset(preset, family, changes.get("kind", "")), **changes, **asdict(options), "base": base}
 
 
 def draft_preset(draft: Draft) -> str | None:

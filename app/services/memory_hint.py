@@ -37,6 +37,11 @@ def memory_lines(config: TrainConfig) -> Iterator[str]:
 
 
 def _line(config: TrainConfig, forecast: MemoryForecast) -> str:
+    warnings = identify(config.base, config.base_options).warnings
+    return " ".join([_memory(config, forecast), *warnings])
+
+
+def _memory(config: TrainConfig, forecast: MemoryForecast) -> str:
     needed, available = forecast.needed, forecast.available
     if forecast.config != config:
         return words.memory_saved(needed, available, describe_savings(config, forecast.config))
@@ -44,7 +49,9 @@ def _line(config: TrainConfig, forecast: MemoryForecast) -> str:
 
 
 def _precision(config: TrainConfig, device: torch.device) -> str:
-    return config.precision if config.precision != "auto" else _fastest(device, identify(config.base))
+    if config.precision != "auto":
+        return config.precision
+    return _fastest(device, identify(config.base, config.base_options))
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from atelier.adapters.core.base import AdapterSet
-from atelier.training.base_models.base_info import BaseError
+from atelier.training.base_models.base_info import BaseError, BaseInfo
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.device import (
     allocated_memory,
@@ -24,6 +24,7 @@ from atelier.training.base_models.device_lock import Job, Residency, running_job
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.memory_count import module_bytes
 from atelier.training.base_models.precision import AUTO, drawing_dtype
+from atelier.training.config.base_options import PLAIN_BASE, BaseOptions
 from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.draw_memory import DrawPlan, plan_drawing
 from atelier.training.sampling.draw_savings import DrawSavings, describe_draw_savings, next_draw_saving
@@ -42,6 +43,7 @@ class LoadedBase:
     """A base model in memory, and how it was loaded."""
 
     base: str
+    options: BaseOptions
     precision: str
     in_8_bits: bool
     model: BaseModel
@@ -76,7 +78,7 @@ class ResidentBase:
 
     def run(
         self, base: str, request: DrawRequest, adapters: Sequence[AdapterSet], work: Work[T],
-        on_notice: Notify | None = None, *, from_picture: bool = False,
+        on_notice: Notify | None = None, *, from_picture: bool = False, options: BaseOptions = PLAIN_BASE,
     ) -> T:   # fmt: skip
         """Do some work with a base model; where memory runs out, do it again with the next saving.
 
@@ -87,18 +89,19 @@ class ResidentBase:
             work: is given the model, and what was computed with it before with the savings in it.
             on_notice: called with a sentence where there are savings.
             from_picture: whether the drawing starts from a picture.
+            options: how the base model is loaded.
 
         Raises:
             BaseError: the base can't be loaded, or there is too little memory even with every saving.
         """
-        plan = self._plan(base, request, adapters, from_picture)
+        plan = self._plan(identify(base, options), request, adapters, from_picture)
         notify = on_notice or (lambda _: None)
         if plan.notice:
             notify(plan.notice)
         savings: DrawSavings | None = plan.savings
         while savings is not None:
             try:
-                return self._attempt(base, adapters, work, savings)
+                return self._attempt((base, options), adapters, work, savings)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -110,9 +113,11 @@ class ResidentBase:
         self.release()
         raise BaseError(f"There is not enough memory for this, even with every memory saving. {self._cure()}")
 
-    def _attempt(self, base: str, adapters: Sequence[AdapterSet], work: Work[T], savings: DrawSavings) -> T:
+    def _attempt(
+        self, base: tuple[str, BaseOptions], adapters: Sequence[AdapterSet], work: Work[T], savings: DrawSavings
+    ) -> T:
         # A frame of its own: an error would keep alive what is named where it is caught.
-        loaded = self._load(base, savings)
+        loaded = self._load(*base, savings)
         loaded.cache.savings = savings
         if has_own_memory(self.device):
             loaded.cache.retain(adapters)
@@ -126,7 +131,7 @@ class ResidentBase:
             self._residency.end()
 
     def _plan(
-        self, base: str, request: DrawRequest, adapters: Sequence[AdapterSet], from_picture: bool
+        self, info: BaseInfo, request: DrawRequest, adapters: Sequence[AdapterSet], from_picture: bool
     ) -> DrawPlan:
         # What this process holds now can go.
         held = allocated_memory(self.device)
@@ -135,19 +140,19 @@ class ResidentBase:
             held = sum(module_bytes(part) for part in (*model.models().values(), model.vae))
         dtype = drawing_dtype(self._precision(), self.device)
         try:
-            return plan_drawing(identify(base), request, adapters, dtype, self.device, held, from_picture=from_picture)
+            return plan_drawing(info, request, adapters, dtype, self.device, held, from_picture=from_picture)
         except BaseError as error:
             if job := running_job(self.device):
                 raise BaseError(f"{error} {job} uses the device as well: wait until it is done.") from None
             raise
 
-    def _load(self, base: str, savings: DrawSavings) -> LoadedBase:
+    def _load(self, base: str, options: BaseOptions, savings: DrawSavings) -> LoadedBase:
         """The base model as the savings say: loaded, and its parts where they belong."""
-        loaded, wanted = self._loaded, (base, self._precision(), savings.in_8_bits)
-        if loaded is None or (loaded.base, loaded.precision, loaded.in_8_bits) != wanted:
+        loaded, wanted = self._loaded, (base, options, self._precision(), savings.in_8_bits)
+        if loaded is None or (loaded.base, loaded.options, loaded.precision, loaded.in_8_bits) != wanted:
             self.release()   # first: two may not fit into memory
-            model = load(base, self.device, drawing_dtype(wanted[1], self.device), in_8_bits=savings.in_8_bits,
-                         resident=("unet",) if savings.offload else None)   # fmt: skip
+            model = load(base, self.device, drawing_dtype(wanted[2], self.device), in_8_bits=savings.in_8_bits,
+                         resident=("unet",) if savings.offload else None, options=options)   # fmt: skip
             self._residency = self._residency or Residency(self.device)
             self._residency.begin()
             self._loadings += 1

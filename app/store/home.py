@@ -12,6 +12,7 @@
     trash/                       what was deleted, to be restored
     preferences.json             what was chosen for everything
     models.txt                   folders with base models
+    base_settings.json           what was set for single base models
     state/                       the queue, indexes and locks: no work is lost without them
 """
 
@@ -97,6 +98,11 @@ class Home:
     def models(self) -> Path:
         """File with the paths of folders with base models, one a line."""
         return self.path / "models.txt"
+
+    @property
+    def base_settings(self) -> Path:
+        """File with what was set for single base models."""
+        return self.path / "base_settings.json"
 
     @property
     def state(self) -> Path:
@@ -244,4 +250,4 @@ def _free_name(text: str, others: Set[str]) -> str:
 def absolute_base(text: str) -> str:
     """Make the path of a base model absolute, so that it does not depend on the working folder; keep other names."""
     path = Path(text).expanduser()
-    return str(path.absolute()) if text != "embedded" and path.exists() else text
+    return str(path.absolute()) if text not in ("", "embedded") and path.exists() else text

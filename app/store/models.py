@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from atelier.adapters.core.family import FAMILIES, family_title
+from atelier.app.store.base_settings import base_options
 from atelier.app.store.home import Home, HomeError, write_home_file
 from atelier.app.store.library import AdapterCard, list_adapters
 from atelier.app.text import settings as settings_words
 from atelier.app.text import shared
 from atelier.training.base_models.base_info import BaseError, BaseInfo
 from atelier.training.base_models.identify import identify
+from atelier.training.config.base_options import PLAIN_BASE, BaseOptions
 from atelier.training.config.train_config import EMBEDDED
 
 INDEX_FILE = "model_index.json"
@@ -36,8 +38,10 @@ class ModelEntry:
         return [card.name for card in cards if self.info and card.family == self.info.family]
 
 
-def scan_models(folder: Path) -> list[ModelEntry]:
+def scan_models(folder: Path, options: Callable[[str], BaseOptions] = lambda _: PLAIN_BASE) -> list[ModelEntry]:
     """Find every diffusers folder and checkpoint under a folder, sorted by name. Only headers are read.
+
+    ``options`` says what was set for a model.
 
     Raises:
         HomeError: there is no such folder.
@@ -45,7 +49,7 @@ def scan_models(folder: Path) -> list[ModelEntry]:
     if not folder.is_dir():
         what = "is a file: use `atelier models show`" if folder.exists() else "does not exist: check the path"
         raise HomeError(f"{folder} {what}.")
-    return [_identify(path, *_version(path)) for path in sorted(_candidates(folder))]
+    return [_identify(path, options(str(path)), *_version(path)) for path in sorted(_candidates(folder))]
 
 
 def model_folders(home: Home) -> list[Path]:
@@ -71,8 +75,8 @@ def save_model_folders(home: Home, text: str) -> list[Path]:
 
 def find_models(home: Home) -> list[ModelEntry]:
     """Find base models in the home and in all saved folders; folders that are missing at the moment are skipped."""
-    folders = [home.bases, *model_folders(home)]
-    found = {model.path: model for folder in folders if folder.is_dir() for model in scan_models(folder)}
+    folders, options = [home.bases, *model_folders(home)], partial(base_options, home)
+    found = {model.path: model for folder in folders if folder.is_dir() for model in scan_models(folder, options)}
     return list(found.values())
 
 
@@ -103,10 +107,10 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _identify(path: Path, _modified: int, _size: int) -> ModelEntry:
+def _identify(path: Path, options: BaseOptions, _modified: int, _size: int) -> ModelEntry:
     # The time and size are arguments so that a changed file is read again.
     try:
-        return ModelEntry(path, identify(str(path)))
+        return ModelEntry(path, identify(str(path), options))
     except BaseError as error:
         return ModelEntry(path, reason=str(error))
 

@@ -27,14 +27,14 @@ def progress(done: int, of: int) -> str:
     return f"Step {done} of {of}" if done else "Getting ready"
 
 
-def few_steps(name: str, steps: int, guidance: float) -> str:
-    """Shown when an adapter decides the sampler, and with it steps and guidance.
+def few_steps(name: str, sampler: str, steps: int, guidance: float) -> str:
+    """Shown when an adapter or the base model decides the sampler, and with it steps and guidance.
 
-    >>> few_steps("lcm-lora", 8, 1.5)
+    >>> few_steps("lcm-lora", "LCM", 8, 1.5)
     'lcm-lora needs few steps: drawn with the LCM sampler, 8 steps, guidance 1.5. Choose a sampler to change this.'
     """
-    return (f"{name} needs few steps: drawn with the LCM sampler, {steps} steps, guidance {guidance:g}. Choose a "
-            "sampler to change this.")
+    return (f"{name} needs few steps: drawn with the {sampler} sampler, {steps} steps, guidance {guidance:g}. Choose "
+            "a sampler to change this.")
 
 
 def missing(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import warnings
 import webbrowser
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -98,6 +99,7 @@ def application(home: Home, access: Access) -> FastAPI:
     import gradio as gr
 
     from atelier.app.services.engine import Engine
+    from atelier.app.store.base_settings import base_options
     from atelier.app.store.preferences import drawing_precision
     from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, make_theme, palette_css
     from atelier.app.web.components.uploads import forget_old_files
@@ -108,7 +110,8 @@ def application(home: Home, access: Access) -> FastAPI:
     # Gradio says this whenever an app has several pages, although the mode is off.
     warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)
     parent = guarded(home, access, uploads=temporary, served=[temporary, FONT])
-    demo = build(home, Engine(lambda: drawing_precision(home)), has_password=bool(access.password))
+    engine = Engine(lambda: drawing_precision(home), partial(base_options, home))
+    demo = build(home, engine, has_password=bool(access.password))
     return gr.mount_gradio_app(
         parent, demo, path="/", footer_links=[], run_history=False, enable_monitoring=False,
         ssr_mode=False, max_file_size="2gb", show_error=False, favicon_path=str(FAVICON),

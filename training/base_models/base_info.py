@@ -12,16 +12,22 @@ from typing import Any
 from atelier.adapters.core.family import EMBEDDED_FAMILY, FAMILIES, Family, family_title
 from atelier.adapters.core.parse import parse_toml
 from atelier.adapters.formats.safetensors_header import TensorEntry
+from atelier.training.base_models.distilled import FewSteps
 from atelier.training.config.train_config import EMBEDDED
 
 _TEXT_WIDTHS = {family.text_width: family for family in FAMILIES.values()}
 _TASKS = {9: "an inpainting model", 8: "a model that edits pictures (InstructPix2Pix)", 5: "a depth model",
           7: "an upscaler"}   # fmt: skip
 PACKED_UNET = "packed.safetensors"   # the UNet's weights in codes, where a folder is a compressed base model
+SUPPORTED = "Atelier works with Stable Diffusion 1.x, 2.x and XL."
+GUIDANCE_EMBEDDED = ("{} is a model that reads the guidance as an input (LCM), which is not supported. Use the model "
+                     "that it was made from, with an LCM adapter for few steps.")
+EDM = ("{} was trained with EDM's noise levels (as Playground 2.5 and CosXL), which are not supported. Use a Stable "
+       "Diffusion XL model with the usual noise schedule.")
 _PROMPT_FIELDS = ("style_template", "styles", "things", "neutral_words")   # of prompts.toml, beside the caption
 _FORMER_FIELDS = {"styled": "style_template", "quiet_words": "neutral_words"}   # in folders written by older versions
 _MAX_JSON = 10_000_000   # bytes; the largest, a tokenizer's, have 2 MB
-_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
+_DTYPES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
 class BaseError(ValueError):
@@ -46,11 +52,24 @@ class BaseInfo:
     precision: str = ""    # of the UNet's weights: fp32, fp16, bf16, fp8, or a preset such as w4a8; empty when unknown
     bytes: int = 0         # size of the weights on disk
     zero_snr: bool = False   # trained with a zero terminal signal-to-noise ratio: the schedule must end there as well
+    separate_vae: Path | None = None   # file or folder of another VAE, which replaces the model's own
+    few_steps: FewSteps | None = None   # how it is drawn with, if it was distilled to need few steps
+    assumed: str = ""   # what no file says and was assumed, in a sentence
     prior_prompts: tuple[str, ...] = ()   # varied things it can draw, for prior preservation
     style_template: str = "a {style} picture of a {subject}"   # caption template that names a style
     styles: tuple[str, ...] = ("watercolour", "pencil", "pixel art")   # styles that it knows
     things: tuple[str, ...] = ("house", "dog", "tree", "car", "cup", "boat", "chair", "cat")   # things that it knows
     neutral_words: tuple[str, ...] = ()   # made-up words that mean nothing to it: good trigger words
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know before training with it, in sentences."""
+        few = self.few_steps
+        distilled = few and (
+            f"{self.title} is a {few.method} model, distilled to draw in few steps. Training on it works, but the "
+            "adapter may blur its pictures or need more steps. An adapter trained on the model that it was made from "
+            f"works with both. It is drawn with {few.settings}.")
+        return [text for text in (self.assumed, distilled) if text]
 
     @property
     def kind(self) -> str:

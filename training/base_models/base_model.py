@@ -18,18 +18,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from atelier.adapters.core.family import FAMILIES, Family
+from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, quantize_to_int8
 from atelier.adapters.quantization.packed import load_packed, prepare_layers
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo, read_json
 from atelier.training.base_models.device import best_device, has_own_memory
 from atelier.training.base_models.diffusers_internals import works_where_the_unet_is
-from atelier.training.base_models.identify import hub_folder, identify
+from atelier.training.base_models.hub import download_model, is_hub_id
+from atelier.training.base_models.identify import identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.base_models.offload import CpuOffload, Offload
 from atelier.training.base_models.precision import AUTO, drawing_dtype
+from atelier.training.base_models.separate_vae import load_separate_vae
 from atelier.training.base_models.single_file import load_parts
-from atelier.training.config.train_config import EMBEDDED
+from atelier.training.base_models.weight_files import check_weights
+from atelier.training.config.base_options import PLAIN_BASE, BaseOptions
 
 MicroConditioning = tuple[int, int, int, int, int, int]
 """What Stable Diffusion XL reads of each picture: original height and width, top and left of the crop, height and width
@@ -153,14 +156,15 @@ class BaseModel:
 
 def load(
     base: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, in_8_bits: bool = False,
-    resident: Collection[str] | None = None,
+    resident: Collection[str] | None = None, options: BaseOptions = PLAIN_BASE,
 ) -> BaseModel:   # fmt: skip
     """Load a base model, frozen, for training or drawing.
 
     Without ``device`` it goes to the best device here; without ``dtype`` it stays in float32 on a CPU and takes
     float16 on a GPU. The VAE stays in float32: in float16 that of Stable Diffusion XL overflows to black pictures,
     and those of the others on some. With ``in_8_bits`` the UNet's layers are kept as ``weight_only_int8.py`` says. With
-    ``resident`` only these parts go to a device that has its own memory, and the others wait in main memory.
+    ``resident`` only these parts go to a device that has its own memory, and the others wait in main memory. A hub
+    model that is not here yet is downloaded. ``options`` is what a person says about the base model.
 
     Raises:
         BaseError: see :func:`identify`; also when weights are missing or don't fit their configuration.
@@ -168,10 +172,7 @@ def load(
     from atelier.training.base_models.fewer_operations import skip_idle_operations  # both bring diffusers along
     from atelier.training.base_models.less_activation_memory import save_less_for_backward
 
-    info = identify(base)
-    folder = info.folder
-    if base != EMBEDDED and info.file is None and not Path(base).expanduser().is_dir():
-        folder = hub_folder(base, weights=True)   # with progress bars: it may take long
+    info = _downloaded(identify(base, options), options)
     target = torch.device(device) if device else best_device()
     unet_dtype = dtype or drawing_dtype(AUTO, target)
     if target.type == "cpu":
@@ -180,7 +181,7 @@ def load(
         torch.set_float32_matmul_precision("high")   # products of float32 on tensor cores, as convolutions already are
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
     try:
-        parts = load_parts(info, unet_dtype) if info.file else _folder_parts(folder, FAMILIES[info.family], unet_dtype)
+        parts = load_parts(info, unet_dtype) if info.file else _folder_parts(info, unet_dtype)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BaseError(f"{base} could not be loaded: {str(error).splitlines()[0]}") from error
     if in_8_bits:
@@ -197,21 +198,32 @@ def load(
     return BaseModel(info, **parts, offload_to=CpuOffload() if own else None, home=target)
 
 
-def _folder_parts(folder: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:
+def _downloaded(info: BaseInfo, options: BaseOptions) -> BaseInfo:
+    """A hub model whose weights are here."""
+    if info.bytes or not is_hub_id(info.source) or info.file is not None or Path(info.source).expanduser().exists():
+        return info
+    download_model(info.source)
+    return identify(info.source, options)
+
+
+def _folder_parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    folder, separate = info.folder, info.separate_vae
     parts: dict[str, Any] = {
         "unet": _unet(folder / "unet", dtype),
-        "vae": _part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32),
+        "vae": load_separate_vae(separate, folder / "vae") if separate else
+               _part(AutoencoderKL, folder / "vae", torch_dtype=torch.float32),
         "text_encoder": _part(CLIPTextModel, folder / "text_encoder", dtype=dtype),
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         # Some files do not mention clipping, and DDIM's own default, made for pixels, would clip latents.
-        "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False),
-    }
-    if family.two_text_encoders:
+        "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False,
+                                                   prediction_type=info.prediction_type),
+    }   # fmt: skip
+    if FAMILIES[info.family].two_text_encoders:
         parts["text_encoder_2"] = _part(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype)
         parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
     return parts
@@ -231,8 +243,9 @@ def _unet(folder: Path, dtype: torch.dtype) -> Any:
 
 def _part(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
     """Load one part. The libraries would fill missing weights with random numbers: here they are an error."""
+    variant = check_weights(folder.parent.name, folder.parent, folder.name).variant or None
     part, report = kind.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **dtype
+        folder, variant=variant, local_files_only=True, use_safetensors=True, output_loading_info=True, **dtype
     )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{len(missing)} weights of {folder.name} are missing, such as {missing[0]}")

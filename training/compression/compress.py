@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from atelier.training.compression.calibrate import (
 )
 from atelier.training.compression.distill import Distillation, DistillationConfig
 from atelier.training.compression.report import draw_pairs, write_report
+from atelier.training.config.base_options import PLAIN_BASE
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Event, Finished, Preparing, Warned
 from atelier.training.config.run_folder import RunFolder
@@ -56,7 +58,7 @@ def compress(
     """
     started = time.monotonic()
     yield Preparing("Loading the base model")
-    model = load(config.base, device, torch.float32)
+    model = load(config.base, device, torch.float32, options=config.base_options)
     if any(isinstance(layer, QuantizedLayer) for layer in model.unet.modules()):
         raise BaseError(f"{config.base} is already compressed. Compress the base model that it was made from.")
     mix = Mix(tuple((load_adapter(Path(path), model.device), strength) for path, strength in config.adapters.items()))
@@ -152,7 +154,9 @@ def _write_parts(model: BaseModel, config: CompressConfig, folder: Path) -> None
         half.save_pretrained(folder / name)
     model.pipeline.save_config(folder)
     model.unet.save_config(folder / "unet")
-    ingredients = json.dumps({"base": config.base, "adapters": config.adapters})
+    # Named only where there are any: what an older version began must still be continued.
+    options = {} if config.base_options == PLAIN_BASE else asdict(config.base_options)
+    ingredients = json.dumps({"base": config.base, "adapters": config.adapters, **options})
     save_packed(model.unet, folder / "unet" / PACKED_UNET, config.preset, {INGREDIENTS_ENTRY: ingredients})
     words = model.info.folder / "prompts.toml"
     if words.exists():

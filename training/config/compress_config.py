@@ -10,6 +10,7 @@ import tomli_w
 from atelier.adapters.core.parse import parse_toml
 from atelier.adapters.core.settings import SettingError, Settings, setting
 from atelier.adapters.quantization.bit_policy import PRESETS
+from atelier.training.config.base_options import AUTO_PREDICTION, PREDICTIONS, BaseOptions
 from atelier.training.config.train_config import EMBEDDED
 
 JOB = "compress"
@@ -22,6 +23,10 @@ class CompressConfig(Settings):
     job: str = setting(JOB, "What kind of job this is.", choices=(JOB,))
     name: str = setting("", "Name of the compressed base model.")
     base: str = setting(EMBEDDED, "Base model: 'embedded', a diffusers folder, a .safetensors checkpoint, or a hub id.")
+    prediction: str = setting(AUTO_PREDICTION, "What the base model's UNet predicts. 'auto' reads it from its files.",
+                              choices=PREDICTIONS)
+    vae: str = setting("", "Another VAE for the base model: a .safetensors file or a diffusers folder. Empty means its "
+                           "own.")
     adapters: dict[str, Any] = setting(None, "Adapter files to merge into the weights first, with their strengths.")
     preset: str = setting("w4a8", "Bits of weights (w) and activations (a).", choices=tuple(PRESETS))
     steps: int = setting(400, "Training steps. 0 only calibrates.", low=0, high=1_000_000)
@@ -44,6 +49,11 @@ class CompressConfig(Settings):
         for path, strength in self.adapters.items():
             if isinstance(strength, bool) or not isinstance(strength, int | float):
                 raise SettingError(f"The strength of {path} is {strength!r}, but it must be a number.")
+
+    @property
+    def base_options(self) -> BaseOptions:
+        """How the base model is loaded."""
+        return BaseOptions(self.prediction, self.vae)
 
     @property
     def updates(self) -> int:

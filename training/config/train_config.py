@@ -14,6 +14,7 @@ from atelier.adapters.core.targets import TARGETS
 from atelier.adapters.kinds.catalog import KINDS, get_kind
 from atelier.adapters.kinds.lora import Lora
 from atelier.training.config.assets import ASSETS
+from atelier.training.config.base_options import AUTO_PREDICTION, PREDICTIONS, BaseOptions
 
 EMBEDDED = "embedded"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -35,6 +36,10 @@ class TrainConfig(Settings):
     name: str = setting("", "Name of the adapter.")
     pictures: str = setting("", "Folder with the training pictures.")
     base: str = setting(EMBEDDED, "Base model: 'embedded', a diffusers folder, a .safetensors checkpoint, or a hub id.")
+    prediction: str = setting(AUTO_PREDICTION, "What the base model's UNet predicts. 'auto' reads it from its files.",
+                              choices=PREDICTIONS)
+    vae: str = setting("", "Another VAE for the base model: a .safetensors file or a diffusers folder. Empty means its "
+                           "own.")
     trigger: str = setting("", "Trigger word for prompts. Empty means the name.")
     subject: str = setting("object", "Class word: what it is, in one or two common words, such as 'fox', 'coffee cup' "
                                      "or 'person'.")
@@ -160,6 +165,11 @@ class TrainConfig(Settings):
         except ValueError as error:
             raise SettingError(f"This is not a valid recipe: {error}.") from None
         return cls.from_dict(values)
+
+    @property
+    def base_options(self) -> BaseOptions:
+        """How the base model is loaded."""
+        return BaseOptions(self.prediction, self.vae)
 
     @property
     def trigger_word(self) -> str:

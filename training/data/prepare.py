@@ -23,7 +23,7 @@ def scan_pictures(config: TrainConfig) -> Report:
     Raises:
         PictureError: none can be used.
     """
-    info = identify(config.base)
+    info = identify(config.base, config.base_options)
     return scan(
         Path(config.pictures),
         trigger=config.trigger_word,

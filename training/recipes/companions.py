@@ -60,7 +60,7 @@ def with_style_caption(config: TrainConfig) -> TrainConfig:
     """The recipe, of any kind, with a default caption for pictures in one style; a caption that is set stays."""
     if config.caption:
         return config
-    template = identify(config.base).style_template
+    template = identify(config.base, config.base_options).style_template
     return replace(config, caption=template.replace("{style}", "{trigger}").partition(" of ")[0])
 
 

@@ -97,7 +97,7 @@ def estimate_memory(config: TrainConfig, precision: str, *, device: str = "cpu",
     Raises:
         BaseError: the base model can't be identified.
     """
-    info = identify(config.base)
+    info = identify(config.base, config.base_options)
     fields = ("kind", "targets", "train_text_encoder", "resolution", "gradient_checkpointing", "optimizer",
               "ema", "base_in_8_bits", "validate_every", "preview_every")   # fmt: skip
     key = tuple((name, getattr(config, name)) for name in fields)

@@ -60,7 +60,7 @@ def forecast_memory(
     Raises:
         BaseError: it does not fit even with all savings; says what is needed and what is available.
     """
-    available, info = available_memory(device), identify(config.base)
+    available, info = available_memory(device), identify(config.base, config.base_options)
     pictures = (config.batch + config.prior_batch) * max(1.0, config.resolution / info.resolution) ** 2
     bound = int(PROGRAM_BYTES + info.bytes * (PER_MODEL + PER_PICTURE * pictures)) * processes
     if info.bytes and bound < available:   # a hub model that is not here yet has no bytes

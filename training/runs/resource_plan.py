@@ -31,7 +31,7 @@ def run_precision(config: TrainConfig, folder: RunFolder, device: torch.device) 
         return config.precision
     path = folder.path / PRECISION
     if not path.exists():
-        info = identify(config.base)
+        info = identify(config.base, config.base_options)
         chosen = choose_precision(device, info.channels, info.resolution // info.vae_scale_factor)
         atomic_write(path, chosen.encode())
     return path.read_text(encoding="utf-8")

@@ -231,6 +231,8 @@ def _train(
     if savings:
         yield Warned(savings)
     model = _load(config, folder, device)
+    if group.is_main and not resume:
+        yield from map(Warned, model.info.warnings)
     if config.compile and (reason := compile_error(device)):
         yield Warned(f"The base model can't be compiled here, so it runs uncompiled: {reason}")
         config = replace(config, compile=False)
@@ -261,7 +263,8 @@ def _train(
 def _load(config: TrainConfig, folder: RunFolder, device: torch.device) -> BaseModel:
     # Beside a card nothing is on it yet: the VAE encodes the pictures first, alone.
     dtype = DTYPES[run_precision(config, folder, device)]
-    model = load(config.base, device, dtype, in_8_bits=config.base_in_8_bits, resident=())
+    model = load(config.base, device, dtype, in_8_bits=config.base_in_8_bits, resident=(),
+                 options=config.base_options)   # fmt: skip
     if model.offload_to is None and device.type == "cpu":
         model = replace(model, offload_to=DiskOffload(folder.path))
     model.offload(model.vae, *([] if config.train_text_encoder else model.text_encoders))

@@ -22,6 +22,7 @@ from atelier.adapters.core.settings import SettingError, Settings, setting
 from atelier.adapters.fusion.live import Fusion, mount_fusion
 from atelier.adapters.prompt_projection import remove_directions
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
+from atelier.training.base_models.distilled import FewSteps
 from atelier.training.base_models.malloc_tuning import trim_memory
 from atelier.training.sampling.decode import decode_latents
 from atelier.training.sampling.draw_cache import DrawCache, encode_prompts
@@ -68,7 +69,7 @@ class DrawRequest(Settings):
                               low=1, high=30)
     width: int = setting(0, "Width in pixels. 0 means the base model's own.", low=0, high=4096)
     height: int = setting(0, "Height in pixels. 0 means the base model's own.", low=0, high=4096)
-    sampler: str = setting(AUTO, f"Sampler. 'auto' is {DEFAULT}, or the one an adapter was made for.",
+    sampler: str = setting(AUTO, f"Sampler. 'auto' is {DEFAULT}, or what an adapter or the base model was made for.",
                            choices=(AUTO, *SAMPLERS))
     schedule: str = setting(AUTO, "Spacing of the noise levels. 'auto' is the base model's own.", choices=SCHEDULES)
     prompt_syntax: str = setting(WEIGHTS, "'weights' reads (word:1.2), [word] and BREAK, and prompts of "
@@ -86,13 +87,21 @@ class DrawRequest(Settings):
     upscale_strength: float = setting(0.55, "How much the second pass may change. 1 redraws everything.",
                                       low=0.01, high=1)
 
-    def with_sampler(self, adapter_sampler: str = "") -> DrawRequest:
-        """The request with ``auto`` replaced; ``adapter_sampler`` is the sampler an adapter of the Mix was made for.
+    def with_sampler(self, adapter_sampler: str = "", few: FewSteps | None = None) -> DrawRequest:
+        """The request with ``auto`` replaced.
 
-        With ``lcm``, steps and guidance are reduced to what such adapters need.
+        With ``lcm`` and with distilled base models, steps and guidance are reduced to what they need.
+
+        Args:
+            adapter_sampler: the sampler that an adapter of the Mix was made for.
+            few: how the base model is drawn with, if it is distilled.
         """
         if self.sampler != AUTO:
             return self
+        if adapter_sampler != "lcm" and few is not None:
+            schedule = few.schedule if self.schedule == AUTO else self.schedule
+            return replace(self, sampler=few.sampler, schedule=schedule, steps=min(self.steps, few.steps),
+                           guidance=min(self.guidance, few.guidance))   # fmt: skip
         if adapter_sampler != "lcm":
             return replace(self, sampler=DEFAULT)
         return replace(self, sampler="lcm", steps=min(self.steps, LCM_STEPS), guidance=min(self.guidance, LCM_GUIDANCE))
@@ -121,7 +130,7 @@ def draw(
         SettingError: a size the model can't draw, or settings that don't go together.
         MountError: an adapter of another base model.
     """
-    request, cache = request.with_sampler(), cache or DrawCache()
+    request, cache = request.with_sampler(few=model.info.few_steps), cache or DrawCache()
     width, height = _size(model, request)
     large = _enlarged(model, request, width, height)
     generators = _generators(request.seed, request.count, step=0 if same_seed else 1)
@@ -298,9 +307,11 @@ def _active(mix: Mix | Fusion) -> Iterable[tuple[AdapterSet, float]]:
 def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: int) -> Tensor:
     """Draw one picture for each prompt with the base model alone; returns latents ``[B, C, h, w]`` on the CPU.
 
-    With DDIM, whatever the default elsewhere: so prior pictures that were drawn earlier stay valid.
+    With DDIM, whatever the default elsewhere: so prior pictures that were drawn earlier stay valid. A distilled model
+    draws as it was made for.
     """
-    sampler = new_sampler(model.scheduler, "ddim")
+    few = model.info.few_steps
+    sampler = new_sampler(model.scheduler, few.sampler, few.schedule) if few else new_sampler(model.scheduler, "ddim")
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     with torch.inference_mode(), using_sampler(model.pipeline, sampler):
         with model.on_device(*model.text_encoders):
@@ -308,8 +319,8 @@ def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: 
                 prompt=list(prompts), device=model.device, num_images_per_prompt=1, do_classifier_free_guidance=True)
         latents = model.pipeline(
             **dict(zip(names, embeddings, strict=False)),
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
+            num_inference_steps=few.steps if few else steps,
+            guidance_scale=few.guidance if few else GUIDANCE,
             generator=_generators(seed, len(prompts)),
             output_type="latent",
         ).images

@@ -16,6 +16,7 @@ from atelier.app.services.engine import Engine
 from atelier.app.services.expert_settings import default_values, draft_preset, form_values, run_settings
 from atelier.app.services.memory_hint import memory_lines
 from atelier.app.services.trigger_word_hint import trigger_word_hint
+from atelier.app.store.base_settings import base_options
 from atelier.app.store.create_draft import (
     Draft,
     add_pictures,
@@ -33,6 +34,7 @@ from atelier.app.text import create as words
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.settings_form import controls
+from atelier.training.base_models.hub import require_download
 from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset, preset_names
 from atelier.training.recipes.companions import with_style_caption
 
@@ -85,7 +87,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     restored = [picture_list, *answers.values(), preset, count, filled_from, *expert.values()]
     loaded = demo.load(lambda: _restore(home, keys), None, restored, **UNQUEUED)
     for event in (loaded.then, partial(gr.on, [control.change for control in (preset, *expert.values())])):
-        event(partial(_memory_hint, keys), chosen, memory_hint, **_LATEST)
+        event(partial(_memory_hint, home, keys), chosen, memory_hint, **_LATEST)
     _watch_trigger_word(home, engine, keys, trigger_hint, [name, expert["trigger"], expert["base"], count])
     started = start.click(lambda *values: _start_training(home, keys, values), [*answers.values(), *chosen], run,
                           api_visibility="private")   # fmt: skip
@@ -201,10 +203,13 @@ def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
     return [_picture_list(draft), *answers, count, filled_from, *values]
 
 
-def _memory_hint(keys: Sequence[str], preset: str | None, filled_from: str, *values: Any) -> Iterator[str]:
+def _memory_hint(
+    home: Home, keys: Sequence[str], preset: str | None, filled_from: str, *values: Any
+) -> Iterator[str]:
     """How much memory the run on the page needs here, or why it can't run."""
     try:
-        yield from memory_lines(TrainConfig.from_dict(run_settings(keys, values, filled_from, preset or "")))
+        settings = run_settings(keys, values, filled_from, preset or "", partial(base_options, home))
+        yield from memory_lines(TrainConfig.from_dict(settings))
     except ValueError as error:
         yield str(error)
 
@@ -223,7 +228,9 @@ def _start_training(home: Home, keys: Sequence[str], values: Sequence[Any]) -> s
         if not name.strip():
             raise ValueError(words.NO_NAME)
         answers = {"name": new_name(home, name), "subject": subject.strip() or words.WHAT_CHOICES[what].lower()}
-        config = TrainConfig.from_dict({**run_settings(keys, expert, filled_from, preset), **answers})
+        settings = run_settings(keys, expert, filled_from, preset, partial(base_options, home))
+        config = TrainConfig.from_dict({**settings, **answers})
+        require_download(config.base)
         config = with_style_caption(config) if what == "style" else config
         imported = import_pictures(home, config.name, picture_files(home, draft))
         run = submit(home, replace(config, pictures=str(imported.folder)))
