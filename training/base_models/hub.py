@@ -17,6 +17,7 @@ from typing import Any
 
 from atelier.adapters.core.byte_size import format_bytes
 from atelier.training.base_models.base_info import BaseError
+from atelier.training.base_models.hub_file import download_blob
 from atelier.training.base_models.weight_files import WeightFiles, find_variants
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -119,7 +120,7 @@ def list_hub_files(base: str) -> HubFiles:
 
 def _needed_files(base: str, names: Mapping[str, int]) -> list[str]:
     if "model_index.json" not in names:
-        single = [name for name in names if name.endswith(".safetensors")]
+        single = [name for name in names if name.endswith(".safetensors") and "/" not in name]
         cure = f"Download its {single[0][:80]} and use the file" if single else "Choose another model"
         raise BaseError(f"{base} is not a diffusers model: it has no model_index.json. {cure}.")
     needed = [name for name in _CONFIGURATIONS if name in names]
@@ -157,6 +158,8 @@ def download_model(base: str, on_progress: Progress | None = None) -> Path:
     for name, size in files.sizes.items():
         bar = _reporting_bar(lambda done, before=here: report(before + done, files.bytes))
         with explain_hub_errors(base):
+            if name.endswith(".safetensors"):
+                download_blob(base, name, files.commit, _endpoint(), bar)
             path = Path(hf_hub_download(base, name, revision=files.commit, endpoint=_endpoint(), tqdm_class=bar))
         folder = path.parent if name == "model_index.json" else folder
         here += size
