@@ -87,7 +87,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     for name in ("load_adapter", "draw"):
         monkeypatch.setattr(module, name, getattr(fakes, name))
     monkeypatch.setattr(resident_base, "load", fakes.load)
-    monkeypatch.setattr(resident_base, "identify", lambda base: base)
+    monkeypatch.setattr(resident_base, "identify", lambda base, *_: base)
     monkeypatch.setattr(resident_base, "plan_drawing", lambda *_, **__: DrawPlan(DrawSavings(), 0, 0))
     return fakes
 

@@ -62,7 +62,7 @@ def test_no_base_model_is_put_out_of_memory_for_a_word(home: Home, monkeypatch: 
     fake = SimpleNamespace(models=dict, text_encoders=[], vae=nn.Module(), onload=lambda *_: None)
     monkeypatch.setattr(resident_base, "load", lambda base, *_, **__: loaded.append(base) or fake)
     monkeypatch.setattr(resident_base, "plan_drawing", lambda *_, **__: DrawPlan(DrawSavings(), 0, 0))
-    monkeypatch.setattr(resident_base, "identify", lambda base: base)
+    monkeypatch.setattr(resident_base, "identify", lambda base, *_: base)
     monkeypatch.setattr(trigger_words, "word_effects", lambda _, words: [float(len(word)) for word in words])
     engine = Engine()
     engine.interference("other", [])

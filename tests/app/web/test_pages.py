@@ -174,7 +174,7 @@ def expert_keys() -> list[str]:
 def test_every_kind_can_be_chosen_with_every_preset(monkeypatch, own_home: Path, preset: str, family: str) -> None:
     home, keys = open_home(own_home), expert_keys()
     info = replace(identify("embedded"), family=family)
-    monkeypatch.setattr(choices, "identify", lambda base: info)
+    monkeypatch.setattr(choices, "identify", lambda base, *_: info)
     create._choose_preset(home, keys, preset)
     for kind in KINDS:
         _, basis, *values = create._save_setting(home, keys, "kind", kind)
