@@ -23,6 +23,7 @@ def download_base(base: str) -> BaseInfo | None:
     with tqdm(unit="B", unit_scale=True, leave=False, disable=None, desc=base) as bar:
 
         def show(done: int, of: int) -> None:
+            """Move the bar to the bytes that are here."""
             bar.total = of
             bar.update(done - bar.n)
 

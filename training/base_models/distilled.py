@@ -19,7 +19,7 @@ class FewSteps:
 
     @property
     def settings(self) -> str:
-        """The settings in words."""
+        """What it is drawn with, as part of a sentence."""
         spacing = "" if self.schedule == "auto" else f" with {self.schedule} spacing"
         return f"{self.steps} steps, guidance {self.guidance:g} and the sampler '{self.sampler}'{spacing}"
 

@@ -44,7 +44,7 @@ class HubFiles:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """How much is downloaded where nothing is here yet."""
         return sum(self.sizes.values())
 
 
@@ -230,12 +230,15 @@ def _reporting_bar(on_bytes: Callable[[int], None]) -> type:
     """A class in place of tqdm's that shows nothing and reports the bytes of one file."""
 
     class ReportingBar(_quiet_bar()):
+        """Adds up what it is told."""
+
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             self.bytes = int(options.get("initial") or 0)
             on_bytes(self.bytes)
 
         def update(self, n: float | None = 1) -> None:
+            """Add bytes; the library takes some away where a server begins a file anew."""
             self.bytes += int(n or 0)
             on_bytes(self.bytes)
 
@@ -246,6 +249,8 @@ def _quiet_bar() -> type:
     from tqdm import tqdm
 
     class QuietBar(tqdm):
+        """A bar that is not drawn."""
+
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*arguments, **{**options, "disable": True})
