@@ -1,4 +1,7 @@
-"""What a person says about a base model where its files don't: what its UNet predicts, and a separate VAE."""
+"""What a person says about a base model where its files don't: what its UNet predicts, and a separate VAE.
+
+Alone, because recipes of trainings and of compressions, drawings and settings all hold these options.
+"""
 
 from __future__ import annotations
 
