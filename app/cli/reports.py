@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from atelier.adapters.core.byte_size import format_bytes
 from atelier.adapters.core.family import family_title
+from atelier.adapters.core.parse import parse_toml
 from atelier.adapters.formats.native import read_header
 from atelier.app.cli.tables import columns
 from atelier.app.store.library import AdapterCard
@@ -57,8 +57,8 @@ def adapter_details(card: AdapterCard) -> dict[str, Any]:
     """An adapter in plain values, with its settings and the configuration it was trained with."""
     header = read_header(card.path)
     try:
-        recipe = tomllib.loads(header.info.recipe)
-    except tomllib.TOMLDecodeError:
+        recipe = parse_toml(header.info.recipe)
+    except ValueError:
         recipe = {}
     return {
         **adapter_values(card), "layers": len(header.specs), "best_step": header.info.best_step,

@@ -196,7 +196,8 @@ def _folder_status(path: Path) -> RunStatus:
     try:
         return status(RunFolder(path))
     except (ValueError, OSError) as error:
-        return RunStatus(path.name, path.name, state="failed", message=f"This run can't be read: {error}")
+        message = f"This run can't be read: {error} Its folder is {path}."
+        return RunStatus(path.name, path.name, state="failed", message=message)
 
 
 @lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ from huey import SqliteHuey
 
 from atelier.app.jobs.base_queue import Handler, Queue
 from atelier.app.jobs.huey_internals import JsonSerializer, close_database
+from atelier.app.jobs.queue_file import queue_path, set_aside_damaged
 from atelier.app.store.home import Home, HomeError
 
 
@@ -38,8 +39,9 @@ def _sqlite_queue(home: Home, handle: Handler) -> Iterator[Queue]:
     if is_shared(home):
         raise HomeError(f"The jobs of {home.path} wait in Redis, for several machines. Give its address: --queue "
                         f"redis://HOST:6379. To use one machine alone again, delete {home.state / 'shared-queue'}.")
-    path = home.state / "queue.sqlite"
+    path = queue_path(home)
     try:
+        set_aside_damaged(path)
         huey = SqliteHuey("atelier", filename=str(path), serializer=JsonSerializer(), results=False)
         try:
             yield Queue(huey, handle)

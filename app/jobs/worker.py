@@ -14,6 +14,7 @@ from atelier.app.jobs.cards import CardPool, find_cards
 from atelier.app.jobs.child_process import Command, run_child, training_command, watch_child
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders, worker_lock
 from atelier.app.jobs.queue import open_queue
+from atelier.app.jobs.queue_file import file_identity, queue_path
 from atelier.app.store.home import Home, HomeError
 from atelier.training.config.events import Saved
 from atelier.training.config.run_folder import RunFolder
@@ -37,17 +38,25 @@ def run_worker(home: Home, command: Command = training_command) -> None:
         with cards.card() as environment:
             run_child(run, home.adapters, command, environment, lost)
 
-    if home.queue:
+    def opened() -> AbstractContextManager[Queue]:
+        """The queue, in line with the folders."""
+        if not home.queue:
+            return _open_alone(home, train)
         from atelier.app.jobs.shared_worker import open_shared  # needs the package redis
 
-        opened: AbstractContextManager[Queue] = open_shared(home, train, has_card=bool(names))
-    else:
-        opened = _open_alone(home, train)
-    with opened as queue:
-        consumer = queue.huey.create_consumer(workers=cards.size, periodic=False, max_delay=_POLL_SECONDS)
-        consumer.start()
-        _wait_for_signal()
-        consumer.stop()
+        return open_shared(home, train, has_card=bool(names))
+
+    ended = threading.Event()
+    while not ended.is_set():
+        with opened() as queue:
+            file = file_identity(queue_path(home))
+            consumer = queue.huey.create_consumer(workers=cards.size, periodic=False, max_delay=_POLL_SECONDS)
+            consumer.start()
+            _catch_signals(ended)
+            # Somebody may delete the queue's file, or set it aside because it is damaged: then all begins anew.
+            while not ended.wait(_POLL_SECONDS) and file_identity(queue_path(home)) == file:
+                pass
+            consumer.stop()
 
 
 @contextmanager
@@ -68,12 +77,10 @@ def _open_alone(home: Home, train: Callable[[RunFolder], None]) -> Iterator[Queu
         yield queue
 
 
-def _wait_for_signal() -> None:
+def _catch_signals(ended: threading.Event) -> None:
     # huey's own handlers would wait for the running job, which may take hours.
-    ended = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda *_: ended.set())
-    ended.wait()
 
 
 def reconcile(home: Home, queue: Queue) -> None:

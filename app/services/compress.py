@@ -66,7 +66,10 @@ def _sizes(base: str, preset: str) -> tuple[int, int]:
 def _seconds(home: Home, config: CompressConfig) -> float | None:
     for path in reversed(run_folders(home)):
         run = RunFolder(path)
-        earlier = run.compression()
+        try:
+            earlier = run.compression()
+        except (ValueError, OSError):   # damaged, which the Jobs page says
+            continue
         if earlier is not None and earlier.base == config.base and earlier.pictures == config.pictures:
             seconds = [event.seconds for _, event in run.events() if isinstance(event, Stepped)]
             if seconds:

@@ -43,6 +43,7 @@ class GalleryPicture:
     id: str
     path: Path
     created: datetime   # UTC
+    damaged: bool = False
 
 
 def make_recipe(
@@ -120,28 +121,33 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
     return recipe if isinstance(recipe, dict) else None
 
 
-def gallery_page(home: Home, before: str | None = None, limit: int = 60) -> list[GalleryPicture]:
+def gallery_page(
+    home: Home, before: str | None = None, limit: int = 60, *, with_damaged: bool = False
+) -> list[GalleryPicture]:
     """One page of the gallery, newest first: the pictures older than the id ``before``.
 
-    Only the files of this page are opened; damaged ones are skipped. A page shorter than ``limit`` is the last.
+    Only the files of this page are opened; damaged ones are skipped unless they are asked for. A page shorter than
+    ``limit`` is the last.
     """
     page: list[GalleryPicture] = []
     for id in sorted((path.stem for path in home.gallery.glob("*.png")), reverse=True):
         if len(page) == limit:
             break
-        if (before is None or id < before) and (picture := _picture(home, id)):
-            page.append(picture)
+        if before is None or id < before:
+            picture = _picture(home, id)
+            if picture and (with_damaged or not picture.damaged):
+                page.append(picture)
     return page
 
 
-def find_picture(home: Home, id: str) -> GalleryPicture:
-    """Find a picture by its id.
+def find_picture(home: Home, id: str, *, with_damaged: bool = False) -> GalleryPicture:
+    """Find a picture by its id; a damaged one only where it is asked for.
 
     Raises:
         HomeError: there is none.
     """
     picture = _picture(home, id)
-    if picture is None:
+    if picture is None or picture.damaged > with_damaged:
         raise HomeError("This picture is no longer in the gallery.")
     return picture
 
@@ -149,7 +155,9 @@ def find_picture(home: Home, id: str) -> GalleryPicture:
 def _picture(home: Home, id: str) -> GalleryPicture | None:
     created, path = time_of_id(id), home.gallery / f"{id}.png"
     # An id may come from a browser: only what looks like one becomes a path.
-    return GalleryPicture(id, path, created) if created and _ID.fullmatch(id) and _is_complete_png(path) else None
+    if not created or not _ID.fullmatch(id) or not path.is_file():
+        return None
+    return GalleryPicture(id, path, created, damaged=not _is_complete_png(path))
 
 
 def trash_picture(home: Home, id: str) -> Path:
@@ -158,7 +166,7 @@ def trash_picture(home: Home, id: str) -> Path:
     Raises:
         HomeError: there is no such picture, or it can't be moved.
     """
-    trashed = move_to_trash(home, find_picture(home, id).path)
+    trashed = move_to_trash(home, find_picture(home, id, with_damaged=True).path)
     _thumbnail_path(home, id).unlink(missing_ok=True)
     return trashed
 

@@ -50,6 +50,12 @@ class Home:
     queue: str = ""   # URL of a Redis server for several machines; empty: a file in the home, for this one
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """The home and every folder in it that is made at the start."""
+        return (self.path, self.datasets, self.runs, self.adapters, self.bases, self.gallery, self.mixes,
+                self.textual_inversions, self.trash, self.state)   # fmt: skip
+
+    @property
     def datasets(self) -> Path:
         """Pictures to train on, one folder for each dataset."""
         return self.path / "datasets"
@@ -121,13 +127,27 @@ def open_home(path: Path | None = None, queue: str = "") -> Home:
         HomeError: it is not a folder, or can't be written.
     """
     home = Home(_default_path() if path is None else Path(path).expanduser().absolute(), queue)
-    for folder in (home.path, home.datasets, home.runs, home.adapters, home.bases, home.gallery, home.mixes,
-                   home.textual_inversions, home.trash, home.state):   # fmt: skip
+    for folder in home.folders:
         with explain_write_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable")
     return home
+
+
+def home_problem(home: Home) -> str:
+    """A sentence where a home that was opened is gone; single folders that were deleted are made again."""
+    if not home.state.is_dir():   # perhaps a disk that was detached: nothing may be made in its place
+        return (f"The folder {home.path} is gone. If it is on another disk, attach the disk again. Otherwise restart "
+                "Atelier.")
+    try:
+        for folder in home.folders:
+            if not folder.is_dir():
+                with explain_write_errors(folder):
+                    folder.mkdir(mode=0o700, exist_ok=True)
+    except HomeError as error:
+        return str(error)
+    return ""
 
 
 def _default_path() -> Path:

@@ -54,8 +54,8 @@ def scan_models(folder: Path, options: Callable[[str], BaseOptions] = lambda _: 
 
 def model_folders(home: Home) -> list[Path]:
     """The folders in which Atelier looks for base models."""
-    with suppress(FileNotFoundError):
-        return [Path(line) for line in home.models.read_text(encoding="utf-8").splitlines()]
+    with suppress(OSError):
+        return [Path(line) for line in home.models.read_text(encoding="utf-8", errors="replace").splitlines()]
     return []
 
 
@@ -76,8 +76,16 @@ def save_model_folders(home: Home, text: str) -> list[Path]:
 def find_models(home: Home) -> list[ModelEntry]:
     """Find base models in the home and in all saved folders; folders that are missing at the moment are skipped."""
     folders, options = [home.bases, *model_folders(home)], partial(base_options, home)
-    found = {model.path: model for folder in folders if folder.is_dir() for model in scan_models(folder, options)}
+    found = {model.path: model for folder in folders if _is_folder(folder) for model in scan_models(folder, options)}
     return list(found.values())
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is that of a folder; one that is no path at all, such as a very long one, is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def base_choices(home: Home) -> list[tuple[str, str]]:

@@ -11,3 +11,9 @@ REUSE = "Use these settings"
 COPY_SETTINGS = "Copy settings"
 ADAPTERS, NEGATIVE, GUIDANCE, SAMPLER = "Adapters", "Negative prompt", "Guidance", "Sampler"
 THE_PICTURE = "The picture"
+DAMAGED = "Damaged"
+
+
+def damaged(name: str) -> str:
+    """In place of a picture that can't be shown."""
+    return f"{name} is damaged, perhaps cut short. Restore it from a backup, or delete it."

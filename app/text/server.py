@@ -57,7 +57,22 @@ def cannot_listen(host: str, port: int, reason: str) -> str:
             "to use the first free one.")
 
 
+def address(host: str, port: int) -> str:
+    """Where a browser on this machine finds a server."""
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+
+
 def served_at(host: str, port: int) -> str:
     """The address of the Studio, once it is ready."""
-    shown = "127.0.0.1" if host == "0.0.0.0" else host
-    return f"Atelier is open at http://{shown}:{port}  (press Ctrl+C to stop)"
+    return f"Atelier is open at {address(host, port)}  (press Ctrl+C to stop)"
+
+
+def already_served(home: str, where: str) -> str:
+    """Why a second server is not started on a home.
+
+    >>> already_served("~/atelier", "http://127.0.0.1:7860")
+    'Atelier is already open for ~/atelier at http://127.0.0.1:7860. Use that address, or choose another home \
+with --home.'
+    """
+    at = f" at {where}. Use that address" if where else ". Wait for it to say its address"
+    return f"Atelier is already open for {home}{at}, or choose another home with --home."

@@ -140,6 +140,6 @@ def too_many_adapters(most: int) -> str:
     return f"You can use at most {most} adapters at once. Remove one first."
 
 
-def error_message(error: Exception) -> str:
+def error_message(error: Exception | str) -> str:
     """An error's message as Gradio wants it: it would read angle brackets as HTML."""
     return escape(str(error))

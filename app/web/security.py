@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
+from atelier.app.web.home_guard import HomePresent
 from atelier.app.web.pictures import Pictures
 from atelier.app.web.quotas import UPLOAD, Limits, Quotas, is_within
 from atelier.app.web.sign_in import Password, Sessions, SignIn, Tries
@@ -205,6 +206,7 @@ def guarded(home: Home, access: Access, uploads: Path, served: Sequence[Path]) -
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # The last one added is the first that a request meets.
     app.add_middleware(Pictures, home=home, passed=served)
+    app.add_middleware(HomePresent, home=home)
     if access.password:
         app.add_middleware(SignIn, home=home, password=Password(access.password), sessions=Sessions(), tries=Tries())
     app.add_middleware(Limits, quotas=access.quotas, uploads=uploads)

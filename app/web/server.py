@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from atelier.app.jobs.worker_process import worker_for_server
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
+from atelier.app.web.home_guard import note_address, only_server
 from atelier.app.web.security import Access, Network, guarded, is_loopback
 
 FIRST_PORT = 7860
@@ -47,14 +48,15 @@ def serve(
 
     Raises:
         ServeError: the port is taken, or the server is reachable from other machines and there is no password.
+        HomeBusyError: another server serves this home.
     """
     # Out of the environment before anything is started that would inherit it.
     password = os.environ.pop("ATELIER_PASSWORD", "")
     if not password and not (is_loopback(host) and not proxies):
         raise ServeError(words.needs_password(host) if not is_loopback(host) else words.PROXY_NEEDS_PASSWORD)
     access = Access(host=host, password=password, proxies=proxies, names=names)
-    listener = bind(host, port)
-    with listener, worker_for_server(home) if worker else nullcontext():
+    with only_server(home), bind(host, port) as listener, worker_for_server(home) if worker else nullcontext():
+        note_address(home, host, listener.getsockname()[1])
         app = application(home, access)
         sys.stdout.write(words.served_at(host, listener.getsockname()[1]) + "\n")
         sys.stdout.flush()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from atelier.adapters.core.atomic_write import atomic_folder
 from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.parse import parse_json
 from atelier.training.loop.optimizer_state import read_optimizer, write_optimizer
 
 VERSION = 2   # of the files: 1 had no version and no checksums
@@ -96,7 +97,7 @@ def read(path: Path) -> TrainingState:
         CheckpointError: it is damaged, of another run, or of a newer version of Atelier.
     """
     try:
-        values = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        values = parse_json((path / _STATE).read_text(encoding="utf-8"))
         if _VERSION_KEY in values:   # else written by version 0.1, which had no checksums
             values = _checked_values(path, values)
         tensors = {name: load_file(path / f"{name}.safetensors") for name in _TENSORS}

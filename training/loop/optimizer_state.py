@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from atelier.adapters.core.parse import parse_json
+
 _TENSORS, _REST, _PICKLED = "optimizer.safetensors", "optimizer.json", "optimizer.pt"
 
 
@@ -34,7 +36,7 @@ def read_optimizer(folder: Path) -> dict[str, Any]:
     if (folder / _PICKLED).exists():   # written by version 0.1; to be dropped with the next one
         return torch.load(folder / _PICKLED, weights_only=True)
     tensors = load_file(folder / _TENSORS)
-    return _rebuild(json.loads((folder / _REST).read_text(encoding="utf-8")), tensors)
+    return _rebuild(parse_json((folder / _REST).read_text(encoding="utf-8")), tensors)
 
 
 def _describe(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -6,7 +6,6 @@ uninterrupted run.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import tomli_w
 import torch
 
 from atelier.adapters.core.atomic_write import atomic_write
+from atelier.adapters.core.parse import parse_toml
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.precision import choose_precision
 from atelier.training.config.run_folder import RunFolder
@@ -73,7 +73,7 @@ def plan_after_out_of_memory(folder: RunFolder, device: torch.device) -> NextPla
 
 def _with_plan(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     path = folder.path / PLAN
-    return replace(config, **tomllib.loads(path.read_text(encoding="utf-8"))) if path.exists() else config
+    return replace(config, **parse_toml(path.read_text(encoding="utf-8"))) if path.exists() else config
 
 
 def _write_plan(folder: RunFolder, config: TrainConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from atelier.app.jobs.jobs import list_runs
-from atelier.app.store.home import Home, HomeError
+from atelier.app.store.home import Home, HomeError, os_error_text
 from atelier.app.text import shared
 from atelier.app.web.components.icons import PATHS
 from atelier.app.web.components.panel import panel
@@ -105,9 +105,11 @@ def press_when_shown(elem_id: str) -> str:
 def show_errors() -> Iterator[None]:
     """Show an error as one sentence on the page, instead of a traceback in the log.
 
-    Atelier's own errors are ValueErrors written for people; the operating system's are passed on unchanged.
+    Atelier's own errors are ValueErrors written for people; the operating system's become sentences.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise gr.Error(shared.error_message(os_error_text(error)), print_exception=False) from error
+    except ValueError as error:
         raise gr.Error(shared.error_message(error), print_exception=False) from error

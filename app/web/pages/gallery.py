@@ -61,9 +61,9 @@ def build(demo: gr.Blocks, home: Home) -> None:
 
 def _show(home: Home, chosen: str, pages: int) -> list[Any]:
     """The newest ``pages`` pages of pictures, and the details of one; an unknown id opens none."""
-    pictures = gallery_page(home, limit=PAGE_SIZE * pages)
+    pictures = gallery_page(home, limit=PAGE_SIZE * pages, with_damaged=True)
     try:
-        picture = find_picture(home, chosen) if chosen else None
+        picture = find_picture(home, chosen, with_damaged=True) if chosen else None
     except HomeError:
         picture = None
     tiles = [{**_tile(home, each), "chosen": str(each == picture).lower()} for each in pictures]
@@ -73,27 +73,39 @@ def _show(home: Home, chosen: str, pages: int) -> list[Any]:
 
 
 def _tile(home: Home, picture: GalleryPicture) -> dict[str, str]:
-    small = thumbnail_file(home, picture.id)
-    prompt = picture_recipe(picture).get("prompt", "")
-    return {"id": picture.id, "src": file_url(small) if small else "", "prompt": prompt}
+    try:
+        small = None if picture.damaged else thumbnail_file(home, picture.id)
+    except HomeError:   # no thumbnail can be written
+        small = picture.path
+    prompt = str(picture_recipe(picture).get("prompt", ""))
+    return {"id": picture.id, "src": file_url(small) if small else "", "prompt": prompt if small else words.DAMAGED}
 
 
 def _details(picture: GalleryPicture) -> dict[str, Any]:
+    if picture.damaged:
+        return {"id": picture.id, "damaged": words.damaged(picture.path.name)}
     recipe = picture_recipe(picture)
-    adapters = ", ".join(f"{part['name']} {part['strength']:g}" for part in recipe.get("adapters", []))
     facts = {
-        words.ADAPTERS: adapters, words.NEGATIVE: recipe.get("negative", ""), shared.SEED: recipe.get("seed", ""),
-        shared.STEPS: recipe.get("steps", ""), words.GUIDANCE: recipe.get("guidance", ""),
-        words.SAMPLER: recipe.get("sampler", ""),
+        words.ADAPTERS: _adapters(recipe), words.NEGATIVE: recipe.get("negative", ""),
+        shared.SEED: recipe.get("seed", ""), shared.STEPS: recipe.get("steps", ""),
+        words.GUIDANCE: recipe.get("guidance", ""), words.SAMPLER: recipe.get("sampler", ""),
         shared.SIZE: f"{recipe.get('width', '?')} × {recipe.get('height', '?')}",
         shared.BASE_MODEL: recipe.get("base", ""), shared.CREATED: shared.date_and_time(picture.created.astimezone()),
     }   # fmt: skip
     return {
-        "id": picture.id, "src": file_url(picture.path), "prompt": recipe.get("prompt", ""),
+        "id": picture.id, "src": file_url(picture.path), "prompt": str(recipe.get("prompt", "")),
         "facts": [{"name": name, "value": str(value)} for name, value in facts.items() if str(value)],
         "recipe": recipe_json(recipe),
         "reuse": page_url("fusion" if mix_from_recipe(recipe) else "studio", picture=picture.id),
     }   # fmt: skip
+
+
+def _adapters(recipe: dict[str, Any]) -> str:
+    """Names and strengths; empty where the recipe is not one that Atelier wrote."""
+    try:
+        return ", ".join(f"{part['name']} {part['strength']:g}" for part in recipe.get("adapters", []))
+    except (TypeError, ValueError, KeyError):
+        return ""
 
 
 def _delete(home: Home, id: str, pages: int) -> list[Any]:

@@ -85,7 +85,12 @@ def _show(home: Home, chosen: str, view: View) -> list[Any]:
         return _details(compression)
     saved = run.is_over and bool(find_step_files(home, chosen))
     can_draw = run.state in ("training", "paused") or saved
-    return _details(run_details(home, find_run(home, chosen), run, view), can_draw=can_draw, saved=saved)
+    try:
+        values = run_details(home, find_run(home, chosen), run, view)
+    except (ValueError, OSError):   # its recipe is damaged, which its state says
+        return _details({"state": run.state, "label": shared.STATES[run.state], "name": run.name,
+                         "message": run.message, "chart": {"empty": True}})   # fmt: skip
+    return _details(values, can_draw=can_draw, saved=saved)
 
 
 def _details(values: dict[str, Any], *, can_draw: bool = False, saved: bool = False) -> list[Any]:

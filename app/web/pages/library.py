@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import gradio as gr
 
 from atelier.adapters.core.byte_size import format_bytes
 from atelier.adapters.core.family import family_title
+from atelier.adapters.core.parse import parse_toml
 from atelier.adapters.formats.export import PRECISIONS, ExportReport
 from atelier.adapters.formats.foreign_metadata import find_tags
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
@@ -168,8 +168,8 @@ def _recipe(card: AdapterCard) -> dict[str, Any]:
     """The settings it was trained with; nothing when the file does not say."""
     text = read_header(card.path).info.recipe
     try:
-        recipe = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+        recipe = parse_toml(text)
+    except ValueError:
         return {}
     return {**{k: v for k, v in recipe.items() if not isinstance(v, dict)}, **recipe.get("adapter", {})}
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -263,11 +264,54 @@ def test_an_id_of_nothing_is_refused(home, id):
             action(home, id)
 
 
-def test_a_damaged_queue_is_named_with_the_cure(home):
-    (home.state / "queue.sqlite").write_text("this is no database at all" * 100)
+def spoil(path: Path, way: str) -> None:
+    """Damage a queue in one of several ways."""
+    if way == "no database":
+        path.write_text("this is no database at all" * 100)
+    elif way == "bytes":
+        content = bytearray(path.read_bytes())
+        content[100:3000] = bytes(2900)
+        path.write_bytes(content)
+    else:
+        statement = {"message": "UPDATE task SET data = '[]'", "no message": "UPDATE task SET data = x'ff'",
+                     "another program": "DROP TABLE task", "columns": "CREATE TABLE task (a)"}[way]   # fmt: skip
+        with closing(sqlite3.connect(path)) as database, database:
+            if way == "columns":
+                database.execute("DROP TABLE task")
+            database.execute(statement)
+
+
+@pytest.mark.parametrize("way", ["no database", "bytes", "message", "no message", "another program", "columns"])
+def test_a_damaged_queue_is_made_anew_and_the_worker_finds_what_waits(home, way):
+    first = submit(home, config("a"))
+    spoil(home.state / "queue.sqlite", way)
+    assert [run.state for run in list_runs(home)] == ["queued"]   # as its folder says
+    second = submit(home, config("b"))
+    with open_queue(home) as queue:
+        reconcile(home, queue)
+        assert sorted(queue.waiting()) == sorted([first.id, second.id])
+
+
+def test_a_queue_that_can_not_be_written_is_named_with_the_cure(home):
+    (home.state / "queue.sqlite").mkdir()
     with pytest.raises(HomeError, match=r"queue\.sqlite can't be used.*delete this file"):
         submit(home, config())
     assert list(home.runs.iterdir()) == []   # nothing half made stays behind
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("this is no database at all" * 100)])
+def test_a_worker_goes_on_when_its_queue_is_deleted_or_damaged(home, start_worker, damage):
+    running = submit(home, config("a"))
+    start_worker()
+    until(training(home, running))
+    damage(home.state / "queue.sqlite")
+    waiting = submit(home, config("b"))
+    (running.path / "finish").touch()
+    until(training(home, waiting))
+    (waiting.path / "finish").touch()
+    until(lambda: state(home, waiting) == "done")
+    assert state(home, running) == "done"
+    assert [len(starts(run)) for run in (running, waiting)] == [1, 1]
 
 
 def test_the_child_is_the_training_module_of_this_python(home):
