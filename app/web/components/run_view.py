@@ -118,7 +118,8 @@ def _previews(home: Home, status: RunStatus, best: int, chosen: int) -> dict[str
     shown = chosen if chosen in by_step else max(by_step, default=-1)
     strip = [
         {"id": step, "src": preview_url(home, status, pictures[0]), "chosen": str(step == shown).lower(),
-         "name": words.strip_name(step, best=step == best), "label": words.preview(step, pictures[0].prompt)}
+         "name": words.strip_name(step, best=step == best),
+         "label": words.preview(step, "; ".join(dict.fromkeys(picture.prompt for picture in pictures)))}
         for step, pictures in by_step.items()
     ]   # fmt: skip
     pictures = by_step.get(shown, [])
