@@ -92,7 +92,7 @@ def health_lines(measured: Sequence[Measured]) -> list[HealthLine]:
         return []
     last, best = measured[-1], max(measured, key=lambda one: one.held_out_gain)
     lines = [_learning(last, best)]
-    if _by_heart(last):
+    if all(map(_by_heart, measured[-PATIENCE:])) and len(measured) >= PATIENCE:
         since = next(one.step for one in measured if _by_heart(one))
         lines.append(HealthLine(False, f"Since step {since} the training pictures fit better than others: they are "
                                        "being learned by heart."))

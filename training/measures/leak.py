@@ -59,6 +59,7 @@ def measure_leaks(
         trigger: what draws the subject: the trigger word, and the class word with it.
         words: of the captions, the class word among them.
     """
+    words = [word for word in words if word not in template.lower().split()]   # these are in every prompt
     others = [thing for thing in model.info.things if thing not in words][:COMPARISON_WORDS]
     prompts = [template.format(word) for word in (trigger, *words, *others)]
     change = _change(model, adapters, prompts)

@@ -14,6 +14,7 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.low_rank import WeightChange, WeightOf, truncated_svd, weight_changes
 
 MAX_RANK = 128
+LEAST_BEND = 0.1   # depth of a knee below the line, where the line falls by 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +43,21 @@ def size_curve(adapters: AdapterSet, weight_of: WeightOf) -> list[SizePoint]:
 def knee(points: Sequence[SizePoint]) -> SizePoint | None:
     """The point after which more size buys little: farthest below the line between both ends (Kneedle, Satopää 2011).
 
-    None with fewer than three points.
+    None where the curve does not bend: then every rank that is left out costs as much as the one before.
     """
     if len(points) < 3:
         return None
     first, last = points[0], points[-1]
     width, height = math.log2(last.rank / first.rank), first.error - last.error
     if height <= 0:
-        return first
+        return first   # rank 1 is all there is
 
     def depth(point: SizePoint) -> float:
         """Distance of a point below the line, in units of the whole drop."""
         return (first.error - point.error) / height - math.log2(point.rank / first.rank) / width
 
-    return max(points, key=depth)
+    found = max(points, key=depth)
+    return found if depth(found) >= LEAST_BEND else None
 
 
 def _ranks(most: int) -> Iterable[int]:

@@ -29,8 +29,9 @@ def home(own_home: Path) -> Home:
 def finished(home: Home, name: str = "rex") -> RunFolder:
     run = new_run(home, TrainConfig(name=name, steps=30))
     write_snapshot(run.path, 20, create_adapters("lora", {"rank": 2}, [Spec("unet.layer", (3, 4))]))
-    for event in (Stepped(20, 30, 0.1, 0.0, 1e-3, 0.1), Measured(20, 0.6, 0.2, 1.0, 0.1, [0.2] * 4, 10**9),
-                  StoppedEarly(20, 20, "Enough. Step 20 is saved."), Finished(20, "rex.safetensors", 1.0)):
+    measured = [Measured(step, 0.6, 0.2, 1.0, 0.1, [0.2] * 4, 10**9) for step in (10, 20)]
+    for event in (Stepped(20, 30, 0.1, 0.0, 1e-3, 0.1), *measured, StoppedEarly(20, 20, "Enough. Step 20 is saved."),
+                  Finished(20, "rex.safetensors", 1.0)):
         run.append(event)
     return run
 

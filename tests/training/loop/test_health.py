@@ -69,7 +69,9 @@ def test_health_is_told_in_sentences():
     assert health_lines([]) == []
     [line] = health_lines([at(50, 0.3)])
     assert line.good and "30 % better" in line.text
-    fell = [*health_lines([at(50, 0.4), at(100, 0.1, 0.95, 0.7)])]
+    fell = [*health_lines([at(50, 0.4), at(100, 0.1, 0.95, 0.7), at(150, 0.1, 0.95, 0.7)])]
+    once = health_lines([at(50, 0.4), at(100, 0.1, 0.95)])
+    assert not any("by heart" in line.text for line in once), "that may be chance"
     assert not any(line.good for line in fell)
     assert [word in line.text for line, word in zip(fell, ("step 50", "by heart", "70 %"), strict=True)] == [True] * 3
     assert len(health_lines([at(50, 0.4, 0.99)])) == 1, "others gain nearly as much as the trained ones"

@@ -44,10 +44,11 @@ def test_the_word_that_draws_the_subject_comes_first(model, monkeypatch):
     monkeypatch.setattr(leak, "encode_prompts", encode)
     monkeypatch.setattr(leak, "predict_prompts", predict)
     adapters = create_adapters("lora", {"rank": 2}, find_targets({"unet": model.unet}, "attention"))
-    found = measure_leaks(model, adapters, "a photo of {}", "zorp fox", ["fox", "red", "blue"])
+    found = measure_leaks(model, adapters, "a photo of {}", "zorp fox", ["fox", "photo", "red", "blue"])
     assert (found[0].word, found[0].in_captions) == ("red", True) and found[0].share == pytest.approx(0.75)
     assert found[-1].word == "blue" and found[-1].share == pytest.approx(-0.5)
     assert [one.word for one in found if one.leaks] == ["red"]
+    assert "photo" not in {one.word for one in found}, "it is in every prompt"
     assert {one.word for one in found if not one.in_captions} <= set(model.info.things)
 
 

@@ -60,5 +60,7 @@ def test_the_knee_is_where_the_curve_bends():
     points = [SizePoint(rank, rank, error) for rank, error in ((1, 0.9), (2, 0.5), (4, 0.1), (8, 0.08), (16, 0.07))]
     found = knee(points)
     assert found is not None and found.rank == 4
+    straight = [SizePoint(rank, rank, error) for rank, error in ((1, 0.55), (2, 0.38), (4, 0.22), (8, 0.0))]
+    assert knee(straight) is None
     flat = [SizePoint(rank, rank, 0.0) for rank in (1, 2, 4)]
     assert knee(flat) is flat[0]
