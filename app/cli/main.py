@@ -13,6 +13,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,17 +261,32 @@ def _delete(arguments: Namespace) -> int:
 
 def _models(arguments: Namespace) -> int:
     home = open_home(arguments.home)
-    from atelier.app.cli.reports import model_table, model_values
+    from atelier.app.cli.download import download_base
+    from atelier.app.cli.reports import known_table, model_table, model_values
     from atelier.app.cli.tables import sheet
+    from atelier.app.services.known_models import known_models
+    from atelier.app.store.base_settings import base_options
+    from atelier.app.store.home import HomeError
     from atelier.app.store.library import list_adapters
     from atelier.app.store.models import ModelEntry, scan_models
+    from atelier.training.base_models.hub import is_hub_id
     from atelier.training.base_models.identify import identify
 
     cards = list_adapters(home)
+    if arguments.action == "known":
+        known = known_models()
+        return _print_answer(arguments, [asdict(model) for model in known], known_table(known))
+    if not arguments.what:
+        raise HomeError(f"`atelier models {arguments.action}` needs a model: add a folder, a file or a hub id.")
     if arguments.action == "scan":
-        models = scan_models(Path(arguments.what).expanduser())
+        models = scan_models(Path(arguments.what).expanduser(), partial(base_options, home))
         return _print_answer(arguments, [model_values(model, cards) for model in models], model_table(models))
-    values = model_values(ModelEntry(Path(arguments.what), identify(arguments.what)), cards)
+    if arguments.action == "get":
+        if not is_hub_id(arguments.what):
+            raise HomeError(f"{arguments.what!r} is not a model of the hub. Use its id, such as owner/model.")
+        download_base(arguments.what)
+    values = model_values(ModelEntry(Path(arguments.what), identify(arguments.what,
+                                                                    base_options(home, arguments.what))), cards)
     return _print_answer(arguments, values, sheet(values))
 
 

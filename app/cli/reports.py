@@ -16,6 +16,7 @@ from atelier.app.store.textual_inversions import TextualInversionCard
 from atelier.app.text.fusion import NOTHING_FOUND
 
 if TYPE_CHECKING:   # importing it loads torch, which a list of adapters does not need
+    from atelier.app.services.known_models import KnownModel
     from atelier.app.store.search import Proposal
 
 _HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
@@ -87,6 +88,12 @@ def model_values(model: ModelEntry, cards: Sequence[AdapterCard]) -> dict[str, A
     if info.assumed:
         facts["assumed"] = info.assumed
     return {"path": str(model.path), "usable": True, **facts, "adapters": model.fitting_adapters(cards)}
+
+
+def known_table(known: Sequence[KnownModel]) -> str:
+    """Base models that can be downloaded."""
+    rows = [(model.id, family_title(model.family), format_bytes(model.bytes), model.licence) for model in known]
+    return columns([("ID", "MODEL", "DOWNLOAD", "LICENCE"), *rows])
 
 
 def proposal_table(found: Sequence[Proposal]) -> str:

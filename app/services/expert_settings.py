@@ -8,10 +8,12 @@ from typing import Any
 
 from atelier.adapters.core.settings import Settings
 from atelier.adapters.kinds.catalog import KINDS
+from atelier.app.services.known_models import known_model
 from atelier.app.store.create_draft import Draft
 from atelier.app.store.home import absolute_base
 from atelier.app.text import create as words
 from atelier.training.base_models.base_info import BaseError
+from atelier.training.base_models.hub import needs_download, require_download
 from atelier.training.base_models.identify import identify
 from atelier.training.config.base_options import AUTO_PREDICTION, PLAIN_BASE, BaseOptions
 from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset, preset_names
@@ -19,6 +21,9 @@ from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_pre
 
 def _family(base: str) -> str:
     """Family of a base model; the embedded one where it can't be identified, as while a path is being typed."""
+    if needs_download(base):
+        known = known_model(base)
+        return known.family if known else EMBEDDED
     try:
         return identify(base).family
     except BaseError:
@@ -62,6 +67,7 @@ def run_settings(
     """
     changes = {key.rpartition(".")[2]: value for key, value in _changes(keys, values, basis).items()}
     base = absolute_base(changes.get("base", EMBEDDED))
+    require_download(base)   # before anything asks the network
     chosen = BaseOptions(changes.get("prediction", AUTO_PREDICTION), absolute_base(changes.get("vae", "").strip()))
     options = chosen.or_else(stored(base))
     family = identify(base, options).family

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 
 from atelier.adapters.core.family import FAMILIES, family_title
 from atelier.app.store.base_settings import base_options
@@ -88,12 +89,16 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def base_choices(home: Home) -> list[tuple[str, str]]:
-    """Base models to choose from, as (title, base): the embedded one, those found, those of the library's adapters."""
+def base_choices(home: Home, downloadable: Mapping[str, str] = MappingProxyType({})) -> list[tuple[str, str]]:
+    """Base models to choose from, as (title, base): the embedded one, those found, those of the library's adapters.
+
+    ``downloadable`` are others, id → title.
+    """
     names = {card.base: card.title for card in list_adapters(home) if card.base}
     names |= {str(model.path): shared.base_title(model.info.title, model.info.kind, model.info.precision)
               for model in find_models(home) if model.info}   # fmt: skip
     names.pop(EMBEDDED, None)
+    names |= {id: title for id, title in downloadable.items() if id not in names}
     return [(identify(EMBEDDED).title, EMBEDDED), *((title, base) for base, title in names.items())]
 
 

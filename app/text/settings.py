@@ -23,6 +23,19 @@ NO_MODELS = "No base models found in these folders."
 PRECISION = "Precision of drawings"
 PRECISION_HINT = ("auto is fp16 on a graphics card and fp32 on a processor. Choose bf16 or fp32 if drawings fail with "
                   "values that are no numbers. Trainings have a setting of their own.")
+BASE_OPTIONS = "Options of one base model"
+BASE_OPTIONS_HINT = ("For files that do not say what they predict, and for another VAE. Drawings and new trainings use "
+                     "these options.")
+VAE = "VAE"
+VAE_HINT = "A .safetensors file or a diffusers folder. Empty means the model's own."
+AUTO_HINT = "'auto' reads it from the model's files. Choose another if drawings are noise."
+SAVE = "Save"
+NO_BASE = "No base model is chosen. Choose one first."
+KNOWN_MODELS = "Base models to download"
+KNOWN_HINT = "Downloads go to the Hugging Face cache of this machine. An interrupted one continues where it stopped."
+HUB_ID = "Another model from the Hugging Face hub"
+HUB_ID_HINT = "Its id, such as owner/model."
+DOWNLOAD, HERE, COUNTING = "Download", "Downloaded", "counting its memory …"
 KEY_NAME = "Name of the key"
 KEYS_HINT = "Programs sign in with a key instead of the password. Name each key after its program."
 MAKE_KEY = "Create a key"
@@ -48,6 +61,55 @@ def base_facts(kind: str, prediction: str, precision: str, count: int, adapters:
     """
     fits = f"fits {adapters} of your adapters" if adapters else ""
     return " · ".join(filter(None, (kind, f"predicts {prediction}", precision, format_bytes(count), fits)))
+
+
+def known_title(title: str, size: int) -> str:
+    """A well-known model in a list to choose from.
+
+    >>> known_title("SDXL-Turbo", 6_940_000_000)
+    'SDXL-Turbo · not downloaded yet (6.9 GB)'
+    """
+    return f"{title} · not downloaded yet ({format_bytes(size)})" if size else title
+
+
+def memory_line(draw: int, train: int, draw_saves: bool, train_saves: bool) -> str:
+    """What a model needs here.
+
+    >>> memory_line(10_300_000_000, 0, True, False)
+    'Drawing needs 10.3 GB of memory (fits here with savings), and training needs more than this machine has.'
+    """
+    def need(count: int, saves: bool) -> str:
+        fits = " (fits here with savings)" if saves else ""
+        return f"needs {format_bytes(count)} of memory{fits}" if count else "needs more than this machine has"
+
+    return f"Drawing {need(draw, draw_saves)}, and training {need(train, train_saves)}."
+
+
+def known_facts(family: str, licence: str, size: int, memory: str) -> str:
+    """A well-known model in one line.
+
+    >>> known_facts("Stable Diffusion XL", "MIT", 6_940_000_000, "counting …")
+    'Stable Diffusion XL · MIT · 6.9 GB to download · counting …'
+    """
+    return f"{family} · {licence} · {format_bytes(size)} to download · {memory}"
+
+
+def downloading(done: int, of: int) -> str:
+    """The state of a download.
+
+    >>> downloading(500_000_000, 2_000_000_000)
+    'Downloading: 500 MB of 2 GB'
+    """
+    return f"Downloading: {format_bytes(done)} of {format_bytes(of)}" if of else "Downloading …"
+
+
+def options_saved(title: str, prediction: str) -> str:
+    """Shown when the options of a base model are saved.
+
+    >>> options_saved("dream", "v_prediction")
+    'Saved. dream is used as a model that predicts v_prediction.'
+    """
+    return f"Saved. {title} is used as a model that predicts {prediction}."
 
 
 def not_a_folder(path: object) -> str:

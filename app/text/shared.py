@@ -36,7 +36,8 @@ NO_ADAPTERS = "No adapters yet. Pictures come from the base model alone."
 TRAIN_FIRST = "Train your first adapter"
 
 FIELD_LABELS = {   # of settings whose names make no good label
-    "base": BASE_MODEL, "trigger": "Trigger word", "kind": "Adapter kind", "targets": "Target layers",
+    "base": BASE_MODEL, "prediction": "Prediction type", "vae": "VAE", "trigger": "Trigger word",
+    "kind": "Adapter kind", "targets": "Target layers",
     "batch": "Batch size", "accumulate": "Gradient accumulation", "lr": "Learning rate",
     "lr_schedule": "Learning rate schedule", "warmup": "Warm-up steps", "clip": "Gradient clipping",
     "up_speed": "LoRA+ ratio", "whole_gradient": "LoRA-Pro", "ema": "EMA decay", "min_snr_gamma": "Min-SNR gamma",

@@ -88,16 +88,18 @@ class MemoryNeed:
         return sum(getattr(self, name) for name in PARTS if name in working or name not in self.offloaded)
 
 
-def estimate_memory(config: TrainConfig, precision: str, *, device: str = "cpu", processes: int = 1) -> MemoryNeed:
+def estimate_memory(
+    config: TrainConfig, precision: str, *, device: str = "cpu", processes: int = 1, info: BaseInfo | None = None
+) -> MemoryNeed:
     """Count what a run needs with UNet and text encoders in ``precision``; takes seconds.
 
     Where the ``device`` has no memory of its own, the process's own memory counts as well. Where several ``processes``
-    share each batch, the estimate is for one of them.
+    share each batch, the estimate is for one of them. ``info`` is what is known of a base model that is not here yet.
 
     Raises:
         BaseError: the base model can't be identified.
     """
-    info = identify(config.base, config.base_options)
+    info = info or identify(config.base, config.base_options)
     fields = ("kind", "targets", "train_text_encoder", "resolution", "gradient_checkpointing", "optimizer",
               "ema", "base_in_8_bits", "validate_every", "preview_every")   # fmt: skip
     key = tuple((name, getattr(config, name)) for name in fields)

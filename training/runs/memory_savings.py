@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from atelier.adapters.core.byte_size import format_bytes
-from atelier.training.base_models.base_info import BaseError
+from atelier.training.base_models.base_info import BaseError, BaseInfo
 from atelier.training.base_models.device import available_memory, has_own_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig
@@ -46,8 +46,9 @@ class MemoryForecast:
 
 
 def forecast_memory(
-    config: TrainConfig, precision: str, device: torch.device, processes: int = 1, *, quickly: bool = False
-) -> MemoryForecast | None:
+    config: TrainConfig, precision: str, device: torch.device, processes: int = 1, *, quickly: bool = False,
+    info: BaseInfo | None = None,
+) -> MemoryForecast | None:   # fmt: skip
     """Forecast what a run needs, and which savings make it fit.
 
     Args:
@@ -56,11 +57,12 @@ def forecast_memory(
         device: what it runs on.
         processes: how many share each batch.
         quickly: return None rather than spend seconds on counting.
+        info: what is known of a base model that is not here yet.
 
     Raises:
         BaseError: it does not fit even with all savings; says what is needed and what is available.
     """
-    available, info = available_memory(device), identify(config.base, config.base_options)
+    available, info = available_memory(device), info or identify(config.base, config.base_options)
     pictures = (config.batch + config.prior_batch) * max(1.0, config.resolution / info.resolution) ** 2
     bound = int(PROGRAM_BYTES + info.bytes * (PER_MODEL + PER_PICTURE * pictures)) * processes
     if info.bytes and bound < available:   # a hub model that is not here yet has no bytes
@@ -68,10 +70,10 @@ def forecast_memory(
     if quickly:
         return None
     fitting: TrainConfig | None = config
-    peak = needed = _peak(config, precision, device, processes)
+    peak = needed = _peak(config, precision, device, processes, info)
     while fitting is not None and peak > available:
         fitting = next_saving(fitting, device)
-        peak = _peak(fitting, precision, device, processes) if fitting else peak
+        peak = _peak(fitting, precision, device, processes, info) if fitting else peak
     if fitting is None:
         raise BaseError(f"Training this base model needs about {format_bytes(peak)} of memory even with every memory "
                         f"saving, but only {format_bytes(available)} is free. Close other programs, or choose a "
@@ -105,9 +107,11 @@ def memory_shortage(config: TrainConfig, precision: str, device: torch.device) -
     return f"Out of memory: this run needs about {format_bytes(needed)}, but only {format_bytes(available)} is free."
 
 
-def _peak(config: TrainConfig, precision: str, device: torch.device, processes: int = 1) -> int:
+def _peak(
+    config: TrainConfig, precision: str, device: torch.device, processes: int = 1, info: BaseInfo | None = None
+) -> int:
     """Peak bytes on one device; all processes share the main memory."""
-    peak = estimate_memory(config, precision, device=device.type, processes=processes).peak
+    peak = estimate_memory(config, precision, device=device.type, processes=processes, info=info).peak
     return peak if has_own_memory(device) else peak * processes
 
 

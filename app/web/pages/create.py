@@ -14,6 +14,7 @@ from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.jobs.jobs import submit
 from atelier.app.services.engine import Engine
 from atelier.app.services.expert_settings import default_values, draft_preset, form_values, run_settings
+from atelier.app.services.known_models import downloadable_titles
 from atelier.app.services.memory_hint import memory_lines
 from atelier.app.services.trigger_word_hint import trigger_word_hint
 from atelier.app.store.base_settings import base_options
@@ -57,7 +58,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             memory_hint = panel("memory-hint", "")
             start = gr.Button(words.TRAIN, variant="primary", size="lg", elem_id="start-training")
     with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="surface"):
-        count, expert = _expert(base_choices(home))
+        count, expert = _expert(base_choices(home, downloadable_titles()))
     run = gr.Textbox(visible=False)
     # What the Expert controls are filled from. Whoever picks a preset and starts at once is faster than the answer
     # that fills them again: the old values must then not be taken for changes.
@@ -198,7 +199,8 @@ def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
     draft = load_draft(home)
     count, filled_from, *values = form_values(keys, draft)
     # Models may have come since the page was made.
-    values[keys.index("base")] = gr.update(choices=base_choices(home), value=values[keys.index("base")])
+    place, choices = keys.index("base"), base_choices(home, downloadable_titles())
+    values[place] = gr.update(choices=choices, value=values[place])
     answers = [draft.what, draft.subject, draft.name, draft_preset(draft)]
     return [_picture_list(draft), *answers, count, filled_from, *values]
 

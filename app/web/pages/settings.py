@@ -16,6 +16,7 @@ from atelier.adapters.core.byte_size import format_bytes
 from atelier.adapters.core.family import family_title
 from atelier.app.jobs.jobs import worker_alive
 from atelier.app.services.engine import Engine
+from atelier.app.services.model_downloads import ModelDownloads
 from atelier.app.store.api_keys import delete_key, list_keys, make_key
 from atelier.app.store.home import Home
 from atelier.app.store.library import list_adapters
@@ -25,6 +26,7 @@ from atelier.app.text import settings as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
+from atelier.app.web.pages.settings_models import place_base_options, place_downloads
 from atelier.training.base_models.device import best_device, card_problem, has_own_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.config.assets import DISTRIBUTION
@@ -45,6 +47,8 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, *, has_password: bool = F
     with gr.Column(elem_classes="surface"):
         precision = gr.Dropdown(list(PRECISIONS), value=lambda: drawing_precision(home), label=words.PRECISION,
                                 info=words.PRECISION_HINT, elem_id="precision")   # fmt: skip
+    place_downloads(demo, ModelDownloads())
+    place_base_options(demo, home)
     precision.input(lambda name: _save_precision(home, name), precision, None, api_visibility="private")
     _place_keys(demo, home, has_password)
     demo.load(lambda: _groups(home, engine), None, facts, **UNQUEUED)
