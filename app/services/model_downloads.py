@@ -74,6 +74,7 @@ class ModelDownloads:
 
     def _download(self, id: str) -> None:
         def show(done: int, of: int) -> None:
+            """Note how many bytes are here."""
             self._update(id, done=done, of=of)
 
         with self._turn:

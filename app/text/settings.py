@@ -79,6 +79,7 @@ def memory_line(draw: int, train: int, draw_saves: bool, train_saves: bool) -> s
     'Drawing needs 10.3 GB of memory (fits here with savings), and training needs more than this machine has.'
     """
     def need(count: int, saves: bool) -> str:
+        """What one of them needs."""
         fits = " (fits here with savings)" if saves else ""
         return f"needs {format_bytes(count)} of memory{fits}" if count else "needs more than this machine has"
 

@@ -31,6 +31,7 @@ def place_downloads(demo: gr.Blocks, downloads: ModelDownloads) -> None:
         timer = gr.Timer(_EVERY)
 
     def press(event: gr.EventData) -> dict[str, Any]:
+        """Start the download whose button was pressed."""
         return _start(downloads, action_of(event)[1])
 
     listed.action(press, None, listed, **UNQUEUED)
