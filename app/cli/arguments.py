@@ -73,7 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_resize(add("resize", "make a smaller copy of an adapter"))
     _add_extract(add("extract", "make an adapter from the difference between two base models"))
     _add_models(add("models", "show facts about base models"))
-    add("doctor", "show what this machine offers, what will be used, and any problems")
+    doctor = add("doctor", "show what this machine offers, check all files of the home, and list any problems")
+    doctor.add_argument("--repair", action="store_true", help="repair what can be repaired, and say what was done")
     return parser
 
 

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from atelier.app.jobs.jobs import worker_alive
+from atelier.app.services.check_home import Finding, check_home
 from atelier.app.store.home import HomeError, open_home
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.device import best_device, card_problem, has_own_memory, kernels_in_use
@@ -24,9 +25,14 @@ MIN_DISK_BYTES = 2_000_000_000   # for checkpoints and previews of a run on a la
 MIN_MEMORY_BYTES = 1_000_000_000
 
 
-def examine(home: Path | None) -> dict[str, Any]:
-    """Check everything that a run needs; ``problems`` has a sentence with a cure for each thing that is wrong."""
+def examine(home: Path | None, *, repair: bool = False) -> dict[str, Any]:
+    """Check everything that a run needs, and every file of the home.
+
+    ``problems`` has a sentence with a cure for each thing that is wrong, and with ``repair`` for each that could not be
+    repaired; ``repairs`` has one for each thing that was done.
+    """
     problems: list[str] = []
+    repairs: list[str] = []
     device = best_device()
     memory = psutil.virtual_memory()
     if memory.available < MIN_MEMORY_BYTES:
@@ -41,9 +47,10 @@ def examine(home: Path | None) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": memory.total,
         "memory_free_bytes": memory.available,
-        **_home(home, problems),
+        **_home(home, problems, repairs, repair=repair),
         **_base(device, problems),
         "problems": problems,
+        "repairs": repairs,
     }
 
 
@@ -55,7 +62,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
             "device_memory_free_bytes": free, "kernels": kernels_in_use(device)}   # fmt: skip
 
 
-def _home(path: Path | None, problems: list[str]) -> dict[str, Any]:
+def _home(path: Path | None, problems: list[str], repairs: list[str], *, repair: bool) -> dict[str, Any]:
     try:
         home = open_home(path)
     except HomeError as error:
@@ -64,8 +71,23 @@ def _home(path: Path | None, problems: list[str]) -> dict[str, Any]:
     free = shutil.disk_usage(home.path).free
     if free < MIN_DISK_BYTES:
         problems.append(f"The disk with {home.path} is nearly full. Free some space before you train.")
+    for finding in check_home(home):
+        if repair and finding.repair:
+            repairs.append(_repair(finding, problems))
+        else:
+            problems.append(finding.problem)
     worker = "running" if worker_alive(home) else "not running"
     return {"home": str(home.path), "disk_free_bytes": free, "worker": worker}
+
+
+def _repair(finding: Finding, problems: list[str]) -> str:
+    """What was found, and what was done about it; where that fails, it is one more problem."""
+    assert finding.repair
+    try:
+        return f"{finding.problem} {finding.repair()}"
+    except HomeError as error:
+        problems.append(str(error))
+        return f"{finding.problem} It could not be repaired."
 
 
 def _base(device: torch.device, problems: list[str]) -> dict[str, Any]:

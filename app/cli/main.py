@@ -310,10 +310,11 @@ def _doctor(arguments: Namespace) -> int:
     from atelier.app.cli.doctor import examine
     from atelier.app.cli.tables import sheet
 
-    found = examine(arguments.home)
+    found = examine(arguments.home, repair=arguments.repair)
     problems = found["problems"]
-    text = sheet({name: value for name, value in found.items() if name != "problems"})
-    _print_answer(arguments, found, "\n".join([text, *(f"! {problem}" for problem in problems or [])]))
+    text = sheet({name: value for name, value in found.items() if name not in ("problems", "repairs")})
+    said = [*(f"! {problem}" for problem in problems), *(f"+ {repair}" for repair in found["repairs"])]
+    _print_answer(arguments, found, "\n".join([text, *said]))
     return FAILED if problems else 0
 
 

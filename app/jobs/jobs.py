@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 
+from atelier.adapters.core.disk_space import space_shortage
 from atelier.app.jobs.base_queue import Action
 from atelier.app.jobs.queue import is_shared, open_queue
 from atelier.app.store.home import Home, HomeError, explain_write_errors, new_base_name, new_name, time_id
@@ -19,6 +20,7 @@ from atelier.training.config.events import Stopped
 from atelier.training.config.run_folder import COMMANDS, RunFolder, RunStatus, status
 from atelier.training.config.train_config import TrainConfig
 
+MIN_RUN_BYTES = 50_000_000   # for events, previews and two checkpoints of a small adapter; a run waits for more itself
 MAX_WAITING = 500   # runs that are not over: whoever reaches the page can't fill the disk with copies of pictures
 
 
@@ -42,8 +44,11 @@ def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool =
     """Make the folder of a new run. With ``started`` it counts as running at once, so that no worker starts it.
 
     Raises:
-        HomeError: its name can't be used or is taken, too many runs wait, or the home can't be written.
+        HomeError: its name can't be used or is taken, too many runs wait, little of the disk is free, or the home can't
+            be written.
     """
+    if shortage := space_shortage(home.runs, MIN_RUN_BYTES):
+        raise HomeError(f"A run can't start. {shortage}")
     busy = frozenset(state.name for state in list_runs(home) if not state.is_over)
     if len(busy) >= MAX_WAITING:
         raise HomeError(f"{len(busy)} runs are waiting, and that is the most. Cancel some, or wait for them.")

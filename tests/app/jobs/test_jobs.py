@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -111,6 +113,13 @@ def test_only_so_many_runs_may_wait(home, monkeypatch):
     with pytest.raises(HomeError, match="2 runs are waiting, and that is the most"):
         new_run(home, config("c"))
     assert len(list(home.runs.iterdir())) == 2
+
+
+def test_a_run_needs_room_on_the_disk_before_it_starts(home, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=99_000_000))
+    with pytest.raises(HomeError, match=r"A run can't start\. Only 99 MB are free .* and 100 MB are needed"):
+        submit(home, config())
+    assert list(home.runs.iterdir()) == []
 
 
 def starts(run: RunFolder) -> list[list[str]]:
