@@ -9,17 +9,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.formats.adapter_info import AdapterInfo
-from atelier.adapters.formats.check_values import value_problem
 from atelier.adapters.formats.layer_shapes import Shape
-from atelier.adapters.formats.native import read_metadata, read_tensors, write_tensors
 from atelier.adapters.formats.not_adapters import is_learned_word
-from atelier.adapters.formats.safetensors_header import FileError, HeaderError, read_safetensors_header
+from atelier.adapters.formats.safetensors_header import (
+    FileError,
+    HeaderError,
+    SafetensorsHeader,
+    read_safetensors_header,
+)
+
+if TYPE_CHECKING:   # a look at a file's header does without torch
+    from torch import Tensor
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
 MOST_VECTORS = 75   # a prompt of Stable Diffusion has room for no more
@@ -29,50 +35,79 @@ _WIDTHS = {tuple(encoder.width for encoder in family.text_encoders): family.name
 
 
 @dataclass(frozen=True, slots=True)
+class WordTensors:
+    """One word of a file, told from its header."""
+
+    token: str                  # what stands for it in prompts
+    family: str                 # of the base models whose text encoders it fits
+    count: int                  # how many tokens of the prompt it takes
+    keys: Mapping[str, str]     # text encoder → the tensor's name in the file
+
+
+@dataclass(frozen=True, slots=True)
 class TextualInversion:
     """One word and its vectors."""
 
-    token: str                     # what stands for it in prompts
-    family: str                    # of the base models whose text encoders it fits
+    token: str
+    family: str
     vectors: Mapping[str, Tensor]  # text encoder → [count, width]
-
-    @property
-    def count(self) -> int:
-        """How many tokens of the prompt it takes."""
-        return max(len(value) for value in self.vectors.values())
 
 
 def is_textual_inversion(path: Path) -> bool:
     """Whether every tensor of a file is a word's, told from its header; no file that can't be read is one."""
     try:
-        entries = read_safetensors_header(path).tensors
+        entries = read_safetensors_header(path)
     except (OSError, HeaderError):
         return False
-    shapes: dict[str, Shape] = {key: entry.shape for key, entry in entries.items()}
-    return bool(shapes) and all(is_learned_word(key, shape) or key in (FIRST, SECOND) for key, shape in shapes.items())
+    return bool(entries.tensors) and len(_shapes(entries)) == len(entries.tensors)
+
+
+def find_words(path: Path) -> list[WordTensors]:
+    """The words of a file, from its header: of a textual inversion, or beside the layers of an adapter.
+
+    Raises:
+        FileError: the vectors of a word fit no text encoder of Stable Diffusion, or no prompt.
+    """
+    entries = read_safetensors_header(path)
+    own = AdapterInfo.from_metadata(entries.metadata).trigger
+    shapes = _shapes(entries)
+    words: dict[str, dict[str, str]] = {}
+    for key, shape in shapes.items():
+        _check(path, key, shape)
+        words.setdefault(_token(key) or own or path.stem, {})[_encoder(key)] = key
+    return [WordTensors(token, _family(path, token, keys, shapes), max(_count(shapes[key]) for key in keys.values()),
+                        keys) for token, keys in words.items()]   # fmt: skip
 
 
 def read_textual_inversions(path: Path) -> list[TextualInversion]:
-    """The words of a file: of a textual inversion, or of an adapter that holds some beside its layers.
+    """The words of a file with their vectors, in float32.
 
     Raises:
-        FileError: a word's vectors fit no text encoder of Stable Diffusion, or hold something else than numbers.
+        FileError: see :func:`find_words`; also when a vector holds something else than ordinary numbers.
     """
-    tensors = {key: value for key, value in read_tensors(path).items()
-               if is_learned_word(key, tuple(value.shape)) or key in (FIRST, SECOND)}   # fmt: skip
-    if problem := value_problem(tensors):
+    from atelier.adapters.formats.check_values import value_problem
+    from atelier.adapters.formats.native import read_tensors
+
+    words, tensors = find_words(path), read_tensors(path)
+    if problem := value_problem({key: tensors[key] for word in words for key in word.keys.values()}):
         raise FileError(f"{path.name} is damaged: {problem}. Download or copy it again.")
-    own = AdapterInfo.from_metadata(read_metadata(path)).trigger
-    words: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        words.setdefault(_token(key) or own or path.stem, {})[_encoder(key)] = _rows(path, key, value)
-    return [TextualInversion(token, _family(path, token, vectors), vectors) for token, vectors in words.items()]
+    return [TextualInversion(word.token, word.family, {
+        part: tensors[key].float().reshape(-1, tensors[key].shape[-1]) for part, key in word.keys.items()})
+        for word in words]   # fmt: skip
 
 
 def save_textual_inversion(path: Path, word: TextualInversion, name: str, created: str) -> None:
     """Write one word in Atelier's own form; its header names the word and the family."""
+    from atelier.adapters.formats.native import write_tensors
+
     info = AdapterInfo(name=name, trigger=word.token, family=word.family, created=created)
     write_tensors(path, {part: value.contiguous() for part, value in word.vectors.items()}, info.to_metadata())
+
+
+def _shapes(entries: SafetensorsHeader) -> dict[str, Shape]:
+    """The tensors that are words'."""
+    return {key: entry.shape for key, entry in entries.tensors.items()
+            if is_learned_word(key, entry.shape) or (key in (FIRST, SECOND) and len(entry.shape) == 2)}   # fmt: skip
 
 
 def _token(key: str) -> str:
@@ -86,20 +121,21 @@ def _encoder(key: str) -> str:
     return SECOND if _SECOND_NAMES.search(key) else FIRST
 
 
-def _rows(path: Path, key: str, value: Tensor) -> Tensor:
-    """Vectors as ``[count, width]``."""
-    rows = value.reshape(-1, value.shape[-1])
-    if value.dim() == 3 and value.shape[0] > 1:
+def _count(shape: Shape) -> int:
+    return prod(shape[:-1])
+
+
+def _check(path: Path, key: str, shape: Shape) -> None:
+    if len(shape) == 3 and shape[0] > 1:
         raise FileError(f"{path.name} has other vectors for every layer of the UNet (XTI), which Atelier can't use. "
                         "Look for a plain textual inversion.")
-    if not 1 <= len(rows) <= MOST_VECTORS:
-        raise FileError(f"{path.name} can't be used: {key} has {len(rows)} vectors, but a prompt has room for "
+    if not 1 <= _count(shape) <= MOST_VECTORS:
+        raise FileError(f"{path.name} can't be used: {key} has {_count(shape)} vectors, but a prompt has room for "
                         f"{MOST_VECTORS} tokens.")
-    return rows.float()
 
 
-def _family(path: Path, token: str, vectors: Mapping[str, Tensor]) -> str:
-    widths = tuple(vectors[part].shape[1] for part in (FIRST, SECOND) if part in vectors)
+def _family(path: Path, token: str, keys: Mapping[str, str], shapes: Mapping[str, Shape]) -> str:
+    widths = tuple(shapes[keys[part]][-1] for part in (FIRST, SECOND) if part in keys)
     if widths not in _WIDTHS:
         raise FileError(f"{path.name} can't be used: the vectors of {token} have the width "
                         f"{' and '.join(map(str, widths))}, which fits the text encoders of no base model here.")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.interop [--kinds lora dora …]      writes docs/interop.md
 
-The bases are small twins of Stable Diffusion 1, 2 and XL: all layers under their true names, few channels, random
+The bases are small twins of Stable Diffusion 1 and XL: all layers under their true names, few channels, random
 weights. Errors are ‖ΔW − expected‖ / ‖expected‖ of the worst layer, in float64.
 """
 
@@ -45,9 +45,9 @@ from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models import single_file
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = ("sd1", "sd2", "sdxl")
-EXPORTED = ("sd1", "sdxl")
-KINDS = ("lora", "dora", "oft", "lokr", "loha", "shira")
+FAMILIES = ("sd1", "sdxl")
+
+KINDS = ("lora", "dora", "oft")
 FORMS = ("kohya", "diffusers", "lycoris", "comfyui", "diff")
 Deltas = dict[str, Tensor]
 HEADER = """# Files and the tools that read them
@@ -89,7 +89,7 @@ def main() -> None:
     rows += [("LyCORIS", kind, "all") for kind in foreign_files.LYCORIS]
     rows += [("PEFT", kind, "text_encoder") for kind in ("LoRA", "DoRA", "LoKr")]
     with ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=_quiet) as pool:
-        written = {family: [pool.submit(export_rows, family, kind) for kind in options.kinds] for family in EXPORTED}
+        written = {family: [pool.submit(export_rows, family, kind) for kind in options.kinds] for family in FAMILIES}
         read = list(pool.map(import_row, *zip(*rows, strict=True)))
         readers = ["diffusers", *TOOLS]
         head = f"| kind | form | rank | {' | '.join(readers)} |\n" + "|---" * (3 + len(readers)) + "|\n"

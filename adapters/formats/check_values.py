@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import numpy as np
+
+from atelier.adapters.formats.safetensors_header import SafetensorsHeader
+
+if TYPE_CHECKING:   # a look at a file does without torch
+    from torch import Tensor
 
 LARGEST = 1e6        # of any value: half precision ends at 65,504, and no trained factor comes near that
 LARGEST_RMS = 100.0  # of a ΔW's entries: those of a base model's weights are below 1
@@ -26,6 +32,22 @@ def value_problem(tensors: Mapping[str, Tensor]) -> str:
             return f"{key} contains values that are not finite (NaN or infinity)"
         if largest > LARGEST:
             return f"{key} contains values as large as {largest:.1e}, which no training produces"
+    return ""
+
+
+# Number format → integers of its size, and the bits of which all are set in NaN and infinity.
+_EXPONENTS = {"F64": ("<u8", 0x7FF << 52), "F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80),
+              "F8_E5M2": ("u1", 0x7C), "F8_E4M3": ("u1", 0x7F)}   # fmt: skip
+
+
+def find_not_finite(path: Path, header: SafetensorsHeader) -> str:
+    """The first tensor of a file that holds NaN or infinity, without torch; empty where none does."""
+    for key, entry in header.tensors.items():
+        if entry.dtype in _EXPONENTS and entry.count:
+            integers, bits = _EXPONENTS[entry.dtype]
+            values = np.memmap(path, integers, "r", entry.start, (entry.count,))
+            if np.any((values & bits) == bits):
+                return key
     return ""
 
 

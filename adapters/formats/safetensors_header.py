@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class TensorEntry:
     dtype: str               # as the format spells it: F32, F16, BF16 …
     shape: tuple[int, ...]
     bytes: int
+    start: int = 0           # its first byte in the file
 
     @property
     def count(self) -> int:
@@ -78,6 +79,8 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
         raise HeaderError(f"contains {len(header):,} tensors, but at most {MAX_TENSORS:,} can be read.")
     tensors = {name: _entry(name, value) for name, value in header.items()}
     _check_size(path, raw, max((value["data_offsets"][1] for value in header.values()), default=0))
+    first = _LENGTH_BYTES + len(raw)
+    tensors = {name: replace(entry, start=first + header[name]["data_offsets"][0]) for name, entry in tensors.items()}
     return SafetensorsHeader(tensors, metadata)
 
 

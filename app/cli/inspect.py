@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.formats.adapter_info import COMFYUI_LENGTHS_ENTRY, AdapterInfo, is_adapter
+from atelier.adapters.formats.check_values import find_not_finite
 from atelier.adapters.formats.compatibility import check_tools
 from atelier.adapters.formats.detect import AdapterContents, detect
 from atelier.adapters.formats.foreign_metadata import find_sampler
 from atelier.adapters.formats.safetensors_header import read_safetensors_header
-from atelier.adapters.textual_inversion import is_textual_inversion, read_textual_inversions
+from atelier.adapters.textual_inversion import find_words, is_textual_inversion
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def _native(path: Path, entries: dict[str, str]) -> dict[str, Any]:
 
 
 def _words(path: Path) -> dict[str, Any]:
-    found = read_textual_inversions(path)
+    found = find_words(path)
     return {"file": path.name, "form": "textual inversion", "words": ", ".join(word.token for word in found),
             "family": found[0].family, "vectors": ", ".join(str(word.count) for word in found),
             "bytes": path.stat().st_size}   # fmt: skip
@@ -45,6 +46,7 @@ def _words(path: Path) -> dict[str, Any]:
 def _foreign(path: Path, contents: AdapterContents) -> dict[str, Any]:
     rules = check_tools(contents.shapes, contents.family,
                         comfyui_lengths=COMFYUI_LENGTHS_ENTRY in contents.metadata)   # fmt: skip
+    damaged = find_not_finite(path, read_safetensors_header(path))
     return {
         "file": path.name,
         "form": ", ".join(f"{name} ({count} layers)" for name, count in contents.algorithms.items()),
@@ -54,6 +56,7 @@ def _foreign(path: Path, contents: AdapterContents) -> dict[str, Any]:
         "tags": ", ".join(f"{tag} ({count})" for tag, count in contents.tags[:10]),
         "made for sampler": find_sampler(path, contents.metadata),
         "bytes": path.stat().st_size,
+        "damaged": f"{damaged} contains NaN or infinity" if damaged else "",
         "loads in": {tool: f"{verdict.answer}{f': {verdict.reason}' if verdict.reason else ''}"
                      for tool, verdict in rules.items()},
         "notes": " ".join(contents.notes),

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from atelier.adapters.formats.safetensors_header import FileError
+from atelier.adapters.formats.safetensors_header import FileError, HeaderError
 from atelier.adapters.textual_inversion import (
     TextualInversion,
+    find_words,
     read_textual_inversions,
     save_textual_inversion,
 )
@@ -95,9 +96,10 @@ def _files(home: Home) -> list[Path]:
 def _card(path: Path) -> TextualInversionCard | str:
     """What is shown of a file; a sentence where it can't be used."""
     try:
-        found = read_textual_inversions(path)
-    except FileError as error:
-        return str(error)
+        read_textual_inversions(path)   # a file that was put there by hand went through no gate
+        found = find_words(path)
+    except (FileError, HeaderError, OSError) as error:
+        return f"{path.name} {error}" if isinstance(error, HeaderError) else str(error)
     if len(found) != 1:
         return f"{path.name} is not one textual inversion. Import it with: atelier import {path.name}"
     [word] = found

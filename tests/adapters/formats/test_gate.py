@@ -18,6 +18,7 @@ from atelier.adapters.formats.native import content_hash, load_adapter, save_ada
 from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.kinds.catalog import create_adapters
+from atelier.app.cli.inspect import inspect_file
 
 Tensors = dict[str, Tensor]
 TO_Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -99,6 +100,20 @@ def test_a_setting_beyond_reason_is_refused(tmp_path: Path):
     save_adapter(tmp_path / "a.safetensors", adapters, {})
     with pytest.raises(FileError, match=r"a\.safetensors is damaged: its setting alpha is 4\.0e\+30"):
         load_adapter(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2,
+                                   torch.float8_e4m3fn])   # fmt: skip
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, None])
+def test_a_look_at_a_file_names_what_is_not_finite(tmp_path: Path, dtype: torch.dtype, value: float | None):
+    tensors = {key: tensor.to(dtype) for key, tensor in kohya().items()}
+    key = f"{KOHYA}.lora_down.weight"
+    if value is not None:
+        wide = tensors[key].float()
+        wide[1, 3] = value
+        tensors[key] = wide.to(dtype)
+    damaged = inspect_file(written(tmp_path, tensors))["damaged"]
+    assert damaged == ("" if tensors[key].float().isfinite().all() else f"{key} contains NaN or infinity")
 
 
 # Fit
