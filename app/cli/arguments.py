@@ -98,6 +98,9 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--stop-when", choices=("auto", "never", "validation", "memorization", "drift", "any"),
                        help="measure that may end the training early and decides which step is saved "
                             "(default: auto, which is memorization or drift)")   # fmt: skip
+    train.add_argument("--weight", type=_picture_weight, action="append", default=[], metavar="FILE=WEIGHT",
+                       dest="weights", help="how often a picture is trained on, compared with the others (default: 1, "
+                                            "or the repeats of a folder named as kohya's, such as 10_rex); repeatable")
     train.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                        help="any other setting; an unknown key lists them all")
     train.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this name")
@@ -349,6 +352,15 @@ def _key_value(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE, such as rank=16")
     return key, value
+
+
+def _picture_weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition("=")
+    number = _number(weight)
+    if not name or not 0.001 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form FILE=WEIGHT; use a picture's file name and a "
+                                         "number from 0.001 to 1000, such as rex.jpg=2")
+    return name, number
 
 
 def _adapter_strength(text: str) -> tuple[str, float]:

@@ -33,10 +33,8 @@ from atelier.training.config.events import (
     Warned,
 )
 from atelier.training.config.run_folder import RunFolder
-from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset
-from atelier.training.data.captions import is_sidecar
-from atelier.training.data.dataset import PICTURE_SUFFIXES
-from atelier.training.data.images import looks_like_picture
+from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset, picture_weights, weights_text
+from atelier.training.data.picture_folder import find_files
 from atelier.training.loop.health import health_lines
 from atelier.training.runs import run as training
 
@@ -50,10 +48,13 @@ def make_run(home: Home, arguments: Namespace) -> RunFolder:
     name = new_name(home, arguments.name)
     config = make_config(name, arguments, home)
     download_base(config.base)
-    imported = import_pictures(home, name, _picture_files(arguments.pictures))
-    for message in [*(reason for _, reason in imported.refused), *imported.warnings]:
+    files, messages = _picture_files(arguments.pictures)
+    weights = picture_weights(config.weights) | dict(arguments.weights)
+    imported = import_pictures(home, name, files, trigger=config.trigger_word, weights=weights)
+    for message in [*messages, *(reason for _, reason in imported.refused), *imported.warnings]:
         _print_line(message)
-    return new_run(home, replace(config, pictures=str(imported.folder)), started=True)
+    config = replace(config, pictures=str(imported.folder), weights=weights_text(imported.weights))
+    return new_run(home, config, started=True)
 
 
 def make_config(name: str, arguments: Namespace, home: Home | None = None) -> TrainConfig:
@@ -77,18 +78,17 @@ def make_config(name: str, arguments: Namespace, home: Home | None = None) -> Tr
     return TrainConfig.from_dict({**values, **settings, **asdict(options), "name": name, "base": base})
 
 
-def _picture_files(folder: Path | None) -> list[Path]:
-    """The files of a folder that are pictures by content or by name, or captions."""
+def _picture_files(folder: Path | None) -> tuple[list[Path], list[str]]:
+    """The files of a folder that are pictures by content or by name, or captions; and warnings."""
     if folder is None:
         raise HomeError("No pictures were given. Name the folder that they are in: atelier train PICTURES --name NAME.")
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise HomeError(f"{folder} {what}, but a folder with pictures is needed. Check the path.")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [
-        path for path in files
-        if path.suffix.lower() in PICTURE_SUFFIXES or is_sidecar(path) or looks_like_picture(path)
-    ]   # fmt: skip
+    files, messages = find_files(folder)
+    if not files:
+        raise HomeError(" ".join([f"{folder} contains no pictures.", *messages]))
+    return files, messages
 
 
 def find_unfinished(home: Home, name: str) -> RunFolder:

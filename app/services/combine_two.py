@@ -58,7 +58,7 @@ def combine(home: Home, job: CombineJob) -> Iterator[Stepped | AdapterCard]:
     configs = [_train_config(home, card, job) for card in (job.content, job.style)] if job.steps else []
     base = job.content.base or EMBEDDED
     model = load(base, options=trained_options(job.content).or_else(base_options(home, base)))
-    examples = [encode_dataset(model, scan_pictures(config)) for config in configs] or [[], []]
+    examples = [encode_dataset(model, scan_pictures(config), config.caption_chunks) for config in configs] or [[], []]
     training = None
     if job.steps:
         first = configs[0]

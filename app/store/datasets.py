@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 from atelier.adapters.core.byte_size import format_bytes
 from atelier.app.store.home import Home, HomeError, explain_write_errors, safe_name
-from atelier.training.data import captions
+from atelier.training.data.captions import SUFFIX
 from atelier.training.data.dataset import MAX_PICTURES
-from atelier.training.data.images import PictureError, check_picture, open_picture, pixel_hash, save_pixels
+from atelier.training.data.images import SAVED_AS, SUFFIX_OF, PictureError, save_pixels
+from atelier.training.data.picture_check import PictureFacts, examine
+from atelier.training.data.picture_folder import PictureFile, read_files
 
 RESERVED_BYTES = 50_000_000    # left free on the disk for what a run writes
-SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 MAX_STEM = 40                  # characters; at four bytes each well below what file systems allow
 
 
@@ -29,82 +31,102 @@ class ImportedDataset:
     usable: list[Path]
     refused: list[tuple[str, str]]      # file name, reason
     warnings: list[str]
+    weights: dict[str, float]           # by the names in the folder, of pictures whose weight is not 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    path: Path
-    format: str                         # of the content: PNG, JPEG, WEBP
-    sidecar: Path | None
+def import_pictures(
+    home: Home, name: str, files: Iterable[Path], *, trigger: str = "",
+    weights: Mapping[str, float] = MappingProxyType({}), checked: Mapping[Path, PictureFacts] = MappingProxyType({}),
+) -> ImportedDataset:   # fmt: skip
+    """Make a dataset of those files that can be used; it appears complete or not at all. Each is decoded once.
 
-
-def import_pictures(home: Home, name: str, files: Iterable[Path]) -> ImportedDataset:
-    """Make a dataset of those files that can be used; it appears complete or not at all.
-
-    A caption is a text file with the picture's name, among ``files`` or in the picture's folder. If the home has a
-    dataset of this name, the new one gets a number: a run may still need the pictures of the old one.
+    Captions are files with the picture's name, or lists of captions, among ``files`` or in the picture's folder. If
+    the home has a dataset of this name, the new one gets a number: a run may still need the pictures of the old one.
 
     Args:
         home: where the dataset goes.
         name: what the person calls it.
         files: pictures, recognised by their content, and captions.
+        trigger: the trigger word, by which the name of a kohya folder is known as a caption.
+        weights: of pictures, by the names of the given files; the others have that of their folder, or 1.
+        checked: files that were checked before and hold nothing but pixels: they are copied as they are.
 
     Raises:
         HomeError: a name that can't be used, too little room on the disk, or no permission.
         PictureError: none of the files can be used; the message gives each reason.
     """
     name = safe_name(name)
-    given = list(files)
-    texts = {path.stem: path for path in given if captions.is_sidecar(path)}
-    sources, refused, warnings = _check_files([path for path in given if not captions.is_sidecar(path)], texts)
-    if not sources:
-        reasons = "\n".join(reason for _, reason in refused) or "No pictures were given."
-        raise PictureError(f"There are no pictures to train on.\n{reasons}")
+    found = read_files(files, trigger)
     # Pictures are encoded again and may come out larger than the program that wrote them made them.
-    _check_disk_space(home.datasets, 2 * sum(source.path.stat().st_size for source in sources))
+    _check_disk_space(home.datasets, sum(_size(file.path) * (1 if file.path in checked else 2)
+                                         for file in found.pictures[:MAX_PICTURES]))   # fmt: skip
     with explain_write_errors(home.datasets), TemporaryDirectory(dir=home.datasets, prefix=".import-") as partial:
         stage = Path(partial) / "pictures"
         stage.mkdir(mode=0o700)
-        names = _copy(sources, stage)
+        copies, refused, warnings = _copy_all(found.pictures, stage, checked)
+        if not copies:
+            reasons = "\n".join(reason for _, reason in refused) or "No pictures were given."
+            raise PictureError(f"There are no pictures to train on.\n{reasons}")
         folder = stage.rename(home.datasets / _free_name(name, [path.name for path in home.datasets.iterdir()]))
-    return ImportedDataset(folder=folder, usable=[folder / file for file in names], refused=refused, warnings=warnings)
+    warnings += [*found.warnings, *_unknown_weights(weights, found.pictures)]
+    given = {copy: weights.get(file.path.name, file.weight) for copy, file in copies.items()}
+    different = {copy: weight for copy, weight in given.items() if weight != 1}
+    return ImportedDataset(folder=folder, usable=[folder / copy for copy in copies], refused=refused,
+                           warnings=warnings, weights=different)   # fmt: skip
 
 
-def _check_files(
-    files: Sequence[Path], texts: dict[str, Path]
-) -> tuple[list[_Source], list[tuple[str, str]], list[str]]:
-    """Decode every file once: those that can be used, (name, reason) of the others, and warnings."""
-    sources, refused, warnings = list[_Source](), list[tuple[str, str]](), list[str]()
-    seen = dict[str, str]()
-    for number, path in enumerate(files):
-        if len(sources) == MAX_PICTURES:
+def _copy_all(
+    files: Sequence[PictureFile], folder: Path, checked: Mapping[Path, PictureFacts]
+) -> tuple[dict[str, PictureFile], list[tuple[str, str]], list[str]]:
+    """Check each file and copy its pixels and caption: those that can be used by the names of the copies, (name,
+    reason) of the others, and warnings."""
+    copies, refused, warnings = dict[str, PictureFile](), list[tuple[str, str]](), list[str]()
+    known = dict[str, PictureFacts]()
+    for number, file in enumerate(files):
+        if len(copies) == MAX_PICTURES:
             warnings.append(f"At most {MAX_PICTURES} pictures can be used, so the last {len(files) - number} were "
-                            "left out.")
+                            "left out.")   # fmt: skip
             break
+        # No two pictures may share a stem, because that is what ties a caption to its picture.
+        stem = _free_name(_safe_stem(file.path.stem), [Path(copy).stem for copy in copies])
         try:
-            kind = check_picture(path).format
-            pixels = pixel_hash(open_picture(path))
+            facts, copy = _copy(file.path, folder / stem, known, checked.get(file.path))
         except PictureError as error:
-            refused.append((path.name, str(error)))
+            refused.append((file.path.name, str(error)))
             continue
-        if pixels in seen:
-            refused.append((path.name, f"{path.name} is the same picture as {seen[pixels]}, so it is left out."))
-            continue
-        seen[pixels] = path.name
-        sidecar, warning = _sidecar(path, texts)
-        sources.append(_Source(path, kind, sidecar))
-        warnings.extend(filter(None, (warning,)))
-    warnings.extend(captions.orphan_warnings(list(texts.values()), files))
-    return sources, refused, warnings
+        known[file.path.name if file.path.name not in known else str(file.path)] = facts
+        copies[copy.name] = file
+        if file.text:
+            copy.with_suffix(SUFFIX).write_text(file.text, encoding="utf-8")
+    return copies, refused, warnings
 
 
-def _sidecar(picture: Path, texts: dict[str, Path]) -> tuple[Path | None, str]:
-    text = texts.get(picture.stem, picture.with_suffix(captions.SUFFIX))
-    if not text.is_file():
-        return None, ""
-    if text.stat().st_size > captions.MAX_BYTES:
-        return None, f"{text.name} is too long for a caption, so it was left out. Shorten it to a sentence."
-    return text, ""
+def _copy(
+    path: Path, target: Path, known: Mapping[str, PictureFacts], facts: PictureFacts | None
+) -> tuple[PictureFacts, Path]:
+    """Write a picture's pixels, and nothing else of it, under ``target`` with the suffix of what it is saved as."""
+    if facts is not None:
+        copy = target.with_name(target.name + path.suffix)
+        shutil.copyfile(path, copy)
+        return facts, copy
+    picture, facts = examine(path, known)
+    form = SAVED_AS[facts.format]
+    copy = target.with_name(target.name + SUFFIX_OF[form])
+    save_pixels(picture, copy, form)
+    return facts, copy
+
+
+def _unknown_weights(weights: Mapping[str, float], pictures: Sequence[PictureFile]) -> list[str]:
+    names = {file.path.name for file in pictures}
+    return [f"{name} has a weight, but there is no picture of this name. Check its spelling."
+            for name in weights if name not in names]   # fmt: skip
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0   # said when it is opened
 
 
 def _check_disk_space(place: Path, needed: int) -> None:
@@ -115,19 +137,6 @@ def _check_disk_space(place: Path, needed: int) -> None:
             f"but the disk with {place} has only {format_bytes(free)} left. Free some space, or choose a home on "
             "another disk."
         )
-
-
-def _copy(sources: Sequence[_Source], folder: Path) -> list[str]:
-    """Copy captions, and of pictures only the pixels, under safe names; returns the names of the pictures."""
-    names, stems = list[str](), list[str]()
-    for source in sources:
-        # No two pictures may share a stem, because that is what ties a caption to its picture.
-        stems.append(_free_name(_safe_stem(source.path.stem), stems))
-        names.append(stems[-1] + SUFFIXES[source.format])
-        save_pixels(open_picture(source.path), folder / names[-1], source.format)
-        if source.sidecar is not None:
-            shutil.copyfile(source.sidecar, folder / (stems[-1] + captions.SUFFIX))
-    return names
 
 
 def _safe_stem(stem: str) -> str:

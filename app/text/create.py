@@ -11,10 +11,14 @@ PICTURES_HINT = "4 to 30 pictures of the same subject, from different angles"
 DROP = "Drop pictures here, or click to choose files"
 TIPS = ("One subject per picture, large enough to see.", "Different angles, places and lighting help.",
         "Five good pictures are better than fifty similar ones.",
-        "To add a caption, drop a text file with the same name as the picture.")
+        "To add a caption, drop a text file with the same name as the picture (.txt, .caption or metadata.jsonl).")
 REMOVE = "Remove"
-SMALL = "Very small: little detail to learn from"
-BLURRED = "Looks blurred"
+VERDICTS = {"small": "Small", "odd aspect": "Only the middle is used", "blurred": "Looks blurred",
+            "near-twin": "Nearly the same as another", "turned": "Turned upright", "converted": "Converted to RGB"}
+WEIGHT = "Counts"
+HEAVIER = "Train on it twice as often"
+LIGHTER = "Train on it half as often"
+TRIGGER_FIRST = "Put the trigger word first"
 WHAT = "What is it?"
 WHAT_CHOICES = {"object": "Object", "animal": "Animal", "person": "Person", "style": "Style"}
 CLASS_WORD = "Class word: what it is, in one or two common words"
@@ -38,14 +42,60 @@ def too_many_pictures(name: str, most: int) -> str:
     return f"{name} was not added: {most} pictures is the limit."
 
 
-def duplicate(name: str, other: str) -> str:
-    """Shown for a picture that was added before."""
-    return f"{name} is the same picture as {other}, so only one of them is used."
-
-
 def no_picture_for(name: str) -> str:
     """Shown for a caption file that was added without its picture."""
     return f"{name} has no picture with the same name here. Add the picture first, then the caption file again."
+
+
+def token_count(count: int, limit: int) -> str:
+    """How long a caption is.
+
+    >>> token_count(12, 75)
+    '12 of 75 tokens'
+    """
+    return f"{count} of {limit} tokens"
+
+
+def caption_chip(*, unread: bool, cut: bool, missing: bool) -> str:
+    """A few words on a caption with a problem; empty for one without.
+
+    >>> caption_chip(unread=True, cut=True, missing=False)
+    'Trigger word is cut off'
+    """
+    if unread:
+        return "Trigger word is cut off"
+    if missing:
+        return "No trigger word in the caption"
+    return "Caption is cut off" if cut else ""
+
+
+def trigger_unread(trigger: str, count: int, limit: int) -> str:
+    """Shown when captions have the trigger word where the base model no longer reads."""
+    return (f"In {_captions(count)}, “{trigger}” stands behind the {limit} tokens that the base model reads, so it "
+            "would not be learned there.")
+
+
+def trigger_missing(trigger: str, count: int) -> str:
+    """Shown when captions lack the trigger word."""
+    return f"“{trigger}” is missing from {_captions(count)}, so it will not be linked to what they show."
+
+
+def captions_cut(count: int, limit: int) -> str:
+    """Shown when captions are longer than what the base model reads."""
+    return f"The base model reads {limit} tokens; the rest of {_captions(count)} is cut off. Shorten them if you can."
+
+
+def read_longer(chunks: int) -> str:
+    """A button that lets captions be read whole.
+
+    >>> read_longer(2)
+    'Read captions whole (2 chunks)'
+    """
+    return f"Read captions whole ({chunks} chunks)"
+
+
+def _captions(count: int) -> str:
+    return "1 caption" if count == 1 else f"{count} captions"
 
 
 def picture_count(usable: int, refused: int) -> str:

@@ -199,7 +199,8 @@ def test_pictures_become_a_draft_that_survives_a_reload(page: Page, home: Path, 
     page.set_input_files("#add-pictures input[type=file]", [*PICTURES, fake, PICTURES[0]])
     expect(page.locator("#training-pictures .picture-count")).to_have_text("5 pictures to train on, 2 not used")
     expect(page.locator("#training-pictures .warnings li")).to_have_text([
-        re.compile("is text, but a PNG, JPEG or WebP is needed"), re.compile("is the same picture as fox_01.png")])
+        re.compile("is text, but a PNG, JPEG, WebP, AVIF or HEIC is needed"),
+        re.compile("is the same picture as fox_01.png")])
     page.get_by_label("Animal").check(force=True)
     page.get_by_label("Quick").check(force=True)
     fill(page, "subject", PROBE)

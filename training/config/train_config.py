@@ -24,6 +24,8 @@ STOP_MEASURES: dict[str, tuple[str, ...]] = {   # choice of stop_when → the me
     "auto": ("memorization", "drift"), "never": (), "validation": ("validation",), "memorization": ("memorization",),
     "drift": ("drift",), "any": ("memorization", "drift", "validation"),
 }   # fmt: skip
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000
+MAX_CHUNKS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,12 @@ class TrainConfig(Settings):
     subject: str = setting("object", "Class word: what it is, in one or two common words, such as 'fox', 'coffee cup' "
                                      "or 'person'.")
     caption: str = setting("", "Caption for pictures that have none. {trigger} and {subject} are replaced.")
+    trigger_first: bool = setting(False, "Captions that lack the trigger word, or have it where the text encoder no "
+                                         "longer reads, begin with it.")
+    caption_chunks: int = setting(1, "How many times the text encoder's length captions may have. What is longer is "
+                                     "cut off.", low=1, high=MAX_CHUNKS)
+    weights: str = setting("", "Pictures that count more or less than the others, one NAME=WEIGHT per line. 2 means "
+                               "twice as often.")
 
     kind: str = setting("lora", "Adapter kind.", choices=tuple(KINDS))
     adapter: dict[str, Any] = setting(None, "Options of the adapter kind, such as rank.")
@@ -101,6 +109,7 @@ class TrainConfig(Settings):
         object.__setattr__(self, "adapter", dict(self.adapter or {}))
         Settings.__post_init__(self)
         get_kind(self.kind).settings.from_dict(self.adapter)
+        picture_weights(self.weights)
         if self.lr == 0:
             raise SettingError("lr is 0, so nothing would be learned. Set it above 0; 0.001 is usual.")
         if self.optimizer == "prodigy" and self.lr < LEAST_PRODIGY_LR:
@@ -180,6 +189,34 @@ class TrainConfig(Settings):
     def prior_batch(self) -> int:
         """Prior pictures in one microstep, beside the ``batch`` of the subject; 0 without prior preservation."""
         return max(1, self.batch // 2) if self.prior_weight and self.prior_count else 0
+
+
+def picture_weights(text: str) -> dict[str, float]:
+    """The weights of pictures by file name, from lines ``NAME=WEIGHT``.
+
+    Raises:
+        SettingError: a line is of another form, or a weight is not between 0.001 and 1000.
+
+    >>> picture_weights("rex.jpg=2\\nsleeping.png=0.5")
+    {'rex.jpg': 2.0, 'sleeping.png': 0.5}
+    """
+    weights = {}
+    for line in filter(str.strip, text.split("\n")):
+        name, _, value = line.rpartition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = 0.0
+        if not name.strip() or not MIN_WEIGHT <= weight <= MAX_WEIGHT:   # also refuses nan
+            raise SettingError(f"weights has the line {line.strip()!r}, but each must be a picture's file name, = and "
+                               f"a number from {MIN_WEIGHT} to {MAX_WEIGHT}, such as rex.jpg=2.")
+        weights[name.strip()] = weight
+    return weights
+
+
+def weights_text(weights: Mapping[str, float]) -> str:
+    """Write what :func:`picture_weights` reads."""
+    return "\n".join(f"{name}={weight:g}" for name, weight in weights.items())
 
 
 def preset_names() -> list[str]:

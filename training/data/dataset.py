@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
 
 from atelier.training.data.buckets import Box, Size, bucket_sizes, crop_and_resize, crop_box, nearest_bucket
-from atelier.training.data.captions import Captioner, is_sidecar, orphan_warnings
-from atelier.training.data.images import PictureError, looks_like_picture, open_picture, pixel_hash, sharpness
+from atelier.training.data.captions import Captioner
+from atelier.training.data.images import READABLE, PictureError
+from atelier.training.data.picture_check import PictureFacts, examine, near_twin, photograph_warning, verdicts
+from atelier.training.data.picture_folder import PictureFile, find_files, listed_names, read_files
 
 MAX_PICTURES = 200
-# A file with one of these endings was meant as a picture, so it is named when it is none; other files are no business
-# of ours. What a file really is, is decided by its content.
-PICTURE_SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .heic .heif .avif .jxl .svg .psd".split()
-)
-# Variance of the Laplacian at training size. The lowest of 16 sharp photographs (scikit-image's) and 283 drawn emoji at
-# 64, 256 and 512 pixels was 47. With a blur of 2 pixels 31 of 32 photographs and 564 of 566 emoji at 256 and 512 pixels
-# fell below 25; at 64 pixels, where edges are steep, 205 of 299 did.
-LEAST_SHARPNESS = 25.0
-SMALLEST_PART = 0.5         # of a picture's area that a crop may keep without a word
-NAMED = 5                   # pictures named in one message before "and 7 more"
+_MAX_CROP_BYTES = 256_000_000   # of crops that are kept for the encoder; more of them are decoded again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +28,8 @@ class TrainingPicture:
     width: int          # pixels of the whole picture, upright
     height: int
     bucket: Size        # width, height it is trained at
+    weight: float = 1.0   # how often it is trained on, compared with the others
+    cropped: Image.Image | None = field(default=None, compare=False, repr=False)   # at the bucket's size, for encoding
 
     @property
     def crop(self) -> Box:
@@ -44,25 +39,29 @@ class TrainingPicture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What was found in a folder. Reasons and warnings are whole sentences that name the file."""
+    """What was found in a folder. Reasons, warnings and notes are whole sentences that name the file."""
 
     usable: list[TrainingPicture] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)    # file name, reason
     warnings: list[str] = field(default_factory=list)
+    facts: dict[str, PictureFacts] = field(default_factory=dict)    # of the usable pictures, by name
 
 
 def scan(
-    folder: Path, *, trigger: str, subject: str, template: str, resolution: int, multiple: int
-) -> Report:
-    """Check, measure and caption the pictures of a folder, in the order of their names.
+    folder: Path, *, trigger: str, subject: str, template: str, resolution: int, multiple: int,
+    weights: Mapping[str, float] = MappingProxyType({}), draws_emoji: bool = False,
+) -> Report:   # fmt: skip
+    """Check, measure and caption the pictures of a folder, in the order of their names; each is decoded once.
 
     Args:
-        folder: its own files are looked at, not those of sub-folders.
+        folder: its own files, and those of sub-folders that are named as kohya's (``10_name``).
         trigger: word that calls the subject; fills ``{trigger}``.
         subject: what it is; fills ``{subject}``.
-        template: caption of pictures without a text file of the same name beside them.
+        template: caption of pictures that have none.
         resolution: side of the square bucket in pixels.
         multiple: every bucket side is a multiple of this.
+        weights: of pictures, by file name; the others have that of their folder, or 1.
+        draws_emoji: whether the base model draws emoji only, so that photographs are worth a warning.
 
     Raises:
         PictureError: there is no usable picture; the message gives each reason.
@@ -70,86 +69,50 @@ def scan(
     """
     buckets = bucket_sizes(resolution, multiple)
     captioner = Captioner(trigger=trigger, subject=subject, template=template)
-    files = _files(folder)
-    candidates = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES or looks_like_picture(path)]
-    sidecars = {path.stem: path for path in files if is_sidecar(path)}
-    report, seen = Report(), dict[str, str]()
-    for number, path in enumerate(candidates):
+    files, messages = find_files(folder)
+    found, report, room = read_files(files, trigger), Report(), _MAX_CROP_BYTES
+    for number, file in enumerate(found.pictures):
+        name = file.path.relative_to(folder).as_posix()
         if len(report.usable) == MAX_PICTURES:
-            report.warnings.append(_overflow(candidates[number:]))
+            report.warnings.append(_overflow(found.pictures[number:]))
             break
         try:
-            picture = _open_new(path, seen)
+            picture, facts = examine(file.path, report.facts)
         except PictureError as error:
-            report.refused.append((path.name, str(error)))
+            report.refused.append((name, str(error)))
             continue
-        bucket = nearest_bucket(picture.size, buckets)
-        caption, warning = captioner.caption(sidecars.get(path.stem))
-        report.usable.append(
-            TrainingPicture(path=path, caption=caption, width=picture.width, height=picture.height, bucket=bucket)
-        )
-        report.warnings.extend(filter(None, (warning, *_quality(path.name, picture, bucket))))
-    report.warnings.extend(orphan_warnings(files, candidates))
-    report.warnings.extend(_trigger_warning(report.usable, captioner))
+        bucket = nearest_bucket(facts.size, buckets)
+        room -= bucket[0] * bucket[1] * 3
+        report.usable.append(TrainingPicture(
+            path=file.path, caption=captioner.caption(file.text), width=facts.width, height=facts.height,
+            bucket=bucket, weight=weights.get(name, file.weight),
+            cropped=crop_and_resize(picture, bucket) if room >= 0 else None))   # fmt: skip
+        twin = near_twin(facts, report.facts)
+        report.warnings.extend(verdict.sentence for verdict in verdicts(name, facts, twin, resolution, multiple)
+                               if verdict.is_fault)   # fmt: skip
+        report.facts[name] = facts
     if not report.usable:
         raise PictureError(_nothing_usable(folder, report.refused))
+    photographs = photograph_warning(list(report.facts.values()), draws_emoji)
+    report.warnings.extend([*messages, *found.warnings, *filter(None, [photographs])])
     return report
 
 
-def _files(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(folder.iterdir(), key=lambda path: path.name)
-    except NotADirectoryError:
-        raise PictureError(f"{folder} is a file. Give the folder that contains the pictures.") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise PictureError(f"{folder} can't be opened: {reason}. Check the path.") from None
-    return [path for path in entries if path.is_file() and not path.name.startswith(".")]
-
-
-def _open_new(path: Path, seen: dict[str, str]) -> Image.Image:
-    """Decode a picture, unless it shows the same as one before."""
-    picture = open_picture(path)
-    twin = seen.setdefault(pixel_hash(picture), path.name)
-    if twin != path.name:
-        raise PictureError(f"{path.name} is the same picture as {twin}, so it is left out.")
-    return picture
-
-
-def _quality(name: str, picture: Image.Image, bucket: Size) -> list[str]:
-    """What may spoil the result, judged on what the model will see; an enlarged picture at its own size."""
-    left, top, right, bottom = crop_box(picture.size, bucket)
-    width, height = right - left, bottom - top
-    warnings = []
-    if width < bucket[0] / 2:
-        warnings.append(
-            f"{name} has only {picture.width} × {picture.height} pixels and is enlarged to {bucket[0]} × {bucket[1]}, "
-            "so it will look soft. Use a larger version if you have one."
-        )
-    if width * height < SMALLEST_PART * picture.width * picture.height:
-        warnings.append(
-            f"{name} has {picture.width} × {picture.height} pixels, which is too long for any training size, so only "
-            "its middle is used. Crop it to the subject."
-        )
-    size = min(bucket[0], round(width)), min(bucket[1], round(height))
-    if sharpness(crop_and_resize(picture, size)) < LEAST_SHARPNESS:
-        warnings.append(f"{name} looks blurred, and the model would learn the blur. Use a sharper picture.")
-    return warnings
-
-
-def _trigger_warning(usable: Sequence[TrainingPicture], captioner: Captioner) -> list[str]:
+def trigger_warning(usable: Sequence[TrainingPicture], captioner: Captioner) -> list[str]:
+    """A sentence that names the pictures whose captions lack the trigger word, if there are any."""
     silent = [picture.path.name for picture in usable if not captioner.has_trigger(picture.caption)]
     if not silent:
         return []
     return [
-        f"The trigger word '{captioner.trigger}' is missing from the caption of {_listed(silent)}, so it will not be "
-        "linked to these pictures. Add it to the caption, or write {trigger} there."
+        f"The trigger word '{captioner.trigger}' is missing from the caption of {listed_names(silent)}, so it will not "
+        "be linked to these pictures. Add it to the caption, or write {trigger} there."
     ]
 
 
-def _overflow(left_out: Sequence[Path]) -> str:
+def _overflow(left_out: Sequence[PictureFile]) -> str:
+    names = listed_names([file.path.name for file in left_out])
     return (
-        f"At most {MAX_PICTURES} pictures can be used, so {_listed([path.name for path in left_out])} were left out. "
+        f"At most {MAX_PICTURES} pictures can be used, so {names} were left out. "
         "Remove pictures that you don't need from the folder."
     )
 
@@ -160,12 +123,6 @@ def _nothing_usable(folder: Path, refused: Sequence[tuple[str, str]]) -> str:
         more = f"\nand {len(reasons) - 10} more." if len(reasons) > 10 else ""
         return f"None of the pictures in {folder} can be used:\n" + "\n".join(reasons[:10]) + more
     return (
-        f"{folder} contains no pictures, but at least one PNG, JPEG or WebP is needed. Subfolders are not searched: "
-        "give the folder that the pictures themselves are in."
+        f"{folder} contains no pictures, but at least one {READABLE} is needed. Subfolders are not searched, unless "
+        "they are named as kohya's, such as 10_rex: give the folder that the pictures themselves are in."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names for a sentence, the first few of them if there are many."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -22,7 +22,11 @@ from torch import Tensor
 
 from atelier.adapters.core.byte_size import format_bytes
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
+READABLE = "PNG, JPEG, WebP, AVIF or HEIC"
+# How a picture of each format is saved; phones write the last two, which hardly any other program reads.
+SAVED_AS = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WEBP", "AVIF": "JPEG", "HEIF": "JPEG"}
+SUFFIX_OF = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 _ENCODING: dict[str, dict[str, Any]] = {
     "PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True, "method": 0}}   # fmt: skip
 MAX_BYTES = 25_000_000
@@ -37,16 +41,23 @@ OTHER_KINDS = (
     (0, b"BM", "a BMP picture"),
     (0, b"II*\0", "a TIFF picture"),
     (0, b"MM\0*", "a TIFF picture"),
-    (0, b"8BPS", "a Photoshop document"),
     (0, b"%PDF", "a PDF document"),
     (0, b"PK\3\4", "a ZIP archive"),
     (0, b"\xff\x0a", "a JPEG XL picture"),
     (0, b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
-    (4, b"ftypavif", "an AVIF picture"),
-    (4, b"ftyphei", "a HEIC picture"),
-    (4, b"ftyphev", "a HEIC picture"),
-    (4, b"ftypmif1", "a HEIC picture"),
+    (4, b"ftypqt", "a video"),
+    (4, b"ftypcrx", "a raw photograph (CR3)"),
     (4, b"ftyp", "a video"),
+    (0, b"8BPS", "a Photoshop document"),
+    (0, b"\0\0\0\x0cjP", "a JPEG 2000 picture"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (0, b"qoif", "a QOI picture"),
+    (0, b"DDS ", "a DDS texture"),
+    (0, b"\x76\x2f\x31\x01", "an OpenEXR picture"),
+    (0, b"#?RADIANCE", "a Radiance HDR picture"),
+    (0, b"gimp xcf", "a GIMP document"),
+    (0, b"\0\0\1\0", "an icon file"),
+    (0, b"FUJIFILMCCD-RAW", "a raw photograph (RAF)"),
 )
 # What undoes each EXIF orientation.
 UPRIGHT = {
@@ -59,6 +70,7 @@ UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 CONVERT = "Save it as PNG, JPEG or WebP and add it again."
+_AVIF_BRANDS, _HEIF_BRANDS = (b"avif", b"avis"), (b"hei", b"hev", b"mif1", b"msf1")
 DAMAGED = "Copy or download it again."
 
 
@@ -66,18 +78,28 @@ class PictureError(ValueError):
     """A picture that can't be used; the message is one sentence for a person that names the file, and a cure."""
 
 
+@dataclass(frozen=True, slots=True)
+class DecodedPicture:
+    """A picture as it is trained on, and what it took to get there."""
+
+    info: PictureInfo
+    picture: Image.Image           # RGB, upright, in sRGB colours, on white where it was transparent
+    turned: bool                   # it was stored on its side, or mirrored
+    converted: tuple[str, ...]     # of "transparent", "CMYK", "16 bits", "palette", "grey"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureInfo:
     """What the header of a picture file says."""
 
-    format: str     # one of FORMATS
+    format: str     # one of FORMATS, by the content
     width: int      # pixels as stored, before any EXIF orientation
     height: int
     bytes: int      # size of the file
 
 
 def looks_like_picture(path: Path) -> bool:
-    """Whether a file begins the way PNG, JPEG or WebP files do; an unreadable file does not."""
+    """Whether a file begins the way files of FORMATS do; an unreadable file does not."""
     try:
         with path.open("rb") as file:
             return _signature(file.read(SIGNATURE_BYTES)) is not None
@@ -89,7 +111,7 @@ def check_picture(path: Path) -> PictureInfo:
     """Read a picture's header, and nothing more.
 
     Raises:
-        PictureError: not a PNG, JPEG or WebP, animated, too small, too large, broken or unreadable.
+        PictureError: of another format, animated, too small, too large, broken or unreadable.
     """
     with _checked(path) as (_, info):
         return info
@@ -101,13 +123,37 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         PictureError: as :func:`check_picture`, or the pixels are damaged.
     """
-    with _checked(path) as (picture, _):
+    return decode_picture(path).picture
+
+
+def decode_picture(path: Path) -> DecodedPicture:
+    """Decode a picture as :func:`open_picture` does, and say what was found on the way.
+
+    Raises:
+        PictureError: as :func:`check_picture`, or the pixels are damaged.
+    """
+    with _checked(path) as (picture, info):
         try:
+            deep = _is_deep(picture)   # known before decoding only
             picture.load()
-            return _plain_rgb(_upright(picture))
+            upright = _upright(picture)
+            return DecodedPicture(info, _plain_rgb(upright), upright is not picture, _conversions(picture, deep))
         except Exception as error:      # a decoder fed with a damaged or hostile file may raise anything
             raise PictureError(f"{path.name} is incomplete or damaged and can't be opened: {error}. "
                                f"{DAMAGED}") from None
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether its values have more than 8 bits. Pillow has no mode for such colours, but says how they are packed."""
+    depth = picture.info.get("bit_depth", 8)   # of HEIC
+    return any(";16" in str(tile) for tile in picture.tile) or (isinstance(depth, int) and depth > 8)
+
+
+def _conversions(picture: Image.Image, deep: bool) -> tuple[str, ...]:
+    """What of its pixels is changed or lost in RGB of 8 bits."""
+    clear = picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255
+    kind = {"CMYK": "CMYK", "P": "palette", "L": "grey"}.get(picture.mode, "")
+    return tuple(name for name, found in (("transparent", clear), ("16 bits", deep), (kind, kind)) if found)
 
 
 def save_pixels(picture: Image.Image, path: Path, format: str) -> None:
@@ -120,7 +166,7 @@ def save_pixels(picture: Image.Image, path: Path, format: str) -> None:
     Args:
         picture: RGB.
         path: the file to write.
-        format: one of FORMATS.
+        format: one of the values of SAVED_AS.
     """
     bare = picture.copy()
     bare.info = {}   # Pillow would write some of it again
@@ -183,13 +229,26 @@ def _opened(name: str, file: BinaryIO) -> Image.Image:
     file.seek(0)
     kind = _signature(start)
     if kind is None:
-        raise PictureError(f"{name} is {_other_kind(start)}, but a PNG, JPEG or WebP is needed. {CONVERT}")
+        raise PictureError(f"{name} is {_other_kind(start)}, but a {READABLE} is needed. {CONVERT}")
+    if kind == "HEIF":
+        _register_heif(name)
     try:
-        return Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=[kind] if kind in ("AVIF", "HEIF") else ["PNG", "JPEG", "WEBP"])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, f"more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels") from None
     except Exception:                   # as above: a parser of hostile headers
-        raise PictureError(f"{name} starts like a {kind} file, but its header is damaged. {DAMAGED}") from None
+        title = {"WEBP": "WebP", "HEIF": "HEIC"}.get(kind, kind)
+        raise PictureError(f"{name} starts like a {title} file, but its header is damaged. {DAMAGED}") from None
+
+
+def _register_heif(name: str) -> None:
+    """Let Pillow read HEIC by libheif; its wheels exist for the usual systems only."""
+    try:
+        import pi_heif
+    except ImportError:
+        raise PictureError(f"{name} is a HEIC picture, and pi-heif, the library that reads them, is not installed. "
+                           "Install it with: pip install pi-heif. Or save the picture as JPEG.") from None
+    pi_heif.register_heif_opener()
 
 
 def _check_header(name: str, picture: Image.Image, size: int) -> PictureInfo:
@@ -200,8 +259,9 @@ def _check_header(name: str, picture: Image.Image, size: int) -> PictureInfo:
         )
     if width * height > MAX_MEGAPIXELS * 1e6 or max(width, height) > MAX_SIDE:
         raise _too_large(name, f"{width} × {height} pixels, {width * height / 1e6:.0f} megapixels")
-    # Phones write a second view (depth, brightness) behind the JPEG proper, known as MPO: that is no animation.
-    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    # Phones write a second view (depth, brightness) behind the JPEG proper, known as MPO: that is no animation. Nor are
+    # the pictures of one HEIC file, of which one is marked as the main one.
+    frames = 1 if picture.format in ("MPO", "HEIF") else getattr(picture, "n_frames", 1)
     if frames > 1:
         raise PictureError(f"{name} is animated ({frames} frames), but a still picture is needed. {CONVERT}")
     kind = "JPEG" if picture.format == "MPO" else str(picture.format)
@@ -216,11 +276,23 @@ def _too_large(name: str, given: str) -> PictureError:
 
 
 def _signature(start: bytes) -> str | None:
+    """Which of FORMATS a file begins like."""
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if start.startswith(b"\xff\xd8\xff"):
         return "JPEG"
-    return "WebP" if start.startswith(b"RIFF") and start[8:12] == b"WEBP" else None
+    if start[4:8] == b"ftyp":
+        return _container(start)
+    return "WEBP" if start.startswith(b"RIFF") and start[8:12] == b"WEBP" else None
+
+
+def _container(start: bytes) -> str | None:
+    """AVIF or HEIF by the brands of a container, the first of them and those that it is compatible with."""
+    end = max(16, min(int.from_bytes(start[:4], "big"), 256))
+    brands = [start[8:12], *(start[i : i + 4] for i in range(16, end, 4))]
+    if not brands[0].startswith((*_AVIF_BRANDS, *_HEIF_BRANDS)):
+        return None
+    return "AVIF" if any(brand in _AVIF_BRANDS for brand in brands) else "HEIF"
 
 
 def _other_kind(start: bytes) -> str:

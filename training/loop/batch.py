@@ -25,13 +25,23 @@ class AdapterExamples:
 
 
 def sample_examples(examples: Sequence[Example], count: int, generator: torch.Generator) -> list[Example]:
-    """Sample ``count`` examples of one size: the first at random, the others among those of its bucket."""
+    """Sample ``count`` examples of one size by their weights: the first of all, the others of those of its bucket."""
     if not count:
         return []
-    first = examples[int(torch.randint(len(examples), (1,), generator=generator))]
+    [first] = _draw(examples, 1, generator)
     same_size = [example for example in examples if example.mean.shape == first.mean.shape]
-    others = torch.randint(len(same_size), (count - 1,), generator=generator).tolist()
-    return [first, *(same_size[i] for i in others)]
+    return [first, *_draw(same_size, count - 1, generator)]
+
+
+def _draw(examples: Sequence[Example], count: int, generator: torch.Generator) -> list[Example]:
+    """Draw with replacement, each as often as its weight says."""
+    if len({example.weight for example in examples}) <= 1:   # recipes without weights draw as they always have
+        numbers = torch.randint(len(examples), (count,), generator=generator)
+    else:
+        weights = torch.tensor([example.weight for example in examples], dtype=torch.float64)
+        numbers = torch.bucketize(torch.rand(count, generator=generator, dtype=torch.float64) * weights.sum(),
+                                  weights.cumsum(0), right=True).clamp(max=len(examples) - 1)   # fmt: skip
+    return [examples[i] for i in numbers.tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,7 @@ def unet_inputs(
     local_positions: Sequence[int] | None = None,
     gamma: float = 0.0,
 ) -> list[UnetInput]:
-    """Put a batch on the device and noise it; examples of each size together.
+    """Put a batch on the device and noise it; examples of each size and length of caption together.
 
     Args:
         model: the base model.
@@ -84,7 +94,7 @@ def unet_inputs(
         gamma: of the Min-SNR loss weights.
     """
     inputs = []
-    for positions in _by_size(batch.latents, range(len(batch.latents)) if local_positions is None else local_positions):
+    for positions in _by_size(batch, range(len(batch.latents)) if local_positions is None else local_positions):
         timesteps = batch.timesteps[torch.tensor(positions)]
         latents, noise = (torch.stack([tensors[i] for i in positions]).to(model.device)
                           for tensors in (batch.latents, batch.noise))
@@ -131,11 +141,11 @@ def batch_losses(
     return example_losses(model, unet_inputs(model, batch, text, positions, config.min_snr_gamma), positions)
 
 
-def _by_size(latents: Sequence[Tensor], positions: Sequence[int]) -> list[list[int]]:
-    """The positions, grouped by the shape of the latents there."""
-    groups: dict[torch.Size, list[int]] = {}
+def _by_size(batch: Batch, positions: Sequence[int]) -> list[list[int]]:
+    """The positions, grouped by the shape of the latents there and the length of the caption."""
+    groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
     for i in positions:
-        groups.setdefault(latents[i].shape, []).append(i)
+        groups.setdefault((batch.latents[i].shape, batch.examples[i].tokens.shape), []).append(i)
     return list(groups.values())
 
 

@@ -71,7 +71,8 @@ class DreamBoothInput:
 
     def signature(self) -> Hashable:
         """Which examples have which size."""
-        return len(self.batch.examples), tuple((each.positions, each.noisy.latents.shape) for each in self.inputs)
+        return len(self.batch.examples), tuple(
+            (each.positions, each.noisy.latents.shape, each.text.features.shape) for each in self.inputs)
 
 
 def split_examples(

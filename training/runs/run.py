@@ -237,8 +237,8 @@ def _train(
         yield Warned(f"The base model can't be compiled here, so it runs uncompiled: {reason}")
         config = replace(config, compile=False)
     yield Preparing("Encoding the pictures")
-    subject = encode_dataset(model, report)
-    views = encode_views(model, report) if len(subject) < dreambooth.LEAST_TO_SPARE else []
+    subject = encode_dataset(model, report, config.caption_chunks)
+    views = encode_views(model, report, config.caption_chunks) if len(subject) < dreambooth.LEAST_TO_SPARE else []
     model.onload(model.unet, *(model.text_encoders if config.train_text_encoder else []))
     meaning = trigger_word_warning(model, config.trigger_word) if group.is_main and not resume else ""
     if meaning := group.broadcast(meaning):

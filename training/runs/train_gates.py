@@ -44,7 +44,7 @@ def home_examples(model: BaseModel, home: Path, names: Sequence[str] = ()) -> li
         if info.family == model.info.family and (run.path / "recipe.toml").exists():
             config = run.config()
             if Path(config.pictures).is_dir():
-                examples = encode_dataset(model, scan_pictures(config))
+                examples = encode_dataset(model, scan_pictures(config), config.caption_chunks)
                 found.append(AdapterExamples(load_adapter(path, model.device), examples))
     return found
 

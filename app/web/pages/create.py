@@ -16,17 +16,20 @@ from atelier.app.services.engine import Engine
 from atelier.app.services.expert_settings import default_values, draft_preset, form_values, run_settings
 from atelier.app.services.known_models import downloadable_titles
 from atelier.app.services.memory_hint import memory_lines
+from atelier.app.services.picture_hints import PictureHints, picture_hints, picture_tiles
 from atelier.app.services.trigger_word_hint import trigger_word_hint
 from atelier.app.store.base_settings import base_options
 from atelier.app.store.create_draft import (
     Draft,
     add_pictures,
+    checked_files,
     clear_draft,
     edit_draft,
     load_draft,
     picture_files,
     remove_picture,
     save_setting,
+    set_weight,
 )
 from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home, new_name
@@ -36,10 +39,21 @@ from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.settings_form import controls
 from atelier.training.base_models.hub import require_download
-from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset, preset_names
+from atelier.training.config.train_config import (
+    EMBEDDED,
+    TrainConfig,
+    load_preset,
+    picture_weights,
+    preset_names,
+    weights_text,
+)
 from atelier.training.recipes.companions import with_style_caption
 
 _ASKED_ABOVE = ("name", "pictures", "subject")   # asked for above the Expert settings
+# All kinds of picture: those that can't be used are refused in a sentence, where the browser would only say no.
+_DROPPED = ["image", ".heic", ".heif", ".avif", ".jxl", ".txt", ".caption", ".cap", ".json", ".jsonl"]
+_ANSWERS = ("what", "subject", "name")
+_CURES = ("trigger_first", "caption_chunks")   # of captions that are not read whole
 _LATEST: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private",
                            "concurrency_limit": 4}   # fmt: skip
 
@@ -50,8 +64,8 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     with gr.Row(elem_classes="layout"):
         with gr.Column(scale=7, elem_classes="surface"):
             _step(1, words.PICTURES, words.PICTURES_HINT)
-            drop = gr.File(file_count="multiple", file_types=[".png", ".jpg", ".jpeg", ".webp", ".txt"],
-                           label=words.DROP, elem_id="add-pictures", elem_classes="drop-zone", height=230)   # fmt: skip
+            drop = gr.File(file_count="multiple", file_types=_DROPPED, label=words.DROP, elem_id="add-pictures",
+                           elem_classes="drop-zone", height=230)   # fmt: skip
             picture_list = panel("training-pictures", _picture_list(Draft()))
         with gr.Column(scale=5, elem_classes="surface"):
             what, subject, name, trigger_hint, preset, note = _questions()
@@ -82,8 +96,10 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         gr.on(events, partial(_save_setting, home, keys, key), control, [count, filled_from, *expert.values()], **quiet)
     preset.input(partial(_choose_preset, home, keys), preset, [count, filled_from, *expert.values()], **quiet)
     what.change(_update_subject_hint, what, [subject, note], **UNQUEUED)
-    _connect_remove(home, picture_list)
-    drop.upload(upload, drop, [picture_list, drop], show_progress="hidden", api_visibility="private")
+    decisive = {name: expert[name] for name in (*_CURES, "trigger", "base", "caption", "resolution")}
+    _connect_pictures(home, keys, picture_list, count, answers | decisive)
+    drop.upload(upload, drop, [picture_list, drop], show_progress="hidden", api_visibility="private",
+                trigger_mode="multiple")   # a second drop while the first is read
     chosen = [preset, filled_from, *expert.values()]
     restored = [picture_list, *answers.values(), preset, count, filled_from, *expert.values()]
     loaded = demo.load(lambda: _restore(home, keys), None, restored, **UNQUEUED)
@@ -135,11 +151,13 @@ def _expert(bases: Sequence[tuple[str, str]] = ()) -> tuple[gr.Markdown, dict[st
 
 def _picture_list(draft: Draft) -> dict[str, Any]:
     rejected = [{"id": p.id, "name": p.name, "note": p.note} for p in draft.pictures if p.refused]
-    usable = [{"id": p.id, "name": p.name, "note": p.note, "thumb": p.thumb, "caption": p.caption or p.name}
-              for p in draft.usable]   # fmt: skip
-    count = words.picture_count(len(usable), len(rejected))
-    tips = [] if draft.pictures else words.TIPS
-    return {"pictures": usable, "rejected": rejected, "usable": len(usable), "count": count, "tips": tips}
+    hints = picture_hints(draft) if draft.usable else PictureHints()
+    usable = picture_tiles(draft, hints)
+    return {
+        "pictures": usable, "rejected": rejected, "usable": len(usable), "sentences": hints.sentences,
+        "count": words.picture_count(len(usable), len(rejected)), "tips": [] if draft.pictures else words.TIPS,
+        "trigger_first": hints.trigger_first, "chunks": hints.chunks, "read_longer": words.read_longer(hints.chunks),
+    }   # fmt: skip
 
 
 def _add_pictures(home: Home, files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -150,12 +168,35 @@ def _add_pictures(home: Home, files: list[str] | None) -> Iterator[tuple[dict[st
     yield gr.skip(), None
 
 
-def _connect_remove(home: Home, picture_list: Any) -> None:
-    def remove(event: gr.EventData) -> dict[str, Any]:
-        """Remove the picture whose button was pressed."""
-        return _picture_list(remove_picture(home, action_of(event)[1]))
+def _connect_pictures(home: Home, keys: Sequence[str], picture_list: Any, count: Any, controls: dict[str, Any]) -> None:
+    """The buttons in the list of pictures; and the list again when something changes what its captions are."""
+    cures = [controls[name] for name in _CURES]
 
-    picture_list.action(remove, None, picture_list, **UNQUEUED)
+    def press(event: gr.EventData) -> list[Any]:
+        action, pressed = action_of(event)
+        changed: dict[str, Any] = {}
+        with show_errors():
+            if action == "remove":
+                remove_picture(home, pressed)
+            elif action == "weigh":
+                id, _, weight = pressed.partition(" ")
+                set_weight(home, id, float(weight))
+            else:
+                changed = {"trigger_first": True} if action == "trigger-first" else {"caption_chunks": int(pressed)}
+        note = [_save_setting(home, keys, name, value)[0] for name, value in changed.items()] or [gr.skip()]
+        return [_picture_list(load_draft(home)), *note, *(changed.get(name, gr.skip()) for name in _CURES)]
+
+    def show_again(*values: Any) -> Any:
+        # What the controls say: the draft on disk may still have what they said before.
+        given = dict(zip(controls, values, strict=True))
+        answers = {field: given.pop(field) or "" for field in _ANSWERS}
+        draft = load_draft(home)
+        draft = replace(draft, changes={**draft.changes, **given}, **answers)
+        return _picture_list(draft) if draft.usable else gr.skip()
+
+    picture_list.action(press, None, [picture_list, count, *cures], **UNQUEUED)
+    gr.on([control.change for control in controls.values()], show_again, list(controls.values()), picture_list,
+          **UNQUEUED, trigger_mode="always_last")   # fmt: skip
 
 
 def _save_answer(home: Home, field: str, value: Any) -> None:
@@ -234,7 +275,9 @@ def _start_training(home: Home, keys: Sequence[str], values: Sequence[Any]) -> s
         config = TrainConfig.from_dict({**settings, **answers})
         require_download(config.base)
         config = with_style_caption(config) if what == "style" else config
-        imported = import_pictures(home, config.name, picture_files(home, draft))
-        run = submit(home, replace(config, pictures=str(imported.folder)))
+        imported = import_pictures(home, config.name, picture_files(home, draft), checked=checked_files(home, draft),
+                                   weights={picture.file: picture.weight for picture in draft.usable})   # fmt: skip
+        weights = weights_text(imported.weights | picture_weights(config.weights))
+        run = submit(home, replace(config, pictures=str(imported.folder), weights=weights))
         clear_draft(home)
         return run.id

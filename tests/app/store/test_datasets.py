@@ -102,7 +102,8 @@ def test_captions_that_cannot_come_along_are_named(home, source):
     report = import_pictures(home, "Rex", files)
     assert names(report.folder) == ["a.png"]
     first, second = report.warnings
-    assert "a.txt is too long" in first and "lonely.txt is not used as a caption" in second
+    assert "a.txt is not used as a caption: it has 20000 bytes" in first
+    assert "lonely.txt is not used as a caption" in second
 
 
 def test_bad_files_and_twins_are_refused_and_the_others_arrive(home, source):

@@ -258,16 +258,17 @@ def test_a_draft_keeps_pictures_and_says_why_others_are_refused(own_home: Path, 
     home = open_home(own_home)
     (tmp_path / "notes.png").write_text("only text")
     red = picture(tmp_path / "red.png", "red")
-    copy, tiny = picture(tmp_path / "copy.png", "red"), picture(tmp_path / "tiny.png", "blue", 40)
+    copy, tiny = picture(tmp_path / "copy.png", "red"), picture(tmp_path / "tiny.png", "blue", 30)
     files = [red, tmp_path / "notes.png", copy, tiny]
     counts = [len(draft.pictures) for draft in add_pictures(home, files)]
     assert counts == [1, 2, 3, 4]
     draft = load_draft(home)
     assert [p.refused for p in draft.pictures] == [False, True, True, False]
     assert "is text" in draft.pictures[1].note and "same picture as red.png" in draft.pictures[2].note
-    assert draft.pictures[3].note == words.SMALL
+    shown = create._picture_list(draft)["pictures"]
+    assert [tile["chips"] for tile in shown] == [[], [words.VERDICTS["small"]]]
     red.unlink()   # Gradio's copy goes away; the draft's stays
-    assert [open_picture(file).size for file in picture_files(home, draft)] == [(96, 96), (40, 40)]
+    assert [open_picture(file).size for file in picture_files(home, draft)] == [(96, 96), (30, 30)]
     left = remove_picture(home, draft.pictures[0].id)
     assert [p.name for p in left.pictures] == ["notes.png", "copy.png", "tiny.png"]
     assert len(picture_files(home, left)) == 1

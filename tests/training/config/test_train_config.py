@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.kinds.lora import LoraSettings
-from atelier.training.config.train_config import PRESETS, TrainConfig, load_preset, preset_names
+from atelier.training.config.train_config import (
+    PRESETS,
+    TrainConfig,
+    load_preset,
+    picture_weights,
+    preset_names,
+    weights_text,
+)
 
 HINTS = get_type_hints(TrainConfig)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)   # surrogates are no text that UTF-8 can hold
@@ -46,7 +53,8 @@ def fitting(values: dict[str, Any]) -> dict[str, Any]:
     rate = {"lr": 1.0, "up_speed": 1.0} if values.get("optimizer") == "prodigy" else {}
     options = {} if values.get("kind", "lora") == "lora" else {"adapter": {}, "whole_gradient": False}
     halves = {"optimizer": "adamw", "up_speed": 1.0} if values.get("kind") == "split" else {}
-    return {**values, **rate, **options, **halves}
+    weights = {"weights": "\n".join(f"{i} a=b.png={i + 0.5}" for i in range(len(values.get("weights", ""))))}
+    return {**values, **rate, **options, **halves, **weights}
 
 
 CONFIGS = st.fixed_dictionaries(
@@ -59,6 +67,19 @@ CONFIGS = st.fixed_dictionaries(
 def test_toml_gives_back_what_was_written_to_any_reader(config):
     assert TrainConfig.from_toml(config.to_toml()) == config
     assert tomllib.loads(config.to_toml()) == config.to_dict()
+
+
+@pytest.mark.parametrize("line", ["rex.png", "=2", "rex.png=", "rex.png=0", "rex.png=nan", "rex.png=-1", "rex=1e9"])
+def test_weights_that_are_none_are_refused_with_the_line(line):
+    with pytest.raises(SettingError, match=r"weights has the line .*such as rex\.jpg=2"):
+        TrainConfig(weights=f"a.png=2\n{line}")
+
+
+def test_weights_are_read_as_they_are_written():
+    weights = {"a.png": 2.0, "b = c.png": 0.25}
+    assert picture_weights(weights_text(weights)) == weights
+    config = TrainConfig.from_toml(TrainConfig(weights=weights_text(weights)).to_toml())
+    assert config.weights == "a.png=2\nb = c.png=0.25"
 
 
 def test_fields_can_be_left_out_of_the_toml():

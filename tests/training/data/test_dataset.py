@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from atelier.training.data.captions import Captioner
-from atelier.training.data.dataset import Report, scan
+from atelier.training.data.dataset import Report, scan, trigger_warning
 from atelier.training.data.images import PictureError
 
 
@@ -21,7 +21,9 @@ def picture(seed: int = 0, width: int = 64, height: int = 64) -> Image.Image:
 
 
 def look(folder: Path, trigger: str = "rex", template: str = "a {trigger} {subject}", resolution: int = 64) -> Report:
-    return scan(folder, trigger=trigger, subject="dog", template=template, resolution=resolution, multiple=8)
+    report = scan(folder, trigger=trigger, subject="dog", template=template, resolution=resolution, multiple=8)
+    report.warnings.extend(trigger_warning(report.usable, Captioner(trigger=trigger, subject="", template="")))
+    return report
 
 
 def captions(report: Report) -> list[str]:
@@ -109,7 +111,7 @@ def test_sidecars(tmp_path, case):
 
 
 @pytest.mark.parametrize(
-    ("content", "cure"), [(b"rex " * 2501, "Shorten it"), ("rex".encode("utf-16"), "Save it as UTF-8")]
+    ("content", "cure"), [(b"rex " * 2501, "Shorten it"), ("赤い狐".encode("shift-jis"), "Save it as UTF-8")]
 )
 def test_a_sidecar_that_cannot_be_used_gives_way_to_the_template(tmp_path, content, cure):
     picture().save(tmp_path / "a.png")
@@ -122,10 +124,13 @@ def test_a_sidecar_that_cannot_be_used_gives_way_to_the_template(tmp_path, conte
 
 def test_captions_that_would_be_ignored_are_named(tmp_path):
     picture().save(tmp_path / "a.png")
-    (tmp_path / "a.caption").write_text("rex")
+    (tmp_path / "a.caption").write_text("rex asleep")
+    (tmp_path / "a.txt").write_text("rex awake")
     (tmp_path / "B.TXT").write_text("rex")
-    first, second = look(tmp_path).warnings
-    assert "B.TXT" in first and "a.caption is not used" in second and "a.txt" in second
+    report = look(tmp_path)
+    first, second = report.warnings
+    assert captions(report) == ["rex awake"]
+    assert "B.TXT is not used" in first and "a.caption is not used as a caption: a.txt is that of the same" in second
 
 
 def test_a_sidecar_belongs_to_its_picture_whatever_the_case_of_its_suffix(tmp_path):

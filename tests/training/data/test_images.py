@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
 import warnings
 import zlib
+from base64 import b64decode
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -18,11 +20,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFilter, ImageOps
+from PIL.ExifTags import Base
 
 from atelier.training.data.images import (
     MAX_BYTES,
     PictureError,
     check_picture,
+    decode_picture,
     looks_like_picture,
     open_picture,
     pixel_hash,
@@ -102,9 +106,11 @@ OTHERS = {
     "gif": (encoded(Image.new("P", (32, 32)), "GIF"), "a GIF"),
     "bmp": (encoded(Image.new("RGB", (32, 32)), "BMP"), "a BMP"),
     "tiff": (encoded(Image.new("RGB", (32, 32)), "TIFF"), "a TIFF"),
-    "avif": (encoded(Image.new("RGB", (32, 32)), "AVIF"), "an AVIF"),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), "a HEIC"),
-    "heif": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(64), "a HEIC"),
+    "jpeg xl": (b"\xff\x0a" + bytes(64), "a JPEG XL"),
+    "jpeg xl in a container": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(64), "a JPEG XL"),
+    "jpeg 2000": (encoded(Image.new("RGB", (32, 32)), "JPEG2000"), "a JPEG 2000"),
+    "raw": (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom" + bytes(64), "a raw photograph"),
+    "icon": (encoded(Image.new("RGB", (32, 32)), "ICO"), "an icon"),
     "mp4": (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(64), "a video"),
     "pdf": (b"%PDF-1.7\n" + bytes(64), "a PDF"),
 }
@@ -116,8 +122,60 @@ def test_other_files_are_named_with_a_cure(put, case):
     path = put("holiday.png", content)
     assert not looks_like_picture(path)
     for reader in (check_picture, open_picture):
-        with pytest.raises(PictureError, match=rf"holiday\.png is .*{kind}.*PNG, JPEG or WebP is needed.*Save it as"):
+        with pytest.raises(PictureError, match=rf"holiday\.png is .*{kind}.*WebP, AVIF or HEIC is needed.*Save it as"):
             reader(path)
+
+
+# 64 × 48 pixels, red with a blue left half and a white corner; written by libheif.
+HEIC = b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9j"
+    "AAAAAERAAAEAAQAAAAABoQABAAAAAAAAAK8AAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/Wlw"
+    "cnAAAADdaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AA"
+    "AAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAA"
+    "QAAAAEAAAAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBpeGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWB"
+    "AgMFhAAAALdtZGF0AAAAqygBrwngFaQtir/uXCNwJ07f/xT+eo9AcfjB/tyfuzaWaV3MOYcZsaQiUw8jSLirMbf/3mB0j8955/Um5wS587rR"
+    "PybLf/5UirH+R43DZkXBxIFpneH/utThKKockQ9ljrBLZJQWAqA3kt1oDFyx8GhZlz5c94psjg0n8XKfPcjxe7YCrXlO4rEHL5L7e0LcCzrx"
+    "o4dG1yTYdRqg5JmOqvmqnfPjOc5/7EAp8A=="
+)
+
+
+def test_heic_and_avif_of_phones_are_read(put):
+    avif = encoded(noise(40, 24), "AVIF", quality=90)
+    assert check_picture(put("a.avif", avif)).format == "AVIF" and open_picture(put("a.avif", avif)).size == (40, 24)
+    pytest.importorskip("pi_heif")
+    path = put("IMG_0001.HEIC", HEIC)
+    assert looks_like_picture(path) and check_picture(path).format == "HEIF"
+    picture = open_picture(path)
+    assert picture.size == (64, 48) and near(picture.getpixel((60, 40)), RED)
+    assert near(picture.getpixel((2, 2)), WHITE) and near(picture.getpixel((4, 40)), BLUE)
+
+
+def test_an_avif_on_its_side_is_turned_once(put):
+    picture, exif = corners(), Image.Exif()
+    exif[Base.Orientation] = 6
+    opened = decode_picture(put("a.avif", encoded(picture, "AVIF", exif=exif, quality=100)))
+    assert opened.turned and opened.picture.size == (picture.height, picture.width)
+    assert near(opened.picture.getpixel((2, 2)), BLUE, 20) and near(opened.picture.getpixel((45, 2)), RED, 20)
+
+
+@pytest.mark.parametrize("keep", [30, 200, 400, 560])
+def test_a_damaged_heic_is_a_sentence(put, keep):
+    pytest.importorskip("pi_heif")
+    with pytest.raises(PictureError, match=r"cut\.heic"):
+        open_picture(put("cut.heic", HEIC[:keep]))
+
+
+def test_without_its_library_a_heic_is_refused_with_the_cure(put, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    with pytest.raises(PictureError, match=r"a\.heic is a HEIC picture.*pip install pi-heif.*save the picture as JPEG"):
+        check_picture(put("a.heic", HEIC))
+
+
+def test_animated_avif_is_refused(put):
+    frames = [noise(32, 32, seed) for seed in range(3)]
+    path = put("wave.avif", encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:], duration=50))
+    with pytest.raises(PictureError, match=r"wave\.avif is animated"):
+        check_picture(path)
 
 
 def test_an_empty_file_a_missing_file_and_a_folder(put, tmp_path):
