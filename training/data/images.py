@@ -146,12 +146,12 @@ def decode_picture(path: Path) -> DecodedPicture:
 def _is_deep(picture: Image.Image) -> bool:
     """Whether its values have more than 8 bits. Pillow has no mode for such colours, but says how they are packed."""
     depth = picture.info.get("bit_depth", 8)   # of HEIC
-    return any(";16" in str(tile) for tile in picture.tile) or (isinstance(depth, int) and depth > 8)
+    return any(";16" in str(tile) for tile in getattr(picture, "tile", [])) or (isinstance(depth, int) and depth > 8)
 
 
 def _conversions(picture: Image.Image, deep: bool) -> tuple[str, ...]:
     """What of its pixels is changed or lost in RGB of 8 bits."""
-    clear = picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255
+    clear = picture.has_transparency_data and any(picture.convert("RGBA").getchannel("A").histogram()[:255])
     kind = {"CMYK": "CMYK", "P": "palette", "L": "grey"}.get(picture.mode, "")
     return tuple(name for name, found in (("transparent", clear), ("16 bits", deep), (kind, kind)) if found)
 
