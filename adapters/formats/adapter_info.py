@@ -57,6 +57,7 @@ class AdapterInfo:
     parts: tuple[str, ...] = _joined(", ")
     algorithms: tuple[str, ...] = _joined(", ")   # of a file from another tool: LoRA, LoKr …
     source: str = ""                  # hash of the contents of the file it was imported from
+    file_hash: str = ""               # of that file's tensor bytes (SHA-256), by which other tools know it
     sampler: str = ""                 # the sampler it was made for
     notes: tuple[str, ...] = _joined("\n")        # what was unusual about the file it was imported from
     error: float | None = None        # of a file in a few bits: relative error of ΔW, mean over the layers

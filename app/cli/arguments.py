@@ -166,7 +166,10 @@ def _add_compress(compress: argparse.ArgumentParser) -> None:
 
 
 def _add_draw(draw: argparse.ArgumentParser) -> None:
-    draw.add_argument("prompt", metavar="PROMPT")
+    draw.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to draw (not needed with --like)")
+    draw.add_argument("--like", type=Path, metavar="FILE",
+                      help="take over the settings of a picture drawn by Atelier, A1111, Forge, ComfyUI, InvokeAI, "
+                           "NovelAI, SwarmUI or Fooocus; other options replace them")
     draw.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
                       dest="adapters", help="an adapter and its strength (default: 1); repeatable")
     draw.add_argument("--fuse", choices=("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -15,6 +17,7 @@ from atelier.adapters.core.settings import SettingError
 from atelier.app.cli.download import download_base
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
 from atelier.app.services.engine import DrawCallbacks, Engine
+from atelier.app.services.like_picture import job_like
 from atelier.app.store.gallery import encode_picture, picture_id, save_picture
 from atelier.app.store.home import Home, explain_write_errors, write_home_file
 from atelier.app.store.library import find_adapter
@@ -38,7 +41,8 @@ def run_draw(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | st
     Raises:
         HomeError, SettingError, BaseError, FileError, MountError: what was typed can't be used.
     """
-    job = _job(home, arguments)
+    job, notes = _job(home, arguments)
+    yield from notes
     download_base(job.base)
     checked = check_job(home, job)
     if checked.notice:
@@ -50,14 +54,22 @@ def run_draw(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | st
         yield _save(home, arguments.out, picture, recipe), recipe["seed"]
 
 
-def _job(home: Home, arguments: Namespace) -> DrawJob:
+def _job(home: Home, arguments: Namespace) -> tuple[DrawJob, list[str]]:
+    """The job that was typed, and sentences on what of a picture's settings can't be taken over."""
     cards = [find_adapter(home, name) for name, _ in arguments.adapters]
     own_base = next((card.base for card in cards if card.base), EMBEDDED)
-    return DrawJob(
-        request=_request(arguments), base=resolve_base(home, arguments.base or "") or own_base,
-        adapters=tuple(MixEntry(name, strength) for name, strength in arguments.adapters), method=arguments.fuse or "",
-        start=_start(arguments), options=BaseOptions(arguments.prediction or AUTO_PREDICTION, arguments.vae or ""),
-    )   # fmt: skip
+    options = BaseOptions(arguments.prediction or AUTO_PREDICTION, arguments.vae or "")
+    typed = tuple(MixEntry(name, strength) for name, strength in arguments.adapters)
+    base = resolve_base(home, arguments.base or "")
+    if arguments.like is None:
+        if arguments.prompt is None:
+            raise SettingError("There is no prompt. Type what to draw, or take a picture's settings: --like FILE.")
+        return DrawJob(request=_request(arguments), base=base or own_base, adapters=typed, method=arguments.fuse or "",
+                       start=_start(arguments), options=options), []   # fmt: skip
+    like, notes = job_like(home, arguments.like)
+    job = replace(like, request=_request(arguments, like.request.to_dict()), base=base or like.base,
+                  adapters=typed or like.adapters, method=arguments.fuse or "", start=_start(arguments))   # fmt: skip
+    return replace(job, options=options) if arguments.prediction or arguments.vae else job, notes
 
 
 def _start(arguments: Namespace) -> StartPicture | None:
@@ -69,13 +81,14 @@ def _start(arguments: Namespace) -> StartPicture | None:
     return StartPicture(open_picture(arguments.image), arguments.image_strength, mask)
 
 
-def _request(arguments: Namespace) -> DrawRequest:
+def _request(arguments: Namespace, usual: Mapping[str, Any] = MappingProxyType({})) -> DrawRequest:
+    """What was typed; ``usual`` stands for what was not."""
     names = ("prompt", "negative", "unwanted", "unwanted_strength", "seed", "count", "steps", "guidance",
              "sampler", "schedule", "prompt_syntax", "clip_skip", "guidance_rescale", "upscale", "upscaler",
              "upscale_steps", "upscale_strength")   # fmt: skip
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    width, height = arguments.size or (0, 0)
-    return DrawRequest.from_dict({**given, "width": width, "height": height})
+    size = dict(zip(("width", "height"), arguments.size, strict=True)) if arguments.size else {}
+    return DrawRequest.from_dict({**usual, **given, **size})
 
 
 def _with_progress(checked: CheckedJob, precision: str) -> Iterator[tuple[Image.Image, dict[str, Any]]]:

@@ -25,7 +25,7 @@ from atelier.app.store.gallery import (
     save_picture,
 )
 from atelier.app.store.home import Home, HomeError
-from atelier.app.store.library import AdapterCard, find_adapter
+from atelier.app.store.library import AdapterCard, adapter_hash, find_adapter, list_adapters
 from atelier.app.store.mixes import MixEntry, fusion_recipe
 from atelier.app.store.models import check_family
 from atelier.app.text.studio import few_steps
@@ -264,9 +264,17 @@ def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
     Raises:
         HomeError: there is no such picture, or it holds no recipe that can be read.
     """
-    recipe = read_recipe(find_picture(home, picture_id).path)
+    return job_from_recipe(home, read_recipe(find_picture(home, picture_id).path) or {})
+
+
+def job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
+    """The job that a recipe describes, and the names of its adapters that no longer exist.
+
+    Raises:
+        HomeError: the recipe is incomplete or damaged.
+    """
     try:
-        return _job_from_recipe(home, recipe or {})
+        return _job_from_recipe(home, recipe)
     except (KeyError, TypeError, ValueError) as error:
         raise HomeError(f"The settings of this picture can't be read from its file ({error}).") from None
 
@@ -274,7 +282,7 @@ def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
 def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
     optional = [name for name in ("unwanted", "unwanted_strength", "sampler", *LATER_SETTINGS) if name in recipe]
-    entries = [MixEntry(str(part["name"]), float(part["strength"])) for part in recipe["adapters"]]
+    entries = [MixEntry(_name_now(home, part), float(part["strength"])) for part in recipe["adapters"]]
     existing = tuple(entry for entry in entries if _exists(home, entry.name))
     # Recipes of versions with only one sampler and one syntax don't name them.
     given = {"sampler": "ddim", "prompt_syntax": PLAIN, **{name: recipe[name] for name in (*names, *optional)}}
@@ -284,6 +292,14 @@ def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, li
     options = BaseOptions(str(recipe.get("prediction", AUTO_PREDICTION)), str(recipe.get("vae", "")))
     job = DrawJob(request=request, base=str(recipe["base"]), adapters=existing, options=options)
     return job, [entry.name for entry in entries if entry not in existing]
+
+
+def _name_now(home: Home, part: Mapping[str, Any]) -> str:
+    """The name of a recipe's adapter, which may have been renamed since: then its hash finds it."""
+    name, hash = str(part["name"]), str(part.get("sha256", ""))
+    if _exists(home, name) or not hash:
+        return name
+    return next((card.name for card in list_adapters(home) if adapter_hash(card) == hash), name)
 
 
 def _exists(home: Home, name: str) -> bool:

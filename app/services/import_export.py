@@ -19,6 +19,7 @@ from atelier.adapters.formats.imported_layers import algorithm_names
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits, WeightOf, mix_to_lora
 from atelier.adapters.formats.native import (
     content_hash,
+    data_hash,
     load_adapter,
     read_metadata,
     read_native_metadata,
@@ -120,7 +121,7 @@ def import_file(home: Home, path: Path, name: str = "", known: Mapping[str, str]
         raise HomeError(f"{path.name} is already in your library as {before}.")
     with explain_write_errors(home.adapters):
         target = free_path(home.adapters, wanted)
-        info = replace(info, name=target.stem, source=source, notes=notes)
+        info = replace(info, name=target.stem, source=source, file_hash=data_hash(path), notes=notes)
         save_adapter(target, adapters, info.to_metadata())
     notes = (*notes, *(_import_words_beside(home, path) if words else ()))
     card = find_adapter(home, target.stem)

@@ -41,6 +41,7 @@ class AdapterCard:
     pictures: int      # how many it was trained on
     algorithms: str = ""   # of a file from another tool: LoRA, LoKr …
     source: str = ""       # hash of the contents of the file it was imported from
+    file_hash: str = ""    # of that file's tensor bytes (SHA-256), by which other tools know it
     sampler: str = ""      # that it was made for: lcm, or "" for any
     notes: tuple[str, ...] = ()   # what was unusual about the file it was imported from, in sentences
 
@@ -191,6 +192,7 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | UnreadableFile:
         pictures=info.pictures or 0,
         algorithms=", ".join(info.algorithms),
         source=info.source,
+        file_hash=info.file_hash,
         sampler=info.sampler,
         notes=info.notes[:_MOST_NOTES],
     )

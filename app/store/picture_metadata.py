@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.ExifTags import Base
 
-MAX_TEXT = 4 << 20   # characters: a workflow of ComfyUI can be long, a bomb is longer
+MAX_FILE = 256 << 20      # bytes of a picture's file
+MAX_TEXT = 200_000        # characters; a prompt is short
+MAX_GRAPH = 4 << 20       # likewise of a graph of ComfyUI
+MAX_PARAMETERS = 10_000   # likewise of A1111's last line
+MAX_NODES = 3_000         # of a graph; the largest that people share have some hundreds
 _DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_MAX_SAMPLERS = 32
 _USER_COMMENT, _EXIF_IFD = 0x9286, 0x8769
 
 
@@ -43,7 +50,7 @@ class PictureMetadata:
     schedule: str = ""   # likewise, where the tool keeps it apart: "Karras", "exponential"
     width: int | None = None
     height: int | None = None
-    clip_skip: int | None = None
+    clip_skip: int | None = None   # as A1111 counts: 1 is the last layer
     base: str = ""
     base_hash: str = ""
     adapters: tuple[NamedAdapter, ...] = ()
@@ -52,10 +59,11 @@ class PictureMetadata:
 def read_metadata(path: Path) -> PictureMetadata | None:
     """Read how a picture was drawn; None when its file does not say, or in a way that no tool here writes."""
     try:
+        if path.stat().st_size > MAX_FILE:
+            return None
         with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
             texts = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
-            if comment := _exif_comment(image):
-                texts.setdefault("parameters", comment)
+            texts = _exif_texts(image) | texts
     except _DAMAGE:
         return None
     return read_texts(texts)
@@ -63,10 +71,8 @@ def read_metadata(path: Path) -> PictureMetadata | None:
 
 def read_texts(texts: Mapping[str, str]) -> PictureMetadata | None:
     """The same from the text chunks of a file, by keyword."""
-    if any(len(text) > MAX_TEXT for text in texts.values()):
-        return None
     for keyword, read in _READERS:
-        if keyword in texts:
+        if keyword in texts and len(texts[keyword]) <= (MAX_GRAPH if keyword == "prompt" else MAX_TEXT):
             try:
                 found = read(texts)
             except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
@@ -76,8 +82,20 @@ def read_texts(texts: Mapping[str, str]) -> PictureMetadata | None:
     return None
 
 
-def _exif_comment(image: Image.Image) -> str:
-    raw = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+def _exif_texts(image: Image.Image) -> dict[str, str]:
+    """What JPEG and WebP hold: A1111's text in the comment, ComfyUI's graph as the maker or the model of a camera."""
+    exif = image.getexif()
+    texts = {"parameters": _comment(exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT, b""))}
+    for tag in (Base.Make, Base.Model, Base.ImageDescription):
+        keyword, colon, text = str(exif.get(tag, "")).partition(":")
+        if colon and text.lstrip().startswith("{"):
+            texts[keyword.lower()] = text
+    return {keyword: text for keyword, text in texts.items() if text}
+
+
+def _comment(raw: Any) -> str:
+    if isinstance(raw, str):
+        return raw
     if not isinstance(raw, bytes) or len(raw) > 4 * MAX_TEXT:
         return ""
     code, text = raw[:8], raw[8:]
@@ -96,8 +114,10 @@ _LORA = re.compile(r"<(?:lora|lyco):([^:<>]+)(?::([^:<>]*))?(?::[^<>]*)?>")
 
 def _a1111(texts: Mapping[str, str]) -> PictureMetadata | None:
     if texts["parameters"].lstrip().startswith("{"):
-        return _swarm(texts)
+        return _swarm(texts) or _fooocus(texts)
     lines = texts["parameters"].strip().split("\n")
+    if len(lines[-1]) > MAX_PARAMETERS:
+        return None
     values = dict(_PARAMETER.findall(lines[-1]))
     if len(values) < 3 or "Steps" not in values:
         return None
@@ -168,7 +188,8 @@ def _plain_lines(prompt: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
+    is_plain = not re.search(r'[,:\n"]', value) and value == value.strip()
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 # --- SwarmUI: JSON under A1111's keyword -----------------------------------------------------------------------------
@@ -188,17 +209,38 @@ def _swarm(texts: Mapping[str, str]) -> PictureMetadata | None:
     )   # fmt: skip
 
 
+# --- Fooocus: JSON under A1111's keyword as well ---------------------------------------------------------------------
+
+def _fooocus(texts: Mapping[str, str]) -> PictureMetadata | None:
+    said = json.loads(texts["parameters"])
+    if "base_model" not in said:
+        return None
+    size = re.findall(r"\d{1,6}", _text(said.get("resolution")))
+    loras = [part for part in _list(said.get("loras")) if isinstance(part, list) and len(part) >= 2]
+    return PictureMetadata(
+        tool="Fooocus", prompt=_text(said.get("prompt")), negative=_text(said.get("negative_prompt")),
+        seed=_int(said.get("seed")), steps=_int(said.get("steps")), guidance=_float(said.get("guidance_scale")),
+        sampler=_text(said.get("sampler")), schedule=_text(said.get("scheduler")),
+        width=_int(size[0]) if len(size) == 2 else None, height=_int(size[1]) if len(size) == 2 else None,
+        clip_skip=_int(said.get("clip_skip")), base=_text(said.get("base_model")),
+        base_hash=_text(said.get("base_model_hash")),
+        adapters=tuple(NamedAdapter(str(part[0]), _strength(str(part[1])), _text(part[2]) if len(part) > 2 else "")
+                       for part in loras),
+    )   # fmt: skip
+
+
 # --- InvokeAI: a flat JSON record, and before 3.0 a nested one -------------------------------------------------------
 
 def _invoke(texts: Mapping[str, str]) -> PictureMetadata:
     said = json.loads(texts["invokeai_metadata"])
     loras = [part for part in _list(said.get("loras")) if isinstance(part, dict)]
+    skipped = _int(said.get("clip_skip"))   # counted from 0
     model = said.get("model") if isinstance(said.get("model"), dict) else {}
     return PictureMetadata(
         tool="InvokeAI", prompt=_text(said.get("positive_prompt")), negative=_text(said.get("negative_prompt")),
         seed=_int(said.get("seed")), steps=_int(said.get("steps")), guidance=_float(said.get("cfg_scale")),
         sampler=_text(said.get("scheduler")), width=_int(said.get("width")), height=_int(said.get("height")),
-        clip_skip=_int(said.get("clip_skip")), base=_model_name(model), base_hash=_text(model.get("hash")),
+        clip_skip=None if skipped is None else skipped + 1, base=_model_name(model), base_hash=_text(model.get("hash")),
         adapters=tuple(_invoke_lora(part) for part in loras),
     )   # fmt: skip
 
@@ -220,7 +262,7 @@ def _old_invoke(texts: Mapping[str, str]) -> PictureMetadata:
     text = prompt if isinstance(prompt, str) else " ".join(str(part["prompt"]) for part in prompt)
     unwanted = re.findall(r"\[([^\[\]]*)\]", text)   # it had no field for what must not be there
     return PictureMetadata(
-        tool="InvokeAI", prompt=re.sub(r"\s*\[[^\[\]]*\]", "", text).strip(), negative=", ".join(unwanted),
+        tool="InvokeAI", prompt=" ".join(re.sub(r"\[[^\[\]]*\]", "", text).split()), negative=", ".join(unwanted),
         seed=_int(image.get("seed")), steps=_int(image.get("steps")), guidance=_float(image.get("cfg_scale")),
         sampler=_text(image.get("sampler")), width=_int(image.get("width")), height=_int(image.get("height")),
         base=_text(said.get("model_weights")), base_hash=_text(said.get("model_hash")),
@@ -267,6 +309,8 @@ class _Graph:
     """A graph of ComfyUI: nodes by id, each with inputs that are values or links ``[id, output]``."""
 
     def __init__(self, nodes: Mapping[str, Any]) -> None:
+        if len(nodes) > MAX_NODES:
+            raise ValueError(f"a graph of {len(nodes)} nodes")
         self.nodes = {str(id): node for id, node in nodes.items() if isinstance(node, dict)}
 
     def inputs(self, id: str) -> dict[str, Any]:
@@ -277,16 +321,16 @@ class _Graph:
     def sampler(self) -> dict[str, Any] | None:
         """The inputs of the sampler that runs first: its latents come from no other one."""
         samplers = [id for id, node in self.nodes.items() if "Sampler" in str(node.get("class_type", ""))
-                    and {"positive", "guider"} & self.inputs(id).keys()]   # fmt: skip
+                    and {"positive", "guider"} & self.inputs(id).keys()][:_MAX_SAMPLERS]   # fmt: skip
         below = {id: {found for found, _ in self.walk(self.inputs(id), "latent_image")} for id in samplers}
         return next((self.inputs(id) for id in samplers if not below[id] & set(samplers)), None)
 
     def walk(self, inputs: Mapping[str, Any], *names: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Nodes that the named inputs come from, nearest first; all inputs when none is named."""
         seen: set[str] = set()
-        left = [value for name, value in inputs.items() if name in names or not names]
+        left = deque(value for name, value in inputs.items() if name in names or not names)
         while left:
-            link = left.pop(0)
+            link = left.popleft()
             if not (isinstance(link, list) and len(link) == 2 and str(link[0]) not in seen):
                 continue
             id = str(link[0])

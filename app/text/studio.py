@@ -14,6 +14,8 @@ COUNT = "Pictures"
 DRAW = "Draw"
 LIVE = "Redraw while a slider moves"
 MORE = "Size, steps and more"
+OPEN = "Drop a picture to take over its settings"
+OPENED = "The picture's settings are taken over."
 EMPTY = "Your pictures appear here."
 UNFINISHED = "Unfinished picture"
 
@@ -35,6 +37,11 @@ def few_steps(name: str, sampler: str, steps: int, guidance: float) -> str:
     """
     return (f"{name} needs few steps: drawn with the {sampler} sampler, {steps} steps, guidance {guidance:g}. Choose "
             "a sampler to change this.")
+
+
+def too_many(name: str) -> str:
+    """Shown when a picture was drawn with more adapters than the page has sliders."""
+    return f"{name} was left out: the page has no more sliders."
 
 
 def missing(names: Sequence[str]) -> str:

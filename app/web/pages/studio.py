@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -19,6 +20,7 @@ from atelier.app.services.draw import (
     suggested_prompt,
 )
 from atelier.app.services.engine import Engine
+from atelier.app.services.like_picture import job_like
 from atelier.app.store.gallery import GalleryPicture, erase_picture, find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter, list_adapters
@@ -46,6 +48,8 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     with gr.Row(elem_classes="layout layout-studio"):
         with gr.Column(scale=5, elem_classes="surface"):
             c, picker, trigger_words, draw, new_seed = _controls(home)
+            dropped = gr.File(file_types=["image"], label=words.OPEN, elem_id="open-picture",
+                              elem_classes="drop-zone drop-zone-small", height=110)   # fmt: skip
         with gr.Column(scale=7, elem_classes="output"):
             progress = panel("draw-progress", _idle())
             results = panel("drawn-pictures", _results([]))
@@ -56,6 +60,8 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     sliders = [c[key] for key in names if key.startswith("strength")]
     events = _Events(home, engine, names)
 
+    taken_over = [*inputs, picker, trigger_words, progress, dropped]
+    dropped.upload(events.open_picture, dropped, taken_over, show_progress="hidden", api_visibility="private")
     opened = [*inputs, picker, trigger_words, results, progress, draw_on_load]
     first = demo.load(events.on_load, None, opened, **UNQUEUED)
     first.then(events.draw_on_opening, [draw_on_load, *inputs, live_ids], drawn, **_NO_PROGRESS)
@@ -103,6 +109,10 @@ class _Events:
     def toggle(self, event: gr.EventData, *values: Any) -> list[Any]:
         """Add the pressed adapter to the drawing, or remove it."""
         return _toggle(self.home, self._settings(values), action_of(event)[1])
+
+    def open_picture(self, path: str | None) -> list[Any]:
+        """Take over the settings of a picture that was dropped."""
+        return _open_picture(self.home, self.names, path)
 
     def on_load(self, request: gr.Request) -> list[Any]:
         """Fill the controls from the page's address."""
@@ -252,6 +262,21 @@ def _on_load(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any
     sliders = {f"strength{i}": slider for i, slider in enumerate(_sliders(names, strengths))}
     values |= {"names": _SEPARATOR.join(names), **sliders}
     return [*values.values(), _picker(home, names), _trigger_words(home, names), results, progress, draw]
+
+
+def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any]:
+    """Fill the page from a picture's file, of Atelier or another tool, and say what is missing."""
+    with show_errors():
+        job, notes = job_like(home, Path(path or ""))
+    given, strengths = job.request.to_dict(), {entry.name: entry.strength for entry in job.adapters[:MAX_ADAPTERS]}
+    left_out = [words.too_many(entry.name) for entry in job.adapters[MAX_ADAPTERS:]]
+    names = list(strengths)
+    values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), **given, "keep_seed": True}
+    values["base"] = gr.update(choices=base_choices(home), value=job.base)
+    sliders = {f"strength{i}": slider for i, slider in enumerate(_sliders(names, strengths))}
+    values |= {"names": _SEPARATOR.join(names), **sliders}
+    progress = _notice(" ".join([*notes, *left_out]) or words.OPENED)
+    return [*(values[key] for key in keys), _picker(home, names), _trigger_words(home, names), progress, None]
 
 
 def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:

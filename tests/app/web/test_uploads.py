@@ -18,6 +18,7 @@ import httpx
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 from serving import ask, named, served, upload
 
@@ -63,7 +64,10 @@ def queued(config: dict[str, Any]) -> set[int]:
 
 def png(side: int = 96, **text: str) -> bytes:
     image, buffer = Image.effect_noise((side, side), 90).convert("RGB"), BytesIO()
-    image.save(buffer, "PNG")
+    chunks = PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value)
+    image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 
@@ -157,7 +161,7 @@ def test_reading_shows_in_the_time_of_access(tmp_path: Path) -> None:
 
 
 def test_the_handlers_that_take_files_are_known(handlers: dict[int, list[str]]) -> None:
-    assert sum(map(takes_files, handlers.values())) == 2, "try the new handler's good path too, below"
+    assert sum(map(takes_files, handlers.values())) == 3, "try the new handler's good path too, below"
 
 
 def test_no_handler_takes_a_file_that_was_not_uploaded(
@@ -199,7 +203,10 @@ def test_the_door_beside_the_queue_is_no_way_in(
 def test_what_was_uploaded_is_taken_and_an_export_downloaded(
     web: httpx.Client, home: Home, handlers: dict[int, list[str]]
 ) -> None:
-    drop, bring_in = (handler for handler, kinds in handlers.items() if takes_files(kinds))
+    drop, opened, bring_in = (handler for handler, kinds in handlers.items() if takes_files(kinds))
+    told = "a fox\nSteps: 7, Sampler: Euler a, Seed: 5, Size: 64x64, Model: embedded"
+    answer = ask(web, opened, [named(upload(web, "drawn.png", png(parameters=told)))])
+    assert answer["success"] and answer["output"]["data"][0] == "a fox", answer
     assert ask(web, drop, [[named(upload(web, "red.png", png()))]])["success"]
     assert [picture.name for picture in load_draft(home).usable] == ["red.png"]
     assert ask(web, bring_in, [[named(upload(web, "fox.safetensors", lora()))], ""])["success"]
