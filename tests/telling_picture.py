@@ -22,7 +22,8 @@ def telling_picture(path: Path, form: str) -> Path:
     text.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta>my prompt</x:xmpmeta>")
     options = {"exif": exif, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
     options |= {"PNG": {"pnginfo": text}, "JPEG": {"comment": b"private comment", "quality": 95, "subsampling": 0},
-                "WEBP": {"xmp": b"<x:xmpmeta>", "lossless": True}}[form]   # fmt: skip
+                "WEBP": {"xmp": b"<x:xmpmeta>", "lossless": True},
+                "AVIF": {"xmp": b"<x:xmpmeta>", "quality": 100}}[form]   # fmt: skip
     across = np.zeros((40, 60, 3), np.uint8)
     across[:, :30] = 255   # white on the left
     Image.fromarray(across).save(path, form, **options)

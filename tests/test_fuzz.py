@@ -47,7 +47,7 @@ from atelier.training.config.events import Finished, Stepped, from_line, to_line
 from atelier.training.config.run_folder import RunFolder, status
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.captions import read_caption
-from atelier.training.data.images import FORMATS, open_picture
+from atelier.training.data.images import open_picture
 
 HEADERS, OTHERS = 1_000_000, 20_000   # inputs; of the others, for each
 MEMORY = Path("/dev/shm")             # where a disk would be worn out
@@ -105,7 +105,8 @@ def pictures(folder: Path) -> list[bytes]:
     texts = PngInfo()
     texts.add_itxt("atelier", RECIPE)
     Image.new("RGB", (16, 16)).save(folder / "ours", "PNG", pnginfo=texts)
-    return [*(telling_picture(folder / form, form).read_bytes() for form in FORMATS), (folder / "ours").read_bytes()]
+    forms = ("PNG", "JPEG", "WEBP", "AVIF")
+    return [*(telling_picture(folder / form, form).read_bytes() for form in forms), (folder / "ours").read_bytes()]
 
 
 def base_folder(folder: Path) -> Path:
