@@ -35,11 +35,13 @@ def picture_hints(draft: Draft) -> PictureHints:
     """Judge the usable pictures for the base model, words and settings of the draft; nothing is decoded."""
     try:
         info = identify(draft.changes.get("base") or EMBEDDED)
-        tokenizers = load_tokenizers(info.source)
     except BaseError:
         return PictureHints()   # a base model that can't be used, which the page shows elsewhere
     hints = PictureHints()
     _judge_pixels(hints, draft, info)
+    tokenizers = load_tokenizers(info)
+    if not tokenizers:
+        return hints
     trigger = str(draft.changes.get("trigger") or draft.name).strip()
     captioner = Captioner(trigger=trigger, subject=draft.subject.strip() or words.WHAT_CHOICES[draft.what].lower(),
                           template=draft.changes.get("caption") or info.caption)   # fmt: skip

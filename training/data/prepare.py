@@ -48,7 +48,7 @@ def scan_pictures(config: TrainConfig) -> Report:
         weights=picture_weights(config.weights),
         draws_emoji=info.family == EMBEDDED_FAMILY.name,
     )
-    return _check_captions(report, config, load_tokenizers(config.base))
+    return _check_captions(report, config, load_tokenizers(info))
 
 
 def encode_views(model: BaseModel, report: Report, chunks: int = 1) -> list[Example]:
@@ -65,6 +65,8 @@ def _closer(picture: Image.Image) -> Image.Image:
 def _check_captions(report: Report, config: TrainConfig, tokenizers: Sequence[Any]) -> Report:
     """The report with warnings about captions that are cut off, and the trigger word where the recipe wants it."""
     captioner = Captioner(trigger=config.trigger_word, subject=config.subject, template="")
+    if not tokenizers:
+        return replace(report, warnings=report.warnings + trigger_warning(report.usable, captioner))
     measured, usable = dict[str, CaptionTokens](), []
     for picture in report.usable:
         tokens = measure_caption(tokenizers, picture.caption, captioner, config.caption_chunks)

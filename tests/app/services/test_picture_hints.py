@@ -115,5 +115,5 @@ def test_two_tabs_lose_nothing(home: Home, tmp_path: Path) -> None:
     for seed in range(6):
         noise(seed).save(tmp_path / f"{'ab'[seed % 2]}{seed // 2}.png")
     for _ in range(3):
-        next(one), next(two)
+        assert next(one) and next(two)
     assert len(load_draft(home).usable) == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.base_models.identify import identify
 from atelier.training.base_models.single_file import clip_tokenizer
 from atelier.training.base_models.tokenizers import load_tokenizers
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
@@ -68,7 +70,7 @@ def test_the_trigger_word_goes_first_where_it_would_not_be_read(clip: tuple) -> 
 
 
 def test_the_embedded_model_has_a_limit_of_its_own_and_single_files_have_clips() -> None:
-    embedded = measure_caption(load_tokenizers(EMBEDDED), LONG + "rex", CAPTIONER, 1)
+    embedded = measure_caption(load_tokenizers(identify(EMBEDDED)), LONG + "rex", CAPTIONER, 1)
     assert embedded.limit == 22 and embedded.trigger_is_cut
 
 
@@ -81,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(folder: Path, **settings: object) -> tuple[list[str], list[str]]:
+def told(folder: Path, **settings: Any) -> tuple[list[str], list[str]]:
     report = scan_pictures(TrainConfig(name="rex", pictures=str(folder), **settings))
     return [picture.caption for picture in report.usable], report.warnings
 

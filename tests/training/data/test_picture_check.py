@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def checked(path: Path, known: dict[str, PictureFacts] | None = None, resolution
     return {verdict.kind: verdict.sentence for verdict in found}
 
 
-def saved(path: Path, picture: Image.Image, **options: object) -> Path:
+def saved(path: Path, picture: Image.Image, **options: Any) -> Path:
     picture.save(path, **options)
     return path
 
@@ -72,7 +73,7 @@ TWINS = {
 }   # fmt: skip
 
 
-def reread(picture: Image.Image, form: str, **options: object) -> Image.Image:
+def reread(picture: Image.Image, form: str, **options: Any) -> Image.Image:
     buffer = BytesIO()
     picture.save(buffer, form, **options)
     return Image.open(buffer).convert("RGB")
