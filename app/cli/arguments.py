@@ -99,8 +99,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
                        help="measure that may end the training early and decides which step is saved "
                             "(default: auto, which is memorization or drift)")   # fmt: skip
     train.add_argument("--weight", type=_picture_weight, action="append", default=[], metavar="FILE=WEIGHT",
-                       dest="weights", help="how often a picture is trained on, compared with the others (default: 1, "
-                                            "or the repeats of a folder named as kohya's, such as 10_rex); repeatable")
+                       dest="weights", help="how often a picture is trained on (default: 1); repeatable")
     train.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                        help="any other setting; an unknown key lists them all")
     train.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this name")
@@ -168,8 +167,7 @@ def _add_compress(compress: argparse.ArgumentParser) -> None:
 def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to draw (not needed with --like)")
     draw.add_argument("--like", type=Path, metavar="FILE",
-                      help="take over the settings of a picture drawn by Atelier, A1111, Forge, ComfyUI, InvokeAI, "
-                           "NovelAI, SwarmUI or Fooocus; other options replace them")
+                      help="take over the settings of a picture of Atelier or another tool, except those given")
     draw.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
                       dest="adapters", help="an adapter and its strength (default: 1); repeatable")
     draw.add_argument("--fuse", choices=("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd",

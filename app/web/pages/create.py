@@ -52,6 +52,8 @@ from atelier.training.recipes.companions import with_style_caption
 _ASKED_ABOVE = ("name", "pictures", "subject")   # asked for above the Expert settings
 # All kinds of picture: those that can't be used are refused in a sentence, where the browser would only say no.
 _DROPPED = ["image", ".heic", ".heif", ".avif", ".jxl", ".txt", ".caption", ".cap", ".json", ".jsonl"]
+# A second drop may come while the first is read.
+_UPLOAD: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
 _ANSWERS = ("what", "subject", "name")
 _CURES = ("trigger_first", "caption_chunks")   # of captions that are not read whole
 _LATEST: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private",
@@ -98,8 +100,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     what.change(_update_subject_hint, what, [subject, note], **UNQUEUED)
     decisive = {name: expert[name] for name in (*_CURES, "trigger", "base", "caption", "resolution")}
     _connect_pictures(home, keys, picture_list, count, answers | decisive)
-    drop.upload(upload, drop, [picture_list, drop], show_progress="hidden", api_visibility="private",
-                trigger_mode="multiple")   # a second drop while the first is read
+    drop.upload(upload, drop, [picture_list, drop], **_UPLOAD)
     chosen = [preset, filled_from, *expert.values()]
     restored = [picture_list, *answers.values(), preset, count, filled_from, *expert.values()]
     loaded = demo.load(lambda: _restore(home, keys), None, restored, **UNQUEUED)
