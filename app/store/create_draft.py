@@ -173,6 +173,7 @@ def set_weight(home: Home, picture_id: str, weight: float) -> Draft:
 def set_caption(home: Home, picture_id: str, text: str, note: str = "") -> Draft:
     """Set a picture's caption, where the import finds it; empty for the template. Returns the new draft."""
     def change(picture: DraftPicture) -> DraftPicture:
+        """Write the caption beside the picture."""
         file = (_folder(home) / picture.file).with_suffix(SUFFIX)
         if text:
             atomic_write(file, text.encode())

@@ -90,6 +90,7 @@ def match_captions(pictures: Sequence[Path], files: Iterable[Path]) -> CaptionMa
                 loose.setdefault((folder, stem.casefold()), []).append(file)
 
     def candidates(picture: Path, folder: Path | None) -> list[Path]:
+        """The files that could be a picture's caption, the best first."""
         stem, whole = normal_name(picture.stem), normal_name(picture.name)
         found = (exact.get((folder, stem)), *(loose.get((folder, name.casefold())) for name in (stem, whole)))
         return next(filter(None, found), [])

@@ -174,6 +174,7 @@ def _connect_pictures(home: Home, keys: Sequence[str], picture_list: Any, count:
     cures = [controls[name] for name in _CURES]
 
     def press(event: gr.EventData) -> list[Any]:
+        """Remove a picture, change its weight, or let captions be read whole."""
         action, pressed = action_of(event)
         changed: dict[str, Any] = {}
         with show_errors():
@@ -188,6 +189,7 @@ def _connect_pictures(home: Home, keys: Sequence[str], picture_list: Any, count:
         return [_picture_list(load_draft(home)), *note, *(changed.get(name, gr.skip()) for name in _CURES)]
 
     def show_again(*values: Any) -> Any:
+        """Judge the captions for what the controls say now."""
         # What the controls say: the draft on disk may still have what they said before.
         given = dict(zip(controls, values, strict=True))
         answers = {field: given.pop(field) or "" for field in _ANSWERS}

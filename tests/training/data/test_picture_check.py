@@ -129,7 +129,7 @@ def test_photographs_are_told_from_drawings(tmp_path: Path) -> None:
     assert photograph_warning([], True) == ""
 
 
-PHOTOS, EXAMPLES = Path("/work/shared/photos"), Path(__file__).parents[3] / "assets" / "examples"
+PHOTOS, EXAMPLES = (Path(__file__).parents[n] / place for n, place in ((4, "shared/photos"), (3, "assets/examples")))
 PHOTOGRAPHED = {"cat", "coffee", "astronaut"}   # of the examples
 
 
