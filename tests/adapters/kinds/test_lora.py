@@ -16,7 +16,7 @@ from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.kinds.catalog import create_adapters
-from atelier.adapters.kinds.lora import Lora, LoraSettings
+from atelier.adapters.kinds.lora import Lora, LoraSettings, RankSettings
 
 RANK, ALPHA = 4, 10
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -24,6 +24,9 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "1x1": (nn.Conv2d(12, 20, 1), (2, 12, 5, 7)),
     "3x3 strided": (nn.Conv2d(12, 14, 3, stride=2, padding=1), (2, 12, 9, 7)),
 }
+
+SPECS = [Spec("unet.same", (6, 5)), Spec("unet.smaller", (7, 4)), Spec("unet.larger", (9, 12))]
+RANKS = {"unet.smaller": 1, "unet.larger": 9}   # where the settings say 4
 
 
 def trained(module: Any) -> AdapterSet:
@@ -96,3 +99,29 @@ def test_another_rank_keeps_the_scale(stabilized: bool, settings: dict[str, Any]
     for rank in (1, 8, 32, 64):
         part = whole.with_rank(rank)
         assert part.rank == rank and part.scale == pytest.approx(whole.scale)
+
+
+def test_another_rank_keeps_the_scale_of_every_kind_that_has_one():
+    whole = RankSettings(rank=4, alpha=6.0)
+    assert [whole.with_rank(rank).scale for rank in (1, 4, 9)] == pytest.approx([1.5] * 3)
+    adapters = create_adapters("dora", {"rank": 4, "alpha": 6.0}, SPECS, RANKS)
+    assert [adapter.scale for adapter in adapters] == pytest.approx([1.5] * 3)
+
+
+@pytest.mark.parametrize(("alpha", "stabilized", "scale"), [
+    (6.0, False, 1.5),   # alpha / rank
+    (0.0, False, 1.0),   # alpha is the rank
+    (6.0, True, 3.0),    # alpha / √rank
+    (0.0, True, 2.0),
+])   # fmt: skip
+def test_layers_with_their_own_rank_have_the_scale_of_the_settings(alpha: float, stabilized: bool, scale: float):
+    """A rank is a layer's number of directions: how strongly each of them acts must not change with it."""
+    settings = {"rank": 4, "alpha": alpha, "stabilized": stabilized}
+    adapters = create_adapters("lora", settings, SPECS, RANKS)
+    with torch.no_grad():
+        for value in adapters.parameters():
+            value.normal_()
+    for adapter in adapters:
+        up, down = adapter.get_parameter("up"), adapter.get_parameter("down")
+        assert up.shape[1] == RANKS.get(adapter.spec.name, 4)
+        assert_close(adapter.delta(torch.zeros(adapter.spec.shape)), scale * up @ down)
