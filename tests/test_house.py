@@ -555,7 +555,7 @@ def _imports(source: Source) -> set[str]:
     return {*names, *(name.rpartition(".")[0] for name in names)} - {source.module}
 
 
-def test_no_two_public_classes_share_a_name() -> None:
+def test_the_tree_keeps_one_name_for_one_class() -> None:
     statements = [node for source in sources(ROOT) for node in source.tree.body]
     names = Counter(node.name for node in statements if isinstance(node, ast.ClassDef))
     assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []

@@ -28,7 +28,7 @@ JOB_ACTIONS = {
     "preview": "draw a preview with a run's adapter as it is now",
     "grid": "draw a run's saved steps at several strengths", "keep": "put a saved step into the library",
     "average": "put the average of a run's saved steps into the library",
-    "sizes": "measure how much of the adapter each rank holds", "leaks": "measure which ordinary words draw the subject",
+    "sizes": "measure how much of an adapter each rank holds", "leaks": "measure which ordinary words draw the subject",
 }   # fmt: skip
 
 _PREDICTIONS = ("auto", "epsilon", "v_prediction", "sample")   # of BaseOptions

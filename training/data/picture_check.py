@@ -72,7 +72,7 @@ class PictureFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PictureVerdict:
     """Something that a person should know about a picture."""
 
     kind: str          # small, odd aspect, blurred, near-twin; turned, converted: how it is used, no fault
@@ -106,7 +106,7 @@ def examine(path: Path, known: Mapping[str, PictureFacts]) -> tuple[Image.Image,
         turned=decoded.turned, converted=decoded.converted)   # fmt: skip
 
 
-def verdicts(name: str, facts: PictureFacts, twin: str, resolution: int, multiple: int) -> list[Verdict]:
+def verdicts(name: str, facts: PictureFacts, twin: str, resolution: int, multiple: int) -> list[PictureVerdict]:
     """What may spoil the result, judged on what the model will see, and how the picture is used.
 
     Args:
@@ -117,7 +117,7 @@ def verdicts(name: str, facts: PictureFacts, twin: str, resolution: int, multipl
         multiple: every bucket side is a multiple of this.
     """
     bucket = nearest_bucket(facts.size, bucket_sizes(resolution, multiple))
-    return [Verdict(kind, sentence) for kind, sentence in _verdicts(name, facts, twin, bucket)]
+    return [PictureVerdict(kind, sentence) for kind, sentence in _verdicts(name, facts, twin, bucket)]
 
 
 def _verdicts(name: str, facts: PictureFacts, twin: str, bucket: Size) -> Iterator[tuple[str, str]]:
