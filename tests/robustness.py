@@ -62,3 +62,9 @@ def table(title: str, entry: Mapping[str, Any]) -> str:
 def rendered(figures: Mapping[str, Any]) -> str:
     """The whole page."""
     return "\n\n".join([HEAD.rstrip(), *(table(title, entry) for title, entry in figures.items())]) + "\n"
+
+
+def percentile(seconds: Sequence[float], percent: int) -> str:
+    """A percentile of times, in milliseconds."""
+    ordered = sorted(seconds)
+    return f"{1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]:.0f}"

@@ -18,13 +18,15 @@ from atelier.app.store.home import Home
 from atelier.app.web.server import bind
 
 SERVE = """
+import os
 import sys
 from ipaddress import ip_network
 from pathlib import Path
 from atelier.app.store.home import open_home
 from atelier.app.web.server import serve
 proxies = [ip_network(address) for address in sys.argv[3:]]
-serve(open_home(Path(sys.argv[1])), port=int(sys.argv[2]), worker=False, proxies=proxies, names=["studio.example"])
+serve(open_home(Path(sys.argv[1])), port=int(sys.argv[2]), worker=False, proxies=proxies, names=["studio.example"],
+      root_path=os.environ.get("TEST_ROOT_PATH", ""))
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
@@ -318,6 +319,8 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
                        help="address of a reverse proxy whose X-Forwarded headers are trusted; repeatable")
     serve.add_argument("--public-name", action="append", default=[], metavar="HOST",
                        help="host name under which browsers reach that proxy; repeatable")
+    serve.add_argument("--root-path", type=_root_path, default="", metavar="PATH",
+                       help="path under which the proxy shows Atelier, such as /atelier (default: none)")
     _add_queue(serve)
 
 
@@ -339,6 +342,13 @@ def _network(text: str) -> IPv4Network | IPv6Network:
         raise argparse.ArgumentTypeError(
             f"{text} is not an address; use an IP address such as 127.0.0.1, or a network such as "
             "10.0.0.0/24") from None
+
+
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if not re.fullmatch(r"(/[\w.~-]+)*", path, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a path such as /atelier; use /, letters, digits, - and _")
+    return path
 
 
 def _port(text: str) -> int:

@@ -103,7 +103,7 @@ def _serve(arguments: Namespace) -> int:
 
     with suppress(KeyboardInterrupt):
         serve(open_home(arguments.home, _queue(arguments)), arguments.host, arguments.port, browser=arguments.open,
-              proxies=arguments.proxy, names=arguments.public_name)
+              proxies=arguments.proxy, names=arguments.public_name, root_path=arguments.root_path)
     return 0
 
 

@@ -8,7 +8,9 @@ anywhere else.
 
 from __future__ import annotations
 
+import logging
 import socket
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -76,15 +78,34 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
+        has_answered = False
+
         async def send_with_headers(message: Message) -> None:
             """Send a message, the start of a response with our headers."""
+            nonlocal has_answered
             if message["type"] == "http.response.start":
+                has_answered = True
                 message["headers"] = [*message["headers"], *HEADERS]
             await send(message)
 
         refusal = refused(scope)
         app = JSONResponse({"detail": refusal}, 403) if refusal else self.app
-        await app(scope, receive, send_with_headers)
+        try:
+            await app(scope, receive, send_with_headers)
+        except Exception as error:
+            if not has_answered:
+                raise
+            _log(scope, error)   # Gradio's app has answered with status 500
+
+
+def _log(scope: Scope, error: Exception) -> None:
+    """Log an error in one line: many requests that make no sense end in one, and whoever sends those must not fill the
+    log with tracebacks. They come with the level DEBUG.
+    """
+    logger = logging.getLogger("atelier.web")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    logger.error("%s %.200r: %.200r in %s:%s", scope["method"], scope["path"], error, last.filename, last.lineno,
+                 exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)   # fmt: skip
 
 
 def refused(scope: Scope) -> str:
@@ -191,6 +212,7 @@ class Access:
     password: str = ""                   # empty: anybody who reaches it
     proxies: Sequence[Network] = ()      # whose word on senders is believed
     names: Sequence[str] = ()            # under which it is asked for through them
+    root_path: str = ""                  # what they have before every path, such as /atelier
     quotas: Quotas = field(default_factory=Quotas)
 
 

@@ -33,7 +33,7 @@ class ServeError(ValueError):
 
 def serve(
     home: Home, host: str = "127.0.0.1", port: int = 0, worker: bool = True, browser: bool = False, *,
-    proxies: Sequence[Network] = (), names: Sequence[str] = (),
+    proxies: Sequence[Network] = (), names: Sequence[str] = (), root_path: str = "",
 ) -> None:   # fmt: skip
     """Serve the web app until interrupted.
 
@@ -45,6 +45,7 @@ def serve(
         browser: whether the page is shown, where there is a desktop to show it on.
         proxies: addresses of reverse proxies, whose word on who sent a request is believed.
         names: host names under which browsers reach the server through them.
+        root_path: what they have before every path and take away, such as ``/atelier``.
 
     Raises:
         ServeError: the port is taken, or the server is reachable from other machines and there is no password.
@@ -54,7 +55,7 @@ def serve(
     password = os.environ.pop("ATELIER_PASSWORD", "")
     if not password and not (is_loopback(host) and not proxies):
         raise ServeError(words.needs_password(host) if not is_loopback(host) else words.PROXY_NEEDS_PASSWORD)
-    access = Access(host=host, password=password, proxies=proxies, names=names)
+    access = Access(host=host, password=password, proxies=proxies, names=names, root_path=root_path)
     with only_server(home), bind(host, port) as listener, worker_for_server(home) if worker else nullcontext():
         note_address(home, host, listener.getsockname()[1])
         app = application(home, access)
@@ -97,17 +98,20 @@ def application(home: Home, access: Access) -> FastAPI:
         folder.mkdir(mode=0o700, exist_ok=True)
     os.chdir(empty)
     # Gradio reads these when it is imported or first used.
-    os.environ.update(GRADIO_TEMP_DIR=str(temporary), GRADIO_ANALYTICS_ENABLED="False", GRADIO_SHARE="False")
+    os.environ.update(GRADIO_TEMP_DIR=str(temporary), GRADIO_ANALYTICS_ENABLED="False", GRADIO_SHARE="False",
+                      GRADIO_ROOT_PATH=access.root_path)   # fmt: skip
     import gradio as gr
 
     from atelier.app.services.engine import Engine
     from atelier.app.store.base_settings import base_options
     from atelier.app.store.preferences import drawing_precision
+    from atelier.app.web.components.gradio_internals import limit_form_fields
     from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, make_theme, palette_css
     from atelier.app.web.components.uploads import forget_old_files
     from atelier.app.web.site import build
 
     forget_old_files()
+    limit_form_fields()
     gr.set_static_paths([FONT])
     # Gradio says this whenever an app has several pages, although the mode is off.
     warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)
@@ -117,7 +121,8 @@ def application(home: Home, access: Access) -> FastAPI:
     return gr.mount_gradio_app(
         parent, demo, path="/", footer_links=[], run_history=False, enable_monitoring=False,
         ssr_mode=False, max_file_size="2gb", show_error=False, favicon_path=str(FAVICON),
-        app_kwargs={"openapi_url": None}, theme=make_theme(), css=palette_css(), css_paths=STYLE_SHEETS,
+        root_path=access.root_path or None, app_kwargs={"openapi_url": None}, theme=make_theme(), css=palette_css(),
+        css_paths=STYLE_SHEETS,
     )   # fmt: skip
 
 

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from atelier.app.store.api_keys import is_key
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
+from atelier.app.web.components.urls import root_path
 from atelier.app.web.quotas import network_of
 
 USER = "atelier"
@@ -163,7 +164,8 @@ class SignIn:
         if not (right and hmac.compare_digest(user.strip().encode(), USER.encode())):
             return _refuse(request, page, 400, words.WRONG_PASSWORD)
         self.tries.right(address)
-        answer = RedirectResponse(_local(page), 303) if _is_browser(request) else JSONResponse({"success": True})
+        page = root_path() + _local(page)
+        answer = RedirectResponse(page, 303) if _is_browser(request) else JSONResponse({"success": True})
         answer.set_cookie(self.cookie, self.sessions.start(), max_age=int(self.sessions.seconds), httponly=True,
                           samesite="lax", secure=request.url.scheme == "https")   # fmt: skip
         return answer

@@ -10,7 +10,7 @@ from atelier.app.text import shared
 from atelier.app.web.components.gradio_internals import CheckedBlocks
 from atelier.app.web.components.page_frame import add_frame
 from atelier.app.web.components.uploads import check_inputs
-from atelier.app.web.components.urls import page_url
+from atelier.app.web.components.urls import page_path
 from atelier.app.web.pages import compress, create, fusion, gallery, jobs, library, mix, settings, studio
 
 
@@ -25,21 +25,21 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
     blocks = CheckedBlocks(check_inputs, title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
     with blocks as demo, page(demo, home, "create"):
         create.build(demo, home, engine)
-    with demo.route(shared.TITLES["studio"], page_url("studio")), page(demo, home, "studio"):
+    with demo.route(shared.TITLES["studio"], page_path("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
-    with demo.route(shared.TITLES["mix"], page_url("mix")), page(demo, home, "mix"):
+    with demo.route(shared.TITLES["mix"], page_path("mix")), page(demo, home, "mix"):
         mix.build(demo, home, engine)
-    with demo.route(shared.TITLES["fusion"], page_url("fusion")), page(demo, home, "fusion"):
+    with demo.route(shared.TITLES["fusion"], page_path("fusion")), page(demo, home, "fusion"):
         fusion.build(demo, home, engine)
-    with demo.route(shared.TITLES["compress"], page_url("compress")), page(demo, home, "compress"):
+    with demo.route(shared.TITLES["compress"], page_path("compress")), page(demo, home, "compress"):
         compress.build(demo, home, engine)
-    with demo.route(shared.TITLES["library"], page_url("library")), page(demo, home, "library"):
+    with demo.route(shared.TITLES["library"], page_path("library")), page(demo, home, "library"):
         library.build(demo, home, engine)
-    with demo.route(shared.TITLES["gallery"], page_url("gallery")), page(demo, home, "gallery"):
+    with demo.route(shared.TITLES["gallery"], page_path("gallery")), page(demo, home, "gallery"):
         gallery.build(demo, home)
-    with demo.route(shared.TITLES["jobs"], page_url("jobs")), page(demo, home, "jobs"):
+    with demo.route(shared.TITLES["jobs"], page_path("jobs")), page(demo, home, "jobs"):
         jobs.build(demo, home, engine)
-    with demo.route(shared.TITLES["settings"], page_url("settings")), page(demo, home, "settings"):
+    with demo.route(shared.TITLES["settings"], page_path("settings")), page(demo, home, "settings"):
         settings.build(demo, home, engine, has_password=has_password)
     # Closed to direct posts, which would go past the queue and its length.
     demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)

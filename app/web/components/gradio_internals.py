@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import route_utils, routes
 from gradio.component_meta import ComponentMeta
 from gradio.utils import get_upload_folder
+from starlette.formparsers import MultiPartException
+
+MAX_FIELD_BYTES = 100_000   # of an upload's form; ours have none
 
 
 def component_with(postprocess: Callable[[Any], Any], base: type, name: str) -> Any:
@@ -33,6 +37,27 @@ def event_data(event: gr.EventData) -> Any:
 def upload_folder() -> Path:
     """Where Gradio keeps the files that came in."""
     return Path(get_upload_folder())
+
+
+class CheckedParser(route_utils.GradioMultiPartParser):
+    """A reader of uploads that takes no large form field: Gradio keeps those in memory, whatever their size."""
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        """Take a piece of a file or of a field.
+
+        Raises:
+            MultiPartException: the field is too large.
+        """
+        part = self._current_part
+        if part.file is None and len(part.data) + end - start > MAX_FIELD_BYTES:
+            raise MultiPartException("Only files can be uploaded.")
+        super().on_part_data(data, start, end)
+
+
+def limit_form_fields() -> None:
+    """Let Gradio read uploads with :class:`CheckedParser` from now on."""
+    for module in (route_utils, routes):
+        module.GradioMultiPartParser = CheckedParser   # type: ignore[misc]
 
 
 class CheckedBlocks(gr.Blocks):

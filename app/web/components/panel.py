@@ -17,6 +17,7 @@ import gradio as gr
 
 from atelier.app.web.components.gradio_internals import component_with, event_data
 from atelier.app.web.components.icons import icon
+from atelier.app.web.components.urls import root_path
 from atelier.training.config.assets import ASSETS
 
 PANELS = ASSETS / "panels"
@@ -59,9 +60,10 @@ def template(name: str) -> str:
     """A panel's Handlebars template, with texts, icons and other templates filled in.
 
     ``[[jobs.ALL_JOBS]]`` is the constant ``ALL_JOBS`` of ``app/text/jobs.py``, ``[[icon name]]`` an icon, and
-    ``[[> name]]`` another template.
+    ``[[> name]]`` another template. Addresses of ours begin with a slash, and get what a proxy has before it.
     """
     text = (PANELS / f"{name}.html").read_text(encoding="utf-8")
+    text = re.sub(r'(href|action)="/', rf'\1="{root_path()}/', text)
     return re.sub(r"\[\[(> ?|icon )?([\w.-]+)\]\]", _resolve, text)
 
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import quote
 
+ROOT_PATH = "GRADIO_ROOT_PATH"   # Gradio's own name for it in the environment
+
+
+def root_path() -> str:
+    """What a reverse proxy has before every path, such as ``/atelier``; empty without one."""
+    return os.environ.get(ROOT_PATH, "")
+
+
+def page_path(page: str) -> str:
+    """Path of a page inside the application."""
+    return "/" if page == "create" else f"/{page}"
+
 
 def page_url(page: str, **query: str) -> str:
-    """Path of a page, with a query."""
-    path = "/" if page == "create" else f"/{page}"
+    """Path of a page as browsers ask for it, with a query."""
+    path = root_path() + page_path(page)
     return path + ("?" + "&".join(f"{key}={quote(value)}" for key, value in query.items()) if query else "")
 
 
@@ -18,4 +31,4 @@ def file_url(path: Path) -> str:
         changed = path.stat().st_mtime_ns
     except OSError:
         changed = 0
-    return f"/gradio_api/file={quote(str(path))}?{changed}"
+    return f"{root_path()}/gradio_api/file={quote(str(path))}?{changed}"

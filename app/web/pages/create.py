@@ -38,6 +38,7 @@ from atelier.app.text import create as words
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.settings_form import controls
+from atelier.app.web.components.urls import page_url
 from atelier.training.base_models.hub import require_download
 from atelier.training.config.train_config import (
     EMBEDDED,
@@ -109,7 +110,8 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     _watch_trigger_word(home, engine, keys, trigger_hint, [name, expert["trigger"], expert["base"], count])
     started = start.click(lambda *values: _start_training(home, keys, values), [*answers.values(), *chosen], run,
                           api_visibility="private")   # fmt: skip
-    started.success(None, run, None, js="run => { location.href = '/jobs?run=' + encodeURIComponent(run) }")
+    opened = f"{page_url('jobs')}?run="
+    started.success(None, run, None, js=f"run => {{ location.href = '{opened}' + encodeURIComponent(run) }}")
 
 
 def _step(number: int, title: str, hint: str = "") -> None:

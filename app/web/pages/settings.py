@@ -26,6 +26,7 @@ from atelier.app.text import settings as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
+from atelier.app.web.components.urls import root_path
 from atelier.app.web.pages.settings_models import place_base_options, place_downloads
 from atelier.training.base_models.device import best_device, card_problem, has_own_memory
 from atelier.training.base_models.identify import identify
@@ -45,12 +46,12 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, *, has_password: bool = F
         scan = gr.Button(words.SCAN, elem_id="scan-models")
         models = panel("models", {"hint": "", "models": []})
     with gr.Column(elem_classes="surface"):
-        precision = gr.Dropdown(list(PRECISIONS), value=lambda: drawing_precision(home), label=words.PRECISION,
-                                info=words.PRECISION_HINT, elem_id="precision")   # fmt: skip
+        precision = gr.Dropdown(list(PRECISIONS), label=words.PRECISION, info=words.PRECISION_HINT, elem_id="precision")
     place_downloads(demo, ModelDownloads())
     place_base_options(demo, home)
     precision.input(lambda name: _save_precision(home, name), precision, None, api_visibility="private")
     _place_keys(demo, home, has_password)
+    demo.load(lambda: drawing_precision(home), None, precision, **UNQUEUED)
     demo.load(lambda: _groups(home, engine), None, facts, **UNQUEUED)
     demo.load(lambda: _models(home), None, [folders, models], **UNQUEUED)
     scan.click(lambda text: _scan(home, text), folders, [folders, models], api_visibility="private")
@@ -78,7 +79,8 @@ def _place_keys(demo: gr.Blocks, home: Home, has_password: bool) -> None:
     make.click(lambda text: _make_key(home, text), name, [name, keys], api_visibility="private")
     keys.action(delete, None, keys, **UNQUEUED)
     demo.load(lambda: _keys(home), None, keys, **UNQUEUED)
-    sign_out.click(None, None, None, js="() => fetch('/logout', {method: 'POST'}).then(() => location.reload())")
+    address = f"{root_path()}/logout"
+    sign_out.click(None, None, None, js=f"() => fetch('{address}', {{method: 'POST'}}).then(() => location.reload())")
 
 
 def _make_key(home: Home, name: str) -> list[Any]:

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 from processes import forked, until
 from redis_server import redis_server
+from robustness import record
 
 from atelier.app.jobs import child_process, redis_queue, shared_worker
 from atelier.app.jobs.base_queue import Action
@@ -34,6 +36,7 @@ from atelier.training.config.events import (
     Finished,
     Interrupted,
     Preparing,
+    Resumed,
     Saved,
     Stepped,
     Stopped,
@@ -155,6 +158,50 @@ def test_two_workers_share_the_jobs_and_the_job_of_a_lost_one_goes_on_elsewhere_
     steps = [event.step for event in events if isinstance(event, Stepped)]
     assert steps == [1, 2, 3, 4, 5], "it went on from its checkpoint"
     assert {state.state for state in list_runs(home)} == {"done"}
+
+
+@pytest.mark.slow
+def test_three_workers_do_thirty_jobs_once_each_although_one_is_killed(home, start_worker):
+    runs = [new_run(home, f"fox-{number}") for number in range(30)]
+    started = time.monotonic()
+    (home.runs / "slow").touch()
+    workers = [start_worker() for _ in range(3)]
+    until(lambda: sum(len(run.events()) >= 5 for run in runs) == 3, 120)
+    lose(workers[0])
+    (home.runs / "slow").unlink()
+    until(lambda: all(finished(run) for run in runs), 280)
+    again = [run for run in runs if len(starts(run)) > 1]
+    by_worker = [sum(pid == str(worker.pid) for run in runs for _, pid in starts(run)) for worker in workers]
+    record("Redis: 30 jobs, 3 workers, one killed with its job", [{
+        "jobs done": sum(finished(run) > 0 for run in runs), "done twice": sum(finished(run) > 1 for run in runs),
+        "went on elsewhere": len(again), "starts by each worker": ", ".join(map(str, by_worker)),
+        "seconds": f"{time.monotonic() - started:.0f}"}])   # fmt: skip
+    assert [finished(run) for run in runs] == [1] * 30
+    assert [len(starts(run)) for run in again] == [2] and by_worker[0] == 1
+    assert [event.step for _, event in again[0].events() if isinstance(event, Stepped)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_real_training_goes_on_elsewhere_from_its_checkpoint(home, short_waits, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "STALE_SECONDS", 15.0)   # the training's own process beats every two seconds
+    monkeypatch.setattr(shared_worker, "STALE_SECONDS", 15.0)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(2):
+        Image.effect_noise((64, 64), 50 + number).convert("RGB").save(pictures / f"{number}.png")
+    rhythm = {"steps": 40, "checkpoint_every": 4, "preview_every": 0}
+    run = submit(home, TrainConfig(name="fox", pictures=str(pictures), resolution=64, **rhythm))
+    for seen in (Saved, Finished):
+        monkeypatch.setenv("TMPDIR", str(tmp_path / seen.__name__))   # a machine has its own locks on devices
+        (tmp_path / seen.__name__).mkdir()
+        worker = forked(run_worker, home)
+        until(lambda seen=seen: any(isinstance(event, seen | Failed) for _, event in run.events()), 600)
+        lose(worker)
+    events = [event for _, event in run.events()]
+    assert finished(run) == 1 and events.count(Interrupted(LOST)) == 1
+    assert next(event.step for event in events if isinstance(event, Resumed)) >= 4
+    assert [path.name for path in home.adapters.glob("*.safetensors")] == ["fox.safetensors"]
 
 
 def test_a_child_whose_worker_alone_was_killed_goes_on_and_is_not_doubled(home, start_worker):

@@ -16,6 +16,7 @@ from atelier.app.web.components.gradio_internals import CheckedBlocks, component
 USED = (
     "gradio.component_meta.ComponentMeta", "gradio.utils.get_upload_folder", "gradio.blocks.Blocks.preprocess_data",
     "gradio.blocks.Blocks.process_api", "gradio.components.HTML.postprocess",
+    "gradio.route_utils.GradioMultiPartParser.on_part_data", "gradio.routes.GradioMultiPartParser",
 )   # fmt: skip
 
 

@@ -162,6 +162,26 @@ def test_what_gradio_offers_and_nobody_uses_is_closed(web: httpx.Client) -> None
         assert web.get(f"/gradio_api/{path}").status_code == 403
 
 
+def test_no_endpoint_is_public_that_nobody_named(web: httpx.Client) -> None:
+    named = web.get("/gradio_api/info").json()["named_endpoints"]
+    assert [name for name in named if "lambda" in name or name.startswith("/_")] == []
+
+
+def test_an_error_behind_an_answer_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/answered":
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b"Internal Server Error"})
+        raise KeyError("no handler\nof this number")
+
+    web = TestClient(Guard(failing))
+    assert web.get("/answered").status_code == 500
+    [line] = caplog.messages
+    assert "no handler" in line and "\n" not in line and caplog.records[0].exc_info is None
+    with pytest.raises(KeyError):   # nobody has answered: the server has to
+        web.get("/unanswered")
+
+
 def test_web_sockets_are_refused() -> None:
     with pytest.raises(WebSocketDisconnect), TestClient(Guard(FastAPI())).websocket_connect("/"):
         pass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from robustness import percentile, record
 from serving import served
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
@@ -166,9 +166,10 @@ def test_how_long_others_wait_while_passwords_are_guessed(web: httpx.Client, sen
             return await guesses, waits, time.perf_counter() - start
 
     codes, waits, seconds = asyncio.run(measure())
-    cuts = [1000 * cut for cut in statistics.quantiles(waits, n=20)]
-    print(f"\n80 wrong passwords from {senders}: {codes.count(400)} compared, {codes.count(429)} told to wait, "
-          f"{seconds:.2f} s; /health p50 {cuts[9]:.0f} ms, p95 {cuts[18]:.0f} ms, max {1000 * max(waits):.0f} ms")
+    record(f"80 wrong passwords at once, from {senders}", [{
+        "compared": codes.count(400), "told to wait": codes.count(429), "seconds": f"{seconds:.1f}",
+        "/health p50 (ms)": percentile(waits, 50), "p95 (ms)": percentile(waits, 95), "p99 (ms)": percentile(waits, 99),
+    }])   # fmt: skip
     assert set(codes) <= {400, 429}
 
 

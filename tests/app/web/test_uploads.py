@@ -221,6 +221,13 @@ def test_what_was_uploaded_is_taken_and_an_export_downloaded(
     assert 'filename="fox.safetensors"' in got.headers["content-disposition"]
 
 
+def test_an_upload_has_no_large_form_field(web: httpx.Client) -> None:
+    """Gradio would keep it in memory: 200 MB of it took 600."""
+    answers = [web.post("/gradio_api/upload", data={"field": "a" * size}, files={"files": ("a", b"a")})
+               for size in (1000, 200_000)]   # fmt: skip
+    assert [answer.status_code for answer in answers] == [200, 400] and answers[1].text == "Only files can be uploaded."
+
+
 def test_no_handler_can_hand_out_a_foreign_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret.txt").write_bytes(SECRET)
     (tmp_path / "work").mkdir()
