@@ -190,8 +190,8 @@ def test_a_real_training_goes_on_elsewhere_from_its_checkpoint(home, short_waits
     pictures.mkdir()
     for number in range(2):
         Image.effect_noise((64, 64), 50 + number).convert("RGB").save(pictures / f"{number}.png")
-    rhythm = {"steps": 40, "checkpoint_every": 4, "preview_every": 0}
-    run = submit(home, TrainConfig(name="fox", pictures=str(pictures), resolution=64, **rhythm))
+    run = submit(home, TrainConfig(name="fox", pictures=str(pictures), resolution=64, steps=40, checkpoint_every=4,
+                                   preview_every=0))   # fmt: skip
     for seen in (Saved, Finished):
         monkeypatch.setenv("TMPDIR", str(tmp_path / seen.__name__))   # a machine has its own locks on devices
         (tmp_path / seen.__name__).mkdir()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -80,7 +81,7 @@ def test_the_health_route_says_nothing_but_ok(web: httpx.Client) -> None:
 
 @pytest.mark.parametrize("path", ["upload", "queue/join", "run/predict", "cancel", "reset", "component_server"])
 def test_nothing_is_carried_out_without_signing_in(web: httpx.Client, path: str) -> None:
-    sent = {"files": {"files": ("a.png", b"x")}} if path == "upload" else {"json": {}}
+    sent: dict[str, Any] = {"files": {"files": ("a.png", b"x")}} if path == "upload" else {"json": {}}
     assert web.post(f"/gradio_api/{path}", **sent).status_code == 401
 
 
@@ -295,7 +296,7 @@ def test_a_program_signs_in_with_a_key_until_it_is_deleted(guarded_app: TestClie
     assert key not in (home.state / "keys.json").read_text() and (home.state / "keys.json").stat().st_mode & 0o077 == 0
     assert guarded_app.get("/config", headers=bearer(key)).status_code == 200
     for wrong in ("", key[:-1], key + "x", list_keys(home)[0].sha256, "é"):
-        assert guarded_app.get("/config", headers={"authorization": f"Bearer {wrong}".encode()}).status_code == 401
+        assert guarded_app.get("/config", headers=[(b"authorization", f"Bearer {wrong}".encode())]).status_code == 401
     assert guarded_app.get("/config", headers={"authorization": f"Basic {key}"}).status_code == 401
     delete_key(home, "render farm")
     assert guarded_app.get("/config", headers=bearer(key)).status_code == 401
