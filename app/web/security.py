@@ -102,7 +102,7 @@ def _log(scope: Scope, error: Exception) -> None:
     """Log an error in one line: many requests that make no sense end in one, and whoever sends those must not fill the
     log with tracebacks. They come with the level DEBUG.
     """
-    logger = logging.getLogger("atelier.web")
+    logger = logging.getLogger(__name__)
     last = traceback.extract_tb(error.__traceback__)[-1]
     logger.error("%s %.200r: %.200r in %s:%s", scope["method"], scope["path"], error, last.filename, last.lineno,
                  exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)   # fmt: skip
