@@ -24,7 +24,7 @@ CONTAINER = ROOT / "docs" / "examples" / "Containerfile"
 def commands() -> list[str]:
     """Every command line of ours in the page and in the container file."""
     text = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
-    found = re.findall(r"^(?:ExecStart=/opt/atelier/bin/)?(atelier (?:serve|worker|doctor).*)$", text, re.M)
+    found = re.findall(r"^(?:ExecStart=/usr/local/atelier/bin/)?(atelier (?:serve|worker|doctor).*)$", text, re.M)
     found += re.findall(r"`(atelier (?:serve|worker|doctor)[^`]*)`", text)
     listed = re.search(r"^CMD (\[.*\])$", CONTAINER.read_text(encoding="utf-8"), re.M)
     assert listed

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
+from atelier.app.cli.server_arguments import add_queue, add_serve
 from atelier.app.store.home import absolute_base
 
 _EPILOG = """examples:
@@ -53,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
         """A subcommand; its description is the help line as a sentence."""
         return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[parent])
 
-    _add_serve(add("serve", "start the Studio: web server and worker", shared))
+    add_serve(add("serve", "start the Studio: web server and worker", shared))
     _add_key(add("key", "create, list or delete the keys with which programs sign in"))
-    _add_queue(add("worker", "run the queued jobs", shared))
+    add_queue(add("worker", "run the queued jobs", shared))
     _add_train(add("train", "train an adapter on a folder of pictures"))
     _add_jobs(add("jobs", "list runs, control them, and compare, keep and measure their steps"))
     _add_compress(add("compress", "compress a base model, with adapters merged in or without"))
@@ -309,52 +308,9 @@ def _add_models(models: argparse.ArgumentParser) -> None:
                              "id such as owner/model")
 
 
-def _add_serve(serve: argparse.ArgumentParser) -> None:
-    serve.add_argument("--host", default="127.0.0.1", metavar="H",
-                       help="address to listen on (default: 127.0.0.1, this machine only)")
-    serve.add_argument("--port", type=_port, default=0, metavar="P",
-                       help="port to listen on (default: the first free one from 7860)")
-    serve.add_argument("--open", action="store_true", help="open the Studio in a browser")
-    serve.add_argument("--proxy", type=_network, action="append", default=[], metavar="ADDRESS",
-                       help="address of a reverse proxy whose X-Forwarded headers are trusted; repeatable")
-    serve.add_argument("--public-name", action="append", default=[], metavar="HOST",
-                       help="host name under which browsers reach that proxy; repeatable")
-    serve.add_argument("--root-path", type=_root_path, default="", metavar="PATH",
-                       help="path under which the proxy shows Atelier, such as /atelier (default: none)")
-    _add_queue(serve)
-
-
-def _add_queue(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--queue", default="", metavar="URL",
-                         help="Redis server where jobs wait if several machines share the home, such as "
-                         "redis://HOST:6379 (default: $ATELIER_QUEUE, else a file in the home)")
-
-
 def _add_key(key: argparse.ArgumentParser) -> None:
     key.add_argument("action", choices=("make", "list", "delete"), help="create, list or delete a key")
     key.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the key (not needed for list)")
-
-
-def _network(text: str) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text} is not an address; use an IP address such as 127.0.0.1, or a network such as "
-            "10.0.0.0/24") from None
-
-
-def _root_path(text: str) -> str:
-    path = text.rstrip("/")
-    if not re.fullmatch(r"(/[\w.~-]+)*", path, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a path such as /atelier; use /, letters, digits, - and _")
-    return path
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 1 to 65535, or 0 for the first free one")
-    return int(text)
 
 
 def _key_value(text: str) -> tuple[str, str]:

@@ -110,8 +110,12 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     _watch_trigger_word(home, engine, keys, trigger_hint, [name, expert["trigger"], expert["base"], count])
     started = start.click(lambda *values: _start_training(home, keys, values), [*answers.values(), *chosen], run,
                           api_visibility="private")   # fmt: skip
-    opened = f"{page_url('jobs')}?run="
-    started.success(None, run, None, js=f"run => {{ location.href = '{opened}' + encodeURIComponent(run) }}")
+    started.success(None, run, None, js=_open_run())
+
+
+def _open_run() -> str:
+    """The script that opens the page of a run, given its id."""
+    return f"run => {{ location.href = '{page_url('jobs')}?run=' + encodeURIComponent(run) }}"
 
 
 def _step(number: int, title: str, hint: str = "") -> None:
