@@ -78,14 +78,19 @@ def main() -> None:
     parser.add_argument("series", nargs="*", choices=[*SERIES, []], help="what is tried")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = _known()
     for name in options.series:
         with tempfile.TemporaryDirectory() as folder:
             found = asdict(SERIES[name](Path(folder), options.seed))
+        results = _known()   # another series may have ended meanwhile
         results[name] = {"seed": options.seed, "commit": _commit(), "machine": describe_machine(), "figures": found}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(name, json.dumps(found))
     DOCUMENT.write_text(render(results), encoding="utf-8")
+
+
+def _known() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
 
 
 def render(results: dict[str, Any]) -> str:

@@ -105,5 +105,3 @@ def _finish(trial: str, place: Place, process: BaseProcess, whole: Outcome, figu
     figures.different += different
     if different or "Traceback" in said or found.state != "done":
         figures.faults.append(f"{trial}: {found.adapters} adapters, {found.state}; {said[-2000:]}")
-    elif not alone:
-        figures.faults.append(f"{trial} was resumed: {said[-300:]}")

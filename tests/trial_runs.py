@@ -141,7 +141,12 @@ def _train(place: Place, at: int, act: Act, operations: frozenset[str]) -> None:
     with (place.folder / "errors.txt").open("a") as errors, redirect_stderr(errors):
         if at:
             _hook(place, at, act, operations)
-        events = list(run_module.run(place.run, place.adapters, resume=bool(place.run.events())))
+        try:
+            events = list(run_module.run(place.run, place.adapters, resume=bool(place.run.events())))
+        except OSError as error:   # as the job's process and the command line do: a sentence, and it can be resumed
+            errors.write(f"Nothing can be written to the run's folder: {error}.\n")
+            errors.close()
+            os._exit(1)
     os._exit(0 if isinstance(events[-1], Finished) else 1)
 
 

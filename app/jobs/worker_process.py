@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from atelier.adapters.core.parse import parse_json
 from atelier.app.jobs.jobs import worker_alive, worker_lock
 from atelier.app.store.home import Home
 
+RESTART_SECONDS = 10.0   # until a worker that died is missed
 _SECONDS_TO_END = 30.0
 
 
@@ -26,21 +28,36 @@ def worker_for_server(home: Home) -> Iterator[None]:
 
     The worker has a session of its own, so that neither Ctrl+C at the server nor a crash of the server ends it. A
     worker that a crashed server has left behind is ended when the next server ends; one that a person has started is
-    left running. A home that several machines share has the workers that are started on them.
+    left running. Where the worker dies, another one is started. A home that several machines share has the workers that
+    are started on them.
     """
     if home.queue:
         yield
         return
-    own = None if worker_alive(home) else _start(home)
+    started = [] if worker_alive(home) else [_start(home)]
+    ended = threading.Event()
+    keeper = threading.Thread(target=_keep_worker, args=(home, started, ended), daemon=True)
+    keeper.start()
     try:
         yield
     finally:
+        ended.set()
+        keeper.join()
         # Only the worker ends; a training has a process of its own and continues.
-        if own is None:
+        if not started:
             stop_orphaned_worker(home)
         else:
-            own.terminate()
-            own.wait()
+            started[-1].terminate()
+            started[-1].wait()
+
+
+def _keep_worker(home: Home, started: list[subprocess.Popen[bytes]], ended: threading.Event) -> None:
+    """Start a worker whenever there is none, until the server ends; jobs would wait for ever without one."""
+    while not ended.wait(RESTART_SECONDS):
+        is_starting = bool(started) and started[-1].poll() is None
+        with suppress(OSError):   # the home is gone, which the page says
+            if not is_starting and not worker_alive(home):
+                started.append(_start(home))
 
 
 def stop_orphaned_worker(home: Home) -> None:

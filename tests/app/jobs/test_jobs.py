@@ -24,7 +24,7 @@ import pytest
 from processes import forked, until
 
 from atelier.app.jobs import child_process as children
-from atelier.app.jobs import jobs
+from atelier.app.jobs import jobs, worker_process
 from atelier.app.jobs.base_queue import Action
 from atelier.app.jobs.child_process import exit_event, training_command, watch_child
 from atelier.app.jobs.jobs import cancel, find_run, list_runs, new_run, resume, run_status, submit, worker_alive
@@ -431,6 +431,18 @@ def test_a_crashed_server_leaves_its_worker_to_the_next_one(home):
     until(lambda: worker_alive(home))
     with worker_for_server(home):
         assert worker_alive(home)
+    assert not worker_alive(home)
+
+
+def test_a_worker_that_dies_is_replaced_while_the_server_runs(home, monkeypatch):
+    monkeypatch.setattr(worker_process, "RESTART_SECONDS", 0.2)
+    record = home.state / "worker.json"
+    with worker_for_server(home):
+        until(lambda: worker_alive(home))
+        first = json.loads(record.read_text())[0][0]
+        end(first)
+        until(lambda: json.loads(record.read_text())[0][0] != first)
+        until(lambda: worker_alive(home))
     assert not worker_alive(home)
 
 

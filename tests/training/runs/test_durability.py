@@ -30,6 +30,7 @@ def test_a_run_that_is_refused_any_one_write_goes_on_by_itself(workshop: Worksho
     assert figures.faults == []
     assert figures.trials > 40
     assert (figures.tracebacks, figures.different) == (0, 0)
+    assert figures.resumed <= 1   # where not even the lock of the run can be made
 
 
 def test_a_run_on_a_full_disk_goes_on_by_itself_when_there_is_room(workshop: Workshop, tmp_path: Path):
