@@ -10,6 +10,8 @@ from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.hub import download_model, is_hub_id, needs_download
 from atelier.training.base_models.identify import identify
 
+MAX_WAITING, MAX_LISTED = 8, 30   # downloads under way, and those that the page still shows
+
 
 @dataclass(frozen=True, slots=True)
 class Download:
@@ -49,6 +51,10 @@ class ModelDownloads:
             known = self._downloads.get(id)
             if (known is not None and known.running) or not needs_download(id):
                 return
+            if sum(download.running for download in self._downloads.values()) >= MAX_WAITING:
+                raise BaseError(f"{MAX_WAITING} downloads are waiting, and that is the most. Wait until one is done.")
+            while len(self._downloads) >= MAX_LISTED:
+                del self._downloads[next(id for id, download in self._downloads.items() if not download.running)]
             self._downloads[id] = Download(id)
         threading.Thread(target=self._download, args=(id,), daemon=True).start()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from atelier.app.services.engine import Engine
+from atelier.app.services.model_downloads import ModelDownloads
 from atelier.app.store.home import Home
 from atelier.app.text import shared
 from atelier.app.web.components.gradio_internals import CheckedBlocks
@@ -22,9 +23,10 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
         engine: draws for all pages.
         has_password: whether people sign in, so that Settings offers keys and signing out.
     """
+    downloads = ModelDownloads()
     blocks = CheckedBlocks(check_inputs, title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
     with blocks as demo, page(demo, home, "create"):
-        create.build(demo, home, engine)
+        create.build(demo, home, engine, downloads)
     with demo.route(shared.TITLES["studio"], page_path("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
     with demo.route(shared.TITLES["mix"], page_path("mix")), page(demo, home, "mix"):
@@ -40,7 +42,7 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
     with demo.route(shared.TITLES["jobs"], page_path("jobs")), page(demo, home, "jobs"):
         jobs.build(demo, home, engine)
     with demo.route(shared.TITLES["settings"], page_path("settings")), page(demo, home, "settings"):
-        settings.build(demo, home, engine, has_password=has_password)
+        settings.build(demo, home, engine, downloads, has_password=has_password)
     # Closed to direct posts, which would go past the queue and its length.
     demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
     return demo

@@ -32,7 +32,7 @@ def check_separate_vae(vae: str, own: Mapping[str, Any]) -> Path | None:
     path = Path(vae).expanduser()
     if path.is_dir():
         path = path / "vae" if (path / "vae" / "config.json").exists() else path
-        _check_scale(vae, read_json(path / "config.json", vae, "latent_channels", "block_out_channels"), own)
+        _check_scale(vae, _configuration(vae, path / "config.json"), own)
     elif not path.is_file():
         raise BaseError(f"{vae} does not exist. A VAE is a .safetensors file or a diffusers folder with config.json.")
     tensors = _tensors(vae, path / _FILE if path.is_dir() else path)
@@ -41,6 +41,14 @@ def check_separate_vae(vae: str, own: Mapping[str, Any]) -> Path | None:
         raise BaseError(f"{vae} is not a VAE of Stable Diffusion. Choose another file, such as sdxl_vae.safetensors.")
     _check_latents(vae, first, own)
     return path
+
+
+def _configuration(vae: str, path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path, vae, "latent_channels", "block_out_channels")
+    except BaseError:
+        raise BaseError(f"{vae} is not a VAE: its config.json is missing, or is that of something else. Choose a "
+                        ".safetensors file, or a folder that diffusers wrote.") from None
 
 
 def _tensors(vae: str, file: Path) -> Mapping[str, TensorEntry]:

@@ -16,6 +16,7 @@ from atelier.app.services.engine import Engine
 from atelier.app.services.expert_settings import default_values, draft_preset, form_values, run_settings
 from atelier.app.services.known_models import downloadable_titles
 from atelier.app.services.memory_hint import memory_lines
+from atelier.app.services.model_downloads import ModelDownloads
 from atelier.app.services.picture_hints import PictureHints, picture_hints, picture_tiles
 from atelier.app.services.trigger_word_hint import trigger_word_hint
 from atelier.app.store.base_settings import base_options
@@ -35,6 +36,7 @@ from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home, new_name
 from atelier.app.store.models import base_choices
 from atelier.app.text import create as words
+from atelier.app.web.components.base_download import connect_base_download
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.settings_form import controls
@@ -61,7 +63,7 @@ _LATEST: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidd
                            "concurrency_limit": 4}   # fmt: skip
 
 
-def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
+def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads) -> None:
     """Place the Create page; the draft is kept in ``home``, and ``engine`` checks trigger words."""
     heading(words.TITLE, words.LEAD)
     with gr.Row(elem_classes="layout"):
@@ -72,10 +74,11 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             picture_list = panel("training-pictures", _picture_list(Draft()))
         with gr.Column(scale=5, elem_classes="surface"):
             what, subject, name, trigger_hint, preset, note = _questions()
-            memory_hint = panel("memory-hint", "")
+            memory_hint, base_download = panel("memory-hint", ""), panel("base-download", {})
             start = gr.Button(words.TRAIN, variant="primary", size="lg", elem_id="start-training")
     with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="surface"):
         count, expert = _expert(base_choices(home, downloadable_titles()))
+    come = connect_base_download(downloads, base_download, expert["base"])
     run = gr.Textbox(visible=False)
     # What the Expert controls are filled from. Whoever picks a preset and starts at once is faster than the answer
     # that fills them again: the old values must then not be taken for changes.
@@ -105,7 +108,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     chosen = [preset, filled_from, *expert.values()]
     restored = [picture_list, *answers.values(), preset, count, filled_from, *expert.values()]
     loaded = demo.load(lambda: _restore(home, keys), None, restored, **UNQUEUED)
-    for event in (loaded.then, partial(gr.on, [control.change for control in (preset, *expert.values())])):
+    for event in (loaded.then, partial(gr.on, [control.change for control in (preset, come, *expert.values())])):
         event(partial(_memory_hint, home, keys), chosen, memory_hint, **_LATEST)
     _watch_trigger_word(home, engine, keys, trigger_hint, [name, expert["trigger"], expert["base"], count])
     started = start.click(lambda *values: _start_training(home, keys, values), [*answers.values(), *chosen], run,

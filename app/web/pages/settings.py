@@ -36,7 +36,9 @@ from atelier.training.config.train_config import EMBEDDED, PRECISIONS
 PACKAGES = (DISTRIBUTION, "torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "huey")
 
 
-def build(demo: gr.Blocks, home: Home, engine: Engine, *, has_password: bool = False) -> None:
+def build(
+    demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads, *, has_password: bool = False
+) -> None:
     """Place the Settings page; with ``has_password`` it offers signing out."""
     heading(words.TITLE, words.LEAD)
     facts = panel("facts", [])
@@ -47,7 +49,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, *, has_password: bool = F
         models = panel("models", {"hint": "", "models": []})
     with gr.Column(elem_classes="surface"):
         precision = gr.Dropdown(list(PRECISIONS), label=words.PRECISION, info=words.PRECISION_HINT, elem_id="precision")
-    place_downloads(demo, ModelDownloads())
+    place_downloads(demo, downloads)
     place_base_options(demo, home)
     precision.input(lambda name: _save_precision(home, name), precision, None, api_visibility="private")
     _place_keys(demo, home, has_password)

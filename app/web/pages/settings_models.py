@@ -14,12 +14,10 @@ from atelier.app.store.home import Home, absolute_base
 from atelier.app.store.models import base_choices
 from atelier.app.text import settings as words
 from atelier.app.text import shared
+from atelier.app.web.components.base_download import LOOK_SECONDS, download_row
 from atelier.app.web.components.page_frame import UNQUEUED, show_errors
 from atelier.app.web.components.panel import action_of, panel
-from atelier.training.base_models.hub import needs_download
 from atelier.training.config.base_options import AUTO_PREDICTION, PREDICTIONS, BaseOptions
-
-_EVERY = 2.0   # seconds between two looks at the downloads
 
 
 def place_downloads(demo: gr.Blocks, downloads: ModelDownloads) -> None:
@@ -28,7 +26,7 @@ def place_downloads(demo: gr.Blocks, downloads: ModelDownloads) -> None:
         listed = panel("known-models", {"models": []})
         id = gr.Textbox(label=words.HUB_ID, info=words.HUB_ID_HINT, max_length=100, elem_id="hub-id")
         get = gr.Button(words.DOWNLOAD, elem_id="download-model")
-        timer = gr.Timer(_EVERY)
+        timer = gr.Timer(LOOK_SECONDS)
 
     def press(event: gr.EventData) -> dict[str, Any]:
         """Start the download whose button was pressed."""
@@ -49,7 +47,7 @@ def _start(downloads: ModelDownloads, id: str) -> dict[str, Any]:
 def _listed(downloads: ModelDownloads) -> dict[str, Any]:
     states = {download.id: download for download in downloads.all()}
     known = [_known(downloads, model, states.get(model.id)) for model in known_models()]
-    others = [_row(id, id, state) for id, state in states.items() if known_model(id) is None]
+    others = [download_row(id, id, state) for id, state in states.items() if known_model(id) is None]
     return {"models": [*known, *others]}
 
 
@@ -58,17 +56,7 @@ def _known(downloads: ModelDownloads, model: KnownModel, state: Download | None)
     memory = words.COUNTING if needs is None else words.memory_line(
         needs.draw, needs.train, needs.draw_saves, needs.train_saves)   # fmt: skip
     facts = words.known_facts(family_title(model.family), model.licence, model.bytes, memory)
-    return {**_row(model.id, model.title, state), "about": model.about, "facts": facts}
-
-
-def _row(id: str, title: str, state: Download | None) -> dict[str, Any]:
-    busy = state is not None and state.running
-    here = not busy and not needs_download(id)
-    return {
-        "id": id, "title": title, "about": "", "facts": "", "here": here, "busy": busy, "offer": not busy and not here,
-        "error": state.error if state and not here else "", "percent": state.percent if state else 0,
-        "label": words.downloading(state.done, state.of) if state else "",
-    }   # fmt: skip
+    return {**download_row(model.id, model.title, state), "about": model.about, "facts": facts}
 
 
 def place_base_options(demo: gr.Blocks, home: Home) -> None:

@@ -28,6 +28,7 @@ from atelier.app.services import memory_hint as room
 from atelier.app.services.engine import Engine
 from atelier.app.services.expert_settings import values_or_defaults
 from atelier.app.services.memory_hint import memory_lines
+from atelier.app.services.model_downloads import ModelDownloads
 from atelier.app.store.create_draft import (
     add_pictures,
     clear_draft,
@@ -188,7 +189,7 @@ def test_every_kind_can_be_chosen_with_every_preset(monkeypatch, own_home: Path,
 
 
 def test_the_create_page_shows_the_options_of_the_chosen_kind_alone(own_home: Path) -> None:
-    page, _ = placed(lambda page: create.build(page, open_home(own_home), Engine()))
+    page, _ = placed(lambda page: create.build(page, open_home(own_home), Engine(), ModelDownloads()))
     ids = [block.elem_id for block in page.blocks.values() if getattr(block, "elem_id", None)]
     assert len(ids) == len(set(ids))
     assert {"set-steps", "set-lora-rank", "set-lorta-rank"} <= set(ids)
