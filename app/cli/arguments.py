@@ -304,8 +304,7 @@ def _add_models(models: argparse.ArgumentParser) -> None:
     models.add_argument("action", choices=("scan", "show", "get", "known"),
                         help="scan a folder; show one base model; get one from the hub; list known ones")
     models.add_argument("what", metavar="DIR_OR_BASE", nargs="?", default="",
-                        help="for scan: a folder; for show: 'embedded', a folder, a file or a hub id; for get: a hub "
-                             "id such as owner/model")
+                        help="scan: a folder; show: 'embedded', a folder, a file or a hub id; get: a hub id")
 
 
 def _add_key(key: argparse.ArgumentParser) -> None:

@@ -79,10 +79,9 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
     with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="surface"):
         count, expert = _expert(base_choices(home, downloadable_titles()))
     come = connect_base_download(downloads, base_download, expert["base"])
-    run = gr.Textbox(visible=False)
     # What the Expert controls are filled from. Whoever picks a preset and starts at once is faster than the answer
     # that fills them again: the old values must then not be taken for changes.
-    filled_from = gr.Textbox(visible=False)
+    filled_from, run = gr.Textbox(visible=False), gr.Textbox(visible=False)
 
     answers = {"what": what, "subject": subject, "name": name}
     keys = list(expert)
