@@ -31,8 +31,8 @@ from atelier.app.store.textual_inversions import list_unreadable_inversions
 from atelier.app.store.trash import move_to_trash
 from atelier.training.config.events import from_line
 from atelier.training.config.run_folder import RunFolder
-from atelier.training.data.dataset import PICTURE_SUFFIXES
 from atelier.training.data.images import PictureError, open_picture
+from atelier.training.data.picture_folder import PICTURE_SUFFIXES
 from atelier.training.loop.checkpoint import CheckpointError, list_checkpoints, read
 
 LEFTOVER_SECONDS = 3600.0   # what is younger may be in use
