@@ -220,10 +220,12 @@ def test_the_create_page_says_at_once_that_a_small_run_fits_by_far(monkeypatch) 
     assert re.fullmatch(r"Needs less than \d{3}(\.\d)? MB of memory; 16 GB is free\.", line)
 
 
-def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
+def test_the_create_page_counts_what_might_not_fit(monkeypatch, own_home: Path) -> None:
+    home = open_home(own_home)
     sizes = {(False, 2): 9, (True, 2): 6, (True, 1): 3}   # GB, by checkpointing and batch
 
-    def counted(config: TrainConfig, precision: str, *, device: str, processes: int) -> MemoryNeed:
+    def counted(config: TrainConfig, precision: str, *, device: str, processes: int, info: object) -> MemoryNeed:
+        assert info
         assert precision == "fp32" and device == "cpu" and processes == 1
         program = sizes[config.gradient_checkpointing, config.batch] * 10**9
         return MemoryNeed(unet=0, text_encoders=0, vae=0, encode=0, train=0, program=program)
@@ -234,17 +236,19 @@ def test_the_create_page_counts_what_might_not_fit(monkeypatch) -> None:
     sparing = "Needs about 9 GB of memory, but only 4 GB is free. To fit, activations are recomputed"
     for free, said in ((10, "Needs about 9 GB of memory; 10 GB is free."), (4, sparing), (1, "even with every")):
         monkeypatch.setattr(memory_savings, "available_memory", lambda _, free=free: free * 10**9)
-        lines = create._memory_hint(["batch", "base", "kind"], "normal", "normal\nembedded", 2, "embedded", "lora")
+        lines = create._memory_hint(home, ["batch", "base", "kind"], "normal", "normal\nembedded", 2, "embedded",
+                                    "lora")   # fmt: skip
         assert next(lines) == words.ESTIMATING
         (line,) = lines
         assert said in line
 
 
-def test_the_create_page_says_why_a_base_model_can_not_be_used(tmp_path: Path) -> None:
+def test_the_create_page_says_why_a_base_model_can_not_be_used(tmp_path: Path, own_home: Path) -> None:
+    home = open_home(own_home)
     keys, nowhere = ["base", "kind", "steps"], str(tmp_path / "nowhere")
-    (line,) = create._memory_hint(keys, "normal", "normal\nembedded", nowhere, "lora", 5)
+    (line,) = create._memory_hint(home, keys, "normal", "normal\nembedded", nowhere, "lora", 5)
     assert line.startswith(f"{nowhere} does not exist.")
-    (line,) = create._memory_hint(keys, "normal", "normal\nembedded", "embedded", "lora", 0)
+    (line,) = create._memory_hint(home, keys, "normal", "normal\nembedded", "embedded", "lora", 0)
     assert line.startswith("steps is 0")
 
 
