@@ -107,13 +107,14 @@ def _comment(raw: Any) -> str:
 
 # --- A1111 and Forge: one text, the last line of it "Key: value, key: value" -----------------------------------------
 
-_PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# As A1111's own, but for the length of a key, without which the time grows with the square of the text's.
+_PARAMETER = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _LORA = re.compile(r"<(?:lora|lyco):([^:<>]+)(?::([^:<>]*))?(?::[^<>]*)?>")
 
 
 def _a1111(texts: Mapping[str, str]) -> PictureMetadata | None:
-    if texts["parameters"].lstrip().startswith("{"):
-        return _swarm(texts) or _fooocus(texts)
+    if (found := _json_parameters(texts["parameters"])) is not None:
+        return found
     lines = texts["parameters"].strip().split("\n")
     if len(lines[-1]) > MAX_PARAMETERS:
         return None
@@ -140,6 +141,15 @@ def _a1111(texts: Mapping[str, str]) -> PictureMetadata | None:
             for name, strength in _LORA.findall(f"{prompt}\n{negative}")
         ),
     )   # fmt: skip
+
+
+def _json_parameters(text: str) -> PictureMetadata | None:
+    """What tools write that have JSON under A1111's keyword; None for a prompt that only begins like it."""
+    try:
+        said = json.loads(text) if text.lstrip().startswith("{") else None
+    except (ValueError, RecursionError):
+        return None
+    return (_swarm(said) or _fooocus(said)) if isinstance(said, dict) else None
 
 
 def _strength(text: str) -> float:
@@ -174,9 +184,9 @@ def parameters_text(
     """
     tags = "".join(f" <lora:{part.name}:{part.strength:g}>" for part in adapters)
     hashes = ", ".join(f"{part.name}: {part.hash}" for part in adapters if part.hash)
-    lines = [_plain_lines(prompt) + tags]
-    if negative:
-        lines.append(f"Negative prompt: {_plain_lines(negative)}")
+    lines = [_plain_lines(prompt.strip()) + tags]
+    if negative.strip():
+        lines.append(f"Negative prompt: {_plain_lines(negative.strip())}")
     given = {**values, "Lora hashes": hashes}
     told = [f"{key}: {_quoted(str(value))}" for key, value in given.items() if value not in ("", None)]
     return "\n".join([*lines, ", ".join(told)])
@@ -193,8 +203,8 @@ def _quoted(value: str) -> str:
 
 # --- SwarmUI: JSON under A1111's keyword -----------------------------------------------------------------------------
 
-def _swarm(texts: Mapping[str, str]) -> PictureMetadata | None:
-    said = json.loads(texts["parameters"]).get("sui_image_params")
+def _swarm(parameters: Mapping[str, Any]) -> PictureMetadata | None:
+    said = parameters.get("sui_image_params")
     if not isinstance(said, dict):
         return None
     names, weights = _list(said.get("loras")), _list(said.get("loraweights"))
@@ -210,8 +220,7 @@ def _swarm(texts: Mapping[str, str]) -> PictureMetadata | None:
 
 # --- Fooocus: JSON under A1111's keyword as well ---------------------------------------------------------------------
 
-def _fooocus(texts: Mapping[str, str]) -> PictureMetadata | None:
-    said = json.loads(texts["parameters"])
+def _fooocus(said: Mapping[str, Any]) -> PictureMetadata | None:
     if "base_model" not in said:
         return None
     size = re.findall(r"\d{1,6}", _text(said.get("resolution")))

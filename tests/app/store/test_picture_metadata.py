@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from atelier.app.store.picture_metadata import NamedAdapter, parameters_text, read_metadata, read_texts
@@ -220,3 +223,115 @@ def test_a_file_that_is_no_picture_says_nothing(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "a.png") is None
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     assert read_metadata(tmp_path / "b.png") is None
+
+
+def a1111_parser(text: str) -> dict[str, str]:
+    """A1111's way of reading a text, written from its description: the last line counts if it has three values."""
+    *lines, last = text.strip().split("\n")
+    pattern = r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)'
+    if len(re.findall(pattern, last)) < 3:
+        lines, last = [*lines, last], ""
+    found, key = {"Prompt": "", "Negative prompt": ""}, "Prompt"
+    for line in map(str.strip, lines):
+        if line.startswith("Negative prompt:"):
+            key, line = "Negative prompt", line[16:].strip()
+        found[key] += line if found[key] == "" else f"\n{line}"
+    for name, value in re.findall(pattern, last):
+        found[name] = json.loads(value) if value[:1] == value[-1:] == '"' and len(value) > 1 else value
+    return found
+
+
+def as_lines(prompt: str) -> str:
+    """What A1111 keeps of any prompt: lines without spaces around them, no empty ones at the ends."""
+    return "\n".join(line.strip() for line in prompt.split("\n")).strip()
+
+
+PIECES = st.sampled_from([
+    "a fox", ", ", ": ", "\n", "Negative prompt:", "Negative prompt: bad", "Steps: 20", "Seed: 1, Size: 1x1, Steps: 7",
+    '"', "\\", "(a:1.2)", "[b|c]", "<lora:", ">", "BREAK", "  ", "\t", "é", "狐", "{", "}", "Lora hashes: \"x: 1\"",
+    "\r", "\x85", "\u2028", "negative prompt:", "Negative prompt"])
+PROMPTS = st.lists(st.one_of(PIECES, st.text(st.characters(codec="utf-8"), max_size=5)), max_size=10).map("".join)
+VALUE = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20).filter(str.strip)
+
+
+@settings(max_examples=400, deadline=None)
+@given(PROMPTS, PROMPTS, VALUE)
+def test_a1111_reads_every_prompt_that_we_write(prompt: str, negative: str, model: str) -> None:
+    values = {"Steps": 20, "Sampler": "Euler a", "CFG scale": "7.5", "Seed": 3, "Size": "64x64", "Model": model}
+    found = a1111_parser(parameters_text(prompt, negative, [NamedAdapter("rex", 0.8, "0a1b2c3d4e5f")], values))
+    spaced = re.compile(r"^(\s*Negative prompt) :", re.MULTILINE)
+    assert spaced.sub(r"\1:", found["Prompt"]) == as_lines(spaced.sub(r"\1:", f"{prompt.strip()} <lora:rex:0.8>"))
+    assert spaced.sub(r"\1:", found["Negative prompt"]) == as_lines(spaced.sub(r"\1:", negative))
+    assert {key: found[key] for key in values} == {key: str(value) for key, value in values.items()}
+    assert found["Lora hashes"] == "rex: 0a1b2c3d4e5f"
+
+
+@settings(max_examples=100, deadline=None)
+@given(PROMPTS, PROMPTS)
+def test_a_picture_gives_back_what_it_was_given(prompt: str, negative: str) -> None:
+    """Through a real PNG, and by our own reader."""
+    chunks = PngImagePlugin.PngInfo()
+    values = {"Steps": 20, "Sampler": "Euler", "Seed": 3, "Size": "16x16"}
+    chunks.add_text("parameters", parameters_text(prompt, negative, [], values))
+    buffer = BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "PNG", pnginfo=chunks)
+    with Image.open(buffer) as image:
+        found = read_texts({"parameters": image.info["parameters"]})
+    assert found is not None and (found.steps, found.seed, found.width) == (20, 3, 16)
+
+
+def node(kind: str, **inputs: object) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+HOSTILE = {
+    "a word of a million letters": {"parameters": "a\n" + "a" * 1_000_000},
+    "a last line without a colon": {"parameters": "a\n" + "a" * 9_999},
+    "spaces": {"parameters": " " * 199_999},
+    "brackets": {"sd-metadata": '{"image": {"prompt": "' + "[" * 190_000 + '"}}'},
+    "spaces before brackets": {"sd-metadata": '{"image": {"prompt": "' + " " * 190_000 + '"}}'},
+    "tags": {"parameters": "<lora:" * 30_000 + "\nSteps: 1, Seed: 1, Size: 1x1"},
+    "a circle": {"prompt": json.dumps({str(i): node("KSampler", positive=[str((i + 1) % 900), 0],
+        latent_image=[str((i + 1) % 900), 0], model=[str(i), 0], seed=1) for i in range(900)})},
+    "all to all": {"prompt": json.dumps({str(i): node("KSampler", **{f"i{j}": [str(j), 0] for j in range(150)},
+        positive=[str(i), 0]) for i in range(150)})},
+    "too many nodes": {"prompt": json.dumps({str(i): node("KSampler", positive=["1", 0]) for i in range(40_000)})},
+    "deep": {"prompt": '{"a":' * 100_000}, "deep lists": {"invokeai_metadata": "[" * 100_000},
+    "a graph of 100 MB": {"prompt": "x" * 100_000_000},
+}   # fmt: skip
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_text_ends_soon(case: str) -> None:
+    """Each takes milliseconds; any of them would take minutes where the work grows with the square of the length."""
+    found = read_texts(HOSTILE[case])
+    assert found is None or found.tool
+
+
+@pytest.mark.timeout(20)
+def test_a_file_with_a_chunk_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+    with path.open("ab") as file:
+        file.truncate(1 << 30)
+    assert read_metadata(path) is None
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("prompt", "x" * 60_000_000, zip=True)   # 60 kB that unpack to 60 MB
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    assert path.stat().st_size < 100_000 and read_metadata(path) is None
+
+
+def test_fooocus_and_a_graph_in_a_webp(tmp_path: Path) -> None:
+    said = {"prompt": "a fox", "negative_prompt": "bad", "seed": "12", "steps": 30, "guidance_scale": 4.0,
+            "sampler": "dpmpp_2m_sde_gpu", "scheduler": "karras", "resolution": "(896, 1152)", "clip_skip": 2,
+            "base_model": "juggernautXL_v8", "base_model_hash": "aeb7e9e689",
+            "loras": [["offset", 0.1, "4852686128"]], "metadata_scheme": "fooocus"}   # fmt: skip
+    found = read_texts({"parameters": json.dumps(said), "fooocus_scheme": "fooocus"})
+    assert found is not None and (found.tool, found.seed, found.width, found.height) == ("Fooocus", 12, 896, 1152)
+    assert found.adapters == (NamedAdapter("offset", 0.1, "4852686128"),) and found.base_hash == "aeb7e9e689"
+    exif = Image.Exif()
+    exif[0x0110], exif[0x010F] = f"prompt:{json.dumps(graph())}", "workflow:{}"
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.webp", exif=exif)
+    found = read_metadata(tmp_path / "a.webp")
+    assert found is not None and (found.tool, found.prompt) == ("ComfyUI", "a fox")
