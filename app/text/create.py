@@ -15,7 +15,7 @@ TIPS = ("One subject per picture, large enough to see.", "Different angles, plac
 REMOVE = "Remove"
 VERDICTS = {"small": "Small", "odd aspect": "Only the middle is used", "blurred": "Looks blurred",
             "near-twin": "Nearly the same as another", "turned": "Turned upright", "converted": "Converted to RGB"}
-WEIGHT = "Counts"
+WEIGHT = "How often it is trained on, compared with the others"
 HEAVIER = "Train on it twice as often"
 LIGHTER = "Train on it half as often"
 TRIGGER_FIRST = "Put the trigger word first"
