@@ -132,8 +132,8 @@ TEXT = """# Speed
 Written by `python -m benchmarks --render` from `benchmarks/results/speed.json`. {machine}. Stable Diffusion 1.5's shape
 with random weights{quick}, pictures of {side} pixels, rank {rank}, float32, one thread a process. Contenders take
 turns; CPU and wall seconds are medians, a ratio is that of the row to the first row, repeat by repeat. *Ready* is the
-time until the first repeat could begin. `diffusers recipe` is written by us to the recipe of diffusers' DreamBooth
-LoRA script; kohya's trainer is stood in for by LyCORIS' modules in a plain loop.
+time until the first repeat could begin. `diffusers recipe` is our own code after diffusers' DreamBooth LoRA
+script; kohya's trainer is represented by LyCORIS' modules in a plain loop.
 
 {sections}
 """

@@ -31,11 +31,11 @@ Written by `python -m benchmarks.compress --render` from what is in `benchmarks/
 ## Error, pictures and the judge
 
 The embedded base by every method, each on top of the one before it; the first two only measure ranges, the others
-learn for {steps} updates ({trajectories} drawings of {timesteps} timesteps, two pictures side by side), 1/{less}
-of the paper's 16,000: a small machine's choice. The last learns for {long}, which is what the app does unless told
-otherwise. *Error* is the squared difference to the base's own answer over its square, mean over two trajectories with
+train for {steps} updates ({trajectories} drawings of {timesteps} timesteps, two pictures side by side), 1/{less}
+of the paper's 16,000: chosen for a small machine. The last trains for {long}, the app's default.
+*Error* is the squared difference to the base's own answer over its square, mean over two trajectories with
 prompts and seeds that no method has seen; *PSNR* is that of {pictures} pictures in {draw_steps} denoising steps from
-the same noise; *judge* is the mean probability, in points of 100, of the thing and of the style that were asked for
+the same noise; *judge* is the mean probability, in percent, of the object and the style in the prompt
 (the base itself: {judge:.1f}). Measured on: {measured}.
 
 | preset | method | error | PSNR, dB | judge | to the base | seconds |
@@ -48,14 +48,14 @@ SIZE_TEXT = """
 ## Files
 
 The UNet of Stable Diffusion 1.5's shape with random weights, written and measured, header, step sizes, zero points and
-input levels included; what gets no codes is in float16 (`python -m benchmarks.compress_sizes`).
+input levels included; what is not quantized is in float16 (`python -m benchmarks.compress_sizes`).
 
 | file | MiB | of fp16 | estimated, MiB |
 |---|---|---|---|
 {rows}
 """
 SPEED_TEXT = """
-## Linear layers in whole numbers
+## Linear layers in integer arithmetic
 
 All {layers} calls of linear layers in one UNet call of Stable Diffusion 1.5 at 64 × 64, one thread, CPU seconds,
 contenders taking turns in processes of their own (`python -m benchmarks.compress_speed`); torchao's dynamic int8
@@ -68,7 +68,7 @@ without torch.compile. Measured on: {measured}.
 Left out: {left_out}.
 {whole}"""
 WHOLE_TEXT = """
-## Whole UNets in whole numbers
+## Whole UNets in integer arithmetic
 
 One call of a UNet with both branches of guidance, one thread, CPU seconds, contenders taking turns call by call
 (`python -m benchmarks.compress_speed --whole`); rounding of inputs, norms, attention and all that stays in floating

@@ -87,9 +87,9 @@ def render(result: dict[str, Any]) -> str:
 
 Written by `python -m benchmarks.content_style --render` from what is in `benchmarks/results/`.
 
-Objects and styles that the embedded base has never seen are taught apart and drawn together, from one prompt and four
-seeds. Scores are the judge's probabilities; the truth is the object's own picture in that style. Both adapters of a mix
-hold the same number of values in every method.
+Objects and styles that the embedded base has never seen are trained separately and drawn together, from one prompt and
+four seeds. Scores are the judge's probabilities; the truth is the object's own picture in that style. Both adapters of
+a mix hold the same number of values in every method.
 
 {lines}
 

@@ -256,8 +256,8 @@ def render(result: dict[str, Any]) -> str:
 Written by `python -m benchmarks.fusion --render` from what is in `benchmarks/results/`. What the methods are:
 `adapters/fusion/methods.py`; why they are as they are: [notes/0009-fusion.md](notes/0009-fusion.md).
 
-Objects that the embedded base has never seen, styles and background habits are taught apart, each as the app teaches
-it by default (`benchmarks/fusion_lessons.py`), and drawn together from one prompt, {REQUEST.count} seeds a set,
+Objects that the embedded base has never seen, styles and background habits are trained separately with the
+app's defaults (`benchmarks/fusion_lessons.py`), and drawn together from one prompt, {REQUEST.count} seeds a set,
 {result["steps"]} steps, every adapter at strength 1. The gates were trained on other objects, styles and colours.
 Scores are the judge's probabilities of object and style, and whether the border has the colour; a drawing counts as its
 worst concept.
@@ -284,8 +284,9 @@ def _cost(result: dict[str, Any]) -> str:
     return f"""
 ## What it costs
 
-One answer of the UNet with n adapters of rank {result["rank"]} on all its layers, over the bare base in the same run:
-CPU time, median of {result["repeats"]} and half the distance of the quartiles (`python -m benchmarks.mixing`).
+One call of the UNet with n adapters of rank {result["rank"]} on all its layers, relative to the base alone,
+in the same run: CPU time, median of {result["repeats"]} and half the distance of the quartiles
+(`python -m benchmarks.mixing`).
 
 | contender | n | times the base | spread |
 |---|---|---|---|

@@ -1,7 +1,7 @@
 """What only a card can show, in eleven minutes: kernels, graphs, speed beside PEFT, and memory against the plan.
 
     python -m benchmarks.gpu [--json FILE] [--minutes 11]      the figures, as JSON; `make gpu` runs it
-    python -m benchmarks.gpu --dry-run                         few channels, on the pretended device of the tests
+    python -m benchmarks.gpu --dry-run                         few channels, on the simulated device of the tests
     python -m benchmarks.gpu --render                          a section of docs/benchmarks.md, from the last figures
 
 Each part has a process of its own and a share of the time: one that fails or takes too long leaves the others alone,

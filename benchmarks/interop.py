@@ -68,7 +68,7 @@ EXPORTS = """
 ## Atelier's files, read by other tools
 
 One adapter of each kind over every layer of the UNet and the text encoders, with random values, in every form of
-`atelier export`. diffusers loads the file itself and fuses it. ComfyUI, A1111, Forge and InvokeAI are stood for by
+`atelier export`. diffusers loads the file itself and fuses it. ComfyUI, A1111, Forge and InvokeAI are represented by
 their rules on names, types and ΔW, written down in tests/tool_rules.py from their loaders. A cell is the layers that
 come out right to 1e-5, of all; where others come out wrong, the largest error. “no” means that the tool does not load
 the file, by its own message or rule. `kohya` and `diffusers` are low-rank, so what has no exact pair is cut at 99.99 %

@@ -2,7 +2,7 @@
 
     python -m benchmarks.launches          benchmarks/results/launches.json and docs/launches.md
 
-Stable Diffusion 1.5's layers with few channels, on the pretended device of the tests: every operation that is not a
+Stable Diffusion 1.5's layers with few channels, on the simulated device of the tests: every operation that is not a
 view or an allocation counts as one launch. A library may use several kernels for one, and the same for both contenders.
 """
 
@@ -42,7 +42,7 @@ TEXT = """# Kernel launches of a training step
 
 Written by `python -m benchmarks.launches` ({machine}). Stable Diffusion 1.5's layers, a LoRA of rank 16 on its
 attention layers, one picture; forward and backward pass, clipping and AdamW, latents and text cached. Counted on the
-pretended device of the tests (`tests/pretend_device.py`): every operation on it that is not a view or an allocation is
+simulated device of the tests (`tests/pretend_device.py`): every operation on it that is not a view or an allocation is
 one launch. Without recording: as a CUDA graph, the forward and backward pass of ours are a single one.
 
 {tables}

@@ -36,11 +36,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "likeness.md"
 SUBJECTS = ("fox", "strawberry", "umbrella", "guitar", "penguin", "owl", "snowman", "rocket")
-TEXT = """# How well the default preset teaches
+TEXT = """# How well the default preset learns a subject
 
 Written by `python benchmarks/likeness.py --render` from what is in `benchmarks/results/`.
 
-Each of {subjects} subjects that the embedded base has never seen is taught from 11 pictures with the default preset,
+Each of {subjects} subjects that the embedded base has never seen is trained on 11 pictures with the default preset,
 with {seeds} seeds, and drawn 16 times from eight prompts that are in no training caption. The judge, a classifier that
 has no part in training, names the object; the cosine is the mean over all pairs of a drawing and a held-out view, and
 its ceiling is what the training pictures reach. Drift: how far drawings of eight other things move.

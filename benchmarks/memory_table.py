@@ -45,8 +45,8 @@ SHORT = {"decode_singly": "one", "tiles": "tiles", "half_vae": "bf16 VAE", "offl
          "in_8_bits": "8 bits"}   # fmt: skip
 TEXT = """# Memory
 
-Written by `python -m benchmarks.memory_table` ({machine}). Counted in GB from the models' own code, without a card:
-what is allocated at most at any one time, in float16 for drawing and bfloat16 for training, with {reserve:.0%} of a
+Written by `python -m benchmarks.memory_table` ({machine}). Counted in GB from the models' own code, without a GPU:
+the largest allocation at any one time, in float16 for drawing and bfloat16 for training, with {reserve:.0%} of a
 card left free. *Before*: without a plan. A cell has the peak, and what is done to reach it:
 
 one: pictures are decoded one at a time · tiles: they are decoded in tiles of 512 pixels · bf16 VAE: the VAE decodes in

@@ -170,7 +170,8 @@ def reason(model: BaseModel, rank: int) -> str:
     own = sum(spec.rows * spec.columns for spec in specs)
     extra = sum(rank * (spec.rows + spec.columns) for spec in specs)
     rows = sum(spec.rows for spec in specs)
-    return (f"Merged, n adapters are the base's own weights. Gates keep each output apart: every adapter adds "
+    return (f"Merged adapters cost nothing: they are part of the base's weights. Gates keep each output "
+            "apart: every adapter adds "
             f"{100 * extra / own:.0f} % of an adapted layer's multiplications, and for each of its {rows:,} channels "
             "and every token a layer norm, a sigmoid and a weighted sum, which are read and written in memory by "
             "several operations where one would do.")   # fmt: skip

@@ -57,9 +57,9 @@ TEXT = """# Finding adapters by their weights
 
 Written by `python -m benchmarks.retrieval` from `benchmarks/results/retrieval.json`.
 
-{held_out} adapters of a dataset of {total} (`training/embedded_base/retriever_dataset.py`), whose things no adapter
-in training had, are looked for among all {total}, with prompts that don't know their trigger words ({prompts} prompts
-each). Brackets are 95 %
+{held_out} adapters of a dataset of {total} (`training/embedded_base/retriever_dataset.py`), whose subjects no adapter
+in training had, are searched for among all {total}, with prompts that do not contain their trigger words ({prompts}
+prompts each). Brackets are 95 %
 bootstrap intervals over the adapters that are looked for.
 
 | adapters | what is read | of them | recall@1 | recall@5 | MRR |
@@ -69,13 +69,13 @@ bootstrap intervals over the adapters that are looked for.
 *plain*: captions named the thing in plain words. *called*: a made-up trigger word stood before the name, as in
 Atelier's own captions. *nameless*: the trigger word alone. *style*: a way of drawing, any adapter of it is right.
 
-File names tell the truth, nothing or a lie, a third each. Controls, *plain* and *called* together:
+A third of the file names are right, a third say nothing and a third are wrong. Controls, *plain* and *called* together:
 
 | control | recall@1 | recall@5 | MRR |
 |---|---|---|---|
 {controls}
 
-The same adapters written otherwise, largest change of an embedding of length 1: {rewritten}.
+The same adapters with other factors, largest change of an embedding of length 1: {rewritten}.
 
 Search over {library:,} adapters: {search:.1f} ms of one core; reading the prompt before it: {prompt:.1f} ms (medians
 of 50, processor time of one thread, because the machine had other work to do).

@@ -47,10 +47,10 @@ TEXT = """# Samplers compared
 
 Written by `python -m benchmarks.samplers --render` from `benchmarks/results/samplers.json`.
 
-The embedded base, {pictures} prompts with a seed each (objects, styles and grounds in turn), guidance {guidance:g}.
+The embedded base, {pictures} prompts with a seed each (objects, styles and backgrounds in turn), guidance {guidance:g}.
 *Distance* is how far the clean latents are from those of {reference} steps of DDIM from the same noise: root mean
 square of the difference over that of the reference, mean over the pictures ± its standard error. The judge names the
-object, the style and, where one was asked for, the colour behind it; shares of pictures in points of 100.
+object, the style and, where one was asked for, the colour behind it; in percent of the pictures.
 Measured on: {measured}.
 
 | sampler | steps | distance | object | style | background |
@@ -174,7 +174,7 @@ def _said(rows: Sequence[Mapping[str, Any]]) -> str:
         for name in JUDGED
     )
     return (f"Nearest to the reference: {listed}. The default is `{DEFAULT}` ({default}). "
-            f"What the judge found right lies in all rows close together: {judged}.")   # fmt: skip
+            f"The judge's scores are close together in all rows: {judged}.")   # fmt: skip
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_no_version_with_a_known_hole_came_along(name: str) -> None:
 
 
 def test_pillow_13_is_taken_as_soon_as_gradio_lets_it() -> None:
-    """Pillow 12.3 has holes that 13 closes, a heap overflow in its JPEG decoder among them (CVE-2026-112403).
+    """Pillow 12.3 has vulnerabilities that 13 fixes, among them a heap overflow in its JPEG decoder (CVE-2026-112403).
 
     Gradio 6.31, the newest when this was written, forbids Pillow 13. See "What is open" in docs/threats.md.
     """

@@ -286,15 +286,15 @@ THREATS: dict[str, list[Threat]] = {
 
 HEAD = """# Threats
 
-What somebody may try against a server or with a file, what answers it, and the test that shows it. `make slow` takes
-each guard out in a copy of the tree and wants its test to fail (`tests/test_threats.py`). What is promised to whom
-stands in [SECURITY.md](../SECURITY.md). This page is made from `tests/threats.py` by running it.
+What somebody may try against a server or with a file, what answers it, and the test that shows it. `make slow` removes
+each guard in a copy of the tree and expects its test to fail (`tests/test_threats.py`). [SECURITY.md](../SECURITY.md)
+says what is promised to whom. This page is made from `tests/threats.py` by running it.
 """
 TAIL = """
 ## What is measured
 
-80 wrong passwords at once on two busy cores, with `/health` asked all the while: from one address 5 were compared and
-75 told to wait, and `/health` took 61 ms in the middle and 207 ms at the 95th percentile; from 80 addresses 66 were
+80 wrong passwords at once on two busy cores, while `/health` was requested all the time: from one address 5 were
+compared and 75 told to wait, and `/health` took 61 ms in the middle and 207 ms at the 95th percentile; from 80 addresses 66 were
 compared and 14 told to wait, in 29 s, and `/health` took 53 and 66 ms. It is measured again by
 `pytest -m slow -s tests/app/web/test_sign_in.py`. Before, each wrong password stopped every other request for a second.
 
@@ -302,9 +302,9 @@ compared and 14 told to wait, in 29 s, and `/health` took 53 and 66 ms. It is me
 
 - **One trust domain.** Whoever signs in sees and changes everything in the home, as on a shared computer. An uploaded
   file is found by everybody who knows its path, which contains a hash.
-- **Pillow 12.3** has holes that 13 closes, a heap overflow in its JPEG decoder among them (CVE-2026-112403). Gradio
-  6.31, the newest release when this was written, forbids Pillow 13. Until then a picture from a stranger is a risk;
-  `tests/test_floors.py` fails as soon as Gradio allows 13.
+- **Pillow 12.3** has vulnerabilities that 13 fixes, among them a heap overflow in its JPEG decoder
+  (CVE-2026-112403). Gradio 6.31, the newest release when this was written, forbids Pillow 13. Until then a picture from
+  a stranger is a risk; `tests/test_floors.py` fails as soon as Gradio allows 13.
 - **Streams that are open** when a session ends go on until they are closed.
 - **Other users of the same computer** reach a server without a password, as any program does that runs there.
 - **Native code** of torch, Pillow, safetensors and tokenizers is trusted to be right; the child that imports adapters
