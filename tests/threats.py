@@ -294,8 +294,8 @@ TAIL = """
 ## What is measured
 
 80 wrong passwords at once on two busy cores, while `/health` was requested all the time: from one address 5 were
-compared and 75 told to wait, and `/health` took 61 ms in the middle and 207 ms at the 95th percentile; from 80 addresses 66 were
-compared and 14 told to wait, in 29 s, and `/health` took 53 and 66 ms. It is measured again by
+compared and 75 told to wait, and `/health` took 61 ms in the middle and 207 ms at the 95th percentile; from 80
+addresses 66 were compared and 14 told to wait, in 29 s, and `/health` took 53 and 66 ms. It is measured again by
 `pytest -m slow -s tests/app/web/test_sign_in.py`. Before, each wrong password stopped every other request for a second.
 
 ## What is open
