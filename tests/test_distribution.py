@@ -23,7 +23,7 @@ from test_house import ROOMS, ROOT
 from atelier.training.config.assets import DISTRIBUTION
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-EXTRAS = {"triton": "gpu", "resvg-py": "base"}   # what a room imports only where somebody asked for it
+EXTRAS = {"triton": "gpu", "resvg-py": "base", "redis": "redis"}   # of rooms, where somebody asked
 
 
 def names(requirements: list[str]) -> set[str]:
