@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gradio as gr
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from atelier.app.store import health
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter, list_adapters, list_unreadable
 from atelier.app.store.search import propose_adapters
+from atelier.app.web.pages import studio
 from atelier.app.web.pages.library import _show as library_page
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -61,6 +63,15 @@ def test_the_library_tells_the_damaged_from_the_others(home: Home):
             find_adapter(home, name)
     shown = library_page(home, "", "bad-value")[0]
     assert [card["name"] for card in shown["cards"]] == ["fox"] and len(shown["unreadable"]) == len(DAMAGED)
+
+
+def test_the_studio_offers_the_others_and_says_why_one_is_not_there(home: Home):
+    assert [card["name"] for card in studio._picker(home, [])["cards"]] == ["fox"]
+    with pytest.raises(gr.Error, match=r"bad-value\.safetensors is damaged"):
+        studio._toggle(home, {"names": "", "prompt": ""}, "bad-value")
+    names, *_ = studio._toggle(home, {"names": "", "prompt": ""}, "fox")
+    assert names == "fox"
+    assert "bad-value.safetensors is damaged" in str(studio._on_load(home, [], {"adapter": "bad-value"}))
 
 
 def test_commands_go_on_without_them_and_say_so(home: Home, capsys: pytest.CaptureFixture[str], tmp_path: Path):
