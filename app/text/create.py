@@ -71,7 +71,7 @@ def caption_chip(*, unread: bool, cut: bool, missing: bool) -> str:
 
 def trigger_unread(trigger: str, count: int, limit: int) -> str:
     """Shown when captions have the trigger word where the base model no longer reads."""
-    return (f"In {_captions(count)}, “{trigger}” stands behind the {limit} tokens that the base model reads, so it "
+    return (f"In {_captions(count)}, “{trigger}” comes after the {limit} tokens that the base model reads, so it "
             "would not be learned there.")
 
 
@@ -89,9 +89,9 @@ def read_longer(chunks: int) -> str:
     """A button that lets captions be read whole.
 
     >>> read_longer(2)
-    'Read captions whole (2 chunks)'
+    'Read whole captions (2 chunks)'
     """
-    return f"Read captions whole ({chunks} chunks)"
+    return f"Read whole captions ({chunks} chunks)"
 
 
 def _captions(count: int) -> str:

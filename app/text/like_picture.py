@@ -42,12 +42,12 @@ def unknown_base(other: str) -> str:
 
 def base_by_name(name: str, hash: str) -> str:
     """A base model has the name and another hash."""
-    return f"{name} was found by its name, but it is another file than the picture's (hash {hash})."
+    return f"{name} was found by its name, but it is a different file from the picture's (hash {hash})."
 
 
 def seed_too_large(seed: int) -> str:
     """A seed above the largest one here."""
-    return f"The seed {seed} is larger than any here, so another one that belongs to it is used."
+    return f"The seed {seed} is too large for Atelier, so one derived from it is used."
 
 
 def out_of_range(name: str, value: float, used: float) -> str:

@@ -57,7 +57,7 @@ def caption_warnings(measured: Mapping[str, CaptionTokens], trigger: str) -> lis
     if unread:
         limit, cure = next(iter(measured.values())).limit, _longer(measured[name] for name in unread)
         warnings.append(
-            f"The trigger word '{trigger}' stands behind the {limit} tokens that are read in the caption of "
+            f"The trigger word '{trigger}' comes after the {limit} tokens that are read in the caption of "
             f"{listed_names(unread)}, so it would not be learned there. Put it first (trigger_first=true){cure}, or "
             "shorten the caption.")   # fmt: skip
     if cut:

@@ -52,7 +52,7 @@ def test_a_trigger_word_is_read_or_said_not_to_be(clip: tuple, before: int, chun
     tokens = measure_caption(clip, caption, CAPTIONER, chunks)
     read = clip[0](caption, add_special_tokens=False, truncation=False).input_ids[: 75 * chunks]
     assert tokens.trigger_is_cut == (clip[0].convert_tokens_to_ids("rex</w>") not in read)
-    assert tokens.trigger_is_cut == any("trigger word 'rex' stands behind" in warning
+    assert tokens.trigger_is_cut == any("trigger word 'rex' comes after" in warning
                                         for warning in caption_warnings({"a.png": tokens}, "rex"))   # fmt: skip
 
 
@@ -91,7 +91,7 @@ def told(folder: Path, **settings: Any) -> tuple[list[str], list[str]]:
 def test_the_run_says_what_is_cut_off_with_every_cure(folder: Path) -> None:
     _, warnings = told(folder)
     unread, cut, missing, *rest = [warning for warning in warnings if "photographs" not in warning]
-    assert "'rex' stands behind the 22 tokens that are read in the caption of 0.png" in unread
+    assert "'rex' comes after the 22 tokens that are read in the caption of 0.png" in unread
     assert "trigger_first=true" in unread and "caption_chunks=2" in unread and "shorten" in unread
     assert "1.png has up to" in cut and "only the first 22 are read" in cut and "caption_chunks=2" in cut
     assert "missing from the caption of 1.png" in missing and rest == []
