@@ -9,6 +9,7 @@ from atelier.app.store.create_draft import load_draft
 from atelier.app.store.home import Home
 from atelier.app.store.library import list_adapters
 from atelier.app.text import create as words
+from atelier.training.base_models.hub import needs_download
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.word_effect import MAX_EFFECT, neutral_word
@@ -22,7 +23,7 @@ def trigger_word_hint(home: Home, engine: Engine, name: str, trigger: str, base:
     There is none either where a base model would have to be loaded, or where no limit is known: then the run warns.
     """
     word = (trigger or name or "").strip()
-    if not word:
+    if not word or needs_download(base or EMBEDDED):   # it would ask the network
         return {}
     time.sleep(TYPING_PAUSE_SECONDS)
     draft = load_draft(home)

@@ -57,6 +57,12 @@ def test_nothing_is_said_of_half_a_word_or_of_a_base_that_cannot_be_used(home: H
     assert said(home, engine, "foxy", base=str(home.path / "nowhere")) == {}
 
 
+def test_nothing_is_asked_of_the_network_for_a_word(home: Home, monkeypatch: pytest.MonkeyPatch):
+    engine = Engine()
+    monkeypatch.setattr(engine, "word_effect", lambda *_: pytest.fail("would fetch the base model's configuration"))
+    assert said(home, engine, "foxy", base="owner/model") == {}
+
+
 def test_no_base_model_is_put_out_of_memory_for_a_word(home: Home, monkeypatch: pytest.MonkeyPatch):
     loaded: list[str] = []
     fake = SimpleNamespace(models=dict, text_encoders=[], vae=nn.Module(), onload=lambda *_: None)
