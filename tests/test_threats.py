@@ -31,20 +31,25 @@ def test_the_test_of_a_threat_exists(threat: Threat) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("threat", ROWS, ids=NAMES)
 def test_a_test_fails_without_its_guard(threat: Threat, tmp_path: Path) -> None:
-    for folder in (*ROOMS, "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    run = run_without_guard(threat, tmp_path)
+    assert run.returncode == 1 and ("failed" in run.stdout or "error" in run.stdout), run.stdout[-2000:] + run.stderr
+
+
+def run_without_guard(threat: Threat, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the test of a row in a copy of the tree that lacks its guard."""
+    for name in (*ROOMS, "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
     for name in ("assets", "docs", "constraints.txt", "README.md"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    links = tmp_path / "build" / "types" / "atelier"
+        (folder / name).symlink_to(ROOT / name)
+    links = folder / "build" / "types" / "atelier"
     links.mkdir(parents=True)
     for room in (*ROOMS, "assets"):
-        (links / room).symlink_to(tmp_path / room)
-    path = tmp_path / threat.file
+        (links / room).symlink_to(folder / room)
+    path = folder / threat.file
     text = path.read_text(encoding="utf-8")
-    assert threat.guard in text, f"{threat.file} has changed: name the guard anew in tests/threats.py"
+    assert threat.guard in text, f"{threat.file} has changed: name the guard anew in the table"
     path.write_text(text.replace(threat.guard, threat.gone), encoding="utf-8")
-    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider",
-                          f"tests/{threat.test}"], cwd=tmp_path, capture_output=True, text=True, timeout=580,
-                         env={**os.environ, "PYTHONPATH": str(links.parent)})   # fmt: skip
-    assert run.returncode == 1 and ("failed" in run.stdout or "error" in run.stdout), run.stdout[-2000:] + run.stderr
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider",
+                           f"tests/{threat.test}"], cwd=folder, capture_output=True, text=True, timeout=580,
+                          env={**os.environ, "PYTHONPATH": str(links.parent)})   # fmt: skip

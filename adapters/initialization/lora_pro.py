@@ -47,8 +47,11 @@ def lora_pro_gradients(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor,
     Returns:
         New gradients for ``up`` and ``down``. While ``up`` is still zero they are the old ones.
     """
-    if not up.any():
-        return of_up, of_down
+    return _moved_gradients(up, down, of_up, of_down, scale) if up.any() else (of_up, of_down)
+
+
+def _moved_gradients(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The same for an ``up`` that has left zero."""
     left, right = _damped(up.T @ up), _damped(down @ down.T)
     whole_down = torch.linalg.solve(left, of_down) / scale**2
     whole_up = torch.linalg.solve(right, of_up.T).T / scale**2
@@ -60,11 +63,12 @@ def lora_pro_gradients(up: Tensor, down: Tensor, of_up: Tensor, of_down: Tensor,
 @torch.no_grad()
 def apply_lora_pro(adapters: AdapterSet) -> None:
     """Replace the gradients of every LoRA by LoRA-Pro's, in place; call between backward pass and optimizer step."""
-    for adapter in adapters:
-        if isinstance(adapter, Lora) and not adapter.has_first:
-            up, down = adapter.up, adapter.down
-            if up.grad is not None and down.grad is not None:
-                up.grad, down.grad = lora_pro_gradients(up, down, up.grad, down.grad, adapter.scale)
+    loras = [one for one in adapters if isinstance(one, Lora) and not one.has_first and one.up.grad is not None]
+    moved = torch.stack([one.up.any() for one in loras]).tolist() if loras else []   # asked together: a GPU waits once
+    for one in (one for one, has_moved in zip(loras, moved, strict=True) if has_moved):
+        up, down = one.up, one.down
+        if up.grad is not None and down.grad is not None:
+            up.grad, down.grad = _moved_gradients(up, down, up.grad, down.grad, one.scale)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -28,10 +29,12 @@ from atelier.app.jobs.jobs import list_runs, new_run, submit
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
 from atelier.app.web import server
+from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.identify import identify
 from atelier.training.config.events import Failed, Finished, Saved, Stepped
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig, load_preset, preset_names
+from atelier.training.sampling.decode import NotFiniteError
 
 # As little work as a whole training can be.
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
@@ -247,6 +250,36 @@ def test_the_doctor_knows_the_machine_and_its_troubles(capsys, home, pictures):
     assert found["cores"] >= 1 and found["memory_bytes"] >= found["memory_free_bytes"] > 0
     assert run("doctor", "--home", pictures / "0.png") == 1
     assert "! " in (shown := capsys.readouterr().out) and "should be a folder" in shown
+
+
+def test_a_card_that_is_not_used_is_explained_at_the_start_and_by_the_doctor(capsys, home, monkeypatch):
+    problem = "This machine has an NVIDIA card, but the installed PyTorch is a build for CPUs only."
+    monkeypatch.setattr("atelier.training.base_models.device.card_problem", lambda: problem)
+    monkeypatch.setattr("atelier.app.cli.doctor.card_problem", lambda: problem)
+    monkeypatch.setattr(server, "serve", lambda *_given, **_options: None)
+    assert run("serve") == 0
+    assert problem in capsys.readouterr().err
+    assert run("doctor") == 1
+    assert problem in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [NotFiniteError("The UNet came to values that are no numbers."),
+                                   BaseError("There is not enough memory for this.")])   # fmt: skip
+def test_a_drawing_that_fails_is_a_sentence_and_no_file(capsys, home, tmp_path, monkeypatch, error):
+    def fail(*_given: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("atelier.app.services.engine.Engine.draw", fail)
+    assert refused(capsys, "draw", "a fox", "--out", tmp_path / "drawn").startswith("atelier: " + str(error))
+    assert run("draw", "a fox") == 1
+    assert not list(tmp_path.rglob("*.png")) and not gallery_page(home)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch's allocator has no such segments")
+def test_free_memory_of_a_card_can_be_used_in_one_piece(home, monkeypatch):
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    assert run("list") == 0
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 # --- resuming

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 from PIL import Image
 
 from atelier.app.services.engine import Engine
 from atelier.app.store.gallery import gallery_page, thumbnail_file, trash_picture
 from atelier.app.store.home import Home, open_home
 from atelier.app.web.pages import studio
+from atelier.training.base_models.base_info import BaseError
+from atelier.training.sampling.decode import NotFiniteError
 from atelier.training.sampling.sample import DrawRequest
 
 
@@ -72,3 +75,18 @@ def test_a_drawing_that_fails_leaves_the_pictures_before_it(home: Home):
     with pytest.raises(Exception, match="does not fit"):
         draw(home, before, engine, live=True)
     assert ids(home) == set(before)
+
+
+@pytest.mark.parametrize(
+    "error", [BaseError("There is not enough memory."), NotFiniteError("No numbers."), torch.OutOfMemoryError("CUDA")]
+)
+def test_a_drawing_that_fails_leaves_the_page_at_rest(home: Home, error: Exception):
+    engine, shown = FakeEngine(), []
+    engine.error = error
+    values = {f.name: f.default for f in fields(DrawRequest)}
+    asked = {**values, "prompt": "a fox", "names": "", "base": "", "keep_seed": True}
+    with pytest.raises(Exception, match=str(error)):
+        shown.extend(studio._draw(home, cast(Engine, engine), asked, []))
+    progress = [each[0]["busy"] for each in shown]
+    assert (progress[0], progress[-1]) == ("true", "false")
+    assert ids(home) == set()

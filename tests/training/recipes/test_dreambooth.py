@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
+from pretend_device import pretend_device
 from torch import Tensor
 
 from atelier.adapters.attach.mount import mount
@@ -25,6 +26,7 @@ from atelier.training.loop.noise import sample_timesteps
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes import prior_preservation as prior
 from atelier.training.recipes.dreambooth import TrainingData, recipe, split_examples
+from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.sample import DrawRequest, draw
 
 CONFIG = TrainConfig(name="rex", subject="fox", batch=3, prior_count=3, prior_weight=0.5)
@@ -340,3 +342,10 @@ def test_nothing_of_the_base_changes(base, trained, data, tmp_path):
     method.preview(adapters, 1, "")
     assert all(map(torch.equal, before, [t for part in parts for t in part.state_dict().values()]))
     assert not any(module._forward_hooks for part in parts for module in part.modules())
+
+
+def test_previews_beside_a_step_on_a_card_use_little_memory(model: BaseModel):
+    assert dreambooth.preview_cache(model) is None   # merged weights would get old
+    with pretend_device():
+        on_card = dreambooth.preview_cache(load(model.info.source, "npu", torch.float32))
+    assert on_card is not None and on_card.savings == DrawSavings(tiles=True, mount=True)

@@ -105,3 +105,10 @@ def test_the_size_of_a_batch_does_not_matter(model, few_steps, monkeypatch):
     alone = draw_prior(model, CONFIG)
     for one, other in zip(at_once, alone, strict=True):
         torch.testing.assert_close(one.mean, other.mean, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_prior_pictures_have_the_size_that_is_trained(model: BaseModel):
+    small, own = (draw_prior(model, but(prior_count=1, resolution=side))[0] for side in (16, 0))
+    assert own.mean.shape == (4, 8, 8) and own.sizes == (32, 32, 0, 0, 32, 32)
+    assert small.mean.shape == (4, 4, 4) and small.sizes == (32, 32, 0, 0, 16, 16)

@@ -128,6 +128,18 @@ def test_a_drawing_waits_for_the_device_before_its_first_step_alone(twins: Twins
     assert waits(2) == waits(5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fusion_waits_for_the_device_before_its_first_step_alone(twins: Twins, method: str):
+    def waits(steps: int) -> int:
+        parts = [WeightedAdapter(twins.adapters(kind, twins.far), 0.5) for kind in ("lora", "lokr")]
+        mix = combine(twins.far.models(), parts, method, steps=steps, gates=gates(twins.far))
+        twins.device.forget()
+        draw(twins.far, replace(REQUEST, steps=steps), mix)
+        return sum(twins.device.waits.values())
+
+    assert waits(2) == waits(4)
+
+
 def test_pictures_and_latent_previews_come_from_there(twins: Twins):
     seen: list[object] = []
     pictures = draw(twins.far, replace(REQUEST, count=2), on_latent_preview=seen.append, cache=DrawCache())
@@ -141,6 +153,10 @@ def test_text_encoders_that_wait_in_main_memory_are_fetched(twins: Twins):
     assert encoder.device.type == "cpu"
     assert isinstance(encode_text(twins.far, tokenize(twins.far, ["a fox"])).features, PretendTensor)
     assert encoder.device.type == "cpu"
+
+
+def test_products_of_float32_use_what_the_card_has_for_them(twins: Twins):
+    assert torch.get_float32_matmul_precision() == "high"
 
 
 def test_the_pretended_device_is_strict(twins: Twins):
