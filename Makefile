@@ -6,7 +6,7 @@ STAMPS  := $(VENV)/stamps
 INSTALL  = $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 PYTEST   = $(PYTHON) -m pytest
 TESTS_test-rooms := tests/adapters tests/kernels tests/training tests/test_house.py tests/test_distribution.py
-TESTS_test-app   := tests/app tests/e2e tests/test_makefile.py tests/test_documents.py
+TESTS_test-app   := tests/app tests/e2e tests/test_makefile.py tests/test_documents.py tests/test_devices.py
 QUICK   := tests/test_house.py tests/kernels $(addprefix tests/adapters/,kinds/test_laws.py formats/test_native.py \
            attach/test_mount.py core/test_settings.py initialization/test_rank_budget.py formats/test_compatibility.py) \
            $(addprefix tests/training/,config/test_train_config.py config/test_events.py loop/test_losses.py \
@@ -61,14 +61,14 @@ slow: dev        ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu"
 
 # Without .venv, what torch and triton of the machine can check: the kernels.
-gpu:             ## the tests that need an NVIDIA GPU
+gpu:             ## what only an NVIDIA GPU can show, in 11 minutes: kernels, tests, speed, memory against the plan
 	@if [ ! -x $(PYTHON) ] && python3 -c 'import torch, triton' 2>/dev/null; then \
 	  python3 tests/kernels/twins.py --device cuda --dtypes float32 float16 bfloat16; \
 	else $(MAKE) --no-print-directory gpu-tests; fi
 
 gpu-tests: dev
 	$(INSTALL) --quiet --editable '.[gpu]'
-	$(PYTEST) -m gpu
+	$(PYTHON) -m benchmarks.gpu --minutes 11; failed=$$?; $(PYTHON) -m benchmarks --render; exit $$failed
 
 base: dev        ## train the embedded base model from nothing, or go on where it stopped (hours on a CPU)
 	$(INSTALL) --quiet --editable '.[base]'

@@ -20,13 +20,16 @@ from typing import Any
 from .cold_draw import RESULTS as COLD_DRAW
 from .cold_draw import section as cold_draw_section
 from .from_click import from_click_to_file
+from .gpu import RESULTS as GPU
+from .gpu import section as gpu_section
 from .interleaved import ROOT, compare
 from .machine import describe_machine, in_words
 from .profile_step import RESULTS as PROFILE
 from .profile_step import section as profile_section
 
 DOCUMENT, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "results" / "speed.json"
-SECTIONS = ((PROFILE, profile_section), (COLD_DRAW, cold_draw_section))   # measured by programs of their own
+# Measured by programs of their own.
+SECTIONS = ((PROFILE, profile_section), (COLD_DRAW, cold_draw_section), (GPU, gpu_section))
 
 
 def step_with_vae(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu [--json FILE] [--minutes 11]      the figures, as JSON; `make gpu` runs it
     python -m benchmarks.gpu --dry-run                         few channels, on the simulated device of the tests
-    python -m benchmarks.gpu --render                          a section of docs/benchmarks.md, from the last figures
+    python -m benchmarks.gpu --render                          their section of docs/benchmarks.md
 
 Each part has a process of its own and a share of the time: one that fails or takes too long leaves the others alone,
 and what it said last is kept. The file is written after each part, for a lent card may be gone at any moment.
@@ -46,7 +46,7 @@ def main() -> int:
         print(json.dumps(run_part(given.part, dry=given.dry_run)))
         return 0
     if given.render:
-        print("\n".join(section(json.loads(given.json.read_text(encoding="utf-8")))))
+        print(section(json.loads(given.json.read_text(encoding="utf-8"))))
         return 0
     if not given.dry_run and not torch.cuda.is_available():
         print("There is no NVIDIA card here that torch can use; `atelier doctor` says why. --dry-run needs none.")
@@ -251,8 +251,8 @@ class Part:
 
 
 PARTS = {
-    "kernels": Part(kernels, 90), "tests": Part(tests, 120), "steps": Part(steps, 90), "training": Part(training, 90),
-    "memory": Part(memory, 150), "xl training": Part(xl_training, 60), "click to file": Part(click_to_file, 120),
+    "kernels": Part(kernels, 60), "tests": Part(tests, 90), "steps": Part(steps, 90), "training": Part(training, 90),
+    "memory": Part(memory, 150), "xl training": Part(xl_training, 60), "click to file": Part(click_to_file, 110),
 }   # fmt: skip
 
 
@@ -278,8 +278,8 @@ def _forget_peak(device: torch.device) -> None:
 
 # --- the document ----------------------------------------------------------------------------------------------------
 
-def section(result: Mapping[str, Any]) -> list[str]:
-    """Markdown: a heading, and for each part its title and its figures."""
+def section(result: Mapping[str, Any]) -> str:
+    """A section of docs/benchmarks.md: for each part its title and its figures."""
     lines = ["", "## On a card", "", f"Written from `make gpu` ({in_words(result['machine'])})."]
     for name, found in result["parts"].items():
         lines += ["", f"### {(PARTS[name].measure.__doc__ or '').splitlines()[0]}", ""]
@@ -292,7 +292,7 @@ def section(result: Mapping[str, Any]) -> list[str]:
                       for key, row in rows.items()]   # fmt: skip
         plain = {key: value for key, value in found.items() if not isinstance(value, dict)}
         lines += ["", "; ".join(f"{key.replace('_', ' ')}: {_cell(value)}" for key, value in plain.items()) + "."]
-    return lines
+    return "\n".join(lines) + "\n"
 
 
 def _cell(value: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atelier.training.base_models.base_model import BaseModel, MicroConditioning, PromptEmbeddings
 
@@ -115,13 +115,26 @@ def _encode(model: BaseModel, encoders: Sequence[Any], tokens: Tensor, clip_skip
     if len(encoders) == 1:
         if not clip_skip:
             return PromptEmbeddings(encoders[0](rows[0])[0].to(model.dtype))
-        hidden = encoders[0](rows[0], output_hidden_states=True).hidden_states
-        return PromptEmbeddings(encoders[0].final_layer_norm(hidden[-1 - _within(clip_skip, hidden)]).to(model.dtype))
-    outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, rows, strict=True)]
-    hidden = [output.hidden_states[-2 - _within(clip_skip, output.hidden_states[:-1])] for output in outputs]
-    return PromptEmbeddings(torch.cat(hidden, -1).to(model.dtype), outputs[-1].text_embeds.to(model.dtype))
+        _, hidden = _run_to_layer(encoders[0], rows[0], clip_skip)
+        return PromptEmbeddings(encoders[0].final_layer_norm(hidden).to(model.dtype))
+    pairs = [_run_to_layer(encoder, ids, clip_skip + 1) for encoder, ids in zip(encoders, rows, strict=True)]
+    features = torch.cat([hidden for _, hidden in pairs], -1)
+    return PromptEmbeddings(features.to(model.dtype), pairs[-1][0].text_embeds.to(model.dtype))
 
 
-def _within(clip_skip: int, hidden: Sequence[Tensor]) -> int:
-    """At most as many layers as there are: the first of the hidden states is that of the words alone."""
-    return min(clip_skip, len(hidden) - 1)
+def _run_to_layer(encoder: Any, ids: Tensor, skip: int) -> tuple[Any, Tensor]:
+    """A text encoder's output, and what its last layer but ``skip`` gives; all skipped: what the first one reads.
+
+    With a hook of our own: those that transformers registers for its hidden states stay on the model.
+    """
+    layers = next(part.layers for part in encoder.modules() if isinstance(getattr(part, "layers", None), nn.ModuleList))
+    seen: list[Tensor] = []
+    if skip < len(layers):
+        hook = layers[-1 - skip].register_forward_hook(lambda _layer, _args, output: seen.append(output))
+    else:
+        hook = layers[0].register_forward_pre_hook(lambda _layer, args: seen.append(args[0]))
+    try:
+        output = encoder(ids)
+    finally:
+        hook.remove()
+    return output, seen[0]

@@ -152,7 +152,7 @@ def draw(
 
 def _denoise(
     model: BaseModel, request: DrawRequest, size: tuple[int, int], start: StartLatents | None, *,
-    generators: list[torch.Generator], prompts: dict[str, Any], on_step: Callable[[], None],
+    generators: list[torch.Generator], prompts: dict[str, Any], on_step: Callable[[int], None],
     on_latents: Callable[[Tensor], None] | None,
 ) -> Tensor:   # fmt: skip
     """One pass of the sampler → latents ``[B, C, h, w]``."""
@@ -164,7 +164,7 @@ def _denoise(
 
     def after_step(_pipeline: object, step: int, _timestep: object, values: dict[str, Any]) -> dict[str, Any]:
         """Report the step and put what lies outside the mask back."""
-        on_step()
+        on_step(step)
         if start:
             values["latents"] = start.keep_outside(sampler, step, values["latents"])
         return values
@@ -186,19 +186,20 @@ def _denoise(
 
 def _reporter(
     request: DrawRequest, start: StartPicture | None, on_step: Callable[[int, int], None] | None
-) -> Callable[[], None]:
-    """Count the steps of both passes for whoever wants to know; Heun's method calls the UNet twice a step."""
-    order = 2 if request.sampler == "heun" else 1
-    first = _shares(request.steps, start.strength if start else 1.0) * order - (order - 1)
-    second = _shares(request.upscale_steps or request.steps, request.upscale_strength) * order - (order - 1)
+) -> Callable[[int], None]:
+    """Count the steps of both passes for whoever wants to know, from the number of a call of the UNet in its pass."""
+    calls = 2 if request.sampler == "heun" else 1   # a step
+    first = _shares(request.steps, start.strength if start else 1.0)
+    second = _shares(request.upscale_steps or request.steps, request.upscale_strength)
     done, of = 0, first + (second if request.upscale > 1 else 0)
 
-    def report() -> None:
+    def report(call: int) -> None:
         """Count one call of the UNet and pass on (steps done, of all)."""
         nonlocal done
-        done += 1
-        if on_step:
-            on_step(min(done, of), of)
+        if call % calls == 0:
+            done += 1
+            if on_step:
+                on_step(min(done, of), of)
 
     return report
 

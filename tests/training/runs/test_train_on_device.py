@@ -14,13 +14,10 @@ from pretend_device import Pretended, pretend_device
 from safetensors.torch import load_file
 
 from atelier.training.base_models.base_model import load
-from atelier.training.compression.compress import make_student, write_compressed
-from atelier.training.config.compress_config import CompressConfig
-from atelier.training.config.events import Event, Finished, Previewed, Resumed, Stepped, Stopped, Validated
+from atelier.training.config.events import Event, Finished, Previewed, Stepped, Stopped, Validated
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.runs import run as run_module
-from atelier.training.runs.memory_estimate import estimate_memory
 from atelier.training.sampling.word_effect import word_effects
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -35,10 +32,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "start from the inputs": {"adapter": {"rank": 2, "start": "inputs"}},
     "start from the gradient": {"adapter": {"rank": 2, "start": "gradient"}},
     "whole gradient": {"whole_gradient": True},
-    "prodigy": {"optimizer": "prodigy", "lr": 1.0},
 }
-# LoRA-Pro asks which layers have left zero; Prodigy's own code looks at its estimate.
-MORE_WAITS = {"whole gradient": 2, "prodigy": 3}
+MORE_WAITS = {"whole gradient": 2}   # LoRA-Pro asks which layers have left zero
 
 
 @pytest.fixture
@@ -79,32 +74,6 @@ def waits_of_a_step(run: RunFolder, folder: Path, device: Pretended) -> tuple[Co
     return waits, events
 
 
-def test_a_step_on_a_compressed_base_waits_once(config: TrainConfig, base: Path, tmp_path: Path):
-    smaller = CompressConfig(preset="w4a8", steps=0, timesteps=3, pictures=1)
-    whole = load(str(base), "cpu")
-    make_student(whole, smaller)
-    write_compressed(whole, smaller, tmp_path / "small")
-    with pretend_device() as device:
-        run = RunFolder.create(tmp_path / "run", replace(config, base=str(tmp_path / "small")))
-        waits, events = waits_of_a_step(run, tmp_path, device)
-        assert isinstance(events[-1], Finished), events[-1]
-        assert sum(waits.values()) == 1, waits
-
-
-def test_a_base_is_compressed_there(base: Path, device: Pretended, tmp_path: Path):
-    small = CompressConfig(name="small", base=str(base), preset="w4a8", steps=2, timesteps=3, rank=2, pictures=1)
-    events = list(run_module.run(RunFolder.create(tmp_path / "run", small), tmp_path / "adapters"))
-    assert isinstance(events[-1], Finished), events[-1]
-
-
-def test_a_run_takes_no_more_than_was_counted(config: TrainConfig, device: Pretended, tmp_path: Path):
-    large = replace(config, resolution=128, batch=2, validate_every=1, preview_every=2)   # activations count
-    events = list(run_module.run(RunFolder.create(tmp_path / "run", large), tmp_path / "adapters"))
-    assert isinstance(events[-1], Finished), events[-1]
-    counted = estimate_memory(large, "fp32", device="npu").peak
-    assert 0.7 * counted < device.peak <= 1.05 * counted
-
-
 def test_a_run_there_is_the_run_on_the_cpu(config: TrainConfig, tmp_path: Path):
     near = list(run_module.run(RunFolder.create(tmp_path / "near", config), tmp_path / "adapters"))[-1]
     with pretend_device():
@@ -120,14 +89,7 @@ def test_a_run_is_resumed_there(config: TrainConfig, device: Pretended, tmp_path
     next(event for event in events if isinstance(event, Stepped) and event.step == 2)
     run.send_command("cancel")
     assert isinstance(list(events)[-1], Stopped)
-    device.forget()
-    steps = []
-    for event in run_module.run(run, tmp_path / "adapters", resume=True):
-        steps.append(event)
-        if isinstance(event, Resumed):
-            device.forget()
-        elif isinstance(event, Stepped):
-            assert sum(device.waits.values()) == 1
+    steps = list(run_module.run(run, tmp_path / "adapters", resume=True))
     assert isinstance(steps[-1], Finished)
     assert [event.step for event in steps if isinstance(event, Stepped)] == [3]
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from atelier.adapters.core.settings import SettingError
 from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.data.latent_cache import encode_text, tokenize
 from atelier.training.sampling.sample import DrawRequest, draw
 from atelier.training.sampling.samplers import AUTO, NOISE_LEVELS, SAMPLERS, new_sampler, using_sampler
 from atelier.training.sampling.start_picture import StartPicture
@@ -188,7 +189,7 @@ def test_every_sampler_draws_with_every_schedule_or_says_why_not(model: BaseMode
     [first] = draw(model, request, on_step=lambda done, of: seen.append((done, of)))
     [again] = draw(model, request)
     assert apart(first, again) == 0 and np.asarray(first).std() > 1   # noise on the way is the picture's own
-    assert seen[-1][0] == seen[-1][1] == len(seen)
+    assert seen == [(1, 3), (2, 3), (3, 3)]   # Heun's method, too, which calls the UNet twice a step
 
 
 def test_samplers_are_the_classes_of_diffusers_with_their_schedules(model: BaseModel) -> None:
@@ -203,3 +204,25 @@ def test_samplers_are_the_classes_of_diffusers_with_their_schedules(model: BaseM
     assert not torch.equal(plain.sigmas, karras.sigmas)
     assert new_sampler(model.scheduler, "dpm++ sde").config.algorithm_type == "sde-dpmsolver++"
     assert new_sampler(model.scheduler, "euler", "leading").config.timestep_spacing == "leading"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("skip", [0, 1, 11])
+def test_layers_are_read_as_transformers_gives_them_and_no_hook_stays(
+    request: pytest.FixtureRequest, family: str, skip: int
+) -> None:
+    model = request.getfixturevalue(family)
+    encoders, ids = model.text_encoders, tokenize(model, ["a fox"])
+
+    def hooks() -> int:
+        parts = [part for one in encoders for part in one.modules()]
+        return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts)
+
+    before = hooks()
+    features = encode_text(model, ids, skip).features
+    assert hooks() == before
+    states = [one(row, output_hidden_states=True).hidden_states
+              for one, row in zip(encoders, ids.chunk(len(encoders), 1), strict=True)]   # fmt: skip
+    last = [each[max(-len(each), -len(encoders) - skip)] for each in states]
+    expected = torch.cat(last, -1) if len(encoders) == 2 else encoders[0].final_layer_norm(last[0])
+    torch.testing.assert_close(features, expected, rtol=0, atol=0)
