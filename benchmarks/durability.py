@@ -1,7 +1,7 @@
 """Kills, full disks and damaged checkpoints: the figures of docs/durability.md.
 
-    python -m benchmarks.durability kills|writes|disks|damage … [--seed N]   adds to results/durability.json
-    python -m benchmarks.durability                                          writes docs/durability.md alone
+    python -m benchmarks.durability kills|writes|disks|damage … [--seed N --every N]   adds to results/durability.json
+    python -m benchmarks.durability                                                    writes docs/durability.md alone
 
 A series is named by its seed and can be repeated exactly; every fault names its trial. ``disks`` needs root.
 """
@@ -27,44 +27,45 @@ DOCUMENT, RESULTS = ROOT / "docs" / "durability.md", ROOT / "benchmarks" / "resu
 KILLS, DISKS, DAMAGED = 120, 20, 1000   # trials
 
 
-def kills(folder: Path, seed: int) -> Any:
+def kills(folder: Path, seed: int, every: int) -> Any:
     """Trainings killed once or twice."""
     from kill_trials import run_kill_trials
     from trial_runs import make_workshop
 
-    return run_kill_trials(make_workshop(folder / "workshop"), folder, KILLS, seed)
+    return run_kill_trials(make_workshop(folder / "workshop"), folder, KILLS // every, seed)
 
 
-def writes(folder: Path, _seed: int) -> Any:
+def writes(folder: Path, _seed: int, every: int) -> Any:
     """Trainings that are refused one write each."""
     from full_disk import refuse_every_write
     from trial_runs import make_workshop
 
-    return refuse_every_write(make_workshop(folder / "workshop"), folder)
+    return refuse_every_write(make_workshop(folder / "workshop"), folder, every)
 
 
-def disks(folder: Path, seed: int) -> Any:
+def disks(folder: Path, seed: int, every: int) -> Any:
     """Trainings on small disks that are full."""
     from full_disk import fill_disks
     from trial_runs import make_workshop
 
-    return fill_disks(make_workshop(folder / "workshop"), folder, DISKS, seed)
+    return fill_disks(make_workshop(folder / "workshop"), folder, DISKS // every, seed)
 
 
-def damage(folder: Path, seed: int) -> Any:
+def damage(folder: Path, seed: int, every: int) -> Any:
     """Damaged checkpoints."""
     from damaged_checkpoints import run_damage_trials
 
     logging.disable(logging.WARNING)   # each says that it is damaged
-    return run_damage_trials(folder, DAMAGED, seed)
+    return run_damage_trials(folder, DAMAGED // every, seed)
 
 
-SERIES: dict[str, Callable[[Path, int], Any]] = {"kills": kills, "writes": writes, "disks": disks, "damage": damage}
+Series = Callable[[Path, int, int], Any]   # folder, seed, each so many-th trial → figures
+SERIES: dict[str, Series] = {"kills": kills, "writes": writes, "disks": disks, "damage": damage}
 TITLES = {
     "kills": ("Killed trainings", "A training of eight steps is killed with SIGKILL once or twice, before a random "
               "file operation or at a random moment, and started again until it is done."),
-    "writes": ("Every write refused once", "One training for each file operation that needs room: it fails with "
-               "“No space left on device”."),
+    "writes": ("Every write refused once", "Trainings in each of which one file operation that needs room fails "
+               "with “No space left on device”, another one in each."),
     "disks": ("Full disks", "Trainings on a disk of 16 MB (tmpfs) with little room at a random size, which is made "
               "after the run has had time to notice."),
     "damage": ("Damaged checkpoints", "The newer of two checkpoints, in one of five trials both, damaged in one or two "
@@ -77,13 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.durability")
     parser.add_argument("series", nargs="*", choices=[*SERIES, []], help="what is tried")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1, help="take only each so many-th trial")
     options = parser.parse_args()
     results = _known()
     for name in options.series:
         with tempfile.TemporaryDirectory() as folder:
-            found = asdict(SERIES[name](Path(folder), options.seed))
+            found = asdict(SERIES[name](Path(folder), options.seed, options.every))
         results = _known()   # another series may have ended meanwhile
-        results[name] = {"seed": options.seed, "commit": _commit(), "machine": describe_machine(), "figures": found}
+        origin = {"seed": options.seed, "every": options.every, "commit": _commit(), "machine": describe_machine()}
+        results[name] = {**origin, "figures": found}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(name, json.dumps(found))
     DOCUMENT.write_text(render(results), encoding="utf-8")
