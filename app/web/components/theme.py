@@ -12,6 +12,7 @@ from gradio.themes.utils import fonts, sizes
 
 from atelier.app.text.create import DROP
 from atelier.app.text.library import IMPORT_DROP
+from atelier.app.text.studio import OPEN
 from atelier.app.web.components.urls import file_url
 from atelier.training.config.assets import ASSETS
 
@@ -118,5 +119,5 @@ def palette_css() -> str:
     face = f"@font-face{{font-family:'{FONT_FAMILY}';font-weight:200 800;font-display:swap;" \
            f"src:url('{file_url(FONT)}') format('woff2')}}"
     # Gradio's drop zones have their own text; the style sheet replaces it with these.
-    light += f"--text-drop:'{DROP}';--text-import:'{IMPORT_DROP}';"
+    light += f"--text-drop:'{DROP}';--text-import:'{IMPORT_DROP}';--text-open:'{OPEN}';"
     return f":root{{{light}}}\n.dark{{{dark}}}\n{face}"

@@ -49,7 +49,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         with gr.Column(scale=5, elem_classes="surface"):
             c, picker, trigger_words, draw, new_seed = _controls(home)
             dropped = gr.File(file_types=["image"], label=words.OPEN, elem_id="open-picture",
-                              elem_classes="drop-zone drop-zone-small", height=110)   # fmt: skip
+                              elem_classes="drop-zone", height=110)   # fmt: skip
         with gr.Column(scale=7, elem_classes="output"):
             progress = panel("draw-progress", _idle())
             results = panel("drawn-pictures", _results([]))
