@@ -19,7 +19,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 def test_killed_runs_end_as_if_nothing_had_been(workshop: Workshop, tmp_path: Path):
-    figures = run_kill_trials(workshop, tmp_path, trials=100)
+    figures = run_kill_trials(workshop, tmp_path, trials=120)   # some come when all is done
     assert figures.faults == []
     assert figures.kills >= 100
     assert (figures.lost, figures.doubled, figures.different) == (0, 0, 0)
