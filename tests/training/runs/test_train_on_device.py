@@ -47,7 +47,7 @@ def config(base: Path, pictures: Path) -> TrainConfig:
     return TrainConfig(
         name="rex", subject="fox", pictures=str(pictures), base=str(base), steps=3, batch=1, prior_weight=0.0,
         lr=0.05, warmup=0, validate_every=0, preview_every=0, checkpoint_every=0, precision="fp32", targets="attention",
-        adapter={"rank": 2},
+        adapter={"rank": 2}, snapshots=0,
     )   # fmt: skip
 
 
