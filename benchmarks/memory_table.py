@@ -38,8 +38,8 @@ CUDA = torch.device("cuda")
 # Counted the same way before there was a plan for drawing, at commit ce40a96: all parts there at once, float32 decoding
 # whole, four pictures together, adapters merged.
 BEFORE = {
-    "sd1": {"draw 1": 3.1, "draw 4": 5.5, "draw 1, two LoRAs": 3.6, "draw 4, two LoRAs": 6.1, "train": None},
-    "sdxl": {"draw 1": 10.3, "draw 4": 20.0, "draw 1, two LoRAs": 14.7, "draw 4, two LoRAs": 24.4, "train": None},
+    "sd1": {"draw 1": 3.1, "draw 4": 5.5, "draw 1, two LoRAs": 3.6, "draw 4, two LoRAs": 6.1, "train": 4.2},
+    "sdxl": {"draw 1": 10.3, "draw 4": 20.0, "draw 1, two LoRAs": 14.7, "draw 4, two LoRAs": 24.4, "train": 22.9},
 }
 SHORT = {"decode_singly": "one", "tiles": "tiles", "half_vae": "bf16 VAE", "offload": "offload", "mount": "mount",
          "in_8_bits": "8 bits"}   # fmt: skip
@@ -58,7 +58,8 @@ training, in this order.
 
 Drawing is of pictures of the size that the model was made for (512 and 1024 pixels), with guidance; LoRAs have rank 16
 on all layers of the transformer blocks. Training is the preset *Normal* with rank 16: {batch} pictures of the subject
-and {prior} prior pictures in a microstep, with previews and validation.
+and {prior} prior pictures in a microstep, with previews and validation. *Before*, a training's count left out what a
+recorded step keeps and what validation takes.
 """
 
 
