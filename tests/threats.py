@@ -305,6 +305,9 @@ addresses 66 were compared and 14 told to wait, in 29 s, and `/health` took 53 a
 - **Pillow 12.3** has vulnerabilities that 13 fixes, among them a heap overflow in its JPEG decoder
   (CVE-2026-112403). Gradio 6.31, the newest release when this was written, forbids Pillow 13. Until then a picture from
   a stranger is a risk; `tests/test_floors.py` fails as soon as Gradio allows 13.
+- **A queue in Redis** belongs to whoever can write to it: they start and resume runs of the home, and run no code.
+- **Machines that were cut off** and come back kill a training that another one has taken over, within a second; until
+  then both may write into the run's folder.
 - **Streams that are open** when a session ends go on until they are closed.
 - **Other users of the same computer** reach a server without a password, as any program does that runs there.
 - **Native code** of torch, Pillow, safetensors and tokenizers is trusted to be right; the child that imports adapters
