@@ -121,6 +121,13 @@ def fuzz(reader: Reader, count: int, seed: int = 0) -> Outcome:
     return outcome
 
 
+def row(outcome: Outcome) -> dict[str, str | int]:
+    """An outcome as a row of a table."""
+    return {"reader": outcome.name, "inputs": f"{outcome.inputs:,}", "refused": f"{outcome.refused:,}",
+            "uncaught": len(outcome.uncaught), "over 2 s": outcome.slow, "slowest (s)": f"{outcome.slowest:.2f}",
+            "memory grew (MB)": f"{max(0, outcome.growth) / 1e6:.0f}"}   # fmt: skip
+
+
 def _where(error: Exception) -> str:
     place = error.__traceback__
     while place and place.tb_next:

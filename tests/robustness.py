@@ -29,14 +29,17 @@ other jobs kept busy, as its load says; they are upper bounds.
 
 def record(title: str, rows: Sequence[Mapping[str, Any]], command: str = "") -> None:
     """Print a table of figures, and write it into the page if ``ATELIER_RECORD`` is set."""
-    entry = {"rows": [dict(row) for row in rows], "command": command or os.environ.get("PYTEST_CURRENT_TEST", "")
-             .partition("::")[0], "where": where()}   # fmt: skip
+    entry = {"rows": [dict(row) for row in rows], "command": command or _suite(), "where": where()}   # fmt: skip
     print(table(title, entry))
     if os.environ.get("ATELIER_RECORD"):
         known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
         known[title] = entry
         FIGURES.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         PAGE.write_text(rendered(known), encoding="utf-8")
+
+
+def _suite() -> str:
+    return "pytest -m slow -s " + os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
 
 
 def where() -> str:
@@ -53,7 +56,7 @@ def where() -> str:
 def table(title: str, entry: Mapping[str, Any]) -> str:
     """One suite's figures as Markdown."""
     rows = entry["rows"]
-    lines = [f"## {title}", "", f"`pytest -m slow -s {entry['command']}` · {entry['where']}", "",
+    lines = [f"## {title}", "", f"`{entry['command']}` · {entry['where']}", "",
              "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]),
              *("| " + " | ".join(map(str, row.values())) + " |" for row in rows)]   # fmt: skip
     return "\n".join(lines)

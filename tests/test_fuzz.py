@@ -12,13 +12,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz import MOST_SECONDS, Outcome, Reader, fuzz, safetensors, with_length
-from header_corpus import ADAPTERS, Header
+from fuzz import MOST_SECONDS, Outcome, Reader, fuzz, row, with_length
+from fuzz_headers import file_reader, fuzz_headers, header_reader, headers
 from huey import SqliteHuey
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -27,7 +26,7 @@ from telling_picture import telling_picture
 from test_house import ROOT
 
 from atelier.adapters.core.base import Spec
-from atelier.adapters.formats import native, safetensors_header
+from atelier.adapters.formats import native
 from atelier.adapters.formats.detect import detect
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.jobs.base_queue import Queue
@@ -58,39 +57,6 @@ EMBEDDED = ROOT / "assets" / "base"
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as path:
         yield Path(path)
-
-
-def file_reader(path: Path, read: Callable[[Path], object], zeros: int = 0) -> Callable[[bytes], object]:
-    """Read bytes as a file, with so many zeros behind them."""
-    def through_file(data: bytes) -> object:
-        path.write_bytes(data)
-        os.truncate(path, len(data) + zeros)
-        return read(path)
-
-    return through_file
-
-
-def headers() -> list[bytes]:
-    """A small file, and headers of larger ones whose data is missing."""
-    small = {"__metadata__": {"format": "pt", "ss_network_dim": "4"},
-             "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
-             "b": {"dtype": "BF16", "shape": [], "data_offsets": [24, 26]}}   # fmt: skip
-    return [safetensors(small, 26), *(safetensors(_entries(ADAPTERS[name][0], count))
-                                     for name, count in (("PEFT", 6), ("LoKr", 5), ("kohya, SD 1", 6)))]   # fmt: skip
-
-
-def _entries(shapes: Header, count: int) -> dict[str, Any]:
-    """Of the first tensors; they share their bytes."""
-    return {name: {"dtype": "F16", "shape": [*shape], "data_offsets": [0, 2 * prod(shape)]}
-            for name, shape in list(shapes.items())[:count]}   # fmt: skip
-
-
-def header_reader(folder: Path) -> Reader:
-    def read(path: Path) -> object:
-        return safetensors_header.read_safetensors_header(path), safetensors_header.read_metadata(path)
-
-    return Reader("safetensors header", headers(), file_reader(folder / "h.safetensors", read, 10_000_000),
-                  repair=with_length)
 
 
 def text(read: Callable[[str], object]) -> Callable[[bytes], object]:
@@ -218,12 +184,6 @@ def saved_adapter(folder: Path) -> bytes:
     return (folder / "saved.safetensors").read_bytes()
 
 
-def row(outcome: Outcome) -> dict[str, Any]:
-    return {"reader": outcome.name, "inputs": f"{outcome.inputs:,}", "refused": f"{outcome.refused:,}",
-            "uncaught": len(outcome.uncaught), "over 2 s": outcome.slow, "slowest (s)": f"{outcome.slowest:.2f}",
-            "memory grew (MB)": f"{max(0, outcome.growth) / 1e6:.0f}"}   # fmt: skip
-
-
 def check(outcomes: list[Outcome]) -> None:
     assert {outcome.name: outcome.uncaught for outcome in outcomes if not outcome.is_sound} == {}
 
@@ -236,7 +196,7 @@ def test_no_reader_dies_of_a_few_changed_inputs(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_no_header_of_a_million_is_misread(folder: Path) -> None:
-    outcome = fuzz(header_reader(folder), HEADERS)
+    outcome = fuzz_headers(folder, HEADERS, os.cpu_count() or 1)
     record("Fuzz: header reader", [row(outcome)])
     check([outcome])
 
