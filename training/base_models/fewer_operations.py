@@ -44,11 +44,12 @@ class PlainAttentionProcessor:
 
 def skip_idle_operations(unet: nn.Module) -> None:
     """Switch the blocks of a frozen UNet for which that is exact."""
+    processor: Any = PlainAttentionProcessor()   # one for all, for it holds nothing; diffusers types its own alone
     for layer in unet.modules():
         if type(layer) is ResnetBlock2D and _is_plain_block(layer):
             layer.__class__ = PlainResnetBlock2D   # so every reference, hook and name of the block stays as it was
         elif isinstance(layer, Attention) and _is_plain_attention(layer):
-            layer.set_processor(PlainAttentionProcessor())
+            layer.set_processor(processor)
 
 
 def _is_plain_block(block: Any) -> bool:

@@ -14,7 +14,7 @@ from atelier.training.config.events import Measured, Saved, StoppedEarly
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.loop.snapshots import drop_snapshots, find_snapshots, snapshot_steps, write_snapshot
 
-from .test_loop import MAX_EFFECT, NOBODY, Script, but, start, told, weights
+from .test_training_loop import MAX_EFFECT, NOBODY, Script, but, start, told, weights
 
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 1), (7, 3), (100, 8), (1000, 64), (5, 64)])
