@@ -13,9 +13,9 @@ from uuid import uuid4
 
 import httpx
 import psutil
+from processes import free_port
 
 from atelier.app.store.home import Home
-from atelier.app.web.server import bind
 
 SERVE = """
 import os
@@ -33,8 +33,7 @@ serve(open_home(Path(sys.argv[1])), port=int(sys.argv[2]), worker=False, proxies
 @contextmanager
 def served(home: Home, *proxies: str, **environment: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
     """A server over a home, in a process of its own; what it wrote must be its address and nothing else."""
-    with bind("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", SERVE, str(home.path), str(port), *proxies]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, **environment})   # fmt: skip

@@ -45,12 +45,12 @@ class Queue:
     def waiting(self) -> dict[str, Action]:
         """The waiting runs by id, the next one first, and what to do with each; messages of no sense are left out."""
         return {task.args[0]: Action(task.args[1]) for task in self.huey.pending()
-                if _makes_sense(task.args) and not self.huey.is_revoked(task)}   # fmt: skip
+                if _makes_sense(task) and not self.huey.is_revoked(task)}   # fmt: skip
 
     def reorder(self, run_ids: Sequence[str]) -> None:
         """Put the waiting runs into this order; a run that the worker takes meanwhile is not started twice."""
         messages = {task.args[0]: task for task in self.huey.pending()
-                    if _makes_sense(task.args) and not self.huey.is_revoked(task)}   # fmt: skip
+                    if _makes_sense(task) and not self.huey.is_revoked(task)}   # fmt: skip
         for task in messages.values():
             self.huey.revoke(task, revoke_once=True)
         for id in run_ids:
@@ -64,13 +64,14 @@ class Queue:
     def remove(self, run: RunFolder) -> None:
         """Remove every message about a run."""
         for task in self.huey.pending():
-            if _makes_sense(task.args) and task.args[0] == run.id:
+            if _makes_sense(task) and task.args[0] == run.id:
                 self.huey.revoke(task, revoke_once=True)
 
 
-def _makes_sense(values: Any) -> bool:
+def _makes_sense(task: Any) -> bool:
     """Whether a message names a run and an action: anybody who can write to Redis can leave another."""
-    match values:
+    match task.args:
         case [str(), str(action)]:
-            return action in list(Action)
+            # Halves of characters can't be written to a database.
+            return action in list(Action) and isinstance(task.id, str) and task.id.isprintable()
     return False

@@ -85,6 +85,8 @@ def make_info(
     base: str, folder: Path, family: Family, unet: Mapping[str, Any], vae: Mapping[str, Any], **fields: Any
 ) -> BaseInfo:
     """Build the record from the configurations of UNet and VAE; ``fields`` are the others."""
+    if not isinstance(unet["sample_size"], int):
+        raise BaseError(f"{base} is not a base model: the sample_size of its UNet is not a number. Download it again.")
     vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
     words = _read_prompts(folder)
     return BaseInfo(
@@ -124,7 +126,7 @@ def check_inputs(base: str, channels: int, latent: int) -> None:
         BaseError: such a UNet, with what it is made for.
     """
     if channels != latent:
-        what = _TASKS.get(channels, "a model for another task")
+        what = _TASKS.get(channels if isinstance(channels, int) else 0, "a model for another task")
         raise BaseError(f"{base} is {what}: its UNet has {channels} input channels instead of {latent}. Use the "
                         "text-to-image model of the same family.")
 
