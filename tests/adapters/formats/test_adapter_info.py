@@ -23,7 +23,8 @@ METADATA = {
     "atelier.recipe": 'name = "rex"\n', "atelier.run": "20260102-030405-rex", "atelier.pictures": "5",
     "atelier.best_step": "300", "atelier.basis": "abc", "atelier.method": "sum", "atelier.content": "rex",
     "atelier.style": "ink", "atelier.parts": "rex, ink", "atelier.algorithms": "LoRA, LoHa", "atelier.source": "123",
-    "atelier.sampler": "lcm", "atelier.notes": "One.\nTwo, and more.", "atelier.error": "0.0123",
+    "atelier.file_hash": "ab12", "atelier.sampler": "lcm", "atelier.notes": "One.\nTwo, and more.",
+    "atelier.error": "0.0123",
     "atelier.worst_error": "0.4000", "modelspec.thumbnail": "data:image/png;base64,AA==",
     "modelspec.merged_from": "rex (1), ink (0.5)", "ss_steps": "300", "atelier.later": "kept",
 }   # fmt: skip
@@ -31,8 +32,9 @@ INFO = AdapterInfo(
     kind="lora", name="rex", trigger="rex", subject="dog", base="/models/sd15", title="Stable Diffusion 1.5",
     family="sd1", started="2026-01-02T03:04:05+00:00", created="2026-01-02T04:04:05+00:00", recipe='name = "rex"\n',
     run="20260102-030405-rex", pictures=5, best_step=300, basis="abc", method="sum", content="rex", style="ink",
-    parts=("rex", "ink"), algorithms=("LoRA", "LoHa"), source="123", sampler="lcm", notes=("One.", "Two, and more."),
-    error=0.0123, worst_error=0.4, thumbnail="data:image/png;base64,AA==", merged_from="rex (1), ink (0.5)",
+    parts=("rex", "ink"), algorithms=("LoRA", "LoHa"), source="123", file_hash="ab12", sampler="lcm",
+    notes=("One.", "Two, and more."), error=0.0123, worst_error=0.4,
+    thumbnail="data:image/png;base64,AA==", merged_from="rex (1), ink (0.5)",
     other={"ss_steps": "300", "atelier.later": "kept"},
 )   # fmt: skip
 
