@@ -204,7 +204,8 @@ def test_a_run_keeps_only_the_unet_while_it_steps(
     assert isinstance(events[-1], Finished) and isinstance(plain[-1], Finished), events[-1]
     assert set(places) == {AWAY}
     # Away as soon as it is loaded; the VAE comes for the pictures, the previews at the start and the end and the cover,
-    # the text encoder for the captions (prior pictures, one at a time), the previews and the cover. They are never there together.
+    # the text encoder for the captions (prior pictures, one at a time), the previews and the cover. They are never
+    # there together.
     assert [where for name, where in moves if name == "vae"] == ["away", *["here", "away"] * 4]
     assert [where for name, where in moves if name == "text_encoder"][:3] == ["away", "here", "away"]
     there = [name for name, where in moves if where == "here"]
