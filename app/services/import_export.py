@@ -39,7 +39,7 @@ from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.weights import extract_lora, save_merged, weight_lookup
 from atelier.training.runs.save_adapter import free_path
-from atelier.training.sampling.fidelity import compare
+from atelier.training.sampling import fidelity
 
 CardStrength = tuple[AdapterCard, float]    # an adapter and its strength
 MAX_METADATA_CHARACTERS = 200_000           # of a foreign file's own metadata; beyond that only short entries are kept
@@ -205,14 +205,15 @@ def export_adapters(
 
 
 def unet_error(parts: Sequence[CardStrength], exported: Path, base: str = "") -> float:
-    """Relative error of the UNet's output with the exported file instead of the adapters; see ``fidelity.compare``.
+    """Relative error of the UNet's output with the exported file instead of the adapters; see ``fidelity.unet_error``.
 
     Raises:
         HomeError, BaseError, FileError, MountError: the base or the file can't be used.
     """
     model = load(_base(parts, base))
     mix = Mix(tuple((load_adapter(card.path, model.device), strength) for card, strength in parts))
-    return compare(model, mix, exported, suggested_prompt(parts[0][0])).unet_error
+    other = Mix(((read_foreign(exported)[0].to(model.device), 1.0),))
+    return fidelity.unet_error(model, mix, other, suggested_prompt(parts[0][0]))
 
 
 def export_tiny(parts: Sequence[CardStrength], out: Path, bits: int) -> TinyReport:
