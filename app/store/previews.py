@@ -8,9 +8,8 @@ from base64 import b64decode
 
 from PIL import Image
 
-from atelier.training.data.images import FORMATS
-
 MAX_PIXELS = 4_000_000
+FORMATS = ("PNG", "JPEG", "WEBP")   # what pages show; pictures to train on may be of more
 # Only a small picture made of plain base64 may reach a page.
 _ADDRESS = re.compile(r"data:image/(?:jpeg|png|webp);base64,([A-Za-z0-9+/=]{1,400000})")
 

@@ -59,7 +59,7 @@ def gate_training_config(steps: int, batch: int, lr: float, seed: int) -> TrainC
     """The recipe of a gate training: gates are few, so nothing is validated or drawn on the way."""
     return TrainConfig(
         name="gates", steps=steps, batch=batch, lr=lr, seed=seed, warmup=min(20, steps), weight_decay=0.0,
-        validate_every=0, preview_every=0, checkpoint_every=50, keep_best=False,
+        validate_every=0, preview_every=0, checkpoint_every=50, keep_best=False, snapshots=0,
     )   # fmt: skip
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from atelier.app.cli.main import main
+from atelier.app.services.known_models import known_models
 from atelier.app.store import models
 from atelier.app.store.home import HomeError, open_home
 from atelier.app.store.models import base_choices, find_models, model_folders, save_model_folders, scan_models
@@ -93,7 +94,8 @@ def test_create_offers_what_was_found_since_the_page_was_made(shelf: Path, own_h
     home, keys = open_home(own_home), ["base", "kind", "steps"]
     save_model_folders(home, str(shelf))
     restored = create._restore(home, keys)
-    assert [base for _, base in restored[-3]["choices"]] == ["embedded", str(shelf / "diffusers" / "small")]
+    offered = [base for _, base in restored[-3]["choices"]]
+    assert offered == ["embedded", str(shelf / "diffusers" / "small"), *(model.id for model in known_models())]
     assert restored[-3]["value"] == "embedded"
 
 
