@@ -82,7 +82,12 @@ def run(folder: RunFolder, adapters: Path, *, resume: bool = False) -> Iterator[
             stack.enter_context(folder.lock())
             stack.enter_context(folder.heartbeat())
         quitting = stack.enter_context(quit_signals())
+        told: set[Warned] = set()
         for event in _with_restarts(folder, adapters, resume, quitting, group):
+            if isinstance(event, Warned):
+                if event in told:   # before a restart
+                    continue
+                told.add(event)
             if group.is_main:
                 _record(folder, event, quitting)
             yield event
