@@ -76,7 +76,7 @@ def test_the_report_tells_what_changed(start: Callable[..., RunFolder]):
     assert report["seconds_after"] > 0
 
 
-@pytest.mark.parametrize("step", [3, 5])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 5])
 def test_a_run_that_was_ended_goes_on_as_if_it_had_not(start: Callable[..., RunFolder], step: int):
     """Killed after the checkpoint between two trajectories, and in a pause within the second."""
     whole, cut = start("whole", steps=9), start("cut", steps=9)

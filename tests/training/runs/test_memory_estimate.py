@@ -76,6 +76,7 @@ def test_a_larger_rank_costs_its_optimizer_state(model: BaseModel, tiny: TrainCo
     assert 15 * more < large - small < 28 * more
 
 
+@pytest.mark.slow
 def test_merging_into_fine_weights_counts_them_twice(model: BaseModel, tiny: TrainConfig):
     config = replace(tiny, targets="all")
     fine, coarse = (estimate_memory(config, precision) for precision in ("fp16", "bf16"))

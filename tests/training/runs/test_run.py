@@ -546,6 +546,7 @@ def steps(events: list[Event]) -> list[int]:
     return [event.step for event in events if isinstance(event, Stepped)]
 
 
+@pytest.mark.slow
 def test_a_child_that_is_killed_and_told_to_end_still_ends_in_the_same_weights(new_run, child):
     plan = {"steps": 30, "checkpoint_every": 5, "validate_every": 10, "ema": 0.5, "prior_weight": 1.0, "prior_count": 1,
             "stop_when": "never"}   # fmt: skip

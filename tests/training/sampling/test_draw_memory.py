@@ -111,6 +111,7 @@ def test_stable_diffusion_1_draws_four_pictures_with_two_loras_on_4_gb(cards: li
     assert "6.3 GB" in plan.notice and "one at a time" in plan.notice
 
 
+@pytest.mark.slow
 def test_stable_diffusion_xl_draws_with_two_loras_on_8_gb(cards: list[int]):
     info, loras = base_of("sdxl")
     one, four = DrawRequest(), DrawRequest(count=4)
