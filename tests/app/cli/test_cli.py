@@ -349,7 +349,9 @@ def test_from_pictures_to_a_file_for_another_tool(capsys, home, pictures, tmp_pa
 def test_ctrl_c_saves_and_says_how_to_go_on(home, pictures):
     command = [sys.executable, "-m", "atelier.app.cli.main", "train", str(pictures), "--name", "my rex",
                "--steps", "100000", *SMALL, "checkpoint_every=0"]  # fmt: skip
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)   # a job in the background ignores Ctrl-C
     training = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, inherited)
     limit = time.monotonic() + 200
     try:
         while not any(isinstance(event, Stepped) for event in events(home)):
