@@ -89,9 +89,10 @@ def test_a_plan_is_made_for_the_card_and_said(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")],
+    [torch.OutOfMemoryError("CUDA out of memory"), pytest.param(MemoryError(), marks=pytest.mark.slow),
+     pytest.param(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+                  marks=pytest.mark.slow),
+     pytest.param(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), marks=pytest.mark.slow)],
 )   # fmt: skip
 def test_where_no_saving_helps_a_sentence_says_so_and_the_memory_is_free(
     device: Pretended, engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception

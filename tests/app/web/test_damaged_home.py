@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import io
@@ -101,8 +102,9 @@ def home(own_home: Path) -> Home:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, gr.Blocks]:
     """All pages, over a home that a test fills."""
     home = open_home(tmp_path_factory.mktemp("pages") / "home")
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):   # Gradio leaves event loops open
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):   # Gradio leaves an event loop open
         demo = build(home, Engine())
+        asyncio.set_event_loop(None)
         gc.collect()
     return home, demo
 

@@ -200,7 +200,8 @@ def test_the_password_is_not_in_the_environment_that_children_get(tmp_path: Path
     code = ("import os, subprocess, sys; from pathlib import Path; import atelier.app.web.server as server\n"
             "server.bind = lambda *_: print(subprocess.run(['env'], capture_output=True, text=True).stdout) or exit()\n"
             "server.serve(server.Home(Path(sys.argv[1])))")   # fmt: skip
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "home")], capture_output=True, text=True, check=True,
+    command = [sys.executable, "-c", code, str(tmp_path / "home")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True,
                          env={**os.environ, "ATELIER_PASSWORD": PASSWORD}).stdout   # fmt: skip
     assert "PATH=" in out and PASSWORD not in out
 
