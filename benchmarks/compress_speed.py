@@ -112,6 +112,7 @@ def shapes() -> Counter[tuple[int, int, int]]:
         unet: Any = UNet2DConditionModel.from_config(json.loads((MODELS / "sd1" / "unet" / "config.json").read_text()))
 
         def note(layer: nn.Linear, args: tuple[Tensor, ...], _output: Tensor) -> None:
+            """Count a layer's shape of work: rows of its input, its inputs and its outputs."""
             found[args[0].numel() // args[0].shape[-1], layer.in_features, layer.out_features] += 1
 
         for layer in unet.modules():

@@ -142,6 +142,7 @@ def _trained(loss: Callable[[], Tensor], parameters: list[Any], *, fused: bool) 
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2, fused=fused or None)
 
     def step() -> float:
+        """One update; returns its loss."""
         value = loss()
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -180,6 +181,7 @@ def atelier(options: Options) -> Contender:
                       torch.ones(1, device=unet.device))   # fmt: skip
 
     def loss() -> Tensor:
+        """The loss of one step, mounted as in a training."""
         # Attached for every step, as the loop does: that is part of its price.
         with mount({"unet": unet}, Mix(((adapters, 1.0),))):
             return example_losses(model, [shown], [0]).mean()
@@ -203,6 +205,7 @@ def _peft(options: Options, *, cached: bool, compiled: bool = False, kept: bool 
     call = torch.compile(unet) if compiled else unet
 
     def loss() -> Tensor:
+        """The loss of one step as the script computes it."""
         latents, words = known or (_encoded(vae, lesson.pixels), _read(reader, lesson.tokens))
         noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
         return F.mse_loss(call(noisy, lesson.timesteps, words, return_dict=False)[0].float(), lesson.noise)
@@ -225,6 +228,7 @@ def lycoris(options: Options) -> Contender:
     noisy: Any = scheduler.add_noise(latents, lesson.noise, lesson.timesteps)   # type: ignore[arg-type]
 
     def loss() -> Tensor:
+        """The mean squared error of the predicted noise."""
         return F.mse_loss(unet(noisy, lesson.timesteps, words, return_dict=False)[0], lesson.noise)
 
     return _trained(loss, [p for layer in layers for p in layer.parameters() if p.requires_grad], fused=False)
@@ -240,6 +244,7 @@ def forward(options: Options) -> Contender:
     context.__enter__()
 
     def call() -> Tensor:
+        """One prediction without gradients."""
         with torch.no_grad():
             return unet(lesson.noise, lesson.timesteps, words, return_dict=False)[0]
 
@@ -258,6 +263,7 @@ def slider(options: Options) -> Contender:
     moves = [0.5]
 
     def move() -> float:
+        """Move the first slider a little and merge again; returns the moved strength's result."""
         moves.append(moves[-1] + 0.001)
         parts = Mix(tuple((one, moves[-1] if i == 0 else 1.0) for i, one in enumerate(sets)))
         kept = merges if options["kept"] else MergeCache()

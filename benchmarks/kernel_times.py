@@ -45,6 +45,7 @@ def cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
     dice, size = torch.Generator().manual_seed(0), dtype.itemsize
 
     def normal(*shape: int, full: bool = False) -> Tensor:
+        """Values of a normal distribution on the device, in float32 where `full`."""
         return torch.randn(shape, generator=dice).to(device, torch.float32 if full else dtype)
 
     for count, width in ((4096, 320), (1024, 640)):

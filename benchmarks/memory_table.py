@@ -97,7 +97,9 @@ def drawings(family: str) -> dict[str, Plan]:
     info, loras = family_info(family), two_loras(family)
 
     def planned(count: int, adapters: list[AdapterSet]) -> Plan:
+        """How a drawing of so many pictures with these adapters is planned."""
         def plan(free: int) -> tuple[float, str]:
+            """GB counted and the savings chosen where so many bytes are free."""
             request = DrawRequest(count=count)
             with patch.object(draw_memory, "available_memory", lambda _: free):
                 savings = plan_drawing(info, request, adapters, torch.float16, CUDA).savings
@@ -132,6 +134,7 @@ def training(family: str) -> Plan:
     config = train_config(family)
 
     def plan(free: int) -> tuple[float, str]:
+        """GB counted and the savings chosen where so many bytes are free."""
         with (
             patch.object(memory_savings, "available_memory", lambda _: free),
             patch.object(memory_savings, "identify", family_info),

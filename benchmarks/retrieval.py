@@ -210,13 +210,16 @@ def _rewritten(retriever: Retriever, adapters: AdapterSet, weight_of: WeightOf) 
     dice = torch.Generator().manual_seed(0)
 
     def turned(up: Tensor, down: Tensor) -> Pair:
+        """The same product from factors in another basis."""
         g = torch.randn(len(down), len(down), generator=dice, dtype=torch.float64) + 2 * torch.eye(len(down))
         return (up.double() @ torch.linalg.inv(g)).float(), (g @ down.double()).float()
 
     def padded(up: Tensor, down: Tensor) -> Pair:
+        """The same product at a rank that is higher by three."""
         return torch.cat([up, torch.zeros(len(up), 3)], 1), torch.cat([down, torch.randn(3, down.shape[1])])
 
     def decomposed(up: Tensor, down: Tensor) -> Pair:
+        """The same product from its singular value decomposition."""
         u, s, v = torch.linalg.svd(up.double() @ down.double(), full_matrices=False)
         return (u[:, : len(down)] * s[: len(down)]).float(), v[: len(down)].float()
 
@@ -236,6 +239,7 @@ def _timed(reader: PromptRetriever, width: int) -> dict[str, float]:
     embedding = reader.embed_prompt(prompt)
 
     def milliseconds(work: Callable[[], object]) -> float:
+        """Processor time of one call in ms, the median of 50."""
         times = []
         for _ in range(50):
             start = time.process_time()

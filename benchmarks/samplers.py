@@ -132,10 +132,12 @@ def looking() -> dict[str, Any]:
     request = DrawRequest(prompt="an emoji of a red car", count=4)
 
     def show(small: list[Image.Image]) -> None:
+        """What the Studio does with previews."""
         for picture in small:
             thumbnail(picture)
 
     def seconds(**way: Any) -> float:
+        """Processor time of one drawing in seconds."""
         started = time.process_time()
         draw(model, request, cache=cache, **way)
         return time.process_time() - started

@@ -129,6 +129,7 @@ def _timed(spent: list[float]) -> Iterator[None]:
     whole = RunMeasures.__call__
 
     def timed(*arguments: Any) -> Measured:
+        """Measure as the run does, and note the seconds it took."""
         started = time.perf_counter()
         measured = whole(*arguments)
         spent.append(time.perf_counter() - started)
