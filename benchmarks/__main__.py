@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.support.interleaved import ROOT, compare
+from benchmarks.support.machine import describe_machine, in_words
+
 from .cold_draw import RESULTS as COLD_DRAW
 from .cold_draw import section as cold_draw_section
 from .from_click import from_click_to_file
 from .gpu import RESULTS as GPU
 from .gpu import section as gpu_section
-from .interleaved import ROOT, compare
-from .machine import describe_machine, in_words
 from .profile_step import RESULTS as PROFILE
 from .profile_step import section as profile_section
 

@@ -1,6 +1,6 @@
 """How well a pipeline draws what the embedded base was trained on, by the judge.
 
-    python benchmarks/base_quality.py --base assets/base --concepts 40 --out build/quality
+    python -m benchmarks.base_quality --base assets/base --concepts 40 --out build/quality
 
 Every object is asked for in every trained style with four seeds, twice on white and twice on a colour. Bars of
 the project: object named first ≥ 70 %, style ≥ 90 %, background ≥ 90 %. Writes quality.json and a contact sheet.

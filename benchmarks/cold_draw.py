@@ -26,9 +26,8 @@ from PIL import Image
 from atelier.training.config.assets import ASSETS
 from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import DEFAULT, SAMPLERS
-
-from .interleaved import ROOT
-from .machine import describe_machine, in_words
+from benchmarks.support.interleaved import ROOT
+from benchmarks.support.machine import describe_machine, in_words
 
 RESULTS = ROOT / "benchmarks" / "results" / "cold_draw.json"
 PROMPT = "an emoji of a cat"

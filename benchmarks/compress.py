@@ -34,8 +34,8 @@ from atelier.training.config.compress_config import CompressConfig
 from atelier.training.embedded_base.judge import Judge
 from atelier.training.loop.training_loop import Controls
 from atelier.training.sampling.sample import DrawRequest, draw
-from benchmarks.compress_page import EACH, PICTURES, RESULTS, render
-from benchmarks.machine import describe_machine
+from benchmarks.support.compress_page import EACH, PICTURES, RESULTS, render
+from benchmarks.support.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, TIMESTEPS = 50, 10

@@ -26,7 +26,7 @@ from atelier.adapters.quantization.fake_quant_layers import (
 )
 from atelier.adapters.quantization.packed import save_packed
 from atelier.training.base_models.single_file import MODELS
-from benchmarks.machine import describe_machine
+from benchmarks.support.machine import describe_machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "compress_sizes.json"
 TIMESTEPS = range(19, 1000, 20)

@@ -44,7 +44,7 @@ from atelier.adapters.quantization.packed import count_integer_layers, load_pack
 from atelier.kernels.fake_quant import encode
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.single_file import MODELS
-from benchmarks.machine import describe_machine
+from benchmarks.support.machine import describe_machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "compress_speed.json"
 TURNS, SECONDS = 3, 0.05

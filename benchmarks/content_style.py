@@ -25,10 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/content_style.py` works too
-from content_style_page import DRAWINGS, Row, render, summary, table
-from machine import describe_machine
-
+sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python -m benchmarks.content_style` works too
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
@@ -44,6 +41,8 @@ from atelier.training.recipes.combine_two import METHOD_STEPS, combine_adapters,
 from atelier.training.recipes.companions import with_role_caption
 from atelier.training.runs.run import run
 from atelier.training.sampling.sample import DrawRequest, draw
+from benchmarks.support.content_style_page import DRAWINGS, Row, render, summary, table
+from benchmarks.support.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

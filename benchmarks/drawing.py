@@ -1,6 +1,6 @@
 """How long four drawings take, and how the likeness grows with the slider.
 
-    python benchmarks/drawing.py [--subject fox] [--seeds 16] [--out FILE]
+    python -m benchmarks.drawing [--subject fox] [--seeds 16] [--out FILE]
 
 Time: median of several draws of four pictures of 64×64 at 20 steps with the embedded base, adapter merged, in turn
 with diffusers' own pipeline without an adapter; the first of each is not counted. Likeness: the judge's mean cosine to
@@ -19,8 +19,6 @@ from statistics import median
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
-from likeness import RESULTS, ROOT, TRIGGER, train
-from machine import describe_machine
 from PIL import Image
 
 from atelier.adapters.core.mix import Mix
@@ -29,6 +27,8 @@ from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
 from atelier.training.embedded_base.judge import Judge
 from atelier.training.sampling.sample import GUIDANCE, DrawRequest, draw
+from benchmarks.likeness import RESULTS, ROOT, TRIGGER, train
+from benchmarks.support.machine import describe_machine
 
 STRENGTHS = (0.0, 0.5, 1.0)
 REPEATS = 7

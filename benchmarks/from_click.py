@@ -14,8 +14,7 @@ from typing import Any
 from atelier.training.config.events import Stepped
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
-
-from .interleaved import ROOT
+from benchmarks.support.interleaved import ROOT
 
 REPEATS = 3
 
@@ -43,7 +42,7 @@ def _once(name: str, config: TrainConfig) -> dict[str, float]:
         run, adapters = RunFolder.create(Path(home) / "run", config), Path(home) / "adapters"
         command = {
             "atelier": ["atelier.training.runs.run", str(run.path), "--adapters", str(adapters)],
-            "peft": ["benchmarks.peft_loop", str(run.path / "recipe.toml"), str(adapters)],
+            "peft": ["benchmarks.support.peft_loop", str(run.path / "recipe.toml"), str(adapters)],
         }[name]
         # As `atelier` starts its own (app/cli/main.py); PEFT's as anybody would.
         extra = {"GOMP_SPINCOUNT": "10000"} if name == "atelier" else {}

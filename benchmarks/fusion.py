@@ -25,10 +25,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/fusion.py` works too
-from fusion_lessons import LESSONS, Lesson, adapter_path
-from machine import describe_machine, in_words
-
+sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python -m benchmarks.fusion` works too
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.fusion.gates import GateSet
 from atelier.adapters.fusion.live import WeightedAdapter
@@ -37,6 +34,8 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.bundled import gates_for
 from atelier.training.embedded_base.judge import Judge, background_colour
 from atelier.training.sampling.sample import DrawRequest, draw
+from benchmarks.fusion_lessons import LESSONS, Lesson, adapter_path
+from benchmarks.support.machine import describe_machine, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

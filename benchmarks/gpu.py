@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from .interleaved import ROOT
-from .machine import describe_machine, in_words
+from benchmarks.support.interleaved import ROOT
+from benchmarks.support.machine import describe_machine, in_words
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 CAPS = (8, 12, 16, 24)   # GB
@@ -126,7 +126,7 @@ def steps(dry: bool) -> dict[str, Any]:
 
 
 def _step_times(name: str, options: dict[str, Any], repeats: int) -> dict[str, float]:
-    from .contenders import CONTENDERS
+    from benchmarks.support.contenders import CONTENDERS
 
     step, device = CONTENDERS[name](options).repeat, torch.device(options["device"])
     times = []
@@ -261,7 +261,7 @@ def _device(dry: bool) -> torch.device:
 
 
 def _base(family: str, dry: bool, dtype: torch.dtype) -> Any:
-    from .random_base import few_channels, random_base
+    from benchmarks.support.random_base import few_channels, random_base
 
     with few_channels() if dry else ExitStack():
         return random_base(family, _device(dry), dtype)

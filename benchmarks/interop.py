@@ -32,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import families
 import foreign_files
-from machine import describe_machine, in_words
 from tool_rules import TOOLS
 
 from atelier.adapters.core.base import BaseStatistics
@@ -43,6 +42,7 @@ from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models import single_file
+from benchmarks.support.machine import describe_machine, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("sd1", "sdxl")

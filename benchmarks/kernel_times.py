@@ -26,8 +26,7 @@ from atelier.kernels.gated_sum import GateVectors, gated_sum
 from atelier.kernels.int8_linear import PackedWeight, int8_linear
 from atelier.kernels.low_rank import low_rank_linear
 from atelier.kernels.merge_low_rank import LowRankUpdate, merge_low_rank
-
-from .machine import describe_machine
+from benchmarks.support.machine import describe_machine
 
 RUNS = 30
 

@@ -24,9 +24,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/kinds.py` works as `-m` does
-from machine import describe_machine, in_words
-
+sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python -m benchmarks.kinds` works as `-m` does
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.kinds.catalog import KINDS
@@ -37,6 +35,7 @@ from atelier.training.config.train_config import TrainConfig, load_preset
 from atelier.training.embedded_base.judge import Judge
 from atelier.training.runs.run import run
 from atelier.training.sampling.sample import DrawRequest, draw
+from benchmarks.support.machine import describe_machine, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "kinds.md"

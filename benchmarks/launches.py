@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 
-from .interleaved import ROOT
-from .machine import describe_machine, in_words
+from benchmarks.support.interleaved import ROOT
+from benchmarks.support.machine import describe_machine, in_words
 
 sys.path.insert(0, str(ROOT / "tests"))
 from pretend_device import pretend_device
 
 from atelier.training.base_models import less_activation_memory
-
-from .contenders import CONTENDERS
+from benchmarks.support.contenders import CONTENDERS
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "launches.json", ROOT / "docs" / "launches.md"
 NAMES, DTYPES = ("atelier", "peft"), ("bfloat16", "float32")

@@ -1,8 +1,8 @@
 """Teach held-out subjects with the default preset and let the judge say how well they were learned.
 
-    python benchmarks/likeness.py [--subjects fox guitar …] [--seeds 0 1 2] [--set key=value …] [--out FILE]
-    python benchmarks/likeness.py --time-only --subjects fox owl rocket --seeds 0     how long a person waits
-    python benchmarks/likeness.py --render                                            docs/likeness.md from the results
+    python -m benchmarks.likeness [--subjects fox guitar …] [--seeds 0 1 2] [--set key=value …] [--out FILE]
+    python -m benchmarks.likeness --time-only --subjects fox owl rocket --seeds 0     how long a person waits
+    python -m benchmarks.likeness --render                                            docs/likeness.md from the results
 
 For each subject and seed: `atelier train` as a person would run it (whole process timed), then drawings from prompts
 that are in no training caption: backgrounds that were never shown with the subject, and other wordings. The judge has
@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from machine import describe_machine, in_words
 from PIL import Image
 
 from atelier.adapters.core.mix import Mix
@@ -31,6 +30,7 @@ from atelier.adapters.formats.native import load_adapter
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.embedded_base.judge import Judge, background_colour
 from atelier.training.sampling.sample import DrawRequest, draw
+from benchmarks.support.machine import describe_machine, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,7 +38,7 @@ PAGE = ROOT / "docs" / "likeness.md"
 SUBJECTS = ("fox", "strawberry", "umbrella", "guitar", "penguin", "owl", "snowman", "rocket")
 TEXT = """# How well the default preset learns a subject
 
-Written by `python benchmarks/likeness.py --render` from what is in `benchmarks/results/`.
+Written by `python -m benchmarks.likeness --render` from what is in `benchmarks/results/`.
 
 Each of {subjects} subjects that the embedded base has never seen is trained on 11 pictures with the default preset,
 with {seeds} seeds, and drawn 16 times from eight prompts that are in no training caption. The judge, a classifier that

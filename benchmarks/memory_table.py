@@ -27,10 +27,9 @@ from atelier.training.sampling import draw_memory
 from atelier.training.sampling.draw_memory import estimate_drawing, plan_drawing
 from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.sample import DrawRequest
-
-from .interleaved import ROOT
-from .machine import describe_machine, in_words
-from .random_base import family_info
+from benchmarks.support.interleaved import ROOT
+from benchmarks.support.machine import describe_machine, in_words
+from benchmarks.support.random_base import family_info
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "memory.json", ROOT / "docs" / "memory.md"
 FAMILIES, CARDS = ("sd1", "sdxl"), (8, 12, 16, 24)   # GB

@@ -24,9 +24,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/mixing.py` works too
-from machine import describe_machine
-
+sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python -m benchmarks.mixing` works too
 from atelier.adapters.attach.merge import merge
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
@@ -36,6 +34,7 @@ from atelier.adapters.fusion.live import Fusion, WeightedAdapter, mount_fusion
 from atelier.adapters.fusion.methods import combine
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
+from benchmarks.support.machine import describe_machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MERGED, GATED, PEFT = (1, 2, 8, 32), (2, 8, 32), (1, 2, 8, 32)

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .contenders import CONTENDERS
-from .interleaved import ROOT
-from .machine import describe_machine, in_words
+from benchmarks.support.contenders import CONTENDERS
+from benchmarks.support.interleaved import ROOT
+from benchmarks.support.machine import describe_machine, in_words
 
 RESULTS = ROOT / "benchmarks" / "results" / "profile.json"
 NAMES = ("atelier", "peft", "peft, memory kept")

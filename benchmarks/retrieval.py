@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python benchmarks/retrieval.py` works as `-m` does
-from machine import describe_machine, in_words
+sys.path.insert(0, str(Path(__file__).resolve().parent))   # so that `python -m benchmarks.retrieval` works as `-m` does
 from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet, Spec
@@ -47,6 +46,7 @@ from atelier.training.embedded_base.train_retriever import (
     untrained_retriever,
 )
 from atelier.training.sampling.prompt_features import PromptEncoder
+from benchmarks.support.machine import describe_machine, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "retrieval.json"

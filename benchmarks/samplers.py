@@ -33,7 +33,7 @@ from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.sample import GUIDANCE, DrawRequest, draw
 from atelier.training.sampling.samplers import DEFAULT, new_sampler, on_denoised, using_sampler
 from benchmarks.base_quality import Task, judged, shares, tasks
-from benchmarks.machine import describe_machine, in_words
+from benchmarks.support.machine import describe_machine, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "samplers.json", ROOT / "docs" / "samplers.md"

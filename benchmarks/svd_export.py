@@ -21,10 +21,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from machine import describe_machine
-
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.low_rank import LowRankLimits, WeightChange, nearest_low_rank
+from benchmarks.support.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -34,9 +34,8 @@ from atelier.training.measures.leak import LEAK, measure_leaks
 from atelier.training.measures.memorization import Membership, gains, make_pairs, membership_auc
 from atelier.training.measures.run_measures import RunMeasures
 from atelier.training.runs.run import run
-
-from .interleaved import ROOT
-from .machine import describe_machine, in_words
+from benchmarks.support.interleaved import ROOT
+from benchmarks.support.machine import describe_machine, in_words
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "training_measures.json", ROOT / "docs" / "training-measures.md"
 EXAMPLES = ROOT / "assets" / "examples"

@@ -21,8 +21,7 @@ from atelier.training.base_models.less_activation_memory import save_less_for_ba
 from atelier.training.base_models.memory_count import empty_parts
 from atelier.training.base_models.offload import CpuOffload
 from atelier.training.base_models.single_file import MODELS, clip_tokenizer, new_scheduler
-
-from .interleaved import ROOT
+from benchmarks.support.interleaved import ROOT
 
 RESOLUTION = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 _FOLDERS = {family: MODELS / family for family in RESOLUTION}   # of their configurations

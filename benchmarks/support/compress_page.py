@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from benchmarks.machine import in_words
+from benchmarks.support.machine import in_words
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "compress.json"
 SIZES = RESULTS.with_name("compress_sizes.json")
 SPEED = RESULTS.with_name("compress_speed.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 2e-3   # relative, of losses after a few steps: sums in another order, and Adam enlarges small gradients
 
 
@@ -25,7 +25,7 @@ class Process:
     def __init__(self, name: str, options: dict[str, Any]) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.contenders", name, json.dumps(options)],
+            [sys.executable, "-m", "benchmarks.support.contenders", name, json.dumps(options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )   # fmt: skip

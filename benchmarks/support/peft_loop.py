@@ -1,6 +1,6 @@
 """PEFT's plain loop, from the start of its process to the adapter file: what E is measured against.
 
-    python -m benchmarks.peft_loop RECIPE.toml ADAPTERS
+    python -m benchmarks.support.peft_loop RECIPE.toml ADAPTERS
 
 Written by us the way the examples of PEFT and diffusers are, with pictures and captions encoded once. The recipe is
 one of ours: the same model, pictures, captions, layers, rank, batch, steps, schedule and clipping.
@@ -29,8 +29,7 @@ from atelier.adapters.core.targets import find_targets
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.recipes.prior_preservation import fill_template
-
-from .interleaved import ROOT
+from benchmarks.support.interleaved import ROOT
 
 BASE = ROOT / "assets" / "base"
 

@@ -1,6 +1,6 @@
 """What is timed: a training step, a drawing's forward pass, a slider that moves; ours, and peers to the same recipe.
 
-    python -m benchmarks.contenders NAME OPTIONS      started by interleaved.py; answers every line with one of JSON
+    python -m benchmarks.support.contenders NAME OPTIONS   started by interleaved.py; each line is answered with JSON
 
 ``diffusers recipe`` is the step of diffusers' DreamBooth LoRA script (examples/dreambooth/train_dreambooth_lora.py)
 written again from its recipe: VAE and text encoder in every step, PEFT's layers, AdamW, clipping. ``peft`` is the
@@ -39,8 +39,7 @@ from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.base_models.offload import CpuOffload, DiskOffload
 from atelier.training.loop.batch import UnetInput, example_losses
 from atelier.training.loop.noise import NoisyLatents
-
-from .interleaved import ROOT
+from benchmarks.support.interleaved import ROOT
 
 PROVEN = 3   # steps whose losses must agree
 Options = dict[str, Any]
