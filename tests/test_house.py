@@ -562,8 +562,15 @@ def test_the_tree_keeps_one_name_for_one_class() -> None:
 
 
 def test_no_folder_is_a_flat_shelf() -> None:
-    folders = Counter(source.path.parent for source in sources(ROOT))
+    files = [source.path for source in sources(ROOT)] + [*(ROOT / "benchmarks").rglob("*.py")]
+    folders = Counter(file.parent for file in files)
     assert max(folders.values()) <= 25, f"the fullest: {folders.most_common(3)}"
+
+
+def test_functions_of_benchmarks_say_what_they_give() -> None:
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "benchmarks").rglob("*.py")}
+    assert [f"{file}: {node.name}" for file, tree in trees.items() for node in definitions(tree)
+            if not node.name.startswith("_") and not ast.get_docstring(node)] == []   # fmt: skip
 
 
 # --- texts and pictures of the whole project --------------------------------------------------------------------
