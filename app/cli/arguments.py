@@ -23,7 +23,7 @@ JOB_ACTIONS = {
     "list": "list runs, the newest first", "show": "show a run's state, health and saved steps",
     "log": "print a run's log", "pause": "pause a run at its next step", "resume": "continue a run",
     "retry": "queue a failed, stopped or interrupted run again", "stop": "end a run and save its adapter",
-    "cancel": "end a run without an adapter", "save": "save the weights of a run's next step",
+    "cancel": "end a run without saving an adapter", "save": "save the weights of a run's next step",
     "sooner": "move a waiting run one place up in the queue", "later": "move a waiting run one place down",
     "preview": "draw a preview with a run's adapter as it is now",
     "grid": "draw a run's saved steps at several strengths", "keep": "put a saved step into the library",
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_queue(add("worker", "run the queued jobs", shared))
     _add_train(add("train", "train an adapter on a folder of pictures"))
     _add_jobs(add("jobs", "list runs, control them, and compare, keep and measure their steps"))
-    _add_compress(add("compress", "compress a base model, with adapters merged in or without"))
+    _add_compress(add("compress", "compress a base model, with or without adapters merged in"))
     _add_make(add("make", "make one adapter from a content and a style adapter"))
     _add_draw(add("draw", "draw pictures"))
     _add_find(add("find", "find the adapters that fit a prompt, by their weights"))
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_merge(add("merge", "merge several adapters into a new one"))
     _add_resize(add("resize", "make a smaller copy of an adapter"))
     _add_extract(add("extract", "make an adapter from the difference between two base models"))
-    _add_models(add("models", "show facts about base models"))
+    _add_models(add("models", "list, show and download base models"))
     doctor = add("doctor", "show what this machine offers, check all files of the home, and list any problems")
     doctor.add_argument("--repair", action="store_true", help="repair what can be repaired, and say what was done")
     return parser
@@ -98,7 +98,8 @@ def _add_train(train: argparse.ArgumentParser) -> None:
                        help="measure that may end the training early and decides which step is saved "
                             "(default: auto, which is memorization or drift)")   # fmt: skip
     train.add_argument("--weight", type=_picture_weight, action="append", default=[], metavar="FILE=WEIGHT",
-                       dest="weights", help="how often a picture is trained on (default: 1); repeatable")
+                       dest="weights", help="how often a picture is trained on, compared with the others (default: 1); "
+                       "repeatable")
     train.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                        help="any other setting; an unknown key lists them all")
     train.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this name")
@@ -166,13 +167,15 @@ def _add_compress(compress: argparse.ArgumentParser) -> None:
 def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to draw (not needed with --like)")
     draw.add_argument("--like", type=Path, metavar="FILE",
-                      help="take over the settings of a picture of Atelier or another tool, except those given")
+                      help="use the settings of a picture from Atelier or another tool, except for the options given "
+                           "here")
     draw.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
                       dest="adapters", help="an adapter and its strength (default: 1); repeatable")
     draw.add_argument("--fuse", choices=("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd",
                                          "concat"),
                       help="how several adapters are combined (default: sum); 'gated' lets each layer decide for every "
-                           "token, 'switch' takes turns, 'composite' averages what each would draw")   # fmt: skip
+                           "position and step, 'switch' takes turns, 'composite' averages what each would "
+                           "draw")   # fmt: skip
     draw.add_argument("--negative", metavar="TEXT", help="negative prompt: what the picture should not show")
     draw.add_argument("--unwanted", metavar="TEXT", help="what the trigger word brings along but should not")
     draw.add_argument("--unwanted-strength", type=float, metavar="U",

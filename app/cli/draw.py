@@ -63,7 +63,7 @@ def _job(home: Home, arguments: Namespace) -> tuple[DrawJob, list[str]]:
     base = resolve_base(home, arguments.base or "")
     if arguments.like is None:
         if arguments.prompt is None:
-            raise SettingError("There is no prompt. Type what to draw, or take a picture's settings: --like FILE.")
+            raise SettingError("There is no prompt. Type what to draw, or use a picture's settings: --like FILE.")
         return DrawJob(request=_request(arguments), base=base or own_base, adapters=typed, method=arguments.fuse or "",
                        start=_start(arguments), options=options), []   # fmt: skip
     like, notes = job_like(home, arguments.like)

@@ -283,7 +283,7 @@ def _models(arguments: Namespace) -> int:
         return _print_answer(arguments, [model_values(model, cards) for model in models], model_table(models))
     if arguments.action == "get":
         if not is_hub_id(arguments.what):
-            raise HomeError(f"{arguments.what!r} is not a model of the hub. Use its id, such as owner/model.")
+            raise HomeError(f"{arguments.what!r} is not the id of a model on the hub. Use one, such as owner/model.")
         download_base(arguments.what)
     values = model_values(ModelEntry(Path(arguments.what), identify(arguments.what,
                                                                     base_options(home, arguments.what))), cards)

@@ -51,7 +51,7 @@ def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool =
         raise HomeError(f"A run can't start. {shortage}")
     busy = frozenset(state.name for state in list_runs(home) if not state.is_over)
     if len(busy) >= MAX_WAITING:
-        raise HomeError(f"{len(busy)} runs are waiting, and that is the most. Cancel some, or wait for them.")
+        raise HomeError(f"{len(busy)} runs are waiting, which is the limit. Cancel some, or wait for them.")
     check_name = new_base_name if isinstance(config, CompressConfig) else new_name
     id = f"{time_id()}-{check_name(home, config.name, busy).replace(' ', '-')}"
     # Under a hidden name until it is complete, so that nobody reads a run without a recipe.

@@ -175,7 +175,7 @@ def redis_queue(home: Home, handle: Handler = lambda _id, _action: None) -> Iter
         # Shorter than a lease, so that a worker learns in time that it can't renew one.
         pool = ConnectionPool.from_url(home.queue, socket_connect_timeout=5, socket_timeout=10)
     except ValueError:
-        raise HomeError(f"{_without_password(home.queue)} is no address of a Redis server. Give one such as "
+        raise HomeError(f"{_without_password(home.queue)} is not the address of a Redis server. Give one such as "
                         "redis://HOST:6379.") from None
     try:
         yield RedisQueue(pool, _queue_name(home), handle)

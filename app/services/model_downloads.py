@@ -46,13 +46,13 @@ class ModelDownloads:
         """
         id = id.strip()
         if not is_hub_id(id):
-            raise BaseError(f"{id[:100]!r} is not a model of the hub. Enter its id, such as owner/model.")
+            raise BaseError(f"{id[:100]!r} is not the id of a model on the hub. Enter one, such as owner/model.")
         with self._lock:
             known = self._downloads.get(id)
             if (known is not None and known.running) or not needs_download(id):
                 return
             if sum(download.running for download in self._downloads.values()) >= MAX_WAITING:
-                raise BaseError(f"{MAX_WAITING} downloads are waiting, and that is the most. Wait until one is done.")
+                raise BaseError(f"{MAX_WAITING} downloads are waiting, which is the limit. Wait until one is done.")
             while len(self._downloads) >= MAX_LISTED:
                 del self._downloads[next(id for id, download in self._downloads.items() if not download.running)]
             self._downloads[id] = Download(id)

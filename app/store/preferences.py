@@ -29,5 +29,5 @@ def save_drawing_precision(home: Home, precision: str) -> None:
         HomeError: there is no such precision, or the home can't be written.
     """
     if precision not in PRECISIONS:
-        raise HomeError(f"{precision!r} is no precision; use one of {', '.join(PRECISIONS)}.")
+        raise HomeError(f"{precision!r} is not a precision; use one of {', '.join(PRECISIONS)}.")
     write_home_file(home.preferences, json.dumps({"drawing_precision": precision}).encode())

@@ -15,7 +15,7 @@ ADAPTERS_HINT = "They become a permanent part of the compressed model. You can s
 STRENGTH = "Strength of these adapters"
 BITS = "Bits"
 PRESETS = {
-    "w8a8": "8 bits: hard to tell apart", "w4a8": "4 bits: small and close to the original",
+    "w8a8": "8 bits: hard to tell from the original", "w4a8": "4 bits: small and close to the original",
     "w2a8": "2 bits: smallest and roughest", "w4a4": "4 bits for weights and activations",
     "w8": "8 bits, weights only", "w4": "4 bits, weights only",
 }

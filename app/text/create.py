@@ -82,7 +82,8 @@ def trigger_missing(trigger: str, count: int) -> str:
 
 def captions_cut(count: int, limit: int) -> str:
     """Shown when captions are longer than what the base model reads."""
-    return f"The base model reads {limit} tokens; the rest of {_captions(count)} is cut off. Shorten them if you can."
+    return (f"The base model reads {limit} tokens; the rest of {_captions(count)} is cut off. Shorten the text if you "
+            "can.")
 
 
 def read_longer(chunks: int) -> str:

@@ -10,7 +10,7 @@ METHOD = "How they are combined"
 METHODS = {
     "sum": "Sum: all added", "normalised": "Normalised: strengths scaled to add up to 1",
     "gated": "Gated: each layer decides, for every position and step",
-    "switch": "Switch: adapters take turns, for a tenth of the steps each",
+    "switch": "Switch: adapters take turns, each turn a tenth of the steps",
     "composite": "Composite: the average of what each would draw",
     "dare": "DARE: a random fifth of each, made five times as strong",
     "ties": "TIES: the largest values, where their signs agree", "svd": "SVD: the sum, cut to the rank of one adapter",

@@ -32,10 +32,10 @@ KEEP = "Keep"
 STEP_COLUMN = "Step"
 AVERAGE_FROM = "Average of the saved steps, from step"
 KEEP_AVERAGE = "Keep the average"
-MEASURE_SIZES = "Size against likeness"
-MEASURE_LEAKS = "Find words that leak"
+MEASURE_SIZES = "Error at smaller sizes"
+MEASURE_LEAKS = "Find words that draw the subject"
 AFTERWARDS = "After the training"
-AFTERWARDS_HINT = "Steps were saved along the run. Compare them, keep another one, or measure the adapter."
+AFTERWARDS_HINT = "Several steps were saved during the run. Compare them, keep a different one, or measure the adapter."
 RANK, ERROR = "Rank", "Error"
 LEAKS_TITLE = "Words that draw the subject"
 LEAKS_HINT = "Compared with the trigger word's effect (100 %). Words from the captions and some others."
@@ -44,9 +44,10 @@ KNEE = "knee"
 SMALLER = "Keep this size"
 SOONER, LATER = "Sooner", "Later"
 MEMORIZATION = "Memorization"
-MEMBERS, OTHERS = "Trained pictures", "Other pictures"
+MEMBERS, OTHERS = "Training pictures", "Other pictures"
 BY_TIMESTEP = "Gain by noise level"
-BY_TIMESTEP_HINT = "On pictures it was not trained on, one column per measurement. Stronger is more; red is a loss."
+BY_TIMESTEP_HINT = ("On pictures it was not trained on, one column per measurement. A stronger colour is a larger "
+                    "gain; red is a loss.")
 NOTIFY = "Tell me when a job is done"
 NOTIFY_ON = "You are told when a job is done"
 
@@ -100,8 +101,8 @@ def stage_time(seconds: float) -> str:
 
 def memorization(auc: float) -> str:
     """What the memorization chart shows."""
-    return ("How much better each kind of picture fits than with the base model alone. Trained pictures win in "
-            f"{100 * auc:.0f} % of comparisons; 50 % is chance.")
+    return ("How much better each kind of picture fits than with the base model alone. Training pictures gain "
+            f"more in {100 * auc:.0f} % of comparisons; 50 % is chance.")
 
 
 def gain_at(name: str, step: int, gain: float) -> str:

@@ -6,12 +6,12 @@ from __future__ import annotations
 def says_nothing(name: str) -> str:
     """The file has no settings that can be read."""
     return (f"{name} does not say how it was drawn. Only files straight from Atelier, A1111, Forge, ComfyUI, InvokeAI, "
-            "NovelAI, SwarmUI or Fooocus do; most messengers and websites remove it.")
+            "NovelAI, SwarmUI or Fooocus do; most messaging apps and websites remove the settings.")
 
 
 def from_tool(tool: str) -> str:
     """Where the settings are from."""
-    return f"Settings of {tool}, as far as they exist here; noise and prompts are computed differently."
+    return f"Settings from {tool}, as far as Atelier has them; it computes noise and prompts differently."
 
 
 def missing_adapter(name: str, hash: str, strength: float) -> str:
@@ -57,7 +57,7 @@ def out_of_range(name: str, value: float, used: float) -> str:
 
 def other_size(width: int, height: int, used_width: int, used_height: int) -> str:
     """A size that the base model can't draw."""
-    return f"{width} × {height} pixels can't be drawn by this base model; it is {used_width} × {used_height}."
+    return f"{width} × {height} pixels can't be drawn by this base model; {used_width} × {used_height} is used instead."
 
 
 def other_sampler(name: str, used: str) -> str:

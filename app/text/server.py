@@ -74,5 +74,5 @@ def already_served(home: str, where: str) -> str:
     'Atelier is already open for ~/atelier at http://127.0.0.1:7860. Use that address, or choose another home \
 with --home.'
     """
-    at = f" at {where}. Use that address" if where else ". Wait for it to say its address"
+    at = f" at {where}. Use that address" if where else ". Wait until it prints its address"
     return f"Atelier is already open for {home}{at}, or choose another home with --home."

@@ -22,7 +22,7 @@ SCAN = "Scan"
 NO_MODELS = "No base models found in these folders."
 PRECISION = "Precision of drawings"
 PRECISION_HINT = ("auto is fp16 on a graphics card and fp32 on a processor. Choose bf16 or fp32 if drawings fail with "
-                  "values that are no numbers. Trainings have a setting of their own.")
+                  "values that are not numbers (NaN). Training has its own precision setting.")
 BASE_OPTIONS = "Options of one base model"
 BASE_OPTIONS_HINT = ("For files that do not say what they predict, and for another VAE. Drawings and new trainings use "
                      "these options.")
@@ -36,7 +36,7 @@ KNOWN_HINT = "Downloads go to the Hugging Face cache of this machine. An interru
 HUB_ID = "Another model from the Hugging Face hub"
 HUB_ID_HINT = "Its id, such as owner/model."
 DOWNLOAD_NOW = "Download this base model"
-DOWNLOAD, HERE, COUNTING = "Download", "Downloaded", "counting its memory …"
+DOWNLOAD, HERE, COUNTING = "Download", "Downloaded", "estimating its memory …"
 KEY_NAME = "Name of the key"
 KEYS_HINT = "Programs sign in with a key instead of the password. Name each key after its program."
 MAKE_KEY = "Create a key"

@@ -110,7 +110,7 @@ def test_only_so_many_runs_may_wait(home, monkeypatch):
     monkeypatch.setattr(jobs, "MAX_WAITING", 2)
     for name in ("a", "b"):
         new_run(home, config(name))
-    with pytest.raises(HomeError, match="2 runs are waiting, and that is the most"):
+    with pytest.raises(HomeError, match="2 runs are waiting, which is the limit"):
         new_run(home, config("c"))
     assert len(list(home.runs.iterdir())) == 2
 

@@ -169,7 +169,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(own_home: P
 
 @pytest.mark.parametrize("address", ["localhost:6379", "http://localhost", "redis://localhost:many"])
 def test_what_is_no_address_is_refused(own_home: Path, address: str) -> None:
-    with pytest.raises(HomeError, match="no address of a Redis server"), redis_queue(open_home(own_home, address)):
+    with pytest.raises(HomeError, match="not the address of a Redis server"), redis_queue(open_home(own_home, address)):
         pass
 
 

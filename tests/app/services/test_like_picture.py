@@ -64,7 +64,7 @@ def test_a1111_restores_everything(home: Home, tmp_path: Path) -> None:
     assert (request.steps, request.guidance, request.width, request.height) == (12, 6.5, 64, 80)
     assert (request.sampler, request.schedule, request.clip_skip) == ("dpm++ sde", "karras", 1)
     assert job.base == EMBEDDED and [(e.name, e.strength) for e in job.adapters] == [("rex_v2", 0.8)]
-    assert notes == ["Settings of A1111, as far as they exist here; noise and prompts are computed differently."]
+    assert notes == ["Settings from A1111, as far as Atelier has them; it computes noise and prompts differently."]
 
 
 def test_an_adapter_is_found_by_its_hash_before_its_name(home: Home, tmp_path: Path) -> None:

@@ -25,5 +25,5 @@ def test_what_can_not_be_read_is_as_if_nothing_was_chosen(own_home: Path, text: 
 
 
 def test_another_precision_is_refused(own_home: Path):
-    with pytest.raises(HomeError, match="'fp8' is no precision; use one of auto, fp32, bf16, fp16"):
+    with pytest.raises(HomeError, match="'fp8' is not a precision; use one of auto, fp32, bf16, fp16"):
         save_drawing_precision(open_home(own_home), "fp8")

@@ -40,7 +40,7 @@ def test_a_second_server_says_in_one_sentence_where_the_first_one_is(home: Home)
 def test_without_an_address_it_says_so_too(home: Home, content: bytes | None) -> None:
     if content is not None:
         (home.state / "server.json").write_bytes(content)
-    with only_server(home), pytest.raises(HomeBusyError, match="Wait for it to say its address"), only_server(home):
+    with only_server(home), pytest.raises(HomeBusyError, match="Wait until it prints its address"), only_server(home):
         pass
 
 
