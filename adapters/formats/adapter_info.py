@@ -68,7 +68,7 @@ class AdapterInfo:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
-        """Read the entries of a header. Counts and errors that are no numbers are taken for missing."""
+        """Read the entries of a header. Counts and errors that are not numbers are taken for missing."""
         own = {f.name: _parse(f, metadata[key]) for key, f in _FIELDS.items() if metadata.get(key)}
         other = {key: text for key, text in metadata.items() if key not in _FIELDS and key not in _LAYOUT}
         return cls(**own, other=other)

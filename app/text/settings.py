@@ -22,7 +22,7 @@ SCAN = "Scan"
 NO_MODELS = "No base models found in these folders."
 PRECISION = "Precision of drawings"
 PRECISION_HINT = ("auto is fp16 on a graphics card and fp32 on a processor. Choose bf16 or fp32 if drawings fail with "
-                  "values that are not numbers (NaN). Training has its own precision setting.")
+                  "values that are not finite (NaN). Training has its own precision setting.")
 BASE_OPTIONS = "Options of one base model"
 BASE_OPTIONS_HINT = ("For files that do not say what they predict, and for another VAE. Drawings and new trainings use "
                      "these options.")

@@ -1,4 +1,4 @@
-"""Latents → pictures: whole or with less memory, and never a picture of values that are no numbers."""
+"""Latents → pictures: whole or with less memory, and never a picture of values that are not finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atelier.training.sampling.draw_savings import TILE, DrawSavings
 
 
 class NotFiniteError(ValueError):
-    """A drawing that came to values which are no numbers; the message says in which part, and the cure."""
+    """A drawing whose values are not finite (NaN or infinite); the message says in which part, and the cure."""
 
 
 def decode_latents(model: BaseModel, latents: Tensor, savings: DrawSavings = DrawSavings()) -> list[Image.Image]:
@@ -30,15 +30,15 @@ def decode_latents(model: BaseModel, latents: Tensor, savings: DrawSavings = Dra
     if not latents.isfinite().all():
         name = str(model.dtype).removeprefix("torch.")
         other = "fp32" if model.dtype == torch.bfloat16 else "bf16"
-        raise NotFiniteError(f"The UNet came to values that are no numbers, so there is no picture. With some base "
+        raise NotFiniteError(f"The UNet gave values that are not finite (NaN), so there is no picture. With some base "
                              f"models and adapters that happens in {name}: draw with --precision {other}, or with a "
                              "lower strength.")
     pixels = _decode(model, latents, savings)
     if savings.half_vae and not pixels.isfinite().all():
         pixels = _decode(model, latents, savings, half=False)
     if not pixels.isfinite().all():
-        raise NotFiniteError("The VAE came to values that are no numbers, so there is no picture. Fetch the base model "
-                             "again, or use another one.")
+        raise NotFiniteError("The VAE gave values that are not finite (NaN), so there is no picture. Fetch the base "
+                             "model again, or use another one.")
     return model.pipeline.image_processor.postprocess(pixels)
 
 

@@ -126,7 +126,7 @@ def draw(
     ``start``: a picture to start from; without one a drawing starts from noise.
 
     Raises:
-        NotFiniteError: values that are no numbers, of which there is no picture.
+        NotFiniteError: not finite values, of which there is no picture.
         SettingError: a size the model can't draw, or settings that don't go together.
         MountError: an adapter of another base model.
     """

@@ -263,7 +263,7 @@ def test_a_card_that_is_not_used_is_explained_at_the_start_and_by_the_doctor(cap
     assert problem in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [NotFiniteError("The UNet came to values that are no numbers."),
+@pytest.mark.parametrize("error", [NotFiniteError("The UNet gave values that are not finite."),
                                    BaseError("There is not enough memory for this.")])   # fmt: skip
 def test_a_drawing_that_fails_is_a_sentence_and_no_file(capsys, home, tmp_path, monkeypatch, error):
     def fail(*_given: object, **_options: object) -> None:
