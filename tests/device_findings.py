@@ -67,7 +67,7 @@ FINDINGS = (
             f"{_CLI}::test_a_drawing_that_fails_is_a_sentence_and_no_file",
             "app/cli/main.py", 'if not type(error).__module__.startswith("atelier."):', "if True:"),
     Finding("5. values that are not finite become a picture", "no picture, and the precision that cures it",
-            f"{_DECODE}::test_a_drawing_of_no_numbers_gives_no_picture",
+            f"{_DECODE}::test_a_drawing_that_is_not_finite_gives_no_picture",
             _decode, "    if not latents.isfinite().all():\n", "    if False:\n"),
     Finding("5. a VAE overflows in half precision", "it decodes again in float32",
             f"{_DECODE}::test_a_vae_that_overflows_in_bfloat16_decodes_again",

@@ -81,7 +81,7 @@ def test_a_vae_that_overflows_in_bfloat16_decodes_again(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_drawing_of_no_numbers_gives_no_picture(model: BaseModel, value: float):
+def test_a_drawing_that_is_not_finite_gives_no_picture(model: BaseModel, value: float):
     weight = next(model.unet.parameters())
     spoilt = torch.full_like(weight, value)
     kept, weight.data = weight.data, spoilt
