@@ -35,7 +35,6 @@ help:            ## show this list
 setup: $(STAMPS)/runtime | $(LINKS)    ## make .venv with everything that runs Atelier
 
 studio: setup    ## set up, start Atelier and open it in the browser (TORCH=cpu or TORCH=cuda chooses torch's build)
-	@echo 'Starting Atelier. Its address follows in a few seconds.'
 	@$(VENV)/bin/atelier serve --open
 
 test: dev chromium    ## set up and run every test but the slow ones

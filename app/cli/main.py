@@ -21,6 +21,7 @@ from typing import Any
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.file_commands import FILE_COMMANDS
 from atelier.app.store.home import open_home, os_error_text
+from atelier.app.text.server import STARTING
 
 FAILED, INTERRUPTED = 1, 130
 _GARBAGE_THRESHOLD = 20_000   # new objects between two collections, in place of Python's 700
@@ -97,8 +98,8 @@ def _explain_unused_card() -> None:
 
 
 def _serve(arguments: Namespace) -> int:
+    print(STARTING, flush=True)
     _reserve_one_core()
-    _explain_unused_card()
     from atelier.app.web.server import serve
 
     with suppress(KeyboardInterrupt):

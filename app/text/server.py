@@ -6,6 +6,9 @@ from math import ceil
 
 from atelier.adapters.core.byte_size import format_bytes
 
+STARTING = "Starting Atelier: loading PyTorch and the pages. The address follows in a few seconds."
+STARTING_TITLE = "Atelier is starting"
+STARTING_HINT = "This page loads by itself in a few seconds."
 SIGN_IN_TITLE = "Sign in to Atelier"
 SIGN_IN = "The password is the value of ATELIER_PASSWORD on the server."
 SIGN_IN_NOW = "Sign in"

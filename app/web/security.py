@@ -13,7 +13,7 @@ import socket
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ from atelier.app.text import server as words
 from atelier.app.web.home_guard import HomePresent
 from atelier.app.web.pictures import Pictures
 from atelier.app.web.quotas import UPLOAD, Limits, Quotas, is_within
+from atelier.app.web.server import is_loopback
 from atelier.app.web.sign_in import Password, Sessions, SignIn, Tries
 
 Network = IPv4Network | IPv6Network
@@ -181,16 +182,6 @@ class Forwarded:
 
 def _is_forwarding(name: bytes) -> bool:
     return name.lower().startswith(b"x-forwarded-") or name.lower() in (b"forwarded", b"x-real-ip")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server bound to ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def allowed_hosts(host: str) -> list[str]:

@@ -12,16 +12,20 @@ import sys
 import warnings
 import webbrowser
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
-
-from atelier.app.jobs.worker_process import worker_for_server
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
 from atelier.app.web.home_guard import note_address, only_server
-from atelier.app.web.security import Access, Network, guarded, is_loopback
+from atelier.app.web.starting_page import starting_page
+
+if TYPE_CHECKING:   # everything that takes long to import is imported while the starting page is shown
+    from fastapi import FastAPI
+
+    from atelier.app.web.security import Access, Network
 
 FIRST_PORT = 7860
 TRIED_PORTS = 40
@@ -55,15 +59,46 @@ def serve(
     password = os.environ.pop("ATELIER_PASSWORD", "")
     if not password and not (is_loopback(host) and not proxies):
         raise ServeError(words.needs_password(host) if not is_loopback(host) else words.PROXY_NEEDS_PASSWORD)
-    access = Access(host=host, password=password, proxies=proxies, names=names, root_path=root_path)
-    with only_server(home), bind(host, port) as listener, worker_for_server(home) if worker else nullcontext():
+    with only_server(home), bind(host, port) as listener, ExitStack() as running:
         note_address(home, host, listener.getsockname()[1])
-        app = application(home, access)
+        with starting_page(listener):
+            if browser:
+                _show(listener.getsockname()[1])
+            if worker:
+                _start_worker(home, running)
+            app = _load(home, host, password, proxies, names, root_path)
         sys.stdout.write(words.served_at(host, listener.getsockname()[1]) + "\n")
         sys.stdout.flush()
-        if browser:
-            _show(listener.getsockname()[1])
         _run(app, listener, proxies)
+
+
+def _start_worker(home: Home, running: ExitStack) -> None:
+    from atelier.app.jobs.worker_process import worker_for_server
+
+    running.enter_context(worker_for_server(home))
+
+
+def _load(
+    home: Home, host: str, password: str, proxies: Sequence[Network], names: Sequence[str], root_path: str
+) -> FastAPI:
+    """Import and make everything. Says why a graphics card that is here is not used."""
+    from atelier.app.web.security import Access
+    from atelier.training.base_models.device import card_problem
+
+    app = application(home, Access(host=host, password=password, proxies=proxies, names=names, root_path=root_path))
+    if problem := card_problem():
+        sys.stderr.write(f"atelier: {problem}\n")
+    return app
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -108,6 +143,7 @@ def application(home: Home, access: Access) -> FastAPI:
     from atelier.app.web.components.gradio_internals import limit_form_fields
     from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, make_theme, palette_css
     from atelier.app.web.components.uploads import forget_old_files
+    from atelier.app.web.security import guarded
     from atelier.app.web.site import build
 
     forget_old_files()
@@ -129,7 +165,7 @@ def application(home: Home, access: Access) -> FastAPI:
 def _show(port: int) -> None:
     """Open the page in the desktop's browser. Without a desktop Python may find a text browser: not wanted here."""
     if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        webbrowser.open(f"http://127.0.0.1:{port}")   # it waits at the listening port until the app answers
+        webbrowser.open(f"http://127.0.0.1:{port}")
 
 
 def _run(app: FastAPI, listener: socket.socket, proxies: Sequence[Network]) -> None:

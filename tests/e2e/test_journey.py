@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from atelier.app.jobs.jobs import cancel, list_runs, new_run, worker_alive
 from atelier.app.jobs.worker_process import stop_orphaned_worker
 from atelier.app.store.home import open_home
+from atelier.app.text.server import STARTING
 from atelier.app.web.server import bind
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Finished
@@ -72,6 +73,7 @@ class Server:
             env={**outside, "TMPDIR": locks},
         )   # fmt: skip
         assert self.process.stdout
+        assert self.process.stdout.readline() == f"{STARTING}\n"
         assert "Atelier is open" in self.process.stdout.readline()
 
     def kill(self) -> None:
