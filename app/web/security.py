@@ -27,9 +27,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
 from atelier.app.web.home_guard import HomePresent
+from atelier.app.web.listener import is_loopback
 from atelier.app.web.pictures import Pictures
 from atelier.app.web.quotas import UPLOAD, Limits, Quotas, is_within
-from atelier.app.web.server import is_loopback
 from atelier.app.web.sign_in import Password, Sessions, SignIn, Tries
 
 Network = IPv4Network | IPv6Network

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
@@ -14,26 +13,18 @@ import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
 from atelier.app.web.home_guard import note_address, only_server
+from atelier.app.web.listener import ServeError, bind, is_loopback
 from atelier.app.web.starting_page import starting_page
 
 if TYPE_CHECKING:   # everything that takes long to import is imported while the starting page is shown
     from fastapi import FastAPI
 
     from atelier.app.web.security import Access, Network
-
-FIRST_PORT = 7860
-TRIED_PORTS = 40
-
-
-class ServeError(ValueError):
-    """The server can't start; the message says why and what to do."""
-
 
 def serve(
     home: Home, host: str = "127.0.0.1", port: int = 0, worker: bool = True, browser: bool = False, *,
@@ -89,37 +80,6 @@ def _load(
     if problem := card_problem():
         sys.stderr.write(f"atelier: {problem}\n")
     return app
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server bound to ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Take a port; 0 takes the first free one from 7860 on.
-
-    Raises:
-        ServeError: the port is in use, or the host is none of this machine's.
-    """
-    for candidate in [port] if port else [*range(FIRST_PORT, FIRST_PORT + TRIED_PORTS), 0]:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, candidate))
-            listener.listen(128)
-            return listener
-        except OSError as error:
-            listener.close()
-            taken = isinstance(error, PermissionError) or error.errno == errno.EADDRINUSE
-            if not taken or port:
-                raise ServeError(words.cannot_listen(host, candidate, error.strerror or str(error))) from None
-    raise AssertionError("port 0 is never taken")
 
 
 def application(home: Home, access: Access) -> FastAPI:

@@ -24,7 +24,7 @@ from atelier.app.jobs.jobs import cancel, list_runs, new_run, worker_alive
 from atelier.app.jobs.worker_process import stop_orphaned_worker
 from atelier.app.store.home import open_home
 from atelier.app.text.server import STARTING
-from atelier.app.web.server import bind
+from atelier.app.web.listener import bind
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Finished
 from atelier.training.config.run_folder import RunFolder

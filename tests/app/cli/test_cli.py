@@ -28,7 +28,7 @@ from atelier.app.jobs import worker
 from atelier.app.jobs.jobs import list_runs, new_run, submit
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
-from atelier.app.web import server
+from atelier.app.web.listener import bind
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.identify import identify
 from atelier.training.config.events import Failed, Finished, Saved, Stepped
@@ -215,7 +215,7 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch, home):
 
 
 def test_a_taken_port_is_named(capsys, home):
-    with server.bind("127.0.0.1", 0) as listener:
+    with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         assert str(port) in refused(capsys, "serve", "--port", port)
 

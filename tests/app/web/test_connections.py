@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from atelier.app.web import connections
 from atelier.app.web.connections import LimitedConnection, allow_many_files
-from atelier.app.web.server import bind
+from atelier.app.web.listener import bind
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n"
 

@@ -20,8 +20,9 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from atelier.app.store.home import Home, open_home
-from atelier.app.web.security import Forwarded, Guard, allowed_hosts, is_loopback
-from atelier.app.web.server import ServeError, bind, serve
+from atelier.app.web.listener import ServeError, bind, is_loopback
+from atelier.app.web.security import Forwarded, Guard, allowed_hosts
+from atelier.app.web.server import serve
 
 
 @pytest.fixture(scope="module")

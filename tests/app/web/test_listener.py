@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from atelier.app.web import server
-from atelier.app.web.server import FIRST_PORT, TRIED_PORTS, ServeError, bind
+from atelier.app.web import listener
+from atelier.app.web.listener import FIRST_PORT, TRIED_PORTS, ServeError, bind
 
 
 class Refusing(socket.socket):
@@ -28,7 +28,7 @@ class Refusing(socket.socket):
 def refusing(monkeypatch: pytest.MonkeyPatch) -> type[Refusing]:
     monkeypatch.setattr(Refusing, "refused", {}, raising=False)
     monkeypatch.setattr(Refusing, "asked", [], raising=False)
-    monkeypatch.setattr(server.socket, "socket", Refusing)
+    monkeypatch.setattr(listener.socket, "socket", Refusing)
     return Refusing
 
 
