@@ -28,6 +28,7 @@ from atelier.app.jobs import worker
 from atelier.app.jobs.jobs import list_runs, new_run, submit
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
+from atelier.app.web import server
 from atelier.app.web.listener import bind
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.identify import identify
@@ -256,8 +257,8 @@ def test_a_card_that_is_not_used_is_explained_at_the_start_and_by_the_doctor(cap
     problem = "This machine has an NVIDIA card, but the installed PyTorch is a build for CPUs only."
     monkeypatch.setattr("atelier.training.base_models.device.card_problem", lambda: problem)
     monkeypatch.setattr("atelier.app.cli.doctor.card_problem", lambda: problem)
-    monkeypatch.setattr(server, "serve", lambda *_given, **_options: None)
-    assert run("serve") == 0
+    monkeypatch.setattr(server, "application", lambda *_: None)
+    server._load(home, "127.0.0.1", "", (), (), "")
     assert problem in capsys.readouterr().err
     assert run("doctor") == 1
     assert problem in capsys.readouterr().out
