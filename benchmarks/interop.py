@@ -2,7 +2,7 @@
 
     python -m benchmarks.interop [--kinds lora dora …]      writes docs/interop.md
 
-The bases are small twins of Stable Diffusion 1 and XL: all layers under their true names, few channels, random
+The bases are small twins of Stable Diffusion 1, 2 and XL: all layers under their true names, few channels, random
 weights. Errors are ‖ΔW − expected‖ / ‖expected‖ of the worst layer, in float64.
 """
 
@@ -45,7 +45,8 @@ from atelier.training.base_models import single_file
 from benchmarks.support.machine import describe_machine, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = ("sd1", "sdxl")
+FAMILIES = families.FAMILIES
+EXPORTED = ("sd1", "sdxl")   # the names of Stable Diffusion 2 are those of 1
 
 KINDS = ("lora", "dora", "oft")
 FORMS = ("kohya", "diffusers", "lycoris", "comfyui", "diff")
@@ -64,6 +65,7 @@ that merge. LyCORIS's files hold the UNet and the text encoders, PEFT's hold one
 the end. PEFT computes FourierFT in float32 whatever the precision of the model is, which explains its errors.
 
 """
+READ = f"| kind | library | {' | '.join(FAMILIES)} |\n|---|---{'|---' * len(FAMILIES)}|\n"
 EXPORTS = """
 ## Atelier's files, read by other tools
 
@@ -89,14 +91,14 @@ def main() -> None:
     rows += [("LyCORIS", kind, "all") for kind in foreign_files.LYCORIS]
     rows += [("PEFT", kind, "text_encoder") for kind in ("LoRA", "DoRA", "LoKr")]
     with ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=_quiet) as pool:
-        written = {family: [pool.submit(export_rows, family, kind) for kind in options.kinds] for family in FAMILIES}
+        written = {family: [pool.submit(export_rows, family, kind) for kind in options.kinds] for family in EXPORTED}
         read = list(pool.map(import_row, *zip(*rows, strict=True)))
         readers = ["diffusers", *TOOLS]
         head = f"| kind | form | rank | {' | '.join(readers)} |\n" + "|---" * (3 + len(readers)) + "|\n"
         tables = [f"### {family}\n\n{head}" + "\n".join(line for part in parts for line in part.result())
                   for family, parts in written.items()]   # fmt: skip
     docstring = " ".join((__doc__ or "").split("docs/interop.md", 1)[1].split())
-    text = HEADER.format(docstring=docstring, machine=in_words(describe_machine())) + "\n".join(read)
+    text = HEADER.format(docstring=docstring, machine=in_words(describe_machine())) + READ + "\n".join(read)
     (ROOT / "docs" / "interop.md").write_text(f"{text}\n{EXPORTS}{(chr(10) * 2).join(tables)}\n", encoding="utf-8")
 
 

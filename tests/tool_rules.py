@@ -16,6 +16,10 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 Deltas = dict[str, Tensor]
 FORGE_LIMIT = 12
+ENDINGS = ("lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "diff", "oft_blocks",
+           "rescale", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1",
+           "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+           "a1.weight", "a2.weight", "b1.weight", "b2.weight")   # fmt: skip
 ATTENDED = {"embedded": (1, 2, 3), "sd1": (1, 2, 3), "sd2": (1, 2, 3), "sdxl": (0, 1)}   # up blocks with attention
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
           "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}   # fmt: skip
@@ -99,18 +103,21 @@ def comfy(tensors: Tensors, weights: Tensors, family: str = "sd1") -> Deltas | N
                 bases[prefix + old] = name
     found: Deltas = {}
     for base, name in bases.items():
-        for up, down in ((".lora_up.weight", ".lora_down.weight"), ("_lora.up.weight", "_lora.down.weight"),
-                         (".lora_B.weight", ".lora_A.weight"), (".lora.up.weight", ".lora.down.weight")):   # fmt: skip
+        parts = {ending: tensors[f"{base}.{ending}"] for ending in ENDINGS if f"{base}.{ending}" in tensors}
+        for up, down in (("_lora.up.weight", "_lora.down.weight"), (".lora_B.weight", ".lora_A.weight"),
+                         (".lora.up.weight", ".lora.down.weight")):   # fmt: skip
             if base + up in tensors:
-                alpha = tensors.get(base + ".alpha")
-                update = _product(tensors[base + up], tensors[base + down], alpha, weights[name])
-                lengths = tensors.get(base + ".dora_scale")
-                found[name] = update if lengths is None else _dora(update, lengths, weights[name], by_base=True)
-        if base + ".diff" in tensors:
-            found[name] = tensors[base + ".diff"].double().reshape(weights[name].shape)
-        if base + ".oft_blocks" in tensors:
-            constraint = tensors.get(base + ".alpha", torch.tensor(0.0)).item()
-            found[name] = _turned(tensors[base + ".oft_blocks"], constraint, None, weights[name])
+                parts |= {"lora_up.weight": tensors[base + up], "lora_down.weight": tensors[base + down]}
+        update = _update(parts, weights[name], glora=True)
+        if update is not None:
+            lengths = parts.get("dora_scale")
+            found[name] = update if lengths is None else _dora(update, lengths, weights[name], by_base=True)
+        if "diff" in parts:
+            found[name] = parts["diff"].double().reshape(weights[name].shape)
+        if "oft_blocks" in parts:   # of BOFT alone it reads `rescale`
+            rescale = parts.get("rescale") if parts["oft_blocks"].dim() == 4 else None
+            found[name] = _turned(parts["oft_blocks"], parts.get("alpha", torch.tensor(0.0)).item(), rescale,
+                                  weights[name])   # fmt: skip
     return found
 
 
@@ -148,8 +155,7 @@ def a1111(tensors: Tensors, weights: Tensors, family: str = "sd1") -> Deltas | N
         if name is None:
             continue
         weight = weights[name]
-        if "lora_up.weight" in parts:
-            update = _product(parts["lora_up.weight"], parts["lora_down.weight"], parts.get("alpha"), weight)
+        if (update := _update(parts, weight)) is not None:
             found[name] = _dora(update, parts["dora_scale"], weight) if "dora_scale" in parts else update
         elif "diff" in parts:
             found[name] = parts["diff"].double().reshape(weight.shape)
@@ -186,8 +192,9 @@ def invoke(tensors: Tensors, weights: Tensors, family: str = "sd1") -> Deltas | 
     found: Deltas = {}
     for layer, parts in layers.items():
         weight = weights[spelled[layer]]
-        if "lora_up.weight" in parts:
-            update = _product(parts["lora_up.weight"], parts["lora_down.weight"], parts.get("alpha"), weight)
+        if "dora_scale" in parts and "lora_up.weight" not in parts:
+            return None   # it takes every such layer for a LoRA
+        if (update := _update(parts, weight)) is not None:
             found[spelled[layer]] = _dora(update, parts["dora_scale"], weight) if "dora_scale" in parts else update
         elif "diff" in parts:
             found[spelled[layer]] = parts["diff"].double().reshape(weight.shape)
@@ -204,10 +211,41 @@ def _by_layer(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     return layers
 
 
-def _product(up: Tensor, down: Tensor, alpha: Tensor | None, weight: Tensor) -> Tensor:
-    scale = 1.0 if alpha is None else alpha.item() / down.shape[0]
-    product = torch.tensordot(up.double().flatten(1), down.double(), dims=1)
-    return scale * product.reshape(weight.shape)
+def _update(parts: Tensors, weight: Tensor, *, glora: bool = False) -> Tensor | None:
+    """What a LoRA, LoHa, LoKr or GLoRA adds, before lengths are set; None where a layer is none of them."""
+    whole = {ending: value.double() for ending, value in parts.items()}
+    if "lora_up.weight" in parts:
+        core, down = whole.get("lora_mid.weight"), whole["lora_down.weight"]
+        update = _tucker(whole["lora_up.weight"].flatten(1), down, core)
+        rank = len(down)
+    elif "hada_w1_a" in parts:
+        left, right = (_half(whole, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2))
+        update, rank = left * right, len(parts["hada_w1_b"])
+    elif "lokr_w1" in parts or "lokr_w1_a" in parts:
+        small = whole["lokr_w1"] if "lokr_w1" in parts else whole["lokr_w1_a"] @ whole["lokr_w1_b"]
+        large = whole["lokr_w2"] if "lokr_w2" in parts else _half(whole, "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+        update = torch.kron(small.reshape(*small.shape, *(1 for _ in large.shape[2:])), large.contiguous())
+        inner = [len(parts[ending]) for ending in ("lokr_w2_b", "lokr_w1_b") if ending in parts]
+        rank = inner[0] if inner else 0
+    elif glora and "a1.weight" in parts:
+        a1, a2, b1, b2 = (whole[f"{x}{i}.weight"].flatten(1) for x in "ab" for i in (1, 2))
+        update = torch.einsum("oi...,ij->oj...", weight.double(), a1 @ a2) + (b1 @ b2).reshape(weight.shape)
+        rank = a2.shape[0]
+    else:
+        return None
+    scale = parts["alpha"].item() / rank if "alpha" in parts and rank else 1.0
+    return scale * update.reshape(weight.shape)
+
+
+def _half(parts: Tensors, left: str, right: str, core: str) -> Tensor:
+    """Two factors, or two factors around a core: then the first is on its side."""
+    return _tucker(parts[left].T if core in parts else parts[left], parts[right], parts.get(core))
+
+
+def _tucker(up: Tensor, down: Tensor, core: Tensor | None) -> Tensor:
+    if core is None:
+        return torch.tensordot(up, down, dims=1)
+    return torch.einsum("ijkl,jr,pi->prkl", core, down.flatten(1), up)
 
 
 def _dora(update: Tensor, lengths: Tensor, weight: Tensor, *, by_base: bool = False) -> Tensor:
@@ -221,15 +259,22 @@ def _dora(update: Tensor, lengths: Tensor, weight: Tensor, *, by_base: bool = Fa
 
 
 def _turned(blocks: Tensor, constraint: float, rescale: Tensor | None, weight: Tensor) -> Tensor:
-    """OFT: every block of output rows is turned."""
+    """OFT: every block of output rows is turned. BOFT, ``[m, n, b, b]``: m times, of ever farther rows."""
     blocks = blocks.double()
-    skew = blocks - blocks.transpose(1, 2)
+    skew = blocks - blocks.transpose(-1, -2)
     if constraint > 0:
         skew = skew * min(1.0, constraint / (skew.norm().item() + 1e-8))
-    one = torch.eye(blocks.shape[1], dtype=torch.float64)
+    one = torch.eye(blocks.shape[-1], dtype=torch.float64)
     turn = (one + skew) @ torch.linalg.inv(one - skew)
-    rows = weight.double().reshape(blocks.shape[0], blocks.shape[1], -1)
-    turned = torch.einsum("knm,knp->kmp", turn, rows).reshape(weight.shape)
+    if blocks.dim() == 3:
+        rows = weight.double().reshape(blocks.shape[0], blocks.shape[1], -1)
+        turned = torch.einsum("knm,knp->kmp", turn, rows).reshape(weight.shape)
+    else:
+        turned = weight.double()
+        for i in range(len(turn)):
+            near = turned.unflatten(0, (-1, 2, 2**i * (blocks.shape[-1] // 2))).transpose(1, 2).flatten(0, 2)
+            near = torch.einsum("bij,bj...->bi...", turn[i], near.unflatten(0, (-1, blocks.shape[-1]))).flatten(0, 1)
+            turned = near.unflatten(0, (-1, 2**i * (blocks.shape[-1] // 2), 2)).transpose(1, 2).flatten(0, 2)
     if rescale is not None:
         turned = turned * rescale.double().reshape(-1, *(1 for _ in weight.shape[1:]))
     return turned - weight.double()

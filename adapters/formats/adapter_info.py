@@ -18,7 +18,9 @@ SCHEMA = 1
 PACKED_SCHEMA = 2   # of files whose values are in a few bits (``tiny.py``)
 QUANTIZATION_ENTRY = f"{_PREFIX}quant"    # of a compressed model: its bits and timesteps
 INGREDIENTS_ENTRY = f"{_PREFIX}made_of"   # of a compressed model: the base model and the adapters in it
-COMFYUI_LENGTHS_ENTRY = f"{_PREFIX}comfyui_lengths"   # of an exported file: its DoRA's lengths follow ComfyUI's rule
+# Of an exported file: its DoRA's lengths follow ComfyUI's rule. A tensor of this name says the same where a tool has
+# saved the tensors again without the text.
+COMFYUI_LENGTHS_ENTRY = f"{_PREFIX}comfyui_lengths"
 _MOST_DIGITS = 9   # a longer count is no count
 
 

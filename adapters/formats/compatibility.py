@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from atelier.adapters.core.family import SD1, SD2, SDXL
+from atelier.adapters.formats.adapter_info import COMFYUI_LENGTHS_ENTRY
 from atelier.adapters.formats.group_layers import split_key
 from atelier.adapters.formats.layer_parts import algorithm_of
 
@@ -19,6 +20,13 @@ _EVERYWHERE = {"LoRA", "LoHa", "LoKr", "full", "norm"}
 _READS = {   # tool → algorithms
     "ComfyUI": {*_EVERYWHERE, "GLoRA", "bias", "OFT", "BOFT"}, "Forge": {*_EVERYWHERE, "GLoRA", "bias"},
     "A1111": {*_EVERYWHERE, "IA3", "OFT", "BOFT"}, "InvokeAI": {*_EVERYWHERE, "IA3"}, "diffusers": {"LoRA"},
+}   # fmt: skip
+# What a tool passes over inside a layer that it uses: a part, and what that is. Of strengths only A1111 knows `scale`.
+_FACTORS = {"scalar": "the learned strength of each layer (scalar)", "scale": "the strength of each layer (scale)"}
+_BIASES = {"up_bias": "what is added to a layer's outputs (lora_B.bias)", "diff_b": "changes to biases beside a LoRA"}
+_PASSES_OVER = {
+    "ComfyUI": {**_FACTORS, "up_bias": _BIASES["up_bias"]}, "Forge": {**_FACTORS, "up_bias": _BIASES["up_bias"]},
+    "A1111": {"scalar": _FACTORS["scalar"], **_BIASES}, "InvokeAI": {**_FACTORS, **_BIASES},
 }   # fmt: skip
 
 
@@ -67,6 +75,12 @@ class _Facts:
         """Whether learned words are in the file."""
         return any(key.startswith("bundle_emb.") for key in self.shapes)
 
+    def passed_over(self) -> str:
+        """What the tool does not read of layers that it uses, for a sentence; a full difference has its bias read."""
+        return next((what for part, what in _PASSES_OVER[self.tool].items()
+                     if any(part in parts and not (part == "diff_b" and "diff" in parts)
+                            for parts in self.layers.values())), "")   # fmt: skip
+
     def by_row(self) -> bool:
         """Whether there is a DoRA with a length for each row."""
         return any(key.endswith(".dora_scale") and shape[:1] > (1,) for key, shape in self.shapes.items())
@@ -92,13 +106,20 @@ def _comfy(facts: _Facts) -> Verdict:
         return Verdict(NO, "it knows none of the names and silently loads nothing")
     if strange := facts.strange():
         return Verdict(PARTLY if facts.algorithms & _READS[facts.tool] else NO, f"it does not support {strange}")
-    if len(known) < len(facts.shapes):
+    if len(known) < len(facts.shapes.keys() - {COMFYUI_LENGTHS_ENTRY}):
         return Verdict(PARTLY, "it ignores the text embeddings" if facts.words() else "it ignores some names")
     if facts.has("magnitude"):
         return Verdict(PARTLY, "it ignores DoRA's magnitudes in PEFT's form")
     if facts.by_row() and not facts.comfyui_lengths:
         return Verdict(PARTLY, "it computes DoRA's magnitudes from the base model's rows, not from the changed ones")
-    return Verdict(PARTLY, "it ignores rescale") if facts.has("rescale") else Verdict(YES)
+    if facts.has("rescale") and "OFT" in facts.algorithms:
+        return Verdict(PARTLY, "it ignores rescale")
+    return _all_of(facts)
+
+
+def _all_of(facts: _Facts) -> Verdict:
+    what = facts.passed_over()
+    return Verdict(PARTLY, f"it ignores {what}") if what else Verdict(YES)
 
 
 def _forge(facts: _Facts) -> Verdict:
@@ -121,7 +142,13 @@ def _a1111(facts: _Facts) -> Verdict:
             or (facts.family in _A1111_LOSES and _A1111_LOSES[facts.family].match(key))]   # fmt: skip
     if lost:
         return Verdict(PARTLY, f"it silently drops {lost[0].partition('.')[0]}")
-    return Verdict(PARTLY, "it reads DoRA's magnitudes as belonging to columns") if facts.by_row() else Verdict(YES)
+    return _by_columns(facts)
+
+
+def _by_columns(facts: _Facts) -> Verdict:
+    if facts.by_row():
+        return Verdict(PARTLY, "it reads DoRA's magnitudes as belonging to columns")
+    return _all_of(facts)
 
 
 def _invoke(facts: _Facts) -> Verdict:
@@ -133,12 +160,14 @@ def _invoke(facts: _Facts) -> Verdict:
         return Verdict(NO, f"it does not support {strange}")
     if any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
         return Verdict(NO, "it needs a bias for every normalization layer")
+    if any("dora_scale" in parts and "up" not in parts for parts in facts.layers.values()):
+        return Verdict(NO, "it fails on DoRA of anything but a LoRA")
     if not any(re.search(r"attn2\.to_[kv]$|^text_encoder.*self_attn", name) for name in facts.layers):
         return Verdict(NO, "it can't identify the base model without cross-attention or text encoder layers")
     numbered = any(key.startswith("lora_te1_") for key in facts.shapes)
     if numbered and facts.family in (SD1.name, SD2.name):
         return Verdict(PARTLY, "it ignores a numbered text encoder in this family")
-    return Verdict(PARTLY, "it reads DoRA's magnitudes as belonging to columns") if facts.by_row() else Verdict(YES)
+    return _by_columns(facts)
 
 
 def _diffusers(facts: _Facts) -> Verdict:
@@ -156,6 +185,8 @@ def _diffusers(facts: _Facts) -> Verdict:
         return Verdict(NO, "it rejects LoCon's Tucker form")
     if facts.has("diff_b"):
         return Verdict(NO, "it rejects changes to biases")
+    if kohya and (facts.has("scalar") or facts.has("scale")):
+        return Verdict(NO, "it rejects strengths in any form but alpha")
     if facts.has("dora_scale"):
         return Verdict(PARTLY, "it drops DoRA's magnitudes with a warning")
     return Verdict(YES)

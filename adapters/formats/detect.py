@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
-from atelier.adapters.core.family import FAMILIES, SD1, SDXL
+from atelier.adapters.core.family import EMBEDDED_FAMILY, FAMILIES, SD1, SDXL
 from atelier.adapters.formats import foreign_metadata, peft_config
 from atelier.adapters.formats.adapter_info import COMFYUI_LENGTHS_ENTRY
 from atelier.adapters.formats.group_layers import Layer, build_layers, group_layers, modules_without
@@ -30,6 +30,7 @@ from atelier.adapters.formats.safetensors_header import (
 
 _TEXT_WIDTHS = {family.text_width: family.name for family in FAMILIES.values()}   # of the features that attn2 reads
 _REFINER_WIDTH = 1280   # of the features that SDXL's refiner reads
+_EMBEDDED_MIDDLE = 192   # channels in the middle of the embedded UNet; all others have 1280
 _SECOND_WIDTH = SDXL.text_encoders[1].width
 # Layers that only Stable Diffusion XL has.
 _XL_ALONE = re.compile(r"^text_encoder_2\.|^unet\.(add_embedding|up_blocks\.0\.attentions\.2\.)"
@@ -55,6 +56,7 @@ class AdapterContents:
     trigger: str                           # word that calls it; empty when the file does not say
     tags: tuple[tuple[str, int], ...]      # words of its captions, the most frequent first
     metadata: dict[str, str]
+    comfyui_lengths: bool                  # whether the lengths of its DoRA are those that ComfyUI needs
 
 
 def detect(path: Path) -> AdapterContents:
@@ -84,7 +86,8 @@ def detect_entries(
     """
     shapes = {key: entry.shape for key, entry in entries.tensors.items()}
     try:
-        grouped = group_layers(shapes, entries.metadata)
+        grouped = group_layers({key: shape for key, shape in shapes.items() if key != COMFYUI_LENGTHS_ENTRY},
+                               entries.metadata)   # fmt: skip
         if other := other_model(grouped.unknown):
             raise HeaderError(other)
         if not grouped.layers:
@@ -92,7 +95,7 @@ def detect_entries(
         bases = [str(config.values.get("base_model_name_or_path")) for config in configs.values()]
         family, sure = _family(build_layers(grouped, shapes, configs), shapes, entries.metadata, bases)
         layers = _in_second_encoder(build_layers(grouped, shapes, configs, family), shapes)
-        if COMFYUI_LENGTHS_ENTRY in entries.metadata:
+        if for_comfyui := COMFYUI_LENGTHS_ENTRY in (*entries.metadata, *shapes):
             layers = {name: _with_base_lengths(layer) for name, layer in layers.items()}
     except HeaderError as error:
         raise FileError(f"{name} {error}") from None
@@ -103,7 +106,7 @@ def detect_entries(
         unknown=tuple(grouped.unknown), copies=tuple(grouped.copies),
         notes=tuple(_notes(layers, shapes, grouped.unknown, sure)),
         trigger=foreign_metadata.find_trigger(entries.metadata), tags=foreign_metadata.find_tags(entries.metadata),
-        metadata=entries.metadata,
+        metadata=entries.metadata, comfyui_lengths=for_comfyui,
     )   # fmt: skip
 
 
@@ -142,6 +145,9 @@ def _family(
         return found, True
     if any(map(_XL_ALONE.search, layers)):
         return SDXL.name, True
+    middle = {side for name, layer in layers.items() if name.startswith("unet.mid_block.") for side in layer.shape[:2]}
+    if _EMBEDDED_MIDDLE in middle:
+        return EMBEDDED_FAMILY.name, True
     encoder = _encoder_widths(layers, shapes)
     if found := next((_ENCODER_WIDTHS[width] for width in encoder if width in _ENCODER_WIDTHS), ""):
         return found, True

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Adapter, Spec
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.adapter_info import COMFYUI_LENGTHS_ENTRY
 from atelier.adapters.formats.compatibility import YES, Verdict, check_tools
 from atelier.adapters.formats.export_metadata import export_metadata
 from atelier.adapters.formats.layer_parts import ending_of
@@ -229,6 +230,8 @@ def _whole(
         elif change.bias is not None:
             parts = parts | {"diff_b" if len(change.spec.shape) > 1 else "b_norm": change.bias}
         tensors |= {f"{kohya_name(name, family)}.{ending_of(part)}": value for part, value in parts.items()}
+    if form == "comfyui" and any(key.endswith(".dora_scale") for key in tensors):
+        tensors[COMFYUI_LENGTHS_ENTRY] = torch.ones(1)
     return tensors, tuple(left_out)
 
 

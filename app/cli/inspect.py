@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from atelier.adapters.formats.adapter_info import COMFYUI_LENGTHS_ENTRY, AdapterInfo, is_adapter
+from atelier.adapters.formats.adapter_info import AdapterInfo, is_adapter
 from atelier.adapters.formats.check_values import find_not_finite
 from atelier.adapters.formats.compatibility import check_tools
 from atelier.adapters.formats.detect import AdapterContents, detect
@@ -45,7 +45,7 @@ def _words(path: Path) -> dict[str, Any]:
 
 def _foreign(path: Path, contents: AdapterContents) -> dict[str, Any]:
     rules = check_tools(contents.shapes, contents.family,
-                        comfyui_lengths=COMFYUI_LENGTHS_ENTRY in contents.metadata)   # fmt: skip
+                        comfyui_lengths=contents.comfyui_lengths)   # fmt: skip
     damaged = find_not_finite(path, read_safetensors_header(path))
     return {
         "file": path.name,

@@ -142,5 +142,7 @@ def check_family(info: BaseInfo, cards: Sequence[AdapterCard]) -> None:
     for card in cards:
         if card.family in FAMILIES and card.family != info.family:
             such_as = f", such as {card.title}" if card.title else ""
-            raise HomeError(f"{card.name} was made for {family_title(card.family)}, but {info.title} is "
-                            f"{family_title(info.family)}. Choose a base model of the adapter's family{such_as}.")
+            here = family_title(info.family)
+            is_another = f"{info.title} is {here}" if info.title != here else f"the base model is {here}"
+            raise HomeError(f"{card.name} was made for {family_title(card.family)}, but {is_another}. Choose a base "
+                            f"model of the adapter's family{such_as}.")

@@ -139,6 +139,15 @@ MEASURED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "a bias alone": ({f"{LAYER}.diff_b": (12,)}, "yes no no no"),
     "LyCORIS's own names": ({f"lycoris_{LAYER.removeprefix('lora_unet_')}{part}": shape
                              for part, shape in PAIR.items()}, "yes no no no"),
+    "a learned strength": ({**{f"{LAYER}{part}": shape for part, shape in PAIR.items()}, f"{LAYER}.scalar": ()},
+                           "partly partly partly no"),
+    "A1111's own strength": ({**{f"{LAYER}{part}": shape for part, shape in PAIR.items()}, f"{LAYER}.scale": ()},
+                             "partly yes partly no"),
+    "a bias beside a LoRA": ({**{f"{LAYER}{part}": shape for part, shape in PAIR.items()}, f"{LAYER}.diff_b": (12,)},
+                             "yes partly partly no"),
+    "a bias beside a difference": ({f"{LAYER}.diff": (12, 20), f"{LAYER}.diff_b": (12,)}, "yes yes yes no"),
+    "DoRA of LoKr by columns": ({f"{LAYER}.lokr_w1": (4, 4), f"{LAYER}.lokr_w2": (3, 5),
+                                 f"{LAYER}.dora_scale": (1, 20)}, "yes yes no no"),
     "faulty conversion": ({f"lora_unet_{LAYER.removeprefix('lora_')}_lora_up.weight": (12, 4),
                           f"lora_unet_{LAYER.removeprefix('lora_')}_lora_down.weight": (4, 20)}, "no no no no"),
 }   # fmt: skip

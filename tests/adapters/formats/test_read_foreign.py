@@ -269,6 +269,13 @@ def test_the_family_is_told_from_shapes_whatever_the_metadata_say(tmp_path: Path
     assert contents.ranks == (4,)
 
 
+@pytest.mark.parametrize(("width", "family"), [(192, "embedded"), (1280, "sd1")])
+def test_the_embedded_base_is_told_from_the_middle_of_its_unet(tmp_path: Path, width: int, family: str):
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {f"{layer}.lora_up.weight": torch.ones(width, 4), f"{layer}.lora_down.weight": torch.ones(4, width)}
+    assert detect(written(tmp_path, tensors)).family == family
+
+
 def test_what_metadata_say_is_shown(tmp_path: Path):
     tags = {"folder": {"zwx dog": 5, "grass": 2}, "other": {"grass": 9}}
     metadata = {"modelspec.trigger_phrase": "zwx", "ss_tag_frequency": json.dumps(tags)}

@@ -99,7 +99,7 @@ def test_a_name_is_made_of_whatever_the_file_is_called(home: Home, tmp_path: Pat
 
 def test_an_adapter_of_another_family_says_so_before_anything_is_loaded(home: Home, tmp_path: Path):
     old = import_file(home, foreign(tmp_path / "old.safetensors", width=768)).card
-    with pytest.raises(HomeError, match=r"old was made for Stable Diffusion 1\.x, but .*Choose a base model"):
+    with pytest.raises(HomeError, match=r"old was made for Stable Diffusion 1\.x, but the base model is .* Choose a"):
         check_family(identify("embedded"), [old])
 
 
