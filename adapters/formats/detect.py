@@ -67,13 +67,22 @@ def detect(path: Path) -> AdapterContents:
     """
     try:
         entries = read_safetensors_header(path)
-        return detect_entries(entries, path.name, peft_config.configs(path, entries.metadata))
+        configs = peft_config.configs(path, entries.metadata)
+        contents = detect_entries(entries, path.name, configs)
+        beside = peft_config.passed_over(path) if _might_need(contents) and not configs else ""
+        return replace(contents, notes=(*contents.notes, beside)) if beside else contents
     except FileNotFoundError:
         raise FileError(f"{path.name} does not exist.") from None
     except HeaderError as error:
         raise FileError(f"{path.name} {error}") from None
     except OSError as error:
         raise FileError(f"{path.name} can't be read: {error.strerror}.") from None
+
+
+def _might_need(contents: AdapterContents) -> bool:
+    """Whether a configuration could say how strong the layers are: PEFT wrote them, and nothing else says it."""
+    return any(key.startswith("base_model.") for layer in contents.layers.values() if not layer.scaled
+               for key in layer.keys.values())   # fmt: skip
 
 
 def detect_entries(

@@ -7,6 +7,7 @@ what all others have, and a layer that is there twice.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,8 @@ from atelier.adapters.formats.module_names import parse_module_name, position_na
 from atelier.adapters.formats.peft_config import NOTHING, ONE_TRAINER, PeftConfig, Settings
 from atelier.adapters.formats.safetensors_header import HeaderError
 
-_PEFT_PREFIX = "base_model.model."
+# What PEFT and parallel training put before a module's name, alone or behind its component.
+_WRAPPERS = re.compile(r"((?:unet|text_encoder|text_encoder_2)\.)?((?:module\.|base_model\.model\.)+)")
 # PEFT keeps whole modules under their own names; no other tool's `.weight` beside `.on_input` is among its files.
 _PEFT_ENDINGS = {ending: part for ending, part in ENDINGS.items() if ending not in WHOLE} | WHOLE
 
@@ -56,12 +58,21 @@ def split_key(key: str, dimensions: int = 0) -> tuple[str, str] | None:
 
 
 def _parse(key: str, dimensions: int = 0) -> Key | None:
-    plain = key.removeprefix(_PEFT_PREFIX)
+    plain = _unwrapped(key)
     for ending, part in (ENDINGS if plain == key else _PEFT_ENDINGS).items():
         if plain.endswith(ending) and (module := parse_module_name(plain.removesuffix(ending))):
             part = "boft_blocks" if part == "oft_blocks" and dimensions == 4 else part
             return Key(module, part, key.removesuffix(ending))
     return None
+
+
+def _unwrapped(key: str) -> str:
+    """A name without PEFT's prefix.
+
+    >>> _unwrapped("unet.base_model.model.mid_block"), _unwrapped("base_model.model.mid_block")
+    ('unet.mid_block', 'mid_block')
+    """
+    return _WRAPPERS.sub(lambda found: found[1] or "", key, count=1) if _WRAPPERS.match(key) else key
 
 
 class Grouped(NamedTuple):
@@ -188,7 +199,7 @@ def _layer(
 
 def _peft_name(stem: str) -> str:
     """A module as PEFT's patterns see it."""
-    name = stem.removeprefix(_PEFT_PREFIX)
+    name = _unwrapped(stem)
     return next((name.removeprefix(prefix) for prefix in ("unet.", "text_encoder.", "text_encoder_2.")
                  if name.startswith(prefix)), name)   # fmt: skip
 

@@ -27,6 +27,7 @@ PEFT_WAVELETS = ("db1", "db2", "db4", "sym4")   # PEFT's names of those that are
 _ADALORA_EPSILON = 1e-5   # PEFT adds it to the rank, AdaLoraLayer.get_delta_weight
 # Kinds of LoRA that compute something else than up @ down; PEFT says them by a setting.
 _VARIANTS = ("use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config")
+_SAID_PARTS = {"use_dora": "magnitude", "lora_bias": "up_bias"}   # setting → the part that each layer then has
 _MOVED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")   # starts that take their product off the base
 # A pattern from a stranger: words, dots, and a few of `.*`; nested repeats could take for ever.
 _PLAIN_PATTERN = re.compile(r"[\w.\\\-^$|()*+\[\]]{1,200}")
@@ -60,7 +61,13 @@ class PeftConfig:
                               "into one folder and import adapter_model.safetensors from there.")
         if algorithm in _DIRECT:
             return _DIRECT[algorithm](self)
-        return self._scale(algorithm, module) if self.values else {}
+        if not self.values:
+            return {}
+        if algorithm == "LoRA" and (lost := next((part for said, part in _SAID_PARTS.items()
+                                                  if self.values.get(said) and part not in shapes), "")):   # fmt: skip
+            raise HeaderError(f"is incomplete: {module} has no {lost}, which it must have according to {self.source}. "
+                              "Download or copy both again.")
+        return self._scale(algorithm, module)
 
     def _scale(self, algorithm: str, module: str) -> Settings:
         if algorithm == "AdaLoRA":
@@ -175,6 +182,14 @@ def configs(path: Path, metadata: Mapping[str, str]) -> dict[str, PeftConfig]:
     except (OSError, UnicodeDecodeError):
         raise HeaderError(f"needs {CONFIG} in the same folder, but that can't be read. Download both again.") from None
     return dict.fromkeys(COMPONENTS, PeftConfig(CONFIG, _table(text, CONFIG) or {}))
+
+
+def passed_over(path: Path) -> str:
+    """What to say of a configuration that lies beside a file, but not beside the one it belongs to; or empty."""
+    if path.stem == _ITS_FILE or not path.with_name(CONFIG).is_file():
+        return ""
+    return (f"{CONFIG} in the same folder is not used, because PEFT's own file is called {_ITS_FILE}.safetensors. If "
+            "it belongs to this file, rename the file so and import it again.")
 
 
 def _table(text: str, source: str) -> Mapping[str, Any] | None:

@@ -33,6 +33,9 @@ def read_foreign(path: Path) -> tuple[AdapterSet, AdapterContents]:
         if problem := value_problem({layer.keys[part]: value for part, value in parts.items()}):
             raise FileError(f"{path.name} is damaged: {problem}. Download or copy it again. If that does not help, its "
                             "training failed.")
+        if whole := next((part for part, value in parts.items() if _is_compressed(part, value)), ""):
+            raise FileError(f"{path.name} can't be used: {layer.keys[whole]} contains whole numbers, so its values "
+                            "were compressed. Look for the file as it was before that.")
         numbers = {part: torch.tensor(value, dtype=torch.float64) for part, value in layer.settings.items()}
         layers[Spec(name, layer.shape)] = parts | numbers
     adapters = create_imported(layers).requires_grad_(False)
@@ -42,11 +45,18 @@ def read_foreign(path: Path) -> tuple[AdapterSet, AdapterContents]:
     return adapters, replace(contents, notes=(*contents.notes, *_value_notes(layers)))
 
 
+def _is_compressed(part: str, value: Tensor) -> bool:
+    """Whether a factor consists of whole numbers; places in a matrix do by nature."""
+    return value.numel() > 1 and part != "shira_indices" and not (value.is_floating_point() or value.is_complex())
+
+
 def _value_notes(layers: dict[Spec, dict[str, Tensor]]) -> list[str]:
     zero = sum("alpha" in parts and not parts["alpha"].any() and "scale" not in parts for parts in layers.values())
+    off = sum(any(part in parts and not parts[part].any() for part in ("scale", "scalar")) for parts in layers.values())
+    silent = f"{off} of its {len(layers)} layers have strength 0, so they change nothing."
     said = (f"{zero} of its {len(layers)} layers have alpha 0. LyCORIS and kohya's scripts read that as alpha = rank, "
             "and so does Atelier. ComfyUI and A1111 turn such layers off.")
-    return [said] if zero else []
+    return [*([said] if zero else []), *([silent] if off else [])]
 
 
 @torch.no_grad()

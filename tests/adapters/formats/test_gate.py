@@ -193,6 +193,13 @@ def test_half_a_layer_is_left_out_and_said(tmp_path: Path):
 
 # Strength
 
+@pytest.mark.parametrize("number", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_factors_of_whole_numbers_are_refused(tmp_path: Path, number: torch.dtype):
+    tensors = kohya() | {f"{KOHYA}.lora_up.weight": (random(12, 4) * 100).to(number)}
+    with pytest.raises(FileError, match=r"can't be used: \S+lora_up\.weight contains whole numbers"):
+        read_foreign(written(tmp_path, tensors))
+
+
 def test_a_scale_and_a_learned_scalar_count(tmp_path: Path):
     """LyCORIS's ``scalar`` multiplies; A1111's ``scale`` takes the place of alpha / rank."""
     adapters, _ = read_foreign(written(tmp_path, kohya() | {f"{KOHYA}.scalar": torch.tensor(0.25)}))
@@ -273,6 +280,8 @@ UNREADABLE = {
     "a pattern without end": ('{"r": 4, "lora_alpha": 8, "rank_pattern": {"(a+)+b": 8}}', "is too complicated"),
     "no pattern": ('{"r": 4, "lora_alpha": 8, "rank_pattern": {"(": 8}}', "is not a valid pattern"),
     "a residual base": ('{"r": 4, "lora_alpha": 8, "init_lora_weights": "pissa_niter_4"}', "weights were changed"),
+    "a lost magnitude": ('{"r": 4, "lora_alpha": 8, "use_dora": true}', "attn1.to_q has no magnitude, which it must"),
+    "a lost bias": ('{"r": 4, "lora_alpha": 8, "lora_bias": true}', "attn1.to_q has no up_bias, which it must have"),
     "another LoRA": ('{"r": 4, "lora_alpha": 8, "use_qalora": true}', "a kind of LoRA that Atelier can't use"),
 }
 
@@ -283,6 +292,32 @@ def test_a_configuration_that_can_not_be_used_is_no_reason_to_guess(tmp_path: Pa
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(FileError, match=rf"adapter_model\.safetensors .*{said}"):
         detect(written(tmp_path, peft(to_q=4), name="adapter_model"))
+
+
+def test_a_configuration_beside_another_file_is_said_not_to_be_used(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    adapters, contents = read_foreign(written(tmp_path, peft(to_q=4), name="rex"))
+    assert scales(adapters) == pytest.approx({"to_q": 1.0}, rel=1e-5)
+    assert any("adapter_config.json in the same folder is not used" in note for note in contents.notes)
+    assert not any("adapter_config" in note for note in detect(written(tmp_path, kohya(), name="fox")).notes)
+
+
+def test_strength_0_is_said(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 0}))
+    for tensors, name in ((peft(to_q=4), "adapter_model"), (kohya() | {f"{KOHYA}.scalar": torch.tensor(0.0)}, "b")):
+        adapters, contents = read_foreign(written(tmp_path, tensors, name=name))
+        assert set(scales(adapters).values()) == {0.0}
+        assert any("1 of its 1 layers have strength 0" in note for note in contents.notes)
+
+
+@pytest.mark.parametrize("prefix", [
+    "module.", "base_model.model.base_model.model.", "unet.base_model.model.", "base_model.model.unet.",
+    "base_model.model.module."])
+def test_a_model_that_was_wrapped_when_it_was_saved_is_read_with_its_configuration(tmp_path: Path, prefix: str):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "rank_pattern": {TO_V: 8}}))
+    tensors = {key.replace("base_model.model.", prefix): value for key, value in peft(to_q=4, to_v=8).items()}
+    adapters, _ = read_foreign(written(tmp_path, tensors, name="adapter_model"))
+    assert scales(adapters) == pytest.approx({"to_q": 2.0, "to_v": 1.0}, rel=1e-5)
 
 
 # Identity
