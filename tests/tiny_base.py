@@ -86,11 +86,11 @@ def write_tiny_base(folder: Path) -> None:
     write_json(folder / "model_index.json", INDEX)
 
 
-def write_pictures(folder: Path) -> None:
-    """Write nine small sharp pictures, no two alike."""
+def write_pictures(folder: Path, count: int = 9, side: int = 64) -> None:
+    """Write small sharp pictures, no two alike, ``side`` pixels wide and high."""
     folder.mkdir(parents=True)
-    for number in range(9):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 

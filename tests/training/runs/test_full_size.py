@@ -21,6 +21,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from PIL import Image
+from tiny_base import INDEX as TINY_INDEX
+from tiny_base import write_pictures
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from atelier.adapters.formats.native import load_adapter
@@ -67,16 +69,7 @@ SCHEDULE = {
     "skip_prk_steps": True,
     "steps_offset": 1,
 }
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "scheduler": ["diffusers", "PNDMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-}
+INDEX = {**TINY_INDEX, "scheduler": ["diffusers", "PNDMScheduler"]}
 DRAW = """
 import sys, torch
 from pathlib import Path
@@ -112,12 +105,8 @@ def base(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number in range(2):
-        noise = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / f"{number}.png")
-    return folder
+    write_pictures(tmp_path / "pictures", count=2, side=SIDE)
+    return tmp_path / "pictures"
 
 
 def measured(title: str, *command: str) -> None:
