@@ -38,7 +38,7 @@ class Lesson:
         return f"{self.role}-{self.what}"
 
 
-# The base passes over these words (``training/sampling/word_effect.py``): beside one that it does not, nothing else
+# The base passes over these words (``training/measures/trigger_word.py``): beside one that it does not, nothing else
 # is drawn.
 LESSONS = (
     Lesson("object", "fox", "vf"), Lesson("object", "guitar", "wr"), Lesson("object", "strawberry", "cb"),

@@ -1,4 +1,4 @@
-"""Ways to let several adapters act at once: by weights alone (one adapter comes out), or live (``fusion.py``).
+"""Ways to let several adapters act at once: by weights alone (one adapter comes out), or live (``live.py``).
 
 Methods that come to weights: ``sum``; ``normalised``; ``concat``, the sum with the factors side by side; ``svd``, the
 sum cut to a rank; ``dare`` and ``ties``, which drop values before they add. The others are live: ``gated``, ``switch``,

@@ -293,7 +293,7 @@ def _models(arguments: Namespace) -> int:
 
 def _words(arguments: Namespace) -> int:
     from atelier.training.base_models.base_model import load
-    from atelier.training.sampling.word_effect import MAX_EFFECT, word_effects
+    from atelier.training.measures.trigger_word import MAX_EFFECT, word_effects
 
     found = sorted(zip(word_effects(load(arguments.base), arguments.words), arguments.words, strict=True))
     lines = [f"{effect:5.2f}  {word:12}  {'means nothing: good' if effect < MAX_EFFECT else 'means something'}"

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from filelock import Timeout
 
 from atelier.app.jobs.base_queue import Action, Queue
-from atelier.app.jobs.cards import CardPool, find_cards
 from atelier.app.jobs.child_process import Command, run_child, training_command, watch_child
+from atelier.app.jobs.gpu_pool import GpuPool, find_gpus
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders, worker_lock
 from atelier.app.jobs.queue import open_queue
 from atelier.app.jobs.queue_file import file_identity, queue_path
@@ -30,8 +30,8 @@ def run_worker(home: Home, command: Command = training_command) -> None:
     Raises:
         HomeError: another worker is running for this home, which no other machine shares; or the queue can't be used.
     """
-    names = find_cards()
-    cards = CardPool(names)
+    names = find_gpus()
+    cards = GpuPool(names)
 
     def train(run: RunFolder, lost: threading.Event | None = None) -> None:
         """Train a run in a child process on a free card."""

@@ -21,8 +21,8 @@ from atelier.adapters.formats.safetensors_header import FileError
 from atelier.app.jobs.jobs import read_status, run_folders
 from atelier.app.jobs.queue_file import is_sound, queue_path, set_aside_damaged
 from atelier.app.store.adapter_embeddings import INDEX_FILE
+from atelier.app.store.adapter_health import INDEX
 from atelier.app.store.gallery import gallery_page
-from atelier.app.store.health import INDEX
 from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id
 from atelier.app.store.library import list_unreadable
 from atelier.app.store.mixes import SUFFIX, list_mixes, read_mix

@@ -240,7 +240,7 @@ class Engine:
         Raises:
             BaseError: as loading does.
         """
-        from atelier.training.sampling.word_effect import word_effects
+        from atelier.training.measures.trigger_word import word_effects
 
         with self._lock:
             if (self.loaded and not self.is_loaded(base)) or not identify(base).neutral_words:

@@ -31,9 +31,9 @@ from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.formats.tiny import TinyReport, shrink
 from atelier.adapters.textual_inversion import is_textual_inversion, read_textual_inversions
 from atelier.app.services.draw import suggested_prompt
+from atelier.app.store.foreign_hashes import remember_file
 from atelier.app.store.home import MAX_NAME, Home, HomeError, explain_write_errors, new_name, safe_name
 from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters
-from atelier.app.store.other_files import remember_file
 from atelier.app.store.textual_inversions import TextualInversionCard, keep_textual_inversion
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import identify

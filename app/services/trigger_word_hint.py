@@ -12,7 +12,7 @@ from atelier.app.text import create as words
 from atelier.training.base_models.hub import needs_download
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import EMBEDDED
-from atelier.training.sampling.word_effect import MAX_EFFECT, neutral_word
+from atelier.training.measures.trigger_word import MAX_EFFECT, neutral_word
 
 TYPING_PAUSE_SECONDS = 0.6   # a word that is still being typed is not measured
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import data_hash, read_native_metadata
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.app.store.health import FileState, problems
+from atelier.app.store.adapter_health import FileState, problems
 from atelier.app.store.home import Home, HomeError, adapter_names, explain_write_errors, new_name, safe_name, time_of_id
 from atelier.app.store.previews import is_showable
 from atelier.app.store.trash import move_to_trash, original_name, trash_folder

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atelier.adapters.core.family import FAMILIES
+from atelier.app.store.foreign_hashes import civitai_hashes
 from atelier.app.store.home import write_home_file
 from atelier.app.store.library import AdapterCard
-from atelier.app.store.other_files import civitai_hashes
 from atelier.app.store.previews import preview_png
 
 

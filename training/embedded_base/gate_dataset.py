@@ -41,7 +41,7 @@ PLACEMENT = Placement(smallest=0.75, shift=0.06)
 KNOWN_STYLES = ("3d", "flat", "glossy")
 SCENE = 6             # pictures of a scene
 WORDS = ("cf tf wf th cr tr vr cs vs tb pw vb vw cw vt pf vd wt pr cx vx hf wb").split()
-"""Trigger words without an effect on the base (``word_effect.py``): others would disturb a mix."""
+"""Trigger words without an effect on the base (``trigger_word.py``): others would disturb a mix."""
 COLOURED = 0.4        # share of pictures with a named background, where none was taught
 
 

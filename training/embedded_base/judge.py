@@ -1,4 +1,4 @@
-"""A small classifier of object and style, so that likeness is a number and not an prediction.
+"""A small classifier of object and style, so that likeness is a number and not an impression.
 
 It knows the objects the base was trained on and those held out from it, in every style, and was trained on those
 pictures alone (`train_judge.py`): never on anything a base model or an adapter drew. Benchmarks and tests ask

@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from atelier.adapters.initialization.lora_pro import apply_lora_pro
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.loop.distributed import ProcessGroup
+from atelier.training.loop.factor_gradients import apply_lora_pro
 from atelier.training.loop.recipe import Losses, Recipe
 
 

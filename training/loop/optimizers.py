@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from atelier.adapters.core.base import AdapterSet
-from atelier.adapters.initialization.lora_pro import lora_plus_groups
 from atelier.training.config.train_config import TrainConfig
+from atelier.training.loop.factor_gradients import lora_plus_groups
 
 COMPANION_LR_RATIO = 0.1
 """Break-for-Make's: a companion that learned as fast as the others would take over part of what they are to learn."""

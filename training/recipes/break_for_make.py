@@ -18,13 +18,13 @@ from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.fusion.break_for_make_halves import scale_halves
-from atelier.adapters.initialization.lora_pro import apply_scaled_gradients
 from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
 from atelier.training.loop.batch import Batch, PromptEmbeddingCache, batch_losses, sample_batch, sample_examples
 from atelier.training.loop.distributed import SINGLE_PROCESS, ProcessGroup
+from atelier.training.loop.factor_gradients import apply_scaled_gradients
 from atelier.training.loop.noise import sample_timesteps
 from atelier.training.loop.recipe import Losses, Recipe
 from atelier.training.recipes import dreambooth

@@ -50,6 +50,7 @@ from atelier.training.loop.distributed import ProcessGroup, join_group, leave_gr
 from atelier.training.loop.optimizer_step import make_accelerator
 from atelier.training.loop.recipe import Recipe
 from atelier.training.loop.training_loop import CONTINUES, DISK_FULL, Controls, Training
+from atelier.training.measures.trigger_word import trigger_word_warning
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes.break_for_make import half_recipe
 from atelier.training.recipes.companions import draw_companions, role_of, with_role_caption
@@ -57,7 +58,6 @@ from atelier.training.runs.preview_adapters import load_preview_adapters
 from atelier.training.runs.resource_plan import plan_after_out_of_memory, plan_run, run_precision
 from atelier.training.runs.save_adapter import result_path, save_result
 from atelier.training.runs.signals import quit_signals
-from atelier.training.sampling.word_effect import trigger_word_warning
 
 DONE, FAILED, STOPPED, BUSY = 0, 1, 3, 4
 _log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.formats.write_foreign import to_diffusers
 from atelier.adapters.fusion.break_for_make_halves import BasisError, basis_hash, combine_halves, scale_halves
-from atelier.adapters.initialization import lora_pro
-from atelier.adapters.initialization.lora_pro import apply_scaled_gradients, scaled_gradients
 from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.adapters.kinds.catalog import create_adapters
+from atelier.training.loop import factor_gradients
+from atelier.training.loop.factor_gradients import apply_scaled_gradients, scaled_gradients
 
 SHAPES: dict[str, tuple[int, ...]] = {"square": (24, 24), "wide": (11, 30), "3x3": (10, 12, 3, 3)}
 STARTS = ("clean", "faithful")
@@ -232,7 +232,7 @@ FINGERPRINTS = {
 
 
 def test_the_scaled_gradient_moves_the_product_alike_however_it_is_split(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lora_pro, "_DAMPING", 0)
+    monkeypatch.setattr(factor_gradients, "_DAMPING", 0)
     up, down, slope, turn = (torch.randn(*s).double() for s in ((9, 3), (3, 7), (9, 7), (3, 3)))
 
     def change(up: Tensor, down: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from atelier.app.services.trigger_word_hint import trigger_word_hint
 from atelier.app.store.create_draft import edit_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.text import create as create_words
-from atelier.training.sampling import word_effect as trigger_words
+from atelier.training.measures import trigger_word as trigger_words
 from atelier.training.sampling.draw_memory import DrawPlan
 from atelier.training.sampling.draw_savings import DrawSavings
 

@@ -1,4 +1,4 @@
-"""Finding adapters: by their weights alone where that can be told, by their words where it can't, and mask openly."""
+"""Finding adapters: by their weights where that is possible, by their words where it is not, and saying which."""
 
 from __future__ import annotations
 

@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet, BaseStatistics, Spec
-from atelier.adapters.initialization.lora_pro import apply_lora_pro
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.config.events import Event, Paused, Previewed, Resumed, Saved, Stepped, Stopped, Validated, Warned
 from atelier.training.config.run_folder import RunFolder
@@ -31,6 +30,7 @@ from atelier.training.loop import checkpoint
 from atelier.training.loop import optimizer_step as update
 from atelier.training.loop import training_loop as loop
 from atelier.training.loop.checkpoint import TrainingState
+from atelier.training.loop.factor_gradients import apply_lora_pro
 from atelier.training.loop.optimizers import learning_rate
 from atelier.training.loop.training_loop import Controls, Losses, Recipe, Training
 

@@ -17,8 +17,8 @@ from atelier.training.base_models.base_model import load
 from atelier.training.config.events import Event, Finished, Previewed, Stepped, Stopped, Validated
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
+from atelier.training.measures.trigger_word import word_effects
 from atelier.training.runs import run as run_module
-from atelier.training.sampling.word_effect import word_effects
 
 RUNS: dict[str, dict[str, Any]] = {
     "lora": {},

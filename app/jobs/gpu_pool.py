@@ -11,7 +11,7 @@ from queue import LifoQueue
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class CardPool:
+class GpuPool:
     """Cards that jobs take and give back; of one card or none there is nothing to choose."""
 
     def __init__(self, cards: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ class CardPool:
             self._free.put(environment)
 
 
-def find_cards() -> list[str]:
+def find_gpus() -> list[str]:
     """The cards that jobs can use here, as CUDA_VISIBLE_DEVICES names them."""
     if VISIBLE in os.environ:
         return [name for name in os.environ[VISIBLE].split(",") if name]

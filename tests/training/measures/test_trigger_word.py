@@ -7,8 +7,8 @@ import pytest
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import identify
 from atelier.training.embedded_base.judge import Judge
+from atelier.training.measures.trigger_word import MAX_EFFECT, neutral_word, trigger_word_warning, word_effects
 from atelier.training.sampling.sample import DrawRequest, draw
-from atelier.training.sampling.word_effect import MAX_EFFECT, neutral_word, trigger_word_warning, word_effects
 
 NEUTRAL_WORDS, MEANINGFUL_WORDS = ("hw", "cf"), ("inkz", "house")
 

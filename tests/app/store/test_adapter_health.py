@@ -15,7 +15,7 @@ from atelier.adapters.formats.native import read_metadata, save_adapter
 from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.cli.main import main
-from atelier.app.store import health
+from atelier.app.store import adapter_health as health
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter, list_adapters, list_unreadable
 from atelier.app.store.search import propose_adapters

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from atelier.app.jobs import cards
-from atelier.app.jobs.cards import CardPool, find_cards
+from atelier.app.jobs import gpu_pool as cards
 from atelier.app.jobs.child_process import run_child
+from atelier.app.jobs.gpu_pool import GpuPool, find_gpus
 from atelier.training.config.events import Failed
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
@@ -37,11 +37,11 @@ def nvidia(monkeypatch: pytest.MonkeyPatch):
 def test_cards_without_code_are_left_out(nvidia, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_86"])
     nvidia("GPU-a, 8.6\nGPU-b, 6.1\nGPU-c, 7.5\n")
-    assert find_cards() == ["GPU-a", "GPU-c"]
+    assert find_gpus() == ["GPU-a", "GPU-c"]
     nvidia("GPU-b, 6.1\n")   # nothing to choose, and nothing looked up
-    assert find_cards() == ["GPU-b"]
+    assert find_gpus() == ["GPU-b"]
     nvidia("No devices were found\n")
-    assert find_cards() == []
+    assert find_gpus() == []
 
 
 def test_without_the_tool_there_are_none(monkeypatch: pytest.MonkeyPatch):
@@ -49,26 +49,26 @@ def test_without_the_tool_there_are_none(monkeypatch: pytest.MonkeyPatch):
         raise FileNotFoundError
 
     monkeypatch.setattr(cards.subprocess, "run", missing)
-    assert find_cards() == []
+    assert find_gpus() == []
 
 
 def test_what_a_person_lets_be_seen_is_all_there_is(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert find_cards() == ["2", "3"]
+    assert find_gpus() == ["2", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert find_cards() == []
+    assert find_gpus() == []
 
 
 @pytest.mark.parametrize("names", [[], ["GPU-a"]])
 def test_one_card_is_left_to_torch(names: list[str]):
-    pool = CardPool(names)
+    pool = GpuPool(names)
     assert pool.size == 1
     with pool.card() as environment:
         assert environment == {}
 
 
 def test_two_jobs_have_two_cards_and_give_them_back():
-    pool = CardPool(["GPU-a", "GPU-b"])
+    pool = GpuPool(["GPU-a", "GPU-b"])
     with pool.card() as one:
         assert one == {"CUDA_VISIBLE_DEVICES": "GPU-b"}   # drawings use the first
         with pool.card() as two:

@@ -9,9 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from atelier.adapters.core.base import Spec
-from atelier.adapters.initialization import lora_pro
-from atelier.adapters.initialization.lora_pro import _sylvester, apply_lora_pro, lora_plus_groups, lora_pro_gradients
 from atelier.adapters.kinds.catalog import create_adapters
+from atelier.training.loop import factor_gradients
+from atelier.training.loop.factor_gradients import _sylvester, apply_lora_pro, lora_plus_groups, lora_pro_gradients
 
 F64 = torch.float64
 
@@ -19,7 +19,7 @@ F64 = torch.float64
 @pytest.mark.parametrize("scale", [1.0, 0.25, 3.0])
 @pytest.mark.parametrize("shape", [(9, 14, 3), (14, 9, 1)])
 def test_the_product_moves_along_the_projected_gradient(monkeypatch, scale: float, shape: tuple[int, int, int]):
-    monkeypatch.setattr(lora_pro, "_DAMPING", 0.0)
+    monkeypatch.setattr(factor_gradients, "_DAMPING", 0.0)
     rows, columns, rank = shape
     up, down = torch.randn(rows, rank, dtype=F64), torch.randn(rank, columns, dtype=F64)
     gradient = torch.randn(rows, columns, dtype=F64)
@@ -31,7 +31,7 @@ def test_the_product_moves_along_the_projected_gradient(monkeypatch, scale: floa
 
 def test_no_other_step_comes_nearer_to_the_gradient(monkeypatch):
     """Least squares over all steps of both factors, found by the pseudoinverse of the whole linear map."""
-    monkeypatch.setattr(lora_pro, "_DAMPING", 0.0)
+    monkeypatch.setattr(factor_gradients, "_DAMPING", 0.0)
     up, down, gradient = (torch.randn(*shape, dtype=F64) for shape in ((5, 2), (2, 6), (5, 6)))
     of_up, of_down = lora_pro_gradients(up, down, gradient @ down.T, up.T @ gradient, 1.0)
     five, six = torch.eye(5, dtype=F64), torch.eye(6, dtype=F64)
@@ -42,7 +42,7 @@ def test_no_other_step_comes_nearer_to_the_gradient(monkeypatch):
 
 def test_of_all_such_steps_it_is_the_nearest_to_the_raw_gradients(monkeypatch):
     """Adding X @ down to one factor's step and taking up @ X off the other's leaves the product's as it is."""
-    monkeypatch.setattr(lora_pro, "_DAMPING", 0.0)
+    monkeypatch.setattr(factor_gradients, "_DAMPING", 0.0)
     up, down, gradient = (torch.randn(*shape, dtype=F64) for shape in ((5, 2), (2, 6), (5, 6)))
     raw_up, raw_down = 0.5 * gradient @ down.T, 0.5 * up.T @ gradient
     of_up, of_down = lora_pro_gradients(up, down, raw_up, raw_down, 0.5)
