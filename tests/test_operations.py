@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_the_upgrade_and_the_container_install_what_the_package_offers() -> None
     extras = set(re.findall(r"(?:atelier-lora|/src)\[(\w+)\]", PAGE.read_text() + CONTAINER.read_text()))
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert extras == {"redis"} and re.search(r"^redis = \[", project, re.M)
+
+
+def test_the_image_is_built_from_what_the_package_is_made_of_and_runs_as_nobody_special() -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    sent = {line[1:] for line in lines if line.startswith("!")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {folder.split("/")[0] for folder in project["tool"]["setuptools"]["package-dir"].values()}
+    files = {project["project"]["readme"], *project["project"]["license-files"]}
+    assert lines[1] == "*" and sent == {*folders, *files, "pyproject.toml", "constraints.txt"}
+    [user] = re.findall(r"^USER (\S+)$", CONTAINER.read_text(encoding="utf-8"), re.M)
+    assert user.split(":")[0] not in ("0", "root")
 
 
 def test_caddy_takes_its_file(tmp_path: Path) -> None:
