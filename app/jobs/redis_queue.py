@@ -12,7 +12,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from huey import Huey
@@ -21,6 +21,7 @@ from redis import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from atelier.adapters.core.parse import parse_json
+from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.base_queue import Action, Handler, Queue
 from atelier.app.jobs.huey_internals import JsonSerializer
 from atelier.app.store.home import Home, HomeError, explain_write_errors
@@ -110,7 +111,7 @@ class RedisQueue(Queue):
                 lost.set()
 
         try:
-            with _repeated(renew):
+            with _renewed(renew):
                 yield lost
         finally:
             with suppress(RedisError):   # it ends by itself
@@ -131,7 +132,7 @@ class RedisQueue(Queue):
                 self.connection.set(f"{self._name}.{kind}", 1, px=round(LEASE_SECONDS * 1000))
 
         say()
-        with _repeated(say):
+        with _renewed(say):
             yield
 
     def has_worker(self) -> bool:
@@ -142,26 +143,16 @@ class RedisQueue(Queue):
         return f"{self._name}.lease.{id}"
 
 
-@contextmanager
-def _repeated(action: Callable[[], None]) -> Iterator[None]:
-    """Do something every few seconds in a thread; while Redis can't be reached, it is tried again."""
-    done = threading.Event()
+def _renewed(action: Callable[[], None]) -> AbstractContextManager[None]:
+    """Do something every few seconds while the context is open; while Redis can't be reached, it is tried again."""
+    def attempt() -> None:
+        """Do it, or leave it to the next time."""
+        try:
+            action()
+        except RedisError as error:
+            logging.getLogger(__name__).warning("Redis can't be reached, trying again: %s", error)
 
-    def repeat() -> None:
-        """Do it every few seconds until the context ends."""
-        while not done.wait(RENEW_SECONDS):
-            try:
-                action()
-            except RedisError as error:
-                logging.getLogger(__name__).warning("Redis can't be reached, trying again: %s", error)
-
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return repeated(attempt, RENEW_SECONDS)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
+from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.base_queue import Action
 from atelier.app.jobs.child_process import STALE_SECONDS
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders
@@ -38,15 +39,19 @@ def open_shared(home: Home, train: Train, *, has_card: bool) -> Iterator[RedisQu
         """Do what a message of the queue asks for."""
         carry_out(RunFolder(home.runs / id), action, queue, train)
 
-    with redis_queue(home, handle) as queue, queue.worker(has_card):
-        ended = threading.Event()
-        thread = threading.Thread(target=watch_runs, args=(home, queue, ended), daemon=True)
-        thread.start()
+    heartbeats = Heartbeats()
+
+    def look() -> None:
+        """Look after the runs of all machines; while Redis can't be reached, it is tried again."""
         try:
+            find_lost_runs(home, queue, heartbeats)
+        except (RedisError, OSError) as error:
+            logging.getLogger(__name__).warning("The runs can't be looked after, trying again: %s", error)
+
+    with redis_queue(home, handle) as queue, queue.worker(has_card):
+        look()
+        with repeated(look, _LOOK_SECONDS):
             yield queue
-        finally:
-            ended.set()
-            thread.join()
 
 
 class Heartbeats:
@@ -65,18 +70,6 @@ class Heartbeats:
         if self._last.get(run.id, (None, 0.0))[0] != beat:
             self._last[run.id] = beat, self._clock()
         return self._clock() - self._last[run.id][1] > STALE_SECONDS
-
-
-def watch_runs(home: Home, queue: RedisQueue, ended: threading.Event) -> None:
-    """Look after the runs of all machines until ``ended`` is set; while Redis can't be reached, it is tried again."""
-    heartbeats = Heartbeats()
-    while True:
-        try:
-            find_lost_runs(home, queue, heartbeats)
-        except (RedisError, OSError) as error:
-            logging.getLogger(__name__).warning("The runs can't be looked after, trying again: %s", error)
-        if ended.wait(_LOOK_SECONDS):
-            return
 
 
 def find_lost_runs(home: Home, queue: RedisQueue, heartbeats: Heartbeats) -> None:

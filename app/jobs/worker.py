@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from filelock import Timeout
 
+from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.base_queue import Action, Queue
 from atelier.app.jobs.child_process import Command, run_child, training_command, watch_child
 from atelier.app.jobs.gpu_pool import GpuPool, find_gpus
@@ -20,6 +22,7 @@ from atelier.training.config.events import Saved
 from atelier.training.config.run_folder import RunFolder
 
 _POLL_SECONDS = 1.0
+LOOK_SECONDS = 10.0   # between looks for runs that wait and that no message names
 
 
 def run_worker(home: Home, command: Command = training_command) -> None:
@@ -74,7 +77,8 @@ def _open_alone(home: Home, train: Callable[[RunFolder], None]) -> Iterator[Queu
 
     with lock, open_queue(home, handle) as queue:
         reconcile(home, queue)
-        yield queue
+        with repeated(ForgottenRuns(home).look, LOOK_SECONDS):
+            yield queue
 
 
 def _catch_signals(ended: threading.Event) -> None:
@@ -98,6 +102,28 @@ def reconcile(home: Home, queue: Queue) -> None:
             if state == "queued":
                 queue.add(run, Action.START)
             _auto_resume(run, queue)
+
+
+class ForgottenRuns:
+    """Runs that wait and that no message names: whoever submitted or moved them was killed, or the disk was full."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._found: set[str] = set()   # by the last look: a message may be on its way, or just taken
+
+    def look(self) -> None:
+        """Put into the queue what was found the last time as well."""
+        try:
+            with open_queue(self._home) as queue:
+                waiting = queue.waiting()
+                runs = [run for run in map(RunFolder, run_folders(self._home))
+                        if run.id not in waiting and read_status(run).state == "queued"]   # fmt: skip
+                for run in runs:
+                    if run.id in self._found:
+                        queue.add(run, Action.START)
+            self._found = {run.id for run in runs} - self._found
+        except (HomeError, OSError) as error:
+            logging.getLogger(__name__).warning("The runs can't be looked after, trying again: %s", error)
 
 
 def _handle(run: RunFolder, action: Action, queue: Queue, train: Callable[[RunFolder], None]) -> None:

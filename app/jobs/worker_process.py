@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from filelock import Timeout
 
 from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.core.parse import parse_json
+from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.jobs import worker_alive, worker_lock
 from atelier.app.store.home import Home
 
@@ -35,14 +35,10 @@ def worker_for_server(home: Home) -> Iterator[None]:
         yield
         return
     started = [] if worker_alive(home) else [_start(home)]
-    ended = threading.Event()
-    keeper = threading.Thread(target=_keep_worker, args=(home, started, ended), daemon=True)
-    keeper.start()
     try:
-        yield
+        with repeated(lambda: _keep_worker(home, started), RESTART_SECONDS):
+            yield
     finally:
-        ended.set()
-        keeper.join()
         # Only the worker ends; a training has a process of its own and continues.
         if not started:
             stop_orphaned_worker(home)
@@ -51,13 +47,12 @@ def worker_for_server(home: Home) -> Iterator[None]:
             started[-1].wait()
 
 
-def _keep_worker(home: Home, started: list[subprocess.Popen[bytes]], ended: threading.Event) -> None:
-    """Start a worker whenever there is none, until the server ends; jobs would wait for ever without one."""
-    while not ended.wait(RESTART_SECONDS):
-        is_starting = bool(started) and started[-1].poll() is None
-        with suppress(OSError):   # the home is gone, which the page says
-            if not is_starting and not worker_alive(home):
-                started.append(_start(home))
+def _keep_worker(home: Home, started: list[subprocess.Popen[bytes]]) -> None:
+    """Start a worker if there is none; jobs would wait for ever without one."""
+    is_starting = bool(started) and started[-1].poll() is None
+    with suppress(OSError):   # the home is gone, which the page says
+        if not is_starting and not worker_alive(home):
+            started.append(_start(home))
 
 
 def stop_orphaned_worker(home: Home) -> None:
@@ -73,14 +68,18 @@ def stop_orphaned_worker(home: Home) -> None:
 
 
 def _start(home: Home) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "atelier.app.cli.main", "worker", "--home", str(home.path)]
-    with (home.state / "worker.log").open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    process = _spawn(home)
     # Process ids are used again, but not with the same start time.
     worker_and_server = (psutil.Process(process.pid), psutil.Process())
     record = [[each.pid, each.create_time()] for each in worker_and_server]
     atomic_write(_record_file(home), json.dumps(record).encode())
     return process
+
+
+def _spawn(home: Home) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "atelier.app.cli.main", "worker", "--home", str(home.path)]
+    with (home.state / "worker.log").open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def _recorded_processes(home: Home) -> tuple[psutil.Process | None, psutil.Process | None]:

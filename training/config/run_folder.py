@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from atelier.adapters.core.atomic_write import atomic_write
+from atelier.adapters.core.repeat import repeated
 from atelier.training.config.compress_config import CompressConfig, read_compression
 from atelier.training.config.events import (
     Event,
@@ -124,27 +124,18 @@ class RunFolder:
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
         """Touch the heartbeat file from a thread while the context is open; remove it at the end."""
-        path, done = self.path / "heartbeat", threading.Event()
+        path = self.path / "heartbeat"
 
         def touch() -> None:
             """Set the file's time to now."""
             with suppress(OSError):   # a full disk, or the folder is gone: whoever writes there says so
                 path.touch()
 
-        def beat() -> None:
-            """Touch the file every few seconds until the context ends."""
-            while not done.wait(HEARTBEAT_SECONDS):
-                touch()
-
         touch()
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
         try:
-            yield
+            with repeated(touch, HEARTBEAT_SECONDS):
+                yield
         finally:
-            done.set()
-            thread.join()
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 

@@ -22,9 +22,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from processes import forked, until
+from stand_in_child import SAVED, STEPPED, child_command, put, starts
 
 from atelier.app.jobs import child_process as children
-from atelier.app.jobs import jobs, worker_process
+from atelier.app.jobs import jobs, worker, worker_process
 from atelier.app.jobs.base_queue import Action
 from atelier.app.jobs.child_process import exit_event, training_command, watch_child
 from atelier.app.jobs.jobs import cancel, find_run, list_runs, new_run, resume, run_status, submit, worker_alive
@@ -32,22 +33,12 @@ from atelier.app.jobs.queue import open_queue
 from atelier.app.jobs.worker import reconcile, run_worker
 from atelier.app.jobs.worker_process import stop_orphaned_worker, worker_for_server
 from atelier.app.store.home import Home, HomeError, open_home
-from atelier.training.config.events import Event, Failed, Finished, Interrupted, Resumed, Saved, Stepped, Stopped
+from atelier.training.config.events import Failed, Finished, Interrupted, Resumed, Stepped, Stopped
 from atelier.training.config.run_folder import STALE_SECONDS, RunFolder
 from atelier.training.config.train_config import TrainConfig
 
 # Notes its start, works until told how to end: the files `finish`, `crash` and `quit` in the run folder, or `cancel`.
 CHILD = """
-import json, os, sys, time
-from pathlib import Path
-
-folder, resumed = Path(sys.argv[1]), "--resume" in sys.argv
-def say(event, **values):
-    with (folder / "events.jsonl").open("a") as file:
-        file.write(json.dumps({"event": event, "time": time.time(), **values}) + "\\n")
-
-with (folder / "starts").open("a") as file:
-    file.write(f"{os.getpid()} {int(resumed)} {os.getsid(0) == os.getpid()}\\n")
 (folder / "heartbeat").touch()
 say("resumed", step=1) if resumed else say("preparing", what="Starting")
 say("stepped", step=1 + resumed, of=9, loss=0.5, prior_loss=0.0, lr=0.1, seconds=0.01)
@@ -76,20 +67,16 @@ def home(own_home) -> Home:
 @pytest.fixture
 def start_worker(home: Home, tmp_path: Path) -> Iterator[Callable[[], BaseProcess]]:
     """Starts workers; ends them and every child they left behind when the test is over."""
-    child, started = tmp_path / "child.py", []
-    child.write_text(CHILD)
-
-    def command(run: RunFolder, adapters: Path, again: bool) -> list[str]:
-        return [sys.executable, str(child), str(run.path), *(["--resume"] if again else [])]
+    command, started = child_command(tmp_path, CHILD), []
 
     def start() -> BaseProcess:
         started.append(forked(run_worker, home, command))
         return started[-1]
 
     yield start
-    for worker in started:
-        worker.kill()
-        worker.join()
+    for process in started:
+        process.kill()
+        process.join()
     for folder in home.runs.iterdir():   # for a child so young that it has not said its number
         RunFolder(folder).send_command("cancel")
     for path in home.runs.glob("*/starts"):
@@ -122,13 +109,8 @@ def test_a_run_needs_room_on_the_disk_before_it_starts(home, monkeypatch):
     assert list(home.runs.iterdir()) == []
 
 
-def starts(run: RunFolder) -> list[list[str]]:
-    path = run.path / "starts"
-    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def pids(run: RunFolder) -> list[int]:
-    return [int(start[0]) for start in starts(run)]
+    return [start[0] for start in starts(run)]
 
 
 def state(home: Home, run: RunFolder) -> str:
@@ -139,21 +121,10 @@ def training(home: Home, run: RunFolder) -> Callable[[], bool]:
     return lambda: state(home, run) == "training"
 
 
-def put(run: RunFolder, *events: Event, alive: bool = False) -> None:
-    """Leave a run as a process would have."""
-    for event in events:
-        run.append(event)
-    if alive:
-        (run.path / "heartbeat").touch()
-
-
 def grow_cold(run: RunFolder) -> None:
     """Let the heartbeat stop long ago."""
     past = time.time() - STALE_SECONDS - 1
     os.utime(run.path / "heartbeat", (past, past))
-
-
-STEPPED, SAVED = Stepped(1, 9, 0.5, 0.0, 0.1, 0.01), Saved(1, "checkpoints/step-000001")
 
 
 # --- the queue and the folders, without a worker
@@ -405,7 +376,7 @@ def test_jobs_run_one_after_the_other_and_only_once(home, start_worker):
     assert state(home, first) == "done"
     (second.path / "finish").touch()
     until(lambda: state(home, second) == "done")
-    assert [start[1:] for start in starts(first)] == [["0", "True"]]   # not resumed, in a session of its own
+    assert [start[2:] for start in starts(first)] == [(False, True)]   # not resumed, in a session of its own
     worker.terminate()
     worker.join()
     assert worker.exitcode == 0 and not worker_alive(home)
@@ -444,6 +415,17 @@ def test_a_worker_that_dies_is_replaced_while_the_server_runs(home, monkeypatch)
         until(lambda: json.loads(record.read_text())[0][0] != first)
         until(lambda: worker_alive(home))
     assert not worker_alive(home)
+
+
+def test_a_run_whose_server_was_killed_before_it_was_queued_is_found(home, start_worker, monkeypatch):
+    monkeypatch.setattr(worker, "LOOK_SECONDS", 0.05)
+    start_worker()
+    until(lambda: worker_alive(home))
+    run = new_run(home, config())   # as submit() does first
+    until(training(home, run))
+    (run.path / "finish").touch()
+    until(lambda: state(home, run) == "done")
+    assert len(starts(run)) == 1
 
 
 def test_a_server_ends_nobody_elses_worker(home, start_worker):
@@ -493,7 +475,7 @@ def test_a_killed_child_is_interrupted_with_a_reason_and_can_be_resumed(home, st
     assert "memory" in run_status(home, run.id).message
     resume(home, run.id)
     until(training(home, run))
-    assert [start[1] for start in starts(run)] == ["0", "1"]
+    assert [start[2] for start in starts(run)] == [False, True]
     assert run_status(home, run.id).step == 2
     (run.path / "finish").touch()
     until(lambda: state(home, run) == "done")
@@ -557,7 +539,7 @@ def test_after_a_power_cut_a_run_goes_on_by_itself_but_only_once(home, start_wor
         grow_cold(old)
     worker = start_worker()
     until(lambda: len(starts(run)) == 1 and state(home, run) == "training")
-    assert starts(run)[0][1] == "1"
+    assert starts(run)[0][2]
     worker.kill()
     worker.join()
     end(pids(run)[0])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from processes import until
-from redis_server import redis_server
 
 from atelier.app.jobs import redis_queue as redis_queues
 from atelier.app.jobs.base_queue import Action
@@ -19,23 +17,6 @@ from atelier.app.store.home import Home, HomeError, open_home
 from atelier.training.config.events import Failed
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as address:
-        yield address
-
-
-@pytest.fixture
-def home(own_home: Path, url: str) -> Home:
-    return open_home(own_home, url)
-
-
-@pytest.fixture
-def queue(home: Home) -> Iterator[RedisQueue]:
-    with redis_queue(home) as opened:
-        yield opened
 
 
 def run_of(home: Home, name: str) -> RunFolder:

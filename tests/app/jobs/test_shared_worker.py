@@ -19,8 +19,8 @@ import psutil
 import pytest
 from PIL import Image
 from processes import forked, until
-from redis_server import redis_server
 from robustness import record
+from stand_in_child import SAVED, STEPPED, child_command, put, starts
 
 from atelier.app.jobs import child_process, redis_queue, shared_worker
 from atelier.app.jobs.base_queue import Action
@@ -28,7 +28,7 @@ from atelier.app.jobs.jobs import auto_resume_marker, list_runs, submit
 from atelier.app.jobs.redis_queue import RedisQueue
 from atelier.app.jobs.shared_worker import LOST, Heartbeats, carry_out, find_lost_runs
 from atelier.app.jobs.worker import run_worker
-from atelier.app.store.home import Home, open_home
+from atelier.app.store.home import Home
 from atelier.training.config import run_folder
 from atelier.training.config.events import (
     Event,
@@ -46,16 +46,6 @@ from atelier.training.config.train_config import TrainConfig
 
 # Takes five steps from its checkpoint on, each as long as a file `slow` lies in the folder of runs.
 CHILD = """
-import json, os, sys, time
-from pathlib import Path
-
-folder, resumed = Path(sys.argv[1]), "--resume" in sys.argv
-def say(event, **values):
-    with (folder / "events.jsonl").open("a") as file:
-        file.write(json.dumps({"event": event, "time": time.time(), **values}) + "\\n")
-
-with (folder / "starts").open("a") as file:
-    file.write(f"{os.getpid()} {os.getppid()}\\n")
 saved = folder / "checkpoints" / "step"
 first = int(saved.read_text()) if resumed and saved.exists() else 0
 say("resumed", step=first) if first else say("preparing", what="Starting")
@@ -72,23 +62,6 @@ say("finished", step=5, path="fox.safetensors", seconds=1.0)
 """
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as address:
-        yield address
-
-
-@pytest.fixture
-def home(own_home: Path, url: str) -> Home:
-    return open_home(own_home, url)
-
-
-@pytest.fixture
-def queue(home: Home) -> Iterator[RedisQueue]:
-    with redis_queue.redis_queue(home) as opened:
-        yield opened
-
-
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds in place of half minutes; workers inherit them."""
@@ -102,11 +75,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def start_worker(home: Home, short_waits: None, tmp_path: Path) -> Iterator[Callable[[], BaseProcess]]:
-    child, started = tmp_path / "child.py", []
-    child.write_text(CHILD)
-
-    def command(run: RunFolder, adapters: Path, again: bool) -> list[str]:
-        return [sys.executable, "-S", str(child), str(run.path), *(["--resume"] if again else [])]
+    command, started = child_command(tmp_path, CHILD), []
 
     def start() -> BaseProcess:
         started.append(forked(run_worker, home, command))
@@ -126,11 +95,6 @@ def lose(worker: BaseProcess) -> None:
     worker.join()
 
 
-def starts(run: RunFolder) -> list[list[str]]:
-    path = run.path / "starts"
-    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def finished(run: RunFolder) -> int:
     return sum(isinstance(event, Finished) for _, event in run.events())
 
@@ -146,13 +110,13 @@ def test_two_workers_share_the_jobs_and_the_job_of_a_lost_one_goes_on_elsewhere_
     (home.runs / "slow").touch()
     workers = [start_worker(), start_worker()]
     until(lambda: sum(len(run.events()) >= 5 for run in runs) == 2)   # both are at work
-    lost = next(run for run in runs if starts(run) and int(starts(run)[0][1]) == workers[0].pid)
+    lost = next(run for run in runs if starts(run) and starts(run)[0][1] == workers[0].pid)
     lose(workers[0])
     (home.runs / "slow").unlink()
     until(lambda: all(finished(run) for run in runs))
     assert [finished(run) for run in runs] == [1] * 5
     assert [len(starts(run)) for run in runs] == [1 + (run == lost) for run in runs], "nothing is started twice"
-    assert {pid for run in runs for _, pid in starts(run)} == {str(worker.pid) for worker in workers}
+    assert {start[1] for run in runs for start in starts(run)} == {worker.pid for worker in workers}
     events = [event for _, event in lost.events()]
     assert Interrupted(LOST) in events
     steps = [event.step for event in events if isinstance(event, Stepped)]
@@ -171,7 +135,7 @@ def test_three_workers_do_thirty_jobs_once_each_although_one_is_killed(home, sta
     (home.runs / "slow").unlink()
     until(lambda: all(finished(run) for run in runs), 280)
     again = [run for run in runs if len(starts(run)) > 1]
-    by_worker = [sum(pid == str(worker.pid) for run in runs for _, pid in starts(run)) for worker in workers]
+    by_worker = [sum(start[1] == worker.pid for run in runs for start in starts(run)) for worker in workers]
     record("Redis: 30 jobs, 3 workers, one killed with its job", [{
         "jobs done": sum(finished(run) > 0 for run in runs), "done twice": sum(finished(run) > 1 for run in runs),
         "went on elsewhere": len(again), "starts by each worker": ", ".join(map(str, by_worker)),
@@ -221,15 +185,6 @@ def test_a_child_whose_worker_alone_was_killed_goes_on_and_is_not_doubled(home, 
 
 
 # --- without workers
-
-def put(run: RunFolder, *events: Event) -> RunFolder:
-    for event in events:
-        run.append(event)
-    return run
-
-
-STEPPED, SAVED = Stepped(1, 9, 0.5, 0.0, 0.1, 0.01), Saved(1, "checkpoints/step-000001")
-
 
 def test_what_waits_or_was_lost_comes_into_the_queue(home: Home, queue: RedisQueue) -> None:
     waits, lost, early, leased, alive = (new_run(home, name) for name in ("waits", "lost", "early", "leased", "alive"))
