@@ -2,7 +2,7 @@
 
 A job holds the device's lock and says who it is, so that whoever waits can name it. A process that keeps a base model
 in the device's memory for the next drawing holds a lock of its own while it does, and lets go when a job has begun. All
-locks are in the temporary folder of the person, alike for all of her homes; the kernel frees them when a process ends,
+locks are in a folder of the person, the same for all of her homes; the kernel frees them when a process ends,
 however it ends.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -110,9 +111,33 @@ def _is_held(path: Path) -> bool:
 
 
 def _path(device: torch.device, suffix: str) -> Path:
+    return _folder() / f"{_identity(device)}.{suffix}"
+
+
+def _folder() -> Path:
+    """The folder of this person's locks, where nobody else can write.
+
+    Others may have taken the name in the temporary folder, where all may write; then it is one in her own.
+    """
     # Not by name: in a container there may be none for the number.
     person = os.getuid() if hasattr(os, "getuid") else "me"
-    return Path(tempfile.gettempdir()) / f"atelier-{person}-{_identity(device)}.{suffix}"
+    folder = Path(tempfile.gettempdir()) / f"atelier-{person}"
+    if not _make_private(folder):
+        folder = Path.home() / ".cache" / "atelier"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _make_private(folder: Path) -> bool:
+    """Make a folder that only this person can use; False if there is something else in its place."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    facts = folder.lstat()
+    # On Windows the temporary folder is the person's own.
+    return not hasattr(os, "getuid") or (
+        stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077)
+
+
 
 
 def _identity(device: torch.device) -> str:

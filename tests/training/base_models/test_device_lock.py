@@ -68,7 +68,7 @@ def test_one_job_at_a_time_and_the_name_goes_with_it():
 def test_a_damaged_note_names_nobody():
     lock = DeviceLock(CPU)
     assert lock.acquire("rex", Path())
-    [note] = Path(tempfile.gettempdir()).glob("*.json")
+    [note] = Path(tempfile.gettempdir()).rglob("*.json")
     for text in ("", "[1]", json.dumps({"name": "rex"})):
         note.write_text(text)
         assert running_job(CPU) is None
@@ -90,7 +90,7 @@ def test_what_another_process_keeps_in_memory_is_seen_until_it_lets_go():
     assert not is_occupied(CPU)
     own.end()
     own.end()
-    assert not list(Path(tempfile.gettempdir()).glob("*.drawing"))
+    assert not list(Path(tempfile.gettempdir()).rglob("*.drawing"))
 
 
 def test_two_cards_have_two_locks(monkeypatch: pytest.MonkeyPatch):
@@ -109,9 +109,37 @@ def test_two_cards_have_two_locks(monkeypatch: pytest.MonkeyPatch):
 def test_a_number_without_a_name_is_a_person_too(monkeypatch: pytest.MonkeyPatch):
     """As in a container that runs under a number."""
     monkeypatch.setattr(os, "getuid", lambda: 54321)
+    monkeypatch.setattr(device_lock, "_make_private", lambda folder: folder.mkdir(exist_ok=True) is None)
     monkeypatch.delenv("USER", raising=False)
     monkeypatch.delenv("LOGNAME", raising=False)
     lock = DeviceLock(CPU)
     assert lock.acquire("rex", Path())
-    assert "54321" in device_lock._path(CPU, "lock").name
+    assert "54321" in str(device_lock._path(CPU, "lock"))
+    lock.release()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Each person of Windows has a temporary folder of her own.")
+@pytest.mark.parametrize("taken", ["open to all", "link", "file", "of somebody else"])
+def test_locks_are_where_nobody_else_can_write(taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Any user of the machine can make something of the folder's name first."""
+    lock = DeviceLock(CPU)
+    own = Path(tempfile.gettempdir()) / f"atelier-{os.getuid()}"
+    assert Path(lock._path).parent == own and own.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    match taken:
+        case "open to all":
+            own.chmod(0o777)
+        case "link":
+            own.rename(tmp_path / "elsewhere")
+            own.symlink_to(tmp_path / "elsewhere")
+        case "file":
+            own.rmdir()
+            own.touch()
+        case _:
+            monkeypatch.setattr(os, "getuid", lambda: 54321)
+            own.rename(own.with_name("atelier-54321"))
+    lock = DeviceLock(CPU)
+    assert Path(lock._path).parent == tmp_path / "me" / ".cache" / "atelier"
+    assert lock.acquire("rex", Path())
+    assert running_job(CPU) is not None
     lock.release()
