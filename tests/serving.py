@@ -45,7 +45,7 @@ def served(home: Home, *proxies: str, **environment: str) -> Iterator[tuple[http
     finally:
         process.terminate()
         rest, _ = process.communicate(timeout=60)
-    assert rest == ""
+    assert rest == "", rest
 
 
 def ask(web: httpx.Client, handler: int, data: Sequence[Any], event: Any = None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Threat:
 
 FILES = "Files that a request names"
 PAGES = "What is served"
-OTHERS = "Other web sites, other machines"
+OTHERS = "Other web sites, other machines, other users"
 SIGN_IN = "Signing in"
 AMOUNT = "Too much of something"
 ADAPTERS = "Foreign adapter files"
@@ -76,6 +76,10 @@ THREATS: dict[str, list[Threat]] = {
         Threat("other files of the home", "one place decides on addresses of files, and knows two folders",
                f"{_SECURITY}::test_gallery_pictures_are_served_and_nothing_else",
                "app/web/pictures.py", "for folder in (home.gallery, home.runs)", "for folder in (home.path,)"),
+        Threat("an address that the guards read otherwise than Gradio, by the root path before it",
+               "the root path is taken away before all of them",
+               f"{_SECURITY}::test_the_root_path_in_a_request_is_no_way_around_the_guards",
+               "app/web/security.py", "    app.add_middleware(WithoutPrefix, root_path=access.root_path)\n", ""),
         Threat("a text that becomes a script in a page", "templates escape, and panels take `${}` away",
                "app/web/test_pages.py::test_a_panel_makes_its_value_inert_at_the_start_and_later",
                "app/web/components/panel.py", '.replace("$", "\\\\$")', ""),
@@ -111,6 +115,10 @@ THREATS: dict[str, list[Threat]] = {
         Threat("a sender that writes its own X-Forwarded-For", "the last hop that is no proxy of ours counts",
                f"{_SECURITY}::test_a_named_proxy_alone_says_who_sent_a_request",
                "app/web/security.py", "for hop in reversed(hops) if", "for hop in hops if"),
+        Threat("locks that another user of the machine makes first, or holds",
+               "they are in a folder that only their owner can use",
+               "training/base_models/test_device_lock.py::test_locks_are_where_nobody_else_can_write",
+               "training/base_models/device_lock.py", "if not _make_private(folder):", "if False:"),
         Threat("a server open to the network without a password", "it does not start",
                f"{_SECURITY}::test_other_machines_need_a_password",
                "app/web/server.py", "if not password and not (is_loopback(host) and not proxies):", "if False:"),
@@ -152,6 +160,9 @@ THREATS: dict[str, list[Threat]] = {
         Threat("a sign-in link that leads elsewhere", "only pages of ours are opened after it",
                f"{_SIGN_IN}::test_a_browser_comes_to_the_page_it_asked_for",
                "app/web/sign_in.py", 'return page if ours else "/"', "return page"),
+        Threat("a sign-in form in an encoding that ends the program", "it is read in one encoding",
+               f"{_SIGN_IN}::test_a_form_does_not_choose_how_it_is_decoded",
+               "app/web/sign_in.py", "form = _fields(await request.body())", "form = await request.form()"),
         Threat("a script in the address of the sign-in page", "escaped",
                f"{_SIGN_IN}::test_a_browser_comes_to_the_page_it_asked_for",
                "app/web/components/sign_in_page.py", 'replace("{{next}}", escape(page))', 'replace("{{next}}", page)'),
@@ -168,13 +179,15 @@ THREATS: dict[str, list[Threat]] = {
         Threat("uploads without end", "a limit for all together",
                f"{_QUOTAS}::test_uploads_together_stay_below_the_quota",
                "app/web/quotas.py", "if taken + length > self.quotas.upload_bytes:", "if False:"),
+        Threat("thousands of empty files", "20,000 may be there", f"{_QUOTAS}::test_so_many_uploads_may_be_there",
+               "app/web/quotas.py", "if len(sizes) >= self.quotas.upload_files:", "if False:"),
         Threat("many uploads at once", "those under way count", f"{_QUOTAS}::test_uploads_under_way_count",
                "app/web/quotas.py", "self.coming += length if is_upload else 0", "pass"),
         Threat("filling the disk", "some of it stays free", f"{_QUOTAS}::test_an_upload_leaves_room_on_the_disk",
                "app/web/quotas.py", "if length + self.quotas.spare_bytes > free", "if False"),
         Threat("requests that end in an error, to fill the log", "one line for each",
                f"{_SECURITY}::test_an_error_behind_an_answer_is_one_line_in_the_log",
-               "app/web/security.py", "            _log(scope, error)   # Gradio", "            raise   # Gradio"),
+               "app/web/security.py", "            _log(scope, error)\n", "            raise\n"),
         Threat("a form field of gigabytes beside the files of an upload", "100 kB are taken",
                f"{_UPLOADS}::test_an_upload_has_no_large_form_field",
                "app/web/server.py", "    limit_form_fields()\n    gr.set", "    gr.set"),
@@ -182,6 +195,9 @@ THREATS: dict[str, list[Threat]] = {
                f"{_CONNECTIONS}::test_whoever_is_slow_to_ask_is_cut_off",
                "app/web/connections.py", "self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)",
                "pass"),
+        Threat("the same while the server starts", "a second for them",
+               "app/web/test_starting_page.py::test_whoever_asks_a_byte_at_a_time_does_not_hold_up_the_start",
+               "app/web/starting_page.py", " and time.monotonic() < until:", ":"),
         Threat("a body that goes on after it was refused", "the time for the next headers runs meanwhile",
                f"{_CONNECTIONS}::test_a_body_that_nobody_reads_holds_no_connection",
                "app/web/connections.py", "if self.cycle is None or self.cycle.response_complete:",

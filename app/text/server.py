@@ -22,6 +22,7 @@ FROM_ANOTHER_SITE = "This request came from another website, so it was refused."
 NOT_JSON = "Only application/json is accepted."
 NO_FOREIGN_ADDRESSES = "Atelier fetches nothing from other addresses."
 NOT_OFFERED = "Atelier does not offer this."
+FAILED = "This request could not be carried out. The server's log says why."
 TOO_MANY_REQUESTS = "Too many requests from this address. Wait a second."
 LENGTH_NEEDED = "The request needs a Content-Length header."
 BODY_TOO_LARGE = "The request is too large. Upload files instead."
@@ -42,6 +43,15 @@ def wait_to_sign_in(seconds: float) -> str:
     """
     wait = f"{ceil(seconds)} s" if seconds <= 90 else f"{ceil(seconds / 60)} min"
     return f"Too many wrong passwords. Try again in {wait}."
+
+
+def too_many_uploads(count: int) -> str:
+    """Shown when the upload folder holds too many files.
+
+    >>> too_many_uploads(20_000)
+    'There are 20,000 recent uploads, which is the limit. Try again tomorrow, or restart Atelier.'
+    """
+    return f"There are {count:,} recent uploads, which is the limit. Try again tomorrow, or restart Atelier."
 
 
 def uploads_full(taken: float, most: float) -> str:

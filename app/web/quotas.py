@@ -30,6 +30,7 @@ class Quotas:
     requests_at_once: int = 5000            # that it may have saved up
     body_bytes: int = 16_000_000            # of a request that is no upload
     upload_bytes: int = 10_000_000_000      # of all files in the upload folder
+    upload_files: int = 20_000              # and how many there may be
     spare_bytes: int = 500_000_000          # stay free on the disk
     body_seconds: float = 60.0              # for a body of any size, and beside that
     bytes_per_second: float = 20_000.0      # in the mean, from a sender that is not slow on purpose
@@ -91,7 +92,7 @@ class Limits:
                 scope, receive, send)
         length = body_length(Headers(scope=scope))
         is_upload = scope["path"].rstrip("/") == UPLOAD
-        status, why = self._refusal(length, is_upload)
+        status, why = await self._refusal(length, is_upload)
         if status:
             return await JSONResponse({"detail": why}, status)(scope, receive, send)
         self.coming += length if is_upload else 0
@@ -121,12 +122,15 @@ class Limits:
 
         return receive_in_time
 
-    def _refusal(self, length: float, is_upload: bool) -> tuple[int, str]:
+    async def _refusal(self, length: float, is_upload: bool) -> tuple[int, str]:
         if length == math.inf:
             return 411, words.LENGTH_NEEDED
         if not is_upload:
             return (413, words.BODY_TOO_LARGE) if length > self.quotas.body_bytes else (0, "")
-        taken = self.coming + folder_bytes(self.uploads)
+        sizes = await anyio.to_thread.run_sync(file_sizes, self.uploads)   # of thousands, beside the event loop
+        if len(sizes) >= self.quotas.upload_files:
+            return 413, words.too_many_uploads(len(sizes))
+        taken = self.coming + sum(sizes)
         if taken + length > self.quotas.upload_bytes:
             return 413, words.uploads_full(taken, self.quotas.upload_bytes)
         free = shutil.disk_usage(self.uploads).free - self.coming
@@ -141,8 +145,8 @@ def body_length(headers: Headers) -> float:
     return int(text[:20] or 0)
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder; a file with several names counts once, as on the disk."""
+def file_sizes(folder: Path) -> list[int]:
+    """Bytes of each file and folder in a folder; a file with several names counts once, as on the disk."""
     sizes: dict[tuple[int, int], int] = {}
     for path in folder.rglob("*"):
         try:
@@ -150,4 +154,4 @@ def folder_bytes(folder: Path) -> int:
         except FileNotFoundError:   # Gradio cleans up at the same time
             continue
         sizes[facts.st_dev, facts.st_ino] = facts.st_size
-    return sum(sizes.values())
+    return list(sizes.values())

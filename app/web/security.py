@@ -61,7 +61,7 @@ HEADERS = (
 _FORMS = (UPLOAD, "/login")   # the only writes that are no JSON
 # What Gradio offers and Atelier does not use. A deep link writes all that stands on a page into a file.
 _CLOSED = ("/gradio_api/deep_link", "/gradio_api/vibe", "/gradio_api/dev/", "/gradio_api/process_recording",
-           "/gradio_api/undo-vibe")   # fmt: skip
+           "/gradio_api/undo-vibe", "/gradio_api/openapi.json")   # fmt: skip
 
 
 class Guard:
@@ -94,9 +94,9 @@ class Guard:
         try:
             await app(scope, receive, send_with_headers)
         except Exception as error:
-            if not has_answered:
-                raise
-            _log(scope, error)   # Gradio's app has answered with status 500
+            _log(scope, error)
+            if not has_answered:   # Gradio's app has, with status 500
+                await JSONResponse({"detail": words.FAILED}, 500)(scope, receive, send_with_headers)
 
 
 def _log(scope: Scope, error: Exception) -> None:
@@ -184,6 +184,22 @@ def _is_forwarding(name: bytes) -> bool:
     return name.lower().startswith(b"x-forwarded-") or name.lower() in (b"forwarded", b"x-real-ip")
 
 
+class WithoutPrefix:
+    """Take the root path away from the front of a request's path, for proxies that leave it there.
+
+    Gradio would take it away itself, behind the guards, which would have seen another path than it serves.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app, self.root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        while self.root_path and (path == self.root_path or path.startswith(f"{self.root_path}/")):
+            path = path.removeprefix(self.root_path) or "/"
+        await self.app({**scope, "path": path} if "path" in scope else scope, receive, send)
+
+
 def allowed_hosts(host: str) -> list[str]:
     """Names under which a server bound to ``host`` may be asked for."""
     names = {*LOOPBACK, host}
@@ -227,6 +243,7 @@ def guarded(home: Home, access: Access, uploads: Path, served: Sequence[Path]) -
     names = [*allowed_hosts(access.host), *access.names]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
     app.add_middleware(Forwarded, proxies=access.proxies)
+    app.add_middleware(WithoutPrefix, root_path=access.root_path)
 
     @app.get("/health")
     def health() -> dict[str, bool]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -54,8 +55,8 @@ def _answer_all(listener: socket.socket, ready: threading.Event) -> None:
 
 def _answer(connection: socket.socket) -> None:
     """Read a request's headers, because a connection closed with unread bytes is reset; then send the page."""
-    request = b""
-    while b"\r\n\r\n" not in request and len(request) < _MAX_REQUEST_BYTES:
+    request, until = b"", time.monotonic() + _READ_SECONDS   # in all: the app waits for the end of this thread
+    while b"\r\n\r\n" not in request and len(request) < _MAX_REQUEST_BYTES and time.monotonic() < until:
         if not (received := connection.recv(4096)):
             return
         request += received

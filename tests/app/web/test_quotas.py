@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from atelier.app.web.quotas import UPLOAD, Limits, Quotas, Requests, folder_bytes
+from atelier.app.web.quotas import UPLOAD, Limits, Quotas, Requests, file_sizes
 
 
 async def inside(scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +66,18 @@ def test_uploads_together_stay_below_the_quota(tmp_path: Path) -> None:
     assert answer.status_code == 413 and "60 B of 100 B" in answer.text
     assert web.post(f"{UPLOAD}/", content=b"a" * 50).status_code == 413
     assert web.post(UPLOAD, content=b"a" * 40).status_code == 200
-    assert folder_bytes(tmp_path) == 60
+    assert sum(file_sizes(tmp_path)) == 60
+
+
+def test_so_many_uploads_may_be_there(tmp_path: Path) -> None:
+    """Empty ones take no bytes, and yet each takes of the disk, and of the time of everybody who uploads."""
+    web = limited(tmp_path, upload_files=3)
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    assert web.post(UPLOAD, content=b"a").status_code == 200
+    (tmp_path / "c").touch()
+    answer = web.post(UPLOAD, content=b"a")
+    assert answer.status_code == 413 and "There are 3 recent uploads" in answer.text
 
 
 def test_uploads_under_way_count(tmp_path: Path) -> None:

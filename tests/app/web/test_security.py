@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from serving import served
 from starlette.responses import JSONResponse
@@ -21,7 +22,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from atelier.app.store.home import Home, open_home
 from atelier.app.web.listener import ServeError, bind, is_loopback
-from atelier.app.web.security import Forwarded, Guard, allowed_hosts
+from atelier.app.web.security import Access, Forwarded, Guard, allowed_hosts, guarded
 from atelier.app.web.server import serve
 
 
@@ -71,7 +72,26 @@ def test_health_says_nothing_but_ok(web: httpx.Client) -> None:
 
 def test_no_page_describes_the_interface(web: httpx.Client) -> None:
     assert [web.get(path).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [404, 404, 404]
+    assert web.get("/gradio_api/openapi.json").status_code == 403
     assert web.get("/monitoring/summary").status_code in (403, 404)
+
+
+def test_the_root_path_in_a_request_is_no_way_around_the_guards(tmp_path: Path) -> None:
+    app = guarded(open_home(tmp_path / "home"), Access(root_path="/atelier"), uploads=tmp_path, served=[])
+    inner = FastAPI(root_path="/atelier")   # takes it away by itself, as Gradio's app does
+
+    @inner.get("/{path:path}")
+    def get(path: str) -> str:
+        return path
+
+    app.mount("/", inner)
+    with TestClient(app, base_url="http://127.0.0.1") as web:
+        for prefix in ("", "/atelier", "/atelier/atelier"):
+            assert web.get(f"{prefix}/gradio_api/file=/etc/hostname").status_code == 403, "only pictures of the home"
+            assert web.get(f"{prefix}/gradio_api/deep_link").status_code == 403
+            assert web.get(f"{prefix}/health").json() == {"ok": True}
+            assert web.get(f"{prefix}/library").json() == "library"
+        assert web.get("/atelier").json() == ""
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", ""])
@@ -176,10 +196,11 @@ def test_an_error_behind_an_answer_is_one_line_in_the_log(caplog: pytest.LogCapt
 
     web = TestClient(Guard(failing))
     assert web.get("/answered").status_code == 500
-    [line] = caplog.messages
-    assert "no handler" in line and "\n" not in line and caplog.records[0].exc_info is None
-    with pytest.raises(KeyError):   # nobody has answered: the server has to
-        web.get("/unanswered")
+    unanswered = web.get("/unanswered")
+    assert unanswered.status_code == 500 and "could not be carried out" in unanswered.json()["detail"]
+    assert len(caplog.messages) == 2
+    for record in caplog.records:
+        assert "no handler" in record.message and "\n" not in record.message and record.exc_info is None
 
 
 def test_web_sockets_are_refused() -> None:

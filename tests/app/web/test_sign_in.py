@@ -324,3 +324,17 @@ def test_a_damaged_cookie_is_no_session(guarded_app: TestClient) -> None:
 
 def test_a_long_form_is_not_read(guarded_app: TestClient) -> None:
     assert guarded_app.post("/login", data={**RIGHT, "password": "x" * 5000}).status_code == 413
+
+
+@pytest.mark.parametrize("charset", ["undefined", "unicode_escape", "punycode", "utf-7", "zlib"])
+def test_a_form_does_not_choose_how_it_is_decoded(guarded_app: TestClient, charset: str) -> None:
+    body = "".join(f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'
+                   for name, text in (("username", "\\ud800"), ("password", RIGHT["password"]))) + "--x--\r\n"
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    assert guarded_app.post("/login", content=body, headers={"content-type": kind}).status_code == 400
+
+
+@pytest.mark.parametrize("body", [b"\xff=\xfe", b"username=%ED%A0%80&password=%", b"&" * 4000, b"a=1&" * 1000, b"="])
+def test_a_form_that_makes_no_sense_is_a_wrong_password(guarded_app: TestClient, body: bytes) -> None:
+    kind = "application/x-www-form-urlencoded"
+    assert guarded_app.post("/login", content=body, headers={"content-type": kind}).status_code == 400
