@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from atelier.app.store.comfyui_graph import Graph
+from atelier.training.data.picture_parts import has_too_many_parts
 
 MAX_FILE = 256 << 20      # bytes of a picture's file
 MAX_TEXT = 200_000        # characters; a prompt is short
@@ -57,11 +58,13 @@ class PictureMetadata:
 def read_metadata(path: Path) -> PictureMetadata | None:
     """Read how a picture was drawn; None when its file does not say, or in a way that no tool here writes."""
     try:
-        if path.stat().st_size > MAX_FILE:
-            return None
-        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-            texts = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
-            texts = _exif_texts(image) | texts
+        with path.open("rb") as file:
+            if path.stat().st_size > MAX_FILE or has_too_many_parts(file):
+                return None
+            with Image.open(file, formats=["PNG", "JPEG", "WEBP"]) as image:
+                texts = {key: value for key, value in image.info.items()
+                         if isinstance(key, str) and isinstance(value, str)}   # fmt: skip
+                texts = _exif_texts(image) | texts
     except Exception:   # a parser of hostile headers may raise anything
         return None
     return read_texts(texts)

@@ -74,8 +74,10 @@ def _load(
 ) -> FastAPI:
     """Import and make everything. Says why a graphics card that is here is not used."""
     from atelier.app.web.security import Access
+    from atelier.training.base_models.base_model import import_models
     from atelier.training.base_models.device import card_problem
 
+    import_models()
     app = application(home, Access(host=host, password=password, proxies=proxies, names=names, root_path=root_path))
     if problem := card_problem():
         sys.stderr.write(f"atelier: {problem}\n")

@@ -206,6 +206,17 @@ def _downloaded(info: BaseInfo, options: BaseOptions) -> BaseInfo:
     return identify(info.source, options)
 
 
+def import_models() -> None:
+    """Import what models are made of, before several threads do: one may find the classes of diffusers half there."""
+    import diffusers
+    import transformers
+
+    for name in ("AutoencoderKL", "DDIMScheduler", "UNet2DConditionModel"):
+        getattr(diffusers, name)
+    for name in ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer"):
+        getattr(transformers, name)
+
+
 def _folder_parts(info: BaseInfo, dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer

@@ -21,6 +21,7 @@ from PIL.Image import Transpose
 from torch import Tensor
 
 from atelier.adapters.core.byte_size import format_bytes
+from atelier.training.data.picture_parts import MAX_PARTS, has_too_many_parts
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF")
 READABLE = "PNG, JPEG, WebP, AVIF or HEIC"
@@ -230,6 +231,8 @@ def _opened(name: str, file: BinaryIO) -> Image.Image:
     kind = _signature(start)
     if kind is None:
         raise PictureError(f"{name} is {_other_kind(start)}, but a {READABLE} is needed. {CONVERT}")
+    if has_too_many_parts(file):
+        raise PictureError(f"{name} is made of more than {MAX_PARTS:,} parts, as no picture is. {CONVERT}")
     if kind == "HEIF":
         _register_heif(name)
     try:
