@@ -96,8 +96,9 @@ def run_trial(home: Home, folder: Path, number: int, kills: int, figures: Proces
         until(lambda: _is_over(home), 120)
     except AssertionError:
         figures.faults.append(f"trial {number}: {[(run.id, run.state, run.message) for run in list_runs(home)]}")
-    (home.path / "end").touch()
-    server.join()
+    finally:
+        (home.path / "end").touch()
+        server.join()
     _judge(home, number, figures)
 
 
@@ -154,7 +155,8 @@ def _is_over(home: Home) -> bool:
     runs = list_runs(home)
     for run in runs:
         if run.state == "interrupted":
-            resume(home, run.id)
+            with suppress(HomeError):   # it is done by now
+                resume(home, run.id)
     return len(runs) >= JOBS and all(run.state == "done" for run in runs)
 
 

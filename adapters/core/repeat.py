@@ -1,4 +1,4 @@
-"""Doing something again and again in a thread while a block of code runs."""
+"""Doing something again and again in a thread while a block of code runs, here because two rooms need it."""
 
 from __future__ import annotations
 
