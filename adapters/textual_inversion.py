@@ -7,7 +7,7 @@ text encoder they are for (``text_encoder``, ``text_encoder_2``), and the word i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -44,9 +44,9 @@ class WordTensors:
     keys: Mapping[str, str]     # text encoder → the tensor's name in the file
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TextualInversion:
-    """One word and its vectors."""
+    """One word and its vectors; as a key of caches it is equal to itself alone."""
 
     token: str
     family: str
@@ -102,6 +102,21 @@ def save_textual_inversion(path: Path, word: TextualInversion, name: str, create
 
     info = AdapterInfo(name=name, trigger=word.token, family=word.family, created=created)
     write_tensors(path, {part: value.contiguous() for part, value in word.vectors.items()}, info.to_metadata())
+
+
+def word_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """What finds these words in a prompt, whole and in any case, as text encoders read; the longest one counts.
+
+    >>> word_pattern(["<fox>", "fox"]).findall("a <FOX>, not foxes: Fox")
+    ['<FOX>', 'Fox']
+    """
+    longest_first = sorted({token for token in tokens if token}, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(_whole, longest_first)) or r"(?!)", re.IGNORECASE)
+
+
+def _whole(token: str) -> str:
+    before, after = (r"\b" if re.fullmatch(r"\w", sign) else "" for sign in (token[0], token[-1]))
+    return f"{before}{re.escape(token)}{after}"
 
 
 def _shapes(entries: SafetensorsHeader) -> dict[str, Shape]:

@@ -24,6 +24,7 @@ from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry
 from atelier.app.store.models import resolve_base
 from atelier.app.store.preferences import drawing_precision
+from atelier.app.store.start_pictures import save_start_picture
 from atelier.training.config.base_options import AUTO_PREDICTION, BaseOptions
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.data.images import open_picture
@@ -47,6 +48,8 @@ def run_draw(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | st
     checked = check_job(home, job)
     if checked.notice:
         yield checked.notice
+    if job.start is not None:
+        save_start_picture(home, job.start)
     if arguments.out:
         with explain_write_errors(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,8 @@ def _job(home: Home, arguments: Namespace) -> tuple[DrawJob, list[str]]:
                        start=_start(arguments), options=options), []   # fmt: skip
     like, notes = job_like(home, arguments.like)
     job = replace(like, request=_request(arguments, like.request.to_dict()), base=base or like.base,
-                  adapters=typed or like.adapters, method=arguments.fuse or "", start=_start(arguments))   # fmt: skip
+                  adapters=typed or like.adapters, method=arguments.fuse or "",
+                  start=like.start if arguments.image is None else _start(arguments))   # fmt: skip
     return replace(job, options=options) if arguments.prediction or arguments.vae else job, notes
 
 

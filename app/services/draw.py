@@ -6,13 +6,13 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
+from atelier.adapters.core.family import family_title
 from atelier.adapters.fusion.methods import DEFAULT_METHOD
 from atelier.app.services.engine import DrawCallbacks, Engine, FileEntry
 from atelier.app.store.base_settings import base_options
@@ -28,7 +28,14 @@ from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, adapter_hash, find_adapter, list_adapters
 from atelier.app.store.mixes import MixEntry, fusion_recipe
 from atelier.app.store.models import check_family
-from atelier.app.text.studio import few_steps
+from atelier.app.store.start_pictures import find_start_picture, save_start_picture, start_recipe
+from atelier.app.store.textual_inversions import (
+    TextualInversionCard,
+    inversion_hash,
+    inversions_in_prompts,
+    list_textual_inversions,
+)
+from atelier.app.text.studio import START_PICTURE, few_steps, other_family_word
 from atelier.training.base_models.hub import require_download
 from atelier.training.base_models.identify import identify
 from atelier.training.config.base_options import AUTO_PREDICTION, PLAIN_BASE, PREDICTIONS, BaseOptions
@@ -39,7 +46,6 @@ from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import AUTO, SAMPLERS
 
 if TYPE_CHECKING:
-    from atelier.adapters.fusion.gates import GateRecord
     from atelier.training.base_models.base_info import BaseInfo
     from atelier.training.sampling.start_picture import StartPicture
 
@@ -56,16 +62,18 @@ class DrawJob:
     method: str = ""   # of fusion; empty: the plain sum, which a recipe does not mention
     options: BaseOptions = PLAIN_BASE   # how the base model is loaded; what is not set is taken from elsewhere
     start: StartPicture | None = None   # a picture to start from; a recipe has its hash and how much could change
+    inversions: tuple[str, ...] = ()   # names of textual inversions that are taken where several have one word
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedJob:
-    """A job whose adapters exist and fit the base model, and whose sampler is decided."""
+    """A job whose adapters exist and fit the base model, whose sampler is decided, and whose prompts are read."""
 
     job: DrawJob
     family: str                       # of the base model
     cards: tuple[AdapterCard, ...]    # of the adapters, in their order
     notice: str = ""                  # what a person should know about how it is drawn, in a sentence
+    inversions: tuple[TextualInversionCard, ...] = ()   # whose words stand in the prompts
 
     def files(self) -> list[FileEntry]:
         """The adapters as the engine takes them."""
@@ -75,17 +83,14 @@ class CheckedJob:
         """The recipe of picture ``index`` of the job, counted from 0."""
         job = self.job
         strengths = [(card, entry.strength) for card, entry in zip(self.cards, job.adapters, strict=True)]
-        recipe = make_recipe(job.request, index, job.base, self.family, strengths) | _start_recipe(job.start)
+        recipe = make_recipe(job.request, index, job.base, self.family, strengths)
+        if job.start is not None:
+            recipe["start"] = start_recipe(job.start)
+        if self.inversions:
+            recipe["textual_inversions"] = [
+                {"name": card.name, "token": card.token, "sha256": inversion_hash(card)} for card in self.inversions]
         recipe |= {name: value for name, value in asdict(job.options).items() if value != getattr(PLAIN_BASE, name)}
         return recipe | fusion_recipe(job.method, job.adapters) if job.method else recipe
-
-
-def _start_recipe(start: StartPicture | None) -> dict[str, Any]:
-    if start is None:
-        return {}
-    pixels = start.picture.convert("RGB").tobytes()
-    hash = sha256(pixels).hexdigest()
-    return {"start": {"sha256": hash, "strength": start.strength, "masked": start.mask is not None}}
 
 
 class Progress(NamedTuple):
@@ -125,8 +130,22 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
     check_family(info, cards)
     parts = [(card, entry.strength) for card, entry in zip(cards, job.adapters, strict=True)]
     request, notice = with_sampler(job.request, parts, info)
-    notices = " ".join(filter(None, [notice, info.assumed]))
-    return CheckedJob(replace(job, request=request, options=options), info.family, cards, notices)
+    inversions, others = _inversions(home, job, info.family)
+    notices = " ".join(filter(None, [notice, info.assumed, *others]))
+    return CheckedJob(replace(job, request=request, options=options), info.family, cards, notices, inversions)
+
+
+def _inversions(home: Home, job: DrawJob, family: str) -> tuple[tuple[TextualInversionCard, ...], list[str]]:
+    """Those whose words stand in the prompts, and a sentence for each word of another family's alone."""
+    request = job.request
+    if request.prompt_syntax == PLAIN:
+        return (), []
+    prompts = (request.prompt, request.negative, request.unwanted)
+    cards = inversions_in_prompts(home, prompts, job.inversions)
+    fitting = tuple(card for card in cards if card.family == family)
+    words = {card.token.lower() for card in fitting}
+    return fitting, [other_family_word(card.token, family_title(card.family)) for card in cards
+                     if card.token.lower() not in words]   # fmt: skip
 
 
 def _options(home: Home, job: DrawJob, cards: Sequence[AdapterCard]) -> BaseOptions:
@@ -184,9 +203,8 @@ def with_sampler(
 
 
 def draw(
-    engine: Engine, checked: CheckedJob, callbacks: DrawCallbacks = DrawCallbacks(), *, batch_size: int = 0,
-    record: GateRecord | None = None,
-) -> Iterator[RecipePicture]:   # fmt: skip
+    engine: Engine, checked: CheckedJob, callbacks: DrawCallbacks = DrawCallbacks(), *, batch_size: int = 0
+) -> Iterator[RecipePicture]:
     """Draw a job; yields each picture with its recipe as soon as its batch is done.
 
     Args:
@@ -194,7 +212,6 @@ def draw(
         checked: the job.
         callbacks: who is told on the way; steps are those of a batch.
         batch_size: pictures drawn at once, 0 for all: more need more memory.
-        record: takes down what gates do.
 
     Raises:
         BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
@@ -204,7 +221,8 @@ def draw(
         count = min(batch_size or request.count, request.count - first)
         batch = replace(request, seed=request.seed + first, count=count)
         pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT_METHOD, callbacks=callbacks,
-                               record=record, start=job.start, options=job.options)   # fmt: skip
+                               start=job.start, options=job.options,
+                               inversions=[card.path for card in checked.inversions])   # fmt: skip
         yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
 
 
@@ -219,6 +237,8 @@ def draw_to_gallery(home: Home, engine: Engine, job: DrawJob) -> Iterator[DrawEv
     checked = check_job(home, job)
     if checked.notice:
         yield checked.notice
+    if job.start is not None:
+        save_start_picture(home, job.start)
     for event in _drawn_in_thread(engine, checked):
         if isinstance(event, list):
             paths = [save_picture(home, picture, recipe) for picture, recipe in event]
@@ -259,7 +279,7 @@ def _drawn_in_thread(engine: Engine, checked: CheckedJob) -> Iterator[_Drawn]:
 
 
 def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
-    """The job that drew a picture of the gallery, and the names of its adapters that no longer exist.
+    """The job that drew a picture of the gallery, and what it was drawn with that no longer exists.
 
     Raises:
         HomeError: there is no such picture, or it holds no recipe that can be read.
@@ -268,7 +288,8 @@ def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
 
 
 def job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
-    """The job that a recipe describes, and the names of its adapters that no longer exist.
+    """The job that a recipe describes, and what it was drawn with that no longer exists: names of adapters, words of
+    textual inversions, the picture that it started from.
 
     Raises:
         HomeError: the recipe is incomplete or damaged.
@@ -290,8 +311,20 @@ def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, li
         given |= {"width": recipe["first_width"], "height": recipe["first_height"]}
     request = DrawRequest.from_dict(given)
     options = BaseOptions(str(recipe.get("prediction", AUTO_PREDICTION)), str(recipe.get("vae", "")))
-    job = DrawJob(request=request, base=str(recipe["base"]), adapters=existing, options=options)
-    return job, [entry.name for entry in entries if entry not in existing]
+    inversions, words = _inversions_of(home, recipe)
+    start = find_start_picture(home, recipe["start"]) if "start" in recipe else None
+    job = DrawJob(request=request, base=str(recipe["base"]), adapters=existing, options=options, start=start,
+                  inversions=inversions)   # fmt: skip
+    missing = [entry.name for entry in entries if entry not in existing]
+    return job, [*missing, *words, *([START_PICTURE] if "start" in recipe and start is None else [])]
+
+
+def _inversions_of(home: Home, recipe: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str]]:
+    """The names now of a recipe's textual inversions, and the words of those that are gone."""
+    parts = recipe.get("textual_inversions", [])
+    names = {inversion_hash(card): card.name for card in list_textual_inversions(home)} if parts else {}
+    return (tuple(names[part["sha256"]] for part in parts if part["sha256"] in names),
+            [str(part["token"]) for part in parts if part["sha256"] not in names])   # fmt: skip
 
 
 def _name_now(home: Home, part: Mapping[str, Any]) -> str:

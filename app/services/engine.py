@@ -15,6 +15,7 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.fusion.methods import DEFAULT_METHOD, can_fuse, combine, fuse_adapters
+from atelier.adapters.textual_inversion import TextualInversion, read_textual_inversions
 from atelier.app.services.resident_base import ResidentBase, Work
 from atelier.app.store.mixes import MixEntry
 from atelier.training.base_models.base_model import BaseModel
@@ -34,7 +35,7 @@ if TYPE_CHECKING:   # what only one method needs is imported there: `atelier dra
     from atelier.training.sampling.start_picture import StartPicture
 
 T = TypeVar("T")
-MAX_ADAPTERS = 8
+MAX_ADAPTERS, MAX_INVERSIONS = 8, 64
 MAX_GRID_PICTURES = 81   # of the Mix Lab's pad: nine grids
 FileEntry = tuple[Path, MixEntry]   # an adapter's file, and its entry in a Mix
 FileKey = tuple[Path, int, int]     # identifies a version of a file: path, modification time in ns, bytes
@@ -46,6 +47,7 @@ class DrawCallbacks(NamedTuple):
     on_step: Callable[[int, int], None] | None = None   # (done, of) after every denoising step
     on_latent_preview: Callable[[list[Image.Image]], None] | None = None   # small pictures, a few times a second
     on_notice: Callable[[str], None] | None = None   # a sentence on what it does to need less memory
+    record: GateRecord | None = None                 # takes down what gates do
 
 
 SILENT = DrawCallbacks()
@@ -65,6 +67,7 @@ class Engine:
         self._lock = threading.Lock()
         self._resident, self._options = ResidentBase(self._lock, precision), options
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
+        self._inversions: OrderedDict[FileKey, TextualInversion] = OrderedDict()
         self._grid_pictures: OrderedDict[Hashable, Image.Image] = OrderedDict()
         self._word_effects: dict[tuple[str, str], float] = {}   # of base model and word
 
@@ -84,8 +87,8 @@ class Engine:
 
     def draw(
         self, base: str, adapters: Sequence[FileEntry], request: DrawRequest, method: str = DEFAULT_METHOD, *,
-        callbacks: DrawCallbacks = SILENT, record: GateRecord | None = None,
-        start: StartPicture | None = None, options: BaseOptions | None = None,
+        callbacks: DrawCallbacks = SILENT, start: StartPicture | None = None, options: BaseOptions | None = None,
+        inversions: Sequence[Path] = (),
     ) -> list[Image.Image]:   # fmt: skip
         """Draw ``request.count`` pictures in one batch.
 
@@ -95,9 +98,9 @@ class Engine:
             request: what to draw.
             method: of fusion, one of ``adapters/fusion/methods.py``.
             callbacks: who is told while it draws.
-            record: receives what gates do.
             start: a picture to start from.
             options: how the base model is loaded; None: as it was set for it.
+            inversions: files of textual inversions whose words the prompts may have.
 
         Raises:
             BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
@@ -106,7 +109,8 @@ class Engine:
             """Combine the adapters by the method and draw."""
             parts = [entry.weighted_adapter(self._adapter(path)) for path, entry in adapters if entry.strength]
             gates = gates_for(model) if method == "gated" else None
-            mix = combine(model.models(), parts, method, steps=request.steps, gates=gates, record=record)
+            mix = combine(model.models(), parts, method, steps=request.steps, gates=gates, record=callbacks.record)
+            cache.inversions = tuple(map(self._inversion, inversions))
             return draw(model, request, mix, callbacks.on_step, on_latent_preview=callbacks.on_latent_preview,
                         cache=cache, start=start)   # fmt: skip
 
@@ -264,6 +268,16 @@ class Engine:
                 each.to(device if id(each) in active else "cpu")
         return self._resident.run(base, request, adapters, work, on_notice, from_picture=from_picture,
                                   options=options)   # fmt: skip
+
+    def _inversion(self, path: Path) -> TextualInversion:
+        """The one object of a file, by which the prompts are remembered that were read with it."""
+        key = _file_key(path)
+        if key not in self._inversions:
+            [self._inversions[key]] = read_textual_inversions(path)
+        self._inversions.move_to_end(key)
+        while len(self._inversions) > MAX_INVERSIONS:
+            self._inversions.popitem(last=False)
+        return self._inversions[key]
 
     def _adapter(self, path: Path) -> AdapterSet:
         key = _file_key(path)

@@ -16,7 +16,7 @@ from atelier.adapters.fusion.gates import GateRecord
 from atelier.adapters.fusion.interference import Interference
 from atelier.adapters.fusion.methods import METHODS
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
-from atelier.app.services.engine import Engine, FileEntry
+from atelier.app.services.engine import DrawCallbacks, Engine, FileEntry
 from atelier.app.store.gallery import GalleryPicture, find_picture, save_picture
 from atelier.app.store.home import Home, explain_write_errors, new_name
 from atelier.app.store.library import AdapterCard, find_adapter, list_adapters
@@ -42,7 +42,7 @@ def draw_mix(
     Raises:
         HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
     """
-    [(picture, _)] = draw(engine, _checked(home, mix, steps), record=record)
+    [(picture, _)] = draw(engine, _checked(home, mix, steps), DrawCallbacks(record=record))
     return picture
 
 

@@ -6,16 +6,19 @@ stands in prompts is in the header, for it can hold characters that a file name 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from atelier.adapters.formats.native import data_hash
 from atelier.adapters.formats.safetensors_header import FileError, HeaderError
 from atelier.adapters.textual_inversion import (
     TextualInversion,
     find_words,
     read_textual_inversions,
     save_textual_inversion,
+    word_pattern,
 )
 from atelier.app.store.home import Home, HomeError, explain_write_errors
 from atelier.app.store.trash import move_to_trash
@@ -48,6 +51,28 @@ def list_unreadable_inversions(home: Home) -> list[str]:
 def find_textual_inversion(home: Home, name: str) -> TextualInversionCard | None:
     """A textual inversion by its name or by its word; None where there is none."""
     return next((card for card in list_textual_inversions(home) if name in (card.name, card.token)), None)
+
+
+def inversions_in_prompts(
+    home: Home, prompts: Sequence[str], preferred: Sequence[str] = ()
+) -> list[TextualInversionCard]:
+    """The textual inversions whose words stand in some prompts, of every family.
+
+    Of several with one word, ``preferred`` has the names that come first, then their names decide.
+    """
+    cards = sorted(list_textual_inversions(home), key=lambda card: card.name not in preferred)
+    pattern = word_pattern([card.token for card in cards])
+    used = {word.lower() for prompt in prompts for word in pattern.findall(prompt)}
+    found: dict[tuple[str, str], TextualInversionCard] = {}
+    for card in cards:
+        if card.token.lower() in used:
+            found.setdefault((card.token.lower(), card.family), card)
+    return list(found.values())
+
+
+def inversion_hash(card: TextualInversionCard) -> str:
+    """SHA-256 of its tensors: it stays the same under another name."""
+    return data_hash(card.path)
 
 
 def load_textual_inversion(card: TextualInversionCard) -> TextualInversion:

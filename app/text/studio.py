@@ -44,6 +44,18 @@ def too_many(name: str) -> str:
     return f"{name} was left out: the page has no more sliders."
 
 
+def other_family_word(token: str, family: str) -> str:
+    """Shown when a prompt has the word of a textual inversion for other base models.
+
+    >>> other_family_word("<fox>", "Stable Diffusion XL")
+    'The textual inversion <fox> is for Stable Diffusion XL, so <fox> is read as plain text.'
+    """
+    return f"The textual inversion {token} is for {family}, so {token} is read as plain text."
+
+
+START_PICTURE = "the picture that it started from"
+
+
 def missing(names: Sequence[str]) -> str:
     """Shown when a picture was drawn with adapters that are gone."""
     return f"No longer in your library: {', '.join(names)}. Drawn again, the picture will look different."

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from atelier.adapters.attach.merge import MergeCache
 from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.textual_inversion import TextualInversion
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.latent_preview import LatentPreview, fit_latent_preview
@@ -21,9 +22,11 @@ class DrawCache:
     """A cache for one loaded base model; kept by callers that draw with it more than once.
 
     ``savings``: what the drawings do to need less memory. Where parts of the model are is for its owner to choose.
+    ``inversions``: textual inversions whose words the prompts of the next drawing may have.
     """
 
     savings: DrawSavings = DrawSavings()
+    inversions: tuple[TextualInversion, ...] = ()
     merges: MergeCache = field(default_factory=MergeCache)        # of the UNet
     text_merges: MergeCache = field(default_factory=MergeCache)   # of the text encoders
     _texts: OrderedDict[tuple[str, PromptReading], PromptEmbeddings] = field(default_factory=OrderedDict)

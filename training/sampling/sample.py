@@ -28,7 +28,13 @@ from atelier.training.sampling.decode import decode_latents
 from atelier.training.sampling.draw_cache import DrawCache, encode_prompts
 from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.latent_preview import LatentPreview
-from atelier.training.sampling.prompt_encoding import PLAIN, WEIGHTS, PromptReading, same_length
+from atelier.training.sampling.prompt_encoding import (
+    PLAIN,
+    WEIGHTS,
+    PromptReading,
+    first_encoder_tokens,
+    same_length,
+)
 from atelier.training.sampling.samplers import (
     AUTO,
     DEFAULT,
@@ -273,7 +279,7 @@ def _prompt(
     texts = (request.prompt, request.negative, request.unwanted)
     adapted = _adapts_text(mix)
     copies = request.count if each and adapted else 1
-    reading = PromptReading(request.prompt_syntax, request.clip_skip)
+    reading = PromptReading(request.prompt_syntax, request.clip_skip, cache.inversions)
     if adapted:
         others = {name for adapters, _ in _active(mix) for name in adapters.components()} - {"unet"}
         # They come first: weights are merged where the encoders are, and these go when they have been asked.
@@ -282,11 +288,11 @@ def _prompt(
             prompt, negative, unwanted = encode_prompts(model, texts, reading, copies)
     else:
         prompt, negative, unwanted = cache.encode_prompts(model, texts, reading)
-    words = model.tokenizers_and_encoders[0][0](request.unwanted, add_special_tokens=False).input_ids
+    words = first_encoder_tokens(model, request.unwanted, reading)
     features = prompt.features
     if words and request.unwanted_strength:
         # Only the words count: start and end tokens are the same in every text.
-        directions = unwanted.features[0, 1:-1][: len(words)]
+        directions = unwanted.features[0, 1:-1][:words]
         features = remove_directions(features, directions, request.unwanted_strength)
     lengthened = same_length(model, [PromptEmbeddings(features), negative], reading)
     arguments: dict[str, Any] = {

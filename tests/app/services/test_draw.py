@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from atelier.adapters.attach.mount import MountError
 from atelier.adapters.formats.foreign_metadata import find_sampler
+from atelier.adapters.textual_inversion import TextualInversion
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.main import main
 from atelier.app.services.draw import (
@@ -32,10 +33,17 @@ from atelier.app.services.draw import (
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.fuse import LIVE_STEPS, draw_mix
 from atelier.app.services.import_export import import_file
+from atelier.app.services.like_picture import job_like
 from atelier.app.store.gallery import GalleryPicture, encode_picture, gallery_page, make_recipe, picture_id, read_recipe
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry, SavedMix
+from atelier.app.store.textual_inversions import (
+    delete_textual_inversion,
+    find_textual_inversion,
+    keep_textual_inversion,
+)
+from atelier.training.base_models.identify import EMBEDDED_FOLDER
 from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import AUTO, SAMPLERS
 
@@ -266,6 +274,34 @@ def test_adapters_named_in_a_prompt_are_drawn_with(home, tmp_path):
     assert check_job(home, DrawJob(request=plain)).job.request.prompt == plain.prompt
 
 
+def keep_word(home: Home, token: str, width: int, name: str, value: float = 0.3) -> None:
+    family = {192: "embedded", 768: "sd1"}[width]
+    keep_textual_inversion(home, TextualInversion(token, family, {"text_encoder": torch.full((2, width), value)}), name)
+
+
+def test_words_of_textual_inversions_are_drawn_and_restored(home, engine):
+    width = json.loads((EMBEDDED_FOLDER / "text_encoder" / "config.json").read_text())["hidden_size"]
+    keep_word(home, "<zwx>", width, "my-word")
+    keep_word(home, "<zwx>", width, "a-newer-one", 0.9)   # the first by name, unless a recipe says otherwise
+    keep_word(home, "foreign", 768, "foreign")
+    request = DrawRequest(prompt="a <ZWX> fox", negative="foreign", steps=2, seed=5)
+    job = DrawJob(request=request, inversions=("my-word",))
+    way, [picture] = drawn(home, engine, job)
+    assert way[0] == "The textual inversion foreign is for Stable Diffusion 1.x, so foreign is read as plain text."
+    [entry] = (read_recipe(picture.path) or {})["textual_inversions"]
+    assert (entry["name"], entry["token"]) == ("my-word", "<zwx>")
+    again, missing = job_from_picture(home, picture.id)
+    assert (again.inversions, missing) == (("my-word",), [])
+    _, [same] = drawn(home, engine, again)
+    _, [newer] = drawn(home, engine, DrawJob(request=request))
+    one, two, three = (Image.open(each.path).tobytes() for each in (picture, same, newer))
+    assert one == two != three
+    card = find_textual_inversion(home, "my-word")
+    assert card is not None
+    delete_textual_inversion(home, card)
+    assert job_from_picture(home, picture.id)[1] == ["<zwx>"]
+
+
 def test_the_command_line_starts_from_a_picture(home, tmp_path, capsys):
     picture, mask = Image.new("RGB", (64, 64), (200, 40, 40)), Image.new("L", (64, 64))
     mask.paste(255, (32, 0, 64, 64))
@@ -278,5 +314,15 @@ def test_the_command_line_starts_from_a_picture(home, tmp_path, capsys):
     with Image.open(path) as drawn_picture:
         assert drawn_picture.getpixel((5, 30)) == (200, 40, 40) and drawn_picture.getpixel((55, 30)) != (200, 40, 40)
     assert (read_recipe(path) or {})["start"]["strength"] == 0.5
+    again, _ = job_like(home, path)   # what it started from is in the home
+    assert again.start is not None and again.start.mask is not None and again.start.strength == 0.5
+    assert again.start.picture.tobytes() == picture.tobytes() and again.start.mask.tobytes() == mask.tobytes()
+    assert main([*given[:4], "--like", str(path), "--out", str(tmp_path / "again"), *given[-2:]]) == 0
+    [same] = (tmp_path / "again").glob("*.png")
+    assert Image.open(same).tobytes() == Image.open(path).tobytes()
+    for kept in (home.gallery / ".starts").glob("*.png"):
+        kept.unlink()
+    lost, notes = job_like(home, path)
+    assert lost.start is None and "the picture that it started from" in notes[0]
     assert main([*given, "--mask", str(tmp_path / "mask.png")]) == 1
     assert "add --image" in capsys.readouterr().err
