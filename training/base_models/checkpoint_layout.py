@@ -37,7 +37,7 @@ def check_layout(base: str, tensors: Mapping[str, TensorEntry], family: Family, 
         entry = names.get(without_text_model(name, family))
         if entry is None:
             raise BaseError(_missing(base, name, len(expected.keys() - tensors.keys()), family))
-        if _plain(entry.shape) != _plain(tuple(shape)):
+        if plain_shape(entry.shape) != plain_shape(tuple(shape)):
             raise BaseError(f"{base} has {name} of shape {list(entry.shape)}, but in {family.title} models it is "
                             f"{shape}. Use another model: this one has a different architecture.")
         if entry.dtype not in _FLOATS:
@@ -61,7 +61,7 @@ def _missing(base: str, name: str, count: int, family: Family) -> str:
     return f"{base} lacks weights of its {part}, such as {name}. {_FULL}"
 
 
-def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+def plain_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without the trailing ones: 1×1 convolutions and linear layers hold the same weights."""
     while shape and shape[-1] == 1:
         shape = shape[:-1]

@@ -24,6 +24,7 @@ from atelier.training.base_models.base_info import (
 )
 from atelier.training.base_models.check_config import check_configurations
 from atelier.training.base_models.distilled import FewSteps, distilled_by_name, distilled_by_scheduler
+from atelier.training.base_models.folder_layout import check_tensors, check_tokenizers
 from atelier.training.base_models.hub import cached_folder, download_configurations, is_hub_id
 from atelier.training.base_models.separate_vae import check_separate_vae
 from atelier.training.base_models.single_file import identify_file
@@ -166,10 +167,16 @@ def _check_encoders(base: str, folder: Path, index: Mapping[str, Any], width: in
 def _check_all_weights(
     base: str, folder: Path, index: Mapping[str, Any], *, own_vae: bool
 ) -> dict[str, WeightFiles]:
-    """The weight files of every part that is loaded."""
+    """The weight files of every part that is loaded; the embedded base, which comes with Atelier, is known to be whole.
+    """
     parts = ["unet", *(["vae"] if own_vae else []), *(name for name in ("text_encoder", "text_encoder_2")
                                                       if index.get(name))]   # fmt: skip
-    return {part: check_weights(base, folder, part) for part in parts}
+    weights = {part: check_weights(base, folder, part) for part in parts}
+    if folder != EMBEDDED_FOLDER:
+        check_tensors(base, folder, weights)
+        check_tokenizers(base, folder, tuple(part.replace("text_encoder", "tokenizer") for part in parts
+                                             if part.startswith("text_encoder")))   # fmt: skip
+    return weights
 
 
 def _precision(folder: Path, files: WeightFiles | None) -> str:

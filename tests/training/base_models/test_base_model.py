@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import load
-from atelier.training.base_models.identify import EMBEDDED_FOLDER, identify
+from atelier.training.base_models.identify import EMBEDDED_FOLDER, identify, identify_folder
 
 
 def refusal(base: Path | str) -> str:
@@ -54,7 +54,7 @@ def test_a_folder_is_found_in_the_home_folder_too(base, monkeypatch):
 @pytest.mark.parametrize(("width", "family"), [(192, "embedded"), (768, "sd1"), (1024, "sd2")])
 def test_the_width_of_the_text_tells_the_family(variant, width, family):
     folder = variant(unet={"cross_attention_dim": width}, text_encoder={"hidden_size": width})
-    assert identify(str(folder)).family == family
+    assert identify_folder("tiny", folder, whole=False).family == family   # its weights are of the first width
 
 
 @pytest.mark.parametrize("width", [77, None, [192, 192]])
@@ -215,5 +215,5 @@ def test_weights_that_are_not_whole_are_refused(variant, part, damage):
 def test_a_missing_tokenizer_is_refused(variant):
     folder = variant()
     shutil.rmtree(folder / "tokenizer")
-    with pytest.raises(BaseError, match="could not be loaded"):
-        load(str(folder), "cpu")
+    with pytest.raises(BaseError, match="prompts can't be read"):
+        identify(str(folder))

@@ -17,6 +17,7 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.weight_files import find_variants
 from atelier.training.config.base_options import BaseOptions
+from atelier.training.sampling.sample import DrawRequest, draw
 
 Variant = Callable[..., Path]
 PARTS = ("unet", "vae", "text_encoder")
@@ -113,6 +114,62 @@ def test_weights_that_are_something_else_are_refused(variant: Variant, part: str
     path.unlink()
     path.write_bytes(content)
     assert words in refusal(folder)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_lacks_weights_is_refused_before_it_is_loaded(variant: Variant, part: str):
+    folder = variant()
+    [path] = (folder / part).glob("*.safetensors")
+    tensors = load_file(path)
+    path.unlink()
+    save_file({name: value for name, value in tensors.items() if name != list(tensors)[3]}, path, {"format": "pt"})
+    name, message = list(tensors)[3].removeprefix("text_model."), refusal(folder)
+    assert f"of its {part}, such as {name}" in message and "lacks 1 of" in message
+    grown = {**tensors, list(tensors)[3]: torch.zeros(3, 5)}
+    save_file(grown, path, {"format": "pt"})
+    assert "in the shape [3, 5]" in refusal(folder)
+
+
+def test_a_shard_that_lacks_weights_is_refused(variant: Variant, model: BaseModel):
+    folder = variant()
+    shutil.rmtree(folder / "unet")
+    model.unet.save_pretrained(folder / "unet", max_shard_size="100KB")
+    shard = sorted((folder / "unet").glob("*-of-*.safetensors"))[0]
+    save_file(dict(list(load_file(shard).items())[1:]), shard, {"format": "pt"})
+    assert "lacks 1 of" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_tokenizer_without_its_vocabulary_is_refused(variant: Variant, name: str):
+    folder = variant()
+    for each in (name, "tokenizer.json"):
+        (folder / "tokenizer" / each).unlink(missing_ok=True)
+    assert "prompts can't be read" in refusal(folder)
+
+
+def test_the_vae_of_an_old_folder_is_whole(variant: Variant, model: BaseModel):
+    """diffusers named its attention otherwise before 0.18, and still reads that."""
+    folder, old = variant(), {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    [path] = (folder / "vae").glob("*.safetensors")
+    tensors = load_file(path)
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
+    path.unlink()
+    save_file(tensors, path, {"format": "pt"})
+    assert any(".query." in name for name in tensors)
+    same_weights(load(str(folder), "cpu"), model, in_half=False)
+
+
+def test_a_smaller_unet_of_the_family_is_loaded(variant: Variant, model: BaseModel):
+    """As SSD-1B is of Stable Diffusion XL: fewer blocks, and none in the middle."""
+    folder = variant(unet={"mid_block_type": None})
+    [path] = (folder / "unet").glob("*.safetensors")
+    tensors = {name: value for name, value in load_file(path).items() if not name.startswith("mid_block.")}
+    path.unlink()
+    save_file(tensors, path, {"format": "pt"})
+    smaller = load(str(folder), "cpu")
+    assert smaller.unet.mid_block is None
+    assert draw(smaller, DrawRequest(prompt="a fox", steps=1))[0].size == (32, 32)
 
 
 def test_truncated_and_dangling_weights_are_refused(variant: Variant):
