@@ -37,6 +37,7 @@ _UPLOADS, _SECURITY, _SIGN_IN = "app/web/test_uploads.py", "app/web/test_securit
 _QUOTAS, _HEADERS = "app/web/test_quotas.py", "adapters/formats/test_header_limits.py"
 _CONNECTIONS = "app/web/test_connections.py"
 _CHILD, _PREVIEWS = "app/services/test_import_child.py", "app/store/test_previews.py"
+_HUB = "training/base_models/test_hub.py"
 _CONFIG, _OPTIMIZER = "training/base_models/test_check_config.py", "training/loop/test_optimizer_state.py"
 
 THREATS: dict[str, list[Threat]] = {
@@ -252,6 +253,13 @@ THREATS: dict[str, list[Threat]] = {
                "app/store/previews.py", "if not found or not 0 < _pixels(found[1]) <= MAX_PIXELS:", "if not found:"),
     ],
     BASES: [
+        Threat("a hub model that lists pickles, code, or files outside of its folder", "from the hub that HF_ENDPOINT "
+               "names (huggingface.co) come configurations, tokenizers and safetensors by known names, nothing else",
+               f"{_HUB}::test_what_the_hub_says_of_names_is_not_trusted", "training/base_models/hub.py",
+               "needed = [name for name in _CONFIGURATIONS if name in names]", "needed = list(names)"),
+        Threat("weights that are changed or damaged on their way from the hub", "their SHA-256 is the one that the hub "
+               "names them by", f"{_HUB}::test_weights_that_arrive_otherwise_are_refused",
+               "training/base_models/hub_file.py", "if not _is_intact(partial, facts.etag):", "if False:"),
         Threat("a configuration that brings code, a kernel or a package", "refused by its key",
                f"{_CONFIG}::test_a_configuration_that_asks_for_more_is_refused",
                "training/base_models/check_config.py", "if key in _CODE and value is not None:", "if False:"),

@@ -7,6 +7,7 @@ library does not export at its top, ``http_get`` and ``build_hf_headers``.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from urllib.parse import urlparse
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from atelier.training.base_models.base_info import BaseError
 
 PARTIAL = ".atelier-part"
+_SHA256 = re.compile(r"[0-9a-f]{64}")   # what the hub names large files by
 _TAG = re.compile(r"[0-9A-Za-z_-]{8,128}")   # becomes a file name
 
 
@@ -55,7 +57,20 @@ def download_blob(base: str, name: str, commit: str, endpoint: str | None, progr
                 file.truncate(0)
             http_get(facts.location, file, resume_size=file.tell(), headers=headers, expected_size=facts.size,
                      tqdm_class=progress)   # fmt: skip
+            file.flush()
+            if not _is_intact(partial, facts.etag):
+                partial.unlink()
+                raise BaseError(f"{name} of {base} arrived damaged: its hash is not what the hub says. Start the "
+                                "download again.")
             partial.replace(blob)
     except Timeout:
         raise BaseError(f"{base} is being downloaded already. Wait until that is done.") from None
     Path(f"{partial}.lock").unlink(missing_ok=True)
+
+
+def _is_intact(path: Path, tag: str) -> bool:
+    """Whether a file has the hash that it is named by; other names say nothing of the contents."""
+    if not _SHA256.fullmatch(tag):
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == tag

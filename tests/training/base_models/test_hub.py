@@ -170,6 +170,17 @@ def test_what_the_hub_says_of_names_is_not_trusted(hub: Hub, tmp_path: Path):
     assert not list(tmp_path.rglob("*evil*"))
 
 
+def test_weights_that_arrive_otherwise_are_refused(hub: Hub, tmp_path: Path):
+    hub.damaged.add(name := "unet/diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(BaseError, match="arrived damaged"):
+        download_model("owner/tiny")
+    assert needs_download("owner/tiny") and not list(tmp_path.rglob(f"*{PARTIAL}"))
+    hub.damaged.clear()
+    download_model("owner/tiny")
+    assert hub.sent[name] > (tmp_path / "published" / name).stat().st_size   # once more, from the start
+    assert not needs_download("owner/tiny")
+
+
 def test_configurations_are_checked_before_weights_are_fetched(hub: Hub, published: Path):
     path = published / "unet" / "config.json"
     path.write_text(path.read_text().replace('"in_channels": 4', '"in_channels": 9'))
@@ -221,7 +232,7 @@ def test_two_downloads_of_one_file_do_not_mix(hub: Hub, tmp_path: Path):
     name = "unet/diffusion_pytorch_model.fp16.safetensors"
     blobs = tmp_path / "cache" / "models--owner--tiny" / "blobs"
     blobs.mkdir(parents=True)
-    tag = hashlib.sha1(hub.files("owner/tiny")[name], usedforsecurity=False).hexdigest()
+    tag = hashlib.sha256(hub.files("owner/tiny")[name]).hexdigest()
     with FileLock(blobs / f"{tag}{PARTIAL}.lock"), pytest.raises(BaseError, match="being downloaded already"):
         download_model("owner/tiny")
     download_model("owner/tiny")
