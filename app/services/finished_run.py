@@ -97,7 +97,8 @@ def draw_step_grid(
         raise HomeError(f"{len(chosen)} steps at {len(strengths)} strengths are {count} pictures, but at most "
                         f"{MAX_CELLS} can be drawn at once. Choose fewer.")
     config = run.config()
-    request = DrawRequest(prompt=prompt.strip() or first_prompt(config), seed=GRID_SEED, steps=GRID_STEPS)
+    request = DrawRequest(prompt=prompt.strip() or first_prompt(config), seed=GRID_SEED, steps=GRID_STEPS,
+                          clip_skip=config.clip_skip)   # fmt: skip
     (run.path / "grid").mkdir(exist_ok=True)
     grid = StepGrid(request.prompt, tuple(chosen), tuple(strengths), ())
     for step in chosen:
@@ -137,8 +138,10 @@ def draw_samples(home: Home, engine: Engine, run_id: str, prompt: str, count: in
 
     run, status = find_run(home, run_id), run_status(home, run_id)
     step, file = _result_file(home, run)
-    request = DrawRequest(prompt=prompt.strip() or first_prompt(run.config()), seed=GRID_SEED, count=count)
-    pictures = engine.draw(run.config().base, [(file, MixEntry(file.stem, 1.0))], request)
+    config = run.config()
+    request = DrawRequest(prompt=prompt.strip() or first_prompt(config), seed=GRID_SEED, count=count,
+                          clip_skip=config.clip_skip)   # fmt: skip
+    pictures = engine.draw(config.base, [(file, MixEntry(file.stem, 1.0))], request)
     earlier = len(status.previews)
     events = [Previewed(step, request.prompt, f"previews/{step:06d}-sample{earlier + i}.png", GRID_SEED + i)
               for i in range(count)]   # fmt: skip

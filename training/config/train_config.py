@@ -50,6 +50,8 @@ class TrainConfig(Settings):
                                          "longer reads, begin with it.")
     caption_chunks: int = setting(1, "How many times the text encoder's length captions may have. What is longer is "
                                      "cut off.", low=1, high=MAX_CHUNKS)
+    clip_skip: int = setting(0, "Layers to skip at the end of the text encoder; draw with the same number. Other tools "
+                                "count from 1.", low=0, high=11)
     weights: str = setting("", "Pictures that count more or less than the others, one NAME=WEIGHT per line. 2 means "
                                "twice as often.")
 

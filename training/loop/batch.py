@@ -150,17 +150,20 @@ def _by_size(batch: Batch, positions: Sequence[int]) -> list[list[int]]:
 
 
 class PromptEmbeddingCache:
-    """Embeddings of captions, each computed once as long as the text encoders are frozen."""
+    """Embeddings of captions, each computed once as long as the text encoders are frozen.
 
-    def __init__(self, model: BaseModel, adapters: AdapterSet) -> None:
-        self._model = model
+    ``clip_skip`` layers of the text encoders are left out.
+    """
+
+    def __init__(self, model: BaseModel, adapters: AdapterSet, clip_skip: int = 0) -> None:
+        self._model, self._clip_skip = model, clip_skip
         trained = {"text_encoder", "text_encoder_2"} & adapters.components()
         self._cache: dict[tuple[int, ...], PromptEmbeddings] | None = None if trained else {}
 
     def __call__(self, tokens: list[Tensor]) -> PromptEmbeddings:
         """Token ids ``B × [T]`` → embeddings for the UNet, on its device."""
         if self._cache is None:
-            return encode_text(self._model, torch.stack(tokens))
+            return encode_text(self._model, torch.stack(tokens), self._clip_skip)
         rows = [self._row(row, self._cache) for row in tokens]
         pooled = [row.pooled for row in rows if row.pooled is not None]
         return PromptEmbeddings(torch.cat([row.features for row in rows]), torch.cat(pooled) if pooled else None)
@@ -176,5 +179,5 @@ class PromptEmbeddingCache:
         key = tuple(tokens.tolist())
         if key not in cache:
             with torch.no_grad():
-                cache[key] = encode_text(self._model, tokens[None])
+                cache[key] = encode_text(self._model, tokens[None], self._clip_skip)
         return cache[key]

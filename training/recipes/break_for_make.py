@@ -51,7 +51,7 @@ def half_recipe(
     """Train the half that the role owns, while the other one follows the companions."""
     role = role_of(config)
     plain = dreambooth.recipe(model, adapters, data, config, folder, others=others)
-    text = PromptEmbeddingCache(model, adapters)
+    text = PromptEmbeddingCache(model, adapters, config.clip_skip)
     text.precompute([*data.subject, *data.prior, *(example for one in companions for example in one)])
     each = max(1, config.batch // 4)   # of every companion set
     halves = [adapter for adapter in adapters if isinstance(adapter, BreakForMake)]
@@ -105,7 +105,7 @@ def joint_recipe(
     model: BaseModel, adapters: AdapterSet, content: Sequence[Example], style: Sequence[Example], config: TrainConfig
 ) -> Recipe:
     """Train both halves together on both sets of pictures, with scaled gradients."""
-    text = PromptEmbeddingCache(model, adapters)
+    text = PromptEmbeddingCache(model, adapters, config.clip_skip)
 
     def microstep(generator: torch.Generator) -> Losses:
         """The sum of the mean losses on a content batch and on a style batch."""

@@ -37,6 +37,7 @@ from atelier.training.measures.run_measures import RunMeasures
 from atelier.training.recipes.prior_preservation import draw_prior, fill_template
 from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.draw_savings import DrawSavings
+from atelier.training.sampling.prompt_encoding import WEIGHTS, PromptReading
 from atelier.training.sampling.sample import DrawRequest, draw
 
 Parts = Sequence[tuple[AdapterSet, float]]   # adapters with strengths
@@ -94,11 +95,12 @@ def recipe(
     others: Parts = (),
 ) -> Recipe:   # fmt: skip
     """Tie model, adapters and data together for the loop; ``others`` are adapters that act in previews as well."""
-    text = PromptEmbeddingCache(model, adapters)
+    text = PromptEmbeddingCache(model, adapters, config.clip_skip)
     text.precompute([*data.subject, *data.prior, *data.held_out])
     drawings = preview_cache(model)
     if drawings and config.preview_every and not config.train_text_encoder:
-        drawings.encode_prompts(model, [*preview_prompts(model, config), ""])   # while the text encoders are needed
+        reading = PromptReading(WEIGHTS, config.clip_skip)
+        drawings.encode_prompts(model, [*preview_prompts(model, config), ""], reading)   # while the encoders are here
 
     def prepare(generator: torch.Generator, group: ProcessGroup = SINGLE_PROCESS) -> DreamBoothInput:
         """Sample a microstep's batch and take this process's share of it."""
@@ -217,7 +219,8 @@ def draw_previews(
     """Draw with each of the fixed seeds, at the size that is trained."""
     side = config.resolution // model.info.size_multiple * model.info.size_multiple   # as the buckets are
     cache = cache or preview_cache(model)
-    requests = [DrawRequest(prompt=prompt, seed=PREVIEW_SEED + i, steps=steps, width=side, height=side)
+    requests = [DrawRequest(prompt=prompt, seed=PREVIEW_SEED + i, steps=steps, width=side, height=side,
+                            clip_skip=config.clip_skip)
                 for i in range(config.preview_seeds)]   # fmt: skip
     # One after the other: the training has left memory for one picture.
     return [draw(model, request, mix, cache=cache)[0] for request in requests]

@@ -116,7 +116,7 @@ def scene_recipe(model: BaseModel, gates: GateSet, scenes: Sequence[Scene], conf
     Errors are in units of the base model's own error with the same picture, noise and prompt. So all timesteps count
     alike: what is drawn is decided where the noise is strong, and there errors are smallest.
     """
-    text = PromptEmbeddingCache(model, scenes[0].adapters[0])
+    text = PromptEmbeddingCache(model, scenes[0].adapters[0], config.clip_skip)
     count = model.scheduler.config.num_train_timesteps
 
     def microstep(generator: torch.Generator) -> Losses:

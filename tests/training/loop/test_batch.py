@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-from atelier.training.data.latent_cache import Example
-from atelier.training.loop.batch import sample_examples
+from atelier.training.base_models.base_model import BaseModel
+from atelier.training.data.latent_cache import Example, encode_text, tokenize
+from atelier.training.loop.batch import PromptEmbeddingCache, sample_examples
 
 
 def example(weight: float, width: int = 8) -> Example:
@@ -44,3 +45,12 @@ def test_equal_weights_draw_as_recipes_without_weights_always_have(weight: float
     generator = torch.Generator().manual_seed(3)
     numbers = [int(torch.randint(5, (1,), generator=generator)), *torch.randint(5, (5,), generator=generator).tolist()]
     assert [next(i for i, each in enumerate(examples) if each is one) for one in drawn] == numbers
+
+
+@pytest.mark.parametrize("parts", [("unet",), ("unet", "text_encoder")])   # encoded once, and in every step
+def test_captions_are_read_by_the_layers_that_are_chosen(model: BaseModel, trained, parts: tuple[str, ...]) -> None:
+    tokens = tokenize(model, ["a fox"])
+    rows = [PromptEmbeddingCache(model, trained(model, parts), skip)([tokens[0]]).features for skip in (0, 1)]
+    for skip, found in enumerate(rows):
+        torch.testing.assert_close(found, encode_text(model, tokens, skip).features, rtol=0, atol=0)
+    assert not torch.allclose(*rows)

@@ -175,9 +175,9 @@ def test_the_text_encoder_learns_where_it_has_adapters(model, trained, data, tmp
 def test_a_frozen_text_encoder_is_asked_once_a_caption(model, trained, data, tmp_path, monkeypatch):
     asked: list[Tensor] = []
 
-    def counted(model: BaseModel, tokens: Tensor) -> Tensor:
+    def counted(model: BaseModel, tokens: Tensor, clip_skip: int) -> Tensor:
         asked.append(tokens)
-        return encode_text(model, tokens)
+        return encode_text(model, tokens, clip_skip)
 
     monkeypatch.setattr(batch, "encode_text", counted)
     method = recipe(model, trained(model), data, CONFIG, tmp_path)
