@@ -7,6 +7,7 @@
     adapters/<name>.safetensors  finished adapters, recipe in the header
     bases/<name>/                compressed base models
     gallery/<id>.png             drawn pictures, recipe in a text chunk
+    gallery/.starts/             pictures that drawings started from, by the hash of their pixels
     textual_inversions/<name>.safetensors  words with vectors of their own
     mixes/<name>.json            adapters that are drawn with together, and how
     trash/                       what was deleted, to be restored
