@@ -1,4 +1,4 @@
-"""What broke on machines with a graphics card, what mends each, the test that shows it, and the cure that is tried out.
+"""What broke on graphics cards and with checkpoints that people have, what mends each, and the test that shows it.
 
 ``docs/devices.md`` is made of it: ``python tests/device_findings.py``. ``tests/test_devices.py`` takes each cure out in
 a copy of the tree and sees its test fail.
@@ -16,6 +16,9 @@ _BASE, _RUN = "app/services/test_resident_base.py", "training/runs/test_run.py"
 _DECODE, _PLAN = "training/sampling/test_decode.py", "training/sampling/test_draw_memory.py"
 _DEVICE, _ESTIMATE = "training/base_models/test_device.py", "training/runs/test_memory_estimate.py"
 _LOCK, _CLI = "training/base_models/test_device_lock.py", "app/cli/test_cli.py"
+_ZOO, _FOLDERS = "training/base_models/test_checkpoint_layout.py", "training/base_models/test_weight_files.py"
+_REFUSED = f"{_ZOO}::test_others_are_refused_with_the_cure"
+_file, _identify = "training/base_models/single_file.py", "training/base_models/identify.py"
 _PRECISION, _TWINS = "training/base_models/test_precision.py", "kernels/test_twins.py"
 _device, _decode = "training/base_models/device.py", "training/sampling/decode.py"
 _resident, _plan = "app/services/resident_base.py", "training/sampling/draw_memory.py"
@@ -139,15 +142,72 @@ FINDINGS = (
             "training/base_models/test_fewer_operations.py::test_nothing_is_divided_by_one",
             "training/base_models/base_model.py", '    skip_idle_operations(parts["unet"])\n', ""),
 )   # fmt: skip
+CHECKPOINTS = (
+    Finding("a folder with the fp16 variant alone fails once its run exists", "it is loaded",
+            f"{_FOLDERS}::test_one_variant_is_loaded[fp16-False]", "training/base_models/base_model.py",
+            "variant = check_weights(folder.parent.name, folder.parent, folder.name).variant or None",
+            "variant = None"),
+    Finding("SSD-1B as a single file fails once its run exists", "refused before, with the form that works",
+            f"{_REFUSED}[sdxl-ssd_1b-SSD-1B]", "training/base_models/checkpoint_layout.py",
+            "            raise BaseError(_missing(base, name, len(expected.keys() - tensors.keys()), family))\n",
+            "            continue\n"),
+    Finding("Stable Diffusion 1 without `text_model.` in its names fails once its run exists", "it is loaded",
+            f"{_ZOO}::test_whole_checkpoints_are_known[sd1-short_names]", "training/base_models/checkpoint_layout.py",
+            'name.removeprefix(encoder.original_prefix).removeprefix("text_model.")',
+            "name.removeprefix(encoder.original_prefix)"),
+    Finding("a folder of `.bin` files is shown as good", "refused, as pickles are",
+            f"{_FOLDERS}::test_a_part_without_safetensors_is_refused", "training/base_models/weight_files.py",
+            "if any(name.endswith(_PICKLES) for name in names):", "if False:"),
+    Finding("a UNet alone, as ComfyUI keeps it, is refused without a cure", "what is missing, and how to get it",
+            f"{_REFUSED}[sdxl-<lambda>-Save Checkpoint]", _file,
+            '    if "input_blocks.0.0.weight" in tensors:\n', "    if False:\n"),
+    Finding("v-prediction in the name alone is taken for epsilon", "it is read there, and that is said",
+            f"{_ZOO}::test_what_a_model_predicts_is_read_or_assumed_aloud", _file,
+            "if _V_NAME.search(path.stem):", "if False:"),
+    Finding("what a model predicts can't be set by hand", "for every form of base model, everywhere",
+            f"{_FOLDERS}::test_what_is_predicted_can_be_said_by_hand", _identify,
+            "prediction if options.prediction == AUTO_PREDICTION else options.prediction", "prediction"),
+    Finding("Stable Diffusion 2 without metadata is guessed silently", "what was assumed is said",
+            f"{_ZOO}::test_what_a_model_predicts_is_read_or_assumed_aloud", _file,
+            '"" if official else assumed_prediction(path.name, found, f"as in most {family.title} models")', '""'),
+    Finding("EDM (CosXL, Playground 2.5) is silently wrong", "refused",
+            f"{_REFUSED}", _file, 'if any(name.startswith(("edm_mean", "edm_std", "edm_vpred.")) for name in tensors):',
+            "if False:"),
+    Finding("LCM's guidance embedding is silently wrong", "refused", f"{_REFUSED}", _file,
+            'if UNET + "time_embed.cond_proj.weight" in tensors:', "if False:"),
+    Finding("both as folders", "refused", f"{_FOLDERS}::test_models_that_are_trained_otherwise_are_refused", _identify,
+            "    _check_training(base, unet, vae, scheduler)\n", ""),
+    Finding("Turbo, Lightning, Hyper and LCM draw 20 steps with guidance: burnt", "they bring their settings",
+            f"{_ZOO}::test_distilled_models_bring_their_steps", _file,
+            "few_steps=distilled_by_name(_names(path, header.metadata))", "few_steps=None"),
+    Finding("a download from the hub takes 2 to 4 times the bytes", "one variant of what is needed",
+            "training/base_models/test_hub.py::test_one_variant_is_downloaded_and_nothing_else",
+            "training/base_models/hub.py",
+            'needed += [f"{part}/{name}" for name in (*files.names, *filter(None, [files.index]))]',
+            'needed += [name for name in names if name.startswith(f"{part}/")]'),
+    Finding("a folder that lacks single weights fails once its run exists", "refused before, with one of their names",
+            f"{_FOLDERS}::test_a_part_that_lacks_weights_is_refused_before_it_is_loaded", _identify,
+            "        check_tensors(base, folder, weights)\n", ""),
+    Finding("a folder without a tokenizer fails once its run exists", "refused before",
+            f"{_FOLDERS}::test_a_tokenizer_without_its_vocabulary_is_refused", _identify,
+            "        check_tokenizers(base, folder, tuple(", "        tuple(tuple("),
+)   # fmt: skip
 HEAD = """# Devices
 
-What broke or cost too much on graphics cards, on Apple's and Intel's, and what mends it. Each row has its test, and
-`make slow` takes each cure out in a copy of the tree and wants the test to fail (`tests/test_devices.py`). No card is
+What broke or cost too much on graphics cards, on Apple's and Intel's, and with base models as people have them, and
+what mends it. Each row has its test, and `make slow` takes each cure out in a copy of the tree and wants the test to
+fail (`tests/test_devices.py`). No card is
 needed: `tests/pretend_device.py` is a device without the hardware, with CUDA's rules of which tensors may meet, a
 memory that ends, and counts of what a program waits for, copies and launches. This page is made from
 `tests/device_findings.py` by running it.
 
 ## Findings
+
+| What happened | What happens now | Test |
+|---|---|---|
+"""
+CHECKPOINTS_HEAD = """
+## Checkpoints as people have them
 
 | What happened | What happens now | Test |
 |---|---|---|
@@ -158,24 +218,36 @@ BETWEEN = """
 | What runs there | Cases | Waits in a step | Test |
 |---|---|---|---|
 """
+# Waits for the device in a step of a training, by what is trained; ``test_train_on_device.py`` measures each.
+STEP_WAITS = {
+    "lora": 1, "bf16": 1, "text encoder": 1, "8 bits and checkpointing": 1, "split": 1, "dora": 1, "tlora": 1,
+    "start from the inputs": 1, "start from the gradient": 1, "resumed": 1, "on a compressed base": 1,
+    "whole gradient": 2,   # LoRA-Pro asks which layers have left zero
+    "prodigy": 2,          # for the distance that was covered
+}   # fmt: skip
 # What runs there, how many cases, waits in a step, test.
+_RUNS, _RESUMED = "test_a_run_finishes_and_a_step_waits_once", "test_a_run_is_resumed_there"
+_RUN_TESTS = {"resumed": _RESUMED, "on a compressed base": "test_a_run_on_a_compressed_base_finishes"}
 LAWS = (
     ("every kind of adapter from its file: mounted, merged, and fused by one method", "24", "",
      "test_each_kind_acts_there_as_on_the_cpu"),
     ("every kind by every method of fusion (slow)", "24 × 9", "", "test_each_kind_is_fused_there_by_each_method"),
     ("a drawing with a LoRA by every sampler", "8", "0",
      "test_a_drawing_waits_for_the_device_before_its_first_step_alone"),
+    ("a drawing with every kind, merged and mounted (slow but for DoRA and TLoRA)", "24 × 2", "0",
+     "test_no_kind_waits_for_the_device_in_a_step"),
     ("a drawing by every method of fusion", "9", "0", "test_a_fusion_waits_for_the_device_before_its_first_step_alone"),
-    ("a training: LoRA, bfloat16, text encoder, 8 bits with checkpointing and EMA, previews and validation, split, "
-     "DoRA, TLoRA, two initializations", "10", "1", "test_a_run_finishes_and_a_step_waits_once"),
-    ("a training with LoRA-Pro", "1", "2", "test_a_run_finishes_and_a_step_waits_once"),
-    ("a training that is resumed", "1", "", "test_a_run_is_resumed_there"),
+    ("a drawing with a compressed base", "1", "0", _RUN_TESTS["on a compressed base"]),
+    *((f"a training: {name}", "1", str(count), _RUN_TESTS.get(name, _RUNS)) for name, count in STEP_WAITS.items()),
+    ("a training with previews and validation", "1", "", _RUNS),
     ("a training ends in the weights of one on the CPU", "1", "", "test_a_run_there_is_the_run_on_the_cpu"),
     ("a drawing takes no more memory than was counted, with each saving", "7", "",
      "test_the_estimate_is_what_a_drawing_takes"),
 )
 TAIL = """
-The one wait of a training step is for its loss and the norm of its gradients, read together.
+The one wait of a training step is for its loss and the norm of its gradients, read together. LoRA-Pro asks which layers
+have left zero as well, and Prodigy for the distance that was covered: prodigyopt itself waits twice for each parameter,
+which `training/loop/prodigy.py` reads together.
 
 ## Left as it is
 
@@ -187,9 +259,11 @@ float32. Solving LoRA-Pro's equations on a card waits inside of the library, whi
 
 def rendered() -> str:
     """The page."""
-    rows = [f"| {one.what} | {one.answer} | `tests/{one.test}` |" for one in FINDINGS]
+    rows, checkpoints = (
+        "\n".join(f"| {one.what} | {one.answer} | `tests/{one.test}` |" for one in findings)
+        for findings in (FINDINGS, CHECKPOINTS))
     laws = [f"| {' | '.join(law[:3])} | `{law[3]}` |" for law in LAWS]
-    return HEAD + "\n".join(rows) + "\n" + BETWEEN + "\n".join(laws) + "\n" + TAIL
+    return HEAD + rows + "\n" + CHECKPOINTS_HEAD + checkpoints + "\n" + BETWEEN + "\n".join(laws) + "\n" + TAIL
 
 
 if __name__ == "__main__":

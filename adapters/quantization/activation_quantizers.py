@@ -42,14 +42,18 @@ class ActivationQuantizers(nn.Module):
 
     def read_timestep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:   # noqa: ARG002 (a hook)
         """Find the levels for a UNet's call, before it: one set for the batch, or one a picture where they differ."""
-        given = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten().tolist()
+        timesteps = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten()
+        self._numbers = []
+        if timesteps.device.type != "cpu" and not self.factors[0].requires_grad:
+            self._now = self._rows_there(timesteps)
+            return
+        given = timesteps.tolist()
         rows = {t: self._row(t) for t in dict.fromkeys(given)}
         if len(rows) == 1:
             self._now = rows[given[0]]
         else:
             steps, zeros = zip(*(rows[t] for t in given), strict=True)
             self._now = torch.stack(steps), torch.stack(zeros)
-        self._numbers = []
 
     def layer_parameters(self, layer: int, dimensions: int) -> tuple[Tensor, Tensor]:
         """Step size and zero point of a layer's input of so many dimensions: ``[]``, or ``[B, 1, …]``."""
@@ -74,6 +78,22 @@ class ActivationQuantizers(nn.Module):
             steps = self.start * torch.stack(list(self.factors))
             zeros = torch.stack(list(self.zeros)).round().clamp(min=0)
             return steps, torch.minimum(zeros, self.tops)
+
+    def _rows_there(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as :meth:`_row` for timesteps ``[B]`` on a device, which is not waited for; nothing is learned.
+
+        ``[L]`` each for a single one, else ``[B, L]``.
+        """
+        times, given = self.timesteps.float(), given.float()
+        after = torch.searchsorted(times, given).clamp(max=len(times) - 1)
+        before = (after - 1).clamp(min=0)
+        width = (times[after] - times[before]).clamp(min=1)   # of whole timesteps; 0 where both are the first
+        share = torch.where(after == before, 1.0, ((given - times[before]) / width).clamp(0, 1))[:, None]
+        all_steps, all_zeros = self.start * torch.stack(list(self.factors)), torch.stack(list(self.zeros))
+        steps = torch.lerp(all_steps[before], all_steps[after], share)
+        zeros = torch.lerp(all_zeros[before], all_zeros[after], share).round().clamp(min=0)
+        zeros = torch.minimum(zeros, self.tops)
+        return (steps[0], zeros[0]) if len(given) == 1 else (steps, zeros)
 
     def _row(self, timestep: float) -> tuple[Tensor, Tensor]:
         """Step sizes and zero points ``[L]`` at a timestep: of the nearest two, in proportion.

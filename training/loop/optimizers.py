@@ -33,9 +33,9 @@ def make_optimizer(
     elif config.up_speed != 1:
         parameters = lora_plus_groups(adapters, config.up_speed)
     if config.optimizer == "prodigy":
-        import prodigyopt
+        from atelier.training.loop.prodigy import Prodigy
 
-        make: Any = prodigyopt.Prodigy   # its annotations ask for whole numbers
+        make: Any = Prodigy   # its annotations ask for whole numbers
         return make(parameters, lr=config.lr, weight_decay=config.weight_decay, safeguard_warmup=True)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 

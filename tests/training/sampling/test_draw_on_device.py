@@ -29,6 +29,7 @@ from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.data.latent_cache import encode_text, tokenize
 from atelier.training.sampling.draw_cache import DrawCache
+from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.sample import DrawRequest, draw
 from atelier.training.sampling.samplers import SAMPLERS
 
@@ -126,6 +127,21 @@ def test_a_drawing_waits_for_the_device_before_its_first_step_alone(twins: Twins
         return sum(twins.device.waits.values())
 
     assert waits(2) == waits(5)
+
+
+@pytest.mark.parametrize("kind", [kind if kind in ("dora", "tlora") else pytest.param(kind, marks=pytest.mark.slow)
+                                  for kind in KINDS])
+def test_no_kind_waits_for_the_device_in_a_step(twins: Twins, kind: str):
+    adapters = twins.adapters(kind, twins.far)
+
+    def waits(steps: int, cache: DrawCache) -> int:
+        twins.device.forget()
+        draw(twins.far, replace(REQUEST, steps=steps), Mix(((adapters, 0.8),)), cache=cache)
+        return sum(twins.device.waits.values())
+
+    for savings in (DrawSavings(), DrawSavings(mount=True)):
+        waits(1, cache := DrawCache(savings))   # what is computed once
+        assert waits(2, cache) == waits(5, cache), twins.device.waits
 
 
 @pytest.mark.parametrize("method", METHODS)
