@@ -119,7 +119,7 @@ FINDINGS = (
             _device, "    if torch.version.cuda is None:\n", "    if False:\n"),
     Finding("11. nobody says so", "the start of the Studio and `doctor` do",
             f"{_CLI}::test_a_card_that_is_not_used_is_explained_at_the_start_and_by_the_doctor",
-            "app/cli/main.py", "    _explain_unused_card()\n    from", "    from"),
+            "app/web/server.py", "    if problem := card_problem():\n", '    if problem := "":\n'),
     Finding("11. Intel's cards are ignored", "whatever accelerator torch finds",
             f"{_DEVICE}::test_the_best_device_is_an_accelerator_where_there_is_one",
             _device, "torch.accelerator.current_accelerator(check_available=True)\n    return torch",

@@ -44,8 +44,8 @@ class ActivationQuantizers(nn.Module):
         """Find the levels for a UNet's call, before it: one set for the batch, or one a picture where they differ."""
         timesteps = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten()
         self._numbers = []
-        if timesteps.device.type != "cpu" and not self.factors[0].requires_grad:
-            self._now = self._rows_there(timesteps)
+        if self.timesteps.device.type != "cpu" and not self.factors[0].requires_grad:
+            self._now = self._rows_there(timesteps.to(self.timesteps.device))
             return
         given = timesteps.tolist()
         rows = {t: self._row(t) for t in dict.fromkeys(given)}
