@@ -23,8 +23,8 @@ from atelier.training.base_models.base_info import (
     read_json,
 )
 from atelier.training.base_models.check_config import check_configurations
+from atelier.training.base_models.checkpoint_layout import check_tensors, check_tokenizers
 from atelier.training.base_models.distilled import FewSteps, distilled_by_name, distilled_by_scheduler
-from atelier.training.base_models.folder_layout import check_tensors, check_tokenizers
 from atelier.training.base_models.hub import cached_folder, download_configurations, is_hub_id
 from atelier.training.base_models.separate_vae import check_separate_vae
 from atelier.training.base_models.single_file import identify_file
