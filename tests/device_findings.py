@@ -128,7 +128,7 @@ FINDINGS = (
             "training/base_models/device_lock.py",
             'return f"cuda-{torch.cuda.get_device_properties(device).uuid}"', 'return "cuda"'),
     Finding("11. two cards run one job", "a job has a card of its own",
-            "app/jobs/test_cards.py::test_two_jobs_have_two_cards_and_give_them_back",
+            "app/jobs/test_gpu_pool.py::test_two_jobs_have_two_cards_and_give_them_back",
             "app/jobs/gpu_pool.py", "if len(cards) > 1 else [{}]", "if False else [{}]"),
     Finding("12. free memory in pieces can't be used for something large", "segments that grow",
             f"{_CLI}::test_free_memory_of_a_card_can_be_used_in_one_piece",
