@@ -226,6 +226,13 @@ def preset_names() -> list[str]:
     return sorted((path.stem for path in PRESETS.glob("*.toml")), key=lambda name: (name != "normal", name))
 
 
+def preset_evidence(name: str | None) -> str:
+    """What was measured with a preset, in a sentence for people; empty where nothing was or there is no such preset."""
+    if name not in preset_names():
+        return ""
+    return str(parse_toml((PRESETS / f"{name}.toml").read_text(encoding="utf-8")).get("evidence", ""))
+
+
 def load_preset(name: str, family: str, kind: str = "") -> dict[str, Any]:
     """Settings of a preset for one base family: its ``[settings]`` table, overlaid by ``[<family>]``.
 

@@ -47,6 +47,7 @@ from atelier.training.config.train_config import (
     TrainConfig,
     load_preset,
     picture_weights,
+    preset_evidence,
     preset_names,
     weights_text,
 )
@@ -140,6 +141,8 @@ def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, Any, gr.Radio, gr.Ma
     choices = [(words.PRESETS.get(name, name.capitalize()), name) for name in presets]
     preset = gr.Radio(choices, value=next(iter(preset_names()), None), show_label=False, label=words.LENGTH,
                       elem_id="preset", elem_classes="tiles")   # fmt: skip
+    evidence = gr.Markdown(preset_evidence(preset.value), elem_classes="hint", elem_id="preset-evidence")
+    preset.change(preset_evidence, preset, evidence, **UNQUEUED)
     return what, subject, name, trigger_hint, preset, note
 
 

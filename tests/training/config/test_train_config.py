@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -18,10 +20,12 @@ from atelier.training.config.train_config import (
     TrainConfig,
     load_preset,
     picture_weights,
+    preset_evidence,
     preset_names,
     weights_text,
 )
 
+ROOT = Path(__file__).resolve().parents[3]
 HINTS = get_type_hints(TrainConfig)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)   # surrogates are no text that UTF-8 can hold
 ADAPTERS = st.fixed_dictionaries(
@@ -195,6 +199,17 @@ def test_presets_are_listed_with_the_default_first_and_others_are_refused():
     for name in ("nrmal", "../normal", ""):
         with pytest.raises(SettingError, match="The presets are: normal"):
             load_preset(name, "embedded")
+
+
+def test_the_usual_preset_says_what_was_measured_with_it_and_runs_never_see_that():
+    summary = json.loads((ROOT / "benchmarks" / "results" / "likeness.json").read_text(encoding="utf-8"))["summary"]
+    said = preset_evidence("normal")
+    assert f"{summary['object']:.0%}".replace("%", " %") in said
+    assert f"likeness {summary['cosine']:.2f}" in said
+    assert f"reach {summary['ceiling']:.2f}" in said
+    assert "\n" not in said
+    assert "evidence" not in load_preset("normal", "embedded")
+    assert preset_evidence("nrmal") == preset_evidence(None) == ""
 
 
 def test_prodigy_is_not_run_at_adamws_rate():
