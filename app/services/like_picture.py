@@ -73,6 +73,8 @@ def _job_from_metadata(home: Home, found: PictureMetadata) -> tuple[DrawJob, lis
     if is_found and found.width and found.height:
         values |= _size(base, found.width, found.height, notes)
     values |= _sampler(found, notes)
+    if found.extras:
+        notes.append(words.not_taken_over(found.extras))
     if re.search(_OTHER_WEIGHTS.get(found.tool, r"(?!)"), found.prompt):
         notes.append(words.other_weights(found.tool))
     return DrawJob(request=DrawRequest.from_dict(values), base=base, adapters=tuple(adapters)), notes

@@ -16,10 +16,11 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from atelier.adapters.core.parse import parse_json
+from atelier.app.store.a1111_parameters import parameters_text
 from atelier.app.store.foreign_hashes import hash_elsewhere
 from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id, time_of_id, write_home_file
 from atelier.app.store.library import AdapterCard, adapter_hash
-from atelier.app.store.picture_metadata import NamedAdapter, parameters_text
+from atelier.app.store.picture_metadata import NamedAdapter
 from atelier.app.store.trash import move_to_trash, original_name, trash_folder
 from atelier.training.config.assets import DISTRIBUTION
 from atelier.training.sampling.sample import DrawRequest

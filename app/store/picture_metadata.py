@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class PictureMetadata:
     base: str = ""
     base_hash: str = ""
     adapters: tuple[NamedAdapter, ...] = ()
+    extras: tuple[str, ...] = ()   # what else went into it, in words, such as ControlNet
 
 
 def read_metadata(path: Path) -> PictureMetadata | None:
@@ -65,6 +66,8 @@ def read_metadata(path: Path) -> PictureMetadata | None:
                 texts = {key: value for key, value in image.info.items()
                          if isinstance(key, str) and isinstance(value, str)}   # fmt: skip
                 texts = _exif_texts(image) | texts
+                if image.format == "JPEG":   # a plain comment, before EXIF
+                    texts.setdefault("parameters", _decoded(image.info.get("comment", b"")))
     except Exception:   # a parser of hostile headers may raise anything
         return None
     return read_texts(texts)
@@ -100,11 +103,22 @@ def _comment(raw: Any) -> str:
     if not isinstance(raw, bytes) or len(raw) > 4 * MAX_TEXT:
         return ""
     code, text = raw[:8], raw[8:]
-    if code == b"UNICODE\0":
-        # The standard leaves the byte order open. Prompts are mostly ASCII: the zero of each pair tells.
-        order = "utf-16-be" if text[:1] == b"\0" or text[:2] == b"\xfe\xff" else "utf-16-le"
-        return text.decode(order, "replace").lstrip("\ufeff")
-    return text.decode("utf-8", "replace") if code == b"ASCII\0\0\0" else ""
+    if code in (b"UNICODE\0", b"ASCII\0\0\0", b"\0" * 8):
+        return _decoded(text)
+    return _decoded(raw)
+
+
+def _decoded(raw: Any) -> str:
+    """A text in UTF-16 or UTF-8, whatever is said: tools mix them up, and the standard leaves the byte order open.
+
+    Prompts are mostly ASCII, so the zero of each pair tells.
+    """
+    if not isinstance(raw, bytes):
+        return ""
+    if raw.count(0) > len(raw) / 4 or raw[:2] in (b"\xfe\xff", b"\xff\xfe"):
+        order = "utf-16-be" if raw[:1] == b"\0" or raw[:2] == b"\xfe\xff" else "utf-16-le"
+        return raw.decode(order, "replace").lstrip("\ufeff")
+    return raw.decode("utf-8", "replace")
 
 
 # --- A1111 and Forge: one text, the last line of it "Key: value, key: value" -----------------------------------------
@@ -112,12 +126,21 @@ def _comment(raw: Any) -> str:
 # As A1111's own, but for the length of a key, without which the time grows with the square of the text's.
 _PARAMETER = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _LORA = re.compile(r"<(?:lora|lyco):([^:<>]+)(?::([^:<>]*))?(?::[^<>]*)?>")
+_A1111_EXTRAS = (   # beginning of a key → what it says was there
+    ("Hires ", "hires fix"), ("ADetailer ", "ADetailer"), ("ControlNet", "ControlNet"),
+    ("Variation seed", "a variation seed"), ("Seed resize", "a seed of another size"), ("Refiner", "a refiner"),
+    ("TI hashes", "textual inversions"), ("Mask blur", "a mask"), ("Hypernet", "a hypernetwork"),
+)   # fmt: skip
+_CIVITAI = re.compile(r"Civitai resources:\s*(?=\[)")
 
 
 def _a1111(texts: Mapping[str, str]) -> PictureMetadata | None:
     if (found := _json_parameters(texts["parameters"])) is not None:
         return found
     lines = texts["parameters"].strip().split("\n")
+    while len(lines) > 1 and lines[-1].startswith(("Template:", "Negative Template:")):   # of dynamic prompts
+        lines.pop()
+    lines[-1], named = _civitai_resources(lines[-1])
     if len(lines[-1]) > MAX_PARAMETERS:
         return None
     values = dict(_PARAMETER.findall(lines[-1]))
@@ -133,16 +156,40 @@ def _a1111(texts: Mapping[str, str]) -> PictureMetadata | None:
     size = re.fullmatch(r"(\d+)x(\d+)", values.get("Size", ""))
     forge = values.get("Version", "").startswith("f")
     return PictureMetadata(
-        tool="Forge" if forge else "A1111", prompt=_without_loras(prompt), negative=_without_loras(negative),
+        tool="Forge" if forge else "A1111", prompt=_without_loras(prompt), negative=negative,
         seed=_int(values.get("Seed")), steps=_int(values.get("Steps")), guidance=_float(values.get("CFG scale")),
         sampler=values.get("Sampler", ""), schedule=values.get("Schedule type", ""),
         width=_int(size[1]) if size else None, height=_int(size[2]) if size else None,
-        clip_skip=_int(values.get("Clip skip")), base=values.get("Model", ""), base_hash=values.get("Model hash", ""),
-        adapters=tuple(
-            NamedAdapter(name, _strength(strength), hashes.get(name, ""))
-            for name, strength in _LORA.findall(f"{prompt}\n{negative}")
-        ),
+        clip_skip=_int(values.get("Clip skip")), base_hash=values.get("Model hash", ""),
+        base=values.get("Model", "") or next((part.name for kind, part in named if kind == "checkpoint"), ""),
+        adapters=(*(NamedAdapter(name, _strength(strength), hashes.get(name, ""))
+                    for name, strength in _LORA.findall(prompt)),
+                  *(part for kind, part in named if kind in ("lora", "lycoris", "locon", "dora"))),
+        extras=_a1111_extras(values),
     )   # fmt: skip
+
+
+def _a1111_extras(values: Mapping[str, str]) -> tuple[str, ...]:
+    found = [what for start, what in _A1111_EXTRAS if any(key.startswith(start) for key in values)]
+    if "Denoising strength" in values and "hires fix" not in found:
+        found.append("a start picture")
+    return tuple(found)
+
+
+def _civitai_resources(line: str) -> tuple[str, list[tuple[str, NamedAdapter]]]:
+    """A line without the list of models that Civitai's generator adds, and what the list names: kind and model."""
+    mark = _CIVITAI.search(line)
+    if mark is None:
+        return line, []
+    try:
+        said, end = json.JSONDecoder().raw_decode(line, mark.end())
+    except (ValueError, RecursionError):
+        return line, []
+    parts = [part for part in _list(said) if isinstance(part, dict)]
+    named = [(str(part.get("type")).lower(), _text(part.get("modelName")), _strength(str(part.get("weight"))))
+             for part in parts]   # fmt: skip
+    return line[: mark.start()] + line[end:].lstrip(", "), [(kind, NamedAdapter(name, strength))
+                                                            for kind, name, strength in named]   # fmt: skip
 
 
 def _json_parameters(text: str) -> PictureMetadata | None:
@@ -173,50 +220,26 @@ def _unquoted(value: str) -> str:
     return value.strip()
 
 
-def parameters_text(
-    prompt: str, negative: str, adapters: Sequence[NamedAdapter], values: Mapping[str, object]
-) -> str:
-    """Write what :func:`read_texts` reads, as A1111 does; its parser gets every prompt and value back.
-
-    Args:
-        prompt, negative: the prompts. A line may not begin with the words that begin the negative prompt, and there is
-            no way to escape them, so they get a space.
-        adapters: with hashes as A1111 computes them, or "".
-        values: keys in A1111's words; "" and None are left out.
-    """
-    tags = "".join(f" <lora:{part.name}:{part.strength:g}>" for part in adapters)
-    hashes = ", ".join(f"{part.name}: {part.hash}" for part in adapters if part.hash)
-    lines = [_plain_lines(prompt.strip()) + tags]
-    if negative.strip():
-        lines.append(f"Negative prompt: {_plain_lines(negative.strip())}")
-    given = {**values, "Lora hashes": hashes}
-    told = [f"{key}: {_quoted(str(value))}" for key, value in given.items() if value not in ("", None)]
-    return "\n".join([*lines, ", ".join(told)])
-
-
-def _plain_lines(prompt: str) -> str:
-    return re.sub(r"^(\s*Negative prompt):", r"\1 :", prompt, flags=re.MULTILINE)
-
-
-def _quoted(value: str) -> str:
-    is_plain = not re.search(r'[,:\n"]', value) and value == value.strip()
-    return value if is_plain else json.dumps(value, ensure_ascii=False)
-
-
 # --- SwarmUI: JSON under A1111's keyword -----------------------------------------------------------------------------
 
 def _swarm(parameters: Mapping[str, Any]) -> PictureMetadata | None:
     said = parameters.get("sui_image_params")
     if not isinstance(said, dict):
         return None
-    names, weights = _list(said.get("loras")), _list(said.get("loraweights"))
+    names, weights = _listed(said.get("loras")), _listed(said.get("loraweights"))
+    hashes = {_text(part.get("name")).rpartition(".")[0]: _text(part.get("hash"))
+              for part in _list(parameters.get("sui_models")) if isinstance(part, dict)}   # fmt: skip
+    prompt = _text(said.get("prompt"))
+    named = [(str(name), str(weights[i]) if i < len(weights) else "1") for i, name in enumerate(names)]
+    named += [pair for pair in _LORA.findall(prompt) if pair[0] not in dict(named)]
     return PictureMetadata(
-        tool="SwarmUI", prompt=_text(said.get("prompt")), negative=_text(said.get("negativeprompt")),
+        tool="SwarmUI", prompt=_without_loras(prompt), negative=_text(said.get("negativeprompt")),
         seed=_int(said.get("seed")), steps=_int(said.get("steps")), guidance=_float(said.get("cfgscale")),
         sampler=_text(said.get("sampler")), schedule=_text(said.get("scheduler")), width=_int(said.get("width")),
         height=_int(said.get("height")), base=_text(said.get("model")),
-        adapters=tuple(NamedAdapter(str(name), _strength(str(weights[i])) if i < len(weights) else 1.0)
-                       for i, name in enumerate(names)),
+        base_hash=hashes.get(_text(said.get("model")).rpartition("/")[2].rpartition(".")[0], ""),
+        adapters=tuple(NamedAdapter(name, _strength(weight), hashes.get(name.rpartition("/")[2], ""))
+                       for name, weight in named),
     )   # fmt: skip
 
 
@@ -241,6 +264,11 @@ def _fooocus(said: Mapping[str, Any]) -> PictureMetadata | None:
 
 # --- InvokeAI: a flat JSON record, and before 3.0 a nested one -------------------------------------------------------
 
+_INVOKE_EXTRAS = {"controlnets": "ControlNet", "ipAdapters": "IP-Adapter", "t2iAdapters": "T2I-Adapter",
+                  "positive_style_prompt": "a style prompt", "init_image": "a start picture",
+                  "refiner_model": "a refiner"}   # fmt: skip
+
+
 def _invoke(texts: Mapping[str, str]) -> PictureMetadata:
     said = json.loads(texts["invokeai_metadata"])
     loras = [part for part in _list(said.get("loras")) if isinstance(part, dict)]
@@ -252,6 +280,7 @@ def _invoke(texts: Mapping[str, str]) -> PictureMetadata:
         sampler=_text(said.get("scheduler")), width=_int(said.get("width")), height=_int(said.get("height")),
         clip_skip=None if skipped is None else skipped + 1, base=_model_name(model), base_hash=_text(model.get("hash")),
         adapters=tuple(_invoke_lora(part) for part in loras),
+        extras=tuple(what for key, what in _INVOKE_EXTRAS.items() if said.get(key)),
     )   # fmt: skip
 
 
@@ -286,12 +315,20 @@ def _novelai(texts: Mapping[str, str]) -> PictureMetadata | None:
         return None
     said = json.loads(texts["Comment"])
     return PictureMetadata(
-        tool="NovelAI", prompt=texts.get("Description", "") or _text(said.get("prompt")),
-        negative=_text(said.get("uc")), seed=_int(said.get("seed")), steps=_int(said.get("steps")),
+        tool="NovelAI",
+        prompt=", ".join([texts.get("Description", "") or _text(said.get("prompt")), *_characters(said, "v4_prompt")]),
+        negative=", ".join([_text(said.get("uc")), *_characters(said, "v4_negative_prompt")]),
+        seed=_int(said.get("seed")), steps=_int(said.get("steps")),
         guidance=_float(said.get("scale")), sampler=_text(said.get("sampler")),
         schedule=_text(said.get("noise_schedule")), width=_int(said.get("width")), height=_int(said.get("height")),
         base=texts.get("Source", ""),
     )   # fmt: skip
+
+
+def _characters(said: Mapping[str, Any], key: str) -> list[str]:
+    """The prompts of single characters, since version 4."""
+    caption = (said.get(key) or {}).get("caption") or {}
+    return [text for part in _list(caption.get("char_captions")) if (text := _text(part.get("char_caption")).strip())]
 
 
 # --- ComfyUI: the graph that was run ---------------------------------------------------------------------------------
@@ -301,7 +338,7 @@ def _comfy(texts: Mapping[str, str]) -> PictureMetadata | None:
     sampler = graph.sampler()
     if sampler is None:
         return None
-    size = graph.first(sampler, "latent_image", lambda node: "width" in node and "height" in node) or {}
+    size = graph.size(sampler)
     start = "model" if "model" in sampler else "guider"
     settings = [sampler, *graph.above(sampler)]
     return PictureMetadata(
@@ -309,7 +346,7 @@ def _comfy(texts: Mapping[str, str]) -> PictureMetadata | None:
         seed=_int(graph.value(settings, "seed", "noise_seed")), steps=_int(graph.value(settings, "steps")),
         guidance=_float(graph.value(settings, "cfg", "guidance")),
         sampler=_text(graph.value(settings, "sampler_name")), schedule=_text(graph.value(settings, "scheduler")),
-        width=_int(size.get("width")), height=_int(size.get("height")), clip_skip=graph.clip_skip(),
+        width=_int(size[0]), height=_int(size[1]), clip_skip=graph.clip_skip(), extras=graph.extras(sampler),
         base=_text(graph.value(graph.above(sampler, start), "ckpt_name", "unet_name")),
         adapters=tuple(NamedAdapter(name, _strength(str(strength)))
                        for name, strength in graph.adapters(sampler, start)),
@@ -341,6 +378,11 @@ def _text(value: Any) -> str:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, or one that is written with commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else _list(value)
 
 
 _READERS: tuple[tuple[str, Callable[[Mapping[str, str]], PictureMetadata | None]], ...] = (

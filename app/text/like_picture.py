@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def says_nothing(name: str) -> str:
     """The file has no settings that can be read."""
@@ -12,6 +14,16 @@ def says_nothing(name: str) -> str:
 def from_tool(tool: str) -> str:
     """Where the settings are from."""
     return f"Settings from {tool}, as far as Atelier has them; it computes noise and prompts differently."
+
+
+def not_taken_over(extras: Sequence[str]) -> str:
+    """What else went into the picture.
+
+    >>> not_taken_over(["hires fix", "ControlNet"])
+    'It was also drawn with hires fix and ControlNet, which are not taken over.'
+    """
+    listed = " and ".join(filter(None, [", ".join(extras[:-1]), extras[-1]]))
+    return f"It was also drawn with {listed}, which {'is' if len(extras) == 1 else 'are'} not taken over."
 
 
 def missing_adapter(name: str, hash: str, strength: float) -> str:

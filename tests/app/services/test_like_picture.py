@@ -119,6 +119,12 @@ SAMPLERS = [
 ]   # fmt: skip
 
 
+def test_what_else_went_into_a_picture_is_said(home: Home, tmp_path: Path) -> None:
+    more = ', Hires upscale: 2, ControlNet 0: "canny", ADetailer model: face'
+    _, notes = job_like(home, drawn(tmp_path / "a.png", parameters=a1111("a fox", more)))
+    assert notes[1:] == ["It was also drawn with hires fix, ADetailer and ControlNet, which are not taken over."]
+
+
 @pytest.mark.parametrize(("tool", "name", "schedule", "sampler", "spacing"), SAMPLERS)
 def test_samplers_by_the_names_of_each_tool(tool: str, name: str, schedule: str, sampler: str, spacing: str) -> None:
     notes: list[str] = []

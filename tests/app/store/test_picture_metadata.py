@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from atelier.app.store.picture_metadata import NamedAdapter, parameters_text, read_metadata, read_texts
+from atelier.app.store.a1111_parameters import parameters_text
+from atelier.app.store.picture_metadata import NamedAdapter, read_metadata, read_texts
 
 A1111 = """a photo of (rex:1.2) dog, <lora:rex_v2:0.8> on grass
 second line <lora:film grain:-0.3>
@@ -33,6 +35,26 @@ def test_a1111() -> None:
     assert (found.base, found.base_hash) == ("v1-5-pruned", "6ce0161689")
     assert found.adapters == (
         NamedAdapter("rex_v2", 0.8, "0a1b2c3d4e5f"), NamedAdapter("film grain", -0.3, "ffeeddccbbaa"))
+
+
+def test_a1111_says_what_else_went_into_a_picture() -> None:
+    text = ('\\(a\\) BREAK fox <lora:rex:0.8:1:lbw=MIDD>\nNegative prompt: bad <lora:none:1>\nSteps: 25, '
+            'Sampler: Euler a, CFG scale: 6, Seed: 7, Size: 64x64, Denoising strength: 0.4, '
+            'ADetailer prompt: "a face, Seed: 5", Hires upscale: 2, TI hashes: "easy: c74b"\nTemplate: {a|b}')
+    found = read_texts({"parameters": text})
+    assert found is not None and found.seed == 7 and found.prompt == "\\(a\\) BREAK fox"
+    assert found.negative == "bad <lora:none:1>" and found.adapters == (NamedAdapter("rex", 0.8),)   # as A1111 does
+    assert found.extras == ("hires fix", "ADetailer", "textual inversions")
+    started = read_texts({"parameters": "a\nSteps: 2, Seed: 1, Size: 8x8, Denoising strength: 0.4"})
+    assert started is not None and started.extras == ("a start picture",)
+
+
+def test_civitai_names_models_in_a_list() -> None:
+    listed = [{"type": "checkpoint", "modelName": "Dream, shaper"}, {"type": "lora", "weight": 0.8, "modelName": "Rex"}]
+    found = read_texts({"parameters": "a\nSteps: 2, Seed: 1, Size: 8x8, Clip skip: 2, Civitai resources: "
+                                      f"{json.dumps(listed)}, Civitai metadata: {{}}"})
+    assert found is not None and (found.base, found.clip_skip) == ("Dream, shaper", 2)
+    assert found.adapters == (NamedAdapter("Rex", 0.8),)
 
 
 def as_a1111_reads(text: str) -> dict[str, str]:
@@ -133,6 +155,59 @@ def test_comfyui_with_settings_in_nodes_of_their_own() -> None:
     assert [part.name for part in found.adapters] == ["first.safetensors", "second.safetensors"]
 
 
+def node(kind: str, **inputs: object) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+# Changes of the graph → what is read otherwise than from the graph as it is.
+VARIANTS: dict[str, tuple[dict[str, dict], dict[str, object]]] = {
+    "ControlNet passes both prompts on": (
+        {"3": {"positive": ["80", 0], "negative": ["80", 1]},
+         "80": node("ControlNetApplyAdvanced", positive=["6", 0], negative=["7", 0], strength=0.7)},
+        {"extras": ("ControlNet", "a second pass")}),
+    "reroutes": ({"3": {"positive": ["82", 0], "model": ["81", 0]}, "81": node("Reroute", **{"": ["12", 0]}),
+                  "82": node("Reroute", **{"": ["83", 0]}), "83": node("Reroute", **{"": ["6", 0]})}, {}),
+    "two texts joined": ({"6": {"text": ["80", 0]}, "80": node("StringConcatenate", string_a="a red", string_b="fox",
+                                                               delimiter=" ")}, {"prompt": "a red fox"}),
+    "a switch": ({"3": {"positive": ["80", 0]}, "80": node("Switch any", boolean=False, on_true=["7", 0],
+                                                           on_false=["6", 0])}, {}),
+    "nothing unwanted": ({"3": {"negative": ["80", 0]}, "80": node("ConditioningZeroOut", conditioning=["6", 0])},
+                         {"negative": ""}),
+    "two encoders": ({"6": node("CLIPTextEncodeSDXL", text_g="a fox", text_l="a fox", width=1024, height=1024)}, {}),
+    "a width of its own node": ({"5": {"width": ["80", 0]}, "80": node("PrimitiveInt", value=640)}, {}),
+    "a start picture": ({"3": {"latent_image": ["80", 0]}, "80": node("VAEEncode", pixels=["81", 0]),
+                         "81": node("LoadImage", image="a.png")},
+                        {"width": None, "height": None, "extras": ("a start picture", "a second pass")}),
+    "one loader of all": (
+        {"3": {"model": ["80", 0], "positive": ["80", 1], "negative": ["80", 2], "latent_image": ["80", 3]},
+         "80": node("Efficient Loader", ckpt_name="sd15/dreamshaper_8.safetensors", clip_skip=-2, positive="a fox",
+                    negative="bad hands", lora_name="None", empty_latent_width=640, empty_latent_height=512)},
+        {"adapters": ()}),
+    "a stack of LoRAs": (
+        {"12": node("CR Apply LoRA Stack", model=["4", 0], lora_stack=["80", 0]),
+         "80": node("CR LoRA Stack", lora_name_1="a.safetensors", model_weight_1=0.4, switch_1="On",
+                    lora_name_2="b.safetensors", model_weight_2=1, switch_2="Off", lora_name_3="None", switch_3="On")},
+        {"adapters": (NamedAdapter("a.safetensors", 0.4),)}),
+    "numbered LoRAs": ({"12": node("Lora Loader Stack (rgthree)", lora_01="a.safetensors", strength_01=0.4,
+                                   lora_02="None", strength_02=1, model=["4", 0])},
+                       {"adapters": (NamedAdapter("a.safetensors", 0.4),)}),
+    "listed LoRAs": ({"12": node("Lora Loader (LoraManager)", model=["4", 0], loras={"__value__": [
+        {"name": "a", "strength": 0.4, "active": True}, {"name": "b", "strength": 1, "active": False}]})},
+        {"adapters": (NamedAdapter("a", 0.4),)}),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("what", VARIANTS)
+def test_graphs_of_other_nodes_say_the_same(what: str) -> None:
+    nodes, (changes, different) = graph(), VARIANTS[what]
+    whole = read_texts({"prompt": json.dumps(graph())})
+    for id, change in changes.items():
+        nodes[id] = change if "class_type" in change else {**nodes[id], "inputs": nodes[id]["inputs"] | change}
+    found = read_texts({"prompt": json.dumps(nodes)})
+    assert whole is not None and whole.extras == ("a second pass",)
+    assert found == replace(whole, **different)
+
+
 def test_a_graph_in_a_circle_ends() -> None:
     nodes = graph()
     nodes["11"]["inputs"]["model"] = ["12", 0]
@@ -183,6 +258,32 @@ def test_swarmui() -> None:
     found = read_texts({"parameters": json.dumps(said)})
     assert found is not None and (found.tool, found.negative) == ("SwarmUI", "bad")
     assert found.adapters == (NamedAdapter("rex", 0.9),)
+
+
+def test_novelai_4_and_swarmui_of_today() -> None:
+    caption = {"caption": {"base_caption": "fox", "char_captions": [{"char_caption": "red hair"}]}}
+    found = read_texts({"Software": "NovelAI", "Description": "", "Comment": json.dumps(
+        {"prompt": "fox", "uc": "lowres", "seed": 1, "v4_prompt": caption})})
+    assert found is not None and (found.prompt, found.negative) == ("fox, red hair", "lowres")
+    said = {"sui_image_params": {"prompt": "a fox <lora:rex:0.8>", "model": "SDXL/m.safetensors", "loras": "rex,ink",
+                                 "loraweights": "0.8,0.4"},
+            "sui_models": [{"name": "m.safetensors", "hash": "0xab"}, {"name": "rex.safetensors", "hash": "0xcd"}]}
+    found = read_texts({"parameters": json.dumps(said)})
+    assert found is not None and (found.prompt, found.base_hash) == ("a fox", "0xab")
+    assert found.adapters == (NamedAdapter("rex", 0.8, "0xcd"), NamedAdapter("ink", 0.4))
+
+
+COMMENTS = {"UTF-16 LE": b"UNICODE\0" + A1111.encode("utf-16-le"), "UTF-16 with a mark": b"UNICODE\0" + A1111.encode(
+    "utf-16"), "UTF-8 that says UNICODE": b"UNICODE\0" + A1111.encode(), "ASCII": b"ASCII\0\0\0" + A1111.encode(),
+    "nothing said": A1111.encode(), "zeros": b"\0" * 8 + A1111.encode()}   # fmt: skip
+
+
+@pytest.mark.parametrize("what", COMMENTS)
+def test_a_comment_is_read_whatever_it_says_of_its_encoding(tmp_path: Path, what: str) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = COMMENTS[what]
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.webp", exif=exif)
+    assert read_metadata(tmp_path / "a.webp") == read_texts({"parameters": A1111})
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
