@@ -161,15 +161,16 @@ def _draw(
     with show_errors():
         if not settings["keep_seed"]:
             settings = {**settings, "seed": _random_seed()}
-        job, notice = _draw_job(settings), ""
+        job, notices = _draw_job(settings), list[str]()
         yield [_busy(0, 0), skip, settings["seed"], skip]
         try:
             for event in draw_to_gallery(home, engine, job):
                 match event:
                     case str():
-                        notice = event
+                        notices.append(event)
+                        yield [_busy(0, 0, notices), skip, skip, skip]
                     case Progress(step, of):
-                        yield [_busy(step, of), skip, skip, skip]
+                        yield [_busy(step, of, notices), skip, skip, skip]
                     case DrawPreview(small):
                         # While a slider moves, the last pictures stay until the next ones are finished.
                         yield [skip, skip if live else _preview(small, job.request), skip, skip]
@@ -177,7 +178,7 @@ def _draw(
                         for id in before:
                             erase_picture(home, id)
                         drawn = [picture.id for picture in event] if live else []
-                        yield [_notice(notice), _results(event), skip, drawn]
+                        yield [_notice(" ".join(notices)), _results(event), skip, drawn]
         except Exception:   # whatever happened, the page must not stay busy
             yield [_idle(), skip, skip, skip]
             raise
@@ -296,8 +297,9 @@ def _picture_grid(shown: list[dict[str, Any]]) -> dict[str, Any]:
     return {"pictures": shown, "columns": 1 if len(shown) <= 1 else 2 if len(shown) <= 4 else 3}
 
 
-def _busy(done: int, of: int) -> dict[str, Any]:
-    return {"busy": "true", "percent": 100 * done // of if of else 0, "label": words.progress(done, of)}
+def _busy(done: int, of: int, notices: Sequence[str] = ()) -> dict[str, Any]:
+    label = " · ".join([words.progress(done, of), *notices])
+    return {"busy": "true", "percent": 100 * done // of if of else 0, "label": label}
 
 
 def _idle() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atelier.app.services.engine import Engine
+from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.store.gallery import gallery_page, thumbnail_file, trash_picture
 from atelier.app.store.home import Home, open_home
 from atelier.app.web.pages import studio
@@ -23,10 +23,17 @@ class FakeEngine:
     """Draws black pictures, or fails."""
 
     error: Exception | None = None
+    notices: tuple[str, ...] = ()
 
-    def draw(self, _base: str, _adapters: Any, request: DrawRequest, *_: Any, **__: Any) -> list[Image.Image]:
+    def draw(
+        self, _base: str, _adapters: Any, request: DrawRequest, *_: Any, callbacks: DrawCallbacks, **__: Any
+    ) -> list[Image.Image]:
         if self.error:
             raise self.error
+        for notice in self.notices:
+            assert callbacks.on_notice and callbacks.on_step
+            callbacks.on_notice(notice)
+            callbacks.on_step(1, 2)
         return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
 
 
@@ -75,6 +82,18 @@ def test_a_drawing_that_fails_leaves_the_pictures_before_it(home: Home):
     with pytest.raises(Exception, match="does not fit"):
         draw(home, before, engine, live=True)
     assert ids(home) == set(before)
+
+
+def test_what_a_person_should_know_is_shown_while_it_draws_and_stays(home: Home):
+    engine = FakeEngine()
+    engine.notices = ("It needs more memory.", "The memory ran out.")
+    values = {f.name: f.default for f in fields(DrawRequest)}
+    asked = {**values, "prompt": "a fox", "names": "", "base": "", "keep_seed": True}
+    labels = [each[0]["label"] for each in studio._draw(home, cast(Engine, engine), asked, [])]
+    assert labels == [
+        "Getting ready", "Getting ready · It needs more memory.", "Step 1 of 2 · It needs more memory.",
+        "Getting ready · It needs more memory. · The memory ran out.",
+        "Step 1 of 2 · It needs more memory. · The memory ran out.", "It needs more memory. The memory ran out."]
 
 
 @pytest.mark.parametrize(
