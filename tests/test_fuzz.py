@@ -26,26 +26,31 @@ from telling_picture import telling_picture
 from test_house import ROOT
 
 from atelier.adapters.core.base import Spec
+from atelier.adapters.core.parse import parse_path
 from atelier.adapters.formats import native
 from atelier.adapters.formats.detect import detect
+from atelier.adapters.formats.peft_config import CONFIG, configs
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.jobs.base_queue import Queue
 from atelier.app.jobs.huey_internals import JsonSerializer, close_database
 from atelier.app.jobs.worker_process import stop_orphaned_worker
-from atelier.app.store import gallery
+from atelier.app.services import compress, finished_run
+from atelier.app.store import adapter_health, foreign_hashes, gallery, model_hashes
 from atelier.app.store.api_keys import list_keys
+from atelier.app.store.base_settings import base_options
 from atelier.app.store.create_draft import load_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.mixes import MixEntry, SavedMix, mix_from_recipe, read_mix, save_mix
 from atelier.app.store.picture_metadata import read_metadata, read_texts
 from atelier.app.store.preferences import drawing_precision
 from atelier.app.store.previews import is_showable, preview_png
+from atelier.app.web.components.run_view import View
 from atelier.training.base_models.identify import identify_folder
 from atelier.training.config.compress_config import CompressConfig, read_compression
 from atelier.training.config.events import Finished, Stepped, from_line, to_line
 from atelier.training.config.run_folder import RunFolder, status
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.data.captions import read_caption
+from atelier.training.data.captions import read_caption, read_caption_list
 from atelier.training.data.images import open_picture
 
 HEADERS, OTHERS = 1_000_000, 4_000   # inputs; of the others, for each
@@ -114,6 +119,37 @@ def home_readers(home: Home) -> Iterator[Reader]:
                  file_reader(home.state / "worker.json", lambda _: stop_orphaned_worker(home)))   # fmt: skip
 
 
+def index_readers(home: Home) -> Iterator[Reader]:
+    """Files that Atelier writes for itself, and that anything may have happened to."""
+    run = RunFolder.create(home.runs / "20260101-fox", TrainConfig(name="fox"))
+    grid = b'{"prompt": "a fox", "steps": [1], "strengths": [1.0], "cells": [[1, 1.0, "grid/a.png"]]}'
+    yield Reader("grid of steps", [grid],
+                 file_reader(run.path / "grid.json", lambda _: finished_run.read_step_grid(home, run.id)))   # fmt: skip
+    yield Reader("report of a compression", [b'{"bytes": [1, 2], "layers": {"a": 4}}'],
+                 file_reader(run.path / compress.REPORT, lambda _: compress.read_report(run)))   # fmt: skip
+    yield Reader("view of a run's page", [b'{"preview": 3, "log": true, "text": false}'], text(View.from_text))
+    yield Reader("settings of base models", [b'{"x": {"prediction": "epsilon", "vae": ""}}'],
+                 file_reader(home.base_settings, lambda _: base_options(home, "x")))   # fmt: skip
+    for name, good, read in (("problems of adapters", b'{"a": [1, 2, "no"]}', adapter_health._read),
+                             ("hashes elsewhere", b'{"a": "b"}', foreign_hashes._read),
+                             ("hashes of models", b'{"a": "b"}', model_hashes._read)):   # fmt: skip
+        yield Reader(name, [good], file_reader(home.state / "index.json", read))
+
+
+def listed_readers(folder: Path) -> Iterator[Reader]:
+    """What lies beside pictures and adapters of strangers."""
+    lines = b'{"file_name": "a.png", "text": "a fox"}\n{"file_name": "b.png", "text": "a cat"}\n'
+    entries = b'{"a.png": {"caption": "a fox", "tags": "red, fox"}}'
+    config = b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {"a": 2}, "target_modules": ["to_k"]}'
+    beside = folder / "peft" / "adapter_model.safetensors"
+    beside.parent.mkdir()
+    for name, good in (("metadata.jsonl", lines), ("meta.json", entries)):
+        yield Reader(f"captions: {name}", [good], file_reader(folder / name, read_caption_list), (ValueError,))
+    yield Reader("configuration of PEFT", [config],
+                 file_reader(beside.with_name(CONFIG), lambda _: configs(beside, {})))   # fmt: skip
+    yield Reader("path", [b"~/models/x.safetensors", b"/a/b"], text(parse_path))
+
+
 def run_reader(folder: Path) -> Reader:
     run = RunFolder.create(folder / "run", TrainConfig(name="fox", steps=9))
     lines = (to_line(Stepped(1, 9, 0.5, 0.1, 0.01, 0.2)) + to_line(Finished(9, "fox.safetensors", 1.0))).encode()
@@ -167,7 +203,9 @@ def other_readers(folder: Path) -> Iterator[Reader]:
     yield run_reader(folder)
     yield queue_reader(folder)
     yield from config_readers(folder)
+    yield from listed_readers(folder)
     yield from home_readers(open_home(folder / "home"))
+    yield from index_readers(open_home(folder / "home"))
 
 
 def _object(data: bytes) -> dict[str, Any]:

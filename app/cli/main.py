@@ -262,6 +262,7 @@ def _delete(arguments: Namespace) -> int:
 
 def _models(arguments: Namespace) -> int:
     home = open_home(arguments.home)
+    from atelier.adapters.core.parse import parse_path
     from atelier.app.cli.download import download_base
     from atelier.app.cli.reports import known_table, model_table, model_values
     from atelier.app.cli.tables import sheet
@@ -280,7 +281,7 @@ def _models(arguments: Namespace) -> int:
     if not arguments.what:
         raise HomeError(f"`atelier models {arguments.action}` needs a model: add a folder, a file or a hub id.")
     if arguments.action == "scan":
-        models = scan_models(Path(arguments.what).expanduser(), partial(base_options, home))
+        models = scan_models(parse_path(arguments.what), partial(base_options, home))
         return _print_answer(arguments, [model_values(model, cards) for model in models], model_table(models))
     if arguments.action == "get":
         if not is_hub_id(arguments.what):

@@ -107,9 +107,10 @@ def make_config(
 def read_report(run: RunFolder) -> dict[str, Any]:
     """The report of a finished compression; empty before it is written, or when it is damaged."""
     try:
-        return parse_json((run.path / REPORT).read_text(encoding="utf-8"))
+        report = parse_json((run.path / REPORT).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
+    return report if isinstance(report, dict) else {}
 
 
 def verdict(run: RunFolder) -> str:

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -159,17 +158,16 @@ def _options(home: Home, job: DrawJob, cards: Sequence[AdapterCard]) -> BaseOpti
 
 def trained_options(card: AdapterCard) -> BaseOptions:
     """How the base model was loaded that an adapter was trained on, as its recipe says."""
-    import tomllib
-
+    from atelier.adapters.core.parse import parse_path, parse_toml
     from atelier.adapters.formats.native import read_header
 
     try:
-        recipe = tomllib.loads(read_header(card.path).info.recipe)
-    except tomllib.TOMLDecodeError:
+        recipe = parse_toml(read_header(card.path).info.recipe)
+    except ValueError:
         return PLAIN_BASE
     prediction, vae = recipe.get("prediction"), recipe.get("vae")
     # A VAE that has gone since is no reason not to draw: the base model has its own.
-    known = isinstance(vae, str) and bool(vae) and Path(vae).expanduser().exists()
+    known = isinstance(vae, str) and bool(vae) and parse_path(vae).exists()
     return BaseOptions(prediction if prediction in PREDICTIONS else AUTO_PREDICTION, str(vae) if known else "")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from atelier.adapters.core.atomic_write import atomic_write
+from atelier.adapters.core.parse import parse_json
 from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.app.jobs.jobs import find_run, run_status
 from atelier.app.services.engine import Engine
@@ -120,7 +121,7 @@ def read_step_grid(home: Home, run_id: str) -> StepGrid | None:
         HomeError: there is no such run.
     """
     try:
-        values = json.loads((find_run(home, run_id).path / _GRID).read_text(encoding="utf-8"))
+        values = parse_json((find_run(home, run_id).path / _GRID).read_text(encoding="utf-8"))
         cells = tuple(GridCell(*cell) for cell in values["cells"])
         return StepGrid(values["prompt"], tuple(values["steps"]), tuple(values["strengths"]), cells)
     except (OSError, ValueError, TypeError, KeyError):

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from atelier.adapters.core.parse import parse_json
 from atelier.adapters.formats.native import adapter_problem
 from atelier.app.store.home import Home, HomeError, write_home_file
 
@@ -44,9 +45,9 @@ def problems(home: Home, files: Iterable[FileState]) -> dict[str, str]:
 def _read(path: Path) -> dict[str, Entry]:
     """The index; empty when it is missing or damaged."""
     try:
-        known = json.loads(path.read_bytes())
+        known = parse_json(path.read_bytes())
         return {name: (int(entry[0]), int(entry[1]), str(entry[2])) for name, entry in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError):
         return {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 
+from atelier.adapters.core.parse import parse_json
 from atelier.app.store.home import Home, absolute_base, write_home_file
 from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.identify import identify
@@ -39,7 +40,7 @@ def save_base_options(home: Home, base: str, options: BaseOptions) -> BaseInfo:
 
 def _read(home: Home) -> dict[str, object]:
     try:
-        values = json.loads(home.base_settings.read_text(encoding="utf-8"))
+        values = parse_json(home.base_settings.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

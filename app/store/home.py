@@ -31,6 +31,7 @@ from pathlib import Path
 
 from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.core.disk_space import is_disk_full
+from atelier.adapters.core.parse import parse_path
 
 MAX_NAME = 64           # characters
 _MAX_NAME_BYTES = 200   # so that a suffix and the mark of a partial file still fit into the 255 of file systems
@@ -270,5 +271,5 @@ def _free_name(text: str, others: Set[str]) -> str:
 
 def absolute_base(text: str) -> str:
     """Make the path of a base model absolute, so that it does not depend on the working folder; keep other names."""
-    path = Path(text).expanduser()
+    path = parse_path(text)
     return str(path.absolute()) if text not in ("", "embedded") and path.exists() else text

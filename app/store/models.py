@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from atelier.adapters.core.family import FAMILIES, family_title
+from atelier.adapters.core.parse import parse_path
 from atelier.app.store.base_settings import base_options
 from atelier.app.store.home import Home, HomeError, write_home_file
 from atelier.app.store.library import AdapterCard, list_adapters
@@ -66,7 +67,7 @@ def save_model_folders(home: Home, text: str) -> list[Path]:
     Raises:
         HomeError: one is not a folder, or the home can't be written.
     """
-    folders = [Path(line.strip()).expanduser().absolute() for line in text.splitlines() if line.strip()]
+    folders = [parse_path(line.strip()).absolute() for line in text.splitlines() if line.strip()]
     for folder in folders:
         if not folder.is_dir():
             raise HomeError(settings_words.not_a_folder(folder))

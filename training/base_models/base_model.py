@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from atelier.adapters.core.family import FAMILIES
+from atelier.adapters.core.parse import parse_path
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer, quantize_to_int8
 from atelier.adapters.quantization.packed import load_packed, prepare_layers
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo, read_json
@@ -200,7 +201,7 @@ def load(
 
 def _downloaded(info: BaseInfo, options: BaseOptions) -> BaseInfo:
     """A hub model whose weights are here."""
-    if info.bytes or not is_hub_id(info.source) or info.file is not None or Path(info.source).expanduser().exists():
+    if info.bytes or not is_hub_id(info.source) or info.file is not None or parse_path(info.source).exists():
         return info
     download_model(info.source)
     return identify(info.source, options)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.core.byte_size import format_bytes
+from atelier.adapters.core.parse import parse_path
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.hub_file import download_blob
 from atelier.training.base_models.weight_files import WeightFiles, find_variants
@@ -260,7 +261,7 @@ def _quiet_bar() -> type:
 
 def needs_download(base: str) -> bool:
     """Whether a base model is one of the hub's that is not here."""
-    return is_hub_id(base) and not Path(base).expanduser().exists() and cached_folder(base) is None
+    return is_hub_id(base) and not parse_path(base).exists() and cached_folder(base) is None
 
 
 def require_download(base: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from atelier.adapters.core.parse import parse_path
 from atelier.adapters.formats.safetensors_header import HeaderError, read_safetensors_header
 from atelier.adapters.quantization.packed import read_packed_contents
 from atelier.training.base_models.base_info import (
@@ -59,7 +60,7 @@ def identify(base: str, options: BaseOptions = PLAIN_BASE) -> BaseInfo:
     """
     if base == EMBEDDED:
         return identify_folder(base, EMBEDDED_FOLDER, options)
-    path = Path(base).expanduser()
+    path = parse_path(base)
     if path.is_dir():
         return identify_folder(base, _model_folder(base, path), options)
     if path.is_file():
@@ -71,8 +72,8 @@ def identify(base: str, options: BaseOptions = PLAIN_BASE) -> BaseInfo:
     if is_hub_id(base):
         here = cached_folder(base)
         return identify_folder(base, here or download_configurations(base), options, whole=here is not None)
-    raise BaseError(f"{base} does not exist. A base model is 'embedded', a diffusers folder, a .safetensors file, or a "
-                    "hub id such as 'owner/model'.")
+    raise BaseError(f"{base[:500]} does not exist. A base model is 'embedded', a diffusers folder, a .safetensors "
+                    "file, or a hub id such as 'owner/model'.")
 
 
 def _model_folder(base: str, folder: Path) -> Path:
@@ -135,7 +136,7 @@ def identify_folder(
 def _few_steps(base: str, folder: Path, scheduler: Mapping[str, Any]) -> FewSteps | None:
     """Told by the class of the scheduler, else by the name; a folder of the hub's cache is named after the model."""
     cached = next((part for part in folder.parts if part.startswith("models--")), "")
-    name = Path(base).name if Path(base).expanduser().is_dir() else base
+    name = Path(base).name if parse_path(base).is_dir() else base
     return distilled_by_scheduler(str(scheduler.get("_class_name"))) or distilled_by_name([name, cached])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from atelier.adapters.core.parse import parse_path
 from atelier.adapters.formats.safetensors_header import HeaderError, TensorEntry, read_safetensors_header
 from atelier.training.base_models.base_info import BaseError, read_json
 
@@ -29,7 +30,7 @@ def check_separate_vae(vae: str, own: Mapping[str, Any]) -> Path | None:
     """
     if not vae:
         return None
-    path = Path(vae).expanduser()
+    path = parse_path(vae)
     if path.is_dir():
         path = path / "vae" if (path / "vae" / "config.json").exists() else path
         _check_scale(vae, _configuration(vae, path / "config.json"), own)

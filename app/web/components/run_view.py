@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any, Self
 
 from atelier.adapters.core.byte_size import format_bytes
+from atelier.adapters.core.parse import parse_json
 from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.services.finished_run import StepGrid
 from atelier.app.store.home import Home
@@ -40,9 +41,9 @@ class View:
     def from_text(cls, text: str) -> Self:
         """Read what :meth:`to_text` wrote; it comes from a browser and may be anything."""
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             return cls(int(values["preview"]), bool(values["log"]), bool(values["text"]))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             return cls()
 
     def to_text(self) -> str:
