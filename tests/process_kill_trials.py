@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -125,11 +126,18 @@ def _work(home: Home, command: child_process.Command) -> None:
 
 def _serve(home: Home, command: child_process.Command) -> None:
     """Submit what has not been submitted yet, as a person at a page does, and keep a worker running."""
-    worker_process._spawn = lambda home: _Forked(home, command)   # type: ignore[assignment, return-value]
+    submitting = threading.Lock()   # a fork beside a thread that holds a lock of SQLite's would wait for it for ever
+
+    def spawn(home: Home) -> _Forked:
+        with submitting:
+            return _Forked(home, command)
+
+    worker_process._spawn = spawn   # type: ignore[assignment]
     with worker_for_server(home):
         for number in range(JOBS):
-            if f"fox-{number}" not in {run.name for run in list_runs(home)}:
-                submit(home, TrainConfig(name=f"fox-{number}", steps=STEPS))
+            with submitting:
+                if f"fox-{number}" not in {run.name for run in list_runs(home)}:
+                    submit(home, TrainConfig(name=f"fox-{number}", steps=STEPS))
             time.sleep(0.1)
         until((home.path / "end").exists, 300)
 
