@@ -53,7 +53,7 @@ from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.captions import read_caption, read_caption_list
 from atelier.training.data.images import open_picture
 
-HEADERS, OTHERS = 1_000_000, 4_000   # inputs; of the others, for each
+HEADERS, OTHERS, SMALL = 1_000_000, 4_000, 10_000   # inputs; but for headers, for each reader
 MEMORY = Path("/dev/shm")             # where a disk would be worn out
 EMBEDDED = ROOT / "assets" / "base"
 
@@ -117,6 +117,12 @@ def home_readers(home: Home) -> Iterator[Reader]:
                  file_reader(home.preferences, lambda _: drawing_precision(home)))   # fmt: skip
     yield Reader("processes of the worker", [b"[[1, 2.0], [3, 4.0]]"],
                  file_reader(home.state / "worker.json", lambda _: stop_orphaned_worker(home)))   # fmt: skip
+
+
+def small_readers(folder: Path) -> Iterator[Reader]:
+    """What lies beside other files."""
+    yield from listed_readers(folder)
+    yield from index_readers(open_home(folder / "home"))
 
 
 def index_readers(home: Home) -> Iterator[Reader]:
@@ -203,9 +209,7 @@ def other_readers(folder: Path) -> Iterator[Reader]:
     yield run_reader(folder)
     yield queue_reader(folder)
     yield from config_readers(folder)
-    yield from listed_readers(folder)
     yield from home_readers(open_home(folder / "home"))
-    yield from index_readers(open_home(folder / "home"))
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -227,7 +231,8 @@ def check(outcomes: list[Outcome]) -> None:
 
 
 def test_no_reader_dies_of_a_few_changed_inputs(folder: Path) -> None:
-    check([fuzz(reader, 60, seed=1) for reader in [header_reader(folder), *other_readers(folder)]])
+    readers = [header_reader(folder), *other_readers(folder), *small_readers(folder)]
+    check([fuzz(reader, 60, seed=1) for reader in readers])
     assert MOST_SECONDS == 2
 
 
@@ -244,4 +249,12 @@ def test_no_header_of_a_million_is_misread(folder: Path) -> None:
 def test_no_other_reader_dies_of_four_thousand_changed_inputs(folder: Path) -> None:
     outcomes = [fuzz(reader, OTHERS) for reader in other_readers(folder)]
     record("Fuzz: the other readers", [row(outcome) for outcome in outcomes])
+    check(outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_reader_of_a_small_file_dies_of_ten_thousand_changed_inputs(folder: Path) -> None:
+    outcomes = [fuzz(reader, SMALL) for reader in small_readers(folder)]
+    record("Fuzz: readers of what lies beside other files", [row(outcome) for outcome in outcomes])
     check(outcomes)
