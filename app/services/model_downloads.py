@@ -68,12 +68,12 @@ class ModelDownloads:
         with self._lock:
             if not self._counting:
                 self._counting = True
-                threading.Thread(target=self._count, daemon=True).start()
+                threading.Thread(target=self._count).start()   # a daemon would be torn out of torch when Python ends
             return self._needs.get(known.family)
 
     def _count(self) -> None:
         for known in known_models():
-            if known.family not in self._needs:
+            if known.family not in self._needs and threading.main_thread().is_alive():
                 needs = memory_needs(known)
                 with self._lock:
                     self._needs[known.family] = needs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,6 +108,13 @@ def test_create_does_not_start_with_a_model_that_is_not_here(hub: Hub):
 
 
 @pytest.mark.slow
+def test_the_count_ends_with_the_program(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(threading.main_thread(), "is_alive", lambda: False)   # as when Python waits for its threads
+    downloads = ModelDownloads()
+    downloads._count()
+    assert downloads._needs == {}
+
+
 def test_what_known_models_need_is_counted_for_this_machine(monkeypatch: pytest.MonkeyPatch):
     needs = {known.family: memory_needs(known) for known in known_models()}
     # In float32 on a processor, weights alone are 4 bytes each.
