@@ -8,6 +8,7 @@ from atelier.app.services.engine import Engine
 from atelier.app.services.model_downloads import ModelDownloads
 from atelier.app.store.home import Home
 from atelier.app.text import shared
+from atelier.app.web.api import add_endpoints
 from atelier.app.web.components.gradio_internals import CheckedBlocks
 from atelier.app.web.components.page_frame import add_frame
 from atelier.app.web.components.uploads import check_inputs
@@ -27,6 +28,7 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
     blocks = CheckedBlocks(check_inputs, title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
     with blocks as demo, page(demo, home, "create"):
         create.build(demo, home, engine, downloads)
+        add_endpoints(home, engine)
     with demo.route(shared.TITLES["studio"], page_path("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
     with demo.route(shared.TITLES["mix"], page_path("mix")), page(demo, home, "mix"):

@@ -102,14 +102,16 @@ def press_when_shown(elem_id: str) -> str:
 
 
 @contextmanager
-def show_errors() -> Iterator[None]:
+def show_errors(as_page: bool = True) -> Iterator[None]:
     """Show an error as one sentence on the page, instead of a traceback in the log.
 
-    Atelier's own errors are ValueErrors written for people; the operating system's become sentences.
+    Atelier's own errors are ValueErrors written for people; the operating system's become sentences. A page would read
+    angle brackets as HTML; a script, with ``as_page`` False, gets the sentence as it is.
     """
+    show = shared.error_message if as_page else str
     try:
         yield
     except OSError as error:
-        raise gr.Error(shared.error_message(os_error_text(error)), print_exception=False) from error
+        raise gr.Error(show(os_error_text(error)), print_exception=False) from error
     except ValueError as error:
-        raise gr.Error(shared.error_message(error), print_exception=False) from error
+        raise gr.Error(show(error), print_exception=False) from error

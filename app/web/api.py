@@ -1,0 +1,271 @@
+"""The named API: what scripts call through ``gradio_client``, each function a documented endpoint (docs/api.md).
+
+Gradio shows the type hints to callers and checks none of them, so every value is checked here or where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
+from atelier.app.jobs.jobs import cancel, find_run, list_runs, resume, run_status
+from atelier.app.services.draw import DrawJob, Progress, draw_to_gallery
+from atelier.app.services.engine import Engine
+from atelier.app.services.import_child import import_files
+from atelier.app.services.import_export import export_adapters
+from atelier.app.services.like_picture import job_like
+from atelier.app.services.train import start_training
+from atelier.app.store.gallery import find_picture, gallery_page, read_recipe, trash_picture
+from atelier.app.store.home import Home, HomeError
+from atelier.app.store.library import AdapterCard, delete_adapter, find_adapter, list_adapters
+from atelier.app.store.mixes import MixEntry
+from atelier.app.store.models import resolve_base
+from atelier.app.store.search import propose_adapters
+from atelier.app.text import api as words
+from atelier.app.text import shared
+from atelier.app.web.components.page_frame import show_errors
+from atelier.app.web.components.uploads import offer, uploaded
+from atelier.training.config.run_folder import RunStatus
+from atelier.training.config.train_config import EMBEDDED
+from atelier.training.data.images import open_picture
+from atelier.training.sampling.sample import DrawRequest
+from atelier.training.sampling.start_picture import StartPicture
+
+MAX_LISTED = 500   # adapters or pictures in one answer
+_AT_ONCE: dict[str, Any] = {"queue": False}
+_IN_TURN: dict[str, Any] = {"concurrency_limit": 4}
+ENDPOINTS: dict[str, dict[str, Any]] = {
+    "draw": _IN_TURN, "settings_of": _IN_TURN, "train": _IN_TURN, "jobs": _AT_ONCE, "job": _AT_ONCE,
+    "control_job": _AT_ONCE, "adapters": _AT_ONCE, "find": _IN_TURN, "export": _IN_TURN, "import_adapter": _IN_TURN,
+    "delete_adapter": _AT_ONCE, "pictures": _AT_ONCE, "picture": _AT_ONCE, "delete_picture": _AT_ONCE,
+}   # fmt: skip
+"""Every endpoint, and how Gradio runs it. Whatever else a page does is private to it."""
+COMMANDS = ("pause", "continue", "stop", "save", "cancel", "resume")
+
+
+def add_endpoints(home: Home, engine: Engine) -> None:
+    """Add every endpoint to the app that is being built."""
+    endpoints = Endpoints(home, engine)
+    for name, options in ENDPOINTS.items():
+        gr.api(getattr(endpoints, name), api_name=name, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The endpoints over one home. Their answers are plain values; a file in one is downloaded by the client."""
+
+    home: Home
+    engine: Engine
+
+    def draw(
+        self, prompt: str, adapters: dict[str, float] | None = None, settings: dict[str, Any] | None = None,
+        base: str = "", method: str = "", start: dict[str, Any] | None = None,
+    ) -> Iterator[dict[str, Any]]:   # fmt: skip
+        """Draw pictures and add them to the gallery. Yields progress as {step, of}, at the end {pictures, notices}.
+
+        adapters: strengths by name. settings: negative, seed, count, steps, guidance, width, height, sampler, schedule
+        and the other settings of a drawing. base: a base model; empty for that of the first adapter. method: of fusion;
+        empty adds the adapters up. start: {picture, strength, mask} of a picture to start from.
+        """
+        with show_errors(as_page=False):
+            job, notices = self._job(prompt, adapters, settings, base, method, start), list[str]()
+            for event in draw_to_gallery(self.home, self.engine, job):
+                match event:
+                    case str():
+                        notices.append(event)
+                    case Progress(step, of):
+                        yield {"step": step, "of": of}
+                    case list():
+                        yield {"pictures": [self.picture(picture.id) for picture in event], "notices": notices}
+
+    def settings_of(self, picture: dict[str, Any]) -> dict[str, Any]:
+        """How a picture was drawn, by Atelier or another tool, as the arguments of /draw, and notes on what is missing.
+
+        picture: a file; its metadata are read.
+        """
+        with show_errors(as_page=False):
+            job, notes = job_like(self.home, _file("picture", picture))
+        settings = {name: value for name, value in job.request.to_dict().items() if name != "prompt"}
+        adapters = {entry.name: entry.strength for entry in job.adapters}
+        return {"prompt": job.request.prompt, "adapters": adapters, "settings": settings, "base": job.base,
+                "notes": notes}   # fmt: skip
+
+    def train(
+        self, name: str, pictures: list[dict[str, Any]], subject: str = "", preset: str = "normal",
+        settings: dict[str, Any] | None = None, style: bool = False,
+    ) -> dict[str, Any]:   # fmt: skip
+        """Start a training; returns {job, notes}. It goes on when the script ends.
+
+        pictures: files; text files with the same names are captions. subject: the class word, such as dog. preset:
+        quick, normal or thorough. settings: whatever differs from the preset, such as steps, lr or kind. style: whether
+        a way of drawing is trained.
+        """
+        with show_errors(as_page=False):
+            if not isinstance(pictures, list):
+                raise ValueError(words.not_files("pictures"))
+            files = [_file("pictures", each) for each in pictures]
+            given = {**_table("settings", settings, "{'steps': 300}"), "subject": _text("subject", subject)}
+            run, notes = start_training(self.home, _text("name", name), files, _text("preset", preset),
+                                        given, style=bool(style))   # fmt: skip
+        return {"job": run.id, "notes": notes}
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every training and compression, newest first, as /job says it."""
+        with show_errors(as_page=False):
+            return [_status(run) for run in list_runs(self.home)]
+
+    def job(self, id: str) -> dict[str, Any]:
+        """How a job is: {id, name, state, message, step, total_steps, seconds_left, loss, adapter, is_over}."""
+        with show_errors(as_page=False):
+            return _status(run_status(self.home, _text("id", id)))
+
+    def control_job(self, id: str, command: str) -> dict[str, Any]:
+        """Tell a job to pause, continue, stop (and keep what it has), save or cancel; or resume one that is over."""
+        with show_errors(as_page=False):
+            if command not in COMMANDS:
+                raise ValueError(words.no_command(command, ", ".join(COMMANDS)))
+            if command in ("cancel", "resume"):
+                {"cancel": cancel, "resume": resume}[command](self.home, _text("id", id))
+            else:
+                find_run(self.home, _text("id", id)).send_command("resume" if command == "continue" else command)
+        return self.job(id)
+
+    def adapters(self, search: str = "") -> list[dict[str, Any]]:
+        """The adapters of the library, newest first; search: in names, trigger words, class words and base models."""
+        with show_errors(as_page=False):
+            wanted = _text("search", search).casefold().strip()
+            return [_adapter(card) for card in list_adapters(self.home)
+                    if wanted in f"{card.name} {card.trigger} {card.subject} {card.title}".casefold()][:MAX_LISTED]
+
+    def find(self, prompt: str, limit: int = 8) -> list[dict[str, Any]]:
+        """The adapters that fit a prompt best, with a score from 0 to 1 and the reason."""
+        with show_errors(as_page=False):
+            found = propose_adapters(self.home, _text("prompt", prompt), int(_number("limit", limit)))
+            return [{"name": one.name, "score": one.score, "reason": one.reason} for one in found]
+
+    def export(
+        self, adapter: str, format: str = "kohya", precision: str = "fp16", rank: int = 0, recipe: bool = False
+    ) -> dict[str, Any]:
+        """Write an adapter for other tools; returns {file, bytes, exact, error, loads}.
+
+        format: kohya, diffusers, lycoris, comfyui, diff or native. precision: fp32, fp16 or bf16. rank: the largest, 0
+        for what is needed. recipe: whether the file says how it was trained.
+        """
+        with show_errors(as_page=False):
+            card, form = find_adapter(self.home, _text("adapter", adapter)), _text("format", format)
+            folder = self.home.state / "exports" / "api"
+            limits = LowRankLimits(rank=int(_number("rank", rank))) if rank else EXACT
+            path, report = export_adapters([(card, 1.0)], form, folder, _text("precision", precision), limits=limits,
+                                           recipe=bool(recipe))   # fmt: skip
+            loads = {tool: verdict.answer for tool, verdict in report.loads.items()}
+            return {"file": _offered(path), "bytes": report.bytes, "exact": report.exact, "error": report.max_error,
+                    "loads": loads}   # fmt: skip
+
+    def import_adapter(self, file: dict[str, Any], name: str = "") -> dict[str, Any]:
+        """Take an adapter file of any tool into the library; returns {name, notes}. name: empty for the file's own."""
+        with show_errors(as_page=False):
+            [result] = import_files(self.home, [_file("file", file)], _text("name", name))
+            if not result.name:
+                raise HomeError(result.reason)
+            return {"name": result.name, "notes": list(result.notes)}
+
+    def delete_adapter(self, name: str) -> str:
+        """Move an adapter to the trash; returns its name there."""
+        with show_errors(as_page=False):
+            return delete_adapter(self.home, _text("name", name)).name
+
+    def pictures(self, limit: int = 60, before: str = "") -> list[dict[str, Any]]:
+        """Pictures of the gallery, newest first: {id, created, prompt, seed}. before: only those older than this id."""
+        with show_errors(as_page=False):
+            most = min(MAX_LISTED, max(0, int(_number("limit", limit))))
+            page = gallery_page(self.home, _text("before", before) or None, most)
+            recipes = [(picture, read_recipe(picture.path) or {}) for picture in page]
+            return [{"id": picture.id, "created": picture.created.isoformat(timespec="seconds"),
+                     "prompt": recipe.get("prompt", ""), "seed": recipe.get("seed")} for picture, recipe in recipes]
+
+    def picture(self, id: str) -> dict[str, Any]:
+        """A picture of the gallery: {id, file, recipe}. The file holds the recipe too."""
+        with show_errors(as_page=False):
+            found = find_picture(self.home, _text("id", id))
+            return {"id": found.id, "file": _offered(found.path), "recipe": read_recipe(found.path) or {}}
+
+    def delete_picture(self, id: str) -> str:
+        """Move a picture of the gallery to the trash; returns its name there."""
+        with show_errors(as_page=False):
+            return trash_picture(self.home, _text("id", id)).name
+
+    def _job(
+        self, prompt: str, adapters: Any, settings: Any, base: str, method: str, start: Any
+    ) -> DrawJob:
+        strengths = _table("adapters", adapters, "{'rex': 0.8}")
+        entries = tuple(MixEntry(name, _number(name, strength)) for name, strength in strengths.items())
+        if not _text("prompt", prompt).strip():
+            raise ValueError(shared.NO_PROMPT)
+        given = {**_table("settings", settings, "{'steps': 20}"), "prompt": prompt}
+        cards = [find_adapter(self.home, name) for name in strengths]
+        own = next((card.base for card in cards if card.base), EMBEDDED)
+        return DrawJob(request=DrawRequest.from_dict(given), base=resolve_base(self.home, _text("base", base)) or own,
+                       adapters=entries, method=_text("method", method), start=_start(start))   # fmt: skip
+
+
+def _start(values: Any) -> StartPicture | None:
+    table = _table("start", values, "{'picture': handle_file('room.png'), 'strength': 0.6}")
+    if not table:
+        return None
+    known = ("picture", "strength", "mask")
+    if unknown := [key for key in table if key not in known]:
+        raise ValueError(words.unknown_key("start", unknown[0], ", ".join(known)))
+    mask = open_picture(_file("mask", table["mask"])).convert("L") if table.get("mask") else None
+    picture = open_picture(_file("picture", table.get("picture")))
+    return StartPicture(picture, _number("strength", table.get("strength", 0.6)), mask)
+
+
+def _status(run: RunStatus) -> dict[str, Any]:
+    return {
+        "id": run.id, "name": run.name, "state": run.state, "message": run.message, "step": run.step,
+        "total_steps": run.total_steps, "seconds_left": run.seconds_left,
+        "loss": run.losses[-1][1] if run.losses else None, "adapter": Path(run.adapter).stem, "is_over": run.is_over,
+    }   # fmt: skip
+
+
+def _adapter(card: AdapterCard) -> dict[str, Any]:
+    return {
+        "name": card.name, "kind": card.kind, "trigger": card.trigger, "subject": card.subject, "base": card.base,
+        "family": card.family, "bytes": card.bytes, "created": card.created.isoformat(timespec="seconds"),
+        "pictures": card.pictures, "notes": list(card.notes),
+    }   # fmt: skip
+
+
+def _offered(path: Path) -> dict[str, Any]:
+    return {"path": offer(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
+
+
+def _file(name: str, value: Any) -> Path:
+    path = value.get("path") if isinstance(value, Mapping) else None
+    if not isinstance(path, str):
+        raise ValueError(words.not_files(name))
+    return uploaded(path)
+
+
+def _table(name: str, value: Any, example: str) -> dict[str, Any]:
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise ValueError(words.not_a_table(name, example))
+    return dict(value or {})
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(words.not_a_text(name))
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(words.not_a_number(name, value))
+    return value
