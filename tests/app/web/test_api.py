@@ -103,7 +103,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     for number, path in enumerate(sorted((ROOT / "assets" / "examples" / "fox").glob("*.png"))[:4], start=1):
         shutil.copyfile(path, tmp_path / "pictures" / f"{number}.png")
     Image.new("L", (64, 64), 255).save("mask.png")
-    save_file({f"{LAYER}.lora_up.weight": torch.ones(64, 2), f"{LAYER}.lora_down.weight": torch.ones(2, 192)},
+    save_file({f"{LAYER}.lora_up.weight": torch.ones(128, 2), f"{LAYER}.lora_down.weight": torch.ones(2, 192)},
               "fox.safetensors")   # fmt: skip
     names: dict[str, Any] = {}
     with served(home, ATELIER_PASSWORD="a long secret") as (web, _):
