@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from atelier.training.base_models.base_info import BaseInfo
     from atelier.training.sampling.start_picture import StartPicture
 
+PREVIEW_STEPS = 6   # of a picture that is shown while a slider moves
 RecipePicture = tuple[Image.Image, dict[str, Any]]   # a picture, and how it was drawn
 
 
@@ -224,12 +225,34 @@ def draw(
         yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
 
 
-def draw_to_gallery(home: Home, engine: Engine, job: DrawJob) -> Iterator[DrawEvent]:
-    """Draw a job in another thread, so that progress can be shown, and add the pictures to the gallery.
-
-    Closing the iterator cancels the drawing at its next step.
+def draw_preview(
+    home: Home, engine: Engine, job: DrawJob, is_wanted: Callable[[], bool] = lambda: True
+) -> Image.Image:
+    """Draw the first picture of a job in few steps, as it is shown while a slider moves; it is not kept.
 
     Raises:
+        DrawCancelledError: ``is_wanted`` said no between two steps.
+        HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
+    """
+    def on_step(_done: int, _of: int) -> None:
+        """End the drawing where nobody waits for it any more."""
+        if not is_wanted():
+            raise DrawCancelledError
+
+    request = replace(job.request, count=1, steps=min(PREVIEW_STEPS, job.request.steps), upscale=1.0)
+    [(picture, _)] = draw(engine, check_job(home, replace(job, request=request)), DrawCallbacks(on_step))
+    return picture
+
+
+def draw_to_gallery(
+    home: Home, engine: Engine, job: DrawJob, is_wanted: Callable[[], bool] = lambda: True
+) -> Iterator[DrawEvent]:
+    """Draw a job in another thread, so that progress can be shown, and add the pictures to the gallery.
+
+    Closing the iterator cancels the drawing at its next step, and so does ``is_wanted`` when it says no.
+
+    Raises:
+        DrawCancelledError: it was cancelled by ``is_wanted``; the gallery is unchanged.
         HomeError, BaseError, FileError, MountError, SettingError: each with a message for a person.
     """
     checked = check_job(home, job)
@@ -237,7 +260,7 @@ def draw_to_gallery(home: Home, engine: Engine, job: DrawJob) -> Iterator[DrawEv
         yield checked.notice
     if job.start is not None:
         save_start_picture(home, job.start)
-    for event in _drawn_in_thread(engine, checked):
+    for event in _drawn_in_thread(engine, checked, is_wanted):
         if isinstance(event, list):
             paths = [save_picture(home, picture, recipe) for picture, recipe in event]
             yield [find_picture(home, path.stem) for path in paths]
@@ -245,13 +268,13 @@ def draw_to_gallery(home: Home, engine: Engine, job: DrawJob) -> Iterator[DrawEv
             yield event
 
 
-def _drawn_in_thread(engine: Engine, checked: CheckedJob) -> Iterator[_Drawn]:
+def _drawn_in_thread(engine: Engine, checked: CheckedJob, is_wanted: Callable[[], bool]) -> Iterator[_Drawn]:
     events: SimpleQueue[_Drawn | BaseException] = SimpleQueue()
     cancelled = threading.Event()
 
     def on_step(done: int, of: int) -> None:
         """Pass progress on; end the drawing where it was cancelled."""
-        if cancelled.is_set():
+        if cancelled.is_set() or not is_wanted():
             raise DrawCancelledError
         events.put(Progress(done, of))
 

@@ -11,6 +11,8 @@
     textual_inversions/<name>.safetensors  words with vectors of their own
     mixes/<name>.json            adapters that are drawn with together, and how
     trash/                       what was deleted, to be restored
+    grids/<id>.json              drawings repeated with other settings, and votes on them
+    picture_marks.json           stars and boards of the gallery
     preferences.json             what was chosen for everything
     models.txt                   folders with base models
     base_settings.json           what was set for single base models
@@ -54,7 +56,7 @@ class Home:
     @property
     def folders(self) -> tuple[Path, ...]:
         """The home and every folder in it that is made at the start."""
-        return (self.path, self.datasets, self.runs, self.adapters, self.bases, self.gallery, self.mixes,
+        return (self.path, self.datasets, self.runs, self.adapters, self.bases, self.gallery, self.mixes, self.grids,
                 self.textual_inversions, self.trash, self.state)   # fmt: skip
 
     @property
@@ -93,9 +95,19 @@ class Home:
         return self.path / "mixes"
 
     @property
+    def grids(self) -> Path:
+        """One JSON file for each grid of drawings."""
+        return self.path / "grids"
+
+    @property
     def trash(self) -> Path:
         """What was deleted, one folder for each folder that it came from."""
         return self.path / "trash"
+
+    @property
+    def picture_marks(self) -> Path:
+        """File with the stars and boards of the gallery."""
+        return self.path / "picture_marks.json"
 
     @property
     def preferences(self) -> Path:

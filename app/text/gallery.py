@@ -1,19 +1,65 @@
-"""What the Gallery page says. Little, but in its own file: each page has one."""
+"""What the Gallery page says. In its own file, as each page's words are."""
 
 from __future__ import annotations
 
 TITLE = "Gallery"
 LEAD = "Every picture you have drawn. The file itself holds all its settings."
 EMPTY = "No pictures yet."
+NO_MATCH = "No picture fits this search."
 DRAW_FIRST = "Draw your first picture"
-SHOW_MORE = "Show more"
 REUSE = "Use these settings"
+GRID = "Grid"
+ONLY_PROMPT, ONLY_SEED = "Only the prompt", "Only the seed"
 COPY_SETTINGS = "Copy settings"
 ADAPTERS, NEGATIVE, GUIDANCE, SAMPLER = "Adapters", "Negative prompt", "Guidance", "Sampler"
-THE_PICTURE = "The picture"
 DAMAGED = "Damaged"
+CLOSE, PREVIOUS, NEXT = "Close", "Previous picture", "Next picture"
+STAR, UNSTAR = "Star", "Remove the star"
+
+SEARCH = "Search prompts and adapters"
+ADAPTER, BOARD, ANY = "Adapter", "Board", "Any"
+STARRED = "Starred"
+SINCE, UNTIL = "From", "To"
+FAILED = "The pictures could not be loaded."
+AGAIN = "Try again"
+
+SELECT = "Select"
+CLEAR = "Clear"
+DOWNLOAD_ZIP = "Download as ZIP"
+COMPARE = "Compare"
+ADD_TO_BOARD = "Add to board"
+TAKE_OFF_BOARD = "Take off the board"
+NEW_BOARD = "Name of the board"
+COMPARED = "The two selected pictures"
+STOP_COMPARING = "Close the comparison"
+CHOOSE_TWO = "Select exactly two pictures to compare."
+CHOOSE_SOME = "Select one or more pictures first."
 
 
 def damaged(name: str) -> str:
     """In place of a picture that can't be shown."""
     return f"{name} is damaged, perhaps cut short. Restore it from a backup, or delete it."
+
+
+def count(shown: int, still_to_read: int) -> str:
+    """How many pictures fit.
+
+    >>> count(1, 0), count(1200, 0), count(3, 50)
+    ('1 picture', '1,200 pictures', '3 pictures; 50 more are still being read')
+    """
+    text = f"{shown:,} picture{'s' * (shown != 1)}"
+    return f"{text}; {still_to_read:,} more are still being read" if still_to_read else text
+
+
+def pictures(number: int) -> str:
+    """What was moved to the trash.
+
+    >>> pictures(1), pictures(3)
+    ('The picture', '3 pictures:')
+    """
+    return "The picture" if number == 1 else f"{number} pictures:"
+
+
+def too_many(most: int) -> str:
+    """Shown when more are to be packed than one file should hold."""
+    return f"At most {most} pictures fit into one ZIP file. Select fewer."

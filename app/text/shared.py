@@ -12,7 +12,7 @@ PAGES = "Pages"
 THEME = "Light or dark theme"
 READY = "is ready"
 TITLES = {
-    "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "mix": "Mix Lab",
+    "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "grid": "Grid", "mix": "Mix Lab",
     "fusion": "Fusion", "compress": "Compress", "gallery": "Gallery", "settings": "Settings",
 }
 MIX_TABS = {"mix": "Content and style", "fusion": "Fusion"}

@@ -18,6 +18,19 @@ OPEN = "Drop a picture here to use its settings"
 OPENED = "The picture's settings are filled in."
 EMPTY = "Your pictures appear here."
 UNFINISHED = "Unfinished picture"
+STOP_DRAWING = "Stop"
+STOPPED = "Stopped."
+WITHOUT = "Hold to see without adapters"
+PIN_HINT = "Pin this picture to compare the next ones with it"
+COMPARED = "Pinned picture (left) against the newest one (right)"
+UNPIN = "Stop comparing"
+GRID = "Draw a grid around this picture"
+START_HERE = "Start from this picture"
+START = "Start from a picture"
+START_HINT = ("Drop a picture, or use one that was drawn. Paint over what should be drawn anew; unpainted, all of it "
+              "changes.")
+CHANGE = "How much may change"
+CHANGE_HINT = "Low keeps the picture, 1 keeps only what is not painted over."
 
 
 def progress(done: int, of: int) -> str:

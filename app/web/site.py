@@ -1,4 +1,4 @@
-"""The web app: nine pages, each in the same frame."""
+"""The web app: ten pages, each in the same frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atelier.app.web.components.gradio_internals import CheckedBlocks
 from atelier.app.web.components.page_frame import add_frame
 from atelier.app.web.components.uploads import check_inputs
 from atelier.app.web.components.urls import page_path
-from atelier.app.web.pages import compress, create, fusion, gallery, jobs, library, mix, settings, studio
+from atelier.app.web.pages import compress, create, fusion, gallery, grid, jobs, library, mix, settings, studio
 
 
 def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Blocks:
@@ -31,6 +31,8 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
         add_endpoints(home, engine)
     with demo.route(shared.TITLES["studio"], page_path("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
+    with demo.route(shared.TITLES["grid"], page_path("grid")), page(demo, home, "grid"):
+        grid.build(demo, home, engine)
     with demo.route(shared.TITLES["mix"], page_path("mix")), page(demo, home, "mix"):
         mix.build(demo, home, engine)
     with demo.route(shared.TITLES["fusion"], page_path("fusion")), page(demo, home, "fusion"):

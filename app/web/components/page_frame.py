@@ -21,7 +21,7 @@ PAGES = ("create", "studio", "mix", "compress", "library", "gallery", "jobs", "s
 UNQUEUED: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 RECENT_SECONDS = 600.0
 WATCHED_RUNS = 20
-PARENT_PAGES = {"fusion": "mix"}   # pages that are reached through another
+PARENT_PAGES = {"fusion": "mix", "grid": "studio"}   # pages that are reached through another
 
 
 def add_frame(demo: gr.Blocks, home: Home, here: str) -> None:

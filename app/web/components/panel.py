@@ -9,6 +9,7 @@ No page may use ``gr.HTML`` itself, and no template the unescaped forms ``{{{ }}
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib import import_module
 from typing import Any
@@ -42,17 +43,22 @@ def escape_literals(value: Any) -> Any:
 _SafeHTML: Any = component_with(escape_literals, gr.HTML, "SafeHTML")
 
 
-def panel(name: str, value: Any = None, *, elem_id: str = "") -> Any:
+def panel(
+    name: str, value: Any = None, *, elem_id: str = "", server_functions: Sequence[Callable[[Any], Any]] = ()
+) -> Any:
     """Place the panel ``assets/panels/<name>.html`` with a value of plain dicts, lists, texts and numbers.
 
     Buttons in the template carry ``data-action`` and ``data-id``; listen with ``panel.action(fn, …)`` and read both
-    with :func:`action_of`. ``<name>.js`` beside the template, if there is one, runs once in the browser.
+    with :func:`action_of`. ``<name>.js`` beside the template, if there is one, runs once in the browser. It can
+    call ``server_functions`` as ``await server.<name>(value)``: they may get anything, and what they answer goes into
+    the page as text, not as HTML.
     """
     script = PANELS / f"{name}.js"
     scripts = [PANELS / "panel-events.js", *([script] if script.exists() else [])]
     return _SafeHTML(
         value, html_template=template(name), js_on_load="\n".join(path.read_text(encoding="utf-8") for path in scripts),
         apply_default_css=False, container=False, padding=False, elem_id=elem_id or name,
+        server_functions=list(server_functions) or None,
     )   # fmt: skip
 
 

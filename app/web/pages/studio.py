@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
-from PIL import Image
 
 from atelier.app.services.draw import (
+    DrawCancelledError,
     DrawJob,
     DrawPreview,
     Progress,
+    draw_preview,
     draw_to_gallery,
     job_from_picture,
     suggested_prompt,
 )
 from atelier.app.services.engine import Engine
 from atelier.app.services.like_picture import job_like
-from atelier.app.store.gallery import GalleryPicture, erase_picture, find_picture, read_recipe
+from atelier.app.services.wanted_drawings import WantedDrawings
+from atelier.app.store.gallery import erase_picture, find_picture
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter, list_adapters
 from atelier.app.store.mixes import MixEntry
@@ -31,15 +35,31 @@ from atelier.app.text import studio as words
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.settings_form import controls
-from atelier.app.web.components.urls import file_url
+from atelier.app.web.pages.studio_pictures import (
+    Comparison,
+    busy,
+    idle,
+    notice_panel,
+    place_comparison,
+    preview_grid,
+    result_grid,
+)
+from atelier.app.web.pages.studio_start import place_start, start_picture
 from atelier.training.config.train_config import EMBEDDED
-from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.sample import DrawRequest
+from atelier.training.sampling.start_picture import StartPicture
 
 MAX_ADAPTERS = 6
-_OUTPUTS = 4        # of a drawing: progress, pictures, seed, ids of live pictures
+_OUTPUTS = 4        # of a drawing: progress, pictures, seed, what is drawn
 _SEPARATOR = "\n"   # no adapter's name holds a line break
 _NO_PROGRESS: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
+
+
+class Drawn(NamedTuple):
+    """What is on the page: ids of the finished pictures, and whether a moving slider drew them."""
+
+    ids: tuple[str, ...] = ()
+    live: bool = False   # then the next ones take their place
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
@@ -48,33 +68,40 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     with gr.Row(elem_classes="layout layout-studio"):
         with gr.Column(scale=5, elem_classes="surface"):
             c, picker, trigger_words, draw, new_seed = _controls(home)
+            start = place_start()
             dropped = gr.File(file_types=["image"], label=words.OPEN, elem_id="open-picture",
                               elem_classes="drop-zone", height=110)   # fmt: skip
         with gr.Column(scale=7, elem_classes="output"):
-            progress = panel("draw-progress", _idle())
-            results = panel("drawn-pictures", _results([]))
-    # Ids of the pictures that a moving slider drew last: the next ones take their place.
-    live_ids, draw_on_load = gr.State([]), gr.Textbox(visible=False)
+            progress = panel("draw-progress", idle())
+            results = panel("drawn-pictures", result_grid([]))
+            comparison = place_comparison()
+    drawn, draw_on_load = gr.State(Drawn()), gr.Textbox(visible=False)
     names = list(c)
-    inputs, drawn = list(c.values()), [progress, results, c["seed"], live_ids]
+    inputs, outputs = list(c.values()), [progress, results, c["seed"], drawn]
     sliders = [c[key] for key in names if key.startswith("strength")]
     events = _Events(home, engine, names)
 
     taken_over = [*inputs, picker, trigger_words, progress, dropped]
     dropped.upload(events.open_picture, dropped, taken_over, show_progress="hidden", api_visibility="private")
-    opened = [*inputs, picker, trigger_words, results, progress, draw_on_load]
+    opened = [*inputs, picker, trigger_words, results, progress, drawn, draw_on_load]
     first = demo.load(events.on_load, None, opened, **UNQUEUED)
-    first.then(events.draw_on_opening, [draw_on_load, *inputs, live_ids], drawn, **_NO_PROGRESS)
-    gr.on([draw.click, c["prompt"].submit], events.draw_now, [*inputs, live_ids], drawn, trigger_mode="once",
+    first.then(events.draw_on_opening, [draw_on_load, *inputs, drawn], outputs, **_NO_PROGRESS)
+    gr.on([draw.click, c["prompt"].submit], events.draw_now, [*inputs, drawn, *start], outputs, trigger_mode="once",
           **_NO_PROGRESS)   # fmt: skip
+    live: dict[str, Any] = {"inputs": [*inputs, drawn], "outputs": outputs, "trigger_mode": "always_last",
+                            **_NO_PROGRESS}   # fmt: skip
     for slider in sliders:
-        slider.input(events.draw_live, [*inputs, live_ids], drawn, trigger_mode="always_last", **_NO_PROGRESS)
+        # A drawing is abandoned for a newer value only if that comes by a way of its own.
+        slider.input(events.want, [c["live"], *sliders], None, trigger_mode="multiple", **UNQUEUED)
+        slider.input(events.draw_live, **live)
     changed = [c["names"], c["prompt"], c["base"], *sliders, picker, trigger_words]
     toggled = picker.action(events.toggle, inputs, changed, **UNQUEUED)
-    toggled.success(events.draw_live, [*inputs, live_ids], drawn, trigger_mode="always_last", **_NO_PROGRESS)
+    toggled.success(events.want, [c["live"], *sliders], None, **UNQUEUED).then(events.draw_live, **live)
+    progress.action(events.stop, None, progress, **UNQUEUED)
     trigger_words.action(_add_trigger_word, c["prompt"], c["prompt"], **UNQUEUED)
     new_seed.click(_random_seed, None, c["seed"], **UNQUEUED)
     c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **UNQUEUED)
+    Comparison(home, engine, comparison).listen(results, drawn, start[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +111,61 @@ class _Events:
     home: Home
     engine: Engine
     names: list[str]
+    wanted: WantedDrawings = field(default_factory=WantedDrawings)
 
-    def draw_now(self, *values: Any) -> Iterator[list[Any]]:
+    def draw_now(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Draw and add to the gallery."""
-        *given, _ = values
-        yield from _draw(self.home, self.engine, self._settings(given), [])
-
-    def draw_live(self, *values: Any) -> Iterator[list[Any]]:
-        """Draw while a slider moves, in place of the last such pictures."""
-        *given, before = values
+        *given, drawn, edited, change = values
         settings = self._settings(given)
+        with show_errors():
+            start = start_picture(edited, change)
+        yield from self._draw(request, settings, drawn, start=start)
+
+    def draw_live(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+        """Draw one small picture while a slider moves, and the whole set when it rests; they replace the last set."""
+        *given, drawn = values
+        settings, page = self._settings(given), str(request.session_hash)
         # Gradio empties what a generator is to fill when it yields nothing at all.
         yield [gr.skip()] * _OUTPUTS
-        if settings["live"] and settings["prompt"].strip():
-            yield from _draw(self.home, self.engine, {**settings, "keep_seed": True}, before, live=True)
+        strengths = tuple(settings[key] for key in self.names if key.startswith("strength"))
+        if not (settings["live"] and settings["prompt"].strip() and self.wanted.wants_soon(page, strengths)):
+            return
+        settings["keep_seed"] = True
+        is_wanted = partial(self.wanted.wants, page, strengths)
+        with show_errors():
+            job = _draw_job(settings)
+            try:
+                picture = draw_preview(self.home, self.engine, job, is_wanted)
+            except DrawCancelledError:
+                return
+        yield [gr.skip(), preview_grid([picture], job.request), gr.skip(), gr.skip()]
+        if self.wanted.rests(page, strengths):
+            yield from _draw(self.home, self.engine, settings, drawn, is_wanted=is_wanted, live=True)
 
-    def draw_on_opening(self, wanted: str, *values: Any) -> Iterator[list[Any]]:
+    def draw_on_opening(self, request: gr.Request, wanted: str, *values: Any) -> Iterator[list[Any]]:
         """Draw at once where the page's address asks for it."""
-        *given, _ = values
+        *given, drawn = values
         yield [gr.skip()] * _OUTPUTS
         if wanted:
-            yield from _draw(self.home, self.engine, {**self._settings(given), "keep_seed": True}, [])
+            yield from self._draw(request, {**self._settings(given), "keep_seed": True}, drawn)
+
+    def _draw(
+        self, request: gr.Request, settings: dict[str, Any], drawn: Drawn, start: StartPicture | None = None
+    ) -> Iterator[list[Any]]:
+        page, this = str(request.session_hash), secrets.token_hex(8)
+        self.wanted.want(page, this)
+        is_wanted = partial(self.wanted.wants, page, this)
+        yield from _draw(self.home, self.engine, settings, Drawn(drawn.ids), is_wanted=is_wanted, start=start)
+
+    def want(self, request: gr.Request, live: bool, *strengths: float) -> None:
+        """Note what the sliders say now: a drawing of anything else is abandoned."""
+        if live:
+            self.wanted.want(str(request.session_hash), strengths)
+
+    def stop(self, request: gr.Request) -> dict[str, Any]:
+        """Abandon what is being drawn for this page."""
+        self.wanted.stop(str(request.session_hash))
+        return notice_panel(words.STOPPED)
 
     def toggle(self, event: gr.EventData, *values: Any) -> list[Any]:
         """Add the pressed adapter to the drawing, or remove it."""
@@ -154,43 +215,57 @@ def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Butto
 
 
 def _draw(
-    home: Home, engine: Engine, settings: dict[str, Any], before: Sequence[str], live: bool = False
-) -> Iterator[list[Any]]:
-    """Draw what the controls say, showing each step. ``live``: drawn while a slider moves, replacing ``before``."""
+    home: Home, engine: Engine, settings: dict[str, Any], drawn: Drawn, *, is_wanted: Callable[[], bool],
+    start: StartPicture | None = None, live: bool = False,
+) -> Iterator[list[Any]]:   # fmt: skip
+    """Draw what the controls say, showing each step; ``live``: for a slider. ``drawn`` is on the page until then."""
     skip = gr.skip()
     with show_errors():
         if not settings["keep_seed"]:
             settings = {**settings, "seed": _random_seed()}
-        job, notices = _draw_job(settings), list[str]()
-        yield [_busy(0, 0), skip, settings["seed"], skip]
+        job, notices = _draw_job(settings, start), list[str]()
+        yield [busy(0, 0), skip, settings["seed"], skip]
         try:
-            for event in draw_to_gallery(home, engine, job):
+            for event in draw_to_gallery(home, engine, job, is_wanted):
                 match event:
                     case str():
                         notices.append(event)
-                        yield [_busy(0, 0, notices), skip, skip, skip]
+                        yield [busy(0, 0, notices), skip, skip, skip]
                     case Progress(step, of):
-                        yield [_busy(step, of, notices), skip, skip, skip]
+                        yield [busy(step, of, notices), skip, skip, skip]
                     case DrawPreview(small):
                         # While a slider moves, the last pictures stay until the next ones are finished.
-                        yield [skip, skip if live else _preview(small, job.request), skip, skip]
+                        yield [skip, skip if live else preview_grid(small, job.request), skip, skip]
                     case list():
-                        for id in before:
+                        for id in drawn.ids if drawn.live else ():
                             erase_picture(home, id)
-                        drawn = [picture.id for picture in event] if live else []
-                        yield [_notice(" ".join(notices)), _results(event), skip, drawn]
+                        ids = tuple(picture.id for picture in event)
+                        yield [notice_panel(" ".join(notices)), result_grid(event), skip, Drawn(ids, live)]
+        except DrawCancelledError:
+            # A newer drawing shows itself what it does; Stop has said so already.
+            yield [skip, skip if live else _shown_again(home, drawn.ids), skip, skip]
         except Exception:   # whatever happened, the page must not stay busy
-            yield [_idle(), skip, skip, skip]
+            yield [idle(), skip, skip, skip]
             raise
 
 
-def _draw_job(settings: dict[str, Any]) -> DrawJob:
+def _shown_again(home: Home, ids: Sequence[str]) -> dict[str, Any]:
+    """The finished pictures that are still there, in place of unfinished ones."""
+    found = []
+    for id in ids:
+        with suppress(HomeError):
+            found.append(find_picture(home, id))
+    return result_grid(found)
+
+
+def _draw_job(settings: dict[str, Any], start: StartPicture | None = None) -> DrawJob:
     entries = [MixEntry(name, float(settings[f"strength{i}"])) for i, name in enumerate(_names(settings["names"]))]
     known = {f.name: settings[f.name] for f in fields(DrawRequest)}
     if not known["prompt"].strip():
         raise ValueError(shared.NO_PROMPT)
     given = {key: value for key, value in known.items() if value is not None}
-    return DrawJob(request=DrawRequest.from_dict(given), base=settings["base"] or EMBEDDED, adapters=tuple(entries))
+    return DrawJob(request=DrawRequest.from_dict(given), base=settings["base"] or EMBEDDED, adapters=tuple(entries),
+                   start=start)   # fmt: skip
 
 
 def _names(text: str) -> list[str]:
@@ -239,30 +314,33 @@ def _trigger_words(home: Home, names: Sequence[str]) -> list[str]:
 
 
 def _on_load(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]:
-    """Fill the page from its address: ``?adapter=NAME`` or ``?picture=ID``."""
+    """Fill the page from its address: ``?adapter=NAME``, or ``?picture=ID`` with ``&only=prompt`` or ``&only=seed``."""
     values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), "seed": _random_seed()}
     names: list[str] = []
     strengths: dict[str, float] = {}
-    results, draw, progress, base = gr.skip(), "", gr.skip(), EMBEDDED
+    results, drawn, draw, progress, base = gr.skip(), Drawn(), "", gr.skip(), EMBEDDED
     try:
         if query.get("adapter"):
             card = find_adapter(home, query["adapter"])
             names, draw, base = [card.name], "yes" if (card.base or EMBEDDED) == EMBEDDED else "", card.base
             values |= {"prompt": suggested_prompt(card)}
+        elif query.get("picture") and query.get("only") in ("prompt", "seed"):
+            job, _ = job_from_picture(home, query["picture"])
+            values |= {query["only"]: getattr(job.request, query["only"]), "keep_seed": query["only"] == "seed"}
         elif query.get("picture"):
             job, missing = job_from_picture(home, query["picture"])
             strengths = {entry.name: entry.strength for entry in job.adapters}
             names = list(strengths)
             values, base = {**values, **job.request.to_dict(), "keep_seed": True}, job.base
-            results = _results([find_picture(home, query["picture"])])
-            progress = _notice(words.missing(missing)) if missing else progress
+            results, drawn = result_grid([find_picture(home, query["picture"])]), Drawn((query["picture"],))
+            progress = notice_panel(words.missing(missing)) if missing else progress
     except HomeError as error:
-        progress = _notice(str(error))
+        progress = notice_panel(str(error))
     # Models may have come since the page was made.
     values["base"] = gr.update(choices=base_choices(home), value=base or EMBEDDED)
     sliders = {f"strength{i}": slider for i, slider in enumerate(_sliders(names, strengths))}
     values |= {"names": _SEPARATOR.join(names), **sliders}
-    return [*values.values(), _picker(home, names), _trigger_words(home, names), results, progress, draw]
+    return [*values.values(), _picker(home, names), _trigger_words(home, names), results, progress, drawn, draw]
 
 
 def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any]:
@@ -276,35 +354,5 @@ def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any
     values["base"] = gr.update(choices=base_choices(home), value=job.base)
     sliders = {f"strength{i}": slider for i, slider in enumerate(_sliders(names, strengths))}
     values |= {"names": _SEPARATOR.join(names), **sliders}
-    progress = _notice(" ".join([*notes, *left_out]) or words.OPENED)
+    progress = notice_panel(" ".join([*notes, *left_out]) or words.OPENED)
     return [*(values[key] for key in keys), _picker(home, names), _trigger_words(home, names), progress, None]
-
-
-def _results(pictures: Sequence[GalleryPicture]) -> dict[str, Any]:
-    recipes = [(picture, read_recipe(picture.path) or {}) for picture in pictures]
-    shown = [{"id": picture.id, "src": file_url(picture.path), "seed": recipe.get("seed", ""),
-              "prompt": recipe.get("prompt", "")} for picture, recipe in recipes]   # fmt: skip
-    return _picture_grid(shown)
-
-
-def _preview(small: Sequence[Image.Image], request: DrawRequest) -> dict[str, Any]:
-    """Unfinished pictures, in the places of the finished ones."""
-    return _picture_grid([{"id": "", "src": thumbnail(picture), "seed": request.seed + i, "prompt": words.UNFINISHED}
-                          for i, picture in enumerate(small)])   # fmt: skip
-
-
-def _picture_grid(shown: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"pictures": shown, "columns": 1 if len(shown) <= 1 else 2 if len(shown) <= 4 else 3}
-
-
-def _busy(done: int, of: int, notices: Sequence[str] = ()) -> dict[str, Any]:
-    label = " · ".join([words.progress(done, of), *notices])
-    return {"busy": "true", "percent": 100 * done // of if of else 0, "label": label}
-
-
-def _idle() -> dict[str, Any]:
-    return {"busy": "false", "percent": 0, "label": ""}
-
-
-def _notice(text: str) -> dict[str, Any]:
-    return {"busy": "false", "percent": 0, "label": text}

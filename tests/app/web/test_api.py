@@ -115,6 +115,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
         assert all(each["description"] for each in info["named_endpoints"].values())
         for example in EXAMPLES:
             code = example.replace("http://127.0.0.1:7860", address).replace("Bearer KEY", f"Bearer {key}")
+            code = code.replace("verbose=False)", "verbose=False, httpx_kwargs={'timeout': 300})")   # slow machines
             exec(compile(code, "docs/api.md", "exec"), names)
         body = {"prompt": "a fox", "settings": {"steps": 1}}
         asked = web.post("/gradio_api/call/v2/draw", json=body, headers={"authorization": f"Bearer {key}"})

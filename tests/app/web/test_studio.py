@@ -1,40 +1,58 @@
-"""The Studio page: what a moving slider leaves behind."""
+"""The Studio page: what a moving slider leaves behind, what Stop ends, and what a drawing starts from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import gradio as gr
 import pytest
 import torch
 from PIL import Image
 
 from atelier.app.services.engine import DrawCallbacks, Engine
+from atelier.app.services.wanted_drawings import WantedDrawings
 from atelier.app.store.gallery import gallery_page, thumbnail_file, trash_picture
 from atelier.app.store.home import Home, open_home
 from atelier.app.web.pages import studio
+from atelier.app.web.pages.studio_start import start_picture
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.sampling.decode import NotFiniteError
 from atelier.training.sampling.sample import DrawRequest
 
 
 class FakeEngine:
-    """Draws black pictures, or fails."""
+    """Draws black pictures, or fails; what happens at each step can be watched."""
 
     error: Exception | None = None
     notices: tuple[str, ...] = ()
 
-    def draw(
-        self, _base: str, _adapters: Any, request: DrawRequest, *_: Any, callbacks: DrawCallbacks, **__: Any
-    ) -> list[Image.Image]:
+    def __init__(self, at_step: Callable[[int], None] = lambda _: None) -> None:
+        self.requests: list[DrawRequest] = []
+        self.steps: list[int] = []
+        self.at_step = at_step
+
+    def draw(self, _base: str, _adapters: Any, request: DrawRequest, *_: Any, callbacks: DrawCallbacks, **__: Any):
         if self.error:
             raise self.error
         for notice in self.notices:
             assert callbacks.on_notice and callbacks.on_step
             callbacks.on_notice(notice)
             callbacks.on_step(1, 2)
+        self.requests.append(request)
+        for step in range(1, 1 if self.notices else request.steps + 1):
+            self.at_step(step)
+            self.steps.append(step)
+            if callbacks.on_step:
+                callbacks.on_step(step, request.steps)
         return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
+
+
+SESSION = cast(gr.Request, SimpleNamespace(session_hash="a page"))
+NAMES = [*(f.name for f in fields(DrawRequest)), "names", "base", "keep_seed", "live", "strength0"]
 
 
 @pytest.fixture
@@ -46,8 +64,9 @@ def draw(home: Home, before: list[str], engine: FakeEngine | None = None, *, liv
     """Draw two pictures as the page does; returns the ids that the next slider move replaces."""
     values = {f.name: f.default for f in fields(DrawRequest)}
     asked = {**values, "prompt": "a fox", "count": 2, "names": "", "base": "", "keep_seed": True}
-    *_, last = studio._draw(home, cast(Engine, engine or FakeEngine()), asked, before, live=live)
-    return last[3]
+    shown = studio.Drawn(tuple(before), live=True)
+    *_, last = studio._draw(home, cast(Engine, engine or FakeEngine()), asked, shown, is_wanted=lambda: True, live=live)
+    return list(last[3].ids)
 
 
 def ids(home: Home) -> set[str]:
@@ -55,7 +74,7 @@ def ids(home: Home) -> set[str]:
 
 
 def test_a_moving_slider_leaves_the_last_pictures_only(home: Home):
-    assert draw(home, [], live=False) == [], "what a press drew is nobody's to replace"
+    draw(home, [], live=False)
     kept = ids(home)
     first = draw(home, [], live=True)
     small = [thumbnail_file(home, id) for id in first]
@@ -89,7 +108,8 @@ def test_what_a_person_should_know_is_shown_while_it_draws_and_stays(home: Home)
     engine.notices = ("It needs more memory.", "The memory ran out.")
     values = {f.name: f.default for f in fields(DrawRequest)}
     asked = {**values, "prompt": "a fox", "names": "", "base": "", "keep_seed": True}
-    labels = [each[0]["label"] for each in studio._draw(home, cast(Engine, engine), asked, [])]
+    shown = studio._draw(home, cast(Engine, engine), asked, studio.Drawn(), is_wanted=lambda: True)
+    labels = [each[0]["label"] for each in shown]
     assert labels == [
         "Getting ready", "Getting ready · It needs more memory.", "Step 1 of 2 · It needs more memory.",
         "Getting ready · It needs more memory. · The memory ran out.",
@@ -105,7 +125,85 @@ def test_a_drawing_that_fails_leaves_the_page_at_rest(home: Home, error: Excepti
     values = {f.name: f.default for f in fields(DrawRequest)}
     asked = {**values, "prompt": "a fox", "names": "", "base": "", "keep_seed": True}
     with pytest.raises(Exception, match=str(error)):
-        shown.extend(studio._draw(home, cast(Engine, engine), asked, []))
+        shown.extend(studio._draw(home, cast(Engine, engine), asked, studio.Drawn(), is_wanted=lambda: True))
     progress = [each[0]["busy"] for each in shown]
     assert (progress[0], progress[-1]) == ("true", "false")
     assert ids(home) == set()
+
+
+def page(home: Home, engine: FakeEngine) -> studio._Events:
+    return studio._Events(home, cast(Engine, engine), NAMES)
+
+
+def values(strength: float = 1.0, **changes: Any) -> list[Any]:
+    """What the page's controls say, in their order."""
+    usual = {f.name: f.default for f in fields(DrawRequest)}
+    said = {**usual, "prompt": "a fox", "count": 2, "names": "", "base": "", "keep_seed": True, "live": True,
+            "strength0": strength, **changes}   # fmt: skip
+    return [said[name] for name in NAMES]
+
+
+def test_stop_ends_a_drawing_between_two_steps_and_leaves_nothing(home: Home):
+    engine = FakeEngine(lambda step: events.wanted.stop(SESSION.session_hash or "") if step == 3 else None)
+    events = page(home, engine)
+    before = draw(home, [], live=False)
+    shown = list(events.draw_now(SESSION, *values(), studio.Drawn(tuple(before)), None, 0.6))
+    assert engine.steps == [1, 2, 3]
+    assert ids(home) == set(before) and not list(home.gallery.glob(".*.png"))
+    assert [picture["id"] for picture in shown[-1][1]["pictures"]] == before, "the unfinished ones are gone again"
+    assert events.stop(SESSION)["busy"] == "false"
+    engine.at_step = lambda _: None
+    *_, last = events.draw_now(SESSION, *values(), studio.Drawn(), None, 0.6)
+    assert len(last[3].ids) == 2, "and the next one is drawn"
+
+
+def test_a_moving_slider_draws_one_small_picture_and_the_set_when_it_rests(home: Home):
+    engine = FakeEngine()
+    events = page(home, engine)
+    events.want(SESSION, True, 0.5)
+    _, preview, *_, last = events.draw_live(SESSION, *values(0.5), studio.Drawn())
+    assert [(request.count, request.steps) for request in engine.requests] == [(1, 6), (2, 20)]
+    assert [picture["id"] for picture in preview[1]["pictures"]] == [""], "nobody finds it in the gallery"
+    assert last[3].live and ids(home) == set(last[3].ids)
+
+
+def test_a_newer_value_ends_the_drawing_of_the_one_before(home: Home):
+    engine = FakeEngine(lambda step: events.want(SESSION, True, 0.7) if step == 2 else None)
+    events = page(home, engine)
+    events.want(SESSION, True, 0.5)
+    assert len(list(events.draw_live(SESSION, *values(0.5), studio.Drawn()))) == 1
+    assert engine.steps == [1, 2] and ids(home) == set()
+    assert len(list(events.draw_live(SESSION, *values(0.5), studio.Drawn()))) == 1, "it is not even begun again"
+    assert engine.steps == [1, 2]
+
+
+def test_a_slider_that_draws_nothing_ends_nothing(home: Home):
+    engine = FakeEngine(lambda _: events.want(SESSION, False, 0.7))
+    events = page(home, engine)
+    *_, last = events.draw_now(SESSION, *values(), studio.Drawn(), None, 0.6)
+    assert len(last[3].ids) == 2
+
+
+def test_pages_wait_for_drawings_of_their_own():
+    wanted = WantedDrawings()
+    assert wanted.wants("a", 1), "a page that never asked waits for anything"
+    wanted.want("a", 1)
+    wanted.want("b", 2)
+    assert (wanted.wants("a", 1), wanted.wants("a", 2), wanted.wants("b", 2)) == (True, False, True)
+    assert wanted.rests("a", 1) and not wanted.wants_soon("a", 2)
+    wanted.stop("a")
+    assert not wanted.wants("a", 1) and not wanted.rests("a", 1)
+
+
+def test_a_drawing_starts_from_what_was_dropped_and_painted_over(tmp_path: Path):
+    Image.new("RGB", (32, 24), "red").save(tmp_path / "a.png")
+    layer = Image.new("RGBA", (32, 24))
+    layer.save(tmp_path / "empty.png")
+    layer.paste((255, 255, 255, 255), (0, 0, 16, 24))
+    layer.save(tmp_path / "half.png")
+    editor = {"background": str(tmp_path / "a.png"), "layers": [str(tmp_path / "empty.png")], "composite": None}
+    assert start_picture(None, 0.5) is None and start_picture({**editor, "background": None}, 0.5) is None
+    whole = start_picture(editor, 0.5)
+    assert whole and (whole.mask, whole.strength, whole.picture.size) == (None, 0.5, (32, 24))
+    part = start_picture({**editor, "layers": [str(tmp_path / "half.png"), None]}, 1.0)
+    assert part and part.mask and [part.mask.getpixel((x, 0)) for x in (15, 16)] == [255, 0]

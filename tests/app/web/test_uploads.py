@@ -161,7 +161,7 @@ def test_reading_shows_in_the_time_of_access(tmp_path: Path) -> None:
 
 
 def test_the_handlers_that_take_files_are_known(handlers: dict[int, list[str]]) -> None:
-    assert sum(map(takes_files, handlers.values())) == 3, "try the new handler's good path too, below"
+    assert sum(map(takes_files, handlers.values())) == 4, "try the new handler's good path too, below"
 
 
 def test_no_handler_takes_a_file_that_was_not_uploaded(
@@ -203,10 +203,14 @@ def test_the_door_beside_the_queue_is_no_way_in(
 def test_what_was_uploaded_is_taken_and_an_export_downloaded(
     web: httpx.Client, home: Home, handlers: dict[int, list[str]]
 ) -> None:
-    drop, opened, bring_in = (handler for handler, kinds in handlers.items() if takes_files(kinds))
+    drop, opened, draw, bring_in = (handler for handler, kinds in handlers.items() if takes_files(kinds))
     told = "a fox\nSteps: 7, Sampler: Euler a, Seed: 5, Size: 64x64, Model: embedded"
     answer = ask(web, opened, [named(upload(web, "drawn.png", png(parameters=told)))])
     assert answer["success"] and answer["output"]["data"][0] == "a fox", answer
+    edited = {"background": named(upload(web, "start.png", png())), "layers": [], "composite": None}
+    nothing = [None] * (len(handlers[draw]) - 3)
+    answer = ask(web, draw, ["", *nothing, edited, 0.6])
+    assert "The prompt is empty" in str(answer["output"]), "the picture was read, and there is nothing to draw from it"
     assert ask(web, drop, [[named(upload(web, "red.png", png()))]])["success"]
     assert [picture.name for picture in load_draft(home).usable] == ["red.png"]
     assert ask(web, bring_in, [[named(upload(web, "fox.safetensors", lora()))], ""])["success"]

@@ -1,0 +1,224 @@
+"""An index of the gallery in SQLite, for search and long lists. It is made from the pictures and can be deleted.
+
+Only names are compared with the folder, and only when it has changed; a picture's file is read once.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from atelier.app.store.gallery import find_picture, read_recipe
+from atelier.app.store.home import Home, HomeError
+from atelier.app.store.picture_marks import read_marks
+
+VERSION = 1
+INDEX_FILE = "gallery.sqlite"
+_BATCH = 200        # pictures between two looks at the clock
+_RECENT = 500       # pictures whose prompts and adapters count as recent
+_TABLES = """
+CREATE TABLE pictures (id TEXT PRIMARY KEY, prompt TEXT NOT NULL, seed INTEGER, words TEXT NOT NULL, damaged INTEGER NOT
+ NULL, starred INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE adapters (name TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (name, id)) WITHOUT ROWID;
+CREATE TABLE boards (name TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (name, id)) WITHOUT ROWID;
+CREATE TABLE seen (what TEXT PRIMARY KEY, state TEXT NOT NULL);
+CREATE INDEX starred ON pictures (id) WHERE starred;
+"""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureQuery:
+    """Which pictures are asked for; what is empty does not matter."""
+
+    text: str = ""         # words that are all in the prompt or in the names of the adapters
+    adapter: str = ""      # drawn with it
+    board: str = ""
+    starred: bool = False
+    since: str = ""        # the first day, as 2026-11-30
+    until: str = ""        # the last day
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedPicture:
+    """What a list shows of a picture."""
+
+    id: str
+    prompt: str
+    seed: int | None
+    starred: bool
+    damaged: bool
+
+
+def update_index(home: Home, seconds: float = 1.0) -> int:
+    """Bring the index up to date, the newest pictures first; returns how many are left when the time is over.
+
+    Raises:
+        HomeError: the index can't be written.
+    """
+    return _with_index(home, lambda db: _update(home, db, time.monotonic() + seconds))
+
+
+def search_pictures(home: Home, query: PictureQuery, before: str = "", limit: int = 60) -> list[IndexedPicture]:
+    """One page of the pictures that fit, newest first: those older than the id ``before``.
+
+    Raises:
+        HomeError: the index can't be read.
+    """
+    where, values = _conditions(query, before)
+    sql = f"SELECT id, prompt, seed, starred, damaged FROM pictures WHERE {where} ORDER BY id DESC LIMIT ?"
+    rows = _with_index(home, lambda db: db.execute(sql, [*values, limit]).fetchall())
+    return [IndexedPicture(*shown, bool(starred), bool(damaged)) for *shown, starred, damaged in rows]
+
+
+def count_pictures(home: Home, query: PictureQuery) -> int:
+    """How many pictures fit.
+
+    Raises:
+        HomeError: the index can't be read.
+    """
+    where, values = _conditions(query, "")
+    sql = f"SELECT count(*) FROM pictures WHERE {where}"
+    return _with_index(home, lambda db: db.execute(sql, values).fetchone()[0])
+
+
+def adapters_in_gallery(home: Home) -> list[str]:
+    """The names of all adapters that pictures were drawn with."""
+    return _column(home, "SELECT DISTINCT name FROM adapters ORDER BY name COLLATE NOCASE")
+
+
+def recent_prompts(home: Home, limit: int = 30) -> list[str]:
+    """The prompts of the newest pictures, each once, newest first."""
+    newest = f"SELECT prompt, id FROM pictures WHERE prompt != '' ORDER BY id DESC LIMIT {_RECENT}"
+    return _column(home, f"SELECT prompt FROM ({newest}) GROUP BY prompt ORDER BY max(id) DESC LIMIT ?", limit)
+
+
+def recent_adapters(home: Home, limit: int = 12) -> list[str]:
+    """The adapters that were drawn with last, each once, the last one first."""
+    return _column(home, "SELECT name FROM adapters WHERE id IN (SELECT id FROM pictures ORDER BY id DESC LIMIT "
+                         f"{_RECENT}) GROUP BY name ORDER BY max(id) DESC LIMIT ?", limit)   # fmt: skip
+
+
+def _column(home: Home, sql: str, *values: Any) -> list[str]:
+    return _with_index(home, lambda db: [row[0] for row in db.execute(sql, values)])
+
+
+def _conditions(query: PictureQuery, before: str) -> tuple[str, list[Any]]:
+    """What a row must fulfil in SQL, and the values in it."""
+    parts: list[tuple[str, Any]] = [("instr(words, ?)", word) for word in query.text.casefold().split()]
+    given = {
+        "id < ?": before, "id IN (SELECT id FROM adapters WHERE name = ?)": query.adapter,
+        "id IN (SELECT id FROM boards WHERE name = ?)": query.board, "id >= ?": query.since.replace("-", ""),
+        # Ids begin with the day; this sign is above all that can follow.
+        "id <= ?": query.until.replace("-", "") + "~" if query.until else "",
+    }   # fmt: skip
+    parts += [(condition, value) for condition, value in given.items() if value]
+    every = ["1", *(condition for condition, _ in parts), *(["starred"] if query.starred else [])]
+    return " AND ".join(every), [value for _, value in parts]
+
+
+def _update(home: Home, db: sqlite3.Connection, end: float) -> int:
+    state = str(home.gallery.stat().st_mtime_ns)
+    marks = _modified(home)
+    if _seen(db, "gallery") != state:
+        missing = _compare_names(home, db)
+        for first in range(0, len(missing), _BATCH):
+            if first and time.monotonic() > end:
+                return len(missing) - first
+            _add(home, db, missing[first : first + _BATCH])
+        _see(db, "gallery", state)
+    if _seen(db, "marks") != marks:
+        _take_marks(home, db)
+        _see(db, "marks", marks)
+    return 0
+
+
+def _compare_names(home: Home, db: sqlite3.Connection) -> list[str]:
+    """Forget pictures that are gone; returns the ids of new ones, newest first."""
+    with os.scandir(home.gallery) as entries:
+        there = {entry.name[:-4] for entry in entries if entry.name.endswith(".png")}
+    known = {row[0] for row in db.execute("SELECT id FROM pictures")}
+    with db:
+        for table in ("pictures", "adapters"):
+            db.executemany(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in known - there])
+    return sorted(there - known, reverse=True)
+
+
+def _add(home: Home, db: sqlite3.Connection, ids: Sequence[str]) -> None:
+    stars = read_marks(home).stars
+    with db:
+        for id in ids:
+            try:
+                picture = find_picture(home, id, with_damaged=True)
+            except HomeError:   # another file that lies there
+                continue
+            recipe = read_recipe(picture.path) or {}
+            names = _adapter_names(recipe)
+            prompt, seed = str(recipe.get("prompt", "")), recipe.get("seed")
+            db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?)", (
+                id, prompt, seed if isinstance(seed, int) and abs(seed) < 2**63 else None,
+                " ".join([prompt, *names]).casefold(), picture.damaged, id in stars))   # fmt: skip
+            db.executemany("INSERT OR REPLACE INTO adapters VALUES (?, ?)", [(name, id) for name in names])
+
+
+def _adapter_names(recipe: dict[str, Any]) -> list[str]:
+    parts = recipe.get("adapters")
+    return [str(part["name"]) for part in parts if isinstance(part, dict) and "name" in part] if isinstance(
+        parts, list) else []   # fmt: skip
+
+
+def _take_marks(home: Home, db: sqlite3.Connection) -> None:
+    marks = read_marks(home)
+    on_boards = [(name, id) for name, ids in marks.boards.items() for id in ids]
+    with db:
+        db.execute("UPDATE pictures SET starred = 0 WHERE starred")
+        db.executemany("UPDATE pictures SET starred = 1 WHERE id = ?", [(id,) for id in marks.stars])
+        db.execute("DELETE FROM boards")
+        db.executemany("INSERT INTO boards VALUES (?, ?)", on_boards)
+
+
+def _modified(home: Home) -> str:
+    try:
+        return str(home.picture_marks.stat().st_mtime_ns)
+    except OSError:
+        return ""
+
+
+def _seen(db: sqlite3.Connection, what: str) -> str:
+    row = db.execute("SELECT state FROM seen WHERE what = ?", (what,)).fetchone()
+    return row[0] if row else ""
+
+
+def _see(db: sqlite3.Connection, what: str, state: str) -> None:
+    with db:
+        db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", (what, state))
+
+
+def _with_index(home: Home, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Do something with the index; one that is damaged or of another version is made again."""
+    try:
+        with _open(home) as db:
+            return work(db)
+    except sqlite3.OperationalError as error:
+        raise HomeError(f"The index of the gallery can't be used ({error}). If the disk is not full, delete "
+                        f"{home.state / INDEX_FILE}; it is made again.") from error   # fmt: skip
+    except sqlite3.DatabaseError:
+        (home.state / INDEX_FILE).unlink(missing_ok=True)
+        with _open(home) as db:
+            return work(db)
+
+
+@contextmanager
+def _open(home: Home) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(home.state / INDEX_FILE, timeout=30)) as db:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version != VERSION:
+            for table in ("pictures", "adapters", "boards", "seen"):
+                db.execute(f"DROP TABLE IF EXISTS {table}")
+            db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+        yield db
