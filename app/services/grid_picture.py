@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from atelier.app.services.grid import Cell, Grid
 from atelier.app.store.gallery import find_picture
-from atelier.app.store.home import Home, HomeError
+from atelier.app.store.home import Home, HomeError, explain_write_errors, write_home_file
 from atelier.app.text import grid as words
 
 SIDE = 256          # of a cell at most, pixels
@@ -39,6 +43,22 @@ def labelled_picture(home: Home, grid: Grid) -> Image.Image:
                 values = (x_value, y_value, block)[: len(grid.axes)]
                 picture.paste(_cell_picture(home, cells.get(values)), (x, y))
     return picture
+
+
+def write_labelled_picture(home: Home, grid: Grid) -> Path:
+    """Write the labelled picture of a grid, with the grid as JSON inside; returns the file.
+
+    Raises:
+        HomeError: it can't be written.
+    """
+    chunks, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    chunks.add_itxt("atelier-grid", json.dumps(asdict(grid), ensure_ascii=False))
+    labelled_picture(home, grid).save(buffer, "PNG", pnginfo=chunks)
+    path = home.state / "exports" / f"grid-{grid.id}.png"
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_home_file(path, buffer.getvalue())
+    return path
 
 
 def _cell_picture(home: Home, cell: Cell | None) -> Image.Image:

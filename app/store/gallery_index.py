@@ -158,7 +158,7 @@ def _add(home: Home, db: sqlite3.Connection, ids: Sequence[str]) -> None:
             except HomeError:   # another file that lies there
                 continue
             recipe = read_recipe(picture.path) or {}
-            names = _adapter_names(recipe)
+            names = recipe_adapters(recipe)
             prompt, seed = str(recipe.get("prompt", "")), recipe.get("seed")
             db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?)", (
                 id, prompt, seed if isinstance(seed, int) and abs(seed) < 2**63 else None,
@@ -166,7 +166,8 @@ def _add(home: Home, db: sqlite3.Connection, ids: Sequence[str]) -> None:
             db.executemany("INSERT OR REPLACE INTO adapters VALUES (?, ?)", [(name, id) for name in names])
 
 
-def _adapter_names(recipe: dict[str, Any]) -> list[str]:
+def recipe_adapters(recipe: dict[str, Any]) -> list[str]:
+    """The names of the adapters in a recipe, which may be anything."""
     parts = recipe.get("adapters")
     return [str(part["name"]) for part in parts if isinstance(part, dict) and "name" in part] if isinstance(
         parts, list) else []   # fmt: skip

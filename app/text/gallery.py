@@ -17,6 +17,7 @@ CLOSE, PREVIOUS, NEXT = "Close", "Previous picture", "Next picture"
 STAR, UNSTAR = "Star", "Remove the star"
 
 SEARCH = "Search prompts and adapters"
+SEARCH_HINT = "fox snow"
 ADAPTER, BOARD, ANY = "Adapter", "Board", "Any"
 STARRED = "Starred"
 SINCE, UNTIL = "From", "To"

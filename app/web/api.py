@@ -17,11 +17,14 @@ from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
 from atelier.app.jobs.jobs import cancel, find_run, list_runs, resume, run_status
 from atelier.app.services.draw import DrawJob, Progress, draw_to_gallery
 from atelier.app.services.engine import Engine
+from atelier.app.services.grid import draw_grid, new_grid, parse_axis, read_grid
+from atelier.app.services.grid_picture import write_labelled_picture
 from atelier.app.services.import_child import import_files
 from atelier.app.services.import_export import export_adapters
 from atelier.app.services.like_picture import job_like
 from atelier.app.services.train import start_training
-from atelier.app.store.gallery import find_picture, gallery_page, read_recipe, trash_picture
+from atelier.app.store.gallery import find_picture, read_recipe, trash_picture
+from atelier.app.store.gallery_index import PictureQuery, search_pictures, update_index
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, delete_adapter, find_adapter, list_adapters
 from atelier.app.store.mixes import MixEntry
@@ -41,9 +44,9 @@ MAX_LISTED = 500   # adapters or pictures in one answer
 _AT_ONCE: dict[str, Any] = {"queue": False}
 _IN_TURN: dict[str, Any] = {"concurrency_limit": 4}
 ENDPOINTS: dict[str, dict[str, Any]] = {
-    "draw": _IN_TURN, "settings_of": _IN_TURN, "train": _IN_TURN, "jobs": _AT_ONCE, "job": _AT_ONCE,
+    "draw": _IN_TURN, "grid": _IN_TURN, "settings_of": _IN_TURN, "train": _IN_TURN, "jobs": _AT_ONCE, "job": _AT_ONCE,
     "control_job": _AT_ONCE, "adapters": _AT_ONCE, "find": _IN_TURN, "export": _IN_TURN, "import_adapter": _IN_TURN,
-    "delete_adapter": _AT_ONCE, "pictures": _AT_ONCE, "picture": _AT_ONCE, "delete_picture": _AT_ONCE,
+    "delete_adapter": _AT_ONCE, "pictures": _IN_TURN, "picture": _AT_ONCE, "delete_picture": _AT_ONCE,
 }   # fmt: skip
 """Every endpoint, and how Gradio runs it. Whatever else a page does is private to it."""
 COMMANDS = ("pause", "continue", "stop", "save", "cancel", "resume")
@@ -83,6 +86,24 @@ class Endpoints:
                         yield {"step": step, "of": of}
                     case list():
                         yield {"pictures": [self.picture(picture.id) for picture in event], "notices": notices}
+
+    def grid(self, picture: str, axes: dict[str, str], adapter: str = "") -> Iterator[dict[str, Any]]:
+        """Draw a picture of the gallery again while settings change. Yields {done, of}, at the end {id, cells, file}.
+
+        picture: its id. axes: one to three settings with values, such as {"strength": "0, 0.5, 1", "seed": "1, 2"}.
+        adapter: whose strength changes; empty for the first one's. file: all cells with labels.
+        """
+        with show_errors(as_page=False):
+            given = _table("axes", axes, "{'strength': '0, 0.5, 1', 'seed': '1, 2'}")
+            whose = _text("adapter", adapter)
+            chosen = [parse_axis(kind, _text(kind, values), whose) for kind, values in given.items()]
+            grid = new_grid(self.home, _text("picture", picture), chosen)
+            for done, _ in enumerate(draw_grid(self.home, self.engine, grid.id), start=1):
+                yield {"done": done, "of": len(grid.cells)}
+            grid = read_grid(self.home, grid.id)
+            cells = [{"values": list(cell.values), "picture": cell.picture, "problem": cell.problem}
+                     for cell in grid.cells]   # fmt: skip
+            yield {"id": grid.id, "cells": cells, "file": _offered(write_labelled_picture(self.home, grid))}
 
     def settings_of(self, picture: dict[str, Any]) -> dict[str, Any]:
         """How a picture was drawn, by Atelier or another tool, as the arguments of /draw, and notes on what is missing.
@@ -180,14 +201,19 @@ class Endpoints:
         with show_errors(as_page=False):
             return delete_adapter(self.home, _text("name", name)).name
 
-    def pictures(self, limit: int = 60, before: str = "") -> list[dict[str, Any]]:
-        """Pictures of the gallery, newest first: {id, created, prompt, seed}. before: only those older than this id."""
+    def pictures(
+        self, search: str = "", limit: int = 60, before: str = "", starred: bool = False, board: str = ""
+    ) -> list[dict[str, Any]]:
+        """Pictures of the gallery, newest first: {id, prompt, seed, starred}.
+
+        search: words in prompts and names of adapters. before: only those older than this id, to go on from there.
+        """
         with show_errors(as_page=False):
             most = min(MAX_LISTED, max(0, int(_number("limit", limit))))
-            page = gallery_page(self.home, _text("before", before) or None, most)
-            recipes = [(picture, read_recipe(picture.path) or {}) for picture in page]
-            return [{"id": picture.id, "created": picture.created.isoformat(timespec="seconds"),
-                     "prompt": recipe.get("prompt", ""), "seed": recipe.get("seed")} for picture, recipe in recipes]
+            query = PictureQuery(text=_text("search", search), starred=starred is True, board=_text("board", board))
+            update_index(self.home, seconds=10.0)
+            return [{"id": each.id, "prompt": each.prompt, "seed": each.seed, "starred": each.starred}
+                    for each in search_pictures(self.home, query, _text("before", before), most)]
 
     def picture(self, id: str) -> dict[str, Any]:
         """A picture of the gallery: {id, file, recipe}. The file holds the recipe too."""

@@ -1,4 +1,4 @@
-// The list grows at its end as it is scrolled: each page is asked for once, and nothing is sent again.
+// The template has the first page. The list grows at its end as it is scrolled: nothing is sent a second time.
 const make = (tag, values = {}, data = {}) => {
   const made = Object.assign(document.createElement(tag), values);
   Object.assign(made.dataset, data);
@@ -41,14 +41,14 @@ let watched = null;
 const observer = new IntersectionObserver(entries => entries[0].isIntersecting && page(), { rootMargin: '400px' });
 const restart = () => {
   if (!list() || !list().dataset.query) return;
+  const first = [...list().querySelectorAll('[data-action="open"]')];
   query = list().dataset.query;
-  after = ''; over = false; run += 1;
-  list().replaceChildren();
+  after = first.length ? first[first.length - 1].dataset.id : '';
+  over = first.length < 60; run += 1;
   end().replaceChildren();
-  chosen.clear();
-  tell();
+  document.dispatchEvent(new CustomEvent('gallery-clear'));
   if (watched !== end()) { observer.disconnect(); watched = end(); observer.observe(watched); }
-  page();
+  if (!over && end().getBoundingClientRect().top < innerHeight + 400) page();
 };
 element.addEventListener('change', event => {
   if (!event.target.matches('.pick')) return;

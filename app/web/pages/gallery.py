@@ -64,7 +64,8 @@ def build(demo: gr.Blocks, home: Home) -> None:
     loaded = demo.load(events.on_load, None, [*show, details], **UNQUEUED)
     loaded.then(events.read_the_rest, filters, pictures, **_QUIET)
     gr.on([each.change for each in filters], events.search, filters, pictures, trigger_mode="always_last", **UNQUEUED)
-    gr.on([pictures.action, details.action], events.act, filters, [pictures, details, undo, trashed], **UNQUEUED)
+    for pressed in (pictures, details):
+        pressed.action(events.act, filters, [pictures, details, undo, trashed], **UNQUEUED)
     chosen = [pictures, undo, trashed, filters[2], compared, pair, packed]
     acted = selection.action(events.act_on_selection, [board_name, *filters], chosen, **_QUIET)
     acted.success(None, None, None, js=press_when_shown("packed-pictures").replace("100)", "8)"))
@@ -75,11 +76,11 @@ def build(demo: gr.Blocks, home: Home) -> None:
 def _filters() -> list[Any]:
     """The search, in the order of :func:`_query`'s values."""
     with gr.Row(elem_classes="gallery-filters"):
-        text = gr.Textbox(label=words.SEARCH, placeholder=words.SEARCH, max_length=200, elem_id="search-pictures",
-                          scale=3)   # fmt: skip
+        text = gr.Textbox(label=words.SEARCH, placeholder=words.SEARCH_HINT, max_length=200, lines=1, max_lines=1,
+                          elem_id="search-pictures", scale=3, min_width=240)   # fmt: skip
         adapter = gr.Dropdown([(words.ANY, "")], value="", label=words.ADAPTER, elem_id="filter-adapter", scale=2)
         board = gr.Dropdown([(words.ANY, "")], value="", label=words.BOARD, elem_id="filter-board", scale=2)
-        since, until = (gr.DateTime(label=label, include_time=False, type="string", elem_id=id, scale=1, min_width=120)
+        since, until = (gr.DateTime(label=label, include_time=False, type="string", elem_id=id, scale=1, min_width=150)
                         for label, id in ((words.SINCE, "since"), (words.UNTIL, "until")))   # fmt: skip
         starred = gr.Checkbox(False, label=words.STARRED, elem_id="only-starred", scale=0, min_width=110)
     return [text, adapter, board, since, until, starred]
@@ -193,7 +194,8 @@ class _Events:
         number = count_pictures(self.home, query)
         return {"query": json.dumps(asdict(query)), "count": words.count(number, still_to_read),
                 "empty": not number and query == PictureQuery(), "no_match": not number and query != PictureQuery(),
-                "number": number, "version": time.monotonic_ns()}   # fmt: skip
+                "number": number, "version": time.monotonic_ns(),
+                "first": [self._tile(each) for each in search_pictures(self.home, query, "", PAGE_SIZE)]}   # fmt: skip
 
     def _tile(self, picture: IndexedPicture) -> dict[str, Any]:
         return {"id": picture.id, "src": self._thumbnail(picture), "starred": picture.starred,

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from PIL import PngImagePlugin
 
 from atelier.app.services.engine import Engine
 from atelier.app.services.grid import MAX_AXES, Cell, Grid, list_grids, new_grid, parse_axis, read_grid, vote
 from atelier.app.services.grid_drawings import GridDrawings
-from atelier.app.services.grid_picture import cell_rows, labelled_picture
+from atelier.app.services.grid_picture import cell_rows, write_labelled_picture
 from atelier.app.services.grid_ranking import next_pair, rank_cells, rank_values
 from atelier.app.store.gallery import find_picture, read_recipe
-from atelier.app.store.home import Home, HomeError, time_of_id, write_home_file
+from atelier.app.store.gallery_index import recipe_adapters
+from atelier.app.store.home import Home, HomeError, time_of_id
 from atelier.app.text import grid as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_shown, show_errors
@@ -112,7 +110,8 @@ class _Events:
             elif action == "continue":
                 self.drawings.start(id)
             elif action == "download":
-                file = gr.DownloadButton(value=self._labelled(read_grid(self.home, id)), visible=True)
+                labelled = write_labelled_picture(self.home, read_grid(self.home, id))
+                file = gr.DownloadButton(value=offer(labelled), visible=True)
         return [*self._state(id), file]
 
     def vote(self, event: gr.EventData, id: str) -> list[Any]:
@@ -172,9 +171,8 @@ class _Events:
         except HomeError:
             return {}
         recipe = (read_recipe(path) or {}) if path else {}
-        parts = recipe.get("adapters", [])
-        return {"src": file_url(path), "prompt": recipe.get("prompt", ""),
-                "adapters": [str(part["name"]) for part in parts]} if path else {}   # fmt: skip
+        return {"src": file_url(path), "prompt": str(recipe.get("prompt", "")),
+                "adapters": recipe_adapters(recipe)} if path else {}   # fmt: skip
 
     def _row(self, grid: Grid) -> dict[str, str]:
         created = time_of_id(grid.id)
@@ -183,13 +181,3 @@ class _Events:
                 "about": " × ".join(words.KINDS[axis.kind] for axis in grid.axes),
                 "date": shared.date_and_time(created.astimezone()) if created else "",
                 "picture": self._cell(drawn[0])["src"] if drawn else ""}   # fmt: skip
-
-    def _labelled(self, grid: Grid) -> str:
-        """Write the grid as one picture, with what it is inside, and offer it."""
-        chunks, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
-        chunks.add_itxt("atelier-grid", json.dumps(asdict(grid), ensure_ascii=False))
-        labelled_picture(self.home, grid).save(buffer, "PNG", pnginfo=chunks)
-        path = self.home.state / "exports" / f"grid-{grid.id}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_home_file(path, buffer.getvalue())
-        return offer(path)

@@ -58,8 +58,8 @@ def test_a_script_draws_into_the_gallery_and_gets_the_files(home: Home, api: End
     assert {each["id"] for each in drawn["pictures"]} == {picture.id for picture in newest}
     offered, = (Path(each["file"]["path"]) for each in drawn["pictures"] if each["id"] == newest[0].id)
     assert offered.read_bytes() == newest[0].path.read_bytes() and offered != newest[0].path
-    assert [each["id"] for each in api.pictures(1)] == [newest[0].id]
-    assert [each["id"] for each in api.pictures(9, before=newest[0].id)] == [newest[1].id]
+    assert [each["id"] for each in api.pictures(limit=1)] == [newest[0].id]
+    assert [each["id"] for each in api.pictures(limit=9, before=newest[0].id)] == [newest[1].id]
     api.delete_picture(newest[0].id)
     assert [picture.id for picture in gallery_page(home)] == [newest[1].id]
 
@@ -77,14 +77,16 @@ def test_a_script_draws_into_the_gallery_and_gets_the_files(home: Home, api: End
     ("job", ("../x",), "does not exist"), ("job", (None,), "id must be a text"),
     ("control_job", ("x", "explode"), "There is no command"), ("control_job", ("x", "cancel"), "does not exist"),
     ("export", ("rex",), "no adapter named"), ("import_adapter", ({"path": "/etc/hostname"},), "not uploaded"),
-    ("find", ("fox", "many"), "a number is needed"), ("pictures", (None,), "a number is needed"),
+    ("find", ("fox", "many"), "a number is needed"), ("pictures", ("", None), "a number is needed"),
+    ("grid", ("x", ["seed"]), "axes must be a table"), ("grid", ("x", {"seed": 1}), "seed must be a text"),
+    ("grid", ("x", {"seed": "1"}), "no longer in the gallery"), ("pictures", (5,), "search must be a text"),
     ("picture", ("../x",), "no longer in the gallery"), ("delete_picture", ("x",), "no longer in the gallery"),
     ("delete_adapter", ("rex",), "no adapter named"), ("adapters", (5,), "search must be a text"),
 ])  # fmt: skip
 def test_what_can_not_be_used_is_said_in_a_sentence(api: Endpoints, name: str, arguments: Any, why: str) -> None:
     with pytest.raises(gr.Error, match=re.escape(why)):
         answer = getattr(api, name)(*arguments)
-        assert name == "draw"
+        assert name in ("draw", "grid")
         list(answer)
 
 
@@ -120,7 +122,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
         body = {"prompt": "a fox", "settings": {"steps": 1}}
         asked = web.post("/gradio_api/call/v2/draw", json=body, headers={"authorization": f"Bearer {key}"})
         assert asked.status_code == 200 and asked.json()["event_id"]
-    assert names["found"]["settings"]["seed"] == 8
+    assert names["again"]["pictures"][0]["recipe"]["seed"] == 8 and len(names["found"]) == 1
     first, second = (Path(names[each]["pictures"][-1]["file"]) for each in ("drawn", "again"))
     assert Image.open(first).tobytes() == Image.open(second).tobytes()
     assert not list(home.adapters.glob("fox*")) and list(home.trash.rglob("*fox.safetensors"))

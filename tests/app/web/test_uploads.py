@@ -208,8 +208,8 @@ def test_what_was_uploaded_is_taken_and_an_export_downloaded(
     answer = ask(web, opened, [named(upload(web, "drawn.png", png(parameters=told)))])
     assert answer["success"] and answer["output"]["data"][0] == "a fox", answer
     edited = {"background": named(upload(web, "start.png", png())), "layers": [], "composite": None}
-    nothing = [None] * (len(handlers[draw]) - 3)
-    answer = ask(web, draw, ["", *nothing, edited, 0.6])
+    others = [1 if kind == "slider" else None for kind in handlers[draw][1:-2]]
+    answer = ask(web, draw, ["", *others, edited, 0.6])
     assert "The prompt is empty" in str(answer["output"]), "the picture was read, and there is nothing to draw from it"
     assert ask(web, drop, [[named(upload(web, "red.png", png()))]])["success"]
     assert [picture.name for picture in load_draft(home).usable] == ["red.png"]

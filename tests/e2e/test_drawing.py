@@ -1,0 +1,215 @@
+"""Drawing in a real browser: mixed by keyboard, stopped, painted over, opened from a foreign file, varied, found again.
+
+The tests of this file share one home, with two adapters that nobody trained, and run in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from e2e.test_journey import ARGUMENTS, PATIENT, Server, Watch, fill, value, visit
+from PIL import Image, PngImagePlugin
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from atelier.adapters.core.targets import find_targets
+from atelier.adapters.formats.adapter_info import AdapterInfo
+from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.kinds.catalog import create_adapters
+from atelier.app.store.gallery import gallery_page, read_recipe
+from atelier.app.store.home import Home, open_home
+from atelier.training.base_models.base_model import load
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    home = open_home(tmp_path_factory.mktemp("drawing") / "home")
+    model = load("embedded")
+    for name in ("one", "two"):
+        adapters = create_adapters("lora", {"rank": 2}, find_targets(model.models(), "attention"))
+        with torch.no_grad():
+            for each in adapters:
+                for parameter in each.parameters():
+                    parameter.normal_(std=0.03)
+        info = AdapterInfo(name=name, trigger=f"zq{name}", subject="fox", base="embedded", family=model.info.family)
+        save_adapter(home.adapters / f"{name}.safetensors", adapters, info.to_metadata())
+    return home
+
+
+@pytest.fixture(scope="module")
+def server(home: Home) -> Iterator[Server]:
+    (home.path.parent / "tmp").mkdir()
+    server = Server(home.path)
+    yield server
+    server.process.terminate()
+    server.process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, base_url=server.url)
+    watch = Watch(context, server.url)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    yield page
+    context.close()
+    watch.check()
+
+
+def newest(home: Home) -> tuple[str, dict]:
+    """The id and the recipe of the picture that was drawn last."""
+    picture = gallery_page(home, limit=1)[0]
+    return picture.id, read_recipe(picture.path) or {}
+
+
+def idle(page: Page) -> None:
+    expect(page.locator(".draw-progress")).to_have_attribute("data-busy", "false", timeout=PATIENT)
+
+
+def test_two_adapters_are_mixed_by_keyboard_alone(page: Page, home: Home) -> None:
+    visit(page, "/studio")
+    page.locator("#count input[type=number]").fill("1")
+    page.keyboard.press("Tab")
+    for name in ("one", "two"):
+        button = page.locator("#adapter-picker").get_by_role("button", name=name, exact=True)
+        button.focus()
+        button.press("Enter")
+        expect(button).to_have_attribute("aria-pressed", "true")
+    slider = page.locator("#strength-1 input[type=range]")
+    slider.focus()
+    for _ in range(6):
+        slider.press("ArrowLeft")
+    expect(page.locator("#drawn-pictures a[download]")).to_have_count(1, timeout=PATIENT)
+    page.wait_for_function("""() => document.querySelector('.draw-progress').dataset.busy === 'false'
+        && !document.querySelector('#drawn-pictures img[data-id=""]')""", timeout=PATIENT)   # fmt: skip
+    _, recipe = newest(home)
+    assert [(part["name"], part["strength"]) for part in recipe["adapters"]] == [("one", 1.0), ("two", 0.7)]
+    assert len(gallery_page(home)) == 1, "what the moving slider drew before is gone, and previews were never kept"
+
+
+def test_a_drawing_is_stopped_between_two_steps(page: Page, home: Home) -> None:
+    before = {picture.id for picture in gallery_page(home)}
+    visit(page, "/studio")
+    fill(page, "prompt", "an emoji of a fox")
+    page.get_by_text("Size, steps and more").click()
+    fill(page, "set-steps", "1000")
+    page.click("#draw")
+    expect(page.locator(".draw-progress [role=status]")).to_contain_text("of 1000", timeout=PATIENT)
+    page.keyboard.press("Escape")
+    expect(page.locator(".draw-progress [role=status]")).to_have_text("Stopped.")
+    idle(page)
+    assert {picture.id for picture in gallery_page(home)} == before
+    fill(page, "set-steps", "2")
+    page.locator("#count input[type=number]").fill("2")
+    page.click("#draw")
+    expect(page.locator("#drawn-pictures a[download]")).to_have_count(2, timeout=PATIENT)
+
+
+def test_what_is_painted_over_is_drawn_anew_and_nothing_else(page: Page, home: Home) -> None:
+    id, recipe = newest(home)
+    visit(page, f"/studio?picture={id}")
+    page.locator("#drawn-pictures [data-action=start]").click()
+    page.get_by_text("Start from a picture").click()
+    canvas = page.locator("#start-picture canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(2500)
+    box = canvas.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.55 * box["width"], box["y"] + box["height"] / 2, steps=8)
+    page.mouse.up()
+    page.locator("#count input[type=number]").fill("1")
+    page.click("#draw")
+    page.wait_for_function("id => ![...document.querySelectorAll('#drawn-pictures img')].some(i => i.dataset.id === id)"
+                           " && document.querySelector('#drawn-pictures a[download]')", arg=id, timeout=PATIENT)
+    idle(page)
+    new, drawn = newest(home)
+    assert drawn["start"]["masked"] and drawn["prompt"] == recipe["prompt"]
+    first, second = (Image.open(home.gallery / f"{name}.png") for name in (id, new))
+    corner = (0, 0, 8, 8)
+    assert first.crop(corner).tobytes() == second.crop(corner).tobytes() and first.tobytes() != second.tobytes()
+
+
+def test_pictures_of_other_tools_are_opened_and_own_ones_drawn_again(page: Page, home: Home, tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", 'a fox <lora:one:0.6> <lora:gone:1>\nNegative prompt: blurry\nSteps: 3, '
+                    'Sampler: Euler a, CFG scale: 4, Seed: 99, Size: 64x64, Model: embedded, Lora hashes: "gone: 0a1b2c3d4e5f"')
+    Image.new("RGB", (64, 64)).save(tmp_path / "foreign.png", pnginfo=chunks)
+    visit(page, "/studio")
+    page.set_input_files("#open-picture input[type=file]", tmp_path / "foreign.png")
+    expect(page.locator("#prompt :is(textarea, input)")).to_have_value("a fox")
+    expect(page.locator(".draw-progress")).to_contain_text("Missing adapter: gone (hash 0a1b2c3d4e5f)")
+    expect(page.locator("#strength-0 input[type=range]")).to_have_value("0.6")
+    assert (value(page, "seed"), value(page, "set-negative")) == ("99", "blurry")
+    id, _ = newest(home)
+    plain = next(picture.id for picture in gallery_page(home) if "start" not in (read_recipe(picture.path) or {}))
+    page.set_input_files("#open-picture input[type=file]", home.gallery / f"{plain}.png")
+    expect(page.locator(".draw-progress")).to_contain_text("settings")
+    page.locator("#count input[type=number]").fill("1")
+    page.click("#draw")
+    page.locator("#drawn-pictures a[download]").first.wait_for(timeout=PATIENT)
+    idle(page)
+    again, _ = newest(home)
+    assert again != id
+    first, second = (Image.open(home.gallery / f"{name}.png").tobytes() for name in (plain, again))
+    assert first == second
+
+
+def test_a_grid_is_drawn_and_voted_on(page: Page, home: Home) -> None:
+    id, _ = newest(home)
+    visit(page, f"/grid?picture={id}")
+    page.locator("#axis-0 input").click()
+    page.get_by_role("option", name="Seed", exact=True).click()
+    fill(page, "values-0", "1..3:3")
+    page.click("#start-grid")
+    page.wait_for_url("**/grid?grid=*")
+    expect(page.locator(".drawing-grid")).to_have_attribute("data-complete", "true", timeout=PATIENT)
+    expect(page.locator(".drawing-grid td img")).to_have_count(3)
+    page.locator(".vote-pair button").first.click()
+    expect(page.locator(".ranking").first.locator("li")).to_have_count(2)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download with labels").click()
+    assert download.value.suggested_filename.startswith("grid-")
+    page.locator(".drawing-grid td a").first.click()
+    page.wait_for_url("**/studio?picture=*")
+    expect(page.locator("#seed input")).to_have_value("1")
+
+
+def test_pictures_are_searched_starred_and_walked_through(page: Page, home: Home) -> None:
+    visit(page, "/gallery")
+    tiles = page.locator("#gallery-pictures [data-action=open]")
+    expect(tiles).to_have_count(len(gallery_page(home)))
+    fill(page, "search-pictures", "no such words")
+    expect(page.get_by_text("No picture fits this search.")).to_be_visible()
+    fill(page, "search-pictures", "FOX")
+    expect(page.get_by_text("No picture fits this search.")).to_have_count(0)
+    tiles.first.click()
+    dialog = page.locator("dialog[open]")
+    shown = dialog.get_attribute("data-id")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(f"dialog[open]:not([data-id='{shown}'])")).to_be_visible()
+    dialog.get_by_role("button", name="Star").click()
+    expect(dialog.get_by_role("button", name="Remove the star")).to_be_visible()
+    starred = dialog.get_attribute("data-id")
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    page.locator("#only-starred input").check()
+    expect(tiles).to_have_count(1)
+    expect(tiles).to_have_attribute("data-id", starred or "")
+    page.locator("#gallery-pictures .pick").check(force=True)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as ZIP").click()
+    assert download.value.suggested_filename.endswith(".zip")
