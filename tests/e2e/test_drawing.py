@@ -146,7 +146,8 @@ def test_what_is_painted_over_is_drawn_anew_and_nothing_else(page: Page, home: H
 def test_pictures_of_other_tools_are_opened_and_own_ones_drawn_again(page: Page, home: Home, tmp_path: Path) -> None:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", 'a fox <lora:one:0.6> <lora:gone:1>\nNegative prompt: blurry\nSteps: 3, '
-                    'Sampler: Euler a, CFG scale: 4, Seed: 99, Size: 64x64, Model: embedded, Lora hashes: "gone: 0a1b2c3d4e5f"')
+                    'Sampler: Euler a, CFG scale: 4, Seed: 99, Size: 64x64, Model: embedded, '
+                    'Lora hashes: "gone: 0a1b2c3d4e5f"')   # fmt: skip
     Image.new("RGB", (64, 64)).save(tmp_path / "foreign.png", pnginfo=chunks)
     visit(page, "/studio")
     page.set_input_files("#open-picture input[type=file]", tmp_path / "foreign.png")
