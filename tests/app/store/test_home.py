@@ -25,7 +25,7 @@ from atelier.app.store.home import (
     write_home_file,
 )
 
-FOLDERS = {"datasets", "runs", "adapters", "bases", "gallery", "mixes", "textual_inversions", "trash",
+FOLDERS = {"datasets", "runs", "adapters", "bases", "gallery", "mixes", "grids", "textual_inversions", "trash",
            "state"}   # fmt: skip
 
 
