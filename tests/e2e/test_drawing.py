@@ -74,12 +74,18 @@ def newest(home: Home) -> tuple[str, dict]:
     return picture.id, read_recipe(picture.path) or {}
 
 
+def open_studio(page: Page, query: str = "") -> None:
+    """Open the Studio and wait until it is filled from its address, which sets a seed."""
+    visit(page, f"/studio{query}")
+    expect(page.locator("#seed input")).not_to_have_value("0")
+
+
 def idle(page: Page) -> None:
     expect(page.locator(".draw-progress")).to_have_attribute("data-busy", "false", timeout=PATIENT)
 
 
 def test_two_adapters_are_mixed_by_keyboard_alone(page: Page, home: Home) -> None:
-    visit(page, "/studio")
+    open_studio(page)
     page.locator("#count input[type=number]").fill("1")
     page.keyboard.press("Tab")
     for name in ("one", "two"):
@@ -101,7 +107,7 @@ def test_two_adapters_are_mixed_by_keyboard_alone(page: Page, home: Home) -> Non
 
 def test_a_drawing_is_stopped_between_two_steps(page: Page, home: Home) -> None:
     before = {picture.id for picture in gallery_page(home)}
-    visit(page, "/studio")
+    open_studio(page)
     fill(page, "prompt", "an emoji of a fox")
     page.get_by_text("Size, steps and more").click()
     fill(page, "set-steps", "1000")
@@ -119,7 +125,7 @@ def test_a_drawing_is_stopped_between_two_steps(page: Page, home: Home) -> None:
 
 def test_what_is_painted_over_is_drawn_anew_and_nothing_else(page: Page, home: Home) -> None:
     id, recipe = newest(home)
-    visit(page, f"/studio?picture={id}")
+    open_studio(page, f"?picture={id}")
     page.locator("#drawn-pictures [data-action=start]").click()
     page.get_by_text("Start from a picture").click()
     canvas = page.locator("#start-picture canvas").first
@@ -149,7 +155,7 @@ def test_pictures_of_other_tools_are_opened_and_own_ones_drawn_again(page: Page,
                     'Sampler: Euler a, CFG scale: 4, Seed: 99, Size: 64x64, Model: embedded, '
                     'Lora hashes: "gone: 0a1b2c3d4e5f"')   # fmt: skip
     Image.new("RGB", (64, 64)).save(tmp_path / "foreign.png", pnginfo=chunks)
-    visit(page, "/studio")
+    open_studio(page)
     page.set_input_files("#open-picture input[type=file]", tmp_path / "foreign.png")
     expect(page.locator("#prompt :is(textarea, input)")).to_have_value("a fox")
     expect(page.locator(".draw-progress")).to_contain_text("Missing adapter: gone (hash 0a1b2c3d4e5f)")
