@@ -13,6 +13,7 @@ import gradio as gr
 
 from atelier.adapters.core.parse import parse_json
 from atelier.app.services.draw import picture_recipe, recipe_json
+from atelier.app.services.gallery_zip import zip_pictures
 from atelier.app.store.gallery import GalleryPicture, find_picture, restore_picture, thumbnail_file, trash_picture
 from atelier.app.store.gallery_index import (
     IndexedPicture,
@@ -22,7 +23,6 @@ from atelier.app.store.gallery_index import (
     search_pictures,
     update_index,
 )
-from atelier.app.store.gallery_zip import zip_pictures
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.mixes import mix_from_recipe
 from atelier.app.store.picture_marks import put_on_board, read_marks, set_stars, take_off_board

@@ -1,6 +1,6 @@
 """What waits a person has on the pages that draw: the live slider of the Studio, and a gallery with many pictures.
 
-    python -m benchmarks.studio [--pictures 100000] [--home FOLDER] [--only slider gallery]     writes docs/studio.md
+    python -m benchmarks.pages.studio [--pictures 100000] [--home FOLDER] [--only slider gallery]     writes docs/studio.md
 
 Handlers and services are called as the pages call them; what the network and a browser add is not in these figures.
 """
@@ -53,7 +53,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 def main() -> None:
     """Measure, store the figures and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.studio")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages.studio")
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--home", type=Path, help="make the pictures here and leave them")
     parser.add_argument("--only", nargs="+", choices=("slider", "gallery"), default=("slider", "gallery"))
@@ -78,7 +78,7 @@ def main() -> None:
 def page(figures: dict[str, dict[str, Any]]) -> str:
     """The document: a table for each measurement."""
     titles = {"slider": "Live slider", "gallery": "Gallery"}
-    parts = ["# Waits on the pages that draw\n\nMade by `python -m benchmarks.studio`. Other programs ran on the "
+    parts = ["# Waits on the pages that draw\n\nMade by `python -m benchmarks.pages.studio`. Other programs ran on the "
              "machine:\ncompare processor times, not wall times.\n"]   # fmt: skip
     for name, found in figures.items():
         rows = [f"| {key} | {value:,} |" for key, value in found.items() if key != "machine"]
