@@ -1,7 +1,8 @@
 """What waits a person has on the pages that draw: the live slider of the Studio, and a gallery with many pictures.
 
-    python -m benchmarks.pages.studio [--pictures 100000] [--home FOLDER] [--only slider gallery]     writes docs/studio.md
+    python -m benchmarks.pages.studio [--pictures 100000] [--home FOLDER] [--only slider gallery]
 
+writes docs/studio.md.
 Handlers and services are called as the pages call them; what the network and a browser add is not in these figures.
 """
 

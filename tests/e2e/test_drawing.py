@@ -23,6 +23,7 @@ from atelier.app.store.home import Home, open_home
 from atelier.training.base_models.base_model import load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+expect.set_options(timeout=60_000)   # milliseconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,7 @@ def test_pictures_of_other_tools_are_opened_and_own_ones_drawn_again(page: Page,
                     'Lora hashes: "gone: 0a1b2c3d4e5f"')   # fmt: skip
     Image.new("RGB", (64, 64)).save(tmp_path / "foreign.png", pnginfo=chunks)
     open_studio(page)
+    page.get_by_text("Size, steps and more").click()
     page.set_input_files("#open-picture input[type=file]", tmp_path / "foreign.png")
     expect(page.locator("#prompt :is(textarea, input)")).to_have_value("a fox")
     expect(page.locator(".draw-progress")).to_contain_text("Missing adapter: gone (hash 0a1b2c3d4e5f)")
