@@ -170,6 +170,7 @@ def build(options: argparse.Namespace) -> None:
     parts.text_encoder.to(options.device).train()
     if options.device == "cpu":
         parts.unet.set_attn_processor(AttnProcessor())  # a third faster than the fused one at this size
+        parts.text_encoder.set_attn_implementation("eager")  # likewise; captions are short
     modules = {"unet": parts.unet, "text_encoder": parts.text_encoder}
     trainer = EmaTrainer(modules, decay=options.decay, weight_decay=0.01)
     if (run / "checkpoint.pt").exists():

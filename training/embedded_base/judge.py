@@ -8,7 +8,7 @@ it; training an adapter must not, or the number would measure how well the judge
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +83,13 @@ class Prediction:
 class Judge:
     """The trained classifier with the names of its classes."""
 
-    def __init__(self, network: Network, object_names: Sequence[str], style_names: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, object_names: Sequence[str], style_names: Sequence[str]) -> None:
         self.network = network.eval()
         self.object_names = tuple(object_names)
         self.style_names = tuple(style_names)
 
     @classmethod
-    def load(cls, path: Path = WEIGHTS) -> Judge:
+    def load(cls, path: Path = WEIGHTS, network_class: Callable[[int, int], nn.Module] = Network) -> Judge:
         """Read the shipped weights; a missing file is a FileNotFoundError that says how to make it."""
         if not path.exists():
             raise FileNotFoundError(
@@ -98,7 +98,7 @@ class Judge:
         with safe_open(path, framework="pt") as file:
             names = {key: json.loads(value) for key, value in file.metadata().items()}
             weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
-        network = Network(len(names["objects"]), len(names["styles"]))
+        network = network_class(len(names["objects"]), len(names["styles"]))
         network.load_state_dict(weights, strict=False)  # BatchNorm's step counters are not kept
         return cls(network, names["objects"], names["styles"])
 

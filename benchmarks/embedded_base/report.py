@@ -1,0 +1,144 @@
+"""Base models side by side, in measures that agree with the eye: the same prompts, the same seeds.
+
+    python -m benchmarks.embedded_base.report --base old=assets/base new=build/base/v3/pipeline [--concepts 40]
+
+Every object is drawn in the styles that both know with four seeds, twice on white and twice on a colour. Reported
+together: object and style by the judge and by the second judge, the background, the distance to the nearest true
+picture, and sharpness against it. Writes report.json, table.md, a sheet of each base (first seed, no choosing) and a
+sheet of 64 drawings of all bases without labels (`benchmarks/support/blind_sheet.py` counts those that you would show).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from PIL import Image
+
+from atelier.training.embedded_base.gradient_judge import gradient_judge
+from atelier.training.embedded_base.ground_truth import TruthDistance, truth_distance
+from atelier.training.embedded_base.judge import Judge, background_colour, pixels_of
+from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
+from atelier.training.embedded_base.views import colour, premultiplied
+from benchmarks.base_quality import Task, contact_sheet, draw, tasks
+from benchmarks.support.blind_sheet import write_blind_sheet
+from benchmarks.support.machine import describe_machine, in_words
+
+STYLES = ("3d", "flat")
+COLUMNS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What one drawing, or the mean of many, was worth; shares and distances as `TruthDistance` has them."""
+
+    object: float
+    style: float
+    second_object: float
+    second_style: float
+    background: float
+    ssim: float
+    pixels: float
+    edges: float
+    sharpness: float
+
+
+def named(judge: Judge, asked: Sequence[Task], pictures: Sequence[Image.Image]) -> list[tuple[bool, bool]]:
+    """For each drawing: is the object, is the style what the judge names first?"""
+    found = judge.classify(pictures)
+    objects = [judge.object_names[index] for index in found.objects.argmax(1).tolist()]
+    styles = [judge.style_names[index] for index in found.styles.argmax(1).tolist()]
+    return [
+        (thing == task.concept, style == task.style) for task, thing, style in zip(asked, objects, styles, strict=True)
+    ]
+
+
+def distance(task: Task, picture: Image.Image, truth: EmojiPictures) -> TruthDistance:
+    """From a drawing to the true picture of what was asked for."""
+    row, column = truth.styles.index(task.style), truth.indices([task.concept])[0]
+    true_picture = premultiplied(truth.rgba[row, column][None])[0]
+    return truth_distance(pixels_of(picture), true_picture, colour(task.background))
+
+
+def score(asked: Sequence[Task], pictures: Sequence[Image.Image], truth: EmojiPictures) -> list[Scores]:
+    """Everything about every drawing."""
+    first, second = (named(judge, asked, pictures) for judge in (Judge.load(), gradient_judge()))
+    scores = []
+    for task, picture, one, other in zip(asked, pictures, first, second, strict=True):
+        far = distance(task, picture, truth)
+        background = background_colour(picture) == task.background
+        scores.append(Scores(*map(float, (*one, *other, background, far.ssim, far.pixels, far.edges, far.sharpness))))
+    return scores
+
+
+def summary(scores: Sequence[Scores]) -> Scores:
+    """Means over the drawings; of sharpness the median, for a drawing may have edges where the truth has none."""
+    rows = [asdict(one) for one in scores]
+    middle = {key: mean(row[key] for row in rows) for key in rows[0]}
+    return Scores(**middle | {"sharpness": median(row["sharpness"] for row in rows)})
+
+
+def table(summaries: Mapping[str, Scores], drawings: int) -> str:
+    """The report for a document."""
+    keys = list(Scores.__dataclass_fields__)
+    lines = [f"{drawings} drawings each. Measured on: {in_words(describe_machine())}.", ""]
+    lines += ["| base | " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
+    for name, one in summaries.items():
+        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in asdict(one).values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def drawings_of(folder: Path, asked: Sequence[Task], batch: int) -> list[Image.Image]:
+    """20 steps at guidance 3 by the pipeline in a folder."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
+    pipeline.to(torch.float32).set_progress_bar_config(disable=True)
+    return draw(pipeline, asked, batch)
+
+
+def main() -> None:
+    """Draw with every base, measure, print the table, write the report."""
+    options = _options()
+    words, truth = read_prompts(), load(options.work)
+    stride = max(1, len(words["concepts"]) // options.concepts) if options.concepts else 1
+    asked = tasks(words | {"styles": list(STYLES)}, words["concepts"][::stride])
+    options.out.mkdir(parents=True, exist_ok=True)
+    drawn = {name: drawings_of(folder, asked, options.batch) for name, folder in options.base}
+    scores = {name: score(asked, pictures, truth) for name, pictures in drawn.items()}
+    summaries = {name: summary(rows) for name, rows in scores.items()}
+    for name, pictures in drawn.items():
+        first_seed = [picture for task, picture in zip(asked, pictures, strict=True) if task.seed == 0]
+        contact_sheet(first_seed, COLUMNS).save(options.out / f"{name}.png", optimize=True)
+    write_blind_sheet(drawn, options.out / "blind")
+    text = table(summaries, len(asked))
+    (options.out / "table.md").write_text(text, encoding="utf-8")
+    rows = {name: [asdict(task) | asdict(one) for task, one in zip(asked, scores[name], strict=True)] for name in drawn}
+    report = {"machine": describe_machine(), "summary": {name: asdict(one) for name, one in summaries.items()}}
+    (options.out / "report.json").write_text(json.dumps(report | {"drawings": rows}, indent=1), encoding="utf-8")
+    print(text)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder with the pictures")
+    parser.add_argument("--base", nargs="+", required=True, type=_named_folder, metavar="NAME=FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("build/report"))
+    parser.add_argument("--concepts", type=int, default=0, help="evenly chosen objects; 0 means all")
+    parser.add_argument("--batch", type=int, default=12)
+    return parser.parse_args()
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER, as in old=assets/base")
+    return name, Path(folder)
+
+
+if __name__ == "__main__":
+    main()
