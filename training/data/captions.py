@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from atelier.training.data.images import looks_like_picture
 
 SUFFIX = ".txt"
 SUFFIXES = (SUFFIX, ".caption", ".cap")   # the first wins where a picture has several
-LISTS = ("metadata.jsonl", "meta_cap.json", "meta_clean.json", "meta_lat.json")
+LISTS = ("metadata.jsonl", "metadata.csv", "meta_cap.json", "meta_clean.json", "meta_lat.json")
 """Files with the captions of many pictures: of Hugging Face's imagefolder, and of kohya's scripts."""
 MAX_BYTES = 10_000      # text encoders read some 75 words; a longer file is no caption
 MAX_LIST_BYTES = 20_000_000
@@ -199,8 +201,8 @@ def _shortened(text: str) -> str:
 def read_caption_list(file: Path) -> dict[str, str]:
     """The captions of a list, by the picture's path in the list, as it stands there.
 
-    ``metadata.jsonl`` has ``{"file_name": …, "text": …}`` on each line; kohya's files are one object of
-    ``{path: {"caption": …, "tags": …}}``.
+    ``metadata.jsonl`` has ``{"file_name": …, "text": …}`` on each line, ``metadata.csv`` columns of these names;
+    kohya's files are one object of ``{path: {"caption": …, "tags": …}}``.
 
     Raises:
         ValueError: it is too long, or can't be read.
@@ -211,9 +213,9 @@ def read_caption_list(file: Path) -> dict[str, str]:
     raw = file.read_bytes()
     try:
         text = raw.decode(_encoding(raw) or "utf-8")
-        entries = _kohya_entries(text) if file.suffix.lower() == ".json" else _jsonl_entries(text)
+        entries = _ENTRIES[file.suffix.lower()](text)
         return {name: caption for name, caption in entries if name and caption}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{file.name} is not used: it is no list of captions that can be read ({error}). Check it, or "
                          "put a text file beside each picture.") from None   # fmt: skip
 
@@ -224,9 +226,17 @@ def _jsonl_entries(text: str) -> Iterable[tuple[str, str]]:
         yield str(entry["file_name"]) if "file_name" in entry else "", _caption_of(entry)
 
 
+def _csv_entries(text: str) -> Iterable[tuple[str, str]]:
+    for row in csv.DictReader(StringIO(text, newline="")):
+        yield row.get("file_name") or "", _caption_of(row)
+
+
 def _kohya_entries(text: str) -> Iterable[tuple[str, str]]:
     for name, entry in json.loads(text).items():
         yield name, _caption_of(entry)
+
+
+_ENTRIES = {".json": _kohya_entries, ".jsonl": _jsonl_entries, ".csv": _csv_entries}
 
 
 def _caption_of(entry: dict[str, Any]) -> str:

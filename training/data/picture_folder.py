@@ -62,6 +62,7 @@ def find_files(folder: Path) -> tuple[list[Path], list[str]]:
             warnings.append(f"The pictures in {each.name} are not used: for prior preservation, the base model draws "
                             "its own.")   # fmt: skip
         elif repeated := _repeat_folders(each):
+            left_out += [inner for one in repeated for inner in _contents(one)[1]]
             found += [file for one in repeated for file in _contents(one)[0] if _is_wanted(file)]
             warnings += [f"{one.name} has 0 repeats, so its pictures are not used." for one in repeated
                          if int(one.name.partition("_")[0]) == 0]   # fmt: skip

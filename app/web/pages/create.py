@@ -55,7 +55,7 @@ from atelier.training.recipes.companions import with_style_caption
 
 _ASKED_ABOVE = ("name", "pictures", "subject")   # asked for above the Expert settings
 # All kinds of picture: those that can't be used are refused in a sentence, where the browser would only say no.
-_DROPPED = ["image", ".heic", ".heif", ".avif", ".jxl", ".txt", ".caption", ".cap", ".json", ".jsonl"]
+_DROPPED = ["image", ".heic", ".heif", ".avif", ".jxl", ".txt", ".caption", ".cap", ".json", ".jsonl", ".csv"]
 # A second drop may come while the first is read.
 _UPLOAD: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
 _ANSWERS = ("what", "subject", "name")

@@ -102,8 +102,14 @@ def test_lists_of_hugging_face_and_of_kohya(tmp_path: Path) -> None:
     assert read_caption_list(kohya) == {"/data/img/a": "rex, grass", "b.png": "rex"}
 
 
+def test_a_table_of_hugging_face(tmp_path: Path) -> None:
+    table = tmp_path / "metadata.csv"
+    table.write_bytes(b'\xef\xbb\xbffile_name,text,label\r\na.png,"rex, asleep",3\r\nimg/b.png,rex\r\n,no picture\r\n')
+    assert read_caption_list(table) == {"a.png": "rex, asleep", "img/b.png": "rex"}
+
+
 @pytest.mark.parametrize("content", [b"{", b"[1]", b'"a"', b"\xff\xfe\x00", b"3", b"[" * 100_000, b'{"a": 1}'])
-@pytest.mark.parametrize("name", ["metadata.jsonl", "meta_cap.json"])
+@pytest.mark.parametrize("name", ["metadata.jsonl", "meta_cap.json", "metadata.csv"])
 def test_a_list_that_is_none_is_a_sentence(tmp_path: Path, name: str, content: bytes) -> None:
     try:
         assert read_caption_list(written(tmp_path / name, content)) == {}

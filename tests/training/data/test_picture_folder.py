@@ -79,3 +79,10 @@ def test_folders_that_are_not_searched_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     pictures, [warning] = found(tmp_path)
     assert list(pictures) == ["a.png"] and "The picture in more is not used" in warning and "10_rex" in warning
+
+
+def test_a_folder_inside_one_of_kohyas_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "3_rex" / "a.png")
+    picture(tmp_path / "3_rex" / "4_more" / "b.png", 1)
+    pictures, [warning] = found(tmp_path)
+    assert list(pictures) == ["a.png"] and "The picture in 4_more is not used" in warning
