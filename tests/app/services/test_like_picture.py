@@ -16,7 +16,7 @@ from atelier.app.services.import_export import import_file
 from atelier.app.services.like_picture import job_like
 from atelier.app.store import model_hashes
 from atelier.app.store.gallery import encode_picture, make_recipe
-from atelier.app.store.home import Home, HomeError, open_home
+from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter
 from atelier.app.store.models import ModelEntry
 from atelier.training.base_models.identify import identify
@@ -24,11 +24,6 @@ from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.sample import DrawRequest
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-
-
-@pytest.fixture
-def home(own_home: Path) -> Home:
-    return open_home(own_home)
 
 
 def adapter(path: Path, seed: int = 0) -> str:

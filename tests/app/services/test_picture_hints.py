@@ -22,17 +22,12 @@ from atelier.app.store.create_draft import (
     set_weight,
 )
 from atelier.app.store.datasets import import_pictures
-from atelier.app.store.home import Home, open_home
+from atelier.app.store.home import Home
 from atelier.app.text import create as words
 from atelier.training.config.train_config import picture_weights, weights_text
 from atelier.training.data import images
 
 LONG = "a fox on a red table beside a green cup in front of a blue wall with a small yellow lamp and a white cat, rex"
-
-
-@pytest.fixture
-def home(own_home: Path) -> Home:
-    return open_home(own_home)
 
 
 def noise(seed: int = 0, side: int = 96) -> Image.Image:

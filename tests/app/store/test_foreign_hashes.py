@@ -15,18 +15,13 @@ from safetensors.torch import save_file
 from atelier.app.services.import_export import export_adapters, import_file
 from atelier.app.store.foreign_hashes import INDEX, hash_elsewhere
 from atelier.app.store.gallery import encode_picture, make_recipe
-from atelier.app.store.home import Home, open_home
+from atelier.app.store.home import Home
 from atelier.app.store.library import AdapterCard, find_adapter
 from atelier.app.store.picture_metadata import NamedAdapter, read_metadata
 from atelier.app.store.sidecars import write_sidecars
 from atelier.training.sampling.sample import DrawRequest
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"
-
-
-@pytest.fixture
-def home(own_home: Path) -> Home:
-    return open_home(own_home)
 
 
 def foreign(path: Path, **metadata: str) -> Path:

@@ -13,7 +13,7 @@ from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.textual_inversion import read_textual_inversions
 from atelier.app.cli.main import main
 from atelier.app.services.import_export import import_any
-from atelier.app.store.home import Home, HomeError, open_home
+from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import list_adapters
 from atelier.app.store.textual_inversions import (
     find_textual_inversion,
@@ -24,11 +24,6 @@ from atelier.app.store.textual_inversions import (
 from atelier.app.web.pages.library import _show as library_page
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"
-
-
-@pytest.fixture
-def home(own_home: Path) -> Home:
-    return open_home(own_home)
 
 
 def random(*shape: int) -> Tensor:
