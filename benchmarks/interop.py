@@ -1,6 +1,6 @@
 """Files between Atelier and other tools, layer by layer, on the topology of every family with its text encoders.
 
-    python -m benchmarks.interop [--kinds lora dora …]      writes docs/interop.md
+    python -m benchmarks.interop [--part read] [--kinds lora dora …]      writes docs/interop.md
 
 The bases are small twins of Stable Diffusion 1, 2 and XL: all layers under their true names, few channels, random
 weights. Errors are ‖ΔW − expected‖ / ‖expected‖ of the worst layer, in float64.
@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -45,24 +48,26 @@ from atelier.training.base_models import single_file
 from benchmarks.support.machine import describe_machine, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "interop.json"
 FAMILIES = families.FAMILIES
 EXPORTED = ("sd1", "sdxl")   # the names of Stable Diffusion 2 are those of 1
 
-KINDS = ("lora", "dora", "oft")
+KINDS = ("lora", "dora", "lokr", "loha", "oft")
 FORMS = ("kohya", "diffusers", "lycoris", "comfyui", "diff")
 Deltas = dict[str, Tensor]
 HEADER = """# Files and the tools that read them
 
 {docstring}
 
-{machine}
-
 ## Files of other libraries, read by Atelier
 
 Each file is written by the library itself with random values, over every layer that the kind takes. `layers` is how
 many of them Atelier uses, of all that the library changes by merging the file into the model; the error is against
 that merge. LyCORIS's files hold the UNet and the text encoders, PEFT's hold one model; those of text encoders are at
-the end. PEFT computes FourierFT in float32 whatever the precision of the model is, which explains its errors.
+the end. PEFT computes FourierFT and the limit of OFT in float32 whatever the precision of the model is, and LyCORIS a
+scalar, which explains their errors.
+
+{machine}
 
 """
 READ = f"| kind | library | {' | '.join(FAMILIES)} |\n|---|---{'|---' * len(FAMILIES)}|\n"
@@ -78,28 +83,51 @@ of its energy or rank 128, whichever comes first; DoRA has its own form in `diff
 lengths of rows by those of the base's rows, which only the form `comfyui` allows for; A1111 and InvokeAI know lengths
 of columns alone, so a DoRA of rows reaches them exactly as `diff`. Of OFT's own form ComfyUI and A1111 read all.
 
+{machine}
+
 """
 
 
 def main() -> None:
     """Measure and write the tables."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--part", nargs="+", default=["read", "written"], choices=["read", "written", "page"])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=_quiet) as pool:
+        if "read" in options.part:
+            results["read"] = {"machine": _machine(), "rows": list(pool.map(import_row, *zip(*_rows(), strict=True)))}
+        if "written" in options.part:
+            parts = {family: [pool.submit(export_rows, family, kind) for kind in options.kinds] for family in EXPORTED}
+            results["written"] = {"machine": _machine(), "rows": {
+                family: [line for part in each for line in part.result()] for family, each in parts.items()}}
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (ROOT / "docs" / "interop.md").write_text(page(results), encoding="utf-8")
+
+
+def page(results: dict[str, Any]) -> str:
+    """The document, from what was measured."""
+    read, written = results["read"], results["written"]
+    readers = ["diffusers", *TOOLS]
+    head = f"| kind | form | rank | {' | '.join(readers)} |\n" + "|---" * (3 + len(readers)) + "|\n"
+    tables = [f"### {family}\n\n{head}" + "\n".join(rows) for family, rows in written["rows"].items()]
+    docstring = " ".join((__doc__ or "").split("docs/interop.md", 1)[1].split())
+    return "".join([HEADER.format(docstring=docstring, machine=read["machine"]), READ, "\n".join(read["rows"]), "\n",
+                    EXPORTS.format(machine=written["machine"]), "\n\n".join(tables), "\n"])   # fmt: skip
+
+
+def _rows() -> list[tuple[str, str, str]]:
+    """Library, kind and component of every file that is read."""
     rows = [("PEFT", kind, "unet") for kind in foreign_files.PEFT]
     rows += [("LyCORIS", kind, "all") for kind in foreign_files.LYCORIS]
-    rows += [("PEFT", kind, "text_encoder") for kind in ("LoRA", "DoRA", "LoKr")]
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=_quiet) as pool:
-        written = {family: [pool.submit(export_rows, family, kind) for kind in options.kinds] for family in EXPORTED}
-        read = list(pool.map(import_row, *zip(*rows, strict=True)))
-        readers = ["diffusers", *TOOLS]
-        head = f"| kind | form | rank | {' | '.join(readers)} |\n" + "|---" * (3 + len(readers)) + "|\n"
-        tables = [f"### {family}\n\n{head}" + "\n".join(line for part in parts for line in part.result())
-                  for family, parts in written.items()]   # fmt: skip
-    docstring = " ".join((__doc__ or "").split("docs/interop.md", 1)[1].split())
-    text = HEADER.format(docstring=docstring, machine=in_words(describe_machine())) + READ + "\n".join(read)
-    (ROOT / "docs" / "interop.md").write_text(f"{text}\n{EXPORTS}{(chr(10) * 2).join(tables)}\n", encoding="utf-8")
+    return [*rows, *(("PEFT", kind, "text_encoder") for kind in ("LoRA", "DoRA", "LoKr"))]
+
+
+def _machine() -> str:
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return in_words(describe_machine() | {"lycoris-lora": version("lycoris-lora"), "commit": commit.stdout.strip()})
 
 
 def _quiet() -> None:

@@ -13,6 +13,7 @@ from atelier.adapters.core.family import SD1, SD2, SDXL
 from atelier.adapters.formats.adapter_info import COMFYUI_LENGTHS_ENTRY
 from atelier.adapters.formats.group_layers import split_key
 from atelier.adapters.formats.layer_parts import algorithm_of
+from atelier.adapters.formats.layer_shapes import weight_shape
 
 YES, PARTLY, NO = "yes", "partly", "no"
 _FORGE_PATIENCE = 12   # unmatched tensors, beyond which Forge drops the whole file
@@ -75,6 +76,14 @@ class _Facts:
         """Whether learned words are in the file."""
         return any(key.startswith("bundle_emb.") for key in self.shapes)
 
+    def scaled_convolution(self) -> bool:
+        """Whether there is an (IA)³ of a convolution."""
+        return any("on_input" in parts and self._is_convolution(name, parts) for name, parts in self.layers.items())
+
+    def _is_convolution(self, name: str, parts: Mapping[str, str]) -> bool:
+        sizes = {part: self.shapes[key] for part, key in parts.items()}
+        return len(weight_shape(name, "IA3", sizes, self.family)) > 2
+
     def passed_over(self) -> str:
         """What the tool does not read of layers that it uses, for a sentence; a full difference has its bias read."""
         return next((what for part, what in _PASSES_OVER[self.tool].items()
@@ -136,6 +145,8 @@ def _a1111(facts: _Facts) -> Verdict:
         return Verdict(NO, "it cuts names at the first dot and silently finds no layer")
     if strange := facts.strange():
         return Verdict(NO, f"it fails on {strange}")
+    if facts.scaled_convolution():
+        return Verdict(PARTLY, "it fails on (IA)³ of convolutions")
     if any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
         return Verdict(NO, "it fails on a normalization layer without a bias")
     lost = [key for key in facts.shapes if _A1111_LOSES[""].match(key)
@@ -160,6 +171,8 @@ def _invoke(facts: _Facts) -> Verdict:
         return Verdict(NO, f"it does not support {strange}")
     if any("w_norm" in parts and "b_norm" not in parts for parts in facts.layers.values()):
         return Verdict(NO, "it needs a bias for every normalization layer")
+    if facts.scaled_convolution():
+        return Verdict(NO, "it fails on (IA)³ of convolutions")
     if any("dora_scale" in parts and "up" not in parts for parts in facts.layers.values()):
         return Verdict(NO, "it fails on DoRA of anything but a LoRA")
     if not any(re.search(r"attn2\.to_[kv]$|^text_encoder.*self_attn", name) for name in facts.layers):

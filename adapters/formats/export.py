@@ -230,7 +230,7 @@ def _whole(
         elif change.bias is not None:
             parts = parts | {"diff_b" if len(change.spec.shape) > 1 else "b_norm": change.bias}
         tensors |= {f"{kohya_name(name, family)}.{ending_of(part)}": value for part, value in parts.items()}
-    if form == "comfyui" and any(key.endswith(".dora_scale") for key in tensors):
+    if form == "comfyui" and any(key.endswith(".dora_scale") and len(value) > 1 for key, value in tensors.items()):
         tensors[COMFYUI_LENGTHS_ENTRY] = torch.ones(1)
     return tensors, tuple(left_out)
 
