@@ -100,6 +100,11 @@ class Home:
         return self.path / "grids"
 
     @property
+    def thumbnails(self) -> Path:
+        """Small pictures of adapters, made from their files when a list first shows them."""
+        return self.state / "thumbnails"
+
+    @property
     def trash(self) -> Path:
         """What was deleted, one folder for each folder that it came from."""
         return self.path / "trash"

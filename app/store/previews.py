@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 import re
 from base64 import b64decode
+from hashlib import sha256
+from pathlib import Path
 
 from PIL import Image
 
+from atelier.app.store.home import Home, explain_write_errors, write_home_file
+
 MAX_PIXELS = 4_000_000
+THUMBNAIL_SIDE = 96   # pixels: in lists of adapters, for screens of high density
 FORMATS = ("PNG", "JPEG", "WEBP")   # what pages show; pictures to train on may be of more
 # Only a small picture made of plain base64 may reach a page.
 _ADDRESS = re.compile(r"data:image/(?:jpeg|png|webp);base64,([A-Za-z0-9+/=]{1,400000})")
@@ -38,6 +43,29 @@ def preview_png(address: str) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def thumbnail_of_preview(home: Home, address: str) -> Path | None:
+    """A small WebP file of a ``data:`` address, at most 96 pixels a side, written once; None if it can't be used.
+
+    Raises:
+        HomeError: it can't be written.
+    """
+    path = home.thumbnails / f"{sha256(address.encode()).hexdigest()[:32]}.webp"
+    if path.is_file():
+        return path
+    whole = preview_png(address)
+    if not whole:
+        return None
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(whole), formats=["PNG"]) as image:
+        small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    small.save(buffer, "WEBP", quality=80)
+    with explain_write_errors(path.parent):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    write_home_file(path, buffer.getvalue())
+    return path
 
 
 def _pixels(text: str) -> int:

@@ -8,6 +8,8 @@ TITLE = "Studio"
 LEAD = "Describe a picture, and set how strongly each adapter acts."
 TRIGGER_WORDS = "Trigger words:"
 ADAPTERS = "Adapters"
+FIND_ADAPTER = "Search names and trigger words"
+NO_ADAPTER_FITS = "No adapter fits this search."
 NEW_SEED = "New"
 KEEP_SEED = "Keep seed"
 COUNT = "Pictures"
@@ -50,6 +52,15 @@ def few_steps(name: str, sampler: str, steps: int, guidance: float) -> str:
     """
     return (f"{name} needs few steps: drawn with the {sampler} sampler, {steps} steps, guidance {guidance:g}. Choose "
             "a sampler to change this.")
+
+
+def more_adapters(count: int) -> str:
+    """Shown below the adapters when there are more.
+
+    >>> more_adapters(9976)
+    '9,976 more: search for one.'
+    """
+    return f"{count:,} more: search for one."
 
 
 def too_many(name: str) -> str:

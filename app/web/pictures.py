@@ -44,9 +44,10 @@ _NOT_SERVED = JSONResponse({"detail": "This file is not served."}, 403)
 
 
 def picture(home: Home, path: str) -> tuple[Path, str] | None:
-    """Find a picture of the gallery or of a run by its path: the file and its media type; None if it is none."""
+    """Find a picture of the gallery, of a run or of an adapter by its path: the file and its media type; else None."""
     given, real = Path(path), _real(path)
-    folder = next((folder for folder in (home.gallery, home.runs) if given.is_relative_to(folder)), None)
+    folders = (home.gallery, home.runs, home.thumbnails)
+    folder = next((folder for folder in folders if given.is_relative_to(folder)), None)
     if real is None or folder is None:
         return None
     inside = given.relative_to(folder)

@@ -132,6 +132,7 @@ def test_what_is_painted_over_is_drawn_anew_and_nothing_else(page: Page, home: H
     canvas = page.locator("#start-picture canvas").first
     canvas.wait_for()
     page.wait_for_timeout(2500)
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     assert box
     page.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + box["height"] / 2)

@@ -27,7 +27,7 @@ from atelier.app.services.like_picture import job_like
 from atelier.app.services.wanted_drawings import WantedDrawings
 from atelier.app.store.gallery import erase_picture, find_picture
 from atelier.app.store.home import Home, HomeError
-from atelier.app.store.library import find_adapter, list_adapters
+from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry
 from atelier.app.store.models import base_choices
 from atelier.app.text import shared
@@ -35,6 +35,7 @@ from atelier.app.text import studio as words
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.settings_form import controls
+from atelier.app.web.pages.studio_picker import adapter_picker
 from atelier.app.web.pages.studio_pictures import (
     Comparison,
     busy,
@@ -97,6 +98,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     changed = [c["names"], c["prompt"], c["base"], *sliders, picker, trigger_words]
     toggled = picker.action(events.toggle, inputs, changed, **UNQUEUED)
     toggled.success(events.want, [c["live"], *sliders], None, **UNQUEUED).then(events.draw_live, **live)
+    c["search"].change(events.find, inputs, picker, trigger_mode="always_last", **UNQUEUED)
     progress.action(events.stop, None, progress, **UNQUEUED)
     trigger_words.action(_add_trigger_word, c["prompt"], c["prompt"], **UNQUEUED)
     new_seed.click(_random_seed, None, c["seed"], **UNQUEUED)
@@ -171,6 +173,11 @@ class _Events:
         """Add the pressed adapter to the drawing, or remove it."""
         return _toggle(self.home, self._settings(values), action_of(event)[1])
 
+    def find(self, *values: Any) -> dict[str, Any]:
+        """Show the adapters that fit the search."""
+        settings = self._settings(values)
+        return adapter_picker(self.home, _names(settings["names"]), settings["search"] or "")
+
     def open_picture(self, path: str | None) -> list[Any]:
         """Take over the settings of a picture that was dropped."""
         return _open_picture(self.home, self.names, path)
@@ -194,7 +201,9 @@ def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Butto
     c["prompt"] = gr.Textbox(label=shared.PROMPT, placeholder=shared.PROMPT_HINT, max_lines=5, max_length=1000,
                              elem_id="prompt")   # fmt: skip
     trigger_words = panel("trigger-words", [])
-    picker = panel("adapter-picker", _picker(home, []))
+    c["search"] = gr.Textbox(label=words.ADAPTERS, placeholder=words.FIND_ADAPTER, max_length=100, max_lines=1,
+                             elem_id="find-adapter")   # fmt: skip
+    picker = panel("adapter-picker", {})
     c["names"] = gr.Textbox(visible=False)
     for i in range(MAX_ADAPTERS):
         c[f"strength{i}"] = gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
@@ -292,21 +301,14 @@ def _toggle(home: Home, settings: dict[str, Any], name: str) -> list[Any]:
     prompt = suggested_prompt(card) if first and not settings["prompt"].strip() else gr.skip()
     base = card.base or EMBEDDED if first else gr.skip()
     sliders = _sliders(names, strengths)
-    return [_SEPARATOR.join(names), prompt, base, *sliders, _picker(home, names), _trigger_words(home, names)]
+    return [_SEPARATOR.join(names), prompt, base, *sliders,
+            adapter_picker(home, names, settings["search"] or ""), _trigger_words(home, names)]
 
 
 def _sliders(names: Sequence[str], strengths: dict[str, float]) -> list[Any]:
     """The sliders: one for each adapter in use, the others hidden."""
     used = [gr.Slider(label=name, value=strengths.get(name, 1.0), visible=True) for name in names]
     return used + [gr.Slider(visible=False)] * (MAX_ADAPTERS - len(names))
-
-
-def _picker(home: Home, names: Sequence[str]) -> dict[str, Any]:
-    return {"cards": [
-        {"name": card.name, "trigger": card.trigger, "picture": card.thumbnail,
-         "pressed": str(card.name in names).lower()}
-        for card in list_adapters(home)
-    ]}   # fmt: skip
 
 
 def _trigger_words(home: Home, names: Sequence[str]) -> list[str]:
@@ -340,7 +342,7 @@ def _on_load(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any
     values["base"] = gr.update(choices=base_choices(home), value=base or EMBEDDED)
     sliders = {f"strength{i}": slider for i, slider in enumerate(_sliders(names, strengths))}
     values |= {"names": _SEPARATOR.join(names), **sliders}
-    return [*values.values(), _picker(home, names), _trigger_words(home, names), results, progress, drawn, draw]
+    return [*values.values(), adapter_picker(home, names), _trigger_words(home, names), results, progress, drawn, draw]
 
 
 def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any]:
@@ -355,4 +357,4 @@ def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any
     sliders = {f"strength{i}": slider for i, slider in enumerate(_sliders(names, strengths))}
     values |= {"names": _SEPARATOR.join(names), **sliders}
     progress = notice_panel(" ".join([*notes, *left_out]) or words.OPENED)
-    return [*(values[key] for key in keys), _picker(home, names), _trigger_words(home, names), progress, None]
+    return [*(values[key] for key in keys), adapter_picker(home, names), _trigger_words(home, names), progress, None]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,9 +19,12 @@ from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.wanted_drawings import WantedDrawings
 from atelier.app.store.gallery import gallery_page, thumbnail_file, trash_picture
 from atelier.app.store.home import Home, open_home
-from atelier.app.web.pages import studio
+from atelier.app.store.library import AdapterCard
+from atelier.app.web.pages import studio, studio_picker
 from atelier.app.web.pages.studio_start import start_picture
+from atelier.app.web.pictures import picture
 from atelier.training.base_models.base_info import BaseError
+from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.decode import NotFiniteError
 from atelier.training.sampling.sample import DrawRequest
 
@@ -51,8 +56,10 @@ class FakeEngine:
         return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
 
 
+PREVIEW = thumbnail(Image.effect_noise((200, 200), 90))
 SESSION = cast(gr.Request, SimpleNamespace(session_hash="a page"))
-NAMES = [*(f.name for f in fields(DrawRequest)), "names", "base", "keep_seed", "live", "strength0"]
+NAMES = [*(f.name for f in fields(DrawRequest)), "names", "base", "keep_seed", "live", "search",
+         "strength0"]   # fmt: skip
 
 
 @pytest.fixture
@@ -139,7 +146,7 @@ def values(strength: float = 1.0, **changes: Any) -> list[Any]:
     """What the page's controls say, in their order."""
     usual = {f.name: f.default for f in fields(DrawRequest)}
     said = {**usual, "prompt": "a fox", "count": 2, "names": "", "base": "", "keep_seed": True, "live": True,
-            "strength0": strength, **changes}   # fmt: skip
+            "search": "", "strength0": strength, **changes}   # fmt: skip
     return [said[name] for name in NAMES]
 
 
@@ -207,3 +214,24 @@ def test_a_drawing_starts_from_what_was_dropped_and_painted_over(tmp_path: Path)
     assert whole and (whole.mask, whole.strength, whole.picture.size) == (None, 0.5, (32, 24))
     part = start_picture({**editor, "layers": [str(tmp_path / "half.png"), None]}, 1.0)
     assert part and part.mask and [part.mask.getpixel((x, 0)) for x in (15, 16)] == [255, 0]
+
+
+def test_ten_thousand_adapters_are_a_short_list_with_a_search(home: Home, monkeypatch: pytest.MonkeyPatch):
+    cards = [adapter_card(f"adapter {number}", PREVIEW if number == 7 else "") for number in range(10_000)]
+    monkeypatch.setattr(studio_picker, "list_adapters", lambda _: cards)
+    monkeypatch.setattr(studio_picker, "recent_adapters", lambda _: ["adapter 9", "gone", "adapter 5000"])
+    shown = studio_picker.adapter_picker(home, ["adapter 77"])
+    assert [card["name"] for card in shown["cards"]][:4] == ["adapter 77", "adapter 9", "adapter 5000", "adapter 0"]
+    assert [card["pressed"] for card in shown["cards"]] == ["true", *["false"] * 24]
+    assert shown["more"] == "9,975 more: search for one." and len(json.dumps(shown)) < 5000
+    found = studio_picker.adapter_picker(home, [], "ADAPTER 7")["cards"]
+    assert found[0]["name"] == "adapter 7" and len(found) == 24
+    [small] = home.thumbnails.iterdir()
+    assert str(small) in found[0]["picture"] and small.stat().st_size < 5000, "noise, which packs worst"
+    assert picture(home, str(small)) == (small, "image/webp")
+    assert studio_picker.adapter_picker(home, [], "no such")["no_match"]
+
+
+def adapter_card(name: str, thumbnail: str) -> AdapterCard:
+    return AdapterCard(name=name, path=Path(), kind="lora", trigger="", subject="", base="", title="", family="",
+                       bytes=0, created=datetime.now(UTC), thumbnail=thumbnail, pictures=0)   # fmt: skip
