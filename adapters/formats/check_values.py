@@ -51,6 +51,12 @@ def find_not_finite(path: Path, header: SafetensorsHeader) -> str:
     return ""
 
 
+def is_zero(path: Path, header: SafetensorsHeader, key: str) -> bool:
+    """Whether all values of a tensor are 0, without torch."""
+    entry = header.tensors[key]
+    return entry.bytes > 0 and not np.any(np.memmap(path, "u1", "r", entry.start, (entry.bytes,)))
+
+
 def number_problem(settings: Mapping[str, Any]) -> str:
     """What is wrong with the settings that multiply an update; empty when all are of ordinary size."""
     factors = {name: value for name, value in settings.items()

@@ -180,6 +180,16 @@ def _notes(layers: Mapping[str, Layer], shapes: Mapping[str, Shape], unknown: li
     return [*notes, *_strength_notes(layers)]
 
 
+def alpha_zero_note(count: int, total: int) -> str:
+    """What to say of layers with alpha 0, which only the values tell.
+
+    >>> alpha_zero_note(1, 1)[:21]
+    '1 of 1 layers: alpha '
+    """
+    return (f"{count} of {total} layers: alpha is 0. LyCORIS and kohya's scripts read that as alpha = rank, and so "
+            "does Atelier. ComfyUI and A1111 turn such layers off.")
+
+
 def _strength_notes(layers: Mapping[str, Layer]) -> list[str]:
     """What is odd about how strong the layers are."""
     scaled = [layer for layer in layers.values() if layer.algorithm in ("LoRA", "LoHa", "GLoRA")]

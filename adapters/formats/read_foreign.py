@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.formats.check_values import LARGEST_RMS, value_problem
-from atelier.adapters.formats.detect import AdapterContents, detect
+from atelier.adapters.formats.detect import AdapterContents, alpha_zero_note, detect
 from atelier.adapters.formats.imported_layers import create_imported
 from atelier.adapters.formats.native import read_tensors
 from atelier.adapters.formats.safetensors_header import FileError
@@ -54,9 +54,7 @@ def _value_notes(layers: dict[Spec, dict[str, Tensor]]) -> list[str]:
     zero = sum("alpha" in parts and not parts["alpha"].any() and "scale" not in parts for parts in layers.values())
     off = sum(any(part in parts and not parts[part].any() for part in ("scale", "scalar")) for parts in layers.values())
     silent = f"{off} of its {len(layers)} layers have strength 0, so they change nothing."
-    said = (f"{zero} of its {len(layers)} layers have alpha 0. LyCORIS and kohya's scripts read that as alpha = rank, "
-            "and so does Atelier. ComfyUI and A1111 turn such layers off.")
-    return [*([said] if zero else []), *([silent] if off else [])]
+    return [*([alpha_zero_note(zero, len(layers))] if zero else []), *([silent] if off else [])]
 
 
 @torch.no_grad()

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.formats.adapter_info import AdapterInfo, is_adapter
-from atelier.adapters.formats.check_values import find_not_finite
-from atelier.adapters.formats.compatibility import check_tools
-from atelier.adapters.formats.detect import AdapterContents, detect
+from atelier.adapters.formats.check_values import find_not_finite, is_zero
+from atelier.adapters.formats.compatibility import NO, PARTLY, Verdict, check_tools
+from atelier.adapters.formats.detect import AdapterContents, alpha_zero_note, detect
 from atelier.adapters.formats.foreign_metadata import find_sampler
 from atelier.adapters.formats.safetensors_header import read_safetensors_header
 from atelier.adapters.textual_inversion import find_words, is_textual_inversion
+
+DAMAGED = Verdict(PARTLY, "it loads the file, but draws black pictures or noise with it")
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
@@ -46,10 +48,16 @@ def _words(path: Path) -> dict[str, Any]:
 def _foreign(path: Path, contents: AdapterContents) -> dict[str, Any]:
     rules = check_tools(contents.shapes, contents.family,
                         comfyui_lengths=contents.comfyui_lengths)   # fmt: skip
-    damaged = find_not_finite(path, read_safetensors_header(path))
+    header = read_safetensors_header(path)
+    damaged = find_not_finite(path, header)
+    if damaged:
+        rules = {tool: verdict if verdict.answer == NO else DAMAGED for tool, verdict in rules.items()}
+    alphas = [layer.keys["alpha"] for layer in contents.layers.values() if "alpha" in layer.keys]
+    off = sum(is_zero(path, header, key) for key in alphas)
     return {
         "file": path.name,
-        "form": ", ".join(f"{name} ({count} layers)" for name, count in contents.algorithms.items()),
+        "form": ", ".join(f"{name} ({count} layer{'s' if count > 1 else ''})"
+                          for name, count in contents.algorithms.items()),
         "family": contents.family,
         "ranks": ", ".join(map(str, contents.ranks[:10])),
         "trigger": contents.trigger,
@@ -59,6 +67,6 @@ def _foreign(path: Path, contents: AdapterContents) -> dict[str, Any]:
         "damaged": f"{damaged} contains NaN or infinity" if damaged else "",
         "loads in": {tool: f"{verdict.answer}{f': {verdict.reason}' if verdict.reason else ''}"
                      for tool, verdict in rules.items()},
-        "notes": " ".join(contents.notes),
+        "notes": " ".join([*contents.notes, *([alpha_zero_note(off, len(contents.layers))] if off else [])]),
         "not used": ", ".join(contents.unknown[:5]),
     }   # fmt: skip

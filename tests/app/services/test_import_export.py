@@ -140,7 +140,7 @@ def test_a_folder_comes_in_and_what_is_no_adapter_says_why(home: Home, tmp_path:
 
 def test_inspect_needs_no_torch(tmp_path: Path, capsys):
     found = inspect_file(foreign(tmp_path / "fox.safetensors"))
-    assert (found["form"], found["family"], found["ranks"]) == ("LoRA (1 layers)", "embedded", "4")
+    assert (found["form"], found["family"], found["ranks"]) == ("LoRA (1 layer)", "embedded", "4")
     assert all(answer == "yes" for answer in found["loads in"].values())
     assert main(["inspect", str(tmp_path / "gone.safetensors")]) == 1
     assert "does not exist" in capsys.readouterr().err
