@@ -35,9 +35,13 @@ def keep_timesteps_on_cpu(sampler: Any) -> Any:
 def skip_timesteps(sampler: Any, skipped: int) -> None:
     """Let a pipeline see only the timesteps after the first ``skipped``; it reads them when it has set them.
 
-    The solver needs all of them again from its first step on: it tells its last step by their number.
+    The solver needs all of them again from its first step on: it tells its last step by their number. It begins after
+    those that are skipped, whatever the pipeline says: that of Stable Diffusion XL tells it to begin with the first.
     """
     set_timesteps, step = sampler.set_timesteps, sampler.step
+    set_begin_index = getattr(sampler, "set_begin_index", None)
+    if set_begin_index is not None:
+        sampler.set_begin_index = lambda *_: set_begin_index(skipped)
 
     @wraps(set_timesteps)   # the pipeline looks at the signatures
     def set_later(*args: Any, **kwargs: Any) -> None:
@@ -45,7 +49,7 @@ def skip_timesteps(sampler: Any, skipped: int) -> None:
         set_timesteps(*args, **kwargs)
         whole = sampler.timesteps
         if hasattr(sampler, "set_begin_index"):
-            sampler.set_begin_index(skipped)
+            sampler.set_begin_index()
         sampler.timesteps = whole[skipped:]
 
         @wraps(step)

@@ -81,3 +81,17 @@ def test_tiles_are_set_and_put_back():
     with vae_tiles(vae, 512, 64):
         assert (vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size) == (True, 512, 64)
     assert (vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size) == before
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_pipeline_does_not_move_a_start_on_the_way(name: str):
+    """That of Stable Diffusion XL tells every scheduler to begin with its first timestep."""
+    scheduler = getattr(diffusers, name)()
+    skip_timesteps(scheduler, 2)
+    scheduler.set_timesteps(6)
+    shown = len(scheduler.timesteps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+        assert scheduler.begin_index == 2
+    scheduler.set_timesteps(6)
+    assert len(scheduler.timesteps) == shown
