@@ -1,11 +1,13 @@
 """Memory that drawing and training need on cards of several sizes, counted: nothing is computed, and no card is needed.
 
     python -m benchmarks.memory_table      benchmarks/results/memory.json and docs/memory.md
+    python -m benchmarks.memory_table --known-models      assets/known_models_memory.json, for the Settings page
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -16,13 +18,15 @@ import torch
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.kinds.catalog import create_adapters
+from atelier.app.services.known_models import known_models
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.device import RESERVE
 from atelier.training.base_models.memory_count import empty_parts
-from atelier.training.config.train_config import TrainConfig, load_preset
+from atelier.training.base_models.precision import AUTO, drawing_dtype
+from atelier.training.config.train_config import TrainConfig, load_preset, preset_names
 from atelier.training.runs import memory_estimate, memory_savings
 from atelier.training.runs.memory_estimate import estimate_memory
-from atelier.training.runs.memory_savings import fit_to_memory
+from atelier.training.runs.memory_savings import fit_to_memory, next_saving
 from atelier.training.sampling import draw_memory
 from atelier.training.sampling.draw_memory import estimate_drawing, plan_drawing
 from atelier.training.sampling.draw_savings import DrawSavings
@@ -32,6 +36,8 @@ from benchmarks.support.machine import describe_machine, in_words
 from benchmarks.support.random_base import family_info
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "memory.json", ROOT / "docs" / "memory.md"
+KNOWN_MODELS = ROOT / "assets" / "known_models_memory.json"
+DEVICES = ("cpu", "mps", "cuda", "xpu")   # as ``app/services/known_models.py`` tells them apart
 FAMILIES, CARDS = ("sd1", "sdxl"), (8, 12, 16, 24)   # GB
 CUDA = torch.device("cuda")
 # Counted the same way before there was a plan for drawing, at commit ce40a96: all parts there at once, float32 decoding
@@ -163,6 +169,49 @@ def table(needs: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     return rows
 
 
+# --- what the Settings page shows of known models --------------------------------------------------------------------
+
+def write_known_models() -> None:
+    """Count all families of known models and write the file."""
+    counts = {}
+    for family in sorted({known.family for known in known_models()}):
+        counts[family] = count_family(family)
+        print(json.dumps({family: counts[family]}), flush=True)
+    KNOWN_MODELS.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+
+
+def count_family(family: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """By device and work: bytes without savings, and with all that help."""
+    return {device: {"draw": _drawings(family, torch.device(device)), "train": _trainings(family, torch.device(device))}
+            for device in DEVICES}   # fmt: skip
+
+
+def _drawings(family: str, device: torch.device) -> tuple[int, int]:
+    """Of one picture; without the bfloat16 of the VAE, which not every card has."""
+    info, dtype = family_info(family), drawing_dtype(AUTO, device)
+
+    def peak(savings: DrawSavings) -> int:
+        """Bytes at most."""
+        return estimate_drawing(info, DrawRequest(), [], dtype, savings).peak
+
+    own = device.type in ("cuda", "xpu")
+    return peak(DrawSavings()), peak(DrawSavings(decode_singly=True, tiles=True, offload=own, mount=True,
+                                                 in_8_bits=True))   # fmt: skip
+
+
+def _trainings(family: str, device: torch.device) -> tuple[int, int]:
+    """Of the usual preset."""
+    preset = load_preset(next(iter(preset_names())), family)
+    plain = TrainConfig.from_dict({**preset, "base": family})
+    last, precision = plain, "fp32" if device.type == "cpu" else "bf16"
+    while (more := next_saving(last, device)) is not None:
+        last = more
+    return (estimate_memory(plain, precision, device=device.type, info=family_info(family)).peak,
+            estimate_memory(last, precision, device=device.type, info=family_info(family)).peak)
+
+
 if __name__ == "__main__":
+    if "--known-models" in sys.argv:
+        sys.exit(write_known_models())
     with patch.object(torch.cuda, "is_bf16_supported", lambda **_: True):
         main()

@@ -237,7 +237,7 @@ LAWS = (
     ("a drawing with every kind, merged and mounted (slow but for DoRA and TLoRA)", "24 × 2", "0",
      "test_no_kind_waits_for_the_device_in_a_step"),
     ("a drawing by every method of fusion", "9", "0", "test_a_fusion_waits_for_the_device_before_its_first_step_alone"),
-    ("a drawing with a compressed base", "1", "0", _RUN_TESTS["on a compressed base"]),
+    ("a drawing with a compressed base (slow)", "1", "0", _RUN_TESTS["on a compressed base"]),
     *((f"a training: {name}", "1", str(count), _RUN_TESTS.get(name, _RUNS)) for name, count in STEP_WAITS.items()),
     ("a training with previews and validation", "1", "", _RUNS),
     ("a training ends in the weights of one on the CPU", "1", "", "test_a_run_there_is_the_run_on_the_cpu"),

@@ -13,7 +13,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -264,9 +263,9 @@ def _models(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from atelier.adapters.core.parse import parse_path
     from atelier.app.cli.download import download_base
-    from atelier.app.cli.reports import known_table, model_table, model_values
+    from atelier.app.cli.reports import known_table, known_values, model_table, model_values
     from atelier.app.cli.tables import sheet
-    from atelier.app.services.known_models import known_models
+    from atelier.app.services.known_models import known_models, memory_needs
     from atelier.app.store.base_settings import base_options
     from atelier.app.store.home import HomeError
     from atelier.app.store.library import list_adapters
@@ -276,8 +275,8 @@ def _models(arguments: Namespace) -> int:
 
     cards = list_adapters(home)
     if arguments.action == "known":
-        known = known_models()
-        return _print_answer(arguments, [asdict(model) for model in known], known_table(known))
+        known = [(model, memory_needs(model)) for model in known_models()]
+        return _print_answer(arguments, known_values(known), known_table(known))
     if not arguments.what:
         raise HomeError(f"`atelier models {arguments.action}` needs a model: add a folder, a file or a hub id.")
     if arguments.action == "scan":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from atelier.adapters.core.byte_size import format_bytes
@@ -16,7 +17,7 @@ from atelier.app.store.textual_inversions import TextualInversionCard
 from atelier.app.text.fusion import NOTHING_FOUND
 
 if TYPE_CHECKING:   # importing it loads torch, which a list of adapters does not need
-    from atelier.app.services.known_models import KnownModel
+    from atelier.app.services.known_models import KnownModel, MemoryNeeds
     from atelier.app.store.search import Proposal
 
 _HEADINGS = ("NAME", "KIND", "TRIGGER", "BASE", "SIZE", "MADE")
@@ -90,10 +91,22 @@ def model_values(model: ModelEntry, cards: Sequence[AdapterCard]) -> dict[str, A
     return {"path": str(model.path), "usable": True, **facts, "adapters": model.fitting_adapters(cards)}
 
 
-def known_table(known: Sequence[KnownModel]) -> str:
-    """Base models that can be downloaded."""
-    rows = [(model.id, family_title(model.family), format_bytes(model.bytes), model.licence) for model in known]
-    return columns([("ID", "MODEL", "DOWNLOAD", "LICENCE"), *rows])
+def known_table(known: Sequence[tuple[KnownModel, MemoryNeeds]]) -> str:
+    """Base models that can be downloaded, and what they need of the memory here."""
+    rows = [(model.id, family_title(model.family), format_bytes(model.bytes), _need(needs.draw, needs.draw_saves),
+             _need(needs.train, needs.train_saves), model.licence) for model, needs in known]   # fmt: skip
+    table = columns([("ID", "MODEL", "DOWNLOAD", "MEMORY TO DRAW", "TO TRAIN", "LICENCE"), *rows])
+    saves = any(needs.draw_saves or needs.train_saves for _, needs in known)
+    return table + ("\n* fits here with memory savings" if saves else "")
+
+
+def _need(count: int, saves: bool) -> str:
+    return f"{format_bytes(count)}{' *' if saves else ''}" if count else "too much"
+
+
+def known_values(known: Sequence[tuple[KnownModel, MemoryNeeds]]) -> list[dict[str, Any]]:
+    """The same in plain values, for ``--json``."""
+    return [{**asdict(model), "memory": asdict(needs)} for model, needs in known]
 
 
 def proposal_table(found: Sequence[Proposal]) -> str:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
-from atelier.adapters.core.family import FAMILIES
+import torch
+
 from atelier.app.text import settings as words
-from atelier.training.base_models.base_info import BaseError, BaseInfo, make_info, read_json
-from atelier.training.base_models.device import best_device
+from atelier.training.base_models.device import RESERVE, best_device, memory
 from atelier.training.base_models.hub import needs_download
-from atelier.training.base_models.precision import AUTO, drawing_dtype
-from atelier.training.base_models.single_file import MODELS
 from atelier.training.config.assets import ASSETS
-from atelier.training.config.train_config import TrainConfig, load_preset, preset_names
-from atelier.training.runs.memory_savings import forecast_memory
-from atelier.training.sampling.draw_memory import plan_drawing
-from atelier.training.sampling.draw_savings import DrawSavings
-from atelier.training.sampling.sample import DrawRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,34 +50,36 @@ def known_model(id: str) -> KnownModel | None:
     return next((known for known in known_models() if known.id == id), None)
 
 
-def memory_needs(known: KnownModel) -> MemoryNeeds:
-    """Count what drawing one picture and training with the usual preset need here; takes seconds the first time."""
-    device, info = best_device(), _info(known)
-    dtype = drawing_dtype(AUTO, device)
-    draw = train = 0
-    draw_saves = train_saves = False
-    try:
-        plan = plan_drawing(info, DrawRequest(), [], dtype, device)
-        draw, draw_saves = plan.needed, plan.savings != DrawSavings()
-    except BaseError:
-        pass   # it does not fit
-    try:
-        preset = load_preset(next(iter(preset_names())), known.family)
-        config = TrainConfig.from_dict({**preset, "base": known.id})
-        precision = "fp32" if device.type == "cpu" else "bf16"
-        forecast = forecast_memory(config, precision, device, info=info)
-        assert forecast is not None
-        train, train_saves = forecast.needed, forecast.config != config
-    except BaseError:
-        pass
+def memory_needs(known: KnownModel, device: torch.device | None = None) -> MemoryNeeds:
+    """What drawing one picture and training with the usual preset need here, of what was counted beforehand.
+
+    The counts are those of ``benchmarks/memory_table.py``: counting takes a minute, too long for a page.
+    """
+    device = device or best_device()
+    counts = _memory_counts()[known.family][_counted_as(device)]
+    usable = (1 - RESERVE) * memory(device)[1]   # whatever others take of it at the moment
+
+    def need(work: str) -> tuple[int, bool]:
+        """Bytes, or 0 where it does not fit at all, and whether it fits only with savings."""
+        plain, least = counts[work]
+        return (plain, plain > usable) if least <= usable else (0, False)
+
+    (draw, draw_saves), (train, train_saves) = need("draw"), need("train")
     return MemoryNeeds(draw, train, draw_saves, train_saves)
 
 
-def _info(known: KnownModel) -> BaseInfo:
-    """What is known of a model before anything of it is here: all of a family have the same layers."""
-    folder = MODELS / known.family
-    unet, vae = (read_json(folder / part / "config.json", known.id) for part in ("unet", "vae"))
-    return make_info(known.id, folder, FAMILIES[known.family], unet, vae, prediction_type="epsilon")
+def _counted_as(device: torch.device) -> str:
+    """The device whose counts hold for this one: what matters is whose memory it is, and whether steps are recorded."""
+    if device.type in ("cuda", "cpu", "mps"):
+        return device.type
+    return "xpu"
+
+
+@cache
+def _memory_counts() -> dict[str, dict[str, dict[str, tuple[int, int]]]]:
+    """By family, device and work: bytes without savings, and with as many as help."""
+    counts: dict[str, Any] = json.loads((ASSETS / "known_models_memory.json").read_text(encoding="utf-8"))
+    return counts
 
 
 def downloadable_titles() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 
-from atelier.app.services.known_models import KnownModel, MemoryNeeds, known_models, memory_needs
+from atelier.app.services.known_models import KnownModel, MemoryNeeds, memory_needs
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.hub import download_model, is_hub_id, needs_download
 from atelier.training.base_models.identify import identify
@@ -36,7 +36,6 @@ class ModelDownloads:
         self._turn, self._lock = threading.Lock(), threading.Lock()
         self._downloads: dict[str, Download] = {}
         self._needs: dict[str, MemoryNeeds] = {}
-        self._counting = False
 
     def start(self, id: str) -> None:
         """Download a model in the background; one that is under way or here already is left alone.
@@ -63,20 +62,11 @@ class ModelDownloads:
         with self._lock:
             return list(self._downloads.values())
 
-    def needs(self, known: KnownModel) -> MemoryNeeds | None:
-        """What a known model needs here; None while it is being counted, which begins when it is first asked."""
-        with self._lock:
-            if not self._counting:
-                self._counting = True
-                threading.Thread(target=self._count).start()   # a daemon would be torn out of torch when Python ends
-            return self._needs.get(known.family)
-
-    def _count(self) -> None:
-        for known in known_models():
-            if known.family not in self._needs and threading.main_thread().is_alive():
-                needs = memory_needs(known)
-                with self._lock:
-                    self._needs[known.family] = needs
+    def needs(self, known: KnownModel) -> MemoryNeeds:
+        """What a known model needs of the memory here."""
+        if known.family not in self._needs:
+            self._needs[known.family] = memory_needs(known)
+        return self._needs[known.family]
 
     def _download(self, id: str) -> None:
         def show(done: int, of: int) -> None:

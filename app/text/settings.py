@@ -36,7 +36,7 @@ KNOWN_HINT = "Downloads go to the Hugging Face cache of this machine. An interru
 HUB_ID = "Another model from the Hugging Face hub"
 HUB_ID_HINT = "Its id, such as owner/model."
 DOWNLOAD_NOW = "Download this base model"
-DOWNLOAD, HERE, COUNTING = "Download", "Downloaded", "estimating its memory …"
+DOWNLOAD, HERE = "Download", "Downloaded"
 KEY_NAME = "Name of the key"
 KEYS_HINT = "Programs sign in with a key instead of the password. Name each key after its program."
 MAKE_KEY = "Create a key"
@@ -90,8 +90,8 @@ def memory_line(draw: int, train: int, draw_saves: bool, train_saves: bool) -> s
 def known_facts(family: str, licence: str, size: int, memory: str) -> str:
     """A well-known model in one line.
 
-    >>> known_facts("Stable Diffusion XL", "MIT", 6_940_000_000, "counting …")
-    'Stable Diffusion XL · MIT · 6.9 GB to download · counting …'
+    >>> known_facts("Stable Diffusion XL", "MIT", 6_940_000_000, "Drawing needs 10.3 GB.")
+    'Stable Diffusion XL · MIT · 6.9 GB to download · Drawing needs 10.3 GB.'
     """
     return f"{family} · {licence} · {format_bytes(size)} to download · {memory}"
 

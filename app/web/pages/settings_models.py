@@ -53,8 +53,7 @@ def _listed(downloads: ModelDownloads) -> dict[str, Any]:
 
 def _known(downloads: ModelDownloads, model: KnownModel, state: Download | None) -> dict[str, Any]:
     needs = downloads.needs(model)
-    memory = words.COUNTING if needs is None else words.memory_line(
-        needs.draw, needs.train, needs.draw_saves, needs.train_saves)   # fmt: skip
+    memory = words.memory_line(needs.draw, needs.train, needs.draw_saves, needs.train_saves)
     facts = words.known_facts(family_title(model.family), model.licence, model.bytes, memory)
     return {**download_row(model.id, model.title, state), "about": model.about, "facts": facts}
 

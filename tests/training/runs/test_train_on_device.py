@@ -103,6 +103,7 @@ def test_a_run_is_resumed_there(config: TrainConfig, device: Pretended, tmp_path
     assert sum(waits.values()) == STEP_WAITS["resumed"], waits
 
 
+@pytest.mark.slow
 def test_a_run_on_a_compressed_base_finishes(
     base: Path, config: TrainConfig, device: Pretended, tmp_path: Path
 ):
