@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MAX_NODES = 3_000   # of a graph; the largest that people share have some hundreds
@@ -62,7 +62,7 @@ class Graph:
                     return self.value([inputs], names[0]), self.value([inputs], names[1])
         return None, None
 
-    def value(self, nodes: list[dict[str, Any]], *names: str) -> Any:
+    def value(self, nodes: Sequence[Mapping[str, Any]], *names: str) -> Any:
         """The first plain value of one of these names; a linked one is looked up in the node it comes from."""
         for inputs in nodes:
             for name in names:
