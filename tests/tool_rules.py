@@ -162,6 +162,9 @@ def a1111(tensors: Tensors, weights: Tensors, family: str = "sd1") -> Deltas | N
         elif "oft_blocks" in parts:
             constraint = parts.get("alpha", torch.tensor(0.0)).item() * weight.shape[0]
             found[name] = _turned(parts["oft_blocks"], constraint, parts.get("rescale"), weight)
+        elif "on_input" in parts:
+            if weight.dim() == 2:   # of a convolution the shapes don't fit, and the layer is passed over
+                found[name] = _scaled(parts, weight)
         else:
             return None   # "could not find a module type"
     return found
@@ -198,6 +201,8 @@ def invoke(tensors: Tensors, weights: Tensors, family: str = "sd1") -> Deltas | 
             found[spelled[layer]] = _dora(update, parts["dora_scale"], weight) if "dora_scale" in parts else update
         elif "diff" in parts:
             found[spelled[layer]] = parts["diff"].double().reshape(weight.shape)
+        elif "on_input" in parts and weight.dim() == 2:
+            found[spelled[layer]] = _scaled(parts, weight)
         else:
             return None
     return found
@@ -235,6 +240,12 @@ def _update(parts: Tensors, weight: Tensor, *, glora: bool = False) -> Tensor | 
         return None
     scale = parts["alpha"].item() / rank if "alpha" in parts and rank else 1.0
     return scale * update.reshape(weight.shape)
+
+
+def _scaled(parts: Tensors, weight: Tensor) -> Tensor:
+    """(IA)³ of a linear layer: its columns scaled, or its rows."""
+    factors = parts["weight"].double()
+    return weight.double() * (factors.reshape(1, -1) if parts["on_input"].item() else factors.reshape(-1, 1))
 
 
 def _half(parts: Tensors, left: str, right: str, core: str) -> Tensor:
