@@ -21,7 +21,7 @@ from processes import forked, until
 from stand_in_child import child_command, starts
 
 from atelier.app.jobs import child_process, worker, worker_process
-from atelier.app.jobs.jobs import list_runs, resume, submit
+from atelier.app.jobs.jobs import list_runs, resume, submit, worker_alive
 from atelier.app.jobs.worker import run_worker
 from atelier.app.jobs.worker_process import worker_for_server
 from atelier.app.store.home import Home, HomeError
@@ -69,6 +69,7 @@ class ProcessKillFigures:
     lost: int = 0        # runs that were submitted and are not done
     doubled: int = 0     # runs that were done twice, or that came out of one submission
     different: int = 0   # results that are not those of an undisturbed run
+    left: int = 0        # workers that their servers have left behind
     faults: list[str] = field(default_factory=list)
 
 
@@ -107,7 +108,7 @@ class _Forked:
     """A forked worker, as a server holds it."""
 
     def __init__(self, home: Home, command: child_process.Command) -> None:
-        self._process = forked(_work, home, command)
+        self._process = forked(_work, home, command, worker_process.describe_server())
         self.pid = self._process.pid
         self.terminate = self._process.terminate
 
@@ -118,8 +119,9 @@ class _Forked:
         self._process.join()
 
 
-def _work(home: Home, command: child_process.Command) -> None:
+def _work(home: Home, command: child_process.Command, server: str) -> None:
     os.setsid()
+    os.environ[worker_process._SERVER] = server
     with suppress(HomeError):   # another one is there
         run_worker(home, command)
 
@@ -132,7 +134,7 @@ def _serve(home: Home, command: child_process.Command) -> None:
         with submitting:
             return _Forked(home, command)
 
-    worker_process._spawn = spawn   # type: ignore[assignment]
+    worker_process._start = spawn   # type: ignore[assignment]
     with worker_for_server(home):
         for number in range(JOBS):
             with submitting:
@@ -177,5 +179,6 @@ def _judge(home: Home, number: int, figures: ProcessKillFigures) -> None:
     figures.trials, figures.runs = figures.trials + 1, figures.runs + len(runs)
     figures.lost, figures.doubled = figures.lost + lost, figures.doubled + doubled
     figures.different += different
-    if lost or doubled or different:
-        figures.faults.append(f"trial {number}: lost {lost}, doubled {doubled}, different {different}")
+    figures.left += (left := worker_alive(home))
+    if lost or doubled or different or left:
+        figures.faults.append(f"trial {number}: lost {lost}, doubled {doubled}, different {different}, left {left}")

@@ -17,6 +17,7 @@ from atelier.app.jobs.gpu_pool import GpuPool, find_gpus
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders, worker_lock
 from atelier.app.jobs.queue import open_queue
 from atelier.app.jobs.queue_file import file_identity, queue_path
+from atelier.app.jobs.worker_process import record_worker
 from atelier.app.store.home import Home, HomeError
 from atelier.training.config.events import Saved
 from atelier.training.config.run_folder import RunFolder
@@ -76,6 +77,7 @@ def _open_alone(home: Home, train: Callable[[RunFolder], None]) -> Iterator[Queu
         _handle(RunFolder(home.runs / id), action, queue, train)
 
     with lock, open_queue(home, handle) as queue:
+        record_worker(home)
         reconcile(home, queue)
         with repeated(ForgottenRuns(home).look, LOOK_SECONDS):
             yield queue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from atelier.app.store.home import Home
 
 RESTART_SECONDS = 10.0   # until a worker that died is missed
 _SECONDS_TO_END = 30.0
+_SERVER = "ATELIER_SERVER"   # says in the environment of a worker which server started it
 
 
 @contextmanager
@@ -68,18 +70,28 @@ def stop_orphaned_worker(home: Home) -> None:
 
 
 def _start(home: Home) -> subprocess.Popen[bytes]:
-    process = _spawn(home)
-    # Process ids are used again, but not with the same start time.
-    worker_and_server = (psutil.Process(process.pid), psutil.Process())
-    record = [[each.pid, each.create_time()] for each in worker_and_server]
-    atomic_write(_record_file(home), json.dumps(record).encode())
-    return process
-
-
-def _spawn(home: Home) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "atelier.app.cli.main", "worker", "--home", str(home.path)]
     with (home.state / "worker.log").open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                                env={**os.environ, _SERVER: describe_server()})   # fmt: skip
+
+
+def describe_server() -> str:
+    """This process, as the worker that it starts is told of it. Process ids are used again, with other start times."""
+    server = psutil.Process()
+    return f"{server.pid} {server.create_time()}"
+
+
+def record_worker(home: Home) -> None:
+    """Write down that this process is the worker, and which server started it; nothing if a person did.
+
+    The worker does so itself, once it holds the lock: a server may be killed before it could, or start a second one.
+    """
+    server, worker = os.environ.pop(_SERVER, "").split(), psutil.Process()
+    if len(server) == 2:
+        record = [[worker.pid, worker.create_time()], [int(server[0]), float(server[1])]]
+        with suppress(OSError):   # a full disk: the worker works all the same
+            atomic_write(_record_file(home), json.dumps(record).encode())
 
 
 def _recorded_processes(home: Home) -> tuple[psutil.Process | None, psutil.Process | None]:

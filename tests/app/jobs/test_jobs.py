@@ -409,7 +409,7 @@ def test_a_worker_that_dies_is_replaced_while_the_server_runs(home, monkeypatch)
     monkeypatch.setattr(worker_process, "RESTART_SECONDS", 0.2)
     record = home.state / "worker.json"
     with worker_for_server(home):
-        until(lambda: worker_alive(home))
+        until(record.exists)
         first = json.loads(record.read_text())[0][0]
         end(first)
         until(lambda: json.loads(record.read_text())[0][0] != first)
@@ -426,6 +426,20 @@ def test_a_run_whose_server_was_killed_before_it_was_queued_is_found(home, start
     (run.path / "finish").touch()
     until(lambda: state(home, run) == "done")
     assert len(starts(run)) == 1
+
+
+def test_a_worker_whose_server_was_killed_while_it_started_is_ended_by_the_next_one(home):
+    """The server had no time to write anything down."""
+    def crash() -> None:
+        worker_process._start(home)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    forked(crash).join()
+    until(lambda: worker_alive(home))
+    until((home.state / "worker.json").exists)
+    with worker_for_server(home):
+        assert worker_alive(home)
+    assert not worker_alive(home)
 
 
 def test_a_server_ends_nobody_elses_worker(home, start_worker):

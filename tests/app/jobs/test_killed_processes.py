@@ -27,6 +27,7 @@ def test_nothing_is_lost_or_doubled_whoever_is_killed(tmp_path: Path, monkeypatc
         run_trial(open_home(folder / "home"), folder, number, KILLS, figures)
     record("Kills of servers, workers and trainings", [{
         "trials": figures.trials, "runs": figures.runs, **{f"{who} killed": n for who, n in figures.kills.items()},
-        "lost": figures.lost, "doubled": figures.doubled, "other results": figures.different}])   # fmt: skip
+        "lost": figures.lost, "doubled": figures.doubled, "other results": figures.different,
+        "workers left behind": figures.left}])   # fmt: skip
     assert figures.faults == []
     assert sum(figures.kills.values()) >= 100

@@ -73,7 +73,7 @@ async def client(
 def test_two_hundred_clients_get_no_error(home: Home) -> None:
     async def all_clients(address: str, handlers: list[int]) -> list[tuple[str, int, float]]:
         limits = httpx.Limits(max_connections=CLIENTS)
-        async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as web:
+        async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as web:
             until = time.monotonic() + SECONDS
             each = [client(web, home, handlers, until, random.Random(number)) for number in range(CLIENTS)]
             return [request for asked in await asyncio.gather(*each) for request in asked]
