@@ -65,7 +65,7 @@ FINDINGS = (
             _run, "if not is_out_of_memory(error) or folder.compression() is not None:", "if True:"),
     Finding("5. the page stays busy after a failure", "it rests again, whatever the failure",
             "app/web/test_studio.py::test_a_drawing_that_fails_leaves_the_page_at_rest",
-            "app/web/pages/studio.py", "            yield [_idle(), skip, skip, skip]\n", ""),
+            "app/web/pages/studio.py", "            yield [idle(), skip, skip, skip]\n", ""),
     Finding("5. the command line shows a traceback", "a sentence and exit code 1, and no file",
             f"{_CLI}::test_a_drawing_that_fails_is_a_sentence_and_no_file",
             "app/cli/main.py", 'if not type(error).__module__.startswith("atelier."):', "if True:"),
