@@ -38,7 +38,7 @@ from atelier.app.services import compress, finished_run
 from atelier.app.store import adapter_health, foreign_hashes, gallery, model_hashes
 from atelier.app.store.api_keys import list_keys
 from atelier.app.store.base_settings import base_options
-from atelier.app.store.create_draft import load_draft
+from atelier.app.store.drafts.create_draft import load_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.mixes import MixEntry, SavedMix, mix_from_recipe, read_mix, save_mix
 from atelier.app.store.picture_metadata import read_metadata, read_texts

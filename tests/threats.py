@@ -304,7 +304,7 @@ THREATS: dict[str, list[Threat]] = {
         Threat("place, camera, comments and prompts inside pictures that are not trained on yet",
                "a draft holds pixels alone, too",
                "app/store/test_create_draft.py::test_a_draft_says_nothing_about_where_its_pictures_are_from",
-               "app/store/create_draft.py", "save_pixels(image, _folder(home) / copy, form)",
+               "app/store/drafts/create_draft.py", "save_pixels(image, _folder(home) / copy, form)",
                "(_folder(home) / copy).write_bytes(file.read_bytes())"),
         Threat("comments that survive being written again", "Pillow's own notes are emptied first",
                "app/store/test_datasets.py::test_pictures_arrive_upright_and_say_nothing_about_where_they_are_from",

@@ -65,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("list", "list your adapters")
     add("show", "show everything about an adapter").add_argument("name", metavar="NAME")
     add("delete", "move an adapter to the trash").add_argument("name", metavar="NAME")
+    add("restore", "put back what was deleted, or list it").add_argument(
+        "name", metavar="NAME", nargs="?", default="", help="what to put back; without it, the trash is listed")
     _add_import(add("import", "import adapter files from other tools"))
     _add_inspect(add("inspect", "show what an adapter file contains, from its header"))
     _add_export(add("export", "export adapters for another tool"))

@@ -259,6 +259,20 @@ def _delete(arguments: Namespace) -> int:
     return _print_answer(arguments, {"trashed": str(trashed)}, f"Moved to the trash: {trashed}")
 
 
+def _restore(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.cli.tables import columns
+    from atelier.app.services.trash import list_trash, restore
+
+    if arguments.name:
+        path = restore(home, arguments.name)
+        return _print_answer(arguments, {"restored": str(path)}, f"Restored: {path}")
+    files = list_trash(home)
+    rows = [(file.name, file.kind, file.deleted.isoformat(" ", "seconds")) for file in files]
+    values = [{"name": name, "kind": kind, "deleted": deleted} for name, kind, deleted in rows]
+    return _print_answer(arguments, values, columns(rows) if rows else "The trash is empty.")
+
+
 def _models(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from atelier.adapters.core.parse import parse_path
@@ -322,7 +336,7 @@ def _doctor(arguments: Namespace) -> int:
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "serve": _serve, "key": _key, "worker": _worker, "train": _train, "jobs": _jobs, "make": _make,
     "compress": _compress, "draw": _draw, "find": _find, "words": _words,
-    "list": _list, "show": _show, "delete": _delete, "models": _models, "doctor": _doctor,
+    "list": _list, "show": _show, "delete": _delete, "restore": _restore, "models": _models, "doctor": _doctor,
     **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip
 

@@ -16,6 +16,7 @@ from atelier.app.store.home import Home, HomeError, explain_write_errors, safe_n
 from atelier.training.data.captions import SUFFIX
 from atelier.training.data.dataset import MAX_PICTURES
 from atelier.training.data.images import SAVED_AS, SUFFIX_OF, PictureError, save_pixels
+from atelier.training.data.masks import mask_name, open_mask
 from atelier.training.data.picture_check import PictureFacts, examine
 from atelier.training.data.picture_folder import PictureFile, read_files
 
@@ -96,9 +97,18 @@ def _copy_all(
             continue
         known[file.path.name if file.path.name not in known else str(file.path)] = facts
         copies[copy.name] = file
+        if file.mask:
+            _copy_mask(file.mask, copy.with_name(mask_name(copy)), facts, warnings)
         if file.text:
             copy.with_suffix(SUFFIX).write_text(file.text, encoding="utf-8")
     return copies, refused, warnings
+
+
+def _copy_mask(mask: Path, copy: Path, facts: PictureFacts, warnings: list[str]) -> None:
+    try:
+        open_mask(mask, facts.size).save(copy)
+    except PictureError as error:
+        warnings.append(f"{error} The whole picture is learned.")
 
 
 def _copy(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from atelier.adapters.core.byte_size import format_bytes
+from atelier.app.text.shared import duration
 
 TITLE = "Train an adapter"
 LEAD = "Add a few pictures of one subject or style. After training, you can draw it in any scene."
@@ -19,6 +22,30 @@ WEIGHT = "How often it is trained on, compared with the others"
 HEAVIER = "Train on it twice as often"
 LIGHTER = "Train on it half as often"
 TRIGGER_FIRST = "Put the trigger word first"
+CLEAR = "Remove all"
+TRY_EXAMPLE = "No pictures at hand? Try an example:"
+CAPTIONS = "Captions, weights and masks"
+TRIGGER_WORD = "trigger word"
+CAPTION_OF = "Caption of"
+EDIT_PICTURE = "Crop or mask"
+MASKED = "Only a part is learned"
+CHANGE_ALL = "Change all captions"
+CAPTION_EDITS = {"replace": "Replace", "front": "Add in front", "end": "Add at the end"}
+FIND = "Text to replace"
+NEW_TEXT = "New text"
+APPLY = "Change all"
+NOTHING_TO_FIND = "Enter the text to replace."
+NO_TEXT_TO_ADD = "Enter the text to add."
+NO_CAPTION_CHANGED = "No caption would change: none of them contains this text."
+EDITOR = "Crop the picture, or paint on it"
+MASK = "What you paint white is"
+MASK_HINT = "Without paint, what is learned stays as it was: at first the whole picture."
+MASK_MEANINGS = {"learn": "learned, the rest is ignored", "ignore": "ignored, the rest is learned",
+                 "whole": "of no effect: the whole picture is learned"}
+SAVE_PICTURE = "Save picture"
+CLOSE_EDITOR = "Close"
+PICTURE_GONE = "This picture is no longer here. Reload the page."
+NOTHING_LEFT = "Everything is painted as ignored, so nothing would be learned. Leave a part of the picture free."
 WHAT = "What is it?"
 WHAT_CHOICES = {"object": "Object", "animal": "Animal", "person": "Person", "style": "Style"}
 CLASS_WORD = "Class word: what it is, in one or two common words"
@@ -28,10 +55,21 @@ NAME = "Name"
 NAME_HINT = "Also the trigger word: use it in prompts to draw the subject."
 USE_NAME = "Use the name instead"
 LENGTH = "How long to train"
-PRESETS = {"quick": "Quick", "normal": "Normal", "thorough": "Thorough"}
+NO_TIME = "The first training on this machine shows how long it takes."
 ESTIMATING = "Estimating how much memory this needs …"
 TRAIN = "Start training"
 EXPERT = "Expert settings"
+FILTER = "Find a setting"
+RESET = "Reset to the preset"
+EXPORT_RECIPE = "Export settings"
+IMPORT_RECIPE = "Import settings"
+RECIPE_TOO_LARGE = "This file is larger than any settings file. Choose one that was exported here."
+NO_RECIPE = "This file is not text. Choose a settings file (.toml) that was exported here."
+EXPERT_GROUPS = {
+    "captions": "Captions", "base": "Base model", "adapter": "Adapter", "training": "Training",
+    "optimizer": "Optimizer", "loss": "Loss and prior preservation", "checks": "Checks and previews",
+    "memory": "Memory and speed",
+}
 AS_PRESET = "All settings are as in the preset."
 NO_PICTURES = "There are no pictures to train on yet. Add at least one; four or more work better."
 NO_NAME = "The name is empty. Enter one, such as 'fox'."
@@ -40,6 +78,52 @@ NO_NAME = "The name is empty. Enter one, such as 'fox'."
 def too_many_pictures(name: str, most: int) -> str:
     """Shown for each picture beyond the limit."""
     return f"{name} was not added: {most} pictures is the limit."
+
+
+def caption_too_long(given: int, most: int) -> str:
+    """Shown for a caption that nothing could read."""
+    return f"This caption has {given} characters, but at most {most} can be used. Shorten it."
+
+
+def pictures_removed(count: int) -> str:
+    """Shown beside the button that brings them back.
+
+    >>> pictures_removed(1), pictures_removed(3)
+    ('1 picture removed.', '3 pictures removed.')
+    """
+    return f"{count} picture{'' if count == 1 else 's'} removed."
+
+
+def captions_changed(count: int) -> str:
+    """Shown beside the button that undoes it.
+
+    >>> captions_changed(1)
+    '1 caption changed.'
+    """
+    return f"{_captions(count)} changed."
+
+
+def caption_hint(word: str) -> str:
+    """Shown above the captions.
+
+    >>> caption_hint("rex")
+    'In captions, {trigger} stands for “rex”, which is added in front where it is missing.'
+    """
+    return f"In captions, {{trigger}} stands for “{word}”, which is added in front where it is missing."
+
+
+def picture_edited(name: str) -> str:
+    """Shown beside the button that undoes it."""
+    return f"{name} was edited."
+
+
+def reading(left: int) -> str:
+    """Shown while dropped files are read.
+
+    >>> reading(1), reading(3)
+    ('Reading the pictures: 1 file left.', 'Reading the pictures: 3 files left.')
+    """
+    return f"Reading the pictures: {left} file{'' if left == 1 else 's'} left."
 
 
 def no_picture_for(name: str) -> str:
@@ -111,15 +195,33 @@ def picture_count(usable: int, refused: int) -> str:
     return f"{text}, {refused} not used" if refused else text
 
 
-def changed_settings(count: int) -> str:
-    """How many Expert settings differ from the preset.
+def changed_settings(changes: Mapping[str, object]) -> dict[str, object]:
+    """Which Expert settings differ from the preset, in words and by the ids that they have on the page.
 
-    >>> changed_settings(1)
-    '1 setting differs from the preset.'
+    >>> changed_settings({"lora.rank": 4})
+    {'text': '1 setting differs from the preset.', 'changed': ['set-lora-rank']}
     """
-    if not count:
-        return AS_PRESET
-    return f"{count} setting{' differs' if count == 1 else 's differ'} from the preset."
+    count = len(changes)
+    text = f"{count} setting{' differs' if count == 1 else 's differ'} from the preset." if count else AS_PRESET
+    return {"text": text, "changed": [f"set-{key.replace('.', '-')}" for key in changes]}
+
+
+def preset_tile(title: str, seconds: float) -> str:
+    """A preset with the time it takes, on two lines.
+
+    >>> preset_tile("Quick", 65)
+    'Quick\\nabout 65 s'
+    """
+    return f"{title}\nabout {duration(seconds)}" if seconds else title
+
+
+def time_needed(seconds: float, runs: int) -> str:
+    """How long a training will take.
+
+    >>> time_needed(130, 1), time_needed(130, 3)
+    ('About 2 min here, by 1 earlier training.', 'About 2 min here, by 3 earlier trainings.')
+    """
+    return f"About {duration(seconds)} here, by {runs} earlier training{'' if runs == 1 else 's'}."
 
 
 def memory_needed(needed: int, free: int, *, exactly: bool) -> str:

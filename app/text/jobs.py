@@ -13,6 +13,7 @@ ALL_JOBS = "All jobs"
 OPEN_STUDIO = "Open in Studio"
 PREVIEWS = "Previews"
 NO_PREVIEWS = "The first preview appears before the first step."
+TIME = "Time"
 BATCH, LEARNING_RATE = "Batch size", "Learning rate"
 TRY_PROMPT = "Draw a preview with what has been learned so far"
 TRY = "Draw preview"
@@ -159,6 +160,19 @@ def error_share(error: float) -> str:
     '3.4 %'
     """
     return f"{100 * error:.2g} %"
+
+
+def time_taken(seconds: float, estimate: float) -> str:
+    """What a training took, and how wrong the estimate was.
+
+    >>> time_taken(130, 0), time_taken(130, 100), time_taken(75, 100)
+    ('2 min', '2 min, 30 % longer than estimated', '75 s, 25 % shorter than estimated')
+    """
+    if not estimate:
+        return duration(seconds)
+    off = round(100 * (seconds / estimate - 1))
+    return f"{duration(seconds)}, " + (f"{abs(off)} % {'longer' if off > 0 else 'shorter'} than estimated" if off
+                                       else "as estimated")   # fmt: skip
 
 
 def memory(size: str) -> str:

@@ -11,6 +11,31 @@ TRIGGER = "Trigger word"
 COPY = "Copy"
 RECIPE = "Training settings"
 USE_IN_STUDIO = "Use in Studio"
+TRAIN_LIKE = "Train another like it"
+CLOSE = "Close"
+STAR = "Star"
+STARRED = "Starred only"
+ALL_KINDS, ALL_BASES, SORT = "All kinds", "All base models", "Order"
+SORTS = {"newest": "Newest first", "oldest": "Oldest first", "name": "By name", "largest": "Largest first"}
+EARLIER_PAGE, LATER_PAGE = "Previous", "Next"
+TAGS, TAGS_HINT = "Tags", "Separated by commas; the search finds them."
+LOW, HIGH = "Lowest strength", "Highest strength"
+STRIP = "The same picture at four strengths"
+DRAW_STRIP = "Draw at four strengths"
+MEMORIZATION, DRIFT = "Memorization", "Drift"
+COPY_TOOLS = "Smaller copy, or merge with another"
+NEW_NAME = "Name of the new adapter"
+NEW_RANK, NEW_RANK_HINT = "Rank", "0 keeps everything: the copy is exact."
+OTHER, OTHER_STRENGTH, OWN_STRENGTH = "Merge with", "Strength of the other", "Strength of this one"
+MAKE_COPY = "Make the new adapter"
+NOBODY = "No other: a copy of another rank"
+EXTRACT = "Make an adapter from two base models"
+TUNED, PLAIN = "Base model with the change", "Base model without it"
+EXTRACT_NOW = "Extract"
+TRASH = "Trash"
+TRASH_KINDS = {"adapters": "Adapter", "gallery": "Picture", "textual_inversions": "Textual inversion", "mixes": "Mix"}
+TRASH_EMPTY = "Nothing was deleted."
+RESTORE = "Restore"
 KIND, CLASS_WORD, TRAINED_ON, CAPTION_TAGS = "Kind", "Class word", "Trained on", "Caption tags"
 
 # --- import
@@ -62,13 +87,23 @@ def layer_error(largest: float, mean: float) -> str:
     return f"off by {largest:.1%} at most, {mean:.1%} on average".replace("%", " %")
 
 
-def more(count: int) -> str:
+def shown_range(first: int, last: int, count: int) -> str:
     """Below the adapters, when not all of them are shown.
 
-    >>> more(0), more(12)
-    ('', '12 more. Use the search to find them.')
+    >>> shown_range(1, 48, 10000)
+    '1–48 of 10,000'
     """
-    return f"{count:,} more. Use the search to find them." if count > 0 else ""
+    return f"{first:,}–{last:,} of {count:,}"
+
+
+def memorization(auc: float) -> str:
+    """How much of its pictures an adapter knows by heart; 0.5 is chance.
+
+    >>> memorization(0.5), memorization(1.0)
+    ('0.50: none', '1.00: redraws its pictures')
+    """
+    judged = "none" if auc < 0.6 else "a little" if auc < 0.75 else "much" if auc < 0.9 else "redraws its pictures"
+    return f"{auc:.2f}: {judged}"
 
 
 def imported(name: str, notes: str) -> str:

@@ -11,11 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -46,6 +49,7 @@ PATIENT = 600_000   # milliseconds; a training on a busy machine takes its time
 HARMLESS = re.compile(r"AbortError|Connection errored out|net::ERR_ABORTED")
 # Angle brackets are escaped everywhere; the dollar is what Gradio itself would run as a script.
 PROBE = "fox ${window.probe=1} `${alert(1)}` <img src=x onerror=window.probe=2> \\"
+expect.set_options(timeout=60_000)   # a busy machine takes its time
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +334,21 @@ def test_an_adapter_is_deleted_and_put_back(page: Page) -> None:
     expect(page.locator("#adapter-cards .card b")).to_have_text("foxy")
 
 
+def test_the_trash_outlives_a_reload_and_details_close(page: Page) -> None:
+    visit(page, "/library?adapter=foxy")
+    page.get_by_role("button", name="Star", exact=True).click()
+    expect(page.locator("#adapter-cards .star")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator("#adapter-details .detail")).to_have_count(0)
+    page.locator("#adapter-cards .card").click()
+    page.locator("#adapter-details").get_by_role("button", name="Delete").click()
+    expect(page.locator("#adapter-cards .card")).to_have_count(0)
+    visit(page, "/library")
+    page.locator("#trash > button").click()
+    page.get_by_role("button", name="Restore foxy").click()
+    expect(page.locator("#adapter-cards .star")).to_have_count(1)
+
+
 def test_files_of_other_tools_come_in_and_say_what_is_wrong(page: Page, tmp_path: Path) -> None:
     layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     tensors = {f"{layer}.lora_up.weight": torch.ones(64, 2), f"{layer}.lora_down.weight": torch.ones(2, 192)}
@@ -400,6 +419,117 @@ def test_a_cancelled_run_leaves_nothing_in_the_library(page: Page) -> None:
     visit(page, "/library")
     fill(page, "search", "third")
     expect(page.locator("#adapter-cards .card")).to_have_count(0, timeout=60_000)
+
+
+def wait_for_draft(page: Page, home: Path, enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Wait until the draft on disk is as it should be; returns it."""
+    draft: dict[str, Any] = {}
+    for _ in range(600):
+        with suppress(OSError):
+            draft = json.loads((home / "state" / "draft" / "draft.json").read_text())
+            if enough(draft):
+                return draft
+        page.wait_for_timeout(200)
+    raise AssertionError(f"the draft says {draft}")
+
+
+def test_two_tabs_drop_pictures_at_once_and_none_is_lost(page: Page, watch: Watch, home: Path) -> None:
+    other = watch.context.new_page()
+    for tab in (page, other):
+        visit(tab, "/")
+    field = "#add-pictures input[type=file]"
+    page.set_input_files(field, PICTURES[:2])
+    other.set_input_files(field, PICTURES[2:4])
+    page.locator(field).wait_for(state="attached")   # the field is a field again while the first are being read
+    page.set_input_files(field, PICTURES[4:])
+    draft = wait_for_draft(page, home, lambda draft: len(draft["pictures"]) == 5)
+    assert sorted(picture["name"] for picture in draft["pictures"]) == sorted(path.name for path in PICTURES)
+    expect(page.locator(".picture-count")).to_have_attribute("data-usable", "5")
+    page.get_by_role("button", name="Remove all").click()
+    expect(page.locator(".picture-count")).to_have_attribute("data-usable", "0")
+    page.locator("#training-pictures").get_by_role("button", name="Undo").click()
+    expect(page.locator(".picture-count")).to_have_attribute("data-usable", "5")
+    page.get_by_role("button", name="Remove all").click()
+    wait_for_draft(page, home, lambda draft: draft["pictures"] == [])
+    # Gradio's field for files stumbles in the browser when more are chosen while it still uploads; none is lost.
+    watch.errors[:] = [error for error in watch.errors if "reading 'map'" not in error]
+
+
+def test_captions_are_edited_and_a_part_is_masked(page: Page, home: Path) -> None:
+    visit(page, "/")
+    page.set_input_files("#add-pictures input[type=file]", PICTURES[:2])
+    fill(page, "name", "rex")
+    wait_for_draft(page, home, lambda draft: len(draft["pictures"]) == 2 and draft["name"] == "rex")
+    page.locator("#captions > button").click()
+    fields = page.locator("#picture-captions textarea")
+    fields.first.fill("on a table")
+    fields.first.blur()
+    expect(page.locator("#picture-captions .word")).to_have_text("rex")
+    fill(page, "caption-find", "table")
+    fill(page, "caption-text", PROBE)
+    page.click("#caption-apply")
+    draft = wait_for_draft(page, home, lambda draft: PROBE in draft["pictures"][0]["caption"])
+    assert draft["pictures"][0]["caption"] == f"{{trigger}} on a {PROBE}"
+    expect(fields.first).to_have_value(f"on a {PROBE}")
+    page.locator("#picture-captions [data-action=edit]").first.click()
+    canvas = page.locator("#picture-canvas canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(3000)   # the editor shows its picture some time after its canvas
+    box = canvas.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 20, box["y"] + box["height"] / 2 + 20, steps=4)
+    page.mouse.up()
+    page.screenshot(path=SHOTS / "create-mask.png", full_page=True)
+    page.click("#save-picture")
+    draft = wait_for_draft(page, home, lambda draft: bool(draft["pictures"][0]["mask"]))
+    with Image.open(home / "state" / "draft" / draft["pictures"][0]["mask"]) as mask:
+        low, high = mask.convert("L").getextrema()
+    assert (low, high) == (0, 255), "a part of it"
+    expect(page.locator("#picture-captions .chip-note")).to_have_text("Only a part is learned")
+    page.get_by_role("button", name="Remove all").click()
+    wait_for_draft(page, home, lambda draft: draft["pictures"] == [])
+
+
+def test_settings_are_found_marked_and_taken_along_as_a_file(page: Page, home: Path, tmp_path: Path) -> None:
+    visit(page, "/")
+    expect(page.locator("#memory-hint")).to_contain_text("is free.", timeout=PATIENT)   # everything is loaded
+    page.locator("#expert > button").click()
+    page.locator("#expert .filter").fill("random seed")
+    expect(page.locator("#set-seed")).to_be_visible()
+    expect(page.locator("#set-lr")).to_be_hidden()
+    fill(page, "set-seed", "7")
+    page.keyboard.press("Tab")
+    expect(page.locator("#set-seed[data-changed]")).to_be_visible()
+    wait_for_draft(page, home, lambda draft: draft["changes"] == {"seed": 7})
+    with page.expect_download() as download:
+        page.click("#export-recipe")
+    download.value.save_as(tmp_path / "recipe.toml")
+    page.get_by_role("button", name="Reset to the preset").click()
+    wait_for_draft(page, home, lambda draft: draft["changes"] == {})
+    page.set_input_files("input[type=file][accept*='.toml']", tmp_path / "recipe.toml")
+    wait_for_draft(page, home, lambda draft: draft["changes"] == {"seed": 7})
+    page.get_by_role("button", name="Reset to the preset").click()
+    wait_for_draft(page, home, lambda draft: draft["changes"] == {})
+
+
+def test_an_example_is_trained_in_two_clicks(page: Page, home: Path) -> None:
+    shutil.rmtree(home / "state" / "draft")
+    visit(page, "/")
+    expect(page.locator("#memory-hint")).to_contain_text("is free.", timeout=PATIENT)
+    page.get_by_role("button", name="Rocket").click()
+    expect(page.locator(".picture-count")).to_have_attribute("data-usable", "11", timeout=PATIENT)
+    expect(page.locator("#preset-note")).to_contain_text("training", timeout=PATIENT)
+    is_estimated = "earlier" in page.locator("#preset-note").inner_text()   # from those of the tests before
+    page.screenshot(path=SHOTS / "create-example.png", full_page=True)
+    page.click("#start-training")
+    page.wait_for_url("**/jobs?run=*")
+    run = RunFolder(sorted((home / "runs").iterdir())[-1])
+    assert (run.config().name, run.config().subject) == ("orbi", "rocket")
+    assert (run.path / "estimate.json").exists() == is_estimated
+    page.locator("#run").get_by_role("button", name="Cancel").click()
+    wait_for_state(page, "stopped")
 
 
 def test_base_models_of_a_folder_can_be_chosen(page: Page, tmp_path: Path) -> None:

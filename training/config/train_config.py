@@ -233,6 +233,12 @@ def preset_evidence(name: str | None) -> str:
     return str(parse_toml((PRESETS / f"{name}.toml").read_text(encoding="utf-8")).get("evidence", ""))
 
 
+def preset_notes(name: str) -> dict[str, str]:
+    """What a preset says of itself: its ``title``, and in a ``hint`` what it is good for."""
+    tables = parse_toml((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+    return {"title": str(tables.get("title", name.capitalize())), "hint": str(tables.get("hint", ""))}
+
+
 def load_preset(name: str, family: str, kind: str = "") -> dict[str, Any]:
     """Settings of a preset for one base family: its ``[settings]`` table, overlaid by ``[<family>]``.
 

@@ -12,6 +12,7 @@ from PIL import Image
 from atelier.training.data.buckets import Box, Size, bucket_sizes, crop_and_resize, crop_box, nearest_bucket
 from atelier.training.data.captions import Captioner
 from atelier.training.data.images import READABLE, PictureError
+from atelier.training.data.masks import open_mask
 from atelier.training.data.picture_check import PictureFacts, examine, near_twin, photograph_warning, verdicts
 from atelier.training.data.picture_folder import PictureFile, find_files, listed_names, read_files
 
@@ -29,6 +30,7 @@ class TrainingPicture:
     height: int
     bucket: Size        # width, height it is trained at
     weight: float = 1.0   # how often it is trained on, compared with the others
+    mask: Path | None = None   # which part of it is learned: white in this file of the picture's aspect; None: all
     cropped: Image.Image | None = field(default=None, compare=False, repr=False)   # at the bucket's size, for encoding
 
     @property
@@ -77,7 +79,7 @@ def scan(
             report.warnings.append(_overflow(found.pictures[number:]))
             break
         try:
-            picture, facts = examine(file.path, report.facts)
+            picture, facts = _examine(file, report.facts)
         except PictureError as error:
             report.refused.append((name, str(error)))
             continue
@@ -85,7 +87,7 @@ def scan(
         room -= bucket[0] * bucket[1] * 3
         report.usable.append(TrainingPicture(
             path=file.path, caption=captioner.caption(file.text), width=facts.width, height=facts.height,
-            bucket=bucket, weight=weights.get(name, file.weight),
+            bucket=bucket, weight=weights.get(name, file.weight), mask=file.mask,
             cropped=crop_and_resize(picture, bucket) if room >= 0 else None))   # fmt: skip
         twin = near_twin(facts, report.facts)
         report.warnings.extend(verdict.sentence for verdict in verdicts(name, facts, twin, resolution, multiple)
@@ -96,6 +98,13 @@ def scan(
     photographs = photograph_warning(list(report.facts.values()), draws_emoji)
     report.warnings.extend([*messages, *found.warnings, *filter(None, [photographs])])
     return report
+
+
+def _examine(file: PictureFile, known: Mapping[str, PictureFacts]) -> tuple[Image.Image, PictureFacts]:
+    picture, facts = examine(file.path, known)
+    if file.mask:
+        open_mask(file.mask, facts.size)   # only to see that it can be used
+    return picture, facts
 
 
 def trigger_warning(usable: Sequence[TrainingPicture], captioner: Captioner) -> list[str]:

@@ -25,6 +25,7 @@ class Example:
     tokens: Tensor   # [chunks · T] int64; the ids of two tokenizers one after the other where there are two
     sizes: MicroConditioning = (0, 0, 0, 0, 0, 0)
     weight: float = 1.0   # how often it is trained on, compared with the others
+    mask: Tensor | None = None   # [1, h, w] of 0 … 1: which part of it is learned; None: all
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw one latent from the posterior, on the CPU."""

@@ -19,6 +19,8 @@ from atelier.training.data.captions import (
     read_caption_list,
 )
 from atelier.training.data.images import PictureError, looks_like_picture
+from atelier.training.data.masks import ENDING as MASK_ENDING
+from atelier.training.data.masks import is_mask, mask_name
 
 # A file with one of these endings was meant as a picture, so it is named when it is none; other files are no business
 # of ours. What a file really is, is decided by its content.
@@ -36,6 +38,7 @@ class PictureFile:
     path: Path
     text: str = ""         # its caption as it was written; empty where the template is to be used
     weight: float = 1.0    # how often it is trained on, compared with the others
+    mask: Path | None = None   # which part of it is learned; None: all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,11 +91,11 @@ def _unsearched(folders: Sequence[Path], found: Sequence[Path]) -> list[str]:
 def read_files(files: Iterable[Path], trigger: str = "") -> PictureFiles:
     """Tell pictures, captions and lists of captions apart, and give each picture its caption and weight.
 
-    A caption that lies beside a picture counts as given. The words in the name of kohya's folders are the caption of
-    pictures without one if they hold the trigger word.
+    A caption or a mask that lies beside a picture counts as given. The words in the name of kohya's folders are the
+    caption of pictures without one if they hold the trigger word.
     """
     given = list(dict.fromkeys(files))
-    pictures = [file for file in given if _is_picture(file)]
+    pictures = [file for file in given if _is_picture(file) and not is_mask(file)]
     lists = [file for file in given if is_caption_list(file)]
     sidecars = {file for file in given if is_sidecar(file)}
     beside = (picture.with_suffix(suffix) for picture in pictures for suffix in SUFFIXES)
@@ -106,8 +109,19 @@ def read_files(files: Iterable[Path], trigger: str = "") -> PictureFiles:
         repeats = _REPEATS.fullmatch(path.parent.name)
         words = repeats[2].strip() if repeats else ""
         text = text or (words if trigger and captioner.has_trigger(words) else "")
-        found.append(PictureFile(path=path, text=text, weight=float(repeats[1]) if repeats else 1.0))
+        found.append(PictureFile(path=path, text=text, weight=float(repeats[1]) if repeats else 1.0,
+                                 mask=_mask_of(path, given)))   # fmt: skip
+    used = {file.mask.name for file in found if file.mask}
+    warnings += [f"{file.name} is not used as a mask: no picture has the name before {MASK_ENDING}." for file in given
+                 if is_mask(file) and file.name not in used]   # fmt: skip
     return PictureFiles(pictures=_relative_weights(found), warnings=[*warnings, *match.warnings])
+
+
+def _mask_of(picture: Path, given: Sequence[Path]) -> Path | None:
+    """The mask that was given for a picture, or that lies beside it."""
+    beside = picture.with_name(mask_name(picture))
+    named = [file for file in given if file.name == beside.name]
+    return beside if beside.is_file() else next(iter(named), None)
 
 
 def listed_names(names: Sequence[str]) -> str:

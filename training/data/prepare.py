@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from atelier.adapters.core.family import EMBEDDED_FAMILY
 from atelier.training.base_models.base_model import BaseModel
@@ -26,6 +25,7 @@ from atelier.training.data.captions import Captioner
 from atelier.training.data.dataset import Report, TrainingPicture, scan, trigger_warning
 from atelier.training.data.images import open_picture, to_tensor
 from atelier.training.data.latent_cache import Example, encode_pictures
+from atelier.training.data.masks import latent_mask, open_mask
 
 VIEW_ZOOM = 1.2
 
@@ -53,7 +53,7 @@ def scan_pictures(config: TrainConfig) -> Report:
 
 def encode_views(model: BaseModel, report: Report, chunks: int = 1) -> list[Example]:
     """The middle of each picture, enlarged to its size: views that a training has not seen, to measure it by."""
-    return _encode(model, report, (to_tensor(_closer(_cropped(picture))) for picture in report.usable), chunks)
+    return _encode(model, report, _closer, chunks)
 
 
 def _closer(picture: Image.Image) -> Image.Image:
@@ -81,15 +81,25 @@ def _check_captions(report: Report, config: TrainConfig, tokenizers: Sequence[An
 
 def encode_dataset(model: BaseModel, report: Report, chunks: int = 1) -> list[Example]:
     """Pictures and captions as the model reads them; captions in at most so many chunks."""
-    return _encode(model, report, (to_tensor(_cropped(picture)) for picture in report.usable), chunks)
+    return _encode(model, report, lambda picture: picture, chunks)
 
 
 def _cropped(picture: TrainingPicture) -> Image.Image:
     return picture.cropped or crop_and_resize(open_picture(picture.path), picture.bucket)
 
 
-def _encode(model: BaseModel, report: Report, pictures: Iterable[Tensor], chunks: int) -> list[Example]:
+def _masks(report: Report, view: Callable[[Image.Image], Image.Image]) -> Iterator[Image.Image | None]:
+    """The masks of the pictures, cropped as these are and then seen as by ``view``."""
+    for picture in report.usable:
+        whole = open_mask(picture.mask, (picture.width, picture.height)) if picture.mask else None
+        yield view(crop_and_resize(whole, picture.bucket)) if whole else None
+
+
+def _encode(
+    model: BaseModel, report: Report, view: Callable[[Image.Image], Image.Image], chunks: int
+) -> list[Example]:
+    pictures = (to_tensor(view(_cropped(picture))) for picture in report.usable)
     sizes = [micro_conditioning((picture.width, picture.height), picture.bucket) for picture in report.usable]
     examples = encode_pictures(model, pictures, [picture.caption for picture in report.usable], sizes, chunks)
-    return [replace(example, weight=picture.weight)
-            for example, picture in zip(examples, report.usable, strict=True)]   # fmt: skip
+    return [replace(example, weight=picture.weight, mask=latent_mask(mask, example.mean.shape[1:]) if mask else None)
+            for example, picture, mask in zip(examples, report.usable, _masks(report, view), strict=True)]   # fmt: skip

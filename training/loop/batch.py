@@ -69,11 +69,13 @@ class UnetInput:
     text: PromptEmbeddings
     sizes: Tensor     # [B, 6] micro-conditioning
     weights: Tensor   # [B] of the losses
+    mask: Tensor | None = None   # [B, 1, h, w]: which part of each is learned; None: all of all
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that changes from batch to batch."""
         noisy, text = self.noisy, self.text
-        optional = [noisy.latents, noisy.timesteps, noisy.target, text.features, text.pooled, self.sizes, self.weights]
+        optional = [noisy.latents, noisy.timesteps, noisy.target, text.features, text.pooled, self.sizes, self.weights,
+                    self.mask]   # fmt: skip
         return [tensor for tensor in optional if tensor is not None]
 
 
@@ -103,8 +105,16 @@ def unet_inputs(
         sizes = torch.tensor([example.sizes for example in examples], dtype=model.dtype)
         weights = min_snr_weights(model.scheduler, timesteps, gamma)
         inputs.append(UnetInput(tuple(positions), noisy, text([example.tokens for example in examples]),
-                                sizes.to(model.device), weights.to(model.device)))
+                                sizes.to(model.device), weights.to(model.device), _masks(examples, model.device)))
     return inputs
+
+
+def _masks(examples: Sequence[Example], device: torch.device) -> Tensor | None:
+    """The masks of a batch; those without one are learned whole. None where no example has one."""
+    if all(example.mask is None for example in examples):
+        return None
+    whole = torch.ones(1, *examples[0].mean.shape[1:])
+    return torch.stack([whole if example.mask is None else example.mask for example in examples]).to(device)
 
 
 def predict(model: BaseModel, inputs: UnetInput) -> Tensor:
@@ -124,7 +134,7 @@ def example_losses(model: BaseModel, inputs: Sequence[UnetInput], positions: Seq
     """Weighted loss of each example at the ``positions``, in their order. Nothing here waits for the device."""
     losses: dict[int, Tensor] = {}
     for each in inputs:
-        weighted = mse_per_sample(predict(model, each), each.noisy.target) * each.weights
+        weighted = mse_per_sample(predict(model, each), each.noisy.target, each.mask) * each.weights
         losses.update(zip(each.positions, weighted, strict=True))
     return torch.stack([losses[i] for i in positions]) if positions else torch.zeros(0, device=model.device)
 

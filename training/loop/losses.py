@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 
-def mse_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over everything but the batch, in float32: ``[B, …] → [B]``."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+def mse_per_sample(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error over everything but the batch, in float32: ``[B, …] → [B]``.
+
+    With a ``mask`` of 0 … 1 that broadcasts to the prediction, the mean weighted by it: what is 0 has no influence, and
+    losses of pictures with small and large masks have the same scale.
+    """
+    squared = (prediction.float() - target.float()).square()
+    if mask is None:
+        return squared.flatten(1).mean(1)
+    weights = mask.expand_as(squared).flatten(1)
+    return (squared.flatten(1) * weights).sum(1) / weights.sum(1)
 
 
 def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:

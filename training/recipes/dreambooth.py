@@ -73,7 +73,8 @@ class DreamBoothInput:
     def signature(self) -> Hashable:
         """Which examples have which size."""
         return len(self.batch.examples), tuple(
-            (each.positions, each.noisy.latents.shape, each.text.features.shape) for each in self.inputs)
+            (each.positions, each.noisy.latents.shape, each.text.features.shape, each.mask is None)
+            for each in self.inputs)   # fmt: skip
 
 
 def split_examples(

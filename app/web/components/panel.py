@@ -85,3 +85,9 @@ def action_of(event: gr.EventData) -> tuple[str, str]:
     sent = event_data(event)
     data = sent if isinstance(sent, dict) else {}
     return str(data.get("action", "")), str(data.get("id", ""))
+
+
+def text_of(event: gr.EventData) -> str:
+    """What was typed in a panel's field: anything."""
+    sent = event_data(event)
+    return str(sent.get("text", "")) if isinstance(sent, dict) else ""

@@ -13,6 +13,7 @@ from typing import Any, Self
 from atelier.adapters.core.byte_size import format_bytes
 from atelier.adapters.core.parse import parse_json
 from atelier.adapters.kinds.catalog import KINDS
+from atelier.app.services.create.time_estimate import run_timing, saved_estimate
 from atelier.app.services.finished_run import StepGrid
 from atelier.app.store.home import Home
 from atelier.app.text import jobs as words
@@ -76,7 +77,8 @@ def run_details(home: Home, run: RunFolder, status: RunStatus, view: View) -> di
         "health": [{"text": line.text, "good": line.good, "tone": "good" if line.good else "poor"}
                    for line in health_lines(status.measured)],
         **_previews(home, status, best, view.preview),
-        "facts": [{"name": name, "value": str(value)} for name, value in _facts(config).items() if value],
+        "facts": [{"name": name, "value": str(value)}
+                  for name, value in {**_facts(config), **_time(run, status)}.items() if value],
         "chart": loss_chart(status.losses, status.validation, best, status.total_steps, log=view.log), "best": best,
         "chart_label": shared.loss_at(status.losses[-1][1] if status.losses else 0.0, status.step),
         "log": str(view.log).lower(), "charts": _charts(status), "timesteps": _by_timestep(status.measured),
@@ -144,6 +146,14 @@ def _facts(config: TrainConfig) -> dict[str, Any]:
         shared.BASE_MODEL: config.base if config.base != EMBEDDED else identify(EMBEDDED).title, **options,
         shared.STEPS: config.steps, words.BATCH: config.batch, words.LEARNING_RATE: f"{config.lr:g}",
     }   # fmt: skip
+
+
+def _time(run: RunFolder, status: RunStatus) -> dict[str, str]:
+    """What a training took, beside what was estimated."""
+    timing = run_timing(run.path) if status.state == "done" else None
+    if timing is None:
+        return {}
+    return {words.TIME: words.time_taken(timing.predict(timing.config), saved_estimate(run))}
 
 
 def _log_end(run: RunFolder) -> str:

@@ -14,16 +14,18 @@ from atelier.app.text.shared import FIELD_LABELS
 
 
 def controls(
-    settings: type[Settings], *, skip: Collection[str] = (), prefix: str = "set",
+    settings: type[Settings], *, skip: Collection[str] = (), only: Sequence[str] = (), prefix: str = "set",
     suggestions: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({}),
 ) -> dict[str, gr.components.Component]:
-    """Place a control for every field of a settings class that has plain values; return them by field name.
+    """Place a control for every field of a settings class that has plain values, or for ``only`` some, by field name.
 
     On the page a control has the id ``<prefix>-<field>``. Fields in ``suggestions`` have values to choose from, as
     (title, value), and accept others as well.
     """   # fmt: skip
     hints = get_type_hints(settings)
-    plain = [f for f in fields(settings) if f.name not in skip and hints[f.name] in (bool, int, float, str)]
+    wanted = only or [f.name for f in fields(settings) if f.name not in skip]
+    plain = [f for f in fields(settings) if hints[f.name] in (bool, int, float, str) and f.name in wanted]
+    plain.sort(key=lambda f: wanted.index(f.name))
     return {f.name: _control(f, hints[f.name], f"{prefix}-{f.name}", suggestions.get(f.name)) for f in plain}
 
 

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from atelier.adapters.kinds.catalog import KINDS
+from atelier.adapters.formats.native import read_header
 from atelier.app.jobs.jobs import submit
+from atelier.app.services.create.expert_settings import default_values, draft_preset, form_values, run_settings
+from atelier.app.services.create.memory_hint import memory_lines
+from atelier.app.services.create.time_estimate import estimate_time, save_estimate
+from atelier.app.services.create.trigger_word_hint import trigger_word_hint
 from atelier.app.services.engine import Engine
-from atelier.app.services.expert_settings import default_values, draft_preset, form_values, run_settings
 from atelier.app.services.known_models import downloadable_titles
-from atelier.app.services.memory_hint import memory_lines
 from atelier.app.services.model_downloads import ModelDownloads
-from atelier.app.services.picture_hints import PictureHints, picture_hints, picture_tiles
-from atelier.app.services.trigger_word_hint import trigger_word_hint
 from atelier.app.store.base_settings import base_options
-from atelier.app.store.create_draft import (
-    Draft,
-    add_pictures,
+from atelier.app.store.datasets import import_pictures
+from atelier.app.store.drafts.create_draft import (
     checked_files,
     clear_draft,
     edit_draft,
     load_draft,
     picture_files,
-    remove_picture,
     save_setting,
-    set_weight,
 )
-from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home, new_name
+from atelier.app.store.library import find_adapter
 from atelier.app.store.models import base_choices
 from atelier.app.text import create as words
 from atelier.app.web.components.base_download import connect_base_download
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
-from atelier.app.web.components.settings_form import controls
 from atelier.app.web.components.urls import page_url
-from atelier.training.base_models.hub import require_download
+from atelier.app.web.pages.create_expert import connect_recipes, place_expert, take_recipe
+from atelier.app.web.pages.create_pictures import (
+    CURES,
+    connect_editor,
+    connect_pictures,
+    place_pictures,
+    read_pictures,
+    show_lists,
+)
+from atelier.training.base_models.hub import needs_download, require_download
+from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import (
     EMBEDDED,
     TrainConfig,
@@ -49,17 +54,11 @@ from atelier.training.config.train_config import (
     picture_weights,
     preset_evidence,
     preset_names,
+    preset_notes,
     weights_text,
 )
 from atelier.training.recipes.companions import with_style_caption
 
-_ASKED_ABOVE = ("name", "pictures", "subject")   # asked for above the Expert settings
-# All kinds of picture: those that can't be used are refused in a sentence, where the browser would only say no.
-_DROPPED = ["image", ".heic", ".heif", ".avif", ".jxl", ".txt", ".caption", ".cap", ".json", ".jsonl", ".csv"]
-# A second drop may come while the first is read.
-_UPLOAD: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
-_ANSWERS = ("what", "subject", "name")
-_CURES = ("trigger_first", "caption_chunks")   # of captions that are not read whole
 _LATEST: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private",
                            "concurrency_limit": 4}   # fmt: skip
 
@@ -70,15 +69,14 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
     with gr.Row(elem_classes="layout"):
         with gr.Column(scale=7, elem_classes="surface"):
             _step(1, words.PICTURES, words.PICTURES_HINT)
-            drop = gr.File(file_count="multiple", file_types=_DROPPED, label=words.DROP, elem_id="add-pictures",
-                           elem_classes="drop-zone", height=230)   # fmt: skip
-            picture_list = panel("training-pictures", _picture_list(Draft()))
+            pictures, editor = place_pictures(home)
         with gr.Column(scale=5, elem_classes="surface"):
             what, subject, name, trigger_hint, preset, note = _questions()
+            preset_note = panel("preset-note", {})
             memory_hint, base_download = panel("memory-hint", ""), panel("base-download", {})
             start = gr.Button(words.TRAIN, variant="primary", size="lg", elem_id="start-training")
     with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="surface"):
-        count, expert = _expert(base_choices(home, downloadable_titles()))
+        count, expert, recipes = place_expert(base_choices(home, downloadable_titles()))
     come = connect_base_download(downloads, base_download, expert["base"])
     # What the Expert controls are filled from. Whoever picks a preset and starts at once is faster than the answer
     # that fills them again: the old values must then not be taken for changes.
@@ -86,10 +84,6 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
 
     answers = {"what": what, "subject": subject, "name": name}
     keys = list(expert)
-
-    def upload(files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
-        """Add dropped files to the draft and show each as soon as it is checked."""
-        yield from _add_pictures(home, files)
 
     quiet = {**UNQUEUED, "trigger_mode": "always_last"}
     # Each control keeps its own field: a form sent whole would carry stale values of the others.
@@ -102,14 +96,19 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
         gr.on(events, partial(_save_setting, home, keys, key), control, [count, filled_from, *expert.values()], **quiet)
     preset.input(partial(_choose_preset, home, keys), preset, [count, filled_from, *expert.values()], **quiet)
     what.change(_update_subject_hint, what, [subject, note], **UNQUEUED)
-    decisive = {name: expert[name] for name in (*_CURES, "trigger", "base", "caption", "resolution")}
-    _connect_pictures(home, keys, picture_list, count, answers | decisive)
-    drop.upload(upload, drop, [picture_list, drop], **_UPLOAD)
+    decisive = {name: expert[name] for name in (*CURES, "trigger", "base", "caption", "resolution")}
+    connect_pictures(pictures, lambda name, value: _save_setting(home, keys, name, value)[0], count, answers | decisive)
+    connect_editor(pictures, editor)
     chosen = [preset, filled_from, *expert.values()]
-    restored = [picture_list, *answers.values(), preset, count, filled_from, *expert.values()]
-    loaded = demo.load(lambda: _restore(home, keys), None, restored, **UNQUEUED)
+    restored = [*pictures.lists, *answers.values(), preset, count, filled_from, *expert.values()]
+    loaded = demo.load(_opener(home, keys), None, restored, **UNQUEUED)
+    loaded.then(partial(read_pictures, home), None, pictures.lists, **_LATEST)   # what a crash left unread
     for event in (loaded.then, partial(gr.on, [control.change for control in (preset, come, *expert.values())])):
         event(partial(_memory_hint, home, keys), chosen, memory_hint, **_LATEST)
+        event(partial(_preset_note, home, keys), chosen, preset_note, **UNQUEUED, trigger_mode="always_last")
+    loaded.then(partial(_preset_tiles, home), None, preset, **UNQUEUED)
+    connect_recipes(home, keys, recipes, [count, filled_from, *expert.values()], preset,
+                    partial(_settings, home, keys))   # fmt: skip
     _watch_trigger_word(home, engine, keys, trigger_hint, [name, expert["trigger"], expert["base"], count])
     started = start.click(lambda *values: _start_training(home, keys, values), [*answers.values(), *chosen], run,
                           api_visibility="private")   # fmt: skip
@@ -136,81 +135,13 @@ def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, Any, gr.Radio, gr.Ma
     name = gr.Textbox(label=words.NAME, show_label=False, info=words.NAME_HINT, max_length=64, elem_id="name")
     trigger_hint = panel("trigger-hint", {})
     _step(4, words.LENGTH)
-    # The shortest first; the usual one is what preset_names() begins with.
-    presets = sorted(preset_names(), key=lambda name: load_preset(name, EMBEDDED).get("steps", 0))
-    choices = [(words.PRESETS.get(name, name.capitalize()), name) for name in presets]
+    presets = presets_by_length()   # the usual one is what preset_names() begins with
+    choices = [(preset_notes(name)["title"], name) for name in presets]
     preset = gr.Radio(choices, value=next(iter(preset_names()), None), show_label=False, label=words.LENGTH,
                       elem_id="preset", elem_classes="tiles")   # fmt: skip
     evidence = gr.Markdown(preset_evidence(preset.value), elem_classes="hint", elem_id="preset-evidence")
     preset.change(preset_evidence, preset, evidence, **UNQUEUED)
     return what, subject, name, trigger_hint, preset, note
-
-
-def _expert(bases: Sequence[tuple[str, str]] = ()) -> tuple[gr.Markdown, dict[str, Any]]:
-    """Controls for all settings: the run's own by name, those of an adapter kind as ``kind.name``."""
-    count = gr.Markdown(words.AS_PRESET, elem_classes="hint")
-    with gr.Row(elem_classes="settings"):
-        found: dict[str, Any] = dict(controls(TrainConfig, skip=_ASKED_ABOVE, suggestions={"base": bases}))
-    groups = {}
-    for name, kind in KINDS.items():
-        with gr.Row(elem_classes="settings", visible=name == "lora") as groups[name]:
-            options = controls(kind.settings, prefix=f"set-{name}")
-            found |= {f"{name}.{key}": control for key, control in options.items()}
-    found["kind"].change(lambda chosen: [gr.Row(visible=name == chosen) for name in groups], found["kind"],
-                         list(groups.values()), **UNQUEUED)   # fmt: skip
-    return count, found
-
-
-def _picture_list(draft: Draft) -> dict[str, Any]:
-    rejected = [{"id": p.id, "name": p.name, "note": p.note} for p in draft.pictures if p.refused]
-    hints = picture_hints(draft) if draft.usable else PictureHints()
-    usable = picture_tiles(draft, hints)
-    return {
-        "pictures": usable, "rejected": rejected, "usable": len(usable), "sentences": hints.sentences,
-        "count": words.picture_count(len(usable), len(rejected)), "tips": [] if draft.pictures else words.TIPS,
-        "trigger_first": hints.trigger_first, "chunks": hints.chunks, "read_longer": words.read_longer(hints.chunks),
-    }   # fmt: skip
-
-
-def _add_pictures(home: Home, files: list[str] | None) -> Iterator[tuple[dict[str, Any], Any]]:
-    with show_errors():
-        for draft in add_pictures(home, map(Path, files or [])):
-            yield _picture_list(draft), gr.skip()
-    # Emptied, the field is a place to drop more pictures.
-    yield gr.skip(), None
-
-
-def _connect_pictures(home: Home, keys: Sequence[str], picture_list: Any, count: Any, controls: dict[str, Any]) -> None:
-    """The buttons in the list of pictures; and the list again when something changes what its captions are."""
-    cures = [controls[name] for name in _CURES]
-
-    def press(event: gr.EventData) -> list[Any]:
-        """Remove a picture, change its weight, or let captions be read whole."""
-        action, pressed = action_of(event)
-        changed: dict[str, Any] = {}
-        with show_errors():
-            if action == "remove":
-                remove_picture(home, pressed)
-            elif action == "weigh":
-                id, _, weight = pressed.partition(" ")
-                set_weight(home, id, float(weight))
-            else:
-                changed = {"trigger_first": True} if action == "trigger-first" else {"caption_chunks": int(pressed)}
-        note = [_save_setting(home, keys, name, value)[0] for name, value in changed.items()] or [gr.skip()]
-        return [_picture_list(load_draft(home)), *note, *(changed.get(name, gr.skip()) for name in _CURES)]
-
-    def show_again(*values: Any) -> Any:
-        """Judge the captions for what the controls say now."""
-        # What the controls say: the draft on disk may still have what they said before.
-        given = dict(zip(controls, values, strict=True))
-        answers = {field: given.pop(field) or "" for field in _ANSWERS}
-        draft = load_draft(home)
-        draft = replace(draft, changes={**draft.changes, **given}, **answers)
-        return _picture_list(draft) if draft.usable else gr.skip()
-
-    picture_list.action(press, None, [picture_list, count, *cures], **UNQUEUED)
-    gr.on([control.change for control in controls.values()], show_again, list(controls.values()), picture_list,
-          **UNQUEUED, trigger_mode="always_last")   # fmt: skip
 
 
 def _save_answer(home: Home, field: str, value: Any) -> None:
@@ -250,6 +181,21 @@ def _choose_preset(home: Home, keys: Sequence[str], preset: str) -> list[Any]:
     return form_values(keys, edit_draft(home, preset=preset, changes=kept))
 
 
+def _opener(home: Home, keys: Sequence[str]) -> Callable[[gr.Request], list[Any]]:
+    """What fills the page when it opens. No partial: Gradio finds no request among the arguments of one."""
+
+    def on_load(request: gr.Request) -> list[Any]:
+        """Show the draft, with the settings of an adapter if the page's address names one."""
+        if like := request.query_params.get("like", ""):
+            try:
+                take_recipe(home, keys, read_header(find_adapter(home, like).path).info.recipe)
+            except ValueError as error:   # the page is shown all the same
+                gr.Warning(str(error))
+        return _restore(home, keys)
+
+    return on_load
+
+
 def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
     draft = load_draft(home)
     count, filled_from, *values = form_values(keys, draft)
@@ -257,7 +203,7 @@ def _restore(home: Home, keys: Sequence[str]) -> list[Any]:
     place, choices = keys.index("base"), base_choices(home, downloadable_titles())
     values[place] = gr.update(choices=choices, value=values[place])
     answers = [draft.what, draft.subject, draft.name, draft_preset(draft)]
-    return [_picture_list(draft), *answers, count, filled_from, *values]
+    return [*show_lists(home, draft), *answers, count, filled_from, *values]
 
 
 def _memory_hint(
@@ -265,10 +211,47 @@ def _memory_hint(
 ) -> Iterator[str]:
     """How much memory the run on the page needs here, or why it can't run."""
     try:
-        settings = run_settings(keys, values, filled_from, preset or "", partial(base_options, home))
+        settings = _settings(home, keys, preset, filled_from, *values)
         yield from memory_lines(TrainConfig.from_dict(settings))
     except ValueError as error:
         yield str(error)
+
+
+def _settings(home: Home, keys: Sequence[str], preset: str | None, filled_from: str, *values: Any) -> dict[str, Any]:
+    """The settings of the run on the page, but for the answers."""
+    return run_settings(keys, values, filled_from, preset or "", partial(base_options, home))
+
+
+def _preset_note(
+    home: Home, keys: Sequence[str], preset: str | None, filled_from: str, *values: Any
+) -> dict[str, str]:
+    """What the chosen preset is good for, and how long the run on the page takes here."""
+    try:
+        config = TrainConfig.from_dict(_settings(home, keys, preset, filled_from, *values))
+    except ValueError:   # said beside the memory
+        return {}
+    estimate = estimate_time(home, config)
+    time = words.time_needed(estimate.seconds, estimate.runs) if estimate else words.NO_TIME
+    return {**preset_notes(preset), "time": time} if preset else {"time": time}
+
+
+def _preset_tiles(home: Home) -> Any:
+    """The presets with the times they take with the base model of the draft."""
+    base, tiles = load_draft(home).changes.get("base", EMBEDDED), []
+    for name in presets_by_length():
+        try:
+            family = identify(base).family if not needs_download(base) else ""
+            estimate = estimate_time(home, TrainConfig.from_dict({**load_preset(name, family), "base": base}))
+        except ValueError:   # said beside the memory
+            estimate = None
+        title = preset_notes(name)["title"]
+        tiles.append((words.preset_tile(title, estimate.seconds if estimate else 0), name))
+    return gr.Radio(choices=tiles)
+
+
+def presets_by_length() -> list[str]:
+    """Names of the presets, the shortest first."""
+    return sorted(preset_names(), key=lambda name: load_preset(name, EMBEDDED).get("steps", 0))
 
 
 def _update_subject_hint(what: str) -> tuple[Any, Any]:
@@ -292,6 +275,8 @@ def _start_training(home: Home, keys: Sequence[str], values: Sequence[Any]) -> s
         imported = import_pictures(home, config.name, picture_files(home, draft), checked=checked_files(home, draft),
                                    weights={picture.file: picture.weight for picture in draft.usable})   # fmt: skip
         weights = weights_text(imported.weights | picture_weights(config.weights))
+        estimate = estimate_time(home, config)
         run = submit(home, replace(config, pictures=str(imported.folder), weights=weights))
+        save_estimate(run, estimate)
         clear_draft(home)
         return run.id

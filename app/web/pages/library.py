@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from atelier.adapters.core.byte_size import format_bytes
-from atelier.adapters.core.family import family_title
+from atelier.adapters.core.family import FAMILIES, family_title
 from atelier.adapters.core.parse import parse_toml
 from atelier.adapters.formats.export import PRECISIONS, ExportReport
 from atelier.adapters.formats.foreign_metadata import find_tags
@@ -21,6 +22,9 @@ from atelier.app.services.draw import suggested_prompt
 from atelier.app.services.engine import Engine
 from atelier.app.services.import_child import import_files
 from atelier.app.services.import_export import export_adapters
+from atelier.app.services.library_list import PAGE, LibraryFilter, filter_adapters
+from atelier.app.services.trash import restore
+from atelier.app.store.adapter_notes import HIGHEST, LOWEST, AdapterNotes, read_notes, save_notes, split_tags
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import (
     AdapterCard,
@@ -37,58 +41,175 @@ from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import page_url
+from atelier.app.web.pages.library_tools import (
+    connect_tools,
+    place_extract,
+    place_tools,
+    run_facts,
+    show_trash,
+)
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.fidelity import Fidelity
 
-MAX_CARDS = 120   # cards at once: a page with thousands of pictures would not load
+_COLUMNS = 7   # outputs of everything that shows the list: see LibraryParts.shown
+
+
+class LibraryParts(NamedTuple):
+    """What the page has for the list and the opened adapter."""
+
+    cards: Any
+    column: gr.Column
+    details: Any
+    chosen: gr.Textbox
+    tags: gr.Textbox
+    low: gr.Number
+    high: gr.Number
+
+    @property
+    def shown(self) -> list[Any]:
+        """Everything that depends on the list or on the opened adapter."""
+        return list(self)
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the Library page: the adapters of ``home`` and the details of one; ``engine`` compares exports."""
     heading(words.TITLE, words.LEAD)
-    search = gr.Textbox(label=words.SEARCH, show_label=False, placeholder=words.SEARCH, max_length=100,
-                        elem_id="search")   # fmt: skip
-    with gr.Accordion(words.IMPORT, open=False, elem_id="import"):
-        import_drop = gr.File(file_count="multiple", file_types=[".safetensors"], label=words.IMPORT_DROP,
-                              elem_id="import-files", elem_classes="drop-zone", height=120)   # fmt: skip
-        import_results = panel("import-results", {})
+    wanted = _filters()
+    import_drop, import_results = _import_form()
     undo = panel("undo", {})
-    chosen, trashed = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    trashed = gr.Textbox(visible=False)
     with gr.Row(elem_classes="layout layout-detail"):
         with gr.Column(scale=8):
             cards = panel("adapter-cards", {})
-        with gr.Column(scale=4, elem_classes="surface details-column", visible=False) as details_column:
+            with gr.Accordion(words.TRASH, open=False, elem_id="trash"):
+                trash = panel("trash", {})
+            extraction = place_extract(home)
+        with gr.Column(scale=4, elem_classes="surface details-column", visible=False) as column:
             details = panel("adapter-details", {})
+            chosen = gr.Textbox(visible=False)
+            with gr.Row(elem_classes="notes"):
+                tags = gr.Textbox(label=words.TAGS, info=words.TAGS_HINT, max_length=400, elem_id="tags")
+                low = gr.Number(label=words.LOW, minimum=LOWEST, maximum=HIGHEST, step=0.25, elem_id="range-low")
+                high = gr.Number(label=words.HIGH, minimum=LOWEST, maximum=HIGHEST, step=0.25, elem_id="range-high")
+            tools = place_tools()
             choices, export, file, report = _export_form()
-    shown = [cards, details_column, details, chosen]
-    import_drop.upload(lambda files, query: _import_files(home, files, query), [import_drop, search],
-                       [*shown, import_drop, import_results], show_progress="minimal",
+    parts = LibraryParts(cards, column, details, chosen, tags, low, high)
+    import_drop.upload(partial(_import_files, home), [import_drop, *wanted],
+                       [*parts.shown, import_drop, import_results], show_progress="minimal",
                        api_visibility="private")   # fmt: skip
-
-    def on_load(request: gr.Request) -> list[Any]:
-        """Show all adapters, and the one in the page's address."""
-        return _show(home, "", request.query_params.get("adapter", ""))
-
-    def on_action(event: gr.EventData, query: str) -> list[Any]:
-        """Open the pressed adapter; an earlier export leaves the page."""
-        return [*_show(home, query, action_of(event)[1]), gr.DownloadButton(visible=False), {}]
-
-    def delete(event: gr.EventData, query: str, name: str) -> list[Any]:
-        """Move the opened adapter to the trash."""
-        return _delete(home, query, name) if action_of(event)[0] == "delete" else [gr.skip()] * 6
-
-    demo.load(on_load, None, shown, **UNQUEUED)
-    search.change(lambda query, name: _show(home, query, name), [search, chosen], shown, **UNQUEUED,
-                  trigger_mode="always_last")   # fmt: skip
-    cards.action(on_action, search, [*shown, file, report], **UNQUEUED)
-    details.action(delete, [search, chosen], [*shown, undo, trashed], **UNQUEUED)
-    undo.action(lambda query, gone: _undo(home, query, gone), [search, trashed], [*shown, undo, trashed], **UNQUEUED)
+    _connect_list(demo, home, wanted, parts, [file, report])
+    _connect_trash(demo, home, wanted, parts, [undo, trashed, trash])
+    _connect_notes(home, parts)
+    connect_tools(home, engine, tools, chosen, extraction,
+                  (lambda name: _show(home, LibraryFilter(), 0, name), parts.shown))   # fmt: skip
     form, precision, rank, _ = choices
     form.change(_on_format_change, form, [precision, rank], **UNQUEUED)
     exported = export.click(lambda name, *choices: _export(home, engine, name, choices), [chosen, *choices],
-                            [file, report], api_visibility="private")   # fmt: skip
+                            [file, report], show_progress="minimal", api_visibility="private")   # fmt: skip
     exported.success(None, None, None, js=press_when_shown("download"))
+
+
+def _filters() -> list[Any]:
+    """What decides which adapters are shown; the last is the number of the page."""
+    with gr.Row(elem_classes="filters"):
+        search = gr.Textbox(label=words.SEARCH, show_label=False, placeholder=words.SEARCH, max_length=100,
+                            elem_id="search", min_width=220)   # fmt: skip
+        starred = gr.Checkbox(False, label=words.STARRED, elem_id="starred", min_width=110)
+        kind = gr.Dropdown([(words.ALL_KINDS, ""), *((kind.title, name) for name, kind in KINDS.items())], value="",
+                           label=words.KIND, show_label=False, elem_id="filter-kind", min_width=150)   # fmt: skip
+        base = gr.Dropdown([(words.ALL_BASES, ""), *((family_title(name), name) for name in FAMILIES)], value="",
+                           label=shared.BASE_MODEL, show_label=False, elem_id="filter-base",
+                           min_width=150)   # fmt: skip
+        sort = gr.Dropdown([(title, key) for key, title in words.SORTS.items()], value="newest", label=words.SORT,
+                           show_label=False, elem_id="sort", min_width=130)   # fmt: skip
+    return [search, starred, kind, base, sort, gr.Number(0, visible=False)]
+
+
+def _import_form() -> tuple[gr.File, Any]:
+    with gr.Accordion(words.IMPORT, open=False, elem_id="import"):
+        drop = gr.File(file_count="multiple", file_types=[".safetensors"], label=words.IMPORT_DROP,
+                       elem_id="import-files", elem_classes="drop-zone", height=120)   # fmt: skip
+        return drop, panel("import-results", {})
+
+
+def _wanted(values: Sequence[Any]) -> tuple[LibraryFilter, int]:
+    query, starred, kind, base, sort, page = values
+    return LibraryFilter(query or "", bool(starred), kind or "", base or "", sort or ""), max(0, int(page or 0))
+
+
+def _connect_list(
+    demo: gr.Blocks, home: Home, wanted: Sequence[Any], parts: LibraryParts, cleared: Sequence[Any]
+) -> None:
+    """Show the list when the page opens and when something else is looked for; open the pressed adapter."""
+    *filters, page = wanted
+
+    def on_load(request: gr.Request) -> list[Any]:
+        """Show all adapters, and the one in the page's address."""
+        return _show(home, LibraryFilter(), 0, request.query_params.get("adapter", ""))
+
+    def on_action(event: gr.EventData, *values: Any) -> list[Any]:
+        """Open the pressed adapter, an earlier export leaving the page; or turn the page."""
+        *given, name = values
+        looked_for, number = _wanted(given)
+        action, pressed = action_of(event)
+        if action == "page":
+            number = int(pressed) if pressed.isdecimal() else 0
+            return [*_show(home, looked_for, number, name), number, gr.skip(), gr.skip()]
+        return [*_show(home, looked_for, number, pressed), number, gr.DownloadButton(visible=False), {}]
+
+    demo.load(on_load, None, parts.shown, **UNQUEUED)
+    gr.on([control.change for control in filters],
+          lambda *values: [*_show(home, _wanted([*values[:-1], 0])[0], 0, values[-1]), 0], [*filters, parts.chosen],
+          [*parts.shown, page], **UNQUEUED, trigger_mode="always_last")   # fmt: skip
+    parts.cards.action(on_action, [*wanted, parts.chosen], [*parts.shown, page, *cleared], **UNQUEUED)
+
+
+def _connect_trash(
+    demo: gr.Blocks, home: Home, wanted: Sequence[Any], parts: LibraryParts, controls: Sequence[Any]
+) -> None:
+    """The buttons of the opened adapter, the one that undoes, and those in the trash."""
+    undo, trashed, trash = controls
+
+    def press(event: gr.EventData, *values: Any) -> list[Any]:
+        """Delete or close the opened adapter, or give it a star."""
+        *given, name = values
+        action, shown = action_of(event)[0], _wanted(given)
+        if action == "delete":
+            return [*_delete(home, *shown, name), show_trash(home)]
+        if action == "star":
+            save_notes(home, name, star=not read_notes(home).get(name, AdapterNotes()).star)
+            return [*_show(home, *shown, name), gr.skip(), gr.skip(), gr.skip()]
+        if action == "close":
+            return [*_show(home, *shown, ""), gr.skip(), gr.skip(), gr.skip()]
+        return [gr.skip()] * (_COLUMNS + 3)
+
+    def put_back(event: gr.EventData, *values: Any) -> list[Any]:
+        """Restore what was pressed in the trash."""
+        with show_errors():
+            path = restore(home, action_of(event)[1])
+        return [*_show(home, *_wanted(values), path.stem), {}, "", show_trash(home)]
+
+    changed = [*parts.shown, undo, trashed, trash]
+    parts.details.action(press, [*wanted, parts.chosen], changed, **UNQUEUED)
+    undo.action(lambda *values: [*_undo(home, *_wanted(values[:-1]), values[-1]), show_trash(home)],
+                [*wanted, trashed], changed, **UNQUEUED)   # fmt: skip
+    trash.action(put_back, list(wanted), changed, **UNQUEUED)
+    demo.load(lambda: show_trash(home), None, trash, **UNQUEUED)
+
+
+def _connect_notes(home: Home, parts: LibraryParts) -> None:
+    """Save tags and the range of strength as they are entered."""
+
+    def save(name: str, tags: str, low: float | None, high: float | None) -> None:
+        """Save all notes of the opened adapter."""
+        if name:
+            with show_errors():
+                bounds = {"low": low, "high": high} if low is not None and high is not None else {}
+                save_notes(home, name, tags=split_tags(tags or ""), **bounds)
+
+    gr.on([parts.tags.blur, parts.tags.submit, parts.low.blur, parts.low.submit, parts.high.blur, parts.high.submit],
+          save, [parts.chosen, parts.tags, parts.low, parts.high], None, **UNQUEUED)   # fmt: skip
 
 
 def _on_format_change(form: str) -> tuple[gr.Dropdown, gr.Number]:
@@ -115,25 +236,43 @@ def _export_form() -> tuple[list[Any], gr.Button, gr.DownloadButton, Any]:
     return [form, precision, rank, recipe], export, file, report
 
 
-def _show(home: Home, query: str, name: str) -> list[Any]:
-    """The cards that match, and the details of one adapter; an unknown name opens none."""
-    adapters = list_adapters(home)
+def _show(home: Home, wanted: LibraryFilter, page: int, name: str) -> list[Any]:
+    """One page of the cards that are wanted, and the details of one adapter; an unknown name opens none."""
+    adapters, notes = list_adapters(home), read_notes(home)
     try:
         card = find_adapter(home, name) if name else None
     except HomeError:
         card = None
-    wanted = query.casefold().strip()
-    found = [c for c in adapters if wanted in f"{c.name} {c.trigger} {c.subject} {c.title}".casefold()]
-    cards = {
-        "cards": [{"name": c.name, "picture": c.thumbnail, "initial": c.name[0].upper(), "about": _about(c),
-                   "chosen": str(c == card).lower()} for c in found[:MAX_CARDS]],
-        "more": words.more(len(found) - MAX_CARDS),
-        "empty": "" if found else words.NOTHING_FOUND if adapters else words.EMPTY, "is_first": not adapters,
-        "words": [words.textual_inversion(word.token, family_title(word.family))
-                  for word in list_textual_inversions(home) if wanted in f"{word.name} {word.token}".casefold()],
-        "unreadable": [words.unreadable(file.path.name, file.reason) for file in list_unreadable(home)],
-    }   # fmt: skip
-    return [cards, gr.Column(visible=card is not None), _details(card) if card else {}, card.name if card else ""]
+    found = filter_adapters(adapters, notes, wanted)
+    page = min(page, max(0, len(found) - 1) // PAGE)
+    of_card = notes.get(card.name, AdapterNotes()) if card else AdapterNotes()
+    return [
+        {**_cards(found[page * PAGE : (page + 1) * PAGE], notes, card), **_pages(page, len(found)),
+         "empty": "" if found else words.NOTHING_FOUND if adapters else words.EMPTY, "is_first": not adapters,
+         "words": [words.textual_inversion(word.token, family_title(word.family))
+                   for word in list_textual_inversions(home)
+                   if wanted.query.casefold() in f"{word.name} {word.token}".casefold()],
+         "unreadable": [words.unreadable(file.path.name, file.reason) for file in list_unreadable(home)]},
+        gr.Column(visible=card is not None), _details(home, card, of_card) if card else {}, card.name if card else "",
+        ", ".join(of_card.tags), of_card.low, of_card.high,
+    ]   # fmt: skip
+
+
+def _cards(found: Sequence[AdapterCard], notes: dict[str, AdapterNotes], opened: AdapterCard | None) -> dict[str, Any]:
+    """What the panel shows of each adapter, with the opened one marked."""
+    shown = [(card, notes.get(card.name, AdapterNotes())) for card in found]
+    return {"cards": [{"name": card.name, "picture": card.thumbnail, "initial": card.name[0].upper(),
+                       "about": _about(card), "chosen": str(card == opened).lower(), "star": note.star,
+                       "tags": ", ".join(note.tags)} for card, note in shown]}   # fmt: skip
+
+
+def _pages(page: int, count: int) -> dict[str, Any]:
+    """Where the page is among all."""
+    last = max(0, count - 1) // PAGE
+    if not last:
+        return {"range": ""}
+    return {"range": words.shown_range(page * PAGE + 1, min(count, (page + 1) * PAGE), count),
+            "before": str(page - 1) if page else "", "after": str(page + 1) if page < last else ""}   # fmt: skip
 
 
 def _about(card: AdapterCard) -> str:
@@ -144,15 +283,16 @@ def _kind(card: AdapterCard) -> str:
     return KINDS[card.kind].title if card.kind in KINDS else card.algorithms or card.kind
 
 
-def _details(card: AdapterCard) -> dict[str, Any]:
+def _details(home: Home, card: AdapterCard, notes: AdapterNotes) -> dict[str, Any]:
     facts = {
         words.KIND: _kind(card), words.CLASS_WORD: card.subject,
         shared.BASE_MODEL: card.title or family_title(card.family),
         words.TRAINED_ON: words.picture_count(card.pictures), shared.SIZE: format_bytes(card.bytes),
         shared.CREATED: shared.date_and_time(card.created.astimezone()), words.CAPTION_TAGS: _tags(card),
-        words.NOTES: " ".join(card.notes),
+        words.NOTES: " ".join(card.notes), **run_facts(home, card),
     }   # fmt: skip
     return {
+        "star": str(notes.star).lower(), "create": page_url("create", like=card.name),
         "name": card.name, "trigger": card.trigger, "picture": card.thumbnail, "facts": _pairs(facts),
         "recipe": _pairs(_recipe(card)), "studio": page_url("studio", adapter=card.name),
     }   # fmt: skip
@@ -178,16 +318,16 @@ def _pairs(facts: dict[str, Any]) -> list[dict[str, str]]:
     return [{"name": name, "value": str(value)} for name, value in facts.items() if str(value)]
 
 
-def _delete(home: Home, query: str, name: str) -> list[Any]:
+def _delete(home: Home, wanted: LibraryFilter, page: int, name: str) -> list[Any]:
     with show_errors():
         trashed = delete_adapter(home, name)
-    return [*_show(home, query, ""), {"name": name}, str(trashed.name)]
+    return [*_show(home, wanted, page, ""), {"name": name}, str(trashed.name)]
 
 
-def _undo(home: Home, query: str, trashed: str) -> list[Any]:
+def _undo(home: Home, wanted: LibraryFilter, page: int, trashed: str) -> list[Any]:
     with show_errors():
         path = restore_adapter(home, Path(trashed))
-    return [*_show(home, query, path.stem), {}, ""]
+    return [*_show(home, wanted, page, path.stem), {}, ""]
 
 
 def _export(home: Home, engine: Engine, name: str, choices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
@@ -225,7 +365,7 @@ def _with_comparison(facts: dict[str, Any], fidelity: Fidelity) -> dict[str, Any
     return {**facts, "facts": [*facts["facts"], *drawn], **pictures}
 
 
-def _import_files(home: Home, files: list[str] | None, query: str) -> list[Any]:
+def _import_files(home: Home, files: list[str] | None, *wanted: Any) -> list[Any]:
     """Import the dropped files; each one that can't be used says why."""
     messages, name = [], ""
     with show_errors():
@@ -233,4 +373,4 @@ def _import_files(home: Home, files: list[str] | None, query: str) -> list[Any]:
             name = result.name or name
             text = words.imported(result.name, " ".join(result.notes)) if result.name else result.reason
             messages.append({"text": text, "ok": "yes" if result.name else ""})
-    return [*_show(home, query, name), None, {"messages": messages}]
+    return [*_show(home, *_wanted(wanted), name), None, {"messages": messages}]

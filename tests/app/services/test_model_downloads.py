@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from atelier.adapters.core.family import FAMILIES
 from atelier.app.cli import main as command
 from atelier.app.services import known_models as known_module
-from atelier.app.services.expert_settings import default_values, run_settings
+from atelier.app.services.create.expert_settings import default_values, run_settings
 from atelier.app.services.known_models import downloadable_titles, known_models, memory_needs
 from atelier.app.services.model_downloads import Download, ModelDownloads
 from atelier.training.base_models.base_info import BaseError

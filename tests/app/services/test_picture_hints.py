@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from atelier.app.services.picture_hints import picture_hints, picture_tiles
-from atelier.app.store.create_draft import (
+from atelier.app.services.create.picture_hints import picture_hints, picture_tiles
+from atelier.app.store.datasets import import_pictures
+from atelier.app.store.drafts.create_draft import (
     Draft,
     add_pictures,
     checked_files,
     edit_draft,
     load_draft,
     picture_files,
-    remove_picture,
+    remove_pictures,
     set_weight,
 )
-from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import Home
 from atelier.app.text import create as words
 from atelier.training.config.train_config import picture_weights, weights_text
@@ -62,7 +62,7 @@ def test_a_near_twin_is_one_only_while_the_other_is_there(home: Home, tmp_path: 
     nearly.putpixel((0, 0), (1, 1, 1))
     draft = dropped(home, tmp_path, a__png=noise(), b__png=nearly)
     assert picture_hints(draft).chips[draft.usable[1].id] == [words.VERDICTS["near-twin"]]
-    draft = remove_picture(home, draft.usable[0].id)
+    draft = remove_pictures(home, [draft.usable[0].id])
     assert picture_hints(draft).chips[draft.usable[0].id] == []
 
 

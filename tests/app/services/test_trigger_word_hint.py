@@ -9,10 +9,10 @@ import pytest
 from torch import nn
 
 from atelier.app.services import resident_base
-from atelier.app.services import trigger_word_hint as trigger
+from atelier.app.services.create import trigger_word_hint as trigger
+from atelier.app.services.create.trigger_word_hint import trigger_word_hint
 from atelier.app.services.engine import Engine
-from atelier.app.services.trigger_word_hint import trigger_word_hint
-from atelier.app.store.create_draft import edit_draft
+from atelier.app.store.drafts.create_draft import edit_draft
 from atelier.app.store.home import Home, open_home
 from atelier.app.text import create as create_words
 from atelier.training.measures import trigger_word as trigger_words

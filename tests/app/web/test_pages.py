@@ -23,22 +23,22 @@ from PIL import Image
 from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.core.settings import Settings, setting
 from atelier.adapters.kinds.catalog import KINDS
-from atelier.app.services import expert_settings as choices
-from atelier.app.services import memory_hint as room
+from atelier.app.services.create import expert_settings as choices
+from atelier.app.services.create import memory_hint as room
+from atelier.app.services.create.expert_settings import values_or_defaults
+from atelier.app.services.create.memory_hint import memory_lines
 from atelier.app.services.engine import Engine
-from atelier.app.services.expert_settings import values_or_defaults
-from atelier.app.services.memory_hint import memory_lines
 from atelier.app.services.model_downloads import ModelDownloads
-from atelier.app.store.create_draft import (
+from atelier.app.store.datasets import import_pictures
+from atelier.app.store.drafts.create_draft import (
     add_pictures,
     clear_draft,
     edit_draft,
     load_draft,
     picture_files,
-    remove_picture,
+    remove_pictures,
     save_setting,
 )
-from atelier.app.store.datasets import import_pictures
 from atelier.app.store.home import open_home
 from atelier.app.text import create as words
 from atelier.app.web.components.panel import PANELS, escape_literals, panel, template
@@ -46,6 +46,8 @@ from atelier.app.web.components.plots import MAX_POINTS, axis_limits, downsample
 from atelier.app.web.components.settings_form import controls
 from atelier.app.web.components.theme import PALETTE, STYLE_SHEETS
 from atelier.app.web.pages import create
+from atelier.app.web.pages.create_expert import GROUPS, place_expert
+from atelier.app.web.pages.create_pictures import show_tiles
 from atelier.training.base_models.identify import identify
 from atelier.training.config.train_config import TrainConfig, load_preset, preset_names
 from atelier.training.data.dataset import scan
@@ -148,6 +150,8 @@ def test_a_form_has_the_right_control_for_every_plain_field() -> None:
 def test_the_expert_form_reaches_every_field_of_the_recipe() -> None:
     form = controls(TrainConfig)
     assert set(form) == {f.name for f in fields(TrainConfig)} - {"adapter"}
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(set(form) - {"name", "pictures", "subject"})   # each in one group
 
 
 def test_a_form_shows_a_preset_over_the_defaults() -> None:
@@ -167,7 +171,7 @@ def placed(build: Callable[[gr.Blocks], Any]) -> tuple[gr.Blocks, Any]:
 @cache
 def expert_keys() -> list[str]:
     """Names of all controls of the Expert part."""
-    return list(placed(lambda _: create._expert())[1][1])
+    return list(placed(lambda _: place_expert())[1][1])
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -193,7 +197,7 @@ def test_the_create_page_shows_the_options_of_the_chosen_kind_alone(own_home: Pa
     ids = [block.elem_id for block in page.blocks.values() if getattr(block, "elem_id", None)]
     assert len(ids) == len(set(ids))
     assert {"set-steps", "set-lora-rank", "set-lorta-rank"} <= set(ids)
-    page, (_, found) = placed(lambda _: create._expert())
+    page, (_, found, _) = placed(lambda _: place_expert())
     (choose,) = [fn for fn in page.fns.values() if (found["kind"]._id, "change") in fn.targets]
     rows = dict(zip(KINDS, choose.outputs, strict=True))
     for key, control in found.items():
@@ -270,11 +274,11 @@ def test_a_draft_keeps_pictures_and_says_why_others_are_refused(own_home: Path, 
     draft = load_draft(home)
     assert [p.refused for p in draft.pictures] == [False, True, True, False]
     assert "is text" in draft.pictures[1].note and "same picture as red.png" in draft.pictures[2].note
-    shown = create._picture_list(draft)["pictures"]
+    shown = show_tiles(draft)["pictures"]
     assert [tile["chips"] for tile in shown] == [[], [words.VERDICTS["small"]]]
     red.unlink()   # Gradio's copy goes away; the draft's stays
     assert [open_picture(file).size for file in picture_files(home, draft)] == [(96, 96), (30, 30)]
-    left = remove_picture(home, draft.pictures[0].id)
+    left = remove_pictures(home, [draft.pictures[0].id])
     assert [p.name for p in left.pictures] == ["notes.png", "copy.png", "tiny.png"]
     assert len(picture_files(home, left)) == 1
     clear_draft(home)
@@ -298,8 +302,8 @@ def test_dropped_text_files_are_the_captions_of_their_pictures(own_home: Path, t
     (tmp_path / "blue.txt").write_text("blue")
     *_, draft = add_pictures(home, [tmp_path / "blue.txt"])
     assert [p.caption for p in draft.usable] == ["a {trigger} in red", "blue"]
-    remove_picture(home, draft.usable[0].id)
-    assert len(list((home.state / "draft").glob("*.txt"))) == 1
+    remove_pictures(home, [draft.usable[0].id])
+    assert [file.with_suffix(".txt").read_text() for file in picture_files(home, load_draft(home))] == ["blue"]
 
 
 @pytest.mark.parametrize(("what", "caption"), [("animal", ""), ("style", "a {trigger} emoji")])

@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 from serving import ask, named, served, upload
 
-from atelier.app.store.create_draft import load_draft
+from atelier.app.store.drafts.create_draft import load_draft, read_received
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import list_adapters
 from atelier.app.text.shared import NOT_UPLOADED
@@ -161,7 +161,7 @@ def test_reading_shows_in_the_time_of_access(tmp_path: Path) -> None:
 
 
 def test_the_handlers_that_take_files_are_known(handlers: dict[int, list[str]]) -> None:
-    assert sum(map(takes_files, handlers.values())) == 4, "try the new handler's good path too, below"
+    assert sum(map(takes_files, handlers.values())) == 6, "try the new handler's good path too, below"
 
 
 def test_no_handler_takes_a_file_that_was_not_uploaded(
@@ -191,19 +191,18 @@ def test_the_door_beside_the_queue_is_no_way_in(
 ) -> None:
     """Handlers that need no queue can be posted to directly; the others can't."""
     secret = named(foreign["absolute notes.png"])
-    drop = next(handler for handler, kinds in handlers.items() if takes_files(kinds))
-    assert drop in queued
+    waiting = next(handler for handler, kinds in handlers.items() if takes_files(kinds) and handler in queued)
     for handler, kinds in handlers.items():
-        if handler == drop or (kinds and handler not in queued):
+        if handler == waiting or (kinds and handler not in queued):
             body = {"fn_index": handler, "session_hash": "door", "data": [secret] * len(kinds)}
             answer = web.post("/gradio_api/run/predict", json=body)
-            assert answer.status_code == 404 if handler == drop else NOT_UPLOADED in answer.text, handler
+            assert answer.status_code == 404 if handler == waiting else NOT_UPLOADED in answer.text, handler
 
 
 def test_what_was_uploaded_is_taken_and_an_export_downloaded(
     web: httpx.Client, home: Home, handlers: dict[int, list[str]]
 ) -> None:
-    drop, opened, draw, bring_in = (handler for handler, kinds in handlers.items() if takes_files(kinds))
+    drop, cut, recipe, opened, draw, bring_in = (handler for handler, kinds in handlers.items() if takes_files(kinds))
     told = "a fox\nSteps: 7, Sampler: Euler a, Seed: 5, Size: 64x64, Model: embedded"
     answer = ask(web, opened, [named(upload(web, "drawn.png", png(parameters=told)))])
     assert answer["success"] and answer["output"]["data"][0] == "a fox", answer
@@ -212,8 +211,15 @@ def test_what_was_uploaded_is_taken_and_an_export_downloaded(
     answer = ask(web, draw, ["", *others, edited, 0.6])
     assert "The prompt is empty" in str(answer["output"]), "the picture was read, and there is nothing to draw from it"
     assert ask(web, drop, [[named(upload(web, "red.png", png()))]])["success"]
-    assert [picture.name for picture in load_draft(home).usable] == ["red.png"]
-    assert ask(web, bring_in, [[named(upload(web, "fox.safetensors", lora()))], ""])["success"]
+    assert [draft.usable[0].name for draft, _ in read_received(home)] == ["red.png"]
+    smaller = named(upload(web, "smaller.png", png(48)))
+    drawn = {"background": smaller, "layers": [], "composite": smaller}
+    assert ask(web, cut, [load_draft(home).usable[0].id, drawn, "learn"])["success"]
+    assert [picture.facts and picture.facts.size for picture in load_draft(home).usable] == [(48, 48)]
+    assert ask(web, recipe, [named(upload(web, "recipe.toml", b"seed = 7"))])["success"]
+    assert load_draft(home).changes["seed"] == 7
+    given = [[named(upload(web, "fox.safetensors", lora()))], "", False, "", "", "newest", 0]
+    assert ask(web, bring_in, given)["success"]
     assert [card.name for card in list_adapters(home) if card.name == "fox"]
     [export] = (handler for handler, kinds in handlers.items()
                 if kinds == ["textbox", "dropdown", "dropdown", "number", "checkbox"])   # fmt: skip

@@ -17,6 +17,15 @@ def test_a_sample_s_loss_is_the_mean_square_over_all_but_the_batch():
     torch.testing.assert_close(mse_per_sample(prediction, target), torch.stack(expected).float())
 
 
+def test_a_masked_loss_is_the_mean_over_what_the_mask_leaves():
+    prediction, target = torch.zeros(2, 2, 2, 2), torch.ones(2, 2, 2, 2)
+    prediction[0, :, 0, 0], prediction[0, :, 1, 1] = 4.0, 100.0   # errors of 9 at one place, of 9801 at another
+    mask = torch.tensor([[[[1.0, 0.5], [0.0, 0.0]]], [[[1.0, 1.0], [1.0, 1.0]]]])
+    # (1 · 9 + 0.5 · 1) / 1.5 for the first picture; the second is learned whole
+    torch.testing.assert_close(mse_per_sample(prediction, target, mask), torch.tensor([9.5 / 1.5, 1.0]))
+    assert torch.equal(mse_per_sample(prediction, target, torch.ones(2, 1, 2, 2)), mse_per_sample(prediction, target))
+
+
 def test_half_precision_is_squared_in_single():
     prediction = torch.full((1, 4), 300.0, dtype=torch.float16)   # its square is beyond float16
     assert mse_per_sample(prediction, torch.zeros(1, 4)).tolist() == [90_000.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from atelier.app.services.engine import Engine
-from atelier.app.store.create_draft import load_draft
+from atelier.app.store.drafts.create_draft import load_draft
 from atelier.app.store.home import Home
 from atelier.app.store.library import list_adapters
 from atelier.app.text import create as words

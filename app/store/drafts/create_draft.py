@@ -1,12 +1,18 @@
-"""The draft: what a person has entered on the Create page, saved on disk so that nothing has to be entered twice."""
+"""The draft: what a person has entered on the Create page, saved on disk so that nothing has to be entered twice.
+
+Files of pictures never change: an edited picture is a new file, and those of the pictures that were there before the
+last removal or edit stay until the next, so that it can be undone.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
+import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from io import BytesIO
 from pathlib import Path
@@ -34,7 +40,9 @@ from atelier.training.data.picture_check import PictureFacts, examine, near_twin
 
 MAX_PICTURES = 200
 _THUMBNAIL_SIDE = 176         # pixels: twice what the page shows, for screens of high density
+MAX_CAPTION = 2000            # characters; text encoders read some hundreds
 _WRITE_LOCK = threading.Lock()   # the page saves its controls while pictures are being added, in several tabs
+_READ_LOCK = threading.Lock()    # dropped files are read by one tab at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ class DraftPicture:
     note: str = ""       # why it was refused, or what is to be said about its caption
     caption: str = ""    # as it was written; empty: the template
     weight: float = 1.0  # how often it is trained on, compared with the others
+    mask: str = ""       # likewise, of a mask: what is white is learned
     twin: str = ""       # id of an earlier picture that looks nearly the same
     facts: PictureFacts | None = None   # what was found when it was decoded
 
@@ -89,7 +98,8 @@ def _is_sound(draft: Draft) -> bool:
     """Whether every field has a value of its type, which the pages count on."""
     texts = [draft.what, draft.subject, draft.name, draft.preset]
     for picture in draft.pictures:
-        texts += [picture.id, picture.name, picture.file, picture.thumb, picture.note, picture.caption, picture.twin]
+        texts += [picture.id, picture.name, picture.file, picture.thumb, picture.note, picture.caption, picture.mask,
+                  picture.twin]   # fmt: skip
     weights = [picture.weight for picture in draft.pictures]
     return (isinstance(draft.changes, dict) and all(isinstance(text, str) for text in texts)
             and all(isinstance(weight, int | float) for weight in weights))   # fmt: skip
@@ -122,9 +132,13 @@ def save_setting(home: Home, name: str, value: Any, default: Any) -> Draft:
 
 
 def _save(home: Home, draft: Draft) -> Draft:
-    _folder(home).mkdir(mode=0o700, exist_ok=True)
-    atomic_write(_folder(home) / "draft.json", json.dumps(asdict(draft)).encode())
+    _write_json(home, "draft.json", asdict(draft))
     return draft
+
+
+def _write_json(home: Home, name: str, values: dict[str, Any]) -> None:
+    _folder(home).mkdir(mode=0o700, exist_ok=True)
+    atomic_write(_folder(home) / name, json.dumps(values).encode())
 
 
 def clear_draft(home: Home) -> None:
@@ -153,15 +167,90 @@ def _append(home: Home, picture: DraftPicture) -> Draft:
     return _change(home, lambda draft: replace(draft, pictures=(*draft.pictures, picture)))
 
 
-def remove_picture(home: Home, picture_id: str) -> Draft:
-    """Remove a picture and its caption from the draft; returns the new draft."""
-    for picture in load_draft(home).pictures:
-        if picture.id == picture_id and not picture.refused:
-            path = _folder(home) / picture.file
-            path.unlink(missing_ok=True)
-            path.with_suffix(SUFFIX).unlink(missing_ok=True)
-    return _change(home, lambda draft: replace(
-        draft, pictures=tuple(picture for picture in draft.pictures if picture.id != picture_id)))   # fmt: skip
+def receive_files(home: Home, files: Iterable[Path]) -> None:
+    """Put dropped files where :func:`read_received` finds them, even after a crash; takes no time."""
+    for number, file in enumerate(files):
+        place = _folder(home) / "received" / f"{time.time_ns():020d}-{number:04d}"
+        place.mkdir(mode=0o700, parents=True)
+        try:
+            os.link(file, place / file.name)
+        except OSError:   # another disk, or one without hard links
+            shutil.copyfile(file, place / file.name)
+
+
+def read_received(home: Home) -> Iterator[tuple[Draft, int]]:
+    """Add the files that were received to the draft; yields the draft after each, and how many are left.
+
+    Files that come meanwhile, through other tabs too, are read as well. Whoever calls at the same time waits.
+    """
+    with _READ_LOCK:
+        while files := sorted(_folder(home).glob("received/*/*"), key=lambda file: (_is_text(file), file)):
+            for draft in add_pictures(home, files[:1]):
+                shutil.rmtree(files[0].parent, ignore_errors=True)
+                yield draft, len(files) - 1
+
+
+def _is_text(file: Path) -> bool:
+    return is_sidecar(file) or is_caption_list(file)
+
+
+def remove_pictures(home: Home, ids: Collection[str]) -> Draft:
+    """Remove pictures from the draft, which :func:`undo_change` takes back; returns the new draft."""
+    return change_pictures(home, words.pictures_removed(len(ids)), lambda pictures: tuple(
+        picture for picture in pictures if picture.id not in ids))   # fmt: skip
+
+
+def change_pictures(
+    home: Home, label: str, change: Callable[[tuple[DraftPicture, ...]], tuple[DraftPicture, ...]]
+) -> Draft:
+    """Change the pictures so that it can be undone; ``label`` says what was done. Returns the new draft."""
+    with _WRITE_LOCK:
+        draft, (_, outdated) = load_draft(home), _undo_state(home)
+        _write_json(home, "undo.json", {"label": label, "pictures": [asdict(picture) for picture in draft.pictures]})
+        draft = _save(home, replace(draft, pictures=change(draft.pictures)))
+        _delete_files(home, outdated, draft.pictures)
+        return draft
+
+
+def undo_label(home: Home) -> str:
+    """What :func:`undo_change` would take back; empty when there is nothing."""
+    return _undo_state(home)[0]
+
+
+def undo_change(home: Home) -> Draft:
+    """Bring the pictures back as they were before the last removal or edit; those added since stay as well."""
+    with _WRITE_LOCK:
+        draft, (label, before) = load_draft(home), _undo_state(home)
+        if not label:
+            return draft
+        ids = {picture.id for picture in before}
+        restored = (*before, *(picture for picture in draft.pictures if picture.id not in ids))
+        _folder(home).joinpath("undo.json").unlink(missing_ok=True)
+        _delete_files(home, draft.pictures, restored)
+        return _save(home, replace(draft, pictures=restored))
+
+
+def _undo_state(home: Home) -> tuple[str, tuple[DraftPicture, ...]]:
+    try:
+        values = parse_json((_folder(home) / "undo.json").read_text(encoding="utf-8"))
+        before = Draft(pictures=tuple(_picture(picture) for picture in values["pictures"]))
+        return (str(values["label"]), before.pictures) if _is_sound(before) else ("", ())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return "", ()
+
+
+def _delete_files(home: Home, outdated: Sequence[DraftPicture], wanted: Sequence[DraftPicture]) -> None:
+    """Delete the files of pictures, but those that are wanted or that can be brought back."""
+    needed = {picture.file for picture in (*wanted, *_undo_state(home)[1])}
+    for picture in outdated:
+        if picture.file and picture.file not in needed:
+            for path in _files_of(home, picture):
+                path.unlink(missing_ok=True)
+
+
+def _files_of(home: Home, picture: DraftPicture) -> list[Path]:
+    path = _folder(home) / picture.file
+    return [path, path.with_suffix(SUFFIX), *([path.with_name(picture.mask)] if picture.mask else [])]
 
 
 def set_weight(home: Home, picture_id: str, weight: float) -> Draft:
@@ -171,17 +260,14 @@ def set_weight(home: Home, picture_id: str, weight: float) -> Draft:
 
 
 def set_caption(home: Home, picture_id: str, text: str, note: str = "") -> Draft:
-    """Set a picture's caption, where the import finds it; empty for the template. Returns the new draft."""
-    def change(picture: DraftPicture) -> DraftPicture:
-        """Write the caption beside the picture."""
-        file = (_folder(home) / picture.file).with_suffix(SUFFIX)
-        if text:
-            atomic_write(file, text.encode())
-        else:
-            file.unlink(missing_ok=True)
-        return replace(picture, caption=text, note=note)
+    """Set a picture's caption; empty for the template. Returns the new draft.
 
-    return _change_picture(home, picture_id, change)
+    Raises:
+        ValueError: it is too long.
+    """
+    if len(text) > MAX_CAPTION:
+        raise ValueError(words.caption_too_long(len(text), MAX_CAPTION))
+    return _change_picture(home, picture_id, lambda picture: replace(picture, caption=text, note=note))
 
 
 def _change_picture(home: Home, picture_id: str, change: Callable[[DraftPicture], DraftPicture]) -> Draft:
@@ -190,7 +276,13 @@ def _change_picture(home: Home, picture_id: str, change: Callable[[DraftPicture]
 
 
 def picture_files(home: Home, draft: Draft) -> list[Path]:
-    """Paths of the pictures to train on, in the order in which they were added."""
+    """Paths of the pictures to train on, in the order in which they were added, with their captions beside them."""
+    for picture in draft.usable:
+        caption = (_folder(home) / picture.file).with_suffix(SUFFIX)
+        if picture.caption:
+            atomic_write(caption, picture.caption.encode())
+        else:
+            caption.unlink(missing_ok=True)
     return [_folder(home) / picture.file for picture in draft.usable]
 
 
@@ -216,8 +308,7 @@ def _new_picture(home: Home, file: Path) -> DraftPicture:
     form = SAVED_AS[facts.format]
     copy = f"{identity}{SUFFIX_OF[form]}"
     save_pixels(image, _folder(home) / copy, form)
-    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    return DraftPicture(identity, file.name, copy, _data_uri(image), twin=near_twin(facts, known), facts=facts)
+    return DraftPicture(identity, file.name, copy, thumbnail_uri(image), twin=near_twin(facts, known), facts=facts)
 
 
 def _add_caption(home: Home, file: Path) -> Draft:
@@ -245,7 +336,14 @@ def _add_captions(home: Home, file: Path) -> Draft:
     return load_draft(home)
 
 
-def _data_uri(thumb: Image.Image) -> str:
-    buffer = BytesIO()
+def draft_file(home: Home, name: str) -> Path:
+    """Where a picture or a mask of the draft lies, by its file name."""
+    return _folder(home) / name
+
+
+def thumbnail_uri(picture: Image.Image) -> str:
+    """A picture as small as the page shows it, as a data URI."""
+    thumb, buffer = picture.copy(), BytesIO()
+    thumb.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     thumb.save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + b64encode(buffer.getvalue()).decode()

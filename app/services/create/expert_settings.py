@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
+from pathlib import Path
 from typing import Any
 
-from atelier.adapters.core.settings import Settings
+from atelier.adapters.core.settings import SettingError, Settings
 from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.services.known_models import known_model
-from atelier.app.store.create_draft import Draft
+from atelier.app.store.drafts.create_draft import Draft
 from atelier.app.store.home import absolute_base
 from atelier.app.text import create as words
 from atelier.training.base_models.base_info import BaseError
@@ -17,6 +18,8 @@ from atelier.training.base_models.hub import needs_download, require_download
 from atelier.training.base_models.identify import identify
 from atelier.training.config.base_options import AUTO_PREDICTION, PLAIN_BASE, BaseOptions
 from atelier.training.config.train_config import EMBEDDED, TrainConfig, load_preset, preset_names
+
+MAX_RECIPE_BYTES = 100_000
 
 
 def _family(base: str) -> str:
@@ -43,7 +46,7 @@ def default_values(keys: Sequence[str], preset: str | None, base: str) -> list[A
 def _changes(keys: Sequence[str], values: Sequence[Any], basis: str) -> dict[str, Any]:
     """The settings that differ from what the controls were filled with; an empty number counts as unchanged."""
     given = dict(zip(keys, values, strict=True))
-    preset, _, base = basis.partition("\n")
+    preset, _, base = (basis or f"\n{EMBEDDED}").partition("\n")   # a page that is still loading says nothing
     defaults = dict(zip(keys, default_values(keys, preset, base), strict=True))
     relevant = [key for key in keys if "." not in key or key.split(".")[0] == given["kind"]]
     return {key: given[key] for key in relevant if given[key] is not None and given[key] != defaults[key]}
@@ -74,6 +77,35 @@ def run_settings(
     return {**load_preset(preset, family, changes.get("kind", "")), **changes, **asdict(options), "base": base}
 
 
+def read_recipe_file(path: Path) -> str:
+    """The text of a settings file.
+
+    Raises:
+        SettingError: it is too large, or no text.
+    """
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise SettingError(words.RECIPE_TOO_LARGE)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SettingError(words.NO_RECIPE) from None
+
+
+def recipe_changes(text: str, keys: Sequence[str], draft: Draft, *, leave_out: Collection[str]) -> dict[str, Any]:
+    """What a recipe changes compared with the draft's preset, by the names of controls.
+
+    Raises:
+        SettingError: it is no recipe, or has a setting that can't be used.
+        BaseError: its base model can't be used.
+    """
+    config = TrainConfig.from_toml(text)
+    if not needs_download(config.base):
+        identify(config.base, config.base_options)
+    values = {**config.to_dict(), **{f"{config.kind}.{name}": value for name, value in config.adapter.items()}}
+    usual = dict(zip(keys, default_values(keys, draft_preset(draft), config.base), strict=True))
+    return {key: values[key] for key in keys if key in values and key not in leave_out and values[key] != usual[key]}
+
+
 def draft_preset(draft: Draft) -> str | None:
     """The preset that was chosen, else the first one; None where there are no presets."""
     names = preset_names()
@@ -81,11 +113,11 @@ def draft_preset(draft: Draft) -> str | None:
 
 
 def form_values(keys: Sequence[str], draft: Draft) -> list[Any]:
-    """What the Expert part shows: a sentence on changed settings, the basis (:func:`run_settings`), and all values."""
+    """What the Expert part shows: which settings are changed, the basis (:func:`run_settings`), and all values."""
     preset, base = draft_preset(draft), draft.changes.get("base", EMBEDDED)
     defaults = default_values(keys, preset, base)
     values = [draft.changes.get(key, value) for key, value in zip(keys, defaults, strict=True)]
-    return [words.changed_settings(len(draft.changes)), f"{preset or ''}\n{base}", *values]
+    return [words.changed_settings(draft.changes), f"{preset or ''}\n{base}", *values]
 
 
 def values_or_defaults(controls: Collection[str], values: Mapping[str, Any], settings: type[Settings]) -> list[Any]:

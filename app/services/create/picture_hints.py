@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from atelier.adapters.core.family import EMBEDDED_FAMILY
-from atelier.app.store.create_draft import Draft, DraftPicture
+from atelier.app.store.drafts.create_draft import Draft, DraftPicture
+from atelier.app.store.drafts.draft_captions import split_trigger
 from atelier.app.text import create as words
 from atelier.training.base_models.base_info import BaseError, BaseInfo
 from atelier.training.base_models.identify import identify
@@ -42,10 +43,8 @@ def picture_hints(draft: Draft) -> PictureHints:
     tokenizers = load_tokenizers(info)
     if not tokenizers:
         return hints
-    trigger = str(draft.changes.get("trigger") or draft.name).strip()
-    captioner = Captioner(trigger=trigger, subject=draft.subject.strip() or words.WHAT_CHOICES[draft.what].lower(),
-                          template=draft.changes.get("caption") or info.caption)   # fmt: skip
-    measured = {}
+    captioner = _captioner(draft, info)
+    trigger, measured = captioner.trigger, {}
     for picture in draft.usable:
         caption, tokens = _measure(tokenizers, captioner.caption(picture.caption), captioner, draft)
         measured[picture.id] = tokens
@@ -54,6 +53,21 @@ def picture_hints(draft: Draft) -> PictureHints:
                                       missing=bool(trigger) and not tokens.trigger_end):   # fmt: skip
             hints.chips[picture.id].append(chip)
     return _with_cures(hints, measured, trigger, int(draft.changes.get("caption_chunks") or 1))
+
+
+def draft_captioner(draft: Draft) -> Captioner:
+    """What fills the captions of the draft; its template is that of the base model, or of the settings."""
+    try:
+        info = identify(draft.changes.get("base") or EMBEDDED)
+    except BaseError:
+        info = identify(EMBEDDED)
+    return _captioner(draft, info)
+
+
+def _captioner(draft: Draft, info: BaseInfo) -> Captioner:
+    return Captioner(trigger=str(draft.changes.get("trigger") or draft.name).strip(),
+                     subject=draft.subject.strip() or words.WHAT_CHOICES[draft.what].lower(),
+                     template=draft.changes.get("caption") or info.caption)   # fmt: skip
 
 
 def _judge_pixels(hints: PictureHints, draft: Draft, info: BaseInfo) -> None:
@@ -102,10 +116,12 @@ def picture_tiles(draft: Draft, hints: PictureHints) -> list[dict[str, object]]:
 
 def _tile(picture: DraftPicture, hints: PictureHints) -> dict[str, object]:
     sentences = [*hints.details.get(picture.id, []), *filter(None, [picture.note])]
+    starts, text = split_trigger(picture.caption)
     return {
         "id": picture.id, "name": picture.name, "thumb": picture.thumb, "weight": f"{picture.weight:g}",
-        "caption": hints.captions.get(picture.id) or picture.caption or picture.name,
-        "tokens": hints.tokens.get(picture.id, ""), "chips": hints.chips.get(picture.id, []),
+        "caption": hints.captions.get(picture.id) or picture.caption or picture.name, "text": text,
+        "starts": starts, "tokens": hints.tokens.get(picture.id, ""), "chips": hints.chips.get(picture.id, []),
+        "masked": bool(picture.mask),
         "details": " ".join(sentences), "heavier": f"{picture.id} {min(picture.weight * 2, 64):g}",
         "lighter": f"{picture.id} {max(picture.weight / 2, 1 / 64):g}",
     }   # fmt: skip
