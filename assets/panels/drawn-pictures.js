@@ -6,14 +6,18 @@ document.addEventListener('keydown', event => {
   document.querySelector('#draw').click();
 });
 // While the button is held, the pictures are shown as they are without adapters; these are drawn when first asked for.
-let asked = false;
-watch('value', () => { asked = false; });
+let asked = false, held = false;
+const paint = () => {
+  for (const picture of element.querySelectorAll('.without')) picture.style.visibility = held ? 'visible' : 'hidden';
+};
+watch('value', () => { asked = false; requestAnimationFrame(paint); });
 const hold = on => {
   if (on && !asked && !element.querySelector('.without')) {
     asked = true;
     trigger('action', { action: 'without', id: '' });
   }
-  element.classList.toggle('shows-without', on);
+  held = on;
+  paint();
 };
 const isHold = event => event.target.closest('[data-hold]');
 element.addEventListener('pointerdown', event => { if (isHold(event)) hold(true); });

@@ -105,7 +105,8 @@ def measure_slider(home: Home) -> dict[str, Any]:
         _, cpu = _timed(lambda job=job: draw_preview(home, engine, job))
         times.append(cpu)
     begun, finished, stale = _drag(home, engine, name)
-    return {"preview (CPU ms, median)": statistics.median(times[1:]), "preview (CPU ms, p95)": _p95(times[1:]),
+    median = round(statistics.median(times[1:]), 1)
+    return {"preview (CPU ms, median)": median, "preview (CPU ms, p95)": _p95(times[1:]),
             "moves, 100 ms apart": MOVES, "drawings begun": begun, "drawings finished": finished,
             "stale drawings finished": stale, "pictures kept by a drag": len(list(home.gallery.glob("*.png"))) - 4}
 
