@@ -73,7 +73,8 @@ def search_pictures(home: Home, query: PictureQuery, before: str = "", limit: in
     where, values = _conditions(query, before)
     sql = f"SELECT id, prompt, seed, starred, damaged FROM pictures WHERE {where} ORDER BY id DESC LIMIT ?"
     rows = _with_index(home, lambda db: db.execute(sql, [*values, limit]).fetchall())
-    return [IndexedPicture(*shown, bool(starred), bool(damaged)) for *shown, starred, damaged in rows]
+    return [IndexedPicture(id, prompt, seed, bool(starred), bool(damaged))
+            for id, prompt, seed, starred, damaged in rows]   # fmt: skip
 
 
 def count_pictures(home: Home, query: PictureQuery) -> int:
