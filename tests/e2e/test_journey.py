@@ -510,8 +510,6 @@ def test_settings_are_found_marked_and_taken_along_as_a_file(page: Page, home: P
     wait_for_draft(page, home, lambda draft: draft["changes"] == {})
     page.set_input_files("input[type=file][accept*='.toml']", tmp_path / "recipe.toml")
     wait_for_draft(page, home, lambda draft: draft["changes"] == {"seed": 7})
-    page.get_by_role("button", name="Reset to the preset").click()
-    wait_for_draft(page, home, lambda draft: draft["changes"] == {})
 
 
 def test_an_example_is_trained_in_two_clicks(page: Page, home: Path) -> None:
