@@ -22,7 +22,7 @@ from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
 from atelier.training.base_models.base_model import load
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 expect.set_options(timeout=60_000)   # milliseconds, on a busy machine
 
 
