@@ -399,7 +399,7 @@ def test_a_crashed_server_leaves_its_worker_to_the_next_one(home):
             os.kill(os.getpid(), signal.SIGKILL)
 
     forked(crash).join()
-    until(lambda: worker_alive(home))
+    until((home.state / "worker.json").exists)   # by then it holds its lock
     with worker_for_server(home):
         assert worker_alive(home)
     assert not worker_alive(home)

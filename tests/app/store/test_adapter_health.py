@@ -15,12 +15,14 @@ from atelier.adapters.formats.native import read_metadata, save_adapter
 from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.cli.main import main
+from atelier.app.services.library_list import LibraryFilter
 from atelier.app.store import adapter_health as health
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter, list_adapters, list_unreadable
 from atelier.app.store.search import propose_adapters
 from atelier.app.web.pages import studio
 from atelier.app.web.pages.library import _show as library_page
+from atelier.app.web.pages.studio_picker import adapter_picker
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
 KOHYA = "lora_" + LAYER.replace(".", "_")
@@ -61,15 +63,15 @@ def test_the_library_tells_the_damaged_from_the_others(home: Home):
         assert said in reasons[name] and f"{name}.safetensors is damaged" in reasons[name]
         with pytest.raises(HomeError, match=f"'{name}' can't be opened: "):
             find_adapter(home, name)
-    shown = library_page(home, "", "bad-value")[0]
+    shown = library_page(home, LibraryFilter(), 0, "bad-value")[0]
     assert [card["name"] for card in shown["cards"]] == ["fox"] and len(shown["unreadable"]) == len(DAMAGED)
 
 
 def test_the_studio_offers_the_others_and_says_why_one_is_not_there(home: Home):
-    assert [card["name"] for card in studio._picker(home, [])["cards"]] == ["fox"]
+    assert [card["name"] for card in adapter_picker(home, [])["cards"]] == ["fox"]
     with pytest.raises(gr.Error, match=r"bad-value\.safetensors is damaged"):
-        studio._toggle(home, {"names": "", "prompt": ""}, "bad-value")
-    names, *_ = studio._toggle(home, {"names": "", "prompt": ""}, "fox")
+        studio._toggle(home, {"names": "", "prompt": "", "search": ""}, "bad-value")
+    names, *_ = studio._toggle(home, {"names": "", "prompt": "", "search": ""}, "fox")
     assert names == "fox"
     assert "bad-value.safetensors is damaged" in str(studio._on_load(home, [], {"adapter": "bad-value"}))
 
@@ -122,7 +124,7 @@ def test_what_is_odd_about_an_import_stays_with_it(home: Home, tmp_path: Path, c
     assert main(["import", str(path), "--home", str(home.path)]) == 0
     notes = find_adapter(home, "owl").notes
     assert notes == read_foreign(path)[1].notes
-    assert "1 of 4 tensors are not used" in notes[0] and "alpha 0" in notes[1]
+    assert "1 of 4 tensors are not used" in notes[0] and "alpha is 0" in notes[1]
     capsys.readouterr()
     assert main(["show", "owl", "--home", str(home.path)]) == 0
-    assert "alpha 0" in capsys.readouterr().out
+    assert "alpha is 0" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.textual_inversion import read_textual_inversions
 from atelier.app.cli.main import main
 from atelier.app.services.import_export import import_any
+from atelier.app.services.library_list import LibraryFilter
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import list_adapters
 from atelier.app.store.textual_inversions import (
@@ -69,7 +70,7 @@ def test_a_textual_inversion_is_kept_as_it_is(home: Home, tmp_path: Path, tool: 
     assert tokens.split(", ")[0] in capsys.readouterr().out
     assert main(["show", cards[0].name, *own]) == 0
     assert f"{len(kept.vectors['text_encoder'])}" in capsys.readouterr().out
-    assert any(cards[0].token in line for line in library_page(home, "", "")[0]["words"])
+    assert any(cards[0].token in line for line in library_page(home, LibraryFilter(), 0, "")[0]["words"])
     with pytest.raises(HomeError, match="already in your library"):
         import_any(home, tmp_path / "zwx.safetensors")
     assert main(["delete", cards[0].name, *own]) == 0

@@ -17,6 +17,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from atelier.app.store.home import Home, open_home
+from atelier.app.text.server import STARTING
 from atelier.app.web.home_guard import HomeBusyError, HomePresent, note_address, only_server
 
 
@@ -33,7 +34,7 @@ def test_a_second_server_says_in_one_sentence_where_the_first_one_is(home: Home)
     assert second.returncode == 1
     assert second.stderr == (f"atelier: Atelier is already open for {home.path} at http://127.0.0.1:7861. Use that "
                              "address, or choose another home with --home.\n")   # fmt: skip
-    assert second.stdout == ""
+    assert second.stdout == f"{STARTING}\n"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"\xff"])
