@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
+from atelier.training.embedded_base.example_pictures import SUBJECTS
 from atelier.training.embedded_base.gradient_judge import (
     INPUTS,
     STRENGTHS,
+    WEIGHTS,
     GradientNetwork,
     descriptors,
+    gradient_judge,
     gradients,
     orientation_histograms,
     strength_histograms,
 )
 from atelier.training.embedded_base.judge import Judge
+from atelier.training.embedded_base.pictures import read_prompts
+from atelier.training.embedded_base.synthetic_styles import DRAWING_STYLES
+
+ROOT = Path(__file__).resolve().parents[3]
+HELD_OUT = ROOT / "tests" / "data" / "held_out"
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return gradient_judge()
 
 
 def ramp(across: float, down: float) -> torch.Tensor:
@@ -63,6 +80,23 @@ def test_descriptors_are_of_one_picture_each():
     both = descriptors(pixels)
     assert both.shape == (3, INPUTS)
     assert_close(both[1:], descriptors(pixels[1:]))
+
+
+def test_it_knows_the_objects_of_the_base_and_the_styles_that_are_taught(judge):
+    words = read_prompts()
+    assert set(words["concepts"]) | set(words["weak"]) | set(words["held_out"]) == set(judge.object_names)
+    assert judge.style_names == ("3d", "flat", "glossy", *DRAWING_STYLES)
+    assert WEIGHTS.stat().st_size < 2e6
+
+
+def test_it_recognises_views_it_never_saw(judge):
+    asked = [(name, Image.open(path)) for name in SUBJECTS for path in sorted((HELD_OUT / name).glob("*.png"))]
+    found = judge.classify([picture for _, picture in asked])
+    objects = torch.tensor([judge.object_index(name) for name, _ in asked])
+    styles = torch.tensor([judge.style_index(SUBJECTS[name]) for name, _ in asked])
+    assert len(asked) == 8 * 4
+    assert float((found.objects.argmax(1) == objects).float().mean()) >= 0.9
+    assert float((found.styles.argmax(1) == styles).float().mean()) >= 0.8
 
 
 def test_weights_survive_the_file(tmp_path):
