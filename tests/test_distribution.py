@@ -63,7 +63,7 @@ def test_what_only_an_extra_brings_is_in_that_extra() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     assert all(name in names(extras[extra]) for name, extra in EXTRAS.items())
     files = python_files("tests", "benchmarks")   # these import one another without `atelier.`
-    own = {"tests", "benchmarks"} | {spelled(path.stem) for path in files}
+    own = {spelled(name) for path in files for name in path.relative_to(ROOT).with_suffix("").parts}
     assert required(files) - own <= names([*PROJECT["project"]["dependencies"], *extras["dev"], *extras["peers"]])
 
 
