@@ -1,8 +1,10 @@
 // The dialog is open while it shows a picture; arrows go through the list as it is on the page.
 const dialog = () => element.querySelector('dialog');
+// A new value takes the attribute away, without which the dialog can't be closed, and the page behind stays blocked.
+const close = () => { dialog().setAttribute('open', ''); dialog().close(); };
 const show = () => {
   if (!dialog()) return;
-  if (!dialog().dataset.id) return dialog().open && dialog().close();
+  if (!dialog().dataset.id) return dialog().matches(':modal') && close();
   if (!dialog().open) dialog().showModal();
 };
 const step = by => {
@@ -18,7 +20,7 @@ element.addEventListener('keydown', event => {
 element.addEventListener('click', event => {
   const pressed = event.target.closest('[data-step]');
   if (pressed) step(Number(pressed.dataset.step));
-  if (event.target.closest('[data-close]') || event.target === dialog()) dialog().close();
+  if (event.target.closest('[data-close]') || event.target === dialog()) close();
 });
 // Esc and the close button end in this event, which does not bubble.
 element.addEventListener('close', () => {
