@@ -131,13 +131,14 @@ def _folder() -> Path:
 def _make_private(folder: Path) -> bool:
     """Make a folder that only this person can use; False if there is something else in its place."""
     with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    facts = folder.lstat()
+        folder.mkdir(mode=0o700, parents=True)
+    try:
+        facts = folder.lstat()
+    except FileNotFoundError:   # the temporary folder has just been emptied
+        return False
     # On Windows the temporary folder is the person's own.
     return not hasattr(os, "getuid") or (
         stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077)
-
-
 
 
 def _identity(device: torch.device) -> str:

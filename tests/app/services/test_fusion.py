@@ -247,7 +247,7 @@ def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, eng
     recipe = read_recipe(kept.path)
     assert recipe is not None
     assert mix_from_recipe(recipe) == SHAPED
-    assert gallery._details(kept)["reuse"] == f"/fusion?picture={kept.id}"
+    assert gallery._details(kept, starred=False)["reuse"] == f"/fusion?picture={kept.id}"
     _, method, prompt, seed, _, entries, *_ = fusion._on_load(home, {"picture": kept.id})
     assert (method, prompt, seed, entries) == ("sum", PROMPT, 3, SHAPED.entries)
     assert mix_from_recipe({"prompt": "x"}) is None
