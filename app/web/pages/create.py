@@ -72,8 +72,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
             pictures, editor = place_pictures(home)
         with gr.Column(scale=5, elem_classes="surface"):
             what, subject, name, trigger_hint, preset, note = _questions()
-            preset_note = panel("preset-note", {})
-            evidence = gr.Markdown(preset_evidence(preset.value), elem_classes="hint", elem_id="preset-evidence")
+            preset_note = _place_preset_note(preset)
             memory_hint, base_download = panel("memory-hint", ""), panel("base-download", {})
             start = gr.Button(words.TRAIN, variant="primary", size="lg", elem_id="start-training")
     with gr.Accordion(words.EXPERT, open=False, elem_id="expert", elem_classes="surface"):
@@ -107,7 +106,6 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
     for event in (loaded.then, partial(gr.on, [control.change for control in (preset, come, *expert.values())])):
         event(partial(_memory_hint, home, keys), chosen, memory_hint, **_LATEST)
         event(partial(_preset_note, home, keys), chosen, preset_note, **UNQUEUED, trigger_mode="always_last")
-    preset.change(preset_evidence, preset, evidence, **UNQUEUED)
     loaded.then(partial(_preset_tiles, home), None, preset, **UNQUEUED)
     connect_recipes(home, keys, recipes, [count, filled_from, *expert.values()], preset,
                     partial(_settings, home, keys))   # fmt: skip
@@ -142,6 +140,14 @@ def _questions() -> tuple[gr.Radio, gr.Textbox, gr.Textbox, Any, gr.Radio, gr.Ma
     preset = gr.Radio(choices, value=next(iter(preset_names()), None), show_label=False, label=words.LENGTH,
                       elem_id="preset", elem_classes="tiles")   # fmt: skip
     return what, subject, name, trigger_hint, preset, note
+
+
+def _place_preset_note(preset: gr.Radio) -> Any:
+    """Place what a preset is and how long it takes, which the caller fills in, and what was measured with it."""
+    note = panel("preset-note", {})
+    evidence = gr.Markdown(preset_evidence(preset.value), elem_classes="hint", elem_id="preset-evidence")
+    preset.change(preset_evidence, preset, evidence, **UNQUEUED)
+    return note
 
 
 def _save_answer(home: Home, field: str, value: Any) -> None:
