@@ -512,6 +512,7 @@ def test_settings_are_found_marked_and_taken_along_as_a_file(page: Page, home: P
     wait_for_draft(page, home, lambda draft: draft["changes"] == {"seed": 7})
 
 
+@pytest.mark.slow
 def test_an_example_is_trained_in_two_clicks(page: Page, home: Path) -> None:
     shutil.rmtree(home / "state" / "draft")
     visit(page, "/")
