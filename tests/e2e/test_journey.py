@@ -514,7 +514,7 @@ def test_settings_are_found_marked_and_taken_along_as_a_file(page: Page, home: P
 
 @pytest.mark.slow
 def test_an_example_is_trained_in_two_clicks(page: Page, home: Path) -> None:
-    shutil.rmtree(home / "state" / "draft")
+    shutil.rmtree(home / "state" / "draft", ignore_errors=True)
     visit(page, "/")
     expect(page.locator("#memory-hint")).to_contain_text("is free.", timeout=PATIENT)
     page.get_by_role("button", name="Rocket").click()
