@@ -7,7 +7,9 @@ its own. So a grid that was interrupted goes on where it stopped, and a cell is 
 from __future__ import annotations
 
 import json
+import math
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -30,7 +32,9 @@ SETTINGS = ("seed", "steps", "guidance", "sampler", "schedule", "clip_skip", "wi
 KINDS = ("strength", "prompt", *SETTINGS, "adapter", "method", "base", "checkpoint")
 MAX_AXES, MAX_CELLS = 3, 400
 NO_ADAPTER = "none"
-_RANGE = re.compile(r"\s*(-?[\d.]+)\s*\.\.\s*(-?[\d.]+)\s*:\s*(\d+)\s*")
+_FLOAT = r"\s*(-?\d*\.?\d+)\s*"
+_RANGE = re.compile(rf"{_FLOAT}\.\.{_FLOAT}:\s*(\d+)\s*")
+_WRITE_LOCK = threading.Lock()   # votes come while cells are drawn: each reads the file and writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +177,10 @@ def draw_grid(
             return
         except ValueError as error:   # Atelier's own errors, written for people
             drawn = replace(cell, problem=str(error))
-        latest = read_grid(home, id)   # there may have been votes meanwhile
-        grid = replace(latest, cells=(*latest.cells[:number], drawn, *latest.cells[number + 1 :]))
-        _write(home, grid)
+        with _WRITE_LOCK:
+            latest = read_grid(home, id)   # there may have been votes meanwhile
+            grid = replace(latest, cells=(*latest.cells[:number], drawn, *latest.cells[number + 1 :]))
+            _write(home, grid)
         yield grid
 
 
@@ -247,9 +252,12 @@ def _checkpoint(home: Home, value: str) -> Path:
 
 def _number(value: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise HomeError(words.no_number(value)) from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise HomeError(words.no_number(value))
+    return number
 
 
 def _path(home: Home, id: str) -> Path:
@@ -268,9 +276,10 @@ def vote(home: Home, id: str, better: int, worse: int) -> Grid:
     Raises:
         HomeError: there is no such grid or cell.
     """
-    grid = read_grid(home, id)
-    if better == worse or not all(0 <= number < len(grid.cells) for number in (better, worse)):
-        raise HomeError(words.NO_GRID)
-    grid = replace(grid, votes=(*grid.votes, (better, worse)))
-    _write(home, grid)
+    with _WRITE_LOCK:
+        grid = read_grid(home, id)
+        if better == worse or not all(0 <= number < len(grid.cells) for number in (better, worse)):
+            raise HomeError(words.NO_GRID)
+        grid = replace(grid, votes=(*grid.votes, (better, worse)))
+        _write(home, grid)
     return grid

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -133,7 +134,7 @@ class Endpoints:
             files = [_file("pictures", each) for each in pictures]
             given = {**_table("settings", settings, "{'steps': 300}"), "subject": _text("subject", subject)}
             run, notes = start_training(self.home, _text("name", name), files, _text("preset", preset),
-                                        given, style=bool(style))   # fmt: skip
+                                        given, style=style is True)   # fmt: skip
         return {"job": run.id, "notes": notes}
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -180,12 +181,14 @@ class Endpoints:
         """
         with show_errors(as_page=False):
             card, form = find_adapter(self.home, _text("adapter", adapter)), _text("format", format)
-            folder = self.home.state / "exports" / "api"
             limits = LowRankLimits(rank=int(_number("rank", rank))) if rank else EXACT
-            path, report = export_adapters([(card, 1.0)], form, folder, _text("precision", precision), limits=limits,
-                                           recipe=bool(recipe))   # fmt: skip
+            # A folder of its own: scripts may ask for one adapter in two forms at once.
+            with TemporaryDirectory(dir=self.home.state) as folder:
+                path, report = export_adapters([(card, 1.0)], form, Path(folder), _text("precision", precision),
+                                               limits=limits, recipe=recipe is True)   # fmt: skip
+                file = _offered(path)
             loads = {tool: verdict.answer for tool, verdict in report.loads.items()}
-            return {"file": _offered(path), "bytes": report.bytes, "exact": report.exact, "error": report.max_error,
+            return {"file": file, "bytes": report.bytes, "exact": report.exact, "error": report.max_error,
                     "loads": loads}   # fmt: skip
 
     def import_adapter(self, file: dict[str, Any], name: str = "") -> dict[str, Any]:

@@ -89,16 +89,19 @@ def mix_tabs(here: str) -> None:
     panel("mix-tabs", pages)
 
 
-def press_when_shown(elem_id: str) -> str:
-    """A script that presses a button as soon as it is there: that of a new file may take a moment to appear."""
+def press_when_shown(elem_id: str, tries: int = 100) -> str:
+    """A script that presses a button as soon as it is there: that of a new file may take a moment to appear.
+
+    It looks ten times a second, and gives up after so many tries.
+    """
     return """() => {
   const press = (tries) => {
     const button = document.querySelector("#ID");
     if (button && button.offsetParent) button.click();
     else if (tries) setTimeout(() => press(tries - 1), 100);
   };
-  setTimeout(() => press(100), 300);
-}""".replace("ID", elem_id)
+  setTimeout(() => press(TRIES), 300);
+}""".replace("ID", elem_id).replace("TRIES", str(tries))
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def build(demo: gr.Blocks, home: Home) -> None:
         pressed.action(events.act, filters, [pictures, details, undo, trashed], **UNQUEUED)
     chosen = [pictures, undo, trashed, filters[2], compared, pair, packed]
     acted = selection.action(events.act_on_selection, [board_name, *filters], chosen, **_QUIET)
-    acted.success(None, None, None, js=press_when_shown("packed-pictures").replace("100)", "8)"))
+    acted.success(None, None, None, js=press_when_shown("packed-pictures", tries=8))
     undo.action(events.undo, [trashed, *filters], [pictures, undo, trashed], **UNQUEUED)
     close.click(lambda: gr.Column(visible=False), None, compared, **UNQUEUED)
 

@@ -50,7 +50,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     begun.success(None, grid, None, js=f"id => {{ location.href = '{page_url('grid')}?grid=' + id }}")
     timer.tick(events.refresh, [grid, showing], state, **UNQUEUED)
     acted = shown.action(events.act, grid, [*state, labelled], **_QUIET)
-    acted.success(None, None, None, js=press_when_shown("labelled-grid").replace("100)", "8)"))
+    acted.success(None, None, None, js=press_when_shown("labelled-grid", tries=8))
     pair.action(events.vote, grid, state, **UNQUEUED)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,13 +12,25 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
+from atelier.app.services.draw import DrawJob
 from atelier.app.services.engine import DrawCallbacks, Engine
-from atelier.app.services.grid import Axis, Grid, draw_grid, list_grids, new_grid, parse_axis, read_grid, vote
+from atelier.app.services.grid import (
+    Axis,
+    Grid,
+    _with_value,
+    draw_grid,
+    list_grids,
+    new_grid,
+    parse_axis,
+    read_grid,
+    vote,
+)
 from atelier.app.services.grid_drawings import GridDrawings
 from atelier.app.services.grid_picture import SIDE, cell_rows, labelled_picture
 from atelier.app.services.grid_ranking import next_pair, rank_cells, rank_values, wilson_score
 from atelier.app.store.gallery import find_picture, gallery_page, read_recipe, save_picture
 from atelier.app.store.home import Home, HomeError, open_home
+from atelier.app.store.mixes import MixEntry
 from atelier.training.sampling.sample import DrawRequest
 
 RECIPE = {"prompt": "a fox in snow", "negative": "", "seed": 7, "steps": 4, "guidance": 3.0, "sampler": "ddim",
@@ -145,3 +159,18 @@ def test_wilsons_interval_is_that_of_the_literature() -> None:
     """Newcombe 1998, table I, method 3: 81 of 263 → 0.2553; 15 of 148 → 0.0624; 0 of 20 → 0; 1 of 29 → 0.0061."""
     for wins, votes, low in ((81, 263, 0.2553), (15, 148, 0.0624), (0, 20, 0.0), (1, 29, 0.0061)):
         assert wilson_score(wins, votes) == pytest.approx(low, abs=5e-5)
+
+
+def test_votes_of_several_pages_at_once_are_all_kept(home: Home, picture: str) -> None:
+    grid = new_grid(home, picture, [parse_axis("seed", "1, 2")])
+    with ThreadPoolExecutor(4) as pages:
+        list(pages.map(lambda _: vote(home, grid.id, 0, 1), range(40)))
+    assert len(read_grid(home, grid.id).votes) == 40
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "1.2.3", "..", "1.2.3..4:3"])
+def test_a_strength_that_is_no_number_is_named(home: Home, strength: str) -> None:
+    job = DrawJob(request=DrawRequest(prompt="fox"), adapters=(MixEntry("rex"),))
+    axis = parse_axis("strength", strength)
+    with pytest.raises(HomeError, match=re.escape(f"{strength!r} is not a number.")):
+        _with_value(home, job, axis, axis.values[0])
