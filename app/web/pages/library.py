@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -333,16 +334,15 @@ def _undo(home: Home, wanted: LibraryFilter, page: int, trashed: str) -> list[An
 def _export(home: Home, engine: Engine, name: str, choices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
     """Write the file that the form asks for, and report how exact it is."""
     form, precision, rank, recipe = choices
-    with show_errors():
+    # A folder of its own: two pages may ask for one adapter in two ways at once.
+    with show_errors(), TemporaryDirectory(dir=home.state) as folder:
         card = find_adapter(home, name)
-        folder = home.state / "exports" / f"{form}-{precision}"
-        folder.mkdir(parents=True, exist_ok=True)
         limits = LowRankLimits(rank=int(rank)) if rank and form in ("kohya", "diffusers") else EXACT
-        path, report = export_adapters([(card, 1.0)], form, folder, precision, limits=limits, recipe=recipe)
+        path, report = export_adapters([(card, 1.0)], form, Path(folder), precision, limits=limits, recipe=recipe)
         facts = _report_facts(report)
         if form != "native" and card.base and (card.base == EMBEDDED or engine.is_loaded(card.base)):
             facts = _with_comparison(facts, engine.compare_export(card.base, card.path, path, suggested_prompt(card)))
-    return gr.DownloadButton(value=offer(path), visible=True), facts
+        return gr.DownloadButton(value=offer(path), visible=True), facts
 
 
 def _report_facts(report: ExportReport) -> dict[str, Any]:
