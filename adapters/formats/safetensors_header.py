@@ -6,6 +6,7 @@ import json
 import re
 import struct
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _FORMAT_LIMIT = 100_000_000   # bytes of a header, by the format
 # captions, and a picture, adapters come to a few MB. Parsing takes up to 25 times as much memory.
 MAX_HEADER = 16_000_000
 MAX_TENSORS = 50_000
+MAX_CACHED_HEADER = 2_000_000   # bytes of a header that stays in memory
 MAX_DIMENSIONS = 8
 MAX_SIZE = 2**31 - 1
 _LOOK = 64   # bytes of a file that tell what it is instead
@@ -82,6 +84,24 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     first = _LENGTH_BYTES + len(raw)
     tensors = {name: replace(entry, start=first + header[name]["data_offsets"][0]) for name, entry in tensors.items()}
     return SafetensorsHeader(tensors, metadata)
+
+
+def cached_safetensors_header(path: Path) -> SafetensorsHeader:
+    """The same for files that are looked at before each drawing, as those of a base model: a changed file is read anew.
+
+    Raises:
+        HeaderError, OSError: as :func:`read_safetensors_header`.
+    """
+    facts = path.stat()
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(_LENGTH_BYTES), "little") > MAX_CACHED_HEADER:
+            return read_safetensors_header(path)
+    return _cached_header(path, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino)
+
+
+@lru_cache(maxsize=16)
+def _cached_header(path: Path, _modified: int, _changed: int, _size: int, _inode: int) -> SafetensorsHeader:
+    return read_safetensors_header(path)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _drag(home: Home, engine: Engine, adapter: str) -> tuple[int, int, int]:
                 continue
             counts[0] += 1
             values = {**said, "strength0": drawn}.values()
-            for number, _ in enumerate(events.draw_live(page_of, *values, studio.Drawn())):
+            for number, _ in enumerate(events.draw_live(page_of, *values, studio.Drawn(), None)):
                 if number == 1:
                     counts[1] += 1
                     counts[2] += drawn != latest[0]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from atelier.adapters.core.family import Family
-from atelier.adapters.formats.safetensors_header import TensorEntry, read_safetensors_header
+from atelier.adapters.formats.safetensors_header import TensorEntry, cached_safetensors_header
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError
 from atelier.training.base_models.weight_files import WeightFiles
 
@@ -97,7 +97,7 @@ def check_tensors(base: str, folder: Path, weights: Mapping[str, WeightFiles]) -
         if PACKED_UNET in files.names:   # in codes, with a layout of its own
             continue
         stored = {_name(part, name): _plain(entry.shape) for file in files.names
-                  for name, entry in read_safetensors_header(folder / part / file).tensors.items()}   # fmt: skip
+                  for name, entry in cached_safetensors_header(folder / part / file).tensors.items()}   # fmt: skip
         expected = _described(base, folder, part)
         missing = [name for name in expected if name not in stored]
         if missing:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.core.parse import parse_path
-from atelier.adapters.formats.safetensors_header import HeaderError, read_safetensors_header
+from atelier.adapters.formats.safetensors_header import HeaderError, cached_safetensors_header
 from atelier.adapters.quantization.packed import read_packed_contents
 from atelier.training.base_models.base_info import (
     EDM,
@@ -187,5 +187,5 @@ def _precision(folder: Path, files: WeightFiles | None) -> str:
         path = folder / "unet" / files.names[0]
         if path.name == PACKED_UNET:
             return read_packed_contents(path).preset
-        return precision_of(read_safetensors_header(path).tensors.values())
+        return precision_of(cached_safetensors_header(path).tensors.values())
     return ""

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from atelier.adapters.core.family import FAMILIES, Family, TextEncoder
-from atelier.adapters.formats.safetensors_header import HeaderError, TensorEntry, read_safetensors_header
+from atelier.adapters.formats.safetensors_header import HeaderError, TensorEntry, cached_safetensors_header
 from atelier.training.base_models.base_info import (
     EDM,
     GUIDANCE_EMBEDDED,
@@ -80,7 +80,7 @@ def identify_file(base: str, path: Path, options: BaseOptions = PLAIN_BASE) -> B
         BaseError: not a checkpoint of a supported family, or one without all its parts.
     """
     try:
-        header = read_safetensors_header(path)
+        header = cached_safetensors_header(path)
     except HeaderError as error:
         raise BaseError(f"{base} {error}") from None
     tensors = header.tensors

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from atelier.adapters.formats.safetensors_header import HeaderError, read_safetensors_header
+from atelier.adapters.formats.safetensors_header import HeaderError, cached_safetensors_header
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError
 
 PREFERRED = ("", "fp16", "bf16")   # variants in the order in which they are taken; the plain one is the most exact
@@ -85,7 +85,7 @@ def _no_weights(base: str, part: str, names: list[str]) -> str:
 def _checked(base: str, folder: Path, files: WeightFiles) -> WeightFiles:
     for name in files.names:
         try:
-            read_safetensors_header(folder / name)
+            cached_safetensors_header(folder / name)
         except HeaderError as error:
             raise BaseError(f"{base} can't be used: its {folder.name}/{name} {error}") from None
         except OSError:

@@ -71,4 +71,5 @@ def encode_prompts(
     if not texts:
         return []
     with model.on_device(*model.text_encoders):
-        return [encode_prompt(model, text, reading, copies) for text in texts]
+        found = {text: encode_prompt(model, text, reading, copies) for text in dict.fromkeys(texts)}
+    return [found[text] for text in texts]

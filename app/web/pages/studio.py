@@ -76,7 +76,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             progress = panel("draw-progress", idle())
             results = panel("drawn-pictures", result_grid([]))
             comparison = place_comparison()
-    drawn, draw_on_load = gr.State(Drawn()), gr.Textbox(visible=False)
+    drawn, draw_on_load, started = gr.State(Drawn()), gr.Textbox(visible=False), gr.State(None)
     names = list(c)
     inputs, outputs = list(c.values()), [progress, results, c["seed"], drawn]
     sliders = [c[key] for key in names if key.startswith("strength")]
@@ -87,9 +87,12 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     opened = [*inputs, picker, trigger_words, results, progress, drawn, draw_on_load]
     first = demo.load(events.on_load, None, opened, **UNQUEUED)
     first.then(events.draw_on_opening, [draw_on_load, *inputs, drawn], outputs, **_NO_PROGRESS)
-    gr.on([draw.click, c["prompt"].submit], events.draw_now, [*inputs, drawn, *start], outputs, trigger_mode="once",
-          **_NO_PROGRESS)   # fmt: skip
-    live: dict[str, Any] = {"inputs": [*inputs, drawn], "outputs": outputs, "trigger_mode": "always_last",
+    # An editor sends three pictures whenever it is read, so a moving slider starts from what was last taken from it.
+    gr.on([draw.click, c["prompt"].submit], start_picture, start, started, **_NO_PROGRESS).success(
+        events.draw_now, [*inputs, drawn, started], outputs, trigger_mode="once", **_NO_PROGRESS)
+    gr.on([start[0].change, start[0].clear, start[1].change], start_picture, start, started,
+          trigger_mode="always_last", **UNQUEUED)   # fmt: skip
+    live: dict[str, Any] = {"inputs": [*inputs, drawn, started], "outputs": outputs, "trigger_mode": "always_last",
                             **_NO_PROGRESS}   # fmt: skip
     for slider in sliders:
         # A drawing is abandoned for a newer value only if that comes by a way of its own.
@@ -117,15 +120,12 @@ class _Events:
 
     def draw_now(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Draw and add to the gallery."""
-        *given, drawn, edited, change = values
-        settings = self._settings(given)
-        with show_errors():
-            start = start_picture(edited, change)
-        yield from self._draw(request, settings, drawn, start=start)
+        *given, drawn, start = values
+        yield from self._draw(request, self._settings(given), drawn, start=start)
 
     def draw_live(self, request: gr.Request, *values: Any) -> Iterator[list[Any]]:
         """Draw one small picture while a slider moves, and the whole set when it rests; they replace the last set."""
-        *given, drawn = values
+        *given, drawn, start = values
         settings, page = self._settings(given), str(request.session_hash)
         # Gradio empties what a generator is to fill when it yields nothing at all.
         yield [gr.skip()] * _OUTPUTS
@@ -135,14 +135,14 @@ class _Events:
         settings["keep_seed"] = True
         is_wanted = partial(self.wanted.wants, page, strengths)
         with show_errors():
-            job = _draw_job(settings)
+            job = _draw_job(settings, start)
             try:
                 picture = draw_preview(self.home, self.engine, job, is_wanted)
             except DrawCancelledError:
                 return
         yield [gr.skip(), preview_grid([picture], job.request), gr.skip(), gr.skip()]
         if self.wanted.rests(page, strengths):
-            yield from _draw(self.home, self.engine, settings, drawn, is_wanted=is_wanted, live=True)
+            yield from _draw(self.home, self.engine, settings, drawn, is_wanted=is_wanted, start=start, live=True)
 
     def draw_on_opening(self, request: gr.Request, wanted: str, *values: Any) -> Iterator[list[Any]]:
         """Draw at once where the page's address asks for it."""

@@ -9,6 +9,7 @@ import gradio as gr
 from PIL import Image, ImageChops
 
 from atelier.app.text import studio as words
+from atelier.app.web.components.page_frame import show_errors
 from atelier.training.data.images import open_picture
 from atelier.training.sampling.start_picture import StartPicture
 
@@ -33,12 +34,13 @@ def start_picture(edited: dict[str, Any] | None, change: float) -> StartPicture 
     """What the editor holds; None where it is empty. Paint of any colour is the mask.
 
     Raises:
-        PictureError: the picture is damaged, or too large.
+        gr.Error: the picture is damaged, or too large.
     """
     background = (edited or {}).get("background")
     if not edited or not background:
         return None
-    picture, mask = open_picture(Path(background)), None
+    with show_errors():
+        picture, mask = open_picture(Path(background)), None
     for layer in filter(None, edited.get("layers") or ()):
         with Image.open(layer) as image:
             painted = image.convert("RGBA").getchannel("A").point([0] + [255] * 255)

@@ -10,7 +10,7 @@ import pytest
 from header_corpus import ADAPTERS, OTHERS, Header
 
 from atelier.adapters.formats.detect import detect
-from atelier.adapters.formats.safetensors_header import FileError
+from atelier.adapters.formats.safetensors_header import FileError, cached_safetensors_header
 
 
 def written(path: Path, header: Header) -> Path:
@@ -86,3 +86,11 @@ def test_a_file_that_was_cut_short_says_how_much_is_missing(tmp_path: Path):
         file.truncate(path.stat().st_size // 2)
     with pytest.raises(FileError, match=r"a\.safetensors is incomplete: [\d,]+ of [\d,]+ bytes are missing"):
         detect(path)
+
+
+def test_a_cached_header_is_that_of_the_file_as_it_is_now(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    written(path, {"a": [2]})
+    assert cached_safetensors_header(path) is cached_safetensors_header(path)
+    written(tmp_path / "b.safetensors", {"b": [2]}).replace(path)
+    assert list(cached_safetensors_header(path).tensors) == ["b"]

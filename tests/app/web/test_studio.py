@@ -17,7 +17,7 @@ from PIL import Image
 
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.wanted_drawings import WantedDrawings
-from atelier.app.store.gallery import gallery_page, thumbnail_file, trash_picture
+from atelier.app.store.gallery import find_picture, gallery_page, read_recipe, thumbnail_file, trash_picture
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import AdapterCard
 from atelier.app.web.pages import studio, studio_picker
@@ -27,6 +27,7 @@ from atelier.training.base_models.base_info import BaseError
 from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.decode import NotFiniteError
 from atelier.training.sampling.sample import DrawRequest
+from atelier.training.sampling.start_picture import StartPicture
 
 
 class FakeEngine:
@@ -38,9 +39,11 @@ class FakeEngine:
     def __init__(self, at_step: Callable[[int], None] = lambda _: None) -> None:
         self.requests: list[DrawRequest] = []
         self.steps: list[int] = []
+        self.starts: list[StartPicture | None] = []
         self.at_step = at_step
 
-    def draw(self, _base: str, _adapters: Any, request: DrawRequest, *_: Any, callbacks: DrawCallbacks, **__: Any):
+    def draw(self, _base: str, _adapters: Any, request: DrawRequest, *_: Any, callbacks: DrawCallbacks, **more: Any):
+        self.starts.append(more["start"])
         if self.error:
             raise self.error
         for notice in self.notices:
@@ -154,13 +157,13 @@ def test_stop_ends_a_drawing_between_two_steps_and_leaves_nothing(home: Home):
     engine = FakeEngine(lambda step: events.wanted.stop(SESSION.session_hash or "") if step == 3 else None)
     events = page(home, engine)
     before = draw(home, [], live=False)
-    shown = list(events.draw_now(SESSION, *values(), studio.Drawn(tuple(before)), None, 0.6))
+    shown = list(events.draw_now(SESSION, *values(), studio.Drawn(tuple(before)), None))
     assert engine.steps == [1, 2, 3]
     assert ids(home) == set(before) and not list(home.gallery.glob(".*.png"))
     assert [picture["id"] for picture in shown[-1][1]["pictures"]] == before, "the unfinished ones are gone again"
     assert events.stop(SESSION)["busy"] == "false"
     engine.at_step = lambda _: None
-    *_, last = events.draw_now(SESSION, *values(), studio.Drawn(), None, 0.6)
+    *_, last = events.draw_now(SESSION, *values(), studio.Drawn(), None)
     assert len(last[3].ids) == 2, "and the next one is drawn"
 
 
@@ -168,26 +171,36 @@ def test_a_moving_slider_draws_one_small_picture_and_the_set_when_it_rests(home:
     engine = FakeEngine()
     events = page(home, engine)
     events.want(SESSION, True, 0.5)
-    _, preview, *_, last = events.draw_live(SESSION, *values(0.5), studio.Drawn())
+    _, preview, *_, last = events.draw_live(SESSION, *values(0.5), studio.Drawn(), None)
     assert [(request.count, request.steps) for request in engine.requests] == [(1, 6), (2, 20)]
     assert [picture["id"] for picture in preview[1]["pictures"]] == [""], "nobody finds it in the gallery"
     assert last[3].live and ids(home) == set(last[3].ids)
+
+
+def test_a_moving_slider_starts_from_the_same_picture_as_the_button(home: Home):
+    engine, start = FakeEngine(), StartPicture(Image.new("RGB", (8, 8), "red"), 0.5)
+    events = page(home, engine)
+    events.want(SESSION, True, 0.5)
+    *_, last = events.draw_live(SESSION, *values(0.5), studio.Drawn(), start)
+    assert engine.starts == [start, start], "the small picture and the set"
+    recipe = read_recipe(find_picture(home, last[3].ids[0]).path) or {}
+    assert recipe["start"]["strength"] == 0.5
 
 
 def test_a_newer_value_ends_the_drawing_of_the_one_before(home: Home):
     engine = FakeEngine(lambda step: events.want(SESSION, True, 0.7) if step == 2 else None)
     events = page(home, engine)
     events.want(SESSION, True, 0.5)
-    assert len(list(events.draw_live(SESSION, *values(0.5), studio.Drawn()))) == 1
+    assert len(list(events.draw_live(SESSION, *values(0.5), studio.Drawn(), None))) == 1
     assert engine.steps == [1, 2] and ids(home) == set()
-    assert len(list(events.draw_live(SESSION, *values(0.5), studio.Drawn()))) == 1, "it is not even begun again"
+    assert len(list(events.draw_live(SESSION, *values(0.5), studio.Drawn(), None))) == 1, "it is not even begun again"
     assert engine.steps == [1, 2]
 
 
 def test_a_slider_that_draws_nothing_ends_nothing(home: Home):
     engine = FakeEngine(lambda _: events.want(SESSION, False, 0.7))
     events = page(home, engine)
-    *_, last = events.draw_now(SESSION, *values(), studio.Drawn(), None, 0.6)
+    *_, last = events.draw_now(SESSION, *values(), studio.Drawn(), None)
     assert len(last[3].ids) == 2
 
 
