@@ -1,6 +1,7 @@
 """Tables whose rows name a test and the guard in the product that it needs: the test fails when that is taken out.
 
-``ATELIER_RECORD=1 python tests/guards.py`` takes out all guards of the attack table, and writes into docs/robustness.md how many failed.
+``ATELIER_RECORD=1 python tests/guards.py`` takes out all guards of the attack table, one after the other, and writes
+into docs/robustness.md how many tests failed.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 import warnings
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
+from atelier.app.web.ending import end_by_signals, signals_held
 from atelier.app.web.home_guard import note_address, only_server
 from atelier.app.web.listener import ServeError, bind, is_loopback
 from atelier.app.web.starting_page import starting_page
@@ -50,6 +50,7 @@ def serve(
     password = os.environ.pop("ATELIER_PASSWORD", "")
     if not password and not (is_loopback(host) and not proxies):
         raise ServeError(words.needs_password(host) if not is_loopback(host) else words.PROXY_NEEDS_PASSWORD)
+    end_by_signals()   # Uvicorn passes SIGTERM on when it has stopped
     with only_server(home), bind(host, port) as listener, ExitStack() as running:
         note_address(home, host, listener.getsockname()[1])
         with starting_page(listener):
@@ -66,7 +67,8 @@ def serve(
 def _start_worker(home: Home, running: ExitStack) -> None:
     from atelier.app.jobs.worker_process import worker_for_server
 
-    running.enter_context(worker_for_server(home))
+    with signals_held():
+        running.enter_context(worker_for_server(home))
 
 
 def _load(
@@ -137,8 +139,6 @@ def _run(app: FastAPI, listener: socket.socket, proxies: Sequence[Network]) -> N
 
     allow_many_files()
     LimitedConnection.proxies = proxies
-    # Uvicorn passes SIGTERM on when it has stopped; as an exit, so that the worker is stopped too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # An open page holds an event stream that never ends: don't wait for it when stopping. Warnings are about requests
     # that are no HTTP, and whoever sends those must not fill the log.
     settings = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, proxy_headers=False,
