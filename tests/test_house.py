@@ -38,7 +38,7 @@ adapters.fusion, adapters
 training.config, training.base_models, training.data, training.sampling, training.loop, training.measures,
 training.recipes,
 training.compression, training.runs
-app.text, app.store, app.store.drafts, app.jobs, app.services, app.services.create,
+app.text, app.store, app.store.drafts, app.jobs, app.services.prompts, app.services, app.services.create,
 app.web.components, app.web.pages, app.web, app.cli
 training.embedded_base
 """

@@ -14,27 +14,26 @@ from PIL import Image
 from atelier.adapters.core.family import family_title
 from atelier.adapters.fusion.methods import DEFAULT_METHOD
 from atelier.app.services.engine import DrawCallbacks, Engine, FileEntry
+from atelier.app.services.prompts.wildcards import escape_wildcards, has_wildcards, resolve_request
 from atelier.app.store.base_settings import base_options
 from atelier.app.store.gallery import (
-    LATER_SETTINGS,
     GalleryPicture,
     find_picture,
     make_recipe,
     read_recipe,
     save_picture,
 )
-from atelier.app.store.home import Home, HomeError
-from atelier.app.store.library import AdapterCard, adapter_hash, find_adapter, list_adapters
+from atelier.app.store.home import Home
+from atelier.app.store.library import AdapterCard, find_adapter
 from atelier.app.store.mixes import MixEntry, fusion_recipe
 from atelier.app.store.models import check_family
-from atelier.app.store.start_pictures import find_start_picture, save_start_picture, start_recipe
+from atelier.app.store.start_pictures import save_start_picture, start_recipe
 from atelier.app.store.textual_inversions import (
     TextualInversionCard,
     inversion_hash,
     inversions_in_prompts,
-    list_textual_inversions,
 )
-from atelier.app.text.studio import START_PICTURE, few_steps, other_family_word
+from atelier.app.text.studio import few_steps, other_family_word
 from atelier.training.base_models.hub import require_download
 from atelier.training.base_models.identify import identify
 from atelier.training.config.base_options import AUTO_PREDICTION, PLAIN_BASE, PREDICTIONS, BaseOptions
@@ -74,6 +73,8 @@ class CheckedJob:
     cards: tuple[AdapterCard, ...]    # of the adapters, in their order
     notice: str = ""                  # what a person should know about how it is drawn, in a sentence
     inversions: tuple[TextualInversionCard, ...] = ()   # whose words stand in the prompts
+    choices: tuple[CheckedJob, ...] = ()   # one for each picture, where the prompts leave something to choose
+    templates: tuple[str, str] = ("", "")  # the prompts before their choices, where there were any
 
     def files(self) -> list[FileEntry]:
         """The adapters as the engine takes them."""
@@ -86,6 +87,8 @@ class CheckedJob:
         recipe = make_recipe(job.request, index, job.base, self.family, strengths)
         if job.start is not None:
             recipe["start"] = start_recipe(job.start)
+        if any(self.templates):
+            recipe["prompt_template"], recipe["negative_template"] = self.templates
         if self.inversions:
             recipe["textual_inversions"] = [
                 {"name": card.name, "token": card.token, "sha256": inversion_hash(card)} for card in self.inversions]
@@ -122,7 +125,9 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
     Raises:
         HomeError, BaseError: an adapter or the base model can't be used, or they belong to different families.
     """
-    job = _with_named_adapters(job)
+    if job.request.prompt_syntax != PLAIN and any(map(has_wildcards, (job.request.prompt, job.request.negative))):
+        return _check_choices(home, job)
+    job = _with_named_adapters(replace(job, request=resolve_request(home, job.request)))
     cards = tuple(find_adapter(home, entry.name) for entry in job.adapters)
     require_download(job.base)
     options = _options(home, job, cards)
@@ -133,6 +138,18 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
     inversions, others = _inversions(home, job, info.family)
     notices = " ".join(filter(None, [notice, info.assumed, *others]))
     return CheckedJob(replace(job, request=request, options=options), info.family, cards, notices, inversions)
+
+
+def _check_choices(home: Home, job: DrawJob) -> CheckedJob:
+    """A job whose pictures have prompts of their own: each chosen by its seed."""
+    request, checked = job.request, list[CheckedJob]()
+    for index in range(request.count):
+        chosen = resolve_request(home, replace(request, seed=request.seed + index, count=1))
+        plain = replace(chosen, prompt=escape_wildcards(chosen.prompt), negative=escape_wildcards(chosen.negative))
+        one = check_job(home, replace(job, request=plain))
+        checked.append(replace(one, templates=(request.prompt, request.negative)))
+    notice = " ".join(dict.fromkeys(one.notice for one in checked if one.notice))
+    return replace(checked[0], job=replace(checked[0].job, request=request), notice=notice, choices=tuple(checked))
 
 
 def _inversions(home: Home, job: DrawJob, family: str) -> tuple[tuple[TextualInversionCard, ...], list[str]]:
@@ -216,6 +233,10 @@ def draw(
         BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
     """
     job, request = checked.job, checked.job.request
+    if checked.choices:
+        for index, one in enumerate(checked.choices):
+            yield from draw(engine, one, _part_of(callbacks, index, len(checked.choices)))
+        return
     for first in range(0, request.count, batch_size or request.count):
         count = min(batch_size or request.count, request.count - first)
         batch = replace(request, seed=request.seed + first, count=count)
@@ -223,6 +244,12 @@ def draw(
                                start=job.start, options=job.options,
                                inversions=[card.path for card in checked.inversions])   # fmt: skip
         yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
+
+
+def _part_of(callbacks: DrawCallbacks, index: int, count: int) -> DrawCallbacks:
+    """Callbacks for one of several drawings, which together have their steps."""
+    on_step = callbacks.on_step
+    return callbacks._replace(on_step=on_step and (lambda done, of: on_step(index * of + done, count * of)))
 
 
 def draw_preview(
@@ -297,71 +324,6 @@ def _drawn_in_thread(engine: Engine, checked: CheckedJob, is_wanted: Callable[[]
                 return
     finally:
         cancelled.set()
-
-
-def job_from_picture(home: Home, picture_id: str) -> tuple[DrawJob, list[str]]:
-    """The job that drew a picture of the gallery, and what it was drawn with that no longer exists.
-
-    Raises:
-        HomeError: there is no such picture, or it holds no recipe that can be read.
-    """
-    return job_from_recipe(home, read_recipe(find_picture(home, picture_id).path) or {})
-
-
-def job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
-    """The job that a recipe describes, and what it was drawn with that no longer exists: names of adapters, words of
-    textual inversions, the picture that it started from.
-
-    Raises:
-        HomeError: the recipe is incomplete or damaged.
-    """
-    try:
-        return _job_from_recipe(home, recipe)
-    except (KeyError, TypeError, ValueError) as error:
-        raise HomeError(f"The settings of this picture can't be read from its file ({error}).") from None
-
-
-def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
-    names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
-    optional = [name for name in ("unwanted", "unwanted_strength", "sampler", *LATER_SETTINGS) if name in recipe]
-    entries = [MixEntry(_name_now(home, part), float(part["strength"])) for part in recipe["adapters"]]
-    existing = tuple(entry for entry in entries if _exists(home, entry.name))
-    # Recipes of versions with only one sampler and one syntax don't name them.
-    given = {"sampler": "ddim", "prompt_syntax": PLAIN, **{name: recipe[name] for name in (*names, *optional)}}
-    if "upscale" in recipe:   # its size is that of the second pass
-        given |= {"width": recipe["first_width"], "height": recipe["first_height"]}
-    request = DrawRequest.from_dict(given)
-    options = BaseOptions(str(recipe.get("prediction", AUTO_PREDICTION)), str(recipe.get("vae", "")))
-    inversions, words = _inversions_of(home, recipe)
-    start = find_start_picture(home, recipe["start"]) if "start" in recipe else None
-    job = DrawJob(request=request, base=str(recipe["base"]), adapters=existing, options=options, start=start,
-                  inversions=inversions)   # fmt: skip
-    missing = [entry.name for entry in entries if entry not in existing]
-    return job, [*missing, *words, *([START_PICTURE] if "start" in recipe and start is None else [])]
-
-
-def _inversions_of(home: Home, recipe: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str]]:
-    """The names now of a recipe's textual inversions, and the words of those that are gone."""
-    parts = recipe.get("textual_inversions", [])
-    names = {inversion_hash(card): card.name for card in list_textual_inversions(home)} if parts else {}
-    return (tuple(names[part["sha256"]] for part in parts if part["sha256"] in names),
-            [str(part["token"]) for part in parts if part["sha256"] not in names])   # fmt: skip
-
-
-def _name_now(home: Home, part: Mapping[str, Any]) -> str:
-    """The name of a recipe's adapter, which may have been renamed since: then its hash finds it."""
-    name, hash = str(part["name"]), str(part.get("sha256", ""))
-    if _exists(home, name) or not hash:
-        return name
-    return next((card.name for card in list_adapters(home) if adapter_hash(card) == hash), name)
-
-
-def _exists(home: Home, name: str) -> bool:
-    try:
-        find_adapter(home, name)
-    except HomeError:
-        return False
-    return True
 
 
 def suggested_prompt(card: AdapterCard) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 
 from atelier.adapters.core.parse import parse_json
 from atelier.adapters.fusion.methods import METHODS
-from atelier.app.services.draw import DrawCancelledError, DrawJob, check_job, draw, job_from_recipe
+from atelier.app.services.draw import DrawCancelledError, DrawJob, check_job, draw
+from atelier.app.services.draw_again import job_from_recipe
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.finished_run import find_step_files
 from atelier.app.store.gallery import find_picture, read_recipe, save_picture

@@ -12,7 +12,9 @@ from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from atelier.app.services.draw import DrawJob, job_from_recipe
+from atelier.app.services.draw import DrawJob
+from atelier.app.services.draw_again import job_from_recipe
+from atelier.app.services.prompts.wildcards import escape_wildcards
 from atelier.app.store.gallery import read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, adapter_hash, find_adapter, list_adapters
@@ -64,7 +66,8 @@ def _job_from_metadata(home: Home, found: PictureMetadata) -> tuple[DrawJob, lis
     notes = [words.from_tool(found.tool)]
     adapters = _find_adapters(home, found.adapters, notes)
     base, is_found = _find_base(home, found, adapters, notes)
-    values: dict[str, Any] = {"prompt": found.prompt, "negative": found.negative}
+    values: dict[str, Any] = {"prompt": escape_wildcards(found.prompt),
+                              "negative": escape_wildcards(found.negative)}
     for name, value in (("seed", found.seed), ("steps", found.steps), ("guidance", found.guidance)):
         if value is not None:
             values[name] = _within(name, value, notes)

@@ -9,6 +9,7 @@
     gallery/<id>.png             drawn pictures, recipe in a text chunk
     gallery/.starts/             pictures that drawings started from, by the hash of their pixels
     textual_inversions/<name>.safetensors  words with vectors of their own
+    wildcards/<name>.txt         lines that a prompt chooses from with __name__
     mixes/<name>.json            adapters that are drawn with together, and how
     trash/                       what was deleted, to be restored
     grids/<id>.json              drawings repeated with other settings, and votes on them
@@ -57,7 +58,7 @@ class Home:
     def folders(self) -> tuple[Path, ...]:
         """The home and every folder in it that is made at the start."""
         return (self.path, self.datasets, self.runs, self.adapters, self.bases, self.gallery, self.mixes, self.grids,
-                self.textual_inversions, self.trash, self.state)   # fmt: skip
+                self.textual_inversions, self.wildcards, self.trash, self.state)   # fmt: skip
 
     @property
     def datasets(self) -> Path:
@@ -88,6 +89,11 @@ class Home:
     def textual_inversions(self) -> Path:
         """Words with vectors of their own, for prompts."""
         return self.path / "textual_inversions"
+
+    @property
+    def wildcards(self) -> Path:
+        """Text files whose lines prompts choose from."""
+        return self.path / "wildcards"
 
     @property
     def mixes(self) -> Path:

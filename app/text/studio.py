@@ -34,6 +34,31 @@ START_HINT = ("Drop a picture, or use one that was drawn. Paint over what should
 CHANGE = "How much may change"
 CHANGE_HINT = "Low keeps the picture, 1 keeps only what is not painted over."
 
+RECENT_PROMPTS = "Recent prompts, choices and adapters in prompts"
+NO_RECENT_PROMPTS = "Prompts that you draw are offered here. They stay in your home folder."
+FORGET_PROMPTS = "Forget these prompts"
+CHOSEN = "With this seed:"
+PROMPT_HELP = ("`{red|blue}` chooses one for each picture, `__colour__` a line of the file wildcards/colour.txt in the "
+               "home folder. `<lora:name:0.8>` adds an adapter, and `(word:1.2)` counts more.")
+
+
+def token_count(tokens: int, room: int, ends: Sequence[str], is_cut: bool) -> str:
+    """How long a prompt is.
+
+    >>> token_count(18, 75, [], False)
+    '18 of 75 tokens'
+    >>> token_count(92, 75, ["lake in the snow"], False)
+    '92 tokens, read in chunks of 75. The first ends after “… lake in the snow”.'
+    >>> token_count(92, 75, ["lake in the snow"], True)
+    'Only the first 75 of 92 tokens are read, up to “… lake in the snow”.'
+    """
+    if not ends:
+        return f"{tokens} of {room} tokens"
+    if is_cut:
+        return f"Only the first {room} of {tokens} tokens are read, up to “… {ends[0]}”."
+    others = "".join(f", the next after “… {end}”" for end in ends[1:4])
+    return f"{tokens} tokens, read in chunks of {room}. The first ends after “… {ends[0]}”{others}."
+
 
 def progress(done: int, of: int) -> str:
     """Shown while drawing.
@@ -75,6 +100,38 @@ def other_family_word(token: str, family: str) -> str:
     'The textual inversion <fox> is for Stable Diffusion XL, so <fox> is read as plain text.'
     """
     return f"The textual inversion {token} is for {family}, so {token} is read as plain text."
+
+
+def no_wildcard(name: str, folder: str, known: Sequence[str]) -> str:
+    """A prompt names a file of choices that is not there.
+
+    >>> no_wildcard("color", "wildcards", ["colour"])
+    'There is no wildcard __color__. Add the file color.txt to wildcards, one choice a line. There are: colour.'
+    """
+    return (f"There is no wildcard __{name}__. Add the file {name}.txt to {folder}, one choice a line. There are: "
+            f"{', '.join(known[:10]) or 'none yet'}.")
+
+
+def wildcard_name(name: str) -> str:
+    """A prompt names a file of choices in a way that no file is named."""
+    return (f"{name[:80]!r} can't be the name of a wildcard. Use letters, digits, - and _, and / between a folder and "
+            "a file. To type two underscores, write \\__ for them.")
+
+
+def wildcard_unusable(name: str, why: str) -> str:
+    """A file of choices that can't be used."""
+    return f"The wildcard {name[:80]}.txt {why}. Write one choice on each line."
+
+
+def wildcards_too_deep(most: int) -> str:
+    """Choices that never come to an end."""
+    return (f"The choices of this prompt contain each other more than {most} times. A wildcard may contain itself: "
+            "remove its name from its own file.")
+
+
+def wildcards_too_long(most: int) -> str:
+    """Choices that come to far too long a text."""
+    return f"The choices of this prompt come to more than {most:,} characters. Use shorter or fewer ones."
 
 
 START_PICTURE = "the picture that it started from"

@@ -19,9 +19,9 @@ from atelier.app.services.draw import (
     Progress,
     draw_preview,
     draw_to_gallery,
-    job_from_picture,
     suggested_prompt,
 )
+from atelier.app.services.draw_again import job_from_picture
 from atelier.app.services.engine import Engine
 from atelier.app.services.like_picture import job_like
 from atelier.app.services.wanted_drawings import WantedDrawings
@@ -35,6 +35,15 @@ from atelier.app.text import studio as words
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.settings_form import controls
+from atelier.app.web.pages.studio_adapters import (
+    MAX_ADAPTERS,
+    adapter_names,
+    add_typed_adapters,
+    join_names,
+    strength_sliders,
+    toggle_adapter,
+    trigger_words_of,
+)
 from atelier.app.web.pages.studio_picker import adapter_picker
 from atelier.app.web.pages.studio_pictures import (
     Comparison,
@@ -45,14 +54,13 @@ from atelier.app.web.pages.studio_pictures import (
     preview_grid,
     result_grid,
 )
+from atelier.app.web.pages.studio_prompt import PromptField, place_prompt
 from atelier.app.web.pages.studio_start import place_start, start_picture
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.start_picture import StartPicture
 
-MAX_ADAPTERS = 6
 _OUTPUTS = 4        # of a drawing: progress, pictures, seed, what is drawn
-_SEPARATOR = "\n"   # no adapter's name holds a line break
 _NO_PROGRESS: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
 
 
@@ -68,7 +76,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     heading(words.TITLE, words.LEAD)
     with gr.Row(elem_classes="layout layout-studio"):
         with gr.Column(scale=5, elem_classes="surface"):
-            c, picker, trigger_words, draw, new_seed = _controls(home)
+            c, prompt, picker, trigger_words, draw, new_seed = _controls(home)
             start = place_start()
             dropped = gr.File(file_types=["image"], label=words.OPEN, elem_id="open-picture",
                               elem_classes="drop-zone", height=110)   # fmt: skip
@@ -98,9 +106,13 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
         # A drawing is abandoned for a newer value only if that comes by a way of its own.
         slider.input(events.want, [c["live"], *sliders], None, trigger_mode="multiple", **UNQUEUED)
         slider.input(events.draw_live, **live)
-    changed = [c["names"], c["prompt"], c["base"], *sliders, picker, trigger_words]
+    changed = [c["prompt"], c["base"], c["names"], *sliders, picker, trigger_words]
     toggled = picker.action(events.toggle, inputs, changed, **UNQUEUED)
     toggled.success(events.want, [c["live"], *sliders], None, **UNQUEUED).then(events.draw_live, **live)
+    c["prompt"].blur(events.add_typed, inputs, changed, **UNQUEUED)
+    prompt.listen(c["base"], c["seed"], c["prompt_syntax"])
+    gr.on([draw.click, c["prompt"].submit], prompt.remember, c["prompt"], prompt.recent, **UNQUEUED)
+    demo.load(prompt.offer, None, prompt.recent, **UNQUEUED)
     c["search"].change(events.find, inputs, picker, trigger_mode="always_last", **UNQUEUED)
     progress.action(events.stop, None, progress, **UNQUEUED)
     trigger_words.action(_add_trigger_word, c["prompt"], c["prompt"], **UNQUEUED)
@@ -171,12 +183,16 @@ class _Events:
 
     def toggle(self, event: gr.EventData, *values: Any) -> list[Any]:
         """Add the pressed adapter to the drawing, or remove it."""
-        return _toggle(self.home, self._settings(values), action_of(event)[1])
+        return toggle_adapter(self.home, self._settings(values), action_of(event)[1])
+
+    def add_typed(self, *values: Any) -> list[Any]:
+        """Give the adapters in the prompt's text sliders."""
+        return add_typed_adapters(self.home, self._settings(values))
 
     def find(self, *values: Any) -> dict[str, Any]:
         """Show the adapters that fit the search."""
         settings = self._settings(values)
-        return adapter_picker(self.home, _names(settings["names"]), settings["search"] or "")
+        return adapter_picker(self.home, adapter_names(settings["names"]), settings["search"] or "")
 
     def open_picture(self, path: str | None) -> list[Any]:
         """Take over the settings of a picture that was dropped."""
@@ -195,11 +211,11 @@ def _add_trigger_word(event: gr.EventData, prompt: str) -> str:
     return f"{prompt.rstrip()} {action_of(event)[1]}".strip()
 
 
-def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Button]:
+def _controls(home: Home) -> tuple[dict[str, Any], PromptField, Any, Any, gr.Button, gr.Button]:
     """Everything that decides a picture, by name, and the buttons around it."""
     c: dict[str, Any] = {}
-    c["prompt"] = gr.Textbox(label=shared.PROMPT, placeholder=shared.PROMPT_HINT, max_lines=5, max_length=1000,
-                             elem_id="prompt")   # fmt: skip
+    field = place_prompt(home)
+    c["prompt"] = field.prompt
     trigger_words = panel("trigger-words", [])
     c["search"] = gr.Textbox(label=words.ADAPTERS, placeholder=words.FIND_ADAPTER, max_length=100, max_lines=1,
                              elem_id="find-adapter")   # fmt: skip
@@ -220,7 +236,7 @@ def _controls(home: Home) -> tuple[dict[str, Any], Any, Any, gr.Button, gr.Butto
                                 elem_id="base")   # fmt: skip
         with gr.Row(elem_classes="settings"):
             c |= controls(DrawRequest, skip=("prompt", "seed", "count"))
-    return c, picker, trigger_words, draw, new_seed
+    return c, field, picker, trigger_words, draw, new_seed
 
 
 def _draw(
@@ -268,7 +284,8 @@ def _shown_again(home: Home, ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _draw_job(settings: dict[str, Any], start: StartPicture | None = None) -> DrawJob:
-    entries = [MixEntry(name, float(settings[f"strength{i}"])) for i, name in enumerate(_names(settings["names"]))]
+    names = adapter_names(settings["names"])
+    entries = [MixEntry(name, float(settings[f"strength{i}"])) for i, name in enumerate(names)]
     known = {f.name: settings[f.name] for f in fields(DrawRequest)}
     if not known["prompt"].strip():
         raise ValueError(shared.NO_PROMPT)
@@ -277,42 +294,8 @@ def _draw_job(settings: dict[str, Any], start: StartPicture | None = None) -> Dr
                    start=start)   # fmt: skip
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in (text or "").split(_SEPARATOR) if name][:MAX_ADAPTERS]
-
-
 def _random_seed() -> int:
     return secrets.randbelow(2**31 - 1)
-
-
-def _toggle(home: Home, settings: dict[str, Any], name: str) -> list[Any]:
-    """Add an adapter or remove it; the others keep their strengths."""
-    names = _names(settings["names"])
-    strengths = {known: settings[f"strength{i}"] for i, known in enumerate(names)}
-    with show_errors():
-        card = find_adapter(home, name)
-        if name in names:
-            names.remove(name)
-        elif len(names) == MAX_ADAPTERS:
-            raise ValueError(shared.too_many_adapters(MAX_ADAPTERS))
-        else:
-            names.append(name)
-    first = names == [name]
-    prompt = suggested_prompt(card) if first and not settings["prompt"].strip() else gr.skip()
-    base = card.base or EMBEDDED if first else gr.skip()
-    sliders = _sliders(names, strengths)
-    return [_SEPARATOR.join(names), prompt, base, *sliders,
-            adapter_picker(home, names, settings["search"] or ""), _trigger_words(home, names)]
-
-
-def _sliders(names: Sequence[str], strengths: dict[str, float]) -> list[Any]:
-    """The sliders: one for each adapter in use, the others hidden."""
-    used = [gr.Slider(label=name, value=strengths.get(name, 1.0), visible=True) for name in names]
-    return used + [gr.Slider(visible=False)] * (MAX_ADAPTERS - len(names))
-
-
-def _trigger_words(home: Home, names: Sequence[str]) -> list[str]:
-    return [find_adapter(home, name).trigger for name in names]
 
 
 def _on_load(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]:
@@ -340,9 +323,10 @@ def _on_load(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any
         progress = notice_panel(str(error))
     # Models may have come since the page was made.
     values["base"] = gr.update(choices=base_choices(home), value=base or EMBEDDED)
-    sliders = {f"strength{i}": slider for i, slider in enumerate(_sliders(names, strengths))}
-    values |= {"names": _SEPARATOR.join(names), **sliders}
-    return [*values.values(), adapter_picker(home, names), _trigger_words(home, names), results, progress, drawn, draw]
+    sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(names, strengths))}
+    values |= {"names": join_names(names), **sliders}
+    return [*values.values(), adapter_picker(home, names), trigger_words_of(home, names), results, progress, drawn,
+            draw]   # fmt: skip
 
 
 def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any]:
@@ -354,7 +338,7 @@ def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any
     names = list(strengths)
     values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), **given, "keep_seed": True}
     values["base"] = gr.update(choices=base_choices(home), value=job.base)
-    sliders = {f"strength{i}": slider for i, slider in enumerate(_sliders(names, strengths))}
-    values |= {"names": _SEPARATOR.join(names), **sliders}
+    sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(names, strengths))}
+    values |= {"names": join_names(names), **sliders}
     progress = notice_panel(" ".join([*notes, *left_out]) or words.OPENED)
-    return [*(values[key] for key in keys), adapter_picker(home, names), _trigger_words(home, names), progress, None]
+    return [*(values[key] for key in keys), adapter_picker(home, names), trigger_words_of(home, names), progress, None]

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
-from atelier.app.services.draw import check_job, draw, job_from_picture
+from atelier.app.services.draw import check_job, draw
+from atelier.app.services.draw_again import job_from_picture
 from atelier.app.services.engine import Engine
 from atelier.app.store.gallery import GalleryPicture, find_picture, read_recipe
 from atelier.app.store.home import Home

@@ -27,9 +27,9 @@ from atelier.app.services.draw import (
     check_job,
     draw,
     draw_to_gallery,
-    job_from_picture,
     with_sampler,
 )
+from atelier.app.services.draw_again import job_from_picture
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.fuse import LIVE_STEPS, draw_mix
 from atelier.app.services.import_export import import_file

@@ -11,7 +11,8 @@ from PIL import Image
 
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.train import make_config
-from atelier.app.services.draw import DrawJob, check_job, job_from_picture, with_sampler
+from atelier.app.services.draw import DrawJob, check_job, with_sampler
+from atelier.app.services.draw_again import job_from_picture
 from atelier.app.store.base_settings import base_options, save_base_options, with_base_settings
 from atelier.app.store.gallery import save_picture
 from atelier.app.store.home import Home, open_home

@@ -25,8 +25,8 @@ from atelier.app.store.home import (
     write_home_file,
 )
 
-FOLDERS = {"datasets", "runs", "adapters", "bases", "gallery", "mixes", "grids", "textual_inversions", "trash",
-           "state"}   # fmt: skip
+FOLDERS = {"datasets", "runs", "adapters", "bases", "gallery", "mixes", "grids", "textual_inversions", "wildcards",
+           "trash", "state"}   # fmt: skip
 
 
 def mode(path: Path) -> int:
