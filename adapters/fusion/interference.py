@@ -13,10 +13,14 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from atelier.adapters.core.base import Spec
+from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.low_rank import Pair
-from atelier.adapters.fusion.pairwise import Models, exact_changes, row_space
+from atelier.adapters.formats.module_names import canonical_name
+from atelier.adapters.fusion.pairwise import Models, add_factors, exact_changes, row_space
+
+CANCELS, REINFORCES = 0.1, 0.3   # shares of all updates that a sum loses, or gains
+OVERLAPS = 0.15                  # mean overlap beyond chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,15 @@ class Interference:
     cancelled: dict[str, float]   # by layer: 1 − ‖ΣΔ‖² / Σ‖Δ‖²; above 0 they cancel, below they reinforce
     lost: float                   # the same of all layers together
 
+    def verdict(self) -> str:
+        """What matters most: the updates cancel, or reinforce each other, or only overlap, or none of these (empty)."""
+        if self.lost > CANCELS:
+            return "cancel"
+        if self.lost < -REINFORCES:
+            return "reinforce"
+        pairs = {meeting.pair for meeting in self.meetings}
+        return "overlap" if max(map(self.overlap, pairs), default=0.0) > OVERLAPS else ""
+
     def overlap(self, pair: tuple[int, int]) -> float:
         """Mean overlap of two adapters' rows and columns beyond chance, over the layers as they matter, 0 … 1."""
         own = [meeting for meeting in self.meetings if meeting.pair == pair]
@@ -60,7 +73,32 @@ def measure_interference(models: Models, mix: Mix) -> Interference:
     Raises:
         MountError: an adapter does not fit the base model.
     """
-    found = [exact_changes(models, Mix((part,)))[0] if part[1] else {} for part in mix.parts]
+    return _compare([exact_changes(models, Mix((part,)))[0] if part[1] else {} for part in mix.parts])
+
+
+@torch.no_grad()
+def interference_of_factors(mix: Mix) -> Interference | None:
+    """The same from the files alone: no base model is loaded and no ΔW is formed.
+
+    None where an adapter has no exact factors: its update is dense, or depends on the base model's weights.
+    """
+    found = [_own_factors(*part) if part[1] else {} for part in mix.parts]
+    return None if None in found else _compare([own for own in found if own is not None])
+
+
+def _own_factors(adapters: AdapterSet, strength: float) -> dict[Spec, Pair] | None:
+    """Factors by layer, under shapes that are theirs: a file may leave a side of a layer's open."""
+    pairs: dict[Spec, Pair] = {}
+    for layer in adapters:
+        if (pair := layer.factors()) is None:
+            return None
+        up, down = pair[0].cpu().float() * strength, pair[1].cpu().float()   # an idle adapter of a card lies here
+        spec = Spec(canonical_name(layer.spec.name), (len(up), down.shape[1]))
+        pairs[spec] = add_factors(pairs[spec], (up, down)) if spec in pairs else (up, down)
+    return pairs
+
+
+def _compare(found: Sequence[Mapping[Spec, Pair]]) -> Interference:
     specs = list(dict.fromkeys(spec for own in found for spec in own))
     meetings: list[LayerOverlap] = []
     cancelled: dict[str, float] = {}

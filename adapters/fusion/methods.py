@@ -3,6 +3,8 @@
 Methods that come to weights: ``sum``; ``normalised``; ``concat``, the sum with the factors side by side; ``svd``, the
 sum cut to a rank; ``dare`` and ``ties``, which drop values before they add. The others are live: ``gated``, ``switch``,
 ``composite``; and so is any method as soon as an adapter has a curve or a region.
+
+Methods of exactly two adapters, a content and a style (``pairwise.py``): ``np``, ``k``, ``break-for-make``.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.low_rank import LowRankLimits, WeightChange, lora_with_vectors, nearest_low_rank
+from atelier.adapters.fusion.break_for_make_halves import combine_halves, scale_halves
 from atelier.adapters.fusion.curves import switch_curves
 from atelier.adapters.fusion.dare_ties import dare, ties
 from atelier.adapters.fusion.gates import GateRecord, GateSet
 from atelier.adapters.fusion.live import Fusion, WeightedAdapter
-from atelier.adapters.fusion.pairwise import Models, exact_changes
+from atelier.adapters.fusion.pairwise import Models, exact_changes, k_lora, k_lora_mean, np_lora, to_lora
 
 METHODS = ("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd", "concat")
 DEFAULT_METHOD = "sum"   # nothing is clearly better: docs/fusion.md
+PAIR_METHODS = ("np", "k", "break-for-make")   # of two adapters: the first is the content, the second the style
+ALL_METHODS = (*METHODS, *PAIR_METHODS)
 WEIGHT_METHODS = ("sum", "normalised", "dare", "ties", "svd", "concat")   # those that come to weights
 
 
@@ -36,7 +41,7 @@ def combine(
     Args:
         models: the base model.
         parts: the adapters, with strengths, curves and regions.
-        method: one of ``METHODS``.
+        method: one of ``ALL_METHODS``.
         steps: denoising steps of the drawing, which ``switch`` counts.
         gates: for ``gated``.
         record: takes down what gates do.
@@ -44,6 +49,7 @@ def combine(
 
     Raises:
         SettingError: there is no such method, or it can't be combined with a region or a curve.
+        BasisError: ``break-for-make`` needs two halves that fit together.
         MountError: an adapter does not fit the base model.
     """
     _check(parts, method, gates)
@@ -51,6 +57,8 @@ def combine(
     parts = [part for part in parts if part.strength]
     if not parts:
         return Mix(())
+    if method in PAIR_METHODS:
+        return Mix(((_combine_pair(models, parts, method), 1.0),))
     if method == "normalised":
         parts = _normalise(parts)
     if method == "switch":
@@ -64,18 +72,35 @@ def combine(
 
 
 def _check(parts: Sequence[WeightedAdapter], method: str, gates: GateSet | None) -> None:
-    if method not in METHODS:
-        raise SettingError(f"There is no method {method!r}. The methods are: {', '.join(METHODS)}.")
+    if method not in ALL_METHODS:
+        raise SettingError(f"There is no method {method!r}. The methods are: {', '.join(ALL_METHODS)}.")
     if method == "gated" and gates is None:
         raise SettingError("There are no gates for this base model yet. Use another method, such as sum, or train "
                            "gates with: python -m atelier.training.runs.train_gates.")
     curved, painted = (any(getattr(part, name) is not None for part in parts) for name in ("curve", "region"))
-    if curved and method in ("switch", "dare", "ties", "svd", "concat"):
+    if curved and method in ("switch", "dare", "ties", "svd", "concat", *PAIR_METHODS):
         raise SettingError(f"{method} decides by itself when and how strongly each adapter acts, so it can't follow "
                            "curves. Use sum, normalised, gated or composite, or reset the curves.")
-    if painted and method in ("composite", "dare", "ties", "svd", "concat"):
+    if painted and method in ("composite", "dare", "ties", "svd", "concat", *PAIR_METHODS):
         raise SettingError(f"{method} can't follow painted regions. Use sum, normalised, gated or switch, or clear the "
                            "regions.")
+
+
+def _combine_pair(models: Models, parts: Sequence[WeightedAdapter], method: str) -> AdapterSet:
+    """Content and style by a method of two, at their strengths; K-LoRA's choice depends on the timestep."""
+    content, style = _require_pair(parts, method)
+    if method == "break-for-make":
+        halves = combine_halves(content.adapters, style.adapters)
+        return scale_halves(halves, content=content.strength, style=style.strength)
+    scaled = [to_lora(models, part.adapters, part.strength) for part in (content, style)]
+    return (np_lora if method == "np" else k_lora)(models, *scaled)
+
+
+def _require_pair(parts: Sequence[WeightedAdapter], method: str) -> Sequence[WeightedAdapter]:
+    if len(parts) != 2:
+        raise SettingError(f"{method} combines exactly two adapters, a content and a style, and this mix has "
+                           f"{len(parts)}. Add or remove one, or use another method, such as sum.")
+    return parts
 
 
 def _normalise(parts: Sequence[WeightedAdapter]) -> list[WeightedAdapter]:
@@ -88,20 +113,30 @@ def can_fuse(parts: Sequence[WeightedAdapter], method: str) -> bool:
     """Whether one adapter file does the same, at every step and for every picture."""
     constant = all(part.curve is None and part.region is None for part in parts)
     alive = any(adapter.live for part in parts if part.strength for adapter in part.adapters)
-    return method in WEIGHT_METHODS and constant and not alive
+    pair = method in PAIR_METHODS and sum(bool(part.strength) for part in parts) == 2
+    return (method in WEIGHT_METHODS or pair) and constant and not alive
 
 
 @torch.no_grad()
 def fuse_adapters(models: Models, parts: Sequence[WeightedAdapter], method: str, rank: int = 0) -> AdapterSet:
-    """One adapter that does what the method does, for those of ``WEIGHT_METHODS``.
+    """One adapter that does what the method does, for those of ``WEIGHT_METHODS`` and ``PAIR_METHODS``.
+
+    That of ``k``, which changes with the timestep, is its mean over all of them.
 
     Raises:
         SettingError: the method needs more than weights, or every strength is 0.
+        BasisError: ``break-for-make`` needs two halves that fit together.
         MountError: an adapter does not fit the base model.
     """
+    if method in PAIR_METHODS:
+        parts = _require_pair([part for part in parts if part.strength], method)
     if not can_fuse(parts, method):
         raise SettingError("A mix that changes with the timestep, the picture or the position can't be one file. Use "
                            f"one of {', '.join(WEIGHT_METHODS)}, without curves or regions.")
+    if method == "k":
+        return k_lora_mean(models, *(to_lora(models, part.adapters, part.strength) for part in parts))
+    if method in PAIR_METHODS:
+        return _combine_pair(models, parts, method)
     chosen = _normalise(parts) if method == "normalised" else parts
     mix = Mix(tuple((part.adapters, part.strength) for part in chosen if part.strength))
     if not mix.parts:

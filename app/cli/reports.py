@@ -14,7 +14,7 @@ from atelier.app.cli.tables import columns
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.models import ModelEntry
 from atelier.app.store.textual_inversions import TextualInversionCard
-from atelier.app.text.fusion import NOTHING_FOUND
+from atelier.app.text.mix import NOTHING_FOUND
 
 if TYPE_CHECKING:   # importing it loads torch, which a list of adapters does not need
     from atelier.app.services.known_models import KnownModel, MemoryNeeds

@@ -121,7 +121,7 @@ class Engine:
 
     def draw_grid(
         self, base: str, adapters: tuple[Path, Path], method: str, strengths: Sequence[tuple[float, float]],
-        request: DrawRequest,
+        request: DrawRequest, *, options: BaseOptions | None = None, inversions: Sequence[Path] = (),
     ) -> list[Image.Image]:   # fmt: skip
         """Draw a content and a style at several pairs of strengths, all at once and from one seed.
 
@@ -133,6 +133,7 @@ class Engine:
             method: one of ``adapters/fusion/batched_strengths.py``.
             strengths: of content and style, one pair a picture.
             request: what to draw; its count is that of the pairs.
+            options, inversions: as for :meth:`draw`.
 
         Raises:
             BaseError, BasisError, FileError, MountError, SettingError: as loading, mixing and drawing do.
@@ -144,14 +145,16 @@ class Engine:
             content, style = (self._adapter(path) for path in adapters)
             mixed = combine_batched(model.models(), content, style, method, list(new.values())).to(model.device)
             one_each = replace(request, count=len(new))
+            cache.inversions = tuple(map(self._inversion, inversions))
             return draw(model, one_each, Mix(((mixed, 1.0),)), same_seed=True, cache=cache)
 
-        one = replace(request, count=1)
-        keys = [(base, self._options(base), *map(_file_key, adapters), method, one, pair) for pair in strengths]
+        one, options = replace(request, count=1), self._options(base) if options is None else options
+        files = tuple(map(_file_key, (*adapters, *inversions)))
+        keys = [(base, options, files, method, one, pair) for pair in strengths]
         with self._lock:
             new = {key: pair for key, pair in zip(keys, strengths, strict=True) if key not in self._grid_pictures}
             if new:
-                drawn = self._run(base, replace(request, count=len(new)), adapters, work)
+                drawn = self._run(base, replace(request, count=len(new)), adapters, work, options=options)
                 self._grid_pictures.update(zip(new, drawn, strict=True))
             for key in keys:
                 self._grid_pictures.move_to_end(key)
@@ -163,17 +166,21 @@ class Engine:
     def interference(self, base: str, adapters: Sequence[FileEntry]) -> Interference:
         """How much the adapters change what the others do; see ``adapters/fusion/interference.py``.
 
+        The base model is loaded only for adapters that have no factors of their own.
+
         Raises:
             BaseError, FileError, MountError: as loading and mounting do.
         """
-        from atelier.adapters.fusion.interference import measure_interference
+        from atelier.adapters.fusion.interference import interference_of_factors, measure_interference
 
         def work(model: BaseModel, *_: object) -> Interference:
             """Measure with the adapters at their strengths."""
-            mix = Mix(tuple((self._adapter(path), entry.strength) for path, entry in adapters))
             return measure_interference(model.models(), mix)
 
         with self._lock:
+            mix = Mix(tuple((self._adapter(path), entry.strength) for path, entry in adapters))
+            if (found := interference_of_factors(mix)) is not None:
+                return found
             return self._run(base, DrawRequest(), [path for path, _ in adapters], work)
 
     def can_fuse(self, adapters: Sequence[FileEntry], method: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,24 +12,31 @@ from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.imported_layers import algorithm_names
 from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.fusion.batched_strengths import UNTRAINED_METHODS
+from atelier.adapters.fusion.break_for_make_halves import BasisError
 from atelier.adapters.fusion.gates import GateRecord
 from atelier.adapters.fusion.interference import Interference
-from atelier.adapters.fusion.methods import METHODS
+from atelier.adapters.fusion.methods import ALL_METHODS
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
 from atelier.app.services.engine import DrawCallbacks, Engine, FileEntry
+from atelier.app.services.library_list import LibraryFilter, filter_adapters
 from atelier.app.store.gallery import GalleryPicture, find_picture, save_picture
 from atelier.app.store.home import Home, explain_write_errors, new_name
 from atelier.app.store.library import AdapterCard, find_adapter, list_adapters
 from atelier.app.store.mixes import SavedMix
 from atelier.app.store.search import Proposal, propose_adapters
+from atelier.app.text import mix as words
 from atelier.training.sampling.sample import DrawRequest
 
 LIVE_STEPS, GALLERY_STEPS = 8, 20   # denoising steps while a person tries things out, and for the gallery
 MAX_PROPOSALS = 8
 
 
-def proposed_adapters(home: Home, prompt: str) -> list[Proposal]:
-    """The adapters that fit a prompt, best first; the newest ones where none fits."""
+def proposed_adapters(home: Home, prompt: str, search: str = "") -> list[Proposal]:
+    """The adapters that fit a prompt, best first, the newest ones where none fits; with a search, those it finds."""
+    if search.strip():
+        found = filter_adapters(list_adapters(home), {}, LibraryFilter(query=search))
+        return [Proposal(card.name, 0.0, card.trigger, ()) for card in found[:MAX_PROPOSALS]]
     found = propose_adapters(home, prompt, MAX_PROPOSALS) if prompt.strip() else []
     return found or [Proposal(card.name, 0.0, "", ()) for card in list_adapters(home)[:MAX_PROPOSALS]]
 
@@ -63,11 +70,30 @@ def draw_mix_to_gallery(home: Home, engine: Engine, mix: SavedMix) -> GalleryPic
 
 def draw_by_each_method(home: Home, engine: Engine, mix: SavedMix) -> Iterator[tuple[str, Image.Image]]:
     """Draw the same picture by every method that can draw this Mix; yields (method, picture)."""
-    for method in METHODS:
+    for method in ALL_METHODS:
         try:
             yield method, draw_mix(home, engine, replace(mix, method=method))
-        except SettingError:   # the method takes no curves or regions, or there are no gates
+        except (SettingError, BasisError):   # it takes no curves or regions, needs two adapters, or there are no gates
             continue
+
+
+def draw_pad(
+    home: Home, engine: Engine, mix: SavedMix, strengths: Sequence[tuple[float, float]]
+) -> list[Image.Image]:
+    """Draw a Mix of two adapters at several pairs of strengths, from one seed.
+
+    Raises:
+        HomeError, BaseError, BasisError, FileError, MountError, SettingError: each with a message for a person.
+    """
+    if len(mix.entries) != 2:
+        raise SettingError(words.TWO_FOR_PAD)
+    if mix.method not in UNTRAINED_METHODS:
+        raise SettingError(words.NOT_LIVE)
+    checked = _checked(home, mix, LIVE_STEPS)
+    one, two = (path for path, _ in checked.files())
+    return engine.draw_grid(mix.base, (one, two), mix.method, strengths,
+                            replace(checked.job.request, count=len(strengths)), options=checked.job.options,
+                            inversions=[card.path for card in checked.inversions])   # fmt: skip
 
 
 def mix_interference(home: Home, engine: Engine, mix: SavedMix) -> Interference | None:

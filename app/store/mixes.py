@@ -14,7 +14,7 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.parse import parse_json
 from atelier.adapters.fusion.curves import StrengthCurve
 from atelier.adapters.fusion.live import WeightedAdapter
-from atelier.adapters.fusion.methods import METHODS
+from atelier.adapters.fusion.methods import ALL_METHODS
 from atelier.app.store.home import Home, HomeError, safe_name, write_home_file
 from atelier.training.config.train_config import EMBEDDED
 
@@ -113,7 +113,7 @@ def mix_from_values(values: Mapping[str, Any]) -> SavedMix:
         entries=tuple(_entry(entry) for entry in values["shares"]), method=str(values["method"]),
         prompt=str(values["prompt"]), seed=int(values["seed"]), base=str(values["base"]),
     )   # fmt: skip
-    if mix.method not in METHODS:
+    if mix.method not in ALL_METHODS:
         raise ValueError(f"there is no method {mix.method!r}")
     return mix
 

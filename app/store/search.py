@@ -13,7 +13,7 @@ from atelier.app.store.adapter_embeddings import adapter_scores, retriever_for
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home
 from atelier.app.store.library import AdapterCard, adapter_hash, list_adapters
-from atelier.app.text import fusion as texts
+from atelier.app.text import mix as texts
 
 MAX_PICTURES_READ = 300   # the newest of the gallery
 MAX_PICTURES_SHOWN = 4

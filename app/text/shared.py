@@ -13,9 +13,8 @@ THEME = "Light or dark theme"
 READY = "is ready"
 TITLES = {
     "create": "Create", "jobs": "Jobs", "library": "Library", "studio": "Studio", "grid": "Grid", "mix": "Mix Lab",
-    "fusion": "Fusion", "compress": "Compress", "gallery": "Gallery", "settings": "Settings",
+    "compress": "Compress", "gallery": "Gallery", "settings": "Settings",
 }
-MIX_TABS = {"mix": "Content and style", "fusion": "Fusion"}
 
 # --- labels and buttons
 BASE_MODEL = "Base model"

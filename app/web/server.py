@@ -116,6 +116,7 @@ def application(home: Home, access: Access) -> FastAPI:
     # Gradio says this whenever an app has several pages, although the mode is off.
     warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)
     parent = guarded(home, access, uploads=temporary, served=[temporary, FONT])
+    _redirect_old_addresses(parent)
     engine = Engine(lambda: drawing_precision(home), partial(base_options, home))
     demo = build(home, engine, has_password=bool(access.password))
     return gr.mount_gradio_app(
@@ -124,6 +125,15 @@ def application(home: Home, access: Access) -> FastAPI:
         root_path=access.root_path or None, app_kwargs={"openapi_url": None}, theme=make_theme(), css=palette_css(),
         css_paths=STYLE_SHEETS,
     )   # fmt: skip
+
+
+def _redirect_old_addresses(app: FastAPI) -> None:
+    """Lead bookmarks of the Fusion page, which is part of the Mix Lab now, to it with their query."""
+    from starlette.responses import RedirectResponse
+
+    from atelier.app.web.components.urls import page_url
+
+    app.add_route("/fusion", lambda request: RedirectResponse(f"{page_url('mix')}?{request.url.query}"))
 
 
 def _show(port: int) -> None:

@@ -1,4 +1,4 @@
-"""The web app: ten pages, each in the same frame."""
+"""The web app: nine pages, each in the same frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atelier.app.web.components.gradio_internals import CheckedBlocks
 from atelier.app.web.components.page_frame import add_frame
 from atelier.app.web.components.uploads import check_inputs
 from atelier.app.web.components.urls import page_path
-from atelier.app.web.pages import compress, create, fusion, gallery, grid, jobs, library, mix, settings, studio
+from atelier.app.web.pages import compress, create, gallery, grid, jobs, library, mix, settings, studio
 
 
 def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Blocks:
@@ -35,8 +35,6 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
         grid.build(demo, home, engine)
     with demo.route(shared.TITLES["mix"], page_path("mix")), page(demo, home, "mix"):
         mix.build(demo, home, engine)
-    with demo.route(shared.TITLES["fusion"], page_path("fusion")), page(demo, home, "fusion"):
-        fusion.build(demo, home, engine)
     with demo.route(shared.TITLES["compress"], page_path("compress")), page(demo, home, "compress"):
         compress.build(demo, home, engine)
     with demo.route(shared.TITLES["library"], page_path("library")), page(demo, home, "library"):

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "build" / "screenshots"
 PICTURES = sorted((ROOT / "assets" / "examples" / "fox").glob("*.png"))[:5]
-PAGES = ("/", "/studio", "/mix", "/fusion", "/compress", "/library", "/gallery", "/jobs", "/settings")
+PAGES = ("/", "/studio", "/mix", "/compress", "/library", "/gallery", "/jobs", "/settings")
 ARGUMENTS = [
     "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-extensions",
     "--disable-background-networking", "--disable-component-update", "--no-first-run", "--hide-scrollbars",

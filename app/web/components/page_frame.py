@@ -21,7 +21,7 @@ PAGES = ("create", "studio", "mix", "compress", "library", "gallery", "jobs", "s
 UNQUEUED: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 RECENT_SECONDS = 600.0
 WATCHED_RUNS = 20
-PARENT_PAGES = {"fusion": "mix", "grid": "studio"}   # pages that are reached through another
+PARENT_PAGES = {"grid": "studio"}   # pages that are reached through another
 
 
 def add_frame(demo: gr.Blocks, home: Home, here: str) -> None:
@@ -80,13 +80,6 @@ def percent(run: RunStatus) -> int:
 def heading(title: str, lead: str) -> None:
     """Place a page's title and the sentence below it."""
     panel("heading", {"title": title, "lead": lead}, elem_id="content")
-
-
-def mix_tabs(here: str) -> None:
-    """Place the tabs between the two pages of the Mix Lab."""
-    pages = [{"href": page_url(name), "title": title, "current": name == here}
-             for name, title in shared.MIX_TABS.items()]   # fmt: skip
-    panel("mix-tabs", pages)
 
 
 def press_when_shown(elem_id: str, tries: int = 100) -> str:

@@ -231,7 +231,7 @@ def _details(picture: GalleryPicture, *, starred: bool) -> dict[str, Any]:
         shared.SIZE: f"{recipe.get('width', '?')} × {recipe.get('height', '?')}",
         shared.BASE_MODEL: recipe.get("base", ""), shared.CREATED: shared.date_and_time(picture.created.astimezone()),
     }   # fmt: skip
-    page = "fusion" if mix_from_recipe(recipe) else "studio"
+    page = "mix" if mix_from_recipe(recipe) else "studio"
     return {
         "id": picture.id, "src": file_url(picture.path), "prompt": str(recipe.get("prompt", "")),
         "facts": [{"name": name, "value": str(value)} for name, value in facts.items() if str(value)],

@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.imported_layers import create_imported
 from atelier.adapters.formats.low_rank import lora_from_factors
-from atelier.adapters.fusion.interference import excess_overlap, measure_interference
+from atelier.adapters.fusion.interference import excess_overlap, interference_of_factors, measure_interference
 
 ROWS, COLUMNS = 12, 10
 
@@ -75,3 +76,19 @@ def test_random_updates_overlap_as_chance_says():
         assert meeting.chance == pytest.approx(expected)
         overlaps.append((meeting.rows * meeting.columns) ** 0.5)
     assert sum(overlaps) / len(overlaps) == pytest.approx(expected, abs=0.03)
+
+
+def test_factors_alone_say_the_same_as_the_updates_on_the_base():
+    torch.manual_seed(2)
+    parts = tuple((adapter(torch.randn(ROWS, 3), torch.randn(3, COLUMNS)), scale) for scale in (0.8, -0.4, 0.0))
+    alone, mounted = interference_of_factors(Mix(parts)), measure_interference(models(), Mix(parts))
+    assert alone is not None
+    assert alone.lost == pytest.approx(mounted.lost, abs=1e-5)
+    assert [(m.layer, m.pair) for m in alone.meetings] == [(m.layer, m.pair) for m in mounted.meetings]
+    for one, two in zip(alone.meetings, mounted.meetings, strict=True):
+        assert (one.cosine, one.rows, one.weight) == pytest.approx((two.cosine, two.rows, two.weight), abs=1e-4)
+
+
+def test_a_dense_update_has_no_factors():
+    dense = create_imported({Spec("unet.a", (ROWS, COLUMNS)): {"diff": torch.randn(ROWS, COLUMNS)}})
+    assert interference_of_factors(Mix(((dense, 1.0), (adapter(axes(ROWS, 0).T, axes(COLUMNS, 0)), 1.0)))) is None

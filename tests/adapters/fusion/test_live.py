@@ -23,8 +23,16 @@ from atelier.adapters.fusion.curves import StrengthCurve, SwitchCurve
 from atelier.adapters.fusion.dare_ties import dare, ties
 from atelier.adapters.fusion.gates import GateRecord, GateSet, GateSettings
 from atelier.adapters.fusion.live import Fusion, WeightedAdapter, mount_fusion
-from atelier.adapters.fusion.methods import METHODS, WEIGHT_METHODS, can_fuse, combine, fuse_adapters
-from atelier.adapters.fusion.pairwise import k_lora
+from atelier.adapters.fusion.methods import (
+    ALL_METHODS,
+    METHODS,
+    PAIR_METHODS,
+    WEIGHT_METHODS,
+    can_fuse,
+    combine,
+    fuse_adapters,
+)
+from atelier.adapters.fusion.pairwise import k_lora, k_lora_mean, np_lora, to_lora
 from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 
@@ -296,7 +304,8 @@ def test_dare_keeps_a_share_and_the_mean(models):
 
 
 def test_only_what_is_one_file_is_called_so(models, three):
-    assert {m for m in METHODS if can_fuse(three, m)} == set(WEIGHT_METHODS)
+    assert {m for m in ALL_METHODS if can_fuse(three, m)} == set(WEIGHT_METHODS)
+    assert {m for m in ALL_METHODS if can_fuse(three[:2], m)} == {*WEIGHT_METHODS, *PAIR_METHODS}
     curved = WeightedAdapter(three[0].adapters, curve=StrengthCurve((0.0, 1.0)))
     regional = WeightedAdapter(three[0].adapters, region=torch.ones(2, 2))
     timed = WeightedAdapter(k_lora(models, three[0].adapters, three[1].adapters))
@@ -314,6 +323,20 @@ def test_what_does_not_go_together_is_said(models, three, method, what):
     region = torch.ones(2, 2) if method == "composite" else None
     with pytest.raises(SettingError, match=what):
         combine(models, [WeightedAdapter(three[0].adapters, curve=curve, region=region)], method)
+
+
+@pytest.mark.parametrize("method", ["np", "k"])
+def test_methods_of_two_take_strengths_and_only_two(models, three, x, method):
+    parts = [WeightedAdapter(three[0].adapters, 0.5), WeightedAdapter(three[1].adapters, 0.75)]
+    scaled = [to_lora(models, part.adapters, part.strength) for part in parts]
+    expected = Mix((((np_lora if method == "np" else k_lora)(models, *scaled), 1.0),))
+    assert torch.equal(run(models, combine(models, parts, method), x), run(models, expected, x))
+    one = fuse_adapters(models, parts, method)
+    mean = (np_lora if method == "np" else k_lora_mean)(models, *scaled)
+    assert torch.equal(run(models, Mix(((one, 1.0),)), x), run(models, Mix(((mean, 1.0),)), x))
+    for number in (1, 3):
+        with pytest.raises(SettingError, match=f"exactly two adapters.*has {number}"):
+            combine(models, three[:number], method)
 
 
 def test_gates_survive_their_file(tmp_path: Path, models, three, x):

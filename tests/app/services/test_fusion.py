@@ -17,7 +17,8 @@ from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.fusion.gates import GateSet, GateSettings
-from atelier.adapters.fusion.methods import METHODS
+from atelier.adapters.fusion.interference import Interference, LayerOverlap
+from atelier.adapters.fusion.methods import ALL_METHODS
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services import engine as engine_module
 from atelier.app.services import fuse as fusing
@@ -34,17 +35,19 @@ from atelier.app.store.gallery import read_recipe
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import REGION_SIDE, MixEntry, SavedMix, list_mixes, mix_from_recipe, read_mix, save_mix
-from atelier.app.text import fusion as fusion_words
-from atelier.app.web.components.fusion_view import (
+from atelier.app.text import mix as mix_words
+from atelier.app.web.components.mix_view import (
     gate_maps,
-    interference_map,
+    mix_plan,
     move_point,
     region_masks,
     set_region,
     strength_curves,
     suggestion_cards,
+    worst_meetings,
 )
-from atelier.app.web.pages import fusion, gallery
+from atelier.app.web.pages import gallery
+from atelier.app.web.pages import mix as page
 from atelier.training.base_models.base_model import load
 from atelier.training.sampling.sample import DrawRequest, draw
 
@@ -184,7 +187,7 @@ def test_panels_show_what_stands(home: Home):
 
 
 def test_every_method_has_a_name_for_people():
-    assert set(fusion_words.METHODS) == set(METHODS)
+    assert set(mix_words.METHODS) == set(ALL_METHODS)
 
 
 def test_what_is_drawn_is_what_the_adapters_give(home: Home, engine: Engine):
@@ -202,8 +205,8 @@ def test_all_methods_are_compared_and_those_that_cannot_are_left_out(
 ):
     monkeypatch.setattr(fusing.draw_mix, "__defaults__", (1, None))
     drawn = dict(draw_by_each_method(home, engine, BOTH))
-    assert list(drawn) == list(METHODS)
-    assert len({picture.tobytes() for picture in drawn.values()}) >= 7
+    assert list(drawn) == [method for method in ALL_METHODS if method != "break-for-make"], "these are LoRAs"
+    assert len({picture.tobytes() for picture in drawn.values()}) >= 8
     shaped = dict(draw_by_each_method(home, engine, SHAPED))
     assert {"gated", "sum", "normalised"} <= set(shaped)
     assert not {"ties", "composite"} & set(shaped)
@@ -211,7 +214,7 @@ def test_all_methods_are_compared_and_those_that_cannot_are_left_out(
 
 def test_gates_and_meetings_are_shown_layer_by_layer(home: Home, engine: Engine, gated: None):
     mix = replace(BOTH, method="gated")
-    _, gates, met, *_, one, hint = fusion._draw(home, engine, mix)
+    _, gates, *_, one, hint = page._draw(home, engine, mix)
     by_layer, by_step = gates
     assert [row["name"] for row in by_layer["rows"]] == ["rex", "ink"]
     assert all(len(row["cells"]) == 24 for row in by_layer["rows"])
@@ -223,23 +226,52 @@ def test_gates_and_meetings_are_shown_layer_by_layer(home: Home, engine: Engine,
     assert all(0 < number < 0.512 for number in numbers), "w_o is .512"
     assert [n for _, n in sorted(zip(shades, numbers, strict=True))] == sorted(numbers), "darker is more"
     assert by_layer["hint"].startswith(f"Light is {min(numbers):.2f}, dark is {max(numbers):.2f}")
-    [meeting_of] = met
-    assert "hardly overlap" in meeting_of["summary"]
+    plan, [meeting_of] = page._plan(home, engine, mix)
+    assert "hardly overlap" in plan["reasons"][0]
     assert len(meeting_of["rows"]) == 1
     assert not one.interactive
     assert "can't be fused" in hint
 
 
-def test_advice_follows_the_weights(home: Home, engine: Engine):
+def test_what_a_mix_does_is_said_from_the_weights_alone(home: Home, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Engine, "_run", lambda *_, **__: pytest.fail("no base model is needed"))
     twice = replace(BOTH, entries=(MixEntry("rex", 1.0), MixEntry("rex", 1.0)))
     found = mix_interference(home, engine, twice)
     assert found is not None
     assert found.lost == pytest.approx(-1, abs=1e-4)
-    assert "make similar changes" in interference_map(found, twice)[0]["summary"]
+    plan = mix_plan(twice, found)
+    assert plan["does"] == "Adds 1 × rex + 1 × rex to the weights of the base model."
+    assert "make similar changes" in plan["reasons"][0]
+    assert "in none of them do they pull in opposite directions" in plan["reasons"][1]
+    assert (plan["method"], plan["use"]) == ("normalised", "Use Normalised")
     opposed = replace(BOTH, entries=(MixEntry("rex", 1.0), MixEntry("rex", -0.9)))
-    assert "work against each other" in interference_map(mix_interference(home, engine, opposed), opposed)[0]["summary"]
+    plan = mix_plan(opposed, mix_interference(home, engine, opposed))
+    assert "work against each other" in plan["reasons"][0]
+    assert "pull in opposite directions in 24 of them" in plan["reasons"][1]
+    assert len(plan["worst"]) == 3
+    assert all("100 % in common, in opposite directions" in line for line in plan["worst"])
+    assert "use" not in mix_plan(replace(opposed, method="switch"), mix_interference(home, engine, opposed))
     assert mix_interference(home, engine, replace(BOTH, entries=BOTH.entries[:1])) is None
-    assert interference_map(None, BOTH) == []
+
+
+def test_the_layers_named_first_are_those_where_most_is_lost():
+    def met(layer: str, cosine: float, weight: float) -> LayerOverlap:
+        return LayerOverlap(layer, (0, 1), 0.5, 0.5, 0.1, cosine, weight)
+
+    found = Interference((met("a", 0.9, 9.0), met("b", -0.5, 1.0), met("c", -0.9, 1.0), met("d", 0.9, 1.0)), {}, 0.0)
+    assert [meeting.layer for meeting in worst_meetings(found)] == ["c", "b", "a"]
+
+
+def test_a_mix_that_can_t_be_drawn_says_so_before_it_is_tried(home: Home):
+    assert mix_plan(SavedMix(entries=()), None) == {}
+    alone = mix_plan(replace(BOTH, entries=BOTH.entries[:1]), None)
+    assert alone == {"does": "Only rex acts, at strength 0.8.", "reasons": [mix_words.ADD_TWO]}
+    off = replace(BOTH, entries=tuple(replace(entry, strength=0.0) for entry in BOTH.entries))
+    assert mix_plan(off, None)["does"] == mix_words.ALL_OFF
+    three = replace(BOTH, entries=(*BOTH.entries, MixEntry("oil")), method="np")
+    assert mix_plan(three, None)["problem"].startswith("NP-LoRA combines exactly two adapters, and 3 have")
+    for method in ALL_METHODS:
+        assert "rex" in mix_plan(replace(BOTH, method=method), None)["does"]
 
 
 def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, engine: Engine):
@@ -247,13 +279,13 @@ def test_a_kept_picture_holds_its_mix_and_the_gallery_leads_back(home: Home, eng
     recipe = read_recipe(kept.path)
     assert recipe is not None
     assert mix_from_recipe(recipe) == SHAPED
-    assert gallery._details(kept, starred=False)["reuse"] == f"/fusion?picture={kept.id}"
-    _, method, prompt, seed, _, entries, *_ = fusion._on_load(home, {"picture": kept.id})
+    assert gallery._details(kept, starred=False)["reuse"] == f"/mix?picture={kept.id}"
+    _, method, prompt, seed, _, entries, *_ = page._on_load(home, {"picture": kept.id})
     assert (method, prompt, seed, entries) == ("sum", PROMPT, 3, SHAPED.entries)
     assert mix_from_recipe({"prompt": "x"}) is None
 
 
-@pytest.mark.parametrize("method", ["sum", "svd", "ties"])
+@pytest.mark.parametrize("method", ["sum", "svd", "ties", "np"])
 def test_one_file_does_the_same_and_says_how_exactly(home: Home, engine: Engine, method: str):
     mix = replace(BOTH, method=method)
     assert can_fuse(home, engine, mix)
@@ -288,29 +320,29 @@ def test_a_file_is_read_again_only_when_it_has_changed(home: Home, engine: Engin
 
 
 def test_taking_up_and_putting_back(home: Home):
-    prompt, cards, entries, *rows, drawn = fusion._toggle(home, SavedMix(entries=()), "rex")
+    prompt, cards, entries, *rows, drawn, _ = page._toggle(home, SavedMix(entries=()), "rex")
     assert prompt == "an emoji of a rex fox"
     assert entries == (MixEntry("rex"),)
     assert (rows[0].label, rows[0].visible, rows[1].visible) == ("rex", True, False)
     assert len(drawn) == 1
     assert [card["name"] for card in cards["cards"] if card["pressed"] == "true"] == ["rex"]
-    _, _, entries, *_ = fusion._toggle(home, BOTH, "rex")
+    _, _, entries, *_ = page._toggle(home, BOTH, "rex")
     assert entries == (BOTH.entries[1],)
-    full = replace(BOTH, entries=tuple(MixEntry(f"a{i}") for i in range(fusion.MAX_ADAPTERS)))
+    full = replace(BOTH, entries=tuple(MixEntry(f"a{i}") for i in range(page.MAX_ADAPTERS)))
     with pytest.raises(HomeError, match="at most"):
-        fusion._toggle(home, full, "rex")
+        page._toggle(home, full, "rex")
 
 
 def test_what_was_deleted_is_left_out(home: Home):
     gone = replace(BOTH, entries=(*BOTH.entries, MixEntry("gone")))
-    assert fusion._control_values(home, gone)[4] == BOTH.entries
-    _, method, prompt, _, _, entries, *_ = fusion._on_load(home, {"mix": "never", "prompt": "a fox"})
+    assert page._control_values(home, gone)[4] == BOTH.entries
+    _, method, prompt, _, _, entries, *_ = page._on_load(home, {"mix": "never", "prompt": "a fox"})
     assert (method, prompt, entries) == ("sum", "a fox", ())
 
 
 def test_an_empty_page_says_what_to_do(home: Home, engine: Engine):
-    assert fusion._draw(home, engine, SavedMix(entries=()))[0] == {"label": fusion_words.EMPTY}
-    assert fusion._draw(home, engine, replace(BOTH, prompt=" "))[0] == {"label": fusion_words.NO_PROMPT}
+    assert page._draw(home, engine, SavedMix(entries=()))[0] == {"label": mix_words.EMPTY}
+    assert page._draw(home, engine, replace(BOTH, prompt=" "))[0] == {"label": mix_words.NO_PROMPT}
 
 
 def test_nothing_gated_nothing_shown():

@@ -1,4 +1,4 @@
-"""The Fusion page's panels as plain values: suggestions, strength curves, region masks, heat maps."""
+"""The Mix Lab's panels as plain values: suggestions, strength curves, region masks, heat maps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from itertools import combinations
 from typing import Any
 
 from atelier.adapters.fusion.gates import GateRecord
-from atelier.adapters.fusion.interference import Interference, excess_overlap
+from atelier.adapters.fusion.interference import Interference, LayerOverlap, excess_overlap
+from atelier.adapters.fusion.methods import PAIR_METHODS
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.mixes import CURVE_POINTS, REGION_SIDE, MixEntry, SavedMix
 from atelier.app.store.search import Proposal
-from atelier.app.text import fusion as words
+from atelier.app.text import mix as words
 from atelier.app.web.components.urls import file_url
 
+WORST_LAYERS = 3
+OPPOSED = 0.02   # cosines nearer to 0 are no direction
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 # Names of the UNet's blocks, in the order in which a picture passes through them.
 _BLOCKS = {"text_encoder": "text", "down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
@@ -126,16 +129,64 @@ def _gate_map(
     return {"title": title, "rows": shown, "groups": groups, "hint": words.gate_scale(low, high)}
 
 
+def mix_plan(mix: SavedMix, found: Interference | None) -> dict[str, Any]:
+    """What a Mix will do and why, before anything is drawn; empty without adapters."""
+    active = [entry for entry in mix.entries if entry.strength]
+    if len(active) < 2:
+        if not mix.entries:
+            return {}
+        does = words.only_one(active[0].name, active[0].strength) if active else words.ALL_OFF
+        return {"does": does, "reasons": [words.ADD_TWO] if len(mix.entries) == 1 else []}
+    if mix.method in PAIR_METHODS and len(active) != 2:
+        problem = words.only_two(words.method_title(mix.method), len(active))
+        return {"does": words.METHODS[mix.method], "problem": problem}
+    does = words.what_it_does(mix.method, [entry.name for entry in active], [entry.strength for entry in active])
+    if found is None or not found.meetings:
+        return {"does": does, "reasons": [words.NO_LAYER_IN_COMMON] if found else []}
+    return {"does": does, **_reasons(mix, found)}
+
+
+def _reasons(mix: SavedMix, found: Interference) -> dict[str, Any]:
+    """What the weights say, the layers where it is worst, and the method that helps."""
+    pair = max({meeting.pair for meeting in found.meetings}, key=found.overlap)
+    one, two = (mix.entries[place].name for place in pair)
+    own = [meeting for meeting in found.meetings if meeting.pair == pair]
+    opposed = sum(meeting.cosine < -OPPOSED for meeting in own)
+    verdict = found.verdict()
+    method = {"cancel": "switch", "reinforce": "normalised"}.get(verdict, "")
+    return {
+        "reasons": [words.advice(verdict, (one, two), found.overlap(pair), found.lost),
+                    words.directions(one, two, opposed, len(own))],
+        "worst": [_meeting(mix, meeting) for meeting in worst_meetings(found)],
+        **({"use": words.use_method(words.method_title(method)), "method": method}
+           if method not in ("", mix.method) else {}),
+    }   # fmt: skip
+
+
+def worst_meetings(found: Interference) -> list[LayerOverlap]:
+    """The layers in which most is at stake: those that push against each other first, by how much they cancel."""
+    def harm(meeting: LayerOverlap) -> tuple[bool, float]:
+        """Opposed layers before others, then by the size of what is shared."""
+        opposed = meeting.cosine < -OPPOSED
+        return opposed, meeting.weight * (abs(meeting.cosine) if opposed else excess_overlap(meeting))
+
+    return sorted(found.meetings, key=harm, reverse=True)[:WORST_LAYERS]
+
+
+def _meeting(mix: SavedMix, meeting: LayerOverlap) -> str:
+    names = words.listing([mix.entries[place].name for place in meeting.pair])
+    return words.overlap(names, layer_name(meeting.layer), excess_overlap(meeting), meeting.cosine)
+
+
 def interference_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any]]:
-    """The interference report: advice, and a heat map of every two adapters by layer."""
-    if found is None:
+    """A heat map of every two adapters by layer."""
+    if found is None or not found.meetings:
         return []
     names = [entry.name for entry in mix.entries]
-    pairs = list(combinations(range(len(names)), 2))
     layers = _sorted_by_depth(meeting.layer for meeting in found.meetings)
     known = {(meeting.pair, meeting.layer): meeting for meeting in found.meetings}
     rows = []
-    for pair in pairs:
+    for pair in combinations(range(len(names)), 2):
         title = words.pair(names[pair[0]], names[pair[1]])
         cells = [known.get((pair, layer)) for layer in layers]
         rows.append({"name": title, "cells": [
@@ -143,9 +194,7 @@ def interference_map(found: Interference | None, mix: SavedMix) -> list[dict[str
              "label": words.overlap(title, layer_name(cell.layer), excess_overlap(cell), cell.cosine)}
             if cell else {"share": "0", "opposed": "", "label": ""} for cell in cells
         ]})   # fmt: skip
-    most = max(pairs, key=found.overlap)
-    summary = words.advice((names[most[0]], names[most[1]]), found.overlap(most), found.lost)
-    return [{"title": words.INTERFERENCE, "summary": summary, "rows": rows, "groups": _block_groups(layers),
+    return [{"title": words.INTERFERENCE, "rows": rows, "groups": _block_groups(layers),
              "hint": words.INTERFERENCE_HINT}]   # fmt: skip
 
 
