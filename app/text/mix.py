@@ -272,14 +272,14 @@ def pair(one: str, two: str) -> str:
     return f"{one} and {two}"
 
 
-def overlap(pair: str, where: str, share: float, cosine: float) -> str:
-    """One cell of the interference map.
+def overlap(pair: str, where: str, share: float, direction: int) -> str:
+    """One cell of the interference map; direction: 1 for the same, −1 for opposite ones, 0 for unrelated ones.
 
-    >>> overlap("fox and ink", "mid attn2.to_k", 0.25, -0.1)
+    >>> overlap("fox and ink", "mid attn2.to_k", 0.25, -1)
     'fox and ink, mid attn2.to_k: 25 % in common, in opposite directions'
     """
-    how = "opposite directions" if cosine < 0 else "the same direction"
-    return f"{pair}, {where}: {100 * share:.0f} % in common, in {how}"
+    how = ("with unrelated changes", "in the same direction", "in opposite directions")[direction]
+    return f"{pair}, {where}: {100 * share:.0f} % in common, {how}"
 
 
 def saved(name: str) -> str:

@@ -18,7 +18,8 @@ from atelier.app.text import mix as words
 from atelier.app.web.components.urls import file_url
 
 WORST_LAYERS = 3
-OPPOSED = 0.02   # cosines nearer to 0 are no direction
+UNRELATED = 0.02    # smaller cosines say nothing about directions
+NOTICEABLE = 0.05   # overlap beyond chance
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 # Names of the UNet's blocks, in the order in which a picture passes through them.
 _BLOCKS = {"text_encoder": "text", "down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
@@ -151,7 +152,7 @@ def _reasons(mix: SavedMix, found: Interference) -> dict[str, Any]:
     pair = max({meeting.pair for meeting in found.meetings}, key=found.overlap)
     one, two = (mix.entries[place].name for place in pair)
     own = [meeting for meeting in found.meetings if meeting.pair == pair]
-    opposed = sum(meeting.cosine < -OPPOSED for meeting in own)
+    opposed = sum(_direction(meeting) < 0 for meeting in own)
     verdict = found.verdict()
     method = {"cancel": "switch", "reinforce": "normalised"}.get(verdict, "")
     return {
@@ -164,18 +165,24 @@ def _reasons(mix: SavedMix, found: Interference) -> dict[str, Any]:
 
 
 def worst_meetings(found: Interference) -> list[LayerOverlap]:
-    """The layers in which most is at stake: those that push against each other first, by how much they cancel."""
+    """The layers in which most is lost: those that push against each other first; none where hardly anything meets."""
     def harm(meeting: LayerOverlap) -> tuple[bool, float]:
         """Opposed layers before others, then by the size of what is shared."""
-        opposed = meeting.cosine < -OPPOSED
+        opposed = _direction(meeting) < 0
         return opposed, meeting.weight * (abs(meeting.cosine) if opposed else excess_overlap(meeting))
 
-    return sorted(found.meetings, key=harm, reverse=True)[:WORST_LAYERS]
+    found_here = [each for each in found.meetings if _direction(each) < 0 or excess_overlap(each) > NOTICEABLE]
+    return sorted(found_here, key=harm, reverse=True)[:WORST_LAYERS]
+
+
+def _direction(meeting: LayerOverlap) -> int:
+    """Whether two updates of a layer go the same way (1), against each other (−1), or are unrelated (0)."""
+    return 0 if abs(meeting.cosine) < UNRELATED else 1 if meeting.cosine > 0 else -1
 
 
 def _meeting(mix: SavedMix, meeting: LayerOverlap) -> str:
     names = words.listing([mix.entries[place].name for place in meeting.pair])
-    return words.overlap(names, layer_name(meeting.layer), excess_overlap(meeting), meeting.cosine)
+    return words.overlap(names, layer_name(meeting.layer), excess_overlap(meeting), _direction(meeting))
 
 
 def interference_map(found: Interference | None, mix: SavedMix) -> list[dict[str, Any]]:
@@ -190,8 +197,8 @@ def interference_map(found: Interference | None, mix: SavedMix) -> list[dict[str
         title = words.pair(names[pair[0]], names[pair[1]])
         cells = [known.get((pair, layer)) for layer in layers]
         rows.append({"name": title, "cells": [
-            {"share": f"{excess_overlap(cell):.3f}", "opposed": "opposed" if cell.cosine < 0 else "",
-             "label": words.overlap(title, layer_name(cell.layer), excess_overlap(cell), cell.cosine)}
+            {"share": f"{excess_overlap(cell):.3f}", "opposed": "opposed" if _direction(cell) < 0 else "",
+             "label": words.overlap(title, layer_name(cell.layer), excess_overlap(cell), _direction(cell))}
             if cell else {"share": "0", "opposed": "", "label": ""} for cell in cells
         ]})   # fmt: skip
     return [{"title": words.INTERFERENCE, "rows": rows, "groups": _block_groups(layers),
