@@ -128,7 +128,8 @@ def what_it_does(method: str, names: Sequence[str], strengths: Sequence[float]) 
         "ties": f"Keeps each update's largest values where the signs of {listed} agree, and adds {added}.",
         "np": (f"Removes from {first} (content) half of what lies in the directions that {last} (style) reads, and "
                f"adds {added}."),
-        "k": f"In each layer {first} (content) acts in the first steps and {last} (style) after it, at {values}.",
+        "k": (f"In each layer {first} (content) acts in the first steps and {last} (style) after it, at {values}. "
+              "As one file it is their average."),
         "break-for-make": f"Takes the content half of {first} and the style half of {last}, at {values}.",
     }[method]
 

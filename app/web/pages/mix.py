@@ -25,10 +25,10 @@ from atelier.app.services.fuse import (
     mix_interference,
     proposed_adapters,
 )
+from atelier.app.services.mix_files import mix_file, open_mix_file
 from atelier.app.store.gallery import find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError, safe_name
 from atelier.app.store.library import find_adapter, list_adapters
-from atelier.app.store.mix_files import mix_file, open_mix_file
 from atelier.app.store.mixes import MixEntry, SavedMix, list_mixes, mix_from_recipe, read_mix, save_mix
 from atelier.app.text import mix as words
 from atelier.app.text import shared

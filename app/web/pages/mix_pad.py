@@ -21,7 +21,7 @@ START_STRENGTHS = (1.0, 1.0)
 
 
 def place_pad() -> dict[str, Any]:
-    """Place the pad with its buttons."""
+    """The controls that are shown for two adapters, closed at first."""
     with gr.Accordion(words.BOTH_STRENGTHS, open=False, elem_id="both-strengths"):
         pad = panel("strength-pad", {"rows": []})
         with gr.Row(elem_classes="actions"):

@@ -12,8 +12,8 @@ import torch
 from atelier.adapters.core.base import Spec
 from atelier.adapters.formats.low_rank import lora_from_factors
 from atelier.adapters.formats.native import save_adapter
+from atelier.app.services.mix_files import mix_file, open_mix_file
 from atelier.app.store.home import Home, HomeError, open_home
-from atelier.app.store.mix_files import mix_file, open_mix_file
 from atelier.app.store.mixes import MixEntry, SavedMix
 
 MIX = SavedMix(entries=(MixEntry("rex", 0.8, (1.0, 0.5, 0.0, 0.0, 0.0)), MixEntry("ink", -0.5, (), ("10", "01"))),
