@@ -28,6 +28,7 @@ from test_house import ROOT
 from atelier.adapters.core.base import Spec
 from atelier.adapters.core.parse import parse_path
 from atelier.adapters.formats import native
+from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.detect import detect
 from atelier.adapters.formats.peft_config import CONFIG, configs
 from atelier.adapters.kinds.catalog import create_adapters
@@ -35,7 +36,7 @@ from atelier.app.jobs.base_queue import Queue
 from atelier.app.jobs.huey_internals import JsonSerializer, close_database
 from atelier.app.jobs.worker_process import stop_orphaned_worker
 from atelier.app.services import compress, finished_run
-from atelier.app.store import adapter_health, foreign_hashes, gallery, model_hashes
+from atelier.app.store import foreign_hashes, gallery, library, model_hashes
 from atelier.app.store.api_keys import list_keys
 from atelier.app.store.base_settings import base_options
 from atelier.app.store.drafts.create_draft import load_draft
@@ -136,8 +137,16 @@ def index_readers(home: Home) -> Iterator[Reader]:
     yield Reader("view of a run's page", [b'{"preview": 3, "log": true, "text": false}'], text(View.from_text))
     yield Reader("settings of base models", [b'{"x": {"prediction": "epsilon", "vae": ""}}'],
                  file_reader(home.base_settings, lambda _: base_options(home, "x")))   # fmt: skip
-    for name, good, read in (("problems of adapters", b'{"a": [1, 2, "no"]}', adapter_health._read),
-                             ("hashes elsewhere", b'{"a": "b"}', foreign_hashes._read),
+    index = library._index(home.adapters, home.state / library.INDEX)
+
+    def read_row(content: bytes) -> object:
+        with index._open() as db, db:
+            db.execute("INSERT OR REPLACE INTO files VALUES (?, 1, 2, ?)", (b"a.safetensors", content))
+        return index._stored()
+
+    card = library._card(library.FileState(Path("a.safetensors"), 1, 2), AdapterInfo(kind="lora", notes=("a", "b")))
+    yield Reader("row of the index of adapters", [library._store(card).encode(), b'{"reason": "cut"}'], read_row)
+    for name, good, read in (("hashes elsewhere", b'{"a": "b"}', foreign_hashes._read),
                              ("hashes of models", b'{"a": "b"}', model_hashes._read)):   # fmt: skip
         yield Reader(name, [good], file_reader(home.state / "index.json", read))
 

@@ -21,10 +21,9 @@ from atelier.adapters.formats.safetensors_header import FileError
 from atelier.app.jobs.jobs import read_status, run_folders
 from atelier.app.jobs.queue_file import is_sound, queue_path, set_aside_damaged
 from atelier.app.store.adapter_embeddings import INDEX_FILE
-from atelier.app.store.adapter_health import INDEX
 from atelier.app.store.gallery import gallery_page
 from atelier.app.store.home import Home, HomeError, explain_write_errors, time_id
-from atelier.app.store.library import list_unreadable
+from atelier.app.store.library import INDEX, list_unreadable
 from atelier.app.store.mixes import SUFFIX, list_mixes, read_mix
 from atelier.app.store.models import scan_models
 from atelier.app.store.textual_inversions import list_unreadable_inversions
@@ -164,7 +163,9 @@ def _bases(home: Home) -> Iterator[Finding]:
 def _indexes(home: Home) -> Iterator[Finding]:
     if queue_path(home).exists() and not is_sound(queue_path(home)):
         yield Finding(f"The queue {queue_path(home)} is damaged.", partial(_remake_queue, home))
-    for name in (INDEX, "worker.json", "server.json"):
+    if (index := home.state / INDEX).exists() and not is_sound(index):
+        yield Finding(f"The index {INDEX} is damaged. It is made again when it is needed.", partial(_delete, index))
+    for name in ("worker.json", "server.json"):
         path = home.state / name
         if path.exists() and not _is_json(path, dict | list):
             yield Finding(f"The index {path.name} is damaged. It is made again when it is needed.",

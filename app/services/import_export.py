@@ -33,7 +33,7 @@ from atelier.adapters.textual_inversion import is_textual_inversion, read_textua
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.store.foreign_hashes import remember_file
 from atelier.app.store.home import MAX_NAME, Home, HomeError, explain_write_errors, new_name, safe_name
-from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters
+from atelier.app.store.library import SUFFIX, AdapterCard, find_adapter, list_adapters, read_thumbnail
 from atelier.app.store.textual_inversions import TextualInversionCard, keep_textual_inversion
 from atelier.training.base_models.base_model import load
 from atelier.training.base_models.identify import identify
@@ -285,7 +285,7 @@ def merge_adapters(
         raise HomeError("Every strength is 0, so the adapter would change nothing. Change at least one strength.")
     sources = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
     return _save_to_library(home, wanted, mix_to_lora(mix, weight_of, limits), AdapterInfo(
-        family=first.family, base=first.base, title=first.title, merged_from=sources, thumbnail=first.thumbnail,
+        family=first.family, base=first.base, title=first.title, merged_from=sources, thumbnail=read_thumbnail(first),
         trigger=", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
         subject=", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject))))   # fmt: skip
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from atelier.adapters.core.parse import parse_json
 from atelier.adapters.formats.adapter_info import AdapterInfo
-from atelier.adapters.formats.native import data_hash, read_native_metadata
+from atelier.adapters.formats.native import adapter_problem, data_hash, read_native_metadata
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.app.store.adapter_health import FileState, problems
+from atelier.app.store.folder_index import FileReader, FileState, FolderIndex
 from atelier.app.store.home import Home, HomeError, adapter_names, explain_write_errors, new_name, safe_name, time_of_id
-from atelier.app.store.previews import is_showable
+from atelier.app.store.previews import is_showable, thumbnail_of_preview
 from atelier.app.store.trash import move_to_trash, original_name, trash_folder
 
 SUFFIX = ".safetensors"
+INDEX = "adapters.sqlite"
+_VERSION = 1
 _MOST_NOTES = 20
 
 
@@ -37,7 +40,7 @@ class AdapterCard:
     family: str        # the base model's family
     bytes: int
     created: datetime  # UTC
-    thumbnail: str     # data URI, or ""
+    thumbnail: str     # name of its picture in lists: a hash, or "" where the file has none
     pictures: int      # how many it was trained on
     algorithms: str = ""   # of a file from another tool: LoRA, LoKr …
     source: str = ""       # hash of the contents of the file it was imported from
@@ -54,15 +57,41 @@ class UnreadableFile:
     reason: str
 
 
+class _Lists(NamedTuple):
+    cards: list[AdapterCard]             # newest first
+    unreadable: list[UnreadableFile]     # by name
+    pictures: dict[str, AdapterCard]     # by the names of their pictures
+
+
 def list_adapters(home: Home) -> list[AdapterCard]:
     """All adapters that can be read, newest first."""
-    cards = [card for card in _read_all(home) if isinstance(card, AdapterCard)]
-    return sorted(cards, key=lambda card: (card.created, card.name), reverse=True)
+    return list(_lists(home).cards)
 
 
 def list_unreadable(home: Home) -> list[UnreadableFile]:
     """The files among the adapters that can't be read, by name."""
-    return [file for file in _read_all(home) if isinstance(file, UnreadableFile)]
+    return list(_lists(home).unreadable)
+
+
+def read_thumbnail(card: AdapterCard) -> str:
+    """The picture in an adapter's file, as a ``data:`` address that pages may show; empty where there is none."""
+    if not card.thumbnail:
+        return ""
+    try:
+        address = AdapterInfo.from_metadata(read_native_metadata(card.path)).thumbnail
+    except FileError:   # deleted or damaged since it was listed
+        return ""
+    return address if is_showable(address) else ""
+
+
+def make_thumbnail(home: Home, name: str, side: int) -> Path | None:
+    """Write the small picture that a list shows of an adapter; None where no adapter has a picture of this name.
+
+    Raises:
+        HomeError: it can't be written.
+    """
+    card = _lists(home).pictures.get(name)
+    return thumbnail_of_preview(home, read_thumbnail(card), name, side) if card else None
 
 
 def find_adapter(home: Home, name: str) -> AdapterCard:
@@ -71,7 +100,7 @@ def find_adapter(home: Home, name: str) -> AdapterCard:
     Raises:
         HomeError: there is none, or its file can't be read; the message suggests the adapter with the closest name.
     """
-    found = _read(home, adapter_path(home, name))
+    found = _index(home.adapters, home.state / INDEX).value(adapter_path(home, name).name)
     if isinstance(found, AdapterCard):
         return found
     if found:
@@ -135,60 +164,53 @@ def _hash(path: Path, _modified: int) -> str:
     return data_hash(path)
 
 
-def _read_all(home: Home) -> list[AdapterCard | UnreadableFile]:
-    # Strings from scandir: with thousands of files, Path objects and their stat would take most of the time.
-    with os.scandir(home.adapters) as entries:
-        files = sorted((entry.name, entry) for entry in entries
-                       if entry.name.lower().endswith(SUFFIX) and not entry.name.startswith("."))   # fmt: skip
-    found: list[tuple[AdapterCard | UnreadableFile, int]] = []
-    for _, entry in files:
-        with suppress(FileNotFoundError):
-            facts = entry.stat()
-            found.append((_card(entry.path, facts.st_mtime_ns, facts.st_size), facts.st_mtime_ns))
-    return _without_damaged(home, found)
+def _lists(home: Home) -> _Lists:
+    index = _index(home.adapters, home.state / INDEX)
+    return _make_lists(index, index.update())
 
 
-def _read(home: Home, path: Path) -> AdapterCard | UnreadableFile | None:
-    """Read the card of one file; None when it is not there."""
+@lru_cache(maxsize=8)
+def _make_lists(index: FolderIndex[AdapterCard | UnreadableFile], _changes: int) -> _Lists:
+    values = index.values()
+    cards = sorted((value for value in values if isinstance(value, AdapterCard)),
+                   key=lambda card: (card.created, card.name), reverse=True)   # fmt: skip
+    return _Lists(cards, [value for value in values if isinstance(value, UnreadableFile)],
+                  {card.thumbnail: card for card in cards if card.thumbnail})   # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _index(folder: Path, database: Path) -> FolderIndex[AdapterCard | UnreadableFile]:
+    return FolderIndex(folder, database, FileReader(_VERSION, _is_adapter, _read, _store, _load))
+
+
+def _is_adapter(file: str) -> bool:
+    return file.lower().endswith(SUFFIX) and not file.startswith(".")
+
+
+def _read(file: FileState) -> AdapterCard | UnreadableFile:
+    """Read one file. What holds NaN, infinite or absurd values would spoil every picture, so it is unreadable too."""
     try:
-        facts = path.stat()
-    except OSError:
-        return None
-    [found] = _without_damaged(home, [(_card(str(path), facts.st_mtime_ns, facts.st_size), facts.st_mtime_ns)])
-    return found
-
-
-def _without_damaged(
-    home: Home, found: Sequence[tuple[AdapterCard | UnreadableFile, int]]
-) -> list[AdapterCard | UnreadableFile]:
-    """Cards (with their files' modification times), where files with NaN, infinite or absurd values are unreadable."""
-    states = [FileState(card.path, modified, card.bytes) for card, modified in found if isinstance(card, AdapterCard)]
-    damaged = problems(home, states)
-    return [UnreadableFile(card.path, damaged[card.path.name]) if card.path.name in damaged else card
-            for card, _ in found]   # fmt: skip
-
-
-@lru_cache(maxsize=20_000)
-def _card(name: str, modified: int, size: int) -> AdapterCard | UnreadableFile:
-    # The time and size are arguments so that a changed file is read again.
-    path = Path(name)
-    try:
-        text = read_native_metadata(path)
+        info = AdapterInfo.from_metadata(read_native_metadata(file.path))
     except FileError as error:
-        return UnreadableFile(path, str(error))
-    info = AdapterInfo.from_metadata(text)
+        return UnreadableFile(file.path, str(error))
+    problem = adapter_problem(file.path)
+    return UnreadableFile(file.path, problem) if problem else _card(file, info)
+
+
+def _card(file: FileState, info: AdapterInfo) -> AdapterCard:
+    picture = info.thumbnail if is_showable(info.thumbnail) else ""
     return AdapterCard(
-        name=path.stem,
-        path=path,
+        name=file.path.stem,
+        path=file.path,
         kind=info.kind,
-        trigger=info.trigger or ("" if info.algorithms else path.stem),
+        trigger=info.trigger or ("" if info.algorithms else file.path.stem),
         subject=info.subject,
         base=info.base,
         title=info.title or info.base,
         family=info.family,
-        bytes=size,
-        created=_parse_time(info.created, modified),
-        thumbnail=info.thumbnail if is_showable(info.thumbnail) else "",
+        bytes=file.size,
+        created=_parse_time(info.created, file.modified),
+        thumbnail=sha256(picture.encode()).hexdigest()[:32] if picture else "",
         pictures=info.pictures or 0,
         algorithms=", ".join(info.algorithms),
         source=info.source,
@@ -196,6 +218,24 @@ def _card(name: str, modified: int, size: int) -> AdapterCard | UnreadableFile:
         sampler=info.sampler,
         notes=info.notes[:_MOST_NOTES],
     )
+
+
+def _store(value: AdapterCard | UnreadableFile) -> str:
+    own = {key: each for key, each in asdict(value).items() if key != "path"}
+    return json.dumps({**own, "created": value.created.isoformat()} if isinstance(value, AdapterCard) else own)
+
+
+def _load(file: FileState, text: str) -> AdapterCard | UnreadableFile:
+    values: dict[str, Any] = parse_json(text)
+    if "reason" in values:
+        return UnreadableFile(file.path, str(values["reason"]))
+    own = {key: str(values[key]) for key in _TEXTS}
+    return AdapterCard(path=file.path, bytes=file.size, pictures=int(values["pictures"]),
+                       created=_parse_time(str(values["created"]), file.modified),
+                       notes=tuple(map(str, values["notes"])), **own)   # fmt: skip
+
+
+_TEXTS = [field.name for field in fields(AdapterCard) if field.type == "str"]
 
 
 def _parse_time(text: str, modified: int) -> datetime:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from base64 import b64decode
-from hashlib import sha256
 from pathlib import Path
 
 from PIL import Image
@@ -13,7 +12,7 @@ from PIL import Image
 from atelier.app.store.home import Home, explain_write_errors, write_home_file
 
 MAX_PIXELS = 4_000_000
-THUMBNAIL_SIDE = 96   # pixels: in lists of adapters, for screens of high density
+SMALL, LARGE = 96, 256   # pixels: of pictures in rows and on cards, for screens of high density
 FORMATS = ("PNG", "JPEG", "WEBP")   # what pages show; pictures to train on may be of more
 # Only a small picture made of plain base64 may reach a page.
 _ADDRESS = re.compile(r"data:image/(?:jpeg|png|webp);base64,([A-Za-z0-9+/=]{1,400000})")
@@ -45,13 +44,18 @@ def preview_png(address: str) -> bytes:
     return buffer.getvalue()
 
 
-def thumbnail_of_preview(home: Home, address: str) -> Path | None:
-    """A small WebP file of a ``data:`` address, at most 96 pixels a side, written once; None if it can't be used.
+def thumbnail_path(home: Home, name: str, side: int) -> Path:
+    """The file for the small picture of a name, at most ``side`` pixels wide and high."""
+    return home.thumbnails / f"{name}-{side}.webp"
+
+
+def thumbnail_of_preview(home: Home, address: str, name: str, side: int) -> Path | None:
+    """A small WebP file of a ``data:`` address, under a name, written once; None if it can't be used.
 
     Raises:
         HomeError: it can't be written.
     """
-    path = home.thumbnails / f"{sha256(address.encode()).hexdigest()[:32]}.webp"
+    path = thumbnail_path(home, name, side)
     if path.is_file():
         return path
     whole = preview_png(address)
@@ -60,7 +64,7 @@ def thumbnail_of_preview(home: Home, address: str) -> Path | None:
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(whole), formats=["PNG"]) as image:
         small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    small.thumbnail((side, side))
     small.save(buffer, "WEBP", quality=80)
     with explain_write_errors(path.parent):
         path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from atelier.adapters.core.family import FAMILIES
 from atelier.app.store.foreign_hashes import civitai_hashes
 from atelier.app.store.home import write_home_file
-from atelier.app.store.library import AdapterCard
+from atelier.app.store.library import AdapterCard, read_thumbnail
 from atelier.app.store.previews import preview_png
 
 
@@ -29,7 +29,7 @@ def write_sidecars(parts: Sequence[tuple[AdapterCard, float]], path: Path) -> li
              "preferred weight": 1.0, "negative text": "", "notes": "", "hashes": civitai_hashes(path)}   # fmt: skip
     written = [path.with_suffix(".json")]
     write_home_file(written[0], json.dumps(facts, indent=4, ensure_ascii=False).encode())
-    if preview := preview_png(cards[0].thumbnail):
+    if preview := preview_png(read_thumbnail(cards[0])):
         written.append(path.with_suffix(".preview.png"))
         write_home_file(written[1], preview)
     return written

@@ -6,16 +6,22 @@ checkpoint, or an HTML page with a script that runs as ours. So its addresses of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from atelier.app.store.home import Home
+from atelier.app.store.home import Home, HomeError
+from atelier.app.store.library import make_thumbnail
+from atelier.app.store.previews import LARGE, SMALL
 
 PREFIX = "/gradio_api/file"
 RUN_PICTURES = ("previews", "pairs", "grid")   # folders inside a run's
+_THUMBNAIL = re.compile(rf"([0-9a-f]{{32}})-({SMALL}|{LARGE})\.webp")
 _KEEP = {"cache-control": "private, max-age=86400"}   # an address changes when its file does
 
 
@@ -31,9 +37,17 @@ class Pictures:
         path = scope["path"].removeprefix(PREFIX)[1:]
         if self._is_passed(path):
             return await self.app(scope, receive, send)
-        found = picture(self.home, path) if scope["method"] in ("GET", "HEAD") else None
+        found = await run_in_threadpool(self._find, path) if scope["method"] in ("GET", "HEAD") else None
         answer = FileResponse(found[0], media_type=found[1], headers=_KEEP) if found else _NOT_SERVED
         await answer(scope, receive, send)
+
+    def _find(self, path: str) -> tuple[Path, str] | None:
+        """Find a picture; an adapter's small one is made if it is missing."""
+        thumbnail = _THUMBNAIL.fullmatch(Path(path).name) if Path(path).parent == self.home.thumbnails else None
+        if thumbnail and not Path(path).exists():
+            with suppress(HomeError):   # the disk is full: the adapter can be used without
+                make_thumbnail(self.home, thumbnail[1], int(thumbnail[2]))
+        return picture(self.home, path)
 
     def _is_passed(self, path: str) -> bool:
         real = _real(path)

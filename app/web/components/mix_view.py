@@ -13,9 +13,10 @@ from atelier.adapters.fusion.interference import Interference, LayerOverlap, exc
 from atelier.adapters.fusion.methods import PAIR_METHODS
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.mixes import CURVE_POINTS, REGION_SIDE, MixEntry, SavedMix
+from atelier.app.store.previews import SMALL
 from atelier.app.store.search import Proposal
 from atelier.app.text import mix as words
-from atelier.app.web.components.urls import file_url
+from atelier.app.web.components.urls import file_url, thumbnail_url
 
 WORST_LAYERS = 3
 UNRELATED = 0.02    # smaller cosines say nothing about directions
@@ -40,7 +41,7 @@ def suggestion_cards(
 
 
 def _cover(card: AdapterCard | None) -> list[str]:
-    return [card.thumbnail] if card and card.thumbnail else []
+    return [thumbnail_url(card, SMALL)] if card and card.thumbnail else []
 
 
 def strength_curves(entries: Sequence[MixEntry]) -> list[dict[str, Any]]:

@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
+from atelier.app.store.home import Home
+from atelier.app.store.library import AdapterCard
+from atelier.app.store.previews import thumbnail_path
+
 ROOT_PATH = "GRADIO_ROOT_PATH"   # Gradio's own name for it in the environment
 
 
@@ -23,6 +27,12 @@ def page_url(page: str, **query: str) -> str:
     """Path of a page as browsers ask for it, with a query."""
     path = root_path() + page_path(page)
     return path + ("?" + "&".join(f"{key}={quote(value)}" for key, value in query.items()) if query else "")
+
+
+def thumbnail_url(card: AdapterCard, side: int) -> str:
+    """Address of an adapter's small picture, which is made when it is first asked for; empty where it has none."""
+    path = thumbnail_path(Home(card.path.parent.parent), card.thumbnail, side)
+    return f"{root_path()}/gradio_api/file={quote(str(path))}" if card.thumbnail else ""
 
 
 def file_url(path: Path) -> str:

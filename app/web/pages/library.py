@@ -33,15 +33,17 @@ from atelier.app.store.library import (
     find_adapter,
     list_adapters,
     list_unreadable,
+    read_thumbnail,
     restore_adapter,
 )
+from atelier.app.store.previews import LARGE
 from atelier.app.store.textual_inversions import list_textual_inversions
 from atelier.app.text import library as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_shown, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.uploads import offer
-from atelier.app.web.components.urls import page_url
+from atelier.app.web.components.urls import page_url, thumbnail_url
 from atelier.app.web.pages.library_tools import (
     connect_tools,
     place_extract,
@@ -262,7 +264,7 @@ def _show(home: Home, wanted: LibraryFilter, page: int, name: str) -> list[Any]:
 def _cards(found: Sequence[AdapterCard], notes: dict[str, AdapterNotes], opened: AdapterCard | None) -> dict[str, Any]:
     """What the panel shows of each adapter, with the opened one marked."""
     shown = [(card, notes.get(card.name, AdapterNotes())) for card in found]
-    return {"cards": [{"name": card.name, "picture": card.thumbnail, "initial": card.name[0].upper(),
+    return {"cards": [{"name": card.name, "picture": thumbnail_url(card, LARGE), "initial": card.name[0].upper(),
                        "about": _about(card), "chosen": str(card == opened).lower(), "star": note.star,
                        "tags": ", ".join(note.tags)} for card, note in shown]}   # fmt: skip
 
@@ -294,7 +296,7 @@ def _details(home: Home, card: AdapterCard, notes: AdapterNotes) -> dict[str, An
     }   # fmt: skip
     return {
         "star": str(notes.star).lower(), "create": page_url("create", like=card.name),
-        "name": card.name, "trigger": card.trigger, "picture": card.thumbnail, "facts": _pairs(facts),
+        "name": card.name, "trigger": card.trigger, "picture": read_thumbnail(card), "facts": _pairs(facts),
         "recipe": _pairs(_recipe(card)), "studio": page_url("studio", adapter=card.name),
     }   # fmt: skip
 

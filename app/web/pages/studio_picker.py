@@ -8,9 +8,9 @@ from typing import Any
 from atelier.app.store.gallery_index import recent_adapters
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, list_adapters
-from atelier.app.store.previews import thumbnail_of_preview
+from atelier.app.store.previews import SMALL
 from atelier.app.text import studio as words
-from atelier.app.web.components.urls import file_url
+from atelier.app.web.components.urls import thumbnail_url
 
 MAX_CARDS = 24   # on the page at once, beside those in use
 
@@ -24,7 +24,7 @@ def adapter_picker(home: Home, names: Sequence[str], search: str = "") -> dict[s
     last = {name: place for place, name in enumerate(_recent(home))}
     others.sort(key=lambda card: last.get(card.name, len(last)))   # the others stay as they are, newest first
     left = len(others) - MAX_CARDS
-    shown = [_card(home, card, pressed=True) for card in used] + [_card(home, card) for card in others[:MAX_CARDS]]
+    shown = [_card(card, pressed=True) for card in used] + [_card(card) for card in others[:MAX_CARDS]]
     return {
         "cards": shown,
         "empty": not cards, "no_match": bool(cards) and not used and not others,
@@ -37,17 +37,9 @@ def _fits(card: AdapterCard, wanted: Sequence[str]) -> bool:
     return all(word in text for word in wanted)
 
 
-def _card(home: Home, card: AdapterCard, *, pressed: bool = False) -> dict[str, str]:
+def _card(card: AdapterCard, *, pressed: bool = False) -> dict[str, str]:
     return {"name": card.name, "trigger": card.trigger, "pressed": str(pressed).lower(),
-            "picture": _picture(home, card)}   # fmt: skip
-
-
-def _picture(home: Home, card: AdapterCard) -> str:
-    try:
-        path = thumbnail_of_preview(home, card.thumbnail) if card.thumbnail else None
-    except HomeError:   # the disk is full: the adapter can be used all the same
-        return ""
-    return file_url(path) if path else ""
+            "picture": thumbnail_url(card, SMALL)}   # fmt: skip
 
 
 def _recent(home: Home) -> list[str]:

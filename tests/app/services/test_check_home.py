@@ -71,7 +71,7 @@ def damage(home: Home) -> None:
     (home.mixes / "bad.json").write_bytes(b"[" * 100_000)
     home.preferences.write_bytes(b"[]")
     (home.state / "queue.sqlite").write_bytes(b"no database " * 100)
-    (home.state / "health.json").write_bytes(b"{")
+    (home.state / "adapters.sqlite").write_bytes(b"no database " * 100)
     (home.state / "embeddings.safetensors").write_bytes(b"nothing")
     (home.mixes / f".goodmix.json.{2**30}-1").write_bytes(b"half of it")   # more than any process has
     (partial := run / "checkpoints" / ".step-000003.partial").mkdir()
@@ -92,12 +92,12 @@ def test_what_is_damaged_is_found_and_repaired_and_the_good_is_left_alone(home: 
     assert main(["doctor", "--home", str(home.path), "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     named = ("step-000002", "bad.safetensors", "20250101-000000-000000-abcdef.png", "000001-abcdef.webp", "'bad'",
-             "preferences.json", "queue.sqlite", "health.json", "embeddings.safetensors", ".goodmix.json",
+             "preferences.json", "queue.sqlite", "adapters.sqlite", "embeddings.safetensors", ".goodmix.json",
              ".step-000003.partial", ".20250101-000000-000000-x", "heartbeat")   # fmt: skip
     for name in named:
         assert sum(name in problem for problem in problems) == 1, name
 
-    (home.state / "health.json").write_bytes(b"{")   # it was made anew when the adapters were read
+    (home.state / "adapters.sqlite").write_bytes(b"no database " * 100)   # it was made anew when the adapters were read
     main(["doctor", "--home", str(home.path), "--json", "--repair"])
     answer = json.loads(capsys.readouterr().out)
     for name in named:

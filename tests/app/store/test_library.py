@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -23,6 +24,7 @@ from atelier.app.store.library import (
     find_adapter,
     list_adapters,
     list_unreadable,
+    read_thumbnail,
     restore_adapter,
 )
 from atelier.training.runs.save_adapter import free_path
@@ -55,7 +57,7 @@ def test_a_card_says_what_the_header_says(home):
     assert (card.name, card.path, card.kind, card.bytes) == ("fox", path, "lora", path.stat().st_size)
     assert (card.trigger, card.subject, card.base, card.title, card.family) == ("zfx", "fox", "/models/sd", "SD", "sd1")
     assert (card.created, card.pictures) == (datetime(2025, 11, 22, 7, 56, 12, tzinfo=UTC), 5)
-    assert card.thumbnail == THUMBNAIL
+    assert read_thumbnail(card) == THUMBNAIL and len(card.thumbnail) == 32
 
 
 def test_what_a_header_does_not_say_is_filled_in_soberly(home):
@@ -79,7 +81,9 @@ def test_only_a_plain_picture_becomes_a_thumbnail(home, picture):
     path = add(home, "fox")
     entries = {"modelspec.thumbnail": picture}
     save_adapter(path, create_adapters("lora", {"rank": 2}, SPECS), entries)
-    assert find_adapter(home, "fox").thumbnail == ""
+    card = find_adapter(home, "fox")
+    assert card.thumbnail == "" and read_thumbnail(card) == ""
+    assert read_thumbnail(replace(card, thumbnail="0" * 32)) == "", "nor where the file has changed since"
 
 
 def test_unreadable_files_are_told_apart_and_the_rest_goes_on(home):

@@ -158,7 +158,7 @@ def damage_all(home: Home) -> None:
 
 DAMAGED_FILES: list[Callable[[Home], Path]] = [
     lambda home: home.preferences, lambda home: home.models, lambda home: home.datasets / ".draft" / "draft.json",
-    lambda home: home.state / "health.json", lambda home: home.state / "keys.json",
+    lambda home: home.state / "adapters.sqlite", lambda home: home.state / "keys.json",
     lambda home: home.state / "queue.sqlite", lambda home: home.state / "embeddings.safetensors",
     lambda home: home.state / "worker.json", lambda home: home.state / "server.json",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from atelier.adapters.formats.read_foreign import read_foreign
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.cli.main import main
 from atelier.app.services.library_list import LibraryFilter
-from atelier.app.store import adapter_health as health
+from atelier.app.store import library
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter, list_adapters, list_unreadable
 from atelier.app.store.search import propose_adapters
@@ -97,7 +97,7 @@ def test_commands_go_on_without_them_and_say_so(home: Home, capsys: pytest.Captu
 
 def test_each_file_is_read_once_and_again_when_it_changes(home: Home, monkeypatch: pytest.MonkeyPatch):
     read = []
-    monkeypatch.setattr(health, "adapter_problem", lambda path, real=health.adapter_problem: read.append(path.stem)
+    monkeypatch.setattr(library, "adapter_problem", lambda path, real=library.adapter_problem: read.append(path.stem)
                         or real(path))   # fmt: skip
     list_adapters(home)
     assert sorted(read) == sorted(["fox", *DAMAGED])
@@ -113,7 +113,7 @@ def test_each_file_is_read_once_and_again_when_it_changes(home: Home, monkeypatc
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"fox.safetensors": 1}', b'{"fox.safetensors": ["a", 1, 2]}'])
 def test_a_damaged_index_is_made_again(home: Home, damage: bytes):
-    (home.state / health.INDEX).write_bytes(damage)
+    (home.state / library.INDEX).write_bytes(damage)
     assert [card.name for card in list_adapters(home)] == ["fox"]
 
 
