@@ -268,6 +268,7 @@ def test_links_out_of_the_gallery_are_not_followed(web: httpx.Client, home: Home
 
 def test_other_machines_need_a_password(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATELIER_PASSWORD", raising=False)
+    monkeypatch.setattr("atelier.app.web.server.bind", lambda *_: pytest.fail("it listens"))
     with pytest.raises(ServeError, match=r"0\.0\.0\.0.*needs a password.*ATELIER_PASSWORD"):
         serve(home, host="0.0.0.0")
     with pytest.raises(ServeError, match=r"With --proxy.*ATELIER_PASSWORD"):
