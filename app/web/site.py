@@ -11,7 +11,7 @@ from atelier.app.text import shared
 from atelier.app.web.api import add_endpoints
 from atelier.app.web.components.gradio_internals import CheckedBlocks
 from atelier.app.web.components.page_frame import add_frame
-from atelier.app.web.components.uploads import check_inputs
+from atelier.app.web.components.uploads import check_inputs, without_foreign_files
 from atelier.app.web.components.urls import page_path
 from atelier.app.web.pages import compress, create, gallery, grid, jobs, library, mix, settings, studio
 
@@ -25,7 +25,8 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
         has_password: whether people sign in, so that Settings offers keys and signing out.
     """
     downloads = ModelDownloads()
-    blocks = CheckedBlocks(check_inputs, title="Atelier", analytics_enabled=False, delete_cache=(3600, 86400))
+    blocks = CheckedBlocks(check_inputs, without_foreign_files, title="Atelier", analytics_enabled=False,
+                           delete_cache=(3600, 86400))   # fmt: skip
     with blocks as demo, page(demo, home, "create"):
         create.build(demo, home, engine, downloads)
         add_endpoints(home, engine)

@@ -61,11 +61,11 @@ def limit_form_fields() -> None:
 
 
 class CheckedBlocks(gr.Blocks):
-    """An app whose handlers get no inputs that ``check`` refuses with a ValueError."""
+    """An app whose handlers get no inputs that ``check`` refuses with a ValueError; they answer what ``clean`` leaves."""
 
-    def __init__(self, check: Callable[[list[Any]], None], **options: Any) -> None:
+    def __init__(self, check: Callable[[list[Any]], None], clean: Callable[[Any], Any], **options: Any) -> None:
         super().__init__(**options)
-        self._check = check
+        self._check, self._clean = check, clean
         # Gradio checks what handlers return, and once more what they get, only in an app that was launched.
         self.has_launched = True
 
@@ -76,3 +76,7 @@ class CheckedBlocks(gr.Blocks):
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
         return await super().preprocess_data(block_fn, inputs, *rest, **options)
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, *rest: Any, **options: Any) -> list[Any]:
+        """Clean what a handler answers, then let Gradio move its files."""
+        return await super().postprocess_data(block_fn, self._clean(predictions), *rest, **options)

@@ -47,6 +47,27 @@ def uploaded(path: str) -> Path:
     raise ValueError(shared.NOT_UPLOADED)
 
 
+def without_foreign_files(answer: Any) -> Any:
+    """Make everything in a handler's answer plain data that Gradio would take for a file and that is none of ours.
+
+    A file of ours lies in the upload folder and has no address. Gradio knows a file by its ``meta``.
+    """
+    if isinstance(answer, list | tuple):
+        return type(answer)(map(without_foreign_files, answer)) if type(answer) in (list, tuple) else answer
+    if not isinstance(answer, dict):
+        return answer
+    kept = {key: without_foreign_files(value) for key, value in answer.items()}
+    if isinstance(answer.get("path"), str) and not _is_ours(answer):
+        kept.pop("meta", None)
+    return kept
+
+
+def _is_ours(file: dict[Any, Any]) -> bool:
+    with suppress(ValueError):
+        return isinstance(file.get("meta"), dict) and not file.get("url") and bool(uploaded(file["path"]))
+    return False
+
+
 def offer(file: Path) -> str:
     """Make a file ready to be downloaded; returns the path to give to a component.
 

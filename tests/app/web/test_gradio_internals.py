@@ -15,6 +15,7 @@ from atelier.app.web.components.gradio_internals import CheckedBlocks, component
 
 USED = (
     "gradio.component_meta.ComponentMeta", "gradio.utils.get_upload_folder", "gradio.blocks.Blocks.preprocess_data",
+    "gradio.blocks.Blocks.postprocess_data",
     "gradio.blocks.Blocks.process_api", "gradio.components.HTML.postprocess",
     "gradio.route_utils.GradioMultiPartParser.on_part_data", "gradio.routes.GradioMultiPartParser",
 )   # fmt: skip
@@ -54,7 +55,7 @@ def test_a_handler_gets_no_inputs_that_were_refused():
             raise ValueError("Not this one.")
 
     async def answer(value: str) -> None:
-        with CheckedBlocks(check) as demo:
+        with CheckedBlocks(check, lambda answer: answer) as demo:
             demo.load(got.append, gr.Textbox(), None)
         assert demo.has_launched, "Gradio checks files only in an app that counts as launched"
         await demo.process_api(0, [value])
@@ -63,3 +64,12 @@ def test_a_handler_gets_no_inputs_that_were_refused():
     with pytest.raises(gr.Error, match="Not this one"):
         asyncio.run(answer("bad"))
     assert got == ["good"]
+
+
+def test_what_a_handler_answers_is_cleaned_first():
+    async def answer() -> Any:
+        with CheckedBlocks(lambda _: None, lambda given: f"{given}, cleaned") as demo:
+            demo.load(lambda: "fox", None, gr.Textbox())
+        return (await demo.process_api(0, []))["data"]
+
+    assert asyncio.run(answer()) == ["fox, cleaned"]

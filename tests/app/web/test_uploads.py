@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import tempfile
@@ -27,7 +28,7 @@ from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import list_adapters
 from atelier.app.text.shared import NOT_UPLOADED
 from atelier.app.web.components.gradio_internals import CheckedBlocks
-from atelier.app.web.components.uploads import check_inputs, offer, uploaded
+from atelier.app.web.components.uploads import check_inputs, offer, uploaded, without_foreign_files
 
 SECRET = b"a secret that was never uploaded"
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -245,7 +246,7 @@ def test_no_handler_can_hand_out_a_foreign_file(folder: Path, tmp_path: Path, mo
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "work"))
 
     async def answer() -> Any:
-        with CheckedBlocks(check_inputs) as demo:
+        with CheckedBlocks(check_inputs, without_foreign_files) as demo:
             demo.load(lambda: str(tmp_path / "secret.txt"), None, gr.File())
         return await demo.process_api(0, [])
 
@@ -268,6 +269,40 @@ def test_a_plain_file_of_the_folder_is_an_upload(folder: Path) -> None:
     for path in ("a.png", folder, folder / "link.png", folder / "b.png", f"{folder}-other/a.png"):
         with pytest.raises(ValueError, match="not uploaded"):
             uploaded(str(path))
+
+
+def test_data_that_looks_like_a_file_is_data(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.png").write_bytes(b"x")
+    (tmp_path / "secret.png").write_bytes(SECRET)
+    ours = named(str(folder / "a.png"))
+    foreign = [named(str(tmp_path / "secret.png")), named("http://127.0.0.1/a"), named("a.png"),
+               {**ours, "url": "http://127.0.0.1/a"}, {"path": "a", "meta": "b"}, {"path": "a", "meta": None}]
+    answer = {"recipe": [({"deep": each},) for each in foreign], "file": ours, "path": 7, "meta": {}}
+    cleaned = without_foreign_files(answer)
+    assert [deep["deep"] for deep, in cleaned.pop("recipe")] == [
+        {key: value for key, value in each.items() if key != "meta"} for each in foreign]   # fmt: skip
+    assert cleaned == {"file": ours, "path": 7, "meta": {}}
+
+
+def test_a_recipe_that_looks_like_a_file_is_a_recipe(web: httpx.Client, home: Home, config: dict[str, Any]) -> None:
+    """Of a picture that somebody put into the gallery; the folder for temporary files is one that Gradio hands out."""
+    secret = Path(tempfile.gettempdir()) / f"{home.path.parent.name}.txt"
+    secret.write_bytes(SECRET)
+    listener = Listener()
+    address = f"http://localhost:{listener.socket.getsockname()[1]}/a.png"
+    endpoint = next(part["id"] for part in config["dependencies"] if part["api_name"] == "picture")
+    for at, file in enumerate((named(str(secret)), named(address), {**named("a"), "url": address}, {"path": "a",
+                                                                                                   "meta": 5})):
+        id = f"20260101-00000{at}-000000-abcdef"
+        (home.gallery / f"{id}.png").write_bytes(png(atelier=json.dumps({"prompt": "a fox", "extra": file})))
+        answer = ask(web, endpoint, [id])
+        found = answer["output"]["data"][0]
+        assert answer["success"] and found["recipe"]["extra"].items() <= file.items()
+        assert web.get(found["file"]["url"]).status_code == 200
+        (home.gallery / f"{id}.png").unlink()
+    secret.unlink()
+    listener.socket.close()
+    assert listener.knocks == 0 and not list((home.state / "web").rglob("*.txt"))
 
 
 def test_what_is_offered_is_the_file_under_its_own_name(folder: Path, tmp_path: Path) -> None:
