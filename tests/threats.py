@@ -55,6 +55,10 @@ THREATS: dict[str, list[Threat]] = {
         Threat("a handler that is made to return a foreign path", "Gradio's own check is switched on",
                f"{_UPLOADS}::test_no_handler_can_hand_out_a_foreign_file",
                "app/web/components/gradio_internals.py", "self.has_launched = True", "self.has_launched = False"),
+        Threat("a recipe in a picture, or other data of strangers, that looks like a file or an address to Gradio",
+               "answers hold no file but uploaded and offered ones",
+               f"{_UPLOADS}::test_a_recipe_that_looks_like_a_file_is_a_recipe",
+               "app/web/site.py", "check_inputs, without_foreign_files,", "check_inputs, lambda answer: answer,"),
         Threat("a direct post past the queue", "closed for everything that is queued",
                f"{_UPLOADS}::test_the_door_beside_the_queue_is_no_way_in",
                "app/web/site.py", ", api_open=False", ""),
@@ -330,6 +334,10 @@ request for a second.
 
 - **One trust domain.** Whoever signs in sees and changes everything in the home, as on a shared computer. An uploaded
   file is found by everybody who knows its path, which contains a hash.
+- **Folders of base models.** Whoever signs in may name any folder of the machine as a base model's, or as one to search,
+  and learns whether there is one. Of what lies in it, only base models are used; nothing else is shown.
+- **Hard links** in the upload folder are taken for the files that they are: they can't be told from files, and downloads
+  are made of them. Making one takes somebody who can write into the home.
 - **Pillow 12.3** has vulnerabilities that 13 fixes, among them a heap overflow in its JPEG decoder
   (CVE-2026-112403). Gradio 6.31, the newest release when this was written, forbids Pillow 13. Until then a picture from
   a stranger is a risk; `tests/test_floors.py` fails as soon as Gradio allows 13.

@@ -61,7 +61,7 @@ def limit_form_fields() -> None:
 
 
 class CheckedBlocks(gr.Blocks):
-    """An app whose handlers get no inputs that ``check`` refuses with a ValueError; they answer what ``clean`` leaves."""
+    """An app whose handlers get no inputs that ``check`` refuses with a ValueError; ``clean`` changes their answers."""
 
     def __init__(self, check: Callable[[list[Any]], None], clean: Callable[[Any], Any], **options: Any) -> None:
         super().__init__(**options)

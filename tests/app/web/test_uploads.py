@@ -31,6 +31,10 @@ from atelier.app.web.components.gradio_internals import CheckedBlocks
 from atelier.app.web.components.uploads import check_inputs, offer, uploaded, without_foreign_files
 
 SECRET = b"a secret that was never uploaded"
+# Kinds of components that take files from the page, and the others that handlers have as inputs.
+FILES = {"file", "uploadbutton", "image", "gallery", "imageeditor", "multimodaltextbox", "audio", "video", "model3d",
+         "imageslider"}   # fmt: skip
+OTHERS = {"api", "checkbox", "datetime", "dropdown", "number", "radio", "slider", "state", "textbox"}
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
@@ -55,6 +59,14 @@ def handlers(config: dict[str, Any]) -> dict[int, list[str]]:
     """Number → kinds of inputs, of every handler on every page."""
     kinds = {part["id"]: part["type"] for part in config["components"]}
     return {part["id"]: [kinds[id] for id in part["inputs"]] for part in config["dependencies"]}
+
+
+@pytest.fixture(scope="module")
+def takers(config: dict[str, Any], handlers: dict[int, list[str]]) -> dict[str, int]:
+    """The handlers that have an input on which a person drops files: its name and what starts them → number."""
+    names = {part["id"]: part["props"].get("elem_id") for part in config["components"] if part["type"] in FILES}
+    return {f"{next(names[id] for id in part['inputs'] if id in names)} {part['targets'][0][1]}": part["id"]
+            for part in config["dependencies"] if takes_files(handlers[part["id"]])}   # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +161,7 @@ def refused(answer: dict[str, Any]) -> bool:
 
 def takes_files(kinds: list[str]) -> bool:
     """Whether a handler has an input that a person drops files on."""
-    return any(kind in ("file", "uploadbutton", "image", "gallery", "imageeditor", "multimodaltextbox", "audio",
-                        "video", "model3d", "imageslider") for kind in kinds)   # fmt: skip
+    return not FILES.isdisjoint(kinds)
 
 
 def test_reading_shows_in_the_time_of_access(tmp_path: Path) -> None:
@@ -161,8 +172,11 @@ def test_reading_shows_in_the_time_of_access(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_atime_ns > 0
 
 
-def test_the_handlers_that_take_files_are_known(handlers: dict[int, list[str]]) -> None:
-    assert sum(map(takes_files, handlers.values())) == 6, "try the new handler's good path too, below"
+def test_the_handlers_that_take_files_are_known(takers: dict[str, int], handlers: dict[int, list[str]]) -> None:
+    assert set(takers) == {"add-pictures upload", "picture-canvas click", "import-recipe upload", "open-picture upload",
+                           "start-picture click", "start-picture change", "mix-file upload", "import-files upload"}, (
+        "try the new handler's good path too, below")   # fmt: skip
+    assert {kind for kinds in handlers.values() for kind in kinds} <= FILES | OTHERS, "does the new kind take files?"
 
 
 def test_no_handler_takes_a_file_that_was_not_uploaded(
@@ -201,26 +215,26 @@ def test_the_door_beside_the_queue_is_no_way_in(
 
 
 def test_what_was_uploaded_is_taken_and_an_export_downloaded(
-    web: httpx.Client, home: Home, handlers: dict[int, list[str]]
+    web: httpx.Client, home: Home, handlers: dict[int, list[str]], takers: dict[str, int]
 ) -> None:
-    drop, cut, recipe, opened, draw, bring_in = (handler for handler, kinds in handlers.items() if takes_files(kinds))
     told = "a fox\nSteps: 7, Sampler: Euler a, Seed: 5, Size: 64x64, Model: embedded"
-    answer = ask(web, opened, [named(upload(web, "drawn.png", png(parameters=told)))])
+    answer = ask(web, takers["open-picture upload"], [named(upload(web, "drawn.png", png(parameters=told)))])
     assert answer["success"] and answer["output"]["data"][0] == "a fox", answer
     edited = {"background": named(upload(web, "start.png", png())), "layers": [], "composite": None}
-    others = [1 if kind == "slider" else None for kind in handlers[draw][1:-2]]
-    answer = ask(web, draw, ["", *others, edited, 0.6])
-    assert "The prompt is empty" in str(answer["output"]), "the picture was read, and there is nothing to draw from it"
-    assert ask(web, drop, [[named(upload(web, "red.png", png()))]])["success"]
+    assert all(ask(web, takers[f"start-picture {event}"], [edited, 0.6])["success"] for event in ("click", "change"))
+    assert ask(web, takers["add-pictures upload"], [[named(upload(web, "red.png", png()))]])["success"]
     assert [draft.usable[0].name for draft, _ in read_received(home)] == ["red.png"]
     smaller = named(upload(web, "smaller.png", png(48)))
     drawn = {"background": smaller, "layers": [], "composite": smaller}
-    assert ask(web, cut, [load_draft(home).usable[0].id, drawn, "learn"])["success"]
+    assert ask(web, takers["picture-canvas click"], [load_draft(home).usable[0].id, drawn, "learn"])["success"]
     assert [picture.facts and picture.facts.size for picture in load_draft(home).usable] == [(48, 48)]
-    assert ask(web, recipe, [named(upload(web, "recipe.toml", b"seed = 7"))])["success"]
+    assert ask(web, takers["import-recipe upload"], [named(upload(web, "recipe.toml", b"seed = 7"))])["success"]
     assert load_draft(home).changes["seed"] == 7
+    mix = json.dumps({"format": "atelier mix", "method": "sum", "prompt": "two foxes", "seed": 1, "adapters": []})
+    answer = ask(web, takers["mix-file upload"], [named(upload(web, "shared.mix.json", mix.encode()))])
+    assert answer["success"] and "two foxes" in str(answer["output"]["data"])
     given = [[named(upload(web, "fox.safetensors", lora()))], "", False, "", "", "newest", 0]
-    assert ask(web, bring_in, given)["success"]
+    assert ask(web, takers["import-files upload"], given)["success"]
     assert [card.name for card in list_adapters(home) if card.name == "fox"]
     [export] = (handler for handler, kinds in handlers.items()
                 if kinds == ["textbox", "dropdown", "dropdown", "number", "checkbox"])   # fmt: skip
