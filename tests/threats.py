@@ -334,10 +334,10 @@ request for a second.
 
 - **One trust domain.** Whoever signs in sees and changes everything in the home, as on a shared computer. An uploaded
   file is found by everybody who knows its path, which contains a hash.
-- **Folders of base models.** Whoever signs in may name any folder of the machine as a base model's, or as one to search,
-  and learns whether there is one. Of what lies in it, only base models are used; nothing else is shown.
-- **Hard links** in the upload folder are taken for the files that they are: they can't be told from files, and downloads
-  are made of them. Making one takes somebody who can write into the home.
+- **Folders of base models.** Whoever signs in may name any folder of the machine as a base model's, or as one to
+  search, and learns whether there is one. Of what lies in it, only base models are used; nothing else is shown.
+- **Hard links** in the upload folder are taken for the files that they are: they can't be told from files, and
+  downloads are made of them. Making one takes somebody who can write into the home.
 - **Pillow 12.3** has vulnerabilities that 13 fixes, among them a heap overflow in its JPEG decoder
   (CVE-2026-112403). Gradio 6.31, the newest release when this was written, forbids Pillow 13. Until then a picture from
   a stranger is a risk; `tests/test_floors.py` fails as soon as Gradio allows 13.
