@@ -39,7 +39,7 @@ class DeviceLock:
 
     def __init__(self, device: torch.device) -> None:
         self._path = _path(device, "lock")
-        self._lock = FileLock(self._path, timeout=0)
+        self._lock = FileLock(self._path, timeout=0, thread_local=False)
 
     def acquire(self, name: str, folder: Path) -> bool:
         """Take the device for a job; False where another one has it. Never waits."""
@@ -79,7 +79,8 @@ class Residency:
     """A mark that this process keeps something in a device's memory which it could do without."""
 
     def __init__(self, device: torch.device) -> None:
-        self._lock = FileLock(_path(device, f"{os.getpid()}.drawing"), timeout=0)
+        # The thread that draws sets it, the one that watches for jobs removes it.
+        self._lock = FileLock(_path(device, f"{os.getpid()}.drawing"), timeout=0, thread_local=False)
 
     def begin(self) -> None:
         """Set the mark; a second call changes nothing."""

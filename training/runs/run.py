@@ -206,9 +206,11 @@ def _finished_before(folder: RunFolder, adapters: Path) -> Finished | None:
 
 def _wait_for_drawings(device: torch.device, quitting: threading.Event, group: ProcessGroup) -> Iterator[Event]:
     """Let the Studio release the memory that it keeps a base model in; one that draws without an end is not awaited."""
-    until = time.monotonic() + RELEASE_SECONDS
+    until, said = time.monotonic() + RELEASE_SECONDS, False
     while group.broadcast(is_occupied(device) and time.monotonic() < until and not quitting.is_set()):
-        yield Preparing("Waiting for the Studio to release its memory")
+        if not said:
+            yield Preparing("Waiting for the Studio to release its memory")
+        said = True
         quitting.wait(POLL_SECONDS)
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,16 @@ def test_locks_are_where_nobody_else_can_write(taken: str, tmp_path: Path, monke
     assert lock.acquire("rex", Path())
     assert running_job(CPU) is not None
     lock.release()
+
+
+def test_another_thread_than_the_one_that_drew_lets_go():
+    own = Residency(CPU)
+    own.begin()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(own.end).result()
+    assert not list(Path(tempfile.gettempdir()).rglob("*.drawing"))
+    with ThreadPoolExecutor(1) as other:
+        lock = DeviceLock(CPU)
+        assert other.submit(lock.acquire, "rex", Path()).result()
+    lock.release()
+    assert running_job(CPU) is None
