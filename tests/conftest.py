@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -68,6 +69,12 @@ def chromium() -> str:
     if found is None:
         pytest.skip("no Chromium here: install it, or let `make test` do so where it may")
     return found
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected lives to the end: each of the product's own collections would look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -265,6 +265,7 @@ def _codes(layer: Any) -> Tensor:
     return ((layer.updated_weight() / layer.steps).round() + layer.zeros).clamp(0, 15)
 
 
+@pytest.mark.slow
 def test_rates_in_proportion_to_step_sizes_move_all_layers_alike():
     found = {rule: [taught(seed, rule) for seed in range(2)] for rule in ("smallest", "even", "aware")}
     error = {rule: sum(each for each, _ in runs) for rule, runs in found.items()}
@@ -275,6 +276,7 @@ def test_rates_in_proportion_to_step_sizes_move_all_layers_alike():
     assert error["aware"] < error["smallest"]
 
 
+@pytest.mark.slow
 def test_pairs_learn_more_than_step_sizes_alone():
     """QALoRA against LSQ, after as many updates."""
     assert taught(0, "aware")[0] < 0.9 * _steps_alone(0)

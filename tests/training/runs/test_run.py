@@ -322,8 +322,9 @@ def test_a_second_process_of_a_run_is_refused_and_changes_nothing(new_run, adapt
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")],
+    [torch.OutOfMemoryError("CUDA out of memory"), pytest.param(MemoryError(), marks=pytest.mark.slow),
+     pytest.param(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+                  marks=pytest.mark.slow)],
 )   # fmt: skip
 def test_a_run_that_is_short_of_memory_continues_from_its_checkpoint_with_the_next_saving(
     new_run, adapters, monkeypatch, error

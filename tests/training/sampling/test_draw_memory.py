@@ -64,7 +64,7 @@ def request_of_two() -> DrawRequest:
     return DrawRequest(prompt="a fox", steps=1, count=2, width=256, height=256)
 
 
-@pytest.mark.parametrize("level", range(7))
+@pytest.mark.parametrize("level", [0, *(pytest.param(level, marks=pytest.mark.slow) for level in range(1, 6)), 6])
 def test_the_estimate_is_what_a_drawing_takes(base: Path, request_of_two: DrawRequest, level: int):
     with pretend_device() as device:
         savings = ladder(NPU)[level]
