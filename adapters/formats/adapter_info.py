@@ -52,6 +52,7 @@ class AdapterInfo:
     run: str = ""                     # name of the run's folder
     pictures: int | None = None       # number of training pictures
     best_step: int | None = None
+    parent: str = ""                  # hash of the tensors of the adapter whose training it continued
     basis: str = ""                   # Break-for-Make: hash of the frozen halves
     method: str = ""                  # how several adapters became this one
     content: str = ""                 # the adapters it was combined from

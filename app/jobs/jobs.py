@@ -53,12 +53,20 @@ def new_run(home: Home, config: TrainConfig | CompressConfig, *, started: bool =
     if len(busy) >= MAX_WAITING:
         raise HomeError(f"{len(busy)} runs are waiting, which is the limit. Cancel some, or wait for them.")
     check_name = new_base_name if isinstance(config, CompressConfig) else new_name
+    start = None
+    if isinstance(config, TrainConfig) and config.continue_from:
+        from atelier.app.jobs.continue_adapter import continued_config, find_start
+
+        start = find_start(home, config.continue_from)
+        config = continued_config(config, start)
     id = f"{time_id()}-{check_name(home, config.name, busy).replace(' ', '-')}"
     # Under a hidden name until it is complete, so that nobody reads a run without a recipe.
     partial = home.runs / f".{id}"
     with explain_write_errors(home.runs):
         try:
-            RunFolder.create(partial, config)
+            run = RunFolder.create(partial, config)
+            if start:
+                shutil.copyfile(start.path, run.start_adapter)   # it may be changed or deleted before the run ends
             if started:
                 (partial / "heartbeat").touch()
             return RunFolder(partial.rename(home.runs / id))

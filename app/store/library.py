@@ -22,7 +22,7 @@ from atelier.app.store.trash import move_to_trash, original_name, trash_folder
 
 SUFFIX = ".safetensors"
 INDEX = "adapters.sqlite"
-_VERSION = 1
+_VERSION = 2
 _MOST_NOTES = 20
 
 
@@ -45,6 +45,8 @@ class AdapterCard:
     algorithms: str = ""   # of a file from another tool: LoRA, LoKr …
     source: str = ""       # hash of the contents of the file it was imported from
     file_hash: str = ""    # of that file's tensor bytes (SHA-256), by which other tools know it
+    hash: str = ""         # SHA-256 of the adapter's tensors; empty in a card that was not read from a file
+    parent: str = ""       # that of the adapter whose training it continued
     sampler: str = ""      # that it was made for: lcm, or "" for any
     notes: tuple[str, ...] = ()   # what was unusual about the file it was imported from, in sentences
 
@@ -156,12 +158,17 @@ def restore_adapter(home: Home, trashed: Path) -> Path:
 
 def adapter_hash(card: AdapterCard) -> str:
     """SHA-256 of the adapter's tensors: it stays the same under another name and with other metadata."""
-    return _hash(card.path, card.path.stat().st_mtime_ns)
+    return card.hash or data_hash(card.path)
 
 
-@lru_cache(maxsize=1024)
-def _hash(path: Path, _modified: int) -> str:
-    return data_hash(path)
+def find_adapter_by_hash(home: Home, hash: str) -> AdapterCard | None:
+    """The newest adapter with these tensors; None where there is none."""
+    return next((card for card in _lists(home).cards if hash and card.hash == hash), None)
+
+
+def continued_from(home: Home, card: AdapterCard) -> list[AdapterCard]:
+    """The adapters whose training continued an adapter's, newest first."""
+    return [other for other in _lists(home).cards if card.hash and other.parent == card.hash]
 
 
 def _lists(home: Home) -> _Lists:
@@ -215,6 +222,8 @@ def _card(file: FileState, info: AdapterInfo) -> AdapterCard:
         algorithms=", ".join(info.algorithms),
         source=info.source,
         file_hash=info.file_hash,
+        hash=data_hash(file.path),
+        parent=info.parent,
         sampler=info.sampler,
         notes=info.notes[:_MOST_NOTES],
     )

@@ -58,6 +58,7 @@ LENGTH = "How long to train"
 NO_TIME = "The first training on this machine shows how long it takes."
 ESTIMATING = "Estimating how much memory this needs …"
 TRAIN = "Start training"
+START_ANEW = "Start from nothing instead"
 EXPERT = "Expert settings"
 FILTER = "Find a setting"
 RESET = "Reset to the preset"
@@ -73,6 +74,15 @@ EXPERT_GROUPS = {
 AS_PRESET = "All settings are as in the preset."
 NO_PICTURES = "There are no pictures to train on yet. Add at least one; four or more work better."
 NO_NAME = "The name is empty. Enter one, such as 'fox'."
+
+
+def continues_from(name: str) -> str:
+    """Shown above the pictures when a training begins with the weights of an adapter.
+
+    >>> continues_from("rex")
+    'This training continues “rex”: it begins with its weights.'
+    """
+    return f"This training continues “{name}”: it begins with its weights."
 
 
 def too_many_pictures(name: str, most: int) -> str:

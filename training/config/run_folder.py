@@ -9,6 +9,7 @@
     control/         commands: small files that the process takes at a step boundary
     checkpoints/     states the run can resume from
     previews/        pictures drawn on the way
+    start.safetensors  the adapter that a training continues, if it does
     snapshots/       adapter files of some steps, to compare and to keep
     log.txt          the process's own output, for the curious
 """
@@ -76,6 +77,11 @@ class RunFolder:
     def id(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    @property
+    def start_adapter(self) -> Path:
+        """The file of the adapter that this training continues."""
+        return self.path / "start.safetensors"
 
     def config(self) -> TrainConfig:
         """The recipe of a training."""

@@ -58,6 +58,8 @@ class TrainConfig(Settings):
     kind: str = setting("lora", "Adapter kind.", choices=tuple(KINDS))
     adapter: dict[str, Any] = setting(None, "Options of the adapter kind, such as rank.")
     targets: str = setting("transformer", "Layers of the UNet to train.", choices=tuple(TARGETS))
+    continue_from: str = setting("", "Adapter of the library whose training is continued: its name, or the SHA-256 of "
+                                     "its weights. Kind, options and layers are then its own.")
     train_text_encoder: bool = setting(False, "Also train the text encoder.")
 
     steps: int = setting(300, "Optimizer steps.", low=1, high=1_000_000)

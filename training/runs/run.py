@@ -58,6 +58,7 @@ from atelier.training.runs.preview_adapters import load_preview_adapters
 from atelier.training.runs.resource_plan import plan_after_out_of_memory, plan_run, run_precision
 from atelier.training.runs.save_adapter import result_path, save_result
 from atelier.training.runs.signals import quit_signals
+from atelier.training.runs.start_adapter import load_start_adapter
 
 DONE, FAILED, STOPPED, BUSY = 0, 1, 3, 4
 _log = logging.getLogger(__name__)
@@ -289,10 +290,14 @@ def _training(
     torch.manual_seed(config.seed)   # of the adapter's initial values
     parts = {name: part for name, part in model.models().items() if name == "unet" or config.train_text_encoder}
     targets = find_targets(parts, config.targets)
-    adapters: AdapterSet = create_adapters(config.kind, config.adapter, targets).to(model.device)
+    if config.continue_from:
+        adapters = load_start_adapter(folder.start_adapter, config, model).to(model.device)
+    else:
+        adapters = create_adapters(config.kind, config.adapter, targets).to(model.device)
     recipe = _recipe(model, adapters, data, config, folder.path, others=others)
     generator = torch.Generator().manual_seed(config.seed)
-    initialize(adapters, model.models(), lambda: recipe.microstep(generator).subject)
+    if not config.continue_from:
+        initialize(adapters, model.models(), lambda: recipe.microstep(generator).subject)
     if config.compile:
         compile_blocks(model.unet, [spec.name for spec in targets])
     gpu = CudaGraphs() if can_record(model.device, config, group) else None

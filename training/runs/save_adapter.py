@@ -75,6 +75,7 @@ def with_recipe(info: AdapterInfo, result: AdapterSet, config: TrainConfig, base
         title=base.title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=config.to_toml(without=("pictures",)),
+        parent=config.continue_from,
         # Halves with the same basis can be combined.
         basis=basis_hash(result) if result.kind == BreakForMake.kind else "",
     )

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.formats.native import read_header
+from atelier.app.jobs.continue_adapter import find_start
 from atelier.app.jobs.jobs import submit
 from atelier.app.services.create.expert_settings import default_values, draft_preset, form_values, run_settings
 from atelier.app.services.create.memory_hint import memory_lines
@@ -29,7 +30,7 @@ from atelier.app.store.drafts.create_draft import (
     save_setting,
 )
 from atelier.app.store.home import Home, new_name
-from atelier.app.store.library import find_adapter
+from atelier.app.store.library import AdapterCard, find_adapter, find_adapter_by_hash
 from atelier.app.store.models import base_choices
 from atelier.app.text import create as words
 from atelier.app.web.components.base_download import connect_base_download
@@ -68,6 +69,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
     heading(words.TITLE, words.LEAD)
     with gr.Row(elem_classes="layout"):
         with gr.Column(scale=7, elem_classes="surface"):
+            continue_note = panel("continue-note", {})
             _step(1, words.PICTURES, words.PICTURES_HINT)
             pictures, editor = place_pictures(home)
         with gr.Column(scale=5, elem_classes="surface"):
@@ -82,9 +84,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
     # that fills them again: the old values must then not be taken for changes.
     filled_from, run = gr.Textbox(visible=False), gr.Textbox(visible=False)
 
-    answers = {"what": what, "subject": subject, "name": name}
-    keys = list(expert)
-
+    answers, keys = {"what": what, "subject": subject, "name": name}, list(expert)
     quiet = {**UNQUEUED, "trigger_mode": "always_last"}
     # Each control keeps its own field: a form sent whole would carry stale values of the others.
     for field, control in answers.items():
@@ -109,6 +109,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
     loaded.then(partial(_preset_tiles, home), None, preset, **UNQUEUED)
     connect_recipes(home, keys, recipes, [count, filled_from, *expert.values()], preset,
                     partial(_settings, home, keys))   # fmt: skip
+    _watch_continuation(home, keys, continue_note, [count, expert["continue_from"]])
     _watch_trigger_word(home, engine, keys, trigger_hint, [name, expert["trigger"], expert["base"], count])
     started = start.click(lambda *values: _start_training(home, keys, values), [*answers.values(), *chosen], run,
                           api_visibility="private")   # fmt: skip
@@ -181,6 +182,20 @@ def _watch_trigger_word(
     trigger_hint.action(use_word, None, [count, word_controls[1]], **UNQUEUED)
 
 
+def _watch_continuation(home: Home, keys: Sequence[str], note: Any, controls: Sequence[Any]) -> None:
+    """Say which adapter the training continues, with a button that starts from nothing instead."""
+    count, given = controls
+    given.change(lambda name: {"text": words.continues_from(_name_of(home, name))} if name else {}, given, note,
+                 **UNQUEUED)   # fmt: skip
+    note.action(lambda: [_save_setting(home, keys, "continue_from", "")[0], ""], None, [count, given], **UNQUEUED)
+
+
+def _name_of(home: Home, given: str) -> str:
+    """An adapter's name, where a recipe has the hash of its weights."""
+    card = find_adapter_by_hash(home, given)
+    return card.name if card else given
+
+
 def _choose_preset(home: Home, keys: Sequence[str], preset: str) -> list[Any]:
     """Another preset: show its settings; the base model and the kind stay as chosen."""
     kept = {key: value for key, value in load_draft(home).changes.items() if key in ("base", "kind")}
@@ -192,14 +207,37 @@ def _opener(home: Home, keys: Sequence[str]) -> Callable[[gr.Request], list[Any]
 
     def on_load(request: gr.Request) -> list[Any]:
         """Show the draft, with the settings of an adapter if the page's address names one."""
-        if like := request.query_params.get("like", ""):
-            try:
+        query = request.query_params
+        try:
+            if like := query.get("like", ""):
                 take_recipe(home, keys, read_header(find_adapter(home, like).path).info.recipe)
-            except ValueError as error:   # the page is shown all the same
-                gr.Warning(str(error))
+            if start := query.get("continue", ""):
+                _continue_adapter(home, keys, find_start(home, start))
+        except ValueError as error:   # the page is shown all the same
+            gr.Warning(str(error))
         return _restore(home, keys)
 
     return on_load
+
+
+def _continue_adapter(home: Home, keys: Sequence[str], card: AdapterCard) -> None:
+    """Let the draft continue an adapter: its settings where it has a recipe, else its kind, its options and its base.
+
+    Raises:
+        SettingError, BaseError, FileError: they can't be used.
+    """
+    header = read_header(card.path)
+    edit_draft(home, changes={})
+    if header.info.recipe:
+        take_recipe(home, keys, header.info.recipe)
+    options = {f"{card.kind}.{name}": value for name, value in header.settings.items()}
+    own = {"kind": card.kind, "base": card.base or EMBEDDED, **options, "trigger": card.trigger,
+           "continue_from": card.name}   # fmt: skip
+    draft = load_draft(home)
+    usual = dict(zip(keys, default_values(keys, draft_preset(draft), own["base"]), strict=True))
+    changes = {**draft.changes, **own}
+    edit_draft(home, subject=card.subject or draft.subject,
+               changes={key: value for key, value in changes.items() if key in usual and value != usual[key]})
 
 
 def _restore(home: Home, keys: Sequence[str]) -> list[Any]:

@@ -24,7 +24,7 @@ NOT_IN_RECIPES = ("name", "pictures", "weights")   # they belong to one set of p
 GROUPS = {
     "captions": ("trigger", "caption", "trigger_first", "caption_chunks", "clip_skip", "weights"),
     "base": ("base", "prediction", "vae"),
-    "adapter": ("kind", "targets", "train_text_encoder"),
+    "adapter": ("kind", "targets", "train_text_encoder", "continue_from"),
     "training": ("steps", "batch", "accumulate", "resolution", "seed"),
     "optimizer": ("optimizer", "lr", "lr_schedule", "warmup", "weight_decay", "clip", "up_speed", "whole_gradient",
                   "ema"),

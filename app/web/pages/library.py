@@ -29,8 +29,10 @@ from atelier.app.store.adapter_notes import HIGHEST, LOWEST, AdapterNotes, read_
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import (
     AdapterCard,
+    continued_from,
     delete_adapter,
     find_adapter,
+    find_adapter_by_hash,
     list_adapters,
     list_unreadable,
     read_thumbnail,
@@ -55,6 +57,7 @@ from atelier.training.config.train_config import EMBEDDED
 from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.fidelity import Fidelity
 
+_MOST_RELATIVES = 8
 _COLUMNS = 7   # outputs of everything that shows the list: see LibraryParts.shown
 
 
@@ -183,6 +186,8 @@ def _connect_trash(
         if action == "star":
             save_notes(home, name, star=not read_notes(home).get(name, AdapterNotes()).star)
             return [*_show(home, *shown, name), gr.skip(), gr.skip(), gr.skip()]
+        if action == "open":
+            return [*_show(home, *shown, action_of(event)[1]), gr.skip(), gr.skip(), gr.skip()]
         if action == "close":
             return [*_show(home, *shown, ""), gr.skip(), gr.skip(), gr.skip()]
         return [gr.skip()] * (_COLUMNS + 3)
@@ -296,9 +301,18 @@ def _details(home: Home, card: AdapterCard, notes: AdapterNotes) -> dict[str, An
     }   # fmt: skip
     return {
         "star": str(notes.star).lower(), "create": page_url("create", like=card.name),
-        "name": card.name, "trigger": card.trigger, "picture": read_thumbnail(card), "facts": _pairs(facts),
+        "continue": page_url("create", **{"continue": card.name}) if card.kind in KINDS else "",
+        "lineage": _lineage(home, card), "name": card.name, "trigger": card.trigger,
+        "picture": read_thumbnail(card), "facts": _pairs(facts),
         "recipe": _pairs(_recipe(card)), "studio": page_url("studio", adapter=card.name),
     }   # fmt: skip
+
+
+def _lineage(home: Home, card: AdapterCard) -> list[dict[str, Any]]:
+    """The adapter that this one continues, and those that continue it."""
+    parent, children = find_adapter_by_hash(home, card.parent), continued_from(home, card)
+    found = [(words.PARENT, [parent.name] if parent else []), (words.CHILDREN, [child.name for child in children])]
+    return [{"label": label, "adapters": names[:_MOST_RELATIVES]} for label, names in found if names]
 
 
 def _tags(card: AdapterCard, most: int = 8) -> str:

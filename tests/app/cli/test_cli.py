@@ -28,6 +28,7 @@ from atelier.app.jobs import worker
 from atelier.app.jobs.jobs import list_runs, new_run, submit
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
+from atelier.app.store.library import INDEX
 from atelier.app.text.server import STARTING
 from atelier.app.web import server
 from atelier.app.web.listener import bind
@@ -203,6 +204,7 @@ def test_a_base_folder_stays_the_same_from_everywhere(tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_a_mistake_gets_one_clear_sentence(capsys, home, pictures, line, words):
     (home.adapters / "taken.safetensors").write_text("hello")
+    (home.state / INDEX).touch()   # an index may be made or brought up to date
     before = sorted(path.relative_to(home.path) for path in home.path.rglob("*"))
     message = refused(capsys, *(part.format(pictures=pictures) for part in line.split()))
     assert re.search(words, message, re.S), message

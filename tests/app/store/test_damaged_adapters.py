@@ -22,6 +22,7 @@ from atelier.app.store.library import find_adapter, list_adapters, list_unreadab
 from atelier.app.store.search import propose_adapters
 from atelier.app.web.pages import studio
 from atelier.app.web.pages.library import _show as library_page
+from atelier.app.web.pages.studio_adapters import toggle_adapter
 from atelier.app.web.pages.studio_picker import adapter_picker
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
@@ -70,9 +71,8 @@ def test_the_library_tells_the_damaged_from_the_others(home: Home):
 def test_the_studio_offers_the_others_and_says_why_one_is_not_there(home: Home):
     assert [card["name"] for card in adapter_picker(home, [])["cards"]] == ["fox"]
     with pytest.raises(gr.Error, match=r"bad-value\.safetensors is damaged"):
-        studio._toggle(home, {"names": "", "prompt": "", "search": ""}, "bad-value")
-    names, *_ = studio._toggle(home, {"names": "", "prompt": "", "search": ""}, "fox")
-    assert names == "fox"
+        toggle_adapter(home, {"names": "", "prompt": "", "search": ""}, "bad-value")
+    assert "fox" in toggle_adapter(home, {"names": "", "prompt": "", "search": ""}, "fox")[:3]
     assert "bad-value.safetensors is damaged" in str(studio._on_load(home, [], {"adapter": "bad-value"}))
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from atelier.adapters.core.base import Spec
+from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services.library_list import PAGE, LibraryFilter
 from atelier.app.store.adapter_notes import save_notes
 from atelier.app.store.home import Home, open_home
-from atelier.app.store.library import AdapterCard
+from atelier.app.store.library import AdapterCard, find_adapter
 from atelier.app.store.trash import move_to_trash
 from atelier.app.web.pages import library, library_tools
 from atelier.training.config.events import Measured
@@ -63,3 +66,15 @@ def test_the_trash_and_the_run_of_an_adapter_are_shown(own_home: Path) -> None:
     run = RunFolder.create(home.runs / "20260101-000000-000000-rex", TrainConfig(name="rex", pictures="x"))
     run.append(Measured(10, 0.5, 0.4, 0.95, 0.123, [0.1], 1))
     assert library_tools.run_facts(home, CARD) == {"Memorization": "0.95: redraws its pictures", "Drift": "0.12"}
+
+
+def test_an_adapter_names_the_one_it_continues_and_those_that_continue_it(own_home: Path) -> None:
+    home = open_home(own_home)
+    adapters = create_adapters("lora", {"rank": 1}, [Spec("unet.a", (8, 6))])
+    save_adapter(home.adapters / "rex.safetensors", adapters, {})
+    save_adapter(home.adapters / "max.safetensors", create_adapters("lora", {"rank": 2}, [Spec("unet.a", (8, 6))]),
+                 {"atelier.parent": find_adapter(home, "rex").hash})   # fmt: skip
+    shown = {name: library._show(home, LibraryFilter(), 0, name)[2] for name in ("rex", "max")}
+    assert shown["rex"]["lineage"] == [{"label": "Continued by", "adapters": ["max"]}]
+    assert shown["max"]["lineage"] == [{"label": "Continues", "adapters": ["rex"]}]
+    assert shown["max"]["continue"] == "/?continue=max"

@@ -20,9 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from atelier.adapters.core.base import Spec
 from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.core.settings import Settings, setting
-from atelier.adapters.kinds.catalog import KINDS
+from atelier.adapters.formats.adapter_info import AdapterInfo
+from atelier.adapters.formats.native import save_adapter
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.app.services.create import expert_settings as choices
 from atelier.app.services.create import memory_hint as room
 from atelier.app.services.create.expert_settings import values_or_defaults
@@ -40,6 +43,7 @@ from atelier.app.store.drafts.create_draft import (
     save_setting,
 )
 from atelier.app.store.home import open_home
+from atelier.app.store.library import find_adapter
 from atelier.app.text import create as words
 from atelier.app.web.components.panel import PANELS, escape_literals, panel, template
 from atelier.app.web.components.plots import MAX_POINTS, axis_limits, downsample, loss_chart, moving_average, svg_path
@@ -412,3 +416,18 @@ def test_style_sheets_use_the_palette_and_nothing_from_elsewhere() -> None:
         set_elsewhere = {"range_progress", "text-drop", "text-import", "text-open", "strength-share"}
         assert used <= {*PALETTE, *own, *set_elsewhere}, sheet.name
         assert "http" not in text and "@import" not in text
+
+
+def test_the_page_continues_an_adapter_with_its_settings_and_can_start_anew(own_home: Path) -> None:
+    home, keys = open_home(own_home), expert_keys()
+    for recipe in ("", TrainConfig(name="rex", steps=7, kind="dora", adapter={"rank": 3}).to_toml()):
+        adapters = create_adapters("dora", {"rank": 3}, [Spec("unet.a", (8, 6))])
+        info = AdapterInfo(trigger="zrx", subject="dog", base="embedded", family="embedded", recipe=recipe)
+        save_adapter(home.adapters / "rex.safetensors", adapters, info.to_metadata())
+        create._continue_adapter(home, keys, find_adapter(home, "rex"))
+        draft = load_draft(home)
+        assert draft.subject == "dog" and draft.changes.get("steps") == (7 if recipe else None)
+        assert draft.changes.items() >= {"kind": "dora", "dora.rank": 3, "trigger": "zrx",
+                                         "continue_from": "rex"}.items()   # fmt: skip
+    create._save_setting(home, keys, "continue_from", "")
+    assert "continue_from" not in load_draft(home).changes
