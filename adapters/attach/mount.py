@@ -102,7 +102,7 @@ def group_by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module
     parts: dict[nn.Module, list[ScaledAdapter]] = {}
     for adapters, strength in mix.active():
         for name, module in find_target_modules(models, adapters).items():
-            parts.setdefault(module, []).append((adapters[name], strength))
+            parts.setdefault(module, []).append((adapters[name], strength * adapters.scale_of(name)))
     return parts
 
 

@@ -225,6 +225,7 @@ class AdapterSet(nn.Module):
         self._adapters = nn.ModuleList(adapters)
         self._shared = nn.ModuleDict(shared or {})
         self._index = {adapter.spec.name: i for i, adapter in enumerate(adapters)}
+        self._scales: dict[str, float] = {}
 
     def __getitem__(self, name: str) -> Adapter:
         adapter = self._adapters[self._index[name]]
@@ -252,6 +253,17 @@ class AdapterSet(nn.Module):
         view = copy.copy(self)
         view._index = {name: i for name, i in self._index.items() if name.partition(".")[0] in components}
         return view
+
+    def scale_layers(self, scales: Mapping[str, float]) -> AdapterSet:
+        """The same adapters with the updates of some layers multiplied; those multiplied with 0 are left out."""
+        view = copy.copy(self)
+        view._index = {name: i for name, i in self._index.items() if scales.get(name, 1.0)}
+        view._scales = {name: self.scale_of(name) * scale for name, scale in scales.items()}
+        return view
+
+    def scale_of(self, name: str) -> float:
+        """What the update of a layer is multiplied with, besides the strength; 1 as trained."""
+        return self._scales.get(name, 1.0)
 
     def components(self) -> set[str]:
         """The parts of the pipeline that are adapted: ``unet``, ``text_encoder`` …"""

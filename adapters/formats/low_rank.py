@@ -69,7 +69,8 @@ def weight_changes(mix: Mix, weight_of: WeightOf) -> Iterator[WeightChange]:
     parts: dict[str, list[tuple[Adapter, float]]] = {}
     for adapters, strength in mix.active():
         for adapter in adapters:
-            parts.setdefault(canonical_name(adapter.spec.name), []).append((adapter, strength))
+            scaled = strength * adapters.scale_of(adapter.spec.name)
+            parts.setdefault(canonical_name(adapter.spec.name), []).append((adapter, scaled))
     return (_change(own, weight_of) for own in parts.values())
 
 

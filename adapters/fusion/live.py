@@ -87,7 +87,8 @@ def mount_fusion(models: Mapping[str, nn.Module], fusion: Fusion) -> Iterator[No
     for i, part in enumerate(fusion.parts):
         if part.strength:
             for name, module in find_target_modules(models, part.adapters).items():
-                layers.setdefault(module, _LayerHook(name, module, stage)).add(i, part.adapters[name])
+                layer = layers.setdefault(module, _LayerHook(name, module, stage))
+                layer.add(i, part.adapters[name], part.adapters.scale_of(name))
     with ExitStack() as stack:
         for clock in (stage.clock, *_clocks(fusion)):
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.read_timestep, with_kwargs=True))
@@ -153,6 +154,7 @@ class _LayerHook:
     def __init__(self, name: str, module: nn.Module, stage: _FusionState) -> None:
         self.name, self.stage = name, stage
         self.adapters: dict[int, Adapter] = {}
+        self.scales: dict[int, float] = {}
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
         self.whole = getattr(module, "groups", 1) == 1 and isinstance(module, nn.Linear | nn.Conv2d)
         self.stacked: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
@@ -160,14 +162,14 @@ class _LayerHook:
         self.gate: Gate | None = gates.get(name) if gates is not None else None
 
     @torch.no_grad()
-    def add(self, part: int, adapter: Adapter) -> None:
+    def add(self, part: int, adapter: Adapter, scale: float) -> None:
         """One more adapter. In a fusion they don't learn, so factors are computed once."""
-        self.adapters[part] = adapter
+        self.adapters[part], self.scales[part] = adapter, scale
         if self.whole and not adapter.live and not adapter.adds_bias and (pair := adapter.factors()) is not None:
             self.pairs[part] = pair
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        found = ((part, self.stage.strength(part, self.name)) for part in self.adapters)
+        found = ((part, self.stage.strength(part, self.name) * scale) for part, scale in self.scales.items())
         acting = {part: strength for part, strength in found if strength}
         if not acting:
             return None

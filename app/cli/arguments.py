@@ -173,6 +173,11 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
                            "here")
     draw.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
                       dest="adapters", help="an adapter and its strength (default: 1); repeatable")
+    draw.add_argument("--blocks", nargs="+", action="append", default=[], metavar=("NAME", "BLOCK=STRENGTH"),
+                      help="strengths of an adapter in single blocks of the UNet, such as mid=0 up.1.0=0.5; repeatable")
+    draw.add_argument("--curve", nargs="+", action="append", default=[], metavar=("NAME", "STRENGTH"), dest="curves",
+                      help="how an adapter's strength changes from the first step to the last, such as 0 1 1; "
+                           "repeatable")   # fmt: skip
     draw.add_argument("--fuse", choices=("sum", "normalised", "gated", "switch", "composite", "dare", "ties", "svd",
                                          "concat"),
                       help="how several adapters are combined (default: sum); 'gated' lets each layer decide for every "

@@ -21,7 +21,7 @@ from atelier.app.services.like_picture import job_like
 from atelier.app.store.gallery import encode_picture, picture_id, save_picture
 from atelier.app.store.home import Home, explain_write_errors, write_home_file
 from atelier.app.store.library import find_adapter
-from atelier.app.store.mixes import MixEntry
+from atelier.app.store.mixes import MixEntry, read_entry
 from atelier.app.store.models import resolve_base
 from atelier.app.store.preferences import drawing_precision
 from atelier.app.store.start_pictures import save_start_picture
@@ -62,7 +62,7 @@ def _job(home: Home, arguments: Namespace) -> tuple[DrawJob, list[str]]:
     cards = [find_adapter(home, name) for name, _ in arguments.adapters]
     own_base = next((card.base for card in cards if card.base), EMBEDDED)
     options = BaseOptions(arguments.prediction or AUTO_PREDICTION, arguments.vae or "")
-    typed = tuple(MixEntry(name, strength) for name, strength in arguments.adapters)
+    typed = _adapters(arguments)
     base = resolve_base(home, arguments.base or "")
     if arguments.like is None:
         if arguments.prompt is None:
@@ -74,6 +74,23 @@ def _job(home: Home, arguments: Namespace) -> tuple[DrawJob, list[str]]:
                   adapters=typed or like.adapters, method=arguments.fuse or "",
                   start=like.start if arguments.image is None else _start(arguments))   # fmt: skip
     return replace(job, options=options) if arguments.prediction or arguments.vae else job, notes
+
+
+def _adapters(arguments: Namespace) -> tuple[MixEntry, ...]:
+    """The adapters that were typed, with strengths by block and curves."""
+    values: dict[str, dict[str, Any]] = {name: {"name": name, "strength": strength}
+                                         for name, strength in arguments.adapters}   # fmt: skip
+    for option, key, typed in (("--blocks", "blocks", arguments.blocks), ("--curve", "curve", arguments.curves)):
+        for name, *given in typed:
+            if name not in values or not given:
+                raise SettingError(f"{option} needs the name of an adapter and its values. Name the adapter by "
+                                   f"--adapter {name} too.")
+            values[name][key] = dict(each.split("=", 1) for each in given) if key == "blocks" else given
+    try:
+        return tuple(read_entry(each) for each in values.values())
+    except (ValueError, TypeError) as error:
+        raise SettingError(f"The strengths can't be used: {error}. Use --blocks NAME mid=0 up.1.0=0.5 and --curve NAME "
+                           "0 1 0.5, with factors from 0 to 1 in curves.") from None
 
 
 def _start(arguments: Namespace) -> StartPicture | None:

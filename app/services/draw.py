@@ -23,9 +23,9 @@ from atelier.app.store.gallery import (
     read_recipe,
     save_picture,
 )
-from atelier.app.store.home import Home
-from atelier.app.store.library import AdapterCard, find_adapter
-from atelier.app.store.mixes import MixEntry, fusion_recipe
+from atelier.app.store.home import Home, HomeError
+from atelier.app.store.library import AdapterCard, adapter_blocks, find_adapter
+from atelier.app.store.mixes import MixEntry, entry_details, fusion_recipe
 from atelier.app.store.models import check_family
 from atelier.app.store.start_pictures import save_start_picture, start_recipe
 from atelier.app.store.textual_inversions import (
@@ -33,7 +33,7 @@ from atelier.app.store.textual_inversions import (
     inversion_hash,
     inversions_in_prompts,
 )
-from atelier.app.text.studio import few_steps, other_family_word
+from atelier.app.text.studio import few_steps, no_block, other_family_word
 from atelier.training.base_models.hub import require_download
 from atelier.training.base_models.identify import identify
 from atelier.training.config.base_options import AUTO_PREDICTION, PLAIN_BASE, PREDICTIONS, BaseOptions
@@ -85,6 +85,8 @@ class CheckedJob:
         job = self.job
         strengths = [(card, entry.strength) for card, entry in zip(self.cards, job.adapters, strict=True)]
         recipe = make_recipe(job.request, index, job.base, self.family, strengths)
+        for part, entry in zip(recipe["adapters"], job.adapters, strict=True):
+            part |= entry_details(entry)
         if job.start is not None:
             recipe["start"] = start_recipe(job.start)
         if any(self.templates):
@@ -129,6 +131,8 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
         return _check_choices(home, job)
     job = _with_named_adapters(replace(job, request=resolve_request(home, job.request)))
     cards = tuple(find_adapter(home, entry.name) for entry in job.adapters)
+    for card, entry in zip(cards, job.adapters, strict=True):
+        _check_blocks(card, entry)
     require_download(job.base)
     options = _options(home, job, cards)
     info = identify(job.base, options)
@@ -138,6 +142,11 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
     inversions, others = _inversions(home, job, info.family)
     notices = " ".join(filter(None, [notice, info.assumed, *others]))
     return CheckedJob(replace(job, request=request, options=options), info.family, cards, notices, inversions)
+
+
+def _check_blocks(card: AdapterCard, entry: MixEntry) -> None:
+    if entry.blocks and (unknown := [block for block, _ in entry.blocks if block not in adapter_blocks(card)]):
+        raise HomeError(no_block(card.name, unknown[0], adapter_blocks(card)))
 
 
 def _check_choices(home: Home, job: DrawJob) -> CheckedJob:

@@ -10,7 +10,7 @@ from atelier.app.services.prompts.wildcards import escape_wildcards
 from atelier.app.store.gallery import LATER_SETTINGS, find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import adapter_hash, find_adapter, list_adapters
-from atelier.app.store.mixes import MixEntry
+from atelier.app.store.mixes import MixEntry, read_entry
 from atelier.app.store.start_pictures import find_start_picture
 from atelier.app.store.textual_inversions import inversion_hash, list_textual_inversions
 from atelier.app.text.studio import START_PICTURE
@@ -44,7 +44,7 @@ def job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, lis
 def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, list[str]]:
     names = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
     optional = [name for name in ("unwanted", "unwanted_strength", "sampler", *LATER_SETTINGS) if name in recipe]
-    entries = [MixEntry(_name_now(home, part), float(part["strength"])) for part in recipe["adapters"]]
+    entries = [_entry(home, part) for part in recipe["adapters"]]
     existing = tuple(entry for entry in entries if _exists(home, entry.name))
     # Recipes of versions with only one sampler and one syntax don't name them.
     given = {"sampler": "ddim", "prompt_syntax": PLAIN, **{name: recipe[name] for name in (*names, *optional)}}
@@ -60,6 +60,11 @@ def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, li
                   inversions=inversions)   # fmt: skip
     missing = [entry.name for entry in entries if entry not in existing]
     return job, [*missing, *words, *([START_PICTURE] if "start" in recipe and start is None else [])]
+
+
+def _entry(home: Home, part: Mapping[str, Any]) -> MixEntry:
+    details = {key: part[key] for key in ("curve", "region", "blocks") if key in part}
+    return read_entry({"name": _name_now(home, part), "strength": part["strength"], **details})
 
 
 def _inversions_of(home: Home, recipe: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str]]:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from atelier.adapters.core.parse import parse_json
 from atelier.adapters.formats.adapter_info import AdapterInfo
-from atelier.adapters.formats.native import adapter_problem, data_hash, read_native_metadata
+from atelier.adapters.formats.native import adapter_problem, data_hash, read_header, read_native_metadata
 from atelier.adapters.formats.safetensors_header import FileError
+from atelier.adapters.fusion.blocks import blocks_of
 from atelier.app.store.folder_index import FileReader, FileState, FolderIndex
 from atelier.app.store.home import Home, HomeError, adapter_names, explain_write_errors, new_name, safe_name, time_of_id
 from atelier.app.store.previews import is_showable, thumbnail_of_preview
@@ -169,6 +170,16 @@ def find_adapter_by_hash(home: Home, hash: str) -> AdapterCard | None:
 def continued_from(home: Home, card: AdapterCard) -> list[AdapterCard]:
     """The adapters whose training continued an adapter's, newest first."""
     return [other for other in _lists(home).cards if card.hash and other.parent == card.hash]
+
+
+def adapter_blocks(card: AdapterCard) -> list[str]:
+    """The blocks of the UNet (``adapters/fusion/blocks.py``) that an adapter changes, in their order."""
+    return list(_blocks(card.path, card.path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _blocks(path: Path, _modified: int) -> tuple[str, ...]:
+    return tuple(blocks_of(spec.name for spec in read_header(path).specs))
 
 
 def _lists(home: Home) -> _Lists:

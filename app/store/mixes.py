@@ -12,6 +12,7 @@ import torch
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.parse import parse_json
+from atelier.adapters.fusion.blocks import MAX_BLOCK_STRENGTH, scale_blocks
 from atelier.adapters.fusion.curves import StrengthCurve
 from atelier.adapters.fusion.live import WeightedAdapter
 from atelier.adapters.fusion.methods import ALL_METHODS
@@ -31,9 +32,11 @@ class MixEntry:
     strength: float = 1.0
     curve: tuple[float, ...] = ()    # factors of the strength, 0 … 1, from the first step to the last; none: constant
     region: tuple[str, ...] = ()     # rows of 0 and 1: where in the picture it acts; none: everywhere
+    blocks: tuple[tuple[str, float], ...] = ()   # factors of the strength by block (adapters/fusion/blocks.py)
 
     def weighted_adapter(self, adapters: AdapterSet) -> WeightedAdapter:
         """The same with the adapter's weights."""
+        adapters = scale_blocks(adapters, dict(self.blocks)) if self.blocks else adapters
         region = torch.tensor([[float(square) for square in row] for row in self.region]) if self.region else None
         return WeightedAdapter(adapters, self.strength, StrengthCurve(self.curve) if self.curve else None, region)
 
@@ -86,13 +89,18 @@ def read_mix(home: Home, name: str) -> SavedMix:
 
 def _values(mix: SavedMix) -> dict[str, Any]:
     """A Mix in plain values, under the keys that files have always had."""
-    entries = [asdict(entry) for entry in mix.entries]
+    entries = _plain(mix.entries)
     return {"shares": entries, "method": mix.method, "prompt": mix.prompt, "seed": mix.seed, "base": mix.base}
+
+
+def _plain(entries: tuple[MixEntry, ...]) -> list[dict[str, Any]]:
+    """Entries in plain values; those without strengths by block as they have always been written."""
+    return [{key: value for key, value in asdict(entry).items() if value or key != "blocks"} for entry in entries]
 
 
 def fusion_recipe(method: str, entries: tuple[MixEntry, ...]) -> dict[str, Any]:
     """The part of a picture's recipe that says how its adapters act together."""
-    return {"fuse": method, "shares": [asdict(entry) for entry in entries]}
+    return {"fuse": method, "shares": _plain(entries)}
 
 
 def mix_from_recipe(recipe: Mapping[str, Any]) -> SavedMix | None:
@@ -110,7 +118,7 @@ def mix_from_values(values: Mapping[str, Any]) -> SavedMix:
         ValueError, KeyError, TypeError: they are not those of a Mix.
     """
     mix = SavedMix(
-        entries=tuple(_entry(entry) for entry in values["shares"]), method=str(values["method"]),
+        entries=tuple(read_entry(entry) for entry in values["shares"]), method=str(values["method"]),
         prompt=str(values["prompt"]), seed=int(values["seed"]), base=str(values["base"]),
     )   # fmt: skip
     if mix.method not in ALL_METHODS:
@@ -118,11 +126,26 @@ def mix_from_values(values: Mapping[str, Any]) -> SavedMix:
     return mix
 
 
-def _entry(values: Mapping[str, Any]) -> MixEntry:
-    curve, region = tuple(float(factor) for factor in values["curve"]), tuple(str(row) for row in values["region"])
+def read_entry(values: Mapping[str, Any]) -> MixEntry:
+    """Make an entry from plain values: name and strength, and what it has of curve, region and blocks.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not those of an entry.
+    """
+    curve = tuple(float(factor) for factor in values.get("curve", ()))
+    region = tuple(str(row) for row in values.get("region", ()))
+    blocks = tuple(sorted((str(block), float(factor)) for block, factor in dict(values.get("blocks", ())).items()))
     strength = float(values["strength"])
     if not abs(strength) <= MAX_STRENGTH or len(curve) == 1 or not all(0 <= factor <= 1 for factor in curve):
         raise ValueError("a strength or a curve is out of range")
     if len({len(row) for row in region}) > 1 or not all(row and set(row) <= {"0", "1"} for row in region):
         raise ValueError("a region is not made of rows of 0 and 1")
-    return MixEntry(str(values["name"]), strength, curve, region)
+    if not all(abs(factor) <= MAX_BLOCK_STRENGTH for _, factor in blocks):
+        raise ValueError(f"the strength of a block is not between -{MAX_BLOCK_STRENGTH:g} and {MAX_BLOCK_STRENGTH:g}")
+    return MixEntry(str(values["name"]), strength, curve, region, blocks)
+
+
+def entry_details(entry: MixEntry) -> dict[str, Any]:
+    """What an entry has besides its name and strength, in plain values; empty for most."""
+    details = {"curve": list(entry.curve), "region": list(entry.region), "blocks": dict(entry.blocks)}
+    return {name: value for name, value in details.items() if value}

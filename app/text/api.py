@@ -35,3 +35,9 @@ def no_command(given: object, known: str) -> str:
 def unknown_key(name: str, key: object, known: str) -> str:
     """A table has a name that means nothing."""
     return f"{name} has no {key!r:.80}. It can have: {known}."
+
+
+def wrong_adapter(name: str, why: str) -> str:
+    """An adapter of a drawing whose details can't be read."""
+    return (f"The adapter {name!r:.80} can't be used: {why[:200]}. A number is its strength; or give a table such as "
+            "{'strength': 0.8, 'blocks': {'mid': 0}, 'curve': [0, 1, 1]}.")

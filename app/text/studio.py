@@ -34,7 +34,15 @@ START_HINT = ("Drop a picture, or use one that was drawn. Paint over what should
 CHANGE = "How much may change"
 CHANGE_HINT = "Low keeps the picture, 1 keeps only what is not painted over."
 
-RECENT_PROMPTS = "Recent prompts, choices and adapters in prompts"
+DETAILS = "Blocks, steps and regions of the adapters"
+BLOCKS_HINT = "How strongly each adapter acts in each block of the UNet. 1 is as trained."
+RESET_BLOCKS = "All at 1"
+BLOCK_VIEW_HINT = "What each block does to this prompt: the same picture and seed, block by block."
+VIEW_WITHOUT = "Leave each out"
+VIEW_ALONE = "Each alone"
+ALL_BLOCKS = "All blocks"
+WITHOUT_BLOCKS = "Without the adapter"
+RECENT_PROMPTS = "Recent prompts and choices"
 NO_RECENT_PROMPTS = "Prompts that you draw are offered here. They stay in your home folder."
 FORGET_PROMPTS = "Forget these prompts"
 CHOSEN = "With this seed:"
@@ -132,6 +140,39 @@ def wildcards_too_deep(most: int) -> str:
 def wildcards_too_long(most: int) -> str:
     """Choices that come to far too long a text."""
     return f"The choices of this prompt come to more than {most:,} characters. Use shorter or fewer ones."
+
+
+def no_block(name: str, block: str, known: Sequence[str]) -> str:
+    """A strength for a block that an adapter does not change.
+
+    >>> no_block("rex", "midd", ["mid", "up.0.0"])
+    "rex does not change a block 'midd'. It changes: mid, up.0.0."
+    """
+    return f"{name} does not change a block {block!r:.60}. It changes: {', '.join(known)}."
+
+
+def no_blocks_to_show(name: str) -> str:
+    """Asked to show the blocks of an adapter that does nothing."""
+    return f"{name or 'No adapter'} is not in this drawing, or its strength is 0. Add an adapter with another strength."
+
+
+def block_title(block: str) -> str:
+    """A block, for people.
+
+    >>> block_title("down.1.0"), block_title("up.0.sampler"), block_title("mid"), block_title("text")
+    ('Down 1.0', 'Up 0 sampler', 'Middle', 'Text encoder')
+    """
+    names = {"mid": "Middle", "text": "Text encoder", "outer": "Outside the blocks"}
+    return names.get(block) or block.replace(".", " ", 1).replace(".sampler", " sampler").capitalize()
+
+
+def block_difference(share: float) -> str:
+    """How much a tile differs from the first one.
+
+    >>> block_difference(0.1234)
+    'changes 12.3 %'
+    """
+    return f"changes {100 * share:.1f} %"
 
 
 START_PICTURE = "the picture that it started from"

@@ -28,7 +28,7 @@ from atelier.app.store.gallery import find_picture, read_recipe, trash_picture
 from atelier.app.store.gallery_index import PictureQuery, search_pictures, update_index
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, delete_adapter, find_adapter, list_adapters
-from atelier.app.store.mixes import MixEntry
+from atelier.app.store.mixes import MixEntry, entry_details, read_entry
 from atelier.app.store.models import resolve_base
 from atelier.app.store.search import propose_adapters
 from atelier.app.text import api as words
@@ -68,14 +68,15 @@ class Endpoints:
     engine: Engine
 
     def draw(
-        self, prompt: str, adapters: dict[str, float] | None = None, settings: dict[str, Any] | None = None,
+        self, prompt: str, adapters: dict[str, Any] | None = None, settings: dict[str, Any] | None = None,
         base: str = "", method: str = "", start: dict[str, Any] | None = None,
     ) -> Iterator[dict[str, Any]]:   # fmt: skip
         """Draw pictures and add them to the gallery. Yields progress as {step, of}, at the end {pictures, notices}.
 
-        adapters: strengths by name. settings: negative, seed, count, steps, guidance, width, height, sampler, schedule
-        and the other settings of a drawing. base: a base model; empty for that of the first adapter. method: of fusion;
-        empty adds the adapters up. start: {picture, strength, mask} of a picture to start from.
+        adapters: strengths by name, or {strength, blocks, curve} of each: blocks are strengths by block of the UNet, a
+        curve is factors from the first step to the last. settings: negative, seed, count, steps, guidance, width,
+        height, sampler, schedule and the other settings of a drawing. base: a base model; empty for that of the first
+        adapter. method: of fusion; empty adds them up. start: {picture, strength, mask} of a picture to start from.
         """
         with show_errors(as_page=False):
             job, notices = self._job(prompt, adapters, settings, base, method, start), list[str]()
@@ -114,7 +115,8 @@ class Endpoints:
         with show_errors(as_page=False):
             job, notes = job_like(self.home, _file("picture", picture))
         settings = {name: value for name, value in job.request.to_dict().items() if name != "prompt"}
-        adapters = {entry.name: entry.strength for entry in job.adapters}
+        adapters = {entry.name: {"strength": entry.strength, **details} if (details := entry_details(entry)) else
+                    entry.strength for entry in job.adapters}   # fmt: skip
         return {"prompt": job.request.prompt, "adapters": adapters, "settings": settings, "base": job.base,
                 "notes": notes}   # fmt: skip
 
@@ -233,7 +235,7 @@ class Endpoints:
         self, prompt: str, adapters: Any, settings: Any, base: str, method: str, start: Any
     ) -> DrawJob:
         strengths = _table("adapters", adapters, "{'rex': 0.8}")
-        entries = tuple(MixEntry(name, _number(name, strength)) for name, strength in strengths.items())
+        entries = tuple(_entry(name, value) for name, value in strengths.items())
         if not _text("prompt", prompt).strip():
             raise ValueError(shared.NO_PROMPT)
         given = {**_table("settings", settings, "{'steps': 20}"), "prompt": prompt}
@@ -241,6 +243,19 @@ class Endpoints:
         own = next((card.base for card in cards if card.base), EMBEDDED)
         return DrawJob(request=DrawRequest.from_dict(given), base=resolve_base(self.home, _text("base", base)) or own,
                        adapters=entries, method=_text("method", method), start=_start(start))   # fmt: skip
+
+
+def _entry(name: str, value: Any) -> MixEntry:
+    """An adapter of a drawing: its strength, or a table of that and of blocks, curve and region."""
+    if not isinstance(value, Mapping):
+        return MixEntry(name, _number(name, value))
+    known = ("strength", "blocks", "curve", "region")
+    if unknown := [str(key) for key in value if key not in known]:
+        raise ValueError(words.unknown_key(name, unknown[0], ", ".join(known)))
+    try:
+        return read_entry({"strength": 1.0, **value, "name": name})
+    except (ValueError, TypeError) as error:
+        raise ValueError(words.wrong_adapter(name, str(error))) from None
 
 
 def _start(values: Any) -> StartPicture | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+from atelier.adapters.fusion.curves import StrengthCurve
 from atelier.adapters.fusion.gates import GateRecord
 from atelier.adapters.fusion.interference import Interference, LayerOverlap, excess_overlap
 from atelier.adapters.fusion.methods import PAIR_METHODS
@@ -50,11 +51,18 @@ def strength_curves(entries: Sequence[MixEntry]) -> list[dict[str, Any]]:
 
 
 def _curve(entry: MixEntry) -> dict[str, Any]:
-    handles = entry.curve or (1.0,) * CURVE_POINTS
+    handles = _handles(entry.curve)
     places = [(100 * (i + 0.5) / CURVE_POINTS, 90 - 80 * level) for i, level in enumerate(handles)]
     line = "M" + "L".join(f"{x:g} {y:g}" for x, y in [(0, places[0][1]), *places, (100, places[-1][1])])
     columns = [[_curve_point(entry.name, i, level, handles[i]) for level in LEVELS] for i in range(CURVE_POINTS)]
     return {"name": entry.name, "line": line, "area": f"{line}L100 100L0 100Z", "columns": columns}
+
+
+def _handles(curve: tuple[float, ...]) -> tuple[float, ...]:
+    """The curve at the chart's handles; scripts may give it with more or fewer of them."""
+    if len(curve) in (0, CURVE_POINTS):
+        return curve or (1.0,) * CURVE_POINTS
+    return tuple(StrengthCurve(curve)(i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS))
 
 
 def _curve_point(name: str, place: int, level: float, now: float) -> dict[str, str]:
@@ -75,7 +83,7 @@ def move_point(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
 
 
 def _with_point(curve: tuple[float, ...], place: int, level: float) -> tuple[float, ...]:
-    handles = list(curve or (1.0,) * CURVE_POINTS)
+    handles = list(_handles(curve))
     handles[place] = level
     return () if set(handles) == {1.0} else tuple(handles)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ from atelier.app.services.wanted_drawings import WantedDrawings
 from atelier.app.store.gallery import erase_picture, find_picture
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter
-from atelier.app.store.mixes import MixEntry
 from atelier.app.store.models import base_choices
 from atelier.app.text import shared
 from atelier.app.text import studio as words
@@ -43,6 +42,14 @@ from atelier.app.web.pages.studio_adapters import (
     strength_sliders,
     toggle_adapter,
     trigger_words_of,
+)
+from atelier.app.web.pages.studio_details import (
+    Entries,
+    block_tiles,
+    details_of,
+    edit_details,
+    place_details,
+    show_details,
 )
 from atelier.app.web.pages.studio_picker import adapter_picker
 from atelier.app.web.pages.studio_pictures import (
@@ -77,6 +84,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     with gr.Row(elem_classes="layout layout-studio"):
         with gr.Column(scale=5, elem_classes="surface"):
             c, prompt, picker, trigger_words, draw, new_seed = _controls(home)
+            details = place_details()
             start = place_start()
             dropped = gr.File(file_types=["image"], label=words.OPEN, elem_id="open-picture",
                               elem_classes="drop-zone", height=110)   # fmt: skip
@@ -84,6 +92,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             progress = panel("draw-progress", idle())
             results = panel("drawn-pictures", result_grid([]))
             comparison = place_comparison()
+            tiles = panel("block-tiles", {})
     drawn, draw_on_load, started = gr.State(Drawn()), gr.Textbox(visible=False), gr.State(None)
     names = list(c)
     inputs, outputs = list(c.values()), [progress, results, c["seed"], drawn]
@@ -102,13 +111,9 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
           trigger_mode="always_last", **UNQUEUED)   # fmt: skip
     live: dict[str, Any] = {"inputs": [*inputs, drawn, started], "outputs": outputs, "trigger_mode": "always_last",
                             **_NO_PROGRESS}   # fmt: skip
-    for slider in sliders:
-        # A drawing is abandoned for a newer value only if that comes by a way of its own.
-        slider.input(events.want, [c["live"], *sliders], None, trigger_mode="multiple", **UNQUEUED)
-        slider.input(events.draw_live, **live)
     changed = [c["prompt"], c["base"], c["names"], *sliders, picker, trigger_words]
-    toggled = picker.action(events.toggle, inputs, changed, **UNQUEUED)
-    toggled.success(events.want, [c["live"], *sliders], None, **UNQUEUED).then(events.draw_live, **live)
+    _listen_live(events, c, live, [*details, tiles], picker.action(events.toggle, inputs, changed, **UNQUEUED))
+    tiles.action(events.view_blocks, inputs, tiles, **_NO_PROGRESS)
     c["prompt"].blur(events.add_typed, inputs, changed, **UNQUEUED)
     prompt.listen(c["base"], c["seed"], c["prompt_syntax"])
     gr.on([draw.click, c["prompt"].submit], prompt.remember, c["prompt"], prompt.recent, **UNQUEUED)
@@ -119,6 +124,23 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     new_seed.click(_random_seed, None, c["seed"], **UNQUEUED)
     c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **UNQUEUED)
     Comparison(home, engine, comparison).listen(results, drawn, start[0])
+
+
+def _listen_live(events: _Events, c: dict[str, Any], live: dict[str, Any], panels: list[Any], toggled: Any) -> None:
+    """Draw anew when a slider moves, when an adapter is added or removed, and when its details change."""
+    sliders = [component for key, component in c.items() if key.startswith("strength")]
+    wanted: dict[str, Any] = {"fn": events.want, "inputs": [c["live"], c["details"], *sliders], **UNQUEUED}
+    for slider in sliders:
+        # A drawing is abandoned for a newer value only if that comes by a way of its own.
+        slider.input(**wanted, trigger_mode="multiple")
+        slider.input(events.draw_live, **live)
+    *editors, _ = panels
+    for each in editors:
+        edited = each.action(events.edit_details, [c["names"], c["details"]], c["details"], **UNQUEUED)
+        edited.success(**wanted).then(events.draw_live, **live)
+    toggled.success(**wanted).then(events.draw_live, **live)
+    gr.on([c["names"].change, c["details"].change], events.show_details, [c["names"], c["details"]],
+          panels, **UNQUEUED)   # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +163,7 @@ class _Events:
         settings, page = self._settings(given), str(request.session_hash)
         # Gradio empties what a generator is to fill when it yields nothing at all.
         yield [gr.skip()] * _OUTPUTS
-        strengths = tuple(settings[key] for key in self.names if key.startswith("strength"))
+        strengths = (settings["details"], *(settings[key] for key in self.names if key.startswith("strength")))
         if not (settings["live"] and settings["prompt"].strip() and self.wanted.wants_soon(page, strengths)):
             return
         settings["keep_seed"] = True
@@ -171,10 +193,26 @@ class _Events:
         is_wanted = partial(self.wanted.wants, page, this)
         yield from _draw(self.home, self.engine, settings, Drawn(drawn.ids), is_wanted=is_wanted, start=start)
 
-    def want(self, request: gr.Request, live: bool, *strengths: float) -> None:
+    def want(self, request: gr.Request, live: bool, details: Entries, *strengths: float) -> None:
         """Note what the sliders say now: a drawing of anything else is abandoned."""
         if live:
-            self.wanted.want(str(request.session_hash), strengths)
+            self.wanted.want(str(request.session_hash), (details, *strengths))
+
+    def edit_details(self, event: gr.EventData, names: str, details: Entries) -> Entries:
+        """Change how an adapter acts in a block, at a step or in a region."""
+        return edit_details(details_of(adapter_names(names), details), *action_of(event))
+
+    def show_details(self, names: str, details: Entries) -> list[Any]:
+        """The panels of the adapters in use."""
+        return show_details(self.home, details_of(adapter_names(names), details))
+
+    def view_blocks(self, request: gr.Request, event: gr.EventData, *values: Any) -> Iterator[dict[str, Any]]:
+        """Draw what each block does, until the page asks for something else."""
+        page, this = str(request.session_hash), secrets.token_hex(8)
+        self.wanted.want(page, this)
+        with show_errors():
+            job = _draw_job(self._settings(values))
+        yield from block_tiles(self.home, self.engine, job, event, partial(self.wanted.wants, page, this))
 
     def stop(self, request: gr.Request) -> dict[str, Any]:
         """Abandon what is being drawn for this page."""
@@ -220,7 +258,7 @@ def _controls(home: Home) -> tuple[dict[str, Any], PromptField, Any, Any, gr.But
     c["search"] = gr.Textbox(label=words.ADAPTERS, placeholder=words.FIND_ADAPTER, max_length=100, max_lines=1,
                              elem_id="find-adapter")   # fmt: skip
     picker = panel("adapter-picker", {})
-    c["names"] = gr.Textbox(visible=False)
+    c["names"], c["details"] = gr.Textbox(visible=False), gr.State(())
     for i in range(MAX_ADAPTERS):
         c[f"strength{i}"] = gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
                                       elem_classes="strength")   # fmt: skip
@@ -285,7 +323,8 @@ def _shown_again(home: Home, ids: Sequence[str]) -> dict[str, Any]:
 
 def _draw_job(settings: dict[str, Any], start: StartPicture | None = None) -> DrawJob:
     names = adapter_names(settings["names"])
-    entries = [MixEntry(name, float(settings[f"strength{i}"])) for i, name in enumerate(names)]
+    entries = [replace(entry, strength=float(settings[f"strength{i}"]))
+               for i, entry in enumerate(details_of(names, settings["details"]))]   # fmt: skip
     known = {f.name: settings[f.name] for f in fields(DrawRequest)}
     if not known["prompt"].strip():
         raise ValueError(shared.NO_PROMPT)
@@ -304,6 +343,7 @@ def _on_load(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any
     names: list[str] = []
     strengths: dict[str, float] = {}
     results, drawn, draw, progress, base = gr.skip(), Drawn(), "", gr.skip(), EMBEDDED
+    values["details"] = ()
     try:
         if query.get("adapter"):
             card = find_adapter(home, query["adapter"])
@@ -315,7 +355,7 @@ def _on_load(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any
         elif query.get("picture"):
             job, missing = job_from_picture(home, query["picture"])
             strengths = {entry.name: entry.strength for entry in job.adapters}
-            names = list(strengths)
+            names, values["details"] = list(strengths), job.adapters
             values, base = {**values, **job.request.to_dict(), "keep_seed": True}, job.base
             results, drawn = result_grid([find_picture(home, query["picture"])]), Drawn((query["picture"],))
             progress = notice_panel(words.missing(missing)) if missing else progress
@@ -339,6 +379,6 @@ def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any
     values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), **given, "keep_seed": True}
     values["base"] = gr.update(choices=base_choices(home), value=job.base)
     sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(names, strengths))}
-    values |= {"names": join_names(names), **sliders}
+    values |= {"names": join_names(names), "details": job.adapters[:MAX_ADAPTERS], **sliders}
     progress = notice_panel(" ".join([*notes, *left_out]) or words.OPENED)
     return [*(values[key] for key in keys), adapter_picker(home, names), trigger_words_of(home, names), progress, None]
