@@ -15,9 +15,9 @@ from atelier.app.services.studio.block_view import BlockTile, draw_block_view
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import adapter_blocks, find_adapter
 from atelier.app.store.mixes import MixEntry
-from atelier.app.text import fusion as fusion_words
+from atelier.app.text import mix as mix_words
 from atelier.app.text import studio as words
-from atelier.app.web.components.fusion_view import move_point, region_masks, set_region, strength_curves
+from atelier.app.web.components.mix_view import move_point, region_masks, set_region, strength_curves
 from atelier.app.web.components.page_frame import show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.training.runs.save_adapter import thumbnail
@@ -29,9 +29,9 @@ def place_details() -> tuple[Any, Any, Any]:
     """Place the panels of blocks, curves and regions."""
     with gr.Accordion(words.DETAILS, open=False, elem_id="details"):
         blocks = panel("block-strengths", {"rows": []})
-        gr.Markdown(f"**{fusion_words.WHEN}**")
+        gr.Markdown(f"**{mix_words.WHEN}**")
         curves = panel("strength-curves", [])
-        gr.Markdown(f"**{fusion_words.WHERE}**")
+        gr.Markdown(f"**{mix_words.WHERE}**")
         regions = panel("region-masks", {"rows": []})
     return blocks, curves, regions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atelier.app.store.mixes import MixEntry
-from atelier.app.web.components.fusion_view import strength_curves
+from atelier.app.web.components.mix_view import strength_curves
 from atelier.app.web.pages.studio_details import details_of, edit_details
 
 ENTRIES = (MixEntry("a|b", 0.5), MixEntry("two"))
