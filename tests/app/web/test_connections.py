@@ -101,7 +101,7 @@ def test_a_body_that_nobody_reads_holds_no_connection(address: tuple[str, int]) 
 
 def test_one_address_has_so_many_connections(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MOST_FROM_ONE", 2)
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 60)   # so that these stay
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 600)   # so that these stay, longer than the test waits
     first, second = connect(address), connect(address)
     with first, second:
         with connect(address) as third:
