@@ -6,7 +6,6 @@ own header, each with its component in front. What is said there holds for a lay
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
+from atelier.adapters.core.parse import parse_json
 from atelier.adapters.formats.layer_shapes import Shape, Shapes
 from atelier.adapters.formats.safetensors_header import HeaderError
 
@@ -194,8 +194,8 @@ def passed_over(path: Path) -> str:
 
 def _table(text: str, source: str) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         raise HeaderError(f"can't be read: {source} is damaged. Download or copy it again.") from None
     if found is not None and not isinstance(found, dict):
         raise HeaderError(f"can't be read: {source} is damaged. Download or copy it again.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.core.byte_size import format_bytes
+from atelier.adapters.core.parse import parse_json, without_halves
 
 _LENGTH_BYTES = 8
 _FORMAT_LIMIT = 100_000_000   # bytes of a header, by the format
@@ -106,8 +107,8 @@ def _cached_header(path: Path, _modified: int, _changed: int, _size: int, _inode
 
 def _parse(raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError):
+        header = parse_json(raw)
+    except ValueError:
         raise HeaderError(_DAMAGED) from None
     if not isinstance(header, dict):
         raise HeaderError(_DAMAGED)
@@ -151,7 +152,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     except (ValueError, RecursionError):
         raise HeaderError(_DAMAGED) from None
     _check_size(path, raw, max((int(end) for end in _ENDS.findall(raw)), default=0))
-    return _texts(metadata)
+    return _texts(without_halves(metadata))
 
 
 def _read(path: Path) -> bytes:

@@ -12,6 +12,8 @@ from huey import Huey
 from huey.registry import Message
 from huey.serializer import Serializer
 
+from atelier.adapters.core.parse import parse_json
+
 
 class JsonSerializer(Serializer):
     """Messages as JSON: huey's own pickles would let whoever can write the queue run code in the worker."""
@@ -22,7 +24,7 @@ class JsonSerializer(Serializer):
 
     def deserialize(self, data: bytes) -> Any:
         """Read it back; what has as many values as a message is one."""
-        values = json.loads(data)
+        values = parse_json(data)
         is_message = isinstance(values, list) and len(values) == len(Message._fields)
         return Message(*values) if is_message else values
 

@@ -147,7 +147,7 @@ def read_grid(home: Home, id: str) -> Grid:
         cells = tuple(Cell(tuple(cell["values"]), cell["picture"], cell["problem"]) for cell in values["cells"])
         votes = tuple((int(better), int(worse)) for better, worse in values["votes"])
         return Grid(id=id, recipe=dict(values["recipe"]), axes=axes, cells=cells, votes=votes)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         raise HomeError(words.NO_GRID) from None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from atelier.adapters.core.parse import parse_json
 from atelier.adapters.formats.native import data_hash, read_metadata
 from atelier.app.store.home import Home, HomeError, write_home_file
 from atelier.app.store.library import AdapterCard, adapter_hash
@@ -52,7 +53,7 @@ def _index(card: AdapterCard) -> Path:
 def _read(path: Path) -> Mapping[str, str]:
     """The index; empty when it is missing or damaged."""
     try:
-        known = json.loads(path.read_bytes())
+        known = parse_json(path.read_bytes())
         return {str(own): str(other) for own, other in known.items()}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}

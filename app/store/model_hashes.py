@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from atelier.adapters.core.parse import parse_json
 from atelier.app.store.home import Home, write_home_file
 
 _LEGACY_AT, _LEGACY_BYTES, _LEGACY_DIGITS = 1 << 20, 1 << 16, 8   # A1111's first hash: 64 KiB, one MiB into the file
@@ -45,7 +46,7 @@ def _whole_hash(home: Home, path: Path) -> str:
 
 def _read(index: Path) -> dict[str, str]:
     try:
-        known = json.loads(index.read_text(encoding="utf-8"))
+        known = parse_json(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 from PIL.ExifTags import Base
 
+from atelier.adapters.core.parse import parse_json, without_halves
 from atelier.app.store.comfyui_graph import Graph
 from atelier.training.data.picture_parts import has_too_many_parts
 
@@ -185,7 +186,7 @@ def _civitai_resources(line: str) -> tuple[str, list[tuple[str, NamedAdapter]]]:
         said, end = json.JSONDecoder().raw_decode(line, mark.end())
     except (ValueError, RecursionError):
         return line, []
-    parts = [part for part in _list(said) if isinstance(part, dict)]
+    parts = [part for part in _list(without_halves(said)) if isinstance(part, dict)]
     named = [(str(part.get("type")).lower(), _text(part.get("modelName")), _strength(str(part.get("weight"))))
              for part in parts]   # fmt: skip
     return line[: mark.start()] + line[end:].lstrip(", "), [(kind, NamedAdapter(name, strength))
@@ -195,7 +196,7 @@ def _civitai_resources(line: str) -> tuple[str, list[tuple[str, NamedAdapter]]]:
 def _json_parameters(text: str) -> PictureMetadata | None:
     """What tools write that have JSON under A1111's keyword; None for a prompt that only begins like it."""
     try:
-        said = json.loads(text) if text.lstrip().startswith("{") else None
+        said = parse_json(text) if text.lstrip().startswith("{") else None
     except (ValueError, RecursionError):
         return None
     return (_swarm(said) or _fooocus(said)) if isinstance(said, dict) else None
@@ -214,7 +215,7 @@ def _unquoted(value: str) -> str:
     """A value as A1111 reads it back: quoted ones are JSON."""
     if len(value) > 1 and value[0] == value[-1] == '"':
         try:
-            return str(json.loads(value))
+            return str(parse_json(value))
         except ValueError:
             return value
     return value.strip()
@@ -270,7 +271,7 @@ _INVOKE_EXTRAS = {"controlnets": "ControlNet", "ipAdapters": "IP-Adapter", "t2iA
 
 
 def _invoke(texts: Mapping[str, str]) -> PictureMetadata:
-    said = json.loads(texts["invokeai_metadata"])
+    said = parse_json(texts["invokeai_metadata"])
     loras = [part for part in _list(said.get("loras")) if isinstance(part, dict)]
     skipped = _int(said.get("clip_skip"))   # counted from 0
     model = said.get("model") if isinstance(said.get("model"), dict) else {}
@@ -296,7 +297,7 @@ def _model_name(model: Mapping[str, Any]) -> str:
 
 
 def _old_invoke(texts: Mapping[str, str]) -> PictureMetadata:
-    said = json.loads(texts["sd-metadata"])
+    said = parse_json(texts["sd-metadata"])
     image, prompt = said["image"], said["image"]["prompt"]
     text = prompt if isinstance(prompt, str) else " ".join(str(part["prompt"]) for part in prompt)
     unwanted = re.findall(r"\[([^\[\]]*)\]", text)   # it had no field for what must not be there
@@ -313,7 +314,7 @@ def _old_invoke(texts: Mapping[str, str]) -> PictureMetadata:
 def _novelai(texts: Mapping[str, str]) -> PictureMetadata | None:
     if "novelai" not in texts["Software"].lower():
         return None
-    said = json.loads(texts["Comment"])
+    said = parse_json(texts["Comment"])
     return PictureMetadata(
         tool="NovelAI",
         prompt=", ".join([texts.get("Description", "") or _text(said.get("prompt")), *_characters(said, "v4_prompt")]),
@@ -334,7 +335,7 @@ def _characters(said: Mapping[str, Any], key: str) -> list[str]:
 # --- ComfyUI: the graph that was run ---------------------------------------------------------------------------------
 
 def _comfy(texts: Mapping[str, str]) -> PictureMetadata | None:
-    graph = Graph(json.loads(texts["prompt"]))
+    graph = Graph(parse_json(texts["prompt"]))
     sampler = graph.sampler()
     if sampler is None:
         return None

@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+from atelier.adapters.core.parse import parse_json
+
 
 @dataclass(frozen=True, slots=True)
 class Preparing:
@@ -149,7 +151,7 @@ def to_line(event: Event) -> str:
 def from_line(line: str) -> tuple[float, Event] | None:
     """Read a line back as (time, event); None for a damaged or half-written line or an event of a newer version."""
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         moment, event = values.pop("time"), _TYPES[values.pop("event")](**values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from atelier.adapters.core.parse import parse_json
 from atelier.training.data.images import looks_like_picture
 
 SUFFIX = ".txt"
@@ -222,7 +222,7 @@ def read_caption_list(file: Path) -> dict[str, str]:
 
 def _jsonl_entries(text: str) -> Iterable[tuple[str, str]]:
     for line in filter(str.strip, text.split("\n")):   # a caption may hold other signs that break lines
-        entry = json.loads(line)
+        entry = parse_json(line)
         yield str(entry["file_name"]) if "file_name" in entry else "", _caption_of(entry)
 
 
@@ -232,7 +232,7 @@ def _csv_entries(text: str) -> Iterable[tuple[str, str]]:
 
 
 def _kohya_entries(text: str) -> Iterable[tuple[str, str]]:
-    for name, entry in json.loads(text).items():
+    for name, entry in parse_json(text).items():
         yield name, _caption_of(entry)
 
 

@@ -16,6 +16,8 @@ from gradio.component_meta import ComponentMeta
 from gradio.utils import get_upload_folder
 from starlette.formparsers import MultiPartException
 
+from atelier.adapters.core.parse import without_halves
+
 MAX_FIELD_BYTES = 100_000   # of an upload's form; ours have none
 
 
@@ -31,7 +33,7 @@ def component_with(postprocess: Callable[[Any], Any], base: type, name: str) -> 
 
 def event_data(event: gr.EventData) -> Any:
     """What a page's own script sent with an event: anything."""
-    return event._data
+    return without_halves(event._data)
 
 
 def upload_folder() -> Path:
@@ -75,8 +77,8 @@ class CheckedBlocks(gr.Blocks):
             self._check(inputs)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return await super().preprocess_data(block_fn, inputs, *rest, **options)
+        return await super().preprocess_data(block_fn, without_halves(inputs), *rest, **options)
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, *rest: Any, **options: Any) -> list[Any]:
         """Clean what a handler answers, then let Gradio move its files."""
-        return await super().postprocess_data(block_fn, self._clean(predictions), *rest, **options)
+        return await super().postprocess_data(block_fn, without_halves(self._clean(predictions)), *rest, **options)

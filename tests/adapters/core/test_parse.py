@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atelier.adapters.core.parse import parse_json, parse_path, parse_toml
+from atelier.adapters.core.parse import parse_json, parse_path, parse_toml, without_halves
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.identify import identify
 
@@ -17,6 +17,17 @@ NO_FILES = ("~nosuchuser/x", "/" + "a" * 5000, "a" * 5000, "x\0y", "~x\0", "\ud8
 def test_what_is_no_json_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         parse_json(text)
+
+
+@pytest.mark.parametrize("text", [r'["\ud83d", {"\ude00 a": "\ud83e\udd8a"}]', '["\ud83d", {"\ude00 a": "\U0001f98a"}]',
+                                  b'["\xed\xa0\xbd", {"\xed\xb8\x80 a": "\xf0\x9f\xa6\x8a"}]'])   # fmt: skip
+def test_half_a_character_is_replaced_because_nothing_can_write_it(text: str | bytes) -> None:
+    assert parse_json(text) == ["\ufffd", {"\ufffd a": "\U0001f98a"}]
+
+
+def test_other_values_are_left_as_they_are() -> None:
+    kept = (1, None, ["a", ("\U0001f98a", b"\xff")], {2: object()})
+    assert without_halves(kept) == kept and without_halves(("\udcff.png",)) == ("\ufffd.png",)
 
 
 @pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5000, "a"])
