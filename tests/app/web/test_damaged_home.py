@@ -37,6 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdow
 
 DEEP = "[" * 100_000
 DIGITS = '{"seed": ' + "9" * 5000 + "}"
+HALF = r'{"prompt": "half a character: \ud83d", "adapters": [{"name": "\ud800", "strength": 1}]}'
 JUNK = [b"", b"\xff\xfe\x00junk", b"[]", b"5", b"null", b'"text"', b"{}", DEEP.encode(), DIGITS.encode(), b'{"a": NaN}',
         b'{"pictures": 5}', b'{"pictures": [5]}', b'{"shares": 1, "method": [], "prompt": 1, "seed": "x", "base": 1}']
 
@@ -68,9 +69,9 @@ ADAPTERS = [
 ]  # fmt: skip
 PICTURES = [
     b"", b"\x89PNG\r\n\x1a\n\0\0\0\0IEND\xaeB`\x82", png(None)[:-20], png(None)[:40] + bytes(40) + png(None)[80:],
-    *(png(text) for text in ("", "{", "[]", "5", DEEP, DIGITS, '{"adapters": 5}', '{"adapters": [5]}', '{"prompt": 5}',
-                             '{"adapters": [{"name": 1, "strength": "much"}], "width": {}, "seed": []}',
-                             '{"fuse": 1, "shares": 1}', '{"fuse": "sum", "shares": [[]], "prompt": {}}')),
+    *(png(text) for text in ("", "{", "[]", "5", DEEP, DIGITS, HALF, '{"adapters": 5}', '{"adapters": [5]}',
+                             '{"prompt": 5}', '{"adapters": [{"name": 1, "strength": "much"}], "width": {}, "seed": 0}',
+                             '{"seed": []}', '{"fuse": 1, "shares": 1}', '{"fuse": "sum", "shares": [[]], "prompt": {}}')),
 ]  # fmt: skip
 RECIPES = [b"", b"\xff", b"a = ", b"steps = 'many'", b"a = " + DEEP.encode(), b"steps = " + b"9" * 5000, b"name = 5",
            b"kind = 'compression'\nname = 5", b"name = 'fox'\nunheard = 1"]
@@ -176,6 +177,7 @@ def test_every_page_shows_what_is_good_and_names_what_is_damaged(home, pages):
     text = loaded(pages, home)
     for good in ("'good'", "a good fox", "goodrun"):
         assert good in text
+    assert "half a character" in text and r"\ud83d" not in text, "no page can be sent with it"
     for number in range(len(ADAPTERS)):
         assert f"bad{number}" in text, number
     for number in range(len(PICTURES)):
