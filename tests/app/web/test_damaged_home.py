@@ -71,7 +71,8 @@ PICTURES = [
     b"", b"\x89PNG\r\n\x1a\n\0\0\0\0IEND\xaeB`\x82", png(None)[:-20], png(None)[:40] + bytes(40) + png(None)[80:],
     *(png(text) for text in ("", "{", "[]", "5", DEEP, DIGITS, HALF, '{"adapters": 5}', '{"adapters": [5]}',
                              '{"prompt": 5}', '{"adapters": [{"name": 1, "strength": "much"}], "width": {}, "seed": 0}',
-                             '{"seed": []}', '{"fuse": 1, "shares": 1}', '{"fuse": "sum", "shares": [[]], "prompt": {}}')),
+                             '{"seed": []}', '{"fuse": 1, "shares": 1}',
+                             '{"fuse": "sum", "shares": [[]], "prompt": {}}')),
 ]  # fmt: skip
 RECIPES = [b"", b"\xff", b"a = ", b"steps = 'many'", b"a = " + DEEP.encode(), b"steps = " + b"9" * 5000, b"name = 5",
            b"kind = 'compression'\nname = 5", b"name = 'fox'\nunheard = 1"]
