@@ -29,6 +29,7 @@ class AdapterNotes:
     tags: tuple[str, ...] = ()
     low: float = USUAL_RANGE[0]    # of its slider
     high: float = USUAL_RANGE[1]
+    cover: str = ""                # id of a picture of the gallery, in place of the adapter's own preview
 
 
 def read_notes(home: Home) -> dict[str, AdapterNotes]:
@@ -73,7 +74,8 @@ def _notes(values: Mapping[str, Any]) -> AdapterNotes:
     low, high = (low, high) if LOWEST <= low < high <= HIGHEST else USUAL_RANGE
     tags = values.get("tags")
     joined = ",".join(str(tag) for tag in tags) if isinstance(tags, list | tuple) else ""
-    return AdapterNotes(star=values.get("star") is True, tags=split_tags(joined), low=low, high=high)
+    return AdapterNotes(star=values.get("star") is True, tags=split_tags(joined), low=low, high=high,
+                        cover=str(values.get("cover", ""))[:MAX_TAG])
 
 
 def _file(home: Home) -> Any:

@@ -5,20 +5,36 @@ Only names are compared with the folder, and only when it has changed; a picture
 
 from __future__ import annotations
 
+import heapq
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
+
+from PIL import Image
 
 from atelier.app.store.gallery import find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.picture_marks import read_marks
+from atelier.training.measures.picture_features import (
+    COLOURS,
+    FEATURE_BYTES,
+    colours_of,
+    feature_distances,
+    picture_feature,
+)
 
-VERSION = 1
+VERSION = 2
 INDEX_FILE = "gallery.sqlite"
+_WORK_SECONDS, _REST_SECONDS = 0.2, 0.4   # of the thread that describes pictures
+_DESCRIBING = threading.Lock()
+_FEATURES = 5000    # looked at together
+_SHOWN = "id, prompt, seed, starred, damaged"
 _BATCH = 200        # pictures between two looks at the clock
 _RECENT = 500       # pictures whose prompts and adapters count as recent
 _TABLES = """
@@ -26,6 +42,7 @@ CREATE TABLE pictures (id TEXT PRIMARY KEY, prompt TEXT NOT NULL, seed INTEGER, 
  NULL, starred INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE adapters (name TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (name, id)) WITHOUT ROWID;
 CREATE TABLE boards (name TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (name, id)) WITHOUT ROWID;
+CREATE TABLE looks (id TEXT PRIMARY KEY, feature BLOB NOT NULL, colours INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE seen (what TEXT PRIMARY KEY, state TEXT NOT NULL);
 CREATE INDEX starred ON pictures (id) WHERE starred;
 """
@@ -42,6 +59,8 @@ class PictureQuery:
     starred: bool = False
     since: str = ""        # the first day, as 2026-11-30
     until: str = ""        # the last day
+    colour: str = ""       # that covers a part of it, one of ``COLOURS``
+    similar: str = ""      # id of a picture that looks alike: the nearest first, and no more than one page
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +89,77 @@ def search_pictures(home: Home, query: PictureQuery, before: str = "", limit: in
     Raises:
         HomeError: the index can't be read.
     """
+    if query.similar:
+        return [] if before else _with_index(home, lambda db: _similar(db, query, limit))
     where, values = _conditions(query, before)
-    sql = f"SELECT id, prompt, seed, starred, damaged FROM pictures WHERE {where} ORDER BY id DESC LIMIT ?"
-    rows = _with_index(home, lambda db: db.execute(sql, [*values, limit]).fetchall())
-    return [IndexedPicture(id, prompt, seed, bool(starred), bool(damaged))
-            for id, prompt, seed, starred, damaged in rows]   # fmt: skip
+    sql = f"SELECT {_SHOWN} FROM pictures WHERE {where} ORDER BY id DESC LIMIT ?"
+    return _with_index(home, lambda db: [_indexed(row) for row in db.execute(sql, [*values, limit])])
+
+
+def _indexed(row: tuple[Any, ...]) -> IndexedPicture:
+    id, prompt, seed, starred, damaged = row
+    return IndexedPicture(id, prompt, seed, bool(starred), bool(damaged))
+
+
+def _similar(db: sqlite3.Connection, query: PictureQuery, limit: int) -> list[IndexedPicture]:
+    """The pictures nearest to ``query.similar``, itself first; features are read some thousands at a time."""
+    one = db.execute("SELECT feature FROM looks WHERE id = ?", (query.similar,)).fetchone()
+    if not one:
+        return []
+    nearest: list[tuple[float, str]] = []
+    where, values = _conditions(query, "")
+    rows = db.execute(f"SELECT id, feature FROM looks WHERE id IN (SELECT id FROM pictures WHERE {where})", values)
+    while part := rows.fetchmany(_FEATURES):
+        distances = feature_distances(one[0], [feature for _, feature in part])
+        nearest = heapq.nsmallest(limit, [*nearest, *zip(distances.tolist(), (id for id, _ in part), strict=True)])
+    find = f"SELECT {_SHOWN} FROM pictures WHERE id = ?"
+    return [_indexed(db.execute(find, (id,)).fetchone()) for _, id in nearest]
+
+
+def describe_pictures(home: Home, seconds: float = 1.0) -> int:
+    """Note what pictures look like, the newest first; returns how many are left when the time is over.
+
+    Raises:
+        HomeError: the index can't be written.
+    """
+    return _with_index(home, lambda db: _describe(home, db, time.monotonic() + seconds))
+
+
+def describe_in_background(home: Home) -> None:
+    """Describe all pictures in a thread that leaves the processor to the pages most of the time; one runs at once."""
+    if _DESCRIBING.acquire(blocking=False):
+        threading.Thread(target=_describe_all, args=(home,), daemon=True).start()
+
+
+def _describe_all(home: Home) -> None:
+    try:
+        while describe_pictures(home, _WORK_SECONDS):
+            time.sleep(_REST_SECONDS)
+    except (HomeError, OSError, sqlite3.Error):
+        pass   # a full disk, or a home that has gone: the next visit of the gallery tries again
+    finally:
+        _DESCRIBING.release()
+
+
+def _describe(home: Home, db: sqlite3.Connection, end: float) -> int:
+    missing = "FROM pictures WHERE NOT damaged AND id NOT IN (SELECT id FROM looks)"
+    found: list[tuple[str, bytes, int]] = []
+    for (id,) in db.execute(f"SELECT id {missing} ORDER BY id DESC LIMIT {_BATCH}").fetchall():
+        found.append((id, *_look(home.gallery / f"{id}.png")))
+        if time.monotonic() > end:
+            break
+    with db:
+        db.executemany("INSERT OR REPLACE INTO looks VALUES (?, ?, ?)", found)
+    return db.execute(f"SELECT count(*) {missing}").fetchone()[0]
+
+
+def _look(path: Path) -> tuple[bytes, int]:
+    """A picture's feature, and its colours as bits; of one that can't be read, those of nothing."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return picture_feature(image), sum(1 << COLOURS.index(name) for name in colours_of(image))
+    except (OSError, ValueError, SyntaxError):
+        return bytes(FEATURE_BYTES), 0
 
 
 def count_pictures(home: Home, query: PictureQuery) -> int:
@@ -83,6 +168,8 @@ def count_pictures(home: Home, query: PictureQuery) -> int:
     Raises:
         HomeError: the index can't be read.
     """
+    if query.similar:
+        return len(search_pictures(home, query))
     where, values = _conditions(query, "")
     sql = f"SELECT count(*) FROM pictures WHERE {where}"
     return _with_index(home, lambda db: db.execute(sql, values).fetchone()[0])
@@ -117,6 +204,8 @@ def _conditions(query: PictureQuery, before: str) -> tuple[str, list[Any]]:
         "id IN (SELECT id FROM boards WHERE name = ?)": query.board, "id >= ?": query.since.replace("-", ""),
         # Ids begin with the day; this sign is above all that can follow.
         "id <= ?": query.until.replace("-", "") + "~" if query.until else "",
+        "id IN (SELECT id FROM looks WHERE colours & ?)":
+            1 << COLOURS.index(query.colour) if query.colour in COLOURS else 0,
     }   # fmt: skip
     parts += [(condition, value) for condition, value in given.items() if value]
     every = ["1", *(condition for condition, _ in parts), *(["starred"] if query.starred else [])]
@@ -145,7 +234,7 @@ def _compare_names(home: Home, db: sqlite3.Connection) -> list[str]:
         there = {entry.name[:-4] for entry in entries if entry.name.endswith(".png")}
     known = {row[0] for row in db.execute("SELECT id FROM pictures")}
     with db:
-        for table in ("pictures", "adapters"):
+        for table in ("pictures", "adapters", "looks"):
             db.executemany(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in known - there])
     return sorted(there - known, reverse=True)
 
@@ -220,7 +309,7 @@ def _open(home: Home) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(home.state / INDEX_FILE, timeout=30)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version != VERSION:
-            for table in ("pictures", "adapters", "boards", "seen"):
+            for table in ("pictures", "adapters", "boards", "looks", "seen"):
                 db.execute(f"DROP TABLE IF EXISTS {table}")
             db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
         yield db

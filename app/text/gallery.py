@@ -19,6 +19,10 @@ STAR, UNSTAR = "Star", "Remove the star"
 SEARCH = "Search prompts and adapters"
 SEARCH_HINT = "fox snow"
 ADAPTER, BOARD, ANY = "Adapter", "Board", "Any"
+COLOUR = "Colour"
+SIMILAR = "Similar pictures"
+SIMILAR_SHOWN = "Pictures that look most like the first one."
+SHOW_ALL = "Show all"
 STARRED = "Starred"
 SINCE, UNTIL = "From", "To"
 FAILED = "The pictures could not be loaded."
@@ -59,6 +63,16 @@ def pictures(number: int) -> str:
     ('The picture', '3 pictures:')
     """
     return "The picture" if number == 1 else f"{number} pictures:"
+
+
+def use_as_cover(adapter: str) -> str:
+    """A button that makes a picture the one by which the library shows an adapter."""
+    return f"Use as cover of {adapter}"
+
+
+def cover_set(adapter: str) -> str:
+    """Shown when an adapter has a new cover."""
+    return f"The library now shows {adapter} by this picture."
 
 
 def too_many(most: int) -> str:

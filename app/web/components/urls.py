@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from atelier.app.store.home import Home
+from atelier.app.store.adapter_notes import AdapterNotes
+from atelier.app.store.gallery import thumbnail_file
+from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard
 from atelier.app.store.previews import thumbnail_path
 
@@ -42,3 +44,12 @@ def file_url(path: Path) -> str:
     except OSError:
         changed = 0
     return f"{root_path()}/gradio_api/file={quote(str(path))}?{changed}"
+
+
+def cover_url(card: AdapterCard, notes: AdapterNotes) -> str:
+    """Address of the picture of the gallery that was chosen to show an adapter; empty where none is."""
+    try:
+        small = thumbnail_file(Home(card.path.parent.parent), notes.cover) if notes.cover else None
+    except HomeError:   # deleted since, or the disk is full
+        small = None
+    return file_url(small) if small else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,21 @@ import gradio as gr
 from atelier.adapters.core.parse import parse_json
 from atelier.app.services.draw import picture_recipe, recipe_json
 from atelier.app.services.gallery_zip import zip_pictures
+from atelier.app.store.adapter_notes import save_notes
 from atelier.app.store.gallery import GalleryPicture, find_picture, restore_picture, thumbnail_file, trash_picture
 from atelier.app.store.gallery_index import (
     IndexedPicture,
     PictureQuery,
     adapters_in_gallery,
     count_pictures,
+    describe_in_background,
+    describe_pictures,
+    recipe_adapters,
     search_pictures,
     update_index,
 )
 from atelier.app.store.home import Home, HomeError
+from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import mix_from_recipe
 from atelier.app.store.picture_marks import put_on_board, read_marks, set_stars, take_off_board
 from atelier.app.text import gallery as words
@@ -32,8 +37,10 @@ from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import file_url, page_url
+from atelier.training.measures.picture_features import COLOURS
 
 PAGE_SIZE = 60
+_KEYS = ("text", "adapter", "board", "since", "until", "starred", "colour", "similar")   # of a query, in _query's order
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -82,15 +89,18 @@ def _filters() -> list[Any]:
         board = gr.Dropdown([(words.ANY, "")], value="", label=words.BOARD, elem_id="filter-board", scale=2)
         since, until = (gr.DateTime(label=label, include_time=False, type="string", elem_id=id, scale=1, min_width=150)
                         for label, id in ((words.SINCE, "since"), (words.UNTIL, "until")))   # fmt: skip
+        colour = gr.Dropdown([(words.ANY, ""), *((name, name) for name in COLOURS)], value="", label=words.COLOUR,
+                             elem_id="filter-colour", scale=1, min_width=120)   # fmt: skip
         starred = gr.Checkbox(False, label=words.STARRED, elem_id="only-starred", scale=0, min_width=110)
-    return [text, adapter, board, since, until, starred]
+    return [text, adapter, board, since, until, starred, colour]
 
 
 def _query(values: Sequence[Any]) -> PictureQuery:
     """The search that the controls say; anything may come from a browser."""
-    text, adapter, board, since, until = (value if isinstance(value, str) else "" for value in values[:5])
+    text, adapter, board, since, until, colour, similar = (
+        value if isinstance(value, str) else "" for value in (*values[:5], *values[6:], "", "")[:7])
     return PictureQuery(text=text, adapter=adapter, board=board, since=since[:10], until=until[:10],
-                        starred=values[5] is True)   # fmt: skip
+                        starred=values[5] is True, colour=colour, similar=similar)   # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,7 @@ class _Events:
         yield gr.skip()
         while left := self._update():
             yield self._grid(_query(values), left)
+        describe_in_background(self.home)
 
     def search(self, *values: Any) -> dict[str, Any]:
         """Show what fits the filters."""
@@ -120,7 +131,7 @@ class _Events:
         text, before = (str(each) for each in asked) if isinstance(asked, list) and len(asked) == 2 else ("", "")
         try:
             values = parse_json(text)
-            query = _query([values.get(key) for key in ("text", "adapter", "board", "since", "until", "starred")])
+            query = _query([values.get(key) for key in _KEYS])
         except (ValueError, AttributeError):
             query = PictureQuery()
         return [self._tile(each) for each in search_pictures(self.home, query, before, PAGE_SIZE)]
@@ -133,6 +144,13 @@ class _Events:
             match action:
                 case "open":
                     return [skip, self._details(id), skip, skip]
+                case "similar":
+                    return [self._similar(id, values), {}, skip, skip]
+                case "all":
+                    return [self._grid(_query(values), 0), skip, skip, skip]
+                case "cover":
+                    self._set_cover(*id.split(" ", 1))
+                    return [skip, skip, skip, skip]
                 case "star":
                     set_stars(self.home, [id], id not in read_marks(self.home).stars)
                     self._update()
@@ -185,6 +203,18 @@ class _Events:
         trashed = tuple(trash_picture(self.home, id).name for id in dict.fromkeys(ids))
         return [self._grid(_query(values), self._update()), {"name": words.pictures(len(trashed))}, trashed]
 
+    def _similar(self, id: str, values: Sequence[Any]) -> dict[str, Any]:
+        """The pictures that look most like one, among those that the filters let through."""
+        find_picture(self.home, id)
+        query = replace(_query(values), similar=id)
+        return self._grid(query, describe_pictures(self.home))
+
+    def _set_cover(self, id: str, adapter: str = "") -> None:
+        """Show an adapter in the library by a picture that was drawn with it."""
+        card = find_adapter(self.home, adapter)
+        save_notes(self.home, card.name, cover=find_picture(self.home, id).id)
+        gr.Info(words.cover_set(card.name))
+
     def _update(self) -> int:
         with show_errors():
             return update_index(self.home)
@@ -194,7 +224,7 @@ class _Events:
         number = count_pictures(self.home, query)
         return {"query": json.dumps(asdict(query)), "count": words.count(number, still_to_read),
                 "empty": not number and query == PictureQuery(), "no_match": not number and query != PictureQuery(),
-                "number": number, "version": time.monotonic_ns(),
+                "similar": bool(query.similar), "number": number, "version": time.monotonic_ns(),
                 "first": [self._tile(each) for each in search_pictures(self.home, query, "", PAGE_SIZE)]}   # fmt: skip
 
     def _tile(self, picture: IndexedPicture) -> dict[str, Any]:
@@ -237,6 +267,8 @@ def _details(picture: GalleryPicture, *, starred: bool) -> dict[str, Any]:
         "facts": [{"name": name, "value": str(value)} for name, value in facts.items() if str(value)],
         "recipe": recipe_json(recipe), "reuse": page_url(page, picture=picture.id), "starred": str(starred).lower(),
         "star": words.UNSTAR if starred else words.STAR, "grid": page_url("grid", picture=picture.id),
+        "covers": [{"id": f"{picture.id} {name}", "text": words.use_as_cover(name)}
+                   for name in recipe_adapters(recipe)],
         **{f"only_{part}": page_url("studio", picture=picture.id, only=part) for part in ("prompt", "seed")},
     }   # fmt: skip
 

@@ -45,7 +45,7 @@ from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_shown, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.uploads import offer
-from atelier.app.web.components.urls import page_url, thumbnail_url
+from atelier.app.web.components.urls import cover_url, page_url, thumbnail_url
 from atelier.app.web.pages.library_tools import (
     connect_tools,
     place_extract,
@@ -269,8 +269,8 @@ def _show(home: Home, wanted: LibraryFilter, page: int, name: str) -> list[Any]:
 def _cards(found: Sequence[AdapterCard], notes: dict[str, AdapterNotes], opened: AdapterCard | None) -> dict[str, Any]:
     """What the panel shows of each adapter, with the opened one marked."""
     shown = [(card, notes.get(card.name, AdapterNotes())) for card in found]
-    return {"cards": [{"name": card.name, "picture": thumbnail_url(card, LARGE), "initial": card.name[0].upper(),
-                       "about": _about(card), "chosen": str(card == opened).lower(), "star": note.star,
+    return {"cards": [{"name": card.name, "picture": cover_url(card, note) or thumbnail_url(card, LARGE),
+                       "initial": card.name[0].upper(), "about": _about(card), "chosen": str(card == opened).lower(), "star": note.star,
                        "tags": ", ".join(note.tags)} for card, note in shown]}   # fmt: skip
 
 
@@ -303,7 +303,7 @@ def _details(home: Home, card: AdapterCard, notes: AdapterNotes) -> dict[str, An
         "star": str(notes.star).lower(), "create": page_url("create", like=card.name),
         "continue": page_url("create", **{"continue": card.name}) if card.kind in KINDS else "",
         "lineage": _lineage(home, card), "name": card.name, "trigger": card.trigger,
-        "picture": read_thumbnail(card), "facts": _pairs(facts),
+        "picture": cover_url(card, notes) or read_thumbnail(card), "facts": _pairs(facts),
         "recipe": _pairs(_recipe(card)), "studio": page_url("studio", adapter=card.name),
     }   # fmt: skip
 

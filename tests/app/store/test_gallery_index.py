@@ -14,6 +14,8 @@ from atelier.app.store.gallery_index import (
     PictureQuery,
     adapters_in_gallery,
     count_pictures,
+    describe_in_background,
+    describe_pictures,
     recent_adapters,
     recent_prompts,
     search_pictures,
@@ -123,3 +125,62 @@ def test_a_large_gallery_is_read_in_pieces(home: Home, monkeypatch: pytest.Monke
     while update_index(home, seconds=0):
         pass
     assert found(home) == [5, 4, 3, 2, 1]
+
+
+def paint(home: Home, day: int, *colours: str) -> str:
+    """A picture of vertical stripes, drawn on a day."""
+    image = Image.new("RGB", (64, 64), colours[0])
+    for number, colour in enumerate(colours):
+        image.paste(colour, (64 * number // len(colours), 0, 64, 64))
+    recipe = {"prompt": f"stripes {colours[0]}", "negative": "", "seed": day, "steps": 4, "guidance": 3.0,
+              "base": "embedded", "adapters": []}   # fmt: skip
+    id = f"202602{day:02}-000000-000000-abcdef"
+    (home.gallery / f"{id}.png").write_bytes(encode_picture(image, recipe))
+    return id
+
+
+def test_pictures_are_found_by_colour_and_by_what_looks_alike(home: Home) -> None:
+    red = paint(home, 1, "#e01010")
+    paint(home, 2, "#d02020")
+    paint(home, 3, "#1030e0", "#e01010")
+    paint(home, 4, "#10a030")
+    update_index(home)
+    assert found(home, colour="red") == [], "nothing is described yet"
+    assert found(home, similar=red) == []
+    assert describe_pictures(home) == 0
+    assert (found(home, colour="red"), found(home, colour="blue"), found(home, colour="green")) == ([3, 2, 1], [3], [4])
+    assert found(home, colour="red", text="blue") == [] and found(home, colour="'; DROP TABLE looks") != []
+    assert count_pictures(home, PictureQuery(colour="red")) == 3
+    assert found(home, similar=red)[:3] == [1, 2, 3], "the same picture first, then the nearest"
+    assert found(home, similar=red, colour="blue") == [3]
+    assert search_pictures(home, PictureQuery(similar=red), before="20260201") == [], "one page is all"
+    trash_picture(home, red)
+    update_index(home)
+    assert found(home, colour="red") == [3, 2] and found(home, similar=red) == []
+
+
+def test_pictures_are_described_a_little_at_a_time_and_each_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in range(1, 4):
+        paint(home, day, "#e01010")
+    update_index(home)
+    assert describe_pictures(home, seconds=0.0) == 6, "one of seven; the damaged one is left out"
+    assert describe_pictures(home) == 0
+    monkeypatch.setattr(gallery_index, "_look", lambda _: pytest.fail("it was described before"))
+    assert describe_pictures(home) == 0
+
+
+def test_a_background_thread_ends_when_all_is_described_or_the_home_is_gone(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait() -> None:
+        assert gallery_index._DESCRIBING.acquire(timeout=30)
+        gallery_index._DESCRIBING.release()
+
+    paint(home, 1, "#e01010")
+    update_index(home)
+    describe_in_background(home)
+    wait()
+    assert describe_pictures(home) == 0
+    monkeypatch.setattr(gallery_index, "describe_pictures", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    describe_in_background(home)
+    wait()
