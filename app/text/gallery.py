@@ -24,7 +24,7 @@ SIMILAR = "Similar pictures"
 SIMILAR_SHOWN = "Pictures that look most like the first one."
 SHOW_ALL = "Show all"
 STARRED = "Starred"
-SINCE, UNTIL = "From", "To"
+SINCE, UNTIL, CALENDAR = "From", "To", "Calendar"
 FAILED = "The pictures could not be loaded."
 AGAIN = "Try again"
 

@@ -37,11 +37,18 @@ const failed = () => {
   again.onclick = () => { end().replaceChildren(); over = false; page(); };
   end().replaceChildren(make('span', { textContent: list().dataset.failed + ' ' }), again);
 };
+// Gradio's date fields have no names of their own for screen readers.
+const nameDates = () => document.querySelectorAll('.timebox').forEach(box => {
+  const label = box.closest('.block').querySelector('[data-testid="block-info"]').textContent.trim();
+  box.querySelector('input').setAttribute('aria-label', label);
+  box.querySelector('button').setAttribute('aria-label', label + ': ' + list().dataset.calendar);
+});
 let watched = null;
 const observer = new IntersectionObserver(entries => entries[0].isIntersecting && page(), { rootMargin: '400px' });
 const restart = () => {
   if (!list() || !list().dataset.query) return;
   const first = [...list().querySelectorAll('[data-action="open"]')];
+  nameDates();
   query = list().dataset.query;
   after = first.length ? first[first.length - 1].dataset.id : '';
   over = first.length < 60; run += 1;

@@ -35,7 +35,13 @@ from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services.draw import DrawJob, draw_preview
 from atelier.app.services.engine import Engine
-from atelier.app.store.gallery_index import PictureQuery, count_pictures, search_pictures, update_index
+from atelier.app.store.gallery_index import (
+    PictureQuery,
+    count_pictures,
+    describe_pictures,
+    search_pictures,
+    update_index,
+)
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.mixes import MixEntry
 from atelier.app.web.pages import studio
@@ -185,6 +191,14 @@ def measure_gallery(home: Home) -> dict[str, Any]:
     searches = [_timed(lambda text=text: (count_pictures(home, PictureQuery(text=text)),
                                           search_pictures(home, PictureQuery(text=text))))
                 for text in SEARCHES for _ in range(5)]   # fmt: skip
+    describing = time.process_time()
+    while describe_pictures(home, seconds=60.0):
+        pass
+    describing = time.process_time() - describing
+    red = PictureQuery(colour="red")
+    colours = [_timed(lambda: (count_pictures(home, red), search_pictures(home, red))) for _ in range(20)]
+    alike = PictureQuery(similar=deep)
+    similar = [_timed(lambda: search_pictures(home, alike)) for _ in range(10)]
     unchanged, unchanged_cpu = _timed(lambda: update_index(home))
     grown = (psutil.Process().memory_info().rss - before) / 1e6
     return {
@@ -195,6 +209,10 @@ def measure_gallery(home: Home) -> dict[str, Any]:
         "search (ms, p95)": _p95([wall for wall, _ in searches]),
         "search (CPU ms, p95)": _p95([cpu for _, cpu in searches]),
         "search (CPU ms, median)": round(statistics.median(cpu for _, cpu in searches), 1),
+        "describing in the background (CPU ms a picture)":
+            round(1e3 * describing / max(1, count_pictures(home, everything)), 2),
+        "one colour (CPU ms, p95)": _p95([cpu for _, cpu in colours]),
+        "similar pictures (CPU ms, p95)": _p95([cpu for _, cpu in similar]),
         "nothing new (ms)": unchanged, "nothing new (CPU ms)": unchanged_cpu,
         "memory growth (MB)": round(grown, 1),
         "peak memory (MB)": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1),
