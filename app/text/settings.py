@@ -9,12 +9,35 @@ LEAD = "Where your files are, what this machine offers, and which versions are i
 HOME = "Home folder"
 HOME_HINT = "Everything you make is in this folder. Back it up, move it, or start Atelier with a different one."
 FOLDER, FREE = "Folder", "Free disk space"
-FOLDERS = {"datasets": "Training pictures", "runs": "Jobs", "adapters": "Adapters", "gallery": "Gallery",
-           "bases": "Compressed models", "trash": "Trash"}
 MACHINE, DEVICE, MEMORY, SYSTEM = "This machine", "Device", "Memory", "System"
 WORKER, WORKER_RUNNING = "Worker", "running"
 NO_WORKER = "not running: jobs wait until you start one with 'atelier worker'"
 NAME, FAMILY, PREDICTION = "Name", "Family", "Prediction type"
+STORAGE = "Storage"
+STORAGE_HINT = "What takes up space in your home folder, and what can be deleted without losing your work."
+CLEAN_UP, CLEAN_NOW, KEEP = "Clean up", "Delete for good", "Keep"
+STORAGE_KINDS = {
+    "adapters": "Adapters", "gallery": "Gallery", "datasets": "Training pictures", "runs": "Jobs",
+    "bases": "Compressed models", "trash": "Trash", "thumbnails": "Small previews", "exports": "Exported files",
+}
+CLEAN_UP_NOTES = {   # what a clean-up deletes
+    "trash": "Everything in the trash. It can't be restored afterwards.",
+    "runs": "Saved steps of finished jobs. They can't be compared or resumed afterwards; the adapters stay.",
+    "thumbnails": "Small previews of pictures. They are made again when they are needed.",
+    "exports": "Files that were prepared for a download: grids and ZIP files.",
+}
+KEYBOARD = "Keyboard"
+SHORTCUTS = {
+    "Ctrl + Enter": "Draw, from anywhere on the Studio",
+    "Esc": "Stop a drawing; close an opened picture or adapter",
+    "← →": "Previous or next picture in the gallery; values of a slider; choices of a group",
+    "Tab, Shift + Tab": "Next or previous control",
+    "Space, Enter": "Press the button or tick the box that has the focus",
+}
+DIAGNOSTICS = "Help with a problem"
+DIAGNOSTICS_HINT = ("A file with versions, numbers and kinds of errors, to attach to a report. It holds no pictures, "
+                    "prompts, names, paths or keys.")
+MAKE_DIAGNOSTICS = "Prepare the file"
 LOADED, YES, NOT_YET = "Loaded", "yes", "not yet"
 MODEL_FOLDERS = "Folders with base models"
 MODEL_FOLDERS_HINT = "One folder per line. You can choose the models found there in Create and Studio."
@@ -122,3 +145,21 @@ def not_a_folder(path: object) -> str:
 def processor(count: int) -> str:
     """The device of a machine without a graphics card."""
     return f"CPU, {count} cores"
+
+
+def can_free(count: int) -> str:
+    """How much a clean-up frees.
+
+    >>> can_free(3_200_000_000)
+    '3.2 GB can be freed'
+    """
+    return f"{format_bytes(count)} can be freed"
+
+
+def freed(count: int) -> str:
+    """Shown after a clean-up.
+
+    >>> freed(1_000_000)
+    '1 MB were freed.'
+    """
+    return f"{format_bytes(count)} were freed."

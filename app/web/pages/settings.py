@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -28,6 +27,7 @@ from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.urls import root_path
 from atelier.app.web.pages.settings_models import place_base_options, place_downloads
+from atelier.app.web.pages.settings_storage import place_help, place_storage
 from atelier.training.base_models.device import best_device, card_problem, has_own_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.config.assets import DISTRIBUTION
@@ -53,6 +53,8 @@ def build(
     place_base_options(demo, home)
     precision.input(lambda name: _save_precision(home, name), precision, None, api_visibility="private")
     _place_keys(demo, home, has_password)
+    place_storage(demo, home)
+    place_help(home)
     demo.load(lambda: drawing_precision(home), None, precision, **UNQUEUED)
     demo.load(lambda: _groups(home, engine), None, facts, **UNQUEUED)
     demo.load(lambda: _models(home), None, [folders, models], **UNQUEUED)
@@ -106,8 +108,7 @@ def _groups(home: Home, engine: Engine) -> list[dict[str, Any]]:
 
 
 def _home_facts(home: Home) -> dict[str, str]:
-    used = {title: format_bytes(_bytes(getattr(home, name))) for name, title in words.FOLDERS.items()}
-    return {words.FOLDER: str(home.path), **used, words.FREE: format_bytes(psutil.disk_usage(str(home.path)).free)}
+    return {words.FOLDER: str(home.path), words.FREE: format_bytes(psutil.disk_usage(str(home.path)).free)}
 
 
 def _machine_facts(home: Home) -> dict[str, str]:
@@ -169,7 +170,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return words.FROM_SOURCE
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
