@@ -270,7 +270,8 @@ def _cards(found: Sequence[AdapterCard], notes: dict[str, AdapterNotes], opened:
     """What the panel shows of each adapter, with the opened one marked."""
     shown = [(card, notes.get(card.name, AdapterNotes())) for card in found]
     return {"cards": [{"name": card.name, "picture": cover_url(card, note) or thumbnail_url(card, LARGE),
-                       "initial": card.name[0].upper(), "about": _about(card), "chosen": str(card == opened).lower(), "star": note.star,
+                       "initial": card.name[0].upper(), "about": _about(card),
+                       "chosen": str(card == opened).lower(), "star": note.star,
                        "tags": ", ".join(note.tags)} for card, note in shown]}   # fmt: skip
 
 

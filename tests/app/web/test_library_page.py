@@ -8,15 +8,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services.library_list import PAGE, LibraryFilter
-from atelier.app.store.adapter_notes import save_notes
+from atelier.app.store.adapter_notes import AdapterNotes, save_notes
+from atelier.app.store.gallery import encode_picture, trash_picture
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import AdapterCard, find_adapter
 from atelier.app.store.trash import move_to_trash
+from atelier.app.web.components.urls import cover_url
 from atelier.app.web.pages import library, library_tools
 from atelier.training.config.events import Measured
 from atelier.training.config.run_folder import RunFolder
@@ -48,6 +51,19 @@ def test_stars_and_tags_are_on_the_cards(home: Home) -> None:
     save_notes(home, "rex00003", star=True, tags=("dog",), low=0.0, high=1.5)
     [card] = library._show(home, LibraryFilter(starred=True), 0, "")[0]["cards"]
     assert (card["name"], card["star"], card["tags"]) == ("rex00003", True, "dog")
+
+
+def test_a_picture_of_the_gallery_can_be_the_cover_until_it_is_deleted(home: Home, own_home: Path) -> None:
+    card = replace(CARD, name="rex00003", path=home.adapters / "rex00003.safetensors")
+    recipe = {"prompt": "x", "negative": "", "seed": 1, "steps": 4, "guidance": 3.0, "base": "embedded", "adapters": []}
+    id = "20260101-000000-000000-abcdef"
+    (home.gallery / f"{id}.png").write_bytes(encode_picture(Image.new("RGB", (8, 8)), recipe))
+    assert cover_url(card, AdapterNotes()) == ""
+    notes = save_notes(home, "rex00003", cover=id)
+    assert f"/.thumbs/{id}.webp" in cover_url(card, notes)
+    trash_picture(home, id)
+    assert cover_url(card, notes) == ""
+    assert cover_url(card, AdapterNotes(cover="../../x")) == ""
 
 
 @pytest.mark.parametrize("values", [(None,) * 6, ("x" * 9999, 1, "no", "?", "??", -5), ("", 0, "", "", "", "7")])
