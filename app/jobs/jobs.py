@@ -168,12 +168,12 @@ def run_status(home: Home, id: str) -> RunStatus:
     Raises:
         HomeError: there is no such run.
     """
-    return read_status(find_run(home, id), _queued_runs(home))
+    return read_status(find_run(home, id), queued_runs(home))
 
 
 def list_runs(home: Home) -> list[RunStatus]:
     """The states of all runs, newest first."""
-    waiting = _queued_runs(home)
+    waiting = queued_runs(home)
     return [read_status(RunFolder(path), waiting) for path in reversed(run_folders(home))]
 
 
@@ -182,7 +182,8 @@ def run_folders(home: Home) -> list[Path]:
     return sorted(path.parent for path in home.runs.glob("*/recipe.toml") if not path.parent.name.startswith("."))
 
 
-def _queued_runs(home: Home) -> dict[str, Action]:
+def queued_runs(home: Home) -> dict[str, Action]:
+    """What waits in the queue by id, the next one first, and what to do with each."""
     if not home.queue and (is_shared(home) or not (home.state / "queue.sqlite").exists()):
         return {}
     try:

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.base_queue import Action
 from atelier.app.jobs.child_process import STALE_SECONDS
+from atelier.app.jobs.grid_jobs import is_grid, queued_folder, read_grid_job
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders
 from atelier.app.jobs.redis_queue import RedisQueue, redis_queue
 from atelier.app.store.home import Home
@@ -37,7 +38,7 @@ def open_shared(home: Home, train: Train, *, has_card: bool) -> Iterator[RedisQu
     """
     def handle(id: str, action: Action) -> None:
         """Do what a message of the queue asks for."""
-        carry_out(RunFolder(home.runs / id), action, queue, train)
+        carry_out(queued_folder(home, id), action, queue, train)
 
     heartbeats = Heartbeats()
 
@@ -99,7 +100,7 @@ def carry_out(run: RunFolder, action: Action, queue: RedisQueue, train: Train) -
     with queue.lease(run) as lost:
         if lost is None or run.is_alive():
             return
-        state = read_status(run).state
+        state = read_grid_job(run).state if is_grid(run) else read_status(run).state
         if action == Action.RECOVER and may_recover(run):
             auto_resume_marker(run).touch()   # the second time, a person decides
             if not isinstance(run.events()[-1][1], Interrupted):

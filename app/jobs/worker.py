@@ -14,6 +14,7 @@ from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.base_queue import Action, Queue
 from atelier.app.jobs.child_process import Command, run_child, training_command, watch_child
 from atelier.app.jobs.gpu_pool import GpuPool, find_gpus
+from atelier.app.jobs.grid_jobs import grid_command, grid_folders, is_grid, queued_folder, read_grid_job
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders, worker_lock
 from atelier.app.jobs.queue import open_queue
 from atelier.app.jobs.queue_file import file_identity, queue_path
@@ -40,7 +41,7 @@ def run_worker(home: Home, command: Command = training_command) -> None:
     def train(run: RunFolder, lost: threading.Event | None = None) -> None:
         """Train a run in a child process on a free card."""
         with cards.card() as environment:
-            run_child(run, home.adapters, command, environment, lost)
+            run_child(run, home.adapters, grid_command if is_grid(run) else command, environment, lost)
 
     def opened() -> AbstractContextManager[Queue]:
         """The queue, in line with the folders."""
@@ -74,7 +75,7 @@ def _open_alone(home: Home, train: Callable[[RunFolder], None]) -> Iterator[Queu
 
     def handle(id: str, action: Action) -> None:
         """Do what a message of the queue asks for."""
-        _handle(RunFolder(home.runs / id), action, queue, train)
+        _handle(queued_folder(home, id), action, queue, train)
 
     with lock, open_queue(home, handle) as queue:
         record_worker(home)
@@ -96,8 +97,8 @@ def reconcile(home: Home, queue: Queue) -> None:
     that were interrupted continue from their checkpoint, automatically only once.
     """
     waiting = queue.waiting()
-    for run in map(RunFolder, run_folders(home)):
-        state = read_status(run).state
+    for run in [*map(RunFolder, run_folders(home)), *grid_folders(home)]:
+        state = _state(run)
         if run.is_alive():
             queue.add(run, Action.WATCH, soon=True)
         elif run.id not in waiting:
@@ -118,8 +119,8 @@ class ForgottenRuns:
         try:
             with open_queue(self._home) as queue:
                 waiting = queue.waiting()
-                runs = [run for run in map(RunFolder, run_folders(self._home))
-                        if run.id not in waiting and read_status(run).state == "queued"]   # fmt: skip
+                runs = [run for run in [*map(RunFolder, run_folders(self._home)), *grid_folders(self._home)]
+                        if run.id not in waiting and _state(run) == "queued"]   # fmt: skip
                 for run in runs:
                     if run.id in self._found:
                         queue.add(run, Action.START)
@@ -130,7 +131,7 @@ class ForgottenRuns:
 
 def _handle(run: RunFolder, action: Action, queue: Queue, train: Callable[[RunFolder], None]) -> None:
     """Carry out a message, unless the run's state has changed since it was written."""
-    state = read_status(run).state
+    state = _state(run)
     if run.is_alive():
         watch_child(run)
         _auto_resume(run, queue)
@@ -138,10 +139,14 @@ def _handle(run: RunFolder, action: Action, queue: Queue, train: Callable[[RunFo
         train(run)
 
 
+def _state(run: RunFolder) -> str:
+    return read_grid_job(run).state if is_grid(run) else read_status(run).state
+
+
 def _auto_resume(run: RunFolder, queue: Queue) -> None:
     """Resume an interrupted run from its checkpoint, once: the second time, a person decides."""
-    if read_status(run).state != "interrupted" or auto_resume_marker(run).exists():
+    if _state(run) != "interrupted" or auto_resume_marker(run).exists():
         return
-    if any(isinstance(event, Saved) for _, event in run.events()):
+    if is_grid(run) or any(isinstance(event, Saved) for _, event in run.events()):
         auto_resume_marker(run).touch()
         queue.add(run, Action.RESUME, soon=True)

@@ -30,9 +30,9 @@ from atelier.app.text import grid as words
 from atelier.training.sampling.sample import DrawRequest
 
 SETTINGS = ("seed", "steps", "guidance", "sampler", "schedule", "clip_skip", "width", "height")
-KINDS = ("strength", "prompt", *SETTINGS, "adapter", "method", "base", "checkpoint")
+KINDS = ("strength", "prompt", *SETTINGS, "adapter", "method", "base", "checkpoint", "block")
 MAX_AXES, MAX_CELLS = 3, 400
-NO_ADAPTER = "none"
+NO_ADAPTER = NO_BLOCK = "none"
 _FLOAT = r"\s*(-?\d*\.?\d+)\s*"
 _RANGE = re.compile(rf"{_FLOAT}\.\.{_FLOAT}:\s*(\d+)\s*")
 _WRITE_LOCK = threading.Lock()   # votes come while cells are drawn: each reads the file and writes it
@@ -216,6 +216,8 @@ def _with_value(home: Home, job: DrawJob, axis: Axis, value: str) -> DrawJob:
             target, strength = _target(job, axis), _number(value)
             entries = [replace(entry, strength=strength) if entry.name == target else entry for entry in job.adapters]
             return replace(job, adapters=tuple(entries))
+        case "block":
+            return _with_block(job, _target(job, axis), value)
         case "adapter":
             first = job.adapters[0] if job.adapters else MixEntry("")
             new = () if value == NO_ADAPTER else (replace(first, name=find_adapter(home, value).name),)
@@ -232,6 +234,17 @@ def _with_value(home: Home, job: DrawJob, axis: Axis, value: str) -> DrawJob:
             return job
         case _:
             return replace(job, request=DrawRequest.from_dict({**job.request.to_dict(), axis.kind: value}))
+
+
+def _with_block(job: DrawJob, target: str, value: str) -> DrawJob:
+    """The drawing with an adapter's update left out of one block, or at another strength there, as in ``mid=0.5``."""
+    block, _, strength = value.partition("=")
+    if value == NO_BLOCK:
+        return job
+    changed = {block.strip(): _number(strength or "0")}
+    return replace(job, adapters=tuple(
+        replace(entry, blocks=tuple(sorted({**dict(entry.blocks), **changed}.items()))) if entry.name == target else
+        entry for entry in job.adapters))   # fmt: skip
 
 
 def _target(job: DrawJob, axis: Axis) -> str:

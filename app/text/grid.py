@@ -10,6 +10,7 @@ KINDS = {
     "strength": "Strength", "prompt": "Prompt: replace words", "seed": "Seed", "steps": "Steps", "guidance": "Guidance",
     "sampler": "Sampler", "schedule": "Schedule", "clip_skip": "CLIP skip", "width": "Width", "height": "Height",
     "adapter": "Adapter", "method": "Fusion method", "base": "Base model", "checkpoint": "Checkpoint of a run",
+    "block": "Block left out",
 }
 AXES = ("Across", "Down", "Blocks")
 NOTHING = "Nothing"
@@ -21,6 +22,7 @@ VALUES_HINT = {
     "seed": "1, 2, 3", "steps": "10, 20, 40", "guidance": "1..7:4", "sampler": "ddim, dpm++, euler a",
     "schedule": "auto, karras", "clip_skip": "0, 1", "width": "64, 128", "height": "64, 128",
     "adapter": "rex, ink, none", "method": "sum, gated, ties", "base": "embedded, little",
+    "block": "none, mid, up.1.0, down.1.0=0.5",
     "checkpoint": "RUN:100, RUN:200, with the run's id from its page's address",
 }
 START, STOP, CONTINUE = "Draw the grid", "Stop", "Continue"
@@ -37,13 +39,20 @@ NO_AXES = "Choose one to three settings that change."
 NO_GRID = "There is no such grid. It may have been deleted."
 
 
-def progress(done: int, of: int) -> str:
+def progress(done: int, of: int, message: str = "") -> str:
     """How much of a grid is drawn.
 
     >>> progress(3, 12)
     '3 of 12 pictures'
+    >>> progress(0, 12, "Number 2 in the queue.")
+    '0 of 12 pictures · Number 2 in the queue.'
     """
-    return f"{done} of {of} pictures"
+    return " · ".join(filter(None, [f"{done} of {of} pictures", message]))
+
+
+def unexpected(what: str, log: str) -> str:
+    """Something that nobody foresaw."""
+    return f"The grid can't be drawn further: {what[:300]}. The whole message is in {log}. Press Continue to try again."
 
 
 def score(wins: int, votes: int) -> str:

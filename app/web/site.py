@@ -33,7 +33,7 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
     with demo.route(shared.TITLES["studio"], page_path("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
     with demo.route(shared.TITLES["grid"], page_path("grid")), page(demo, home, "grid"):
-        grid.build(demo, home, engine)
+        grid.build(demo, home)
     with demo.route(shared.TITLES["mix"], page_path("mix")), page(demo, home, "mix"):
         mix.build(demo, home, engine)
     with demo.route(shared.TITLES["compress"], page_path("compress")), page(demo, home, "compress"):

@@ -8,9 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from atelier.app.services.engine import Engine
+from atelier.app.jobs.grid_jobs import GridJob, cancel_grid, grid_job, submit_grid
 from atelier.app.services.grid import MAX_AXES, Cell, Grid, list_grids, new_grid, parse_axis, read_grid, vote
-from atelier.app.services.grid_drawings import GridDrawings
 from atelier.app.services.grid_picture import cell_rows, write_labelled_picture
 from atelier.app.services.grid_ranking import next_pair, rank_cells, rank_values
 from atelier.app.store.gallery import find_picture, read_recipe
@@ -24,10 +23,11 @@ from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import file_url, page_url
 
 MAX_LISTED = 30
+ABOUT_ADAPTERS = ("strength", "checkpoint", "block")   # axes that ask whose
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
+def build(demo: gr.Blocks, home: Home) -> None:
     """Place the Grid page: ``?picture=ID`` plans a grid around a picture, ``?grid=ID`` shows one."""
     heading(words.TITLE, words.LEAD)
     with gr.Column(visible=False, elem_classes="surface") as plan:
@@ -40,7 +40,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     listed = panel("grid-list", {})
     labelled = gr.DownloadButton(shared.DOWNLOAD, visible=False, elem_id="labelled-grid")
     picture, grid, showing = gr.Textbox(visible=False), gr.Textbox(visible=False), gr.State("")
-    events = _Events(home, GridDrawings(home, engine))
+    events = _Events(home)
     timer = gr.Timer(1.0)
 
     state = [shown, votes, pair, showing]
@@ -65,8 +65,7 @@ def _axis(number: int) -> list[Any]:
         whose = gr.Dropdown([(words.FIRST_ADAPTER, "")], value="", label=words.WHOSE, scale=2, min_width=140,
                             interactive=True, visible=number == 0, elem_id=f"whose-{number}")   # fmt: skip
     kind.change(lambda chosen: [gr.Textbox(placeholder=words.VALUES_HINT.get(chosen, "")),
-                                gr.Dropdown(visible=chosen in ("strength", "checkpoint"))], kind, [values, whose],
-                **UNQUEUED)   # fmt: skip
+                                gr.Dropdown(visible=chosen in ABOUT_ADAPTERS)], kind, [values, whose], **UNQUEUED)
     return [kind, values, whose]
 
 
@@ -75,7 +74,6 @@ class _Events:
     """Event handlers of the page."""
 
     home: Home
-    drawings: GridDrawings
 
     def on_load(self, request: gr.Request) -> list[Any]:
         """Plan a grid around the picture in the address, or show the grid in it; else list those there are."""
@@ -92,7 +90,7 @@ class _Events:
             axes = [parse_axis(kind, text or "", whose or "") for kind, text, whose in
                     zip(values[::3], values[1::3], values[2::3], strict=True) if kind]   # fmt: skip
             grid = new_grid(self.home, picture, axes)
-        self.drawings.start(grid.id)
+            submit_grid(self.home, grid.id)
         return grid.id
 
     def refresh(self, id: str, showing: str) -> list[Any]:
@@ -106,9 +104,9 @@ class _Events:
         file: Any = gr.DownloadButton(visible=False)
         with show_errors():
             if action == "stop":
-                self.drawings.stop(id)
+                cancel_grid(self.home, read_grid(self.home, id).id)
             elif action == "continue":
-                self.drawings.start(id)
+                submit_grid(self.home, read_grid(self.home, id).id)
             elif action == "download":
                 labelled = write_labelled_picture(self.home, read_grid(self.home, id))
                 file = gr.DownloadButton(value=offer(labelled), visible=True)
@@ -131,17 +129,17 @@ class _Events:
             return [{"problem": str(error)}, gr.Column(visible=False), {}, str(error)]
         if grid is None:
             return [{}, gr.Column(visible=False), {}, ""]
-        running = self.drawings.is_running(id)
+        job = grid_job(self.home, id)
         done = sum(bool(cell.picture or cell.problem) for cell in grid.cells)
-        return [self._cells(grid, running, done), gr.Column(visible=done > 1), self._votes(grid),
-                f"{id} {done} {running} {len(grid.votes)}"]   # fmt: skip
+        return [self._cells(grid, job, done), gr.Column(visible=done > 1), self._votes(grid),
+                f"{id} {done} {job.state} {job.message} {len(grid.votes)}"]   # fmt: skip
 
-    def _cells(self, grid: Grid, running: bool, done: int) -> dict[str, Any]:
+    def _cells(self, grid: Grid, job: GridJob, done: int) -> dict[str, Any]:
         return {
             "across": list(grid.axes[0].values), "down": words.KINDS[grid.axes[1].kind] if len(grid.axes) > 1 else "",
             "title": " × ".join(words.KINDS[axis.kind] for axis in grid.axes), "prompt": grid.recipe.get("prompt", ""),
-            "progress": words.progress(done, len(grid.cells)), "percent": 100 * done // len(grid.cells),
-            "running": running, "complete": grid.is_complete,
+            "progress": words.progress(done, len(grid.cells), job.message), "percent": 100 * done // len(grid.cells),
+            "running": not job.is_over, "failed": job.state == "failed", "complete": grid.is_complete,
             "rows": [{"block": block, "name": label, "cells": [self._cell(cell) for cell in cells]}
                      for block, label, cells in cell_rows(grid)],
         }   # fmt: skip

@@ -113,7 +113,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
                             **_NO_PROGRESS}   # fmt: skip
     changed = [c["prompt"], c["base"], c["names"], *sliders, picker, trigger_words]
     _listen_live(events, c, live, [*details, tiles], picker.action(events.toggle, inputs, changed, **UNQUEUED))
-    tiles.action(events.view_blocks, inputs, tiles, **_NO_PROGRESS)
+    tiles.action(events.view_blocks, inputs, [progress, tiles], **_NO_PROGRESS)
     c["prompt"].blur(events.add_typed, inputs, changed, **UNQUEUED)
     prompt.listen(c["base"], c["seed"], c["prompt_syntax"])
     gr.on([draw.click, c["prompt"].submit], prompt.remember, c["prompt"], prompt.recent, **UNQUEUED)
@@ -206,13 +206,21 @@ class _Events:
         """The panels of the adapters in use."""
         return show_details(self.home, details_of(adapter_names(names), details))
 
-    def view_blocks(self, request: gr.Request, event: gr.EventData, *values: Any) -> Iterator[dict[str, Any]]:
+    def view_blocks(self, request: gr.Request, event: gr.EventData, *values: Any) -> Iterator[list[Any]]:
         """Draw what each block does, until the page asks for something else."""
         page, this = str(request.session_hash), secrets.token_hex(8)
         self.wanted.want(page, this)
         with show_errors():
             job = _draw_job(self._settings(values))
-        yield from block_tiles(self.home, self.engine, job, event, partial(self.wanted.wants, page, this))
+        yield [busy(0, 0), gr.skip()]
+        try:
+            for tiles in block_tiles(self.home, self.engine, job, event, partial(self.wanted.wants, page, this)):
+                yield [gr.skip(), tiles]
+        except Exception:   # whatever happened, the page must not stay busy
+            yield [idle(), gr.skip()]
+            raise
+        if self.wanted.wants(page, this):
+            yield [idle(), gr.skip()]
 
     def stop(self, request: gr.Request) -> dict[str, Any]:
         """Abandon what is being drawn for this page."""

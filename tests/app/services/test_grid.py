@@ -25,7 +25,6 @@ from atelier.app.services.grid import (
     read_grid,
     vote,
 )
-from atelier.app.services.grid_drawings import GridDrawings
 from atelier.app.services.grid_picture import SIDE, cell_rows, labelled_picture
 from atelier.app.services.grid_ranking import next_pair, rank_cells, rank_values, wilson_score
 from atelier.app.store.gallery import find_picture, gallery_page, read_recipe, save_picture
@@ -98,14 +97,6 @@ def test_a_grid_goes_on_where_it_was_stopped_and_draws_no_cell_twice(home: Home,
     assert len(gallery_page(home)) == 4, "the first picture and three cells"
 
 
-def test_a_grid_is_drawn_beside_the_page(home: Home, picture: str) -> None:
-    drawings, grid = GridDrawings(home, cast(Engine, FakeEngine())), new_grid(home, picture, [Axis("seed", ("1", "2"))])
-    thread = drawings.start(grid.id)
-    assert thread
-    thread.join(20)
-    assert read_grid(home, grid.id).is_complete and not drawings.is_running(grid.id)
-
-
 @pytest.mark.parametrize(("kind", "text", "why"), [
     ("colour", "red", "can't change in a grid"), ("seed", " , ", "has no values"), ("seed", "0..9:9999", "at most 400"),
     ("seed", ",".join(map(str, range(401))), "at most 400"), ("seed", "x", "seed is 'x'"),
@@ -166,6 +157,15 @@ def test_votes_of_several_pages_at_once_are_all_kept(home: Home, picture: str) -
     with ThreadPoolExecutor(4) as pages:
         list(pages.map(lambda _: vote(home, grid.id, 0, 1), range(40)))
     assert len(read_grid(home, grid.id).votes) == 40
+
+
+def test_a_block_is_left_out_or_weakened_in_a_cell(home: Home) -> None:
+    entries = (MixEntry("rex", blocks=(("up.0.0", 0.5),)), MixEntry("ink"))
+    job = DrawJob(request=DrawRequest(prompt="fox"), adapters=entries)
+    axis = parse_axis("block", "none, mid, up.0.0=2", "rex")
+    found = [_with_value(home, job, axis, value).adapters for value in axis.values]
+    assert [dict(rex.blocks) for rex, _ in found] == [{"up.0.0": 0.5}, {"mid": 0.0, "up.0.0": 0.5}, {"up.0.0": 2.0}]
+    assert all(ink == MixEntry("ink") for _, ink in found)
 
 
 @pytest.mark.parametrize("strength", ["nan", "inf", "1.2.3", "..", "1.2.3..4:3"])
