@@ -25,6 +25,8 @@ LOW, HIGH = "Lowest strength", "Highest strength"
 STRIP = "The same picture at four strengths"
 DRAW_STRIP = "Draw at four strengths"
 MEMORIZATION, DRIFT = "Memorization", "Drift"
+MEASURE = "Measure strength and leak"
+PROPOSED, LEAK = "Proposed strength", "Leak"
 COPY_TOOLS = "Smaller copy, or merge with another"
 NEW_NAME = "Name of the new adapter"
 NEW_RANK, NEW_RANK_HINT = "Rank", "0 keeps everything: the copy is exact."
@@ -106,6 +108,25 @@ def memorization(auc: float) -> str:
     """
     judged = "none" if auc < 0.6 else "a little" if auc < 0.75 else "much" if auc < 0.9 else "redraws its pictures"
     return f"{auc:.2f}: {judged}"
+
+
+def strengths(low: float, high: float) -> str:
+    """From which strength on an adapter shows, and up to which it is not too strong.
+
+    >>> strengths(0.5, 1.75)
+    '0.5 to 1.75'
+    """
+    return f"{low:g} to {high:g}"
+
+
+def leak(word: str, share: float, limit: float) -> str:
+    """The ordinary word that draws most of an adapter's subject.
+
+    >>> leak("blue", 0.62, 0.5), leak("cat", 0.031, 0.5)
+    ('“blue” draws it too (62 %)', 'none (at most 3 %, “cat”)')
+    """
+    percent = f"{100 * max(0.0, share):.0f} %"
+    return f"“{word}” draws it too ({percent})" if share >= limit else f"none (at most {percent}, “{word}”)"
 
 
 def imported(name: str, notes: str) -> str:

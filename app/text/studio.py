@@ -87,6 +87,15 @@ def few_steps(name: str, sampler: str, steps: int, guidance: float) -> str:
             "a sampler to change this.")
 
 
+def proposed_strength(low: float, high: float) -> str:
+    """Below the slider of an adapter that was measured.
+
+    >>> proposed_strength(0.5, 1.75)
+    'Works at 0.5 to 1.75.'
+    """
+    return f"Works at {low:g} to {high:g}."
+
+
 def more_adapters(count: int) -> str:
     """Shown below the adapters when there are more.
 

@@ -48,6 +48,7 @@ from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import cover_url, page_url, thumbnail_url
 from atelier.app.web.pages.library_tools import (
     connect_tools,
+    measured_facts,
     place_extract,
     place_tools,
     run_facts,
@@ -298,7 +299,7 @@ def _details(home: Home, card: AdapterCard, notes: AdapterNotes) -> dict[str, An
         shared.BASE_MODEL: card.title or family_title(card.family),
         words.TRAINED_ON: words.picture_count(card.pictures), shared.SIZE: format_bytes(card.bytes),
         shared.CREATED: shared.date_and_time(card.created.astimezone()), words.CAPTION_TAGS: _tags(card),
-        words.NOTES: " ".join(card.notes), **run_facts(home, card),
+        words.NOTES: " ".join(card.notes), **run_facts(home, card), **measured_facts(home, card),
     }   # fmt: skip
     return {
         "star": str(notes.star).lower(), "create": page_url("create", like=card.name),

@@ -10,6 +10,7 @@ import gradio as gr
 
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
 from atelier.app.jobs.jobs import read_status, run_folders
+from atelier.app.services.adapter_measures import measure_adapter, read_measures
 from atelier.app.services.engine import Engine
 from atelier.app.services.import_export import extract_adapter, merge_adapters
 from atelier.app.services.strength_strip import draw_strip, stored_strip
@@ -22,6 +23,7 @@ from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, show_errors
 from atelier.app.web.components.panel import panel
 from atelier.training.config.run_folder import RunFolder
+from atelier.training.measures.leak import LEAK
 
 _WAITING: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
 _LOOKED_AT = 30      # newest runs in which an adapter's own is looked for
@@ -32,6 +34,7 @@ class ToolParts(NamedTuple):
     """What a person presses and fills in for the opened adapter."""
 
     strip: gr.Button
+    measure: gr.Button
     pictures: Any
     name: gr.Textbox
     rank: gr.Number
@@ -53,7 +56,9 @@ class ExtractParts(NamedTuple):
 
 def place_tools() -> ToolParts:
     """Place what can be done with the opened adapter."""
-    strip = gr.Button(words.DRAW_STRIP, elem_id="draw-strip", size="sm")
+    with gr.Row():
+        strip = gr.Button(words.DRAW_STRIP, elem_id="draw-strip", size="sm")
+        measure = gr.Button(words.MEASURE, elem_id="measure-adapter", size="sm")
     pictures = panel("strength-strip", {})
     with gr.Accordion(words.COPY_TOOLS, open=False, elem_id="copy-tools"):
         name = gr.Textbox(label=words.NEW_NAME, max_length=64, elem_id="copy-name")
@@ -65,7 +70,7 @@ def place_tools() -> ToolParts:
             own = gr.Number(1, label=words.OWN_STRENGTH, step=0.1, elem_id="merge-own")
             strength = gr.Number(1, label=words.OTHER_STRENGTH, step=0.1, elem_id="merge-strength")
         make = gr.Button(words.MAKE_COPY, elem_id="make-copy")
-    return ToolParts(strip, pictures, name, rank, other, own, strength, make)
+    return ToolParts(strip, measure, pictures, name, rank, other, own, strength, make)
 
 
 def place_extract(home: Home) -> ExtractParts:
@@ -116,8 +121,15 @@ def connect_tools(
             limits = LowRankLimits(rank=int(rank or 16))
             return open_adapter(extract_adapter(home, tuned or "", plain or "", name or "", limits).name)
 
+    def measure(name: str) -> list[Any]:
+        """Measure the opened adapter and show it again with what was found."""
+        with show_errors():
+            measure_adapter(home, engine, find_adapter(home, name))
+            return open_adapter(name)
+
+    parts.measure.click(measure, chosen, list(outputs), concurrency_id="draw", **_WAITING)
     parts.strip.click(draw, chosen, parts.pictures, concurrency_id="draw", **_WAITING)
-    parts.make.click(make, [chosen, *parts[2:7]], list(outputs), **_WAITING)
+    parts.make.click(make, [chosen, *parts[3:8]], list(outputs), **_WAITING)
     extraction.extract.click(extract, list(extraction[:4]), list(outputs), **_WAITING)
     chosen.change(partial(_opened, home), chosen, [parts.pictures, parts.other, parts.name], **UNQUEUED)
 
@@ -151,6 +163,15 @@ def run_facts(home: Home, card: AdapterCard) -> dict[str, str]:
             last = status.measured[-1]
             return {words.MEMORIZATION: words.memorization(last.memorization), words.DRIFT: f"{last.drift:.2f}"}
     return {}
+
+
+def measured_facts(home: Home, card: AdapterCard) -> dict[str, str]:
+    """What was measured of the adapter on this page."""
+    measures = read_measures(home, card)
+    if measures is None:
+        return {}
+    leak = words.leak(measures.word, measures.share, LEAK) if measures.word else ""
+    return {words.PROPOSED: words.strengths(measures.low, measures.high), words.LEAK: leak}
 
 
 def show_trash(home: Home) -> dict[str, Any]:

@@ -371,7 +371,7 @@ def _on_load(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any
         progress = notice_panel(str(error))
     # Models may have come since the page was made.
     values["base"] = gr.update(choices=base_choices(home), value=base or EMBEDDED)
-    sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(names, strengths))}
+    sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(home, names, strengths))}
     values |= {"names": join_names(names), **sliders}
     return [*values.values(), adapter_picker(home, names), trigger_words_of(home, names), results, progress, drawn,
             draw]   # fmt: skip
@@ -386,7 +386,7 @@ def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any
     names = list(strengths)
     values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), **given, "keep_seed": True}
     values["base"] = gr.update(choices=base_choices(home), value=job.base)
-    sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(names, strengths))}
+    sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(home, names, strengths))}
     values |= {"names": join_names(names), "details": job.adapters[:MAX_ADAPTERS], **sliders}
     progress = notice_panel(" ".join([*notes, *left_out]) or words.OPENED)
     return [*(values[key] for key in keys), adapter_picker(home, names), trigger_words_of(home, names), progress, None]

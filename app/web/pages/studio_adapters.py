@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 
+from atelier.app.services.adapter_measures import read_measures
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.services.prompts.wildcards import has_wildcards
-from atelier.app.store.home import Home
+from atelier.app.store.adapter_notes import AdapterNotes, read_notes
+from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter
 from atelier.app.text import shared
+from atelier.app.text import studio as words
 from atelier.app.web.components.page_frame import show_errors
 from atelier.app.web.pages.studio_picker import adapter_picker
 from atelier.training.config.train_config import EMBEDDED
@@ -31,10 +35,21 @@ def join_names(names: Sequence[str]) -> str:
     return _SEPARATOR.join(names)
 
 
-def strength_sliders(names: Sequence[str], strengths: dict[str, float]) -> list[Any]:
-    """The sliders: one for each adapter in use, the others hidden."""
-    used = [gr.Slider(label=name, value=strengths.get(name, 1.0), visible=True) for name in names]
+def strength_sliders(home: Home, names: Sequence[str], strengths: dict[str, float]) -> list[Any]:
+    """The sliders: one for each adapter in use, over the range noted for it in the Library; the others hidden."""
+    notes = read_notes(home)
+    used = [_slider(home, name, strengths.get(name, 1.0), notes.get(name, AdapterNotes())) for name in names]
     return used + [gr.Slider(visible=False)] * (MAX_ADAPTERS - len(names))
+
+
+def _slider(home: Home, name: str, strength: float, notes: AdapterNotes) -> Any:
+    """A slider that goes to the strength it shows, even beyond the noted range, and says what was measured."""
+    with suppress(HomeError):   # deleted since
+        measures = read_measures(home, find_adapter(home, name))
+        hint = words.proposed_strength(measures.low, measures.high) if measures else ""
+        return gr.Slider(min(notes.low, strength), max(notes.high, strength), strength, label=name, info=hint,
+                         visible=True)   # fmt: skip
+    return gr.Slider(label=name, value=strength, visible=True)
 
 
 def trigger_words_of(home: Home, names: Sequence[str]) -> list[str]:
@@ -88,5 +103,5 @@ def _in_use(settings: dict[str, Any]) -> tuple[list[str], dict[str, float]]:
 
 
 def _shown(home: Home, settings: dict[str, Any], names: Sequence[str], strengths: dict[str, float]) -> list[Any]:
-    return [join_names(names), *strength_sliders(names, strengths),
+    return [join_names(names), *strength_sliders(home, names, strengths),
             adapter_picker(home, names, settings["search"] or ""), trigger_words_of(home, names)]   # fmt: skip
