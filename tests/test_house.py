@@ -39,7 +39,7 @@ training.config, training.base_models, training.data, training.sampling, trainin
 training.recipes,
 training.compression, training.runs
 app.text, app.store, app.store.drafts, app.jobs, app.services.prompts, app.services, app.services.create,
-app.services.studio, app.services.settings, app.web.components, app.web.pages, app.web, app.cli
+app.services.studio, app.services.library, app.services.settings, app.web.components, app.web.pages, app.web, app.cli
 training.embedded_base
 """
 """Packages from the ground up, separated by commas: each may import what stands before it. The last one makes the

@@ -10,10 +10,10 @@ import gradio as gr
 
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
 from atelier.app.jobs.jobs import read_status, run_folders
-from atelier.app.services.adapter_measures import measure_adapter, read_measures
 from atelier.app.services.engine import Engine
 from atelier.app.services.import_export import extract_adapter, merge_adapters
-from atelier.app.services.strength_strip import draw_strip, stored_strip
+from atelier.app.services.library.adapter_measures import measure_adapter, read_measures
+from atelier.app.services.library.strength_strip import draw_strip, stored_strip
 from atelier.app.services.trash import list_trash
 from atelier.app.store.home import Home
 from atelier.app.store.library import AdapterCard, find_adapter, list_adapters

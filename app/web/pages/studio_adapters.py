@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from atelier.app.services.adapter_measures import read_measures
 from atelier.app.services.draw import suggested_prompt
+from atelier.app.services.library.adapter_measures import read_measures
 from atelier.app.services.prompts.wildcards import has_wildcards
 from atelier.app.store.adapter_notes import AdapterNotes, read_notes
 from atelier.app.store.home import Home, HomeError

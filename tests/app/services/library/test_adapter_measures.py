@@ -12,8 +12,8 @@ from tiny_base import write_tiny_base
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.kinds.catalog import create_adapters
-from atelier.app.services.adapter_measures import AdapterMeasures, measure_adapter, read_measures
 from atelier.app.services.engine import Engine
+from atelier.app.services.library.adapter_measures import AdapterMeasures, measure_adapter, read_measures
 from atelier.app.store.adapter_notes import read_notes, save_notes
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import find_adapter
