@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Any
 
 MAX_PAGES = 1000        # remembered; those that asked longest ago are forgotten
 SOON_SECONDS = 0.15     # two requests that a page sends together arrive within this time, in any order
@@ -17,13 +18,19 @@ class WantedDrawings:
 
     def __init__(self) -> None:
         self._last: OrderedDict[str, Hashable] = OrderedDict()
+        self._live: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 
     def want(self, page: str, what: Hashable) -> None:
         """Note that a page waits for this from now on, and for nothing else."""
-        self._last[page] = what
-        self._last.move_to_end(page)
-        while len(self._last) > MAX_PAGES:
-            self._last.popitem(last=False)
+        _remember(self._last, page, what)
+
+    def keep_live(self, page: str, ids: tuple[str, ...]) -> None:
+        """Note which pictures a moving slider has drawn last: the next ones take their place."""
+        _remember(self._live, page, ids)
+
+    def live_pictures(self, page: str) -> tuple[str, ...]:
+        """The ids of these pictures; several drawings of one page may be at work, so the page itself may not know."""
+        return self._live.get(page, ())
 
     def stop(self, page: str) -> None:
         """Note that a page waits for nothing any more."""
@@ -47,3 +54,10 @@ class WantedDrawings:
         while self.wants(page, what) == state and time.monotonic() < end:
             time.sleep(_LOOK_SECONDS)
         return self.wants(page, what)
+
+
+def _remember(table: OrderedDict[str, Any], page: str, value: Any) -> None:
+    table[page] = value
+    table.move_to_end(page)
+    while len(table) > MAX_PAGES:
+        table.popitem(last=False)

@@ -176,7 +176,11 @@ class _Events:
                 return
         yield [gr.skip(), preview_grid([picture], job.request), gr.skip(), gr.skip()]
         if self.wanted.rests(page, strengths):
-            yield from _draw(self.home, self.engine, settings, drawn, is_wanted=is_wanted, start=start, live=True)
+            before = Drawn((*(drawn.ids if drawn.live else ()), *self.wanted.live_pictures(page)), live=True)
+            for shown in _draw(self.home, self.engine, settings, before, is_wanted=is_wanted, start=start, live=True):
+                if isinstance(shown[-1], Drawn):
+                    self.wanted.keep_live(page, shown[-1].ids)
+                yield shown
 
     def draw_on_opening(self, request: gr.Request, wanted: str, *values: Any) -> Iterator[list[Any]]:
         """Draw at once where the page's address asks for it."""
@@ -190,6 +194,7 @@ class _Events:
     ) -> Iterator[list[Any]]:
         page, this = str(request.session_hash), secrets.token_hex(8)
         self.wanted.want(page, this)
+        self.wanted.keep_live(page, ())   # a press replaces nothing
         is_wanted = partial(self.wanted.wants, page, this)
         yield from _draw(self.home, self.engine, settings, Drawn(drawn.ids), is_wanted=is_wanted, start=start)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from atelier.app.services.library_list import LibraryFilter, filter_adapters
+from atelier.app.store.adapter_notes import read_notes
 from atelier.app.store.gallery_index import recent_adapters
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, list_adapters
@@ -16,15 +18,17 @@ MAX_CARDS = 24   # on the page at once, beside those in use
 
 
 def adapter_picker(home: Home, names: Sequence[str], search: str = "") -> dict[str, Any]:
-    """The panel's value: the adapters ``names`` first, then those that fit a search, those drawn with last before."""
-    cards = list_adapters(home)
-    wanted = search.casefold().split()
+    """The panel's value: the adapters ``names`` first, then those that fit a search: recent, starred, newest."""
+    cards, notes = list_adapters(home), read_notes(home)
     used = [card for card in cards if card.name in names]
-    others = [card for card in cards if card.name not in names and _fits(card, wanted)]
+    found = filter_adapters(cards, notes, LibraryFilter(query=search))
+    others = [card for card in found if card.name not in names]
     last = {name: place for place, name in enumerate(_recent(home))}
-    others.sort(key=lambda card: last.get(card.name, len(last)))   # the others stay as they are, newest first
+    stars = {name for name, note in notes.items() if note.star}
+    others.sort(key=lambda card: (last.get(card.name, len(last)), card.name not in stars))   # the rest: newest first
     left = len(others) - MAX_CARDS
-    shown = [_card(card, pressed=True) for card in used] + [_card(card) for card in others[:MAX_CARDS]]
+    shown = [_card(card, card.name in stars, pressed=True) for card in used]
+    shown += [_card(card, card.name in stars) for card in others[:MAX_CARDS]]
     return {
         "cards": shown,
         "empty": not cards, "no_match": bool(cards) and not used and not others,
@@ -32,13 +36,8 @@ def adapter_picker(home: Home, names: Sequence[str], search: str = "") -> dict[s
     }   # fmt: skip
 
 
-def _fits(card: AdapterCard, wanted: Sequence[str]) -> bool:
-    text = f"{card.name} {card.trigger} {card.subject} {card.title}".casefold()
-    return all(word in text for word in wanted)
-
-
-def _card(card: AdapterCard, *, pressed: bool = False) -> dict[str, str]:
-    return {"name": card.name, "trigger": card.trigger, "pressed": str(pressed).lower(),
+def _card(card: AdapterCard, starred: bool, *, pressed: bool = False) -> dict[str, str]:
+    return {"name": card.name, "trigger": card.trigger, "pressed": str(pressed).lower(), "star": "★" * starred,
             "picture": thumbnail_url(card, SMALL)}   # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +17,7 @@ from PIL import Image
 
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.wanted_drawings import WantedDrawings
+from atelier.app.store.adapter_notes import save_notes
 from atelier.app.store.gallery import find_picture, gallery_page, read_recipe, thumbnail_file, trash_picture
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import AdapterCard
@@ -57,6 +58,7 @@ class FakeEngine:
         return [Image.new("RGB", (1, 1)) for _ in range(request.count)]
 
 
+NEWEST = datetime(2026, 11, 30, tzinfo=UTC)
 SESSION = cast(gr.Request, SimpleNamespace(session_hash="a page"))
 NAMES = [*(f.name for f in fields(DrawRequest)), "names", "base", "keep_seed", "live", "search",
          "details", "strength0"]   # fmt: skip
@@ -184,6 +186,18 @@ def test_a_moving_slider_starts_from_the_same_picture_as_the_button(home: Home):
     assert recipe["start"]["strength"] == 0.5
 
 
+def test_the_last_pictures_are_replaced_even_where_the_page_has_not_heard_of_them(home: Home):
+    events = page(home, FakeEngine())
+    for strength in (0.5, 0.6):   # the second began before the first was shown
+        events.want(SESSION, True, (), strength)
+        *_, last = events.draw_live(SESSION, *values(strength), studio.Drawn(), None)
+    assert ids(home) == set(last[3].ids)
+    list(events.draw_now(SESSION, *values(), last[3], None))
+    events.want(SESSION, True, (), 0.7)
+    list(events.draw_live(SESSION, *values(0.7), studio.Drawn(), None))
+    assert len(ids(home)) == 6, "a press replaces nothing, and is not replaced"
+
+
 def test_a_newer_value_ends_the_drawing_of_the_one_before(home: Home):
     engine = FakeEngine(lambda step: events.want(SESSION, True, (), 0.7) if step == 2 else None)
     events = page(home, engine)
@@ -230,10 +244,14 @@ def test_ten_thousand_adapters_are_a_short_list_with_a_search(home: Home, monkey
     cards = [adapter_card(f"adapter {number}", "5" * 32 if number == 7 else "") for number in range(10_000)]
     monkeypatch.setattr(studio_picker, "list_adapters", lambda _: cards)
     monkeypatch.setattr(studio_picker, "recent_adapters", lambda _: ["adapter 9", "gone", "adapter 5000"])
+    save_notes(home, "adapter 6000", star=True, tags=("good",))
     shown = studio_picker.adapter_picker(home, ["adapter 77"])
-    assert [card["name"] for card in shown["cards"]][:4] == ["adapter 77", "adapter 9", "adapter 5000", "adapter 0"]
+    assert [card["name"] for card in shown["cards"]][:5] == [
+        "adapter 77", "adapter 9", "adapter 5000", "adapter 6000", "adapter 0"], "used, recent, starred, newest"
+    assert [card["star"] for card in shown["cards"]][2:5] == ["", "★", ""]
+    assert [card["name"] for card in studio_picker.adapter_picker(home, [], "good")["cards"]] == ["adapter 6000"]
     assert [card["pressed"] for card in shown["cards"]] == ["true", *["false"] * 24]
-    assert shown["more"] == "9,975 more: search for one." and len(json.dumps(shown)) < 5000
+    assert shown["more"] == "9,975 more: search for one." and len(json.dumps(shown)) < 6000
     found = studio_picker.adapter_picker(home, [], "ADAPTER 7")["cards"]
     assert found[0]["name"] == "adapter 7" and len(found) == 24
     assert found[0]["picture"].endswith(f"{'5' * 32}-96.webp") and found[1]["picture"] == ""
@@ -242,4 +260,5 @@ def test_ten_thousand_adapters_are_a_short_list_with_a_search(home: Home, monkey
 
 def adapter_card(name: str, thumbnail: str) -> AdapterCard:
     return AdapterCard(name=name, path=Path(), kind="lora", trigger="", subject="", base="", title="", family="",
-                       bytes=0, created=datetime.now(UTC), thumbnail=thumbnail, pictures=0)   # fmt: skip
+                       bytes=0, created=NEWEST - timedelta(seconds=int(name.split()[1])), thumbnail=thumbnail,
+                       pictures=0)   # fmt: skip
