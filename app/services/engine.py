@@ -31,6 +31,7 @@ from atelier.training.sampling.sample import DrawRequest, draw
 if TYPE_CHECKING:   # what only one method needs is imported there: `atelier draw` waits for every import
     from atelier.adapters.fusion.gates import GateRecord
     from atelier.adapters.fusion.interference import Interference
+    from atelier.training.sampling.draw_memory import DrawPlan
     from atelier.training.sampling.fidelity import Fidelity
     from atelier.training.sampling.start_picture import StartPicture
 
@@ -162,6 +163,19 @@ class Engine:
             while len(self._grid_pictures) > max(MAX_GRID_PICTURES, len(keys)):
                 self._grid_pictures.popitem(last=False)
             return pictures
+
+    def plan_drawing(self, base: str, request: DrawRequest) -> DrawPlan | None:
+        """What a drawing would need of the memory and what would be saved; None while something else is drawn.
+
+        Raises:
+            BaseError: the base can't be used, or there is too little memory even with every saving.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self._resident.plan(base, request, self._options(base))
+        finally:
+            self._lock.release()
 
     def interference(self, base: str, adapters: Sequence[FileEntry]) -> Interference:
         """How much the adapters change what the others do; see ``adapters/fusion/interference.py``.

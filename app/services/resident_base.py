@@ -123,6 +123,14 @@ class ResidentBase:
             loaded.cache.retain(adapters)
         return work(loaded.model, loaded.cache)
 
+    def plan(self, base: str, request: DrawRequest, options: BaseOptions = PLAIN_BASE) -> DrawPlan:
+        """What a drawing without adapters would need here, and what would be saved to fit.
+
+        Raises:
+            BaseError: the base can't be used, or there is too little memory even with every saving.
+        """
+        return self._plan(identify(base, options), request, (), from_picture=False)
+
     def release(self) -> None:
         """Let go of the base model and of all that was computed with it."""
         self._loaded = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from atelier.adapters.core.byte_size import format_bytes
+
 TITLE = "Studio"
 LEAD = "Describe a picture, and set how strongly each adapter acts."
 TRIGGER_WORDS = "Trigger words:"
@@ -183,6 +185,20 @@ def block_difference(share: float) -> str:
     'changes 12.3 %'
     """
     return f"changes {100 * share:.1f} %"
+
+
+def memory_line(needed: int, available: int, notice: str) -> str:
+    """What a drawing needs of the memory, in bytes; 0 where it is so little that nobody has counted.
+
+    >>> memory_line(0, 8_000_000_000, "")
+    'Fits into the memory: 8 GB are free.'
+    >>> memory_line(3_000_000_000, 8_000_000_000, "")
+    'Needs about 3 GB of memory, and 8 GB are free.'
+    """
+    if notice:
+        return notice
+    free = f"{format_bytes(available)} are free"
+    return f"Needs about {format_bytes(needed)} of memory, and {free}." if needed else f"Fits into the memory: {free}."
 
 
 START_PICTURE = "the picture that it started from"

@@ -49,6 +49,7 @@ from atelier.app.web.pages.studio_details import (
     details_of,
     edit_details,
     place_details,
+    place_memory_line,
     show_details,
 )
 from atelier.app.web.pages.studio_picker import adapter_picker
@@ -84,6 +85,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     with gr.Row(elem_classes="layout layout-studio"):
         with gr.Column(scale=5, elem_classes="surface"):
             c, prompt, picker, trigger_words, draw, new_seed = _controls(home)
+            place_memory_line(demo, engine, c)
             details = place_details()
             start = place_start()
             dropped = gr.File(file_types=["image"], label=words.OPEN, elem_id="open-picture",

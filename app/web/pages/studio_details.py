@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,11 @@ from atelier.app.store.mixes import MixEntry
 from atelier.app.text import mix as mix_words
 from atelier.app.text import studio as words
 from atelier.app.web.components.mix_view import move_point, region_masks, set_region, strength_curves
-from atelier.app.web.components.page_frame import show_errors
+from atelier.app.web.components.page_frame import UNQUEUED, show_errors
 from atelier.app.web.components.panel import action_of, panel
+from atelier.training.config.train_config import EMBEDDED
 from atelier.training.runs.save_adapter import thumbnail
+from atelier.training.sampling.sample import DrawRequest
 
 Entries = tuple[MixEntry, ...]
 
@@ -66,6 +68,24 @@ def edit_details(entries: Entries, action: str, text: str) -> Entries:
             return _without(entries, text, "region")
         case _:
             return entries
+
+
+def place_memory_line(demo: gr.Blocks, engine: Engine, c: Mapping[str, Any]) -> None:
+    """Place what a drawing of this size and number needs of the memory, and what will be saved to fit."""
+    line = panel("prompt-status", {}, elem_id="memory-line")
+    names = ("count", "width", "height", "upscale")
+
+    def show(base: str, *values: float) -> Any:
+        """Plan the drawing that the controls describe; while another is drawn, the line stays."""
+        try:
+            request = DrawRequest.from_dict(dict(zip(names, values, strict=True)))
+            plan = engine.plan_drawing(base or EMBEDDED, request)
+        except (ValueError, TypeError) as error:   # it does not fit, or a field is half-typed
+            return {"problem": str(error)}
+        return {"length": words.memory_line(plan.needed, plan.available, plan.notice)} if plan else gr.skip()
+
+    inputs = [c["base"], *(c[name] for name in names)]
+    gr.on([demo.load, *(each.change for each in inputs)], show, inputs, line, trigger_mode="always_last", **UNQUEUED)
 
 
 def block_tiles(

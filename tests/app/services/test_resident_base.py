@@ -184,3 +184,16 @@ def test_another_precision_loads_the_model_anew(device: Pretended):
         dtypes.append((engine.loaded.dtype, id(engine.loaded)))
     assert [dtype for dtype, _ in dtypes] == [torch.float32, torch.bfloat16, torch.bfloat16]
     assert dtypes[1] == dtypes[2]
+
+
+def test_what_a_drawing_needs_is_said_before_it_is_drawn(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw_memory, "available_memory", lambda _: 10**12)
+    plan = engine.plan_drawing("embedded", DrawRequest(count=4))
+    assert plan and plan.notice == "" and engine.loaded is None, "nothing is loaded for it"
+    large = DrawRequest(count=8, width=512, height=512)
+    needed = estimate_drawing(identify("embedded"), large, (), torch.float32, DrawSavings()).peak
+    monkeypatch.setattr(draw_memory, "available_memory", lambda _: int(0.8 * needed))
+    plan = engine.plan_drawing("embedded", large)
+    assert plan and plan.needed == needed and "To fit" in plan.notice
+    with engine._lock:
+        assert engine.plan_drawing("embedded", large) is None, "a page that asks meanwhile does not wait"
