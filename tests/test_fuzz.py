@@ -152,7 +152,9 @@ def index_readers(home: Home) -> Iterator[Reader]:
             db.execute("INSERT OR REPLACE INTO files VALUES (?, 1, 2, ?)", (b"a.safetensors", content))
         return index._stored()
 
-    card = library._card(library.FileState(Path("a.safetensors"), 1, 2), AdapterInfo(kind="lora", notes=("a", "b")))
+    file = home.adapters / "a.safetensors"
+    file.write_bytes(saved_adapter(home.path))
+    card = library._card(library.FileState(file, 1, 2), AdapterInfo(kind="lora", notes=("a", "b")))
     yield Reader("row of the index of adapters", [library._store(card).encode(), b'{"reason": "cut"}'], read_row)
     for name, good, read in (("hashes elsewhere", b'{"a": "b"}', foreign_hashes._read),
                              ("hashes of models", b'{"a": "b"}', model_hashes._read)):   # fmt: skip
