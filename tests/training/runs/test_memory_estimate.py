@@ -56,10 +56,10 @@ def test_in_8_bits_the_layers_of_the_unet_take_a_quarter(model: BaseModel):
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
-    one, eight = (estimate_memory(replace(SMALL, batch=batch), "fp32").train for batch in (1, 8))
-    assert 5 < eight / one < 8.5   # the adapter's own state does not grow
-    saved = estimate_memory(replace(SMALL, batch=8, gradient_checkpointing=True), "fp32").train
-    assert saved < 0.7 * eight
+    one, four = (estimate_memory(replace(SMALL, batch=batch), "fp32").train for batch in (1, 4))
+    assert 2.5 < four / one < 4.25   # the adapter's own state does not grow
+    saved = estimate_memory(replace(SMALL, batch=4, gradient_checkpointing=True), "fp32").train
+    assert saved < 0.7 * four
 
 
 @pytest.fixture

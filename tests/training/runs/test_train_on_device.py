@@ -56,7 +56,7 @@ def config(base: Path, pictures: Path) -> TrainConfig:
     )   # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "tlora")) for name in RUNS])
 def test_a_run_finishes_and_a_step_waits_once(name: str, config: TrainConfig, device: Pretended, tmp_path: Path):
     run = RunFolder.create(tmp_path / "run", replace(config, **{"adapter": {}} | RUNS[name]))
     waits, events = waits_of_a_step(run, tmp_path, device)

@@ -58,7 +58,9 @@ def test_nothing_unwanted_leaves_the_picture_as_it_was_byte_for_byte(model):
     assert draw(model, but(unwanted="a house"))[0].tobytes() != plain
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=[pytest.mark.slow] * (family != "sd1")) for family in FAMILIES]
+)
 def test_what_is_unwanted_goes_out_of_the_prompt_alone(family, tmp_path, monkeypatch):
     """The pipeline's own features of prompt and negative are the reference."""
     configurations = write_configurations(tmp_path / "models", family)
