@@ -103,7 +103,8 @@ def _serve(arguments: Namespace) -> int:
 
     with suppress(KeyboardInterrupt):
         serve(open_home(arguments.home, _queue(arguments)), arguments.host, arguments.port, browser=arguments.open,
-              proxies=arguments.proxy, names=arguments.public_name, root_path=arguments.root_path)
+              proxies=arguments.proxy, names=arguments.public_name, root_path=arguments.root_path,
+              mcp=arguments.mcp)
     return 0
 
 

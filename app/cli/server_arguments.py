@@ -20,6 +20,8 @@ def add_serve(serve: argparse.ArgumentParser) -> None:
                        help="host name under which browsers reach that proxy; repeatable")
     serve.add_argument("--root-path", type=_root_path, default="", metavar="PATH",
                        help="path under which the proxy shows Atelier, such as /atelier (default: none)")
+    serve.add_argument("--mcp", action="store_true",
+                       help="offer the named endpoints to language models as MCP tools (docs/api.md)")
     add_queue(serve)
 
 

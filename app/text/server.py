@@ -29,6 +29,9 @@ BODY_TOO_LARGE = "The request is too large. Upload files instead."
 NO_ROOM_FOR_UPLOAD = "The server's disk has no room for this upload. Free some space there and try again."
 
 
+NO_MCP = "The package mcp is not installed. Install it with: pip install 'mcp>=1.21,<2', or omit --mcp."
+
+
 def needs_password(host: str) -> str:
     """Why a server is not opened to the network."""
     return (f"With --host {host}, other machines could reach Atelier, so it needs a password. Set one in the "

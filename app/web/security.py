@@ -221,6 +221,7 @@ class Access:
     names: Sequence[str] = ()            # under which it is asked for through them
     root_path: str = ""                  # what they have before every path, such as /atelier
     quotas: Quotas = field(default_factory=Quotas)
+    sessions: Sessions = field(default_factory=Sessions)
 
 
 def guarded(home: Home, access: Access, uploads: Path, served: Sequence[Path]) -> FastAPI:
@@ -237,7 +238,8 @@ def guarded(home: Home, access: Access, uploads: Path, served: Sequence[Path]) -
     app.add_middleware(Pictures, home=home, passed=served)
     app.add_middleware(HomePresent, home=home)
     if access.password:
-        app.add_middleware(SignIn, home=home, password=Password(access.password), sessions=Sessions(), tries=Tries())
+        app.add_middleware(SignIn, home=home, password=Password(access.password), sessions=access.sessions,
+                           tries=Tries())   # fmt: skip
     app.add_middleware(Limits, quotas=access.quotas, uploads=uploads)
     app.add_middleware(Guard)
     names = [*allowed_hosts(access.host), *access.names]

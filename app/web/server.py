@@ -12,7 +12,8 @@ import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from atelier.app.store.home import Home
 from atelier.app.text import server as words
@@ -26,9 +27,10 @@ if TYPE_CHECKING:   # everything that takes long to import is imported while the
 
     from atelier.app.web.security import Access, Network
 
-def serve(
+def serve(   # noqa: PLR0913 (each is an option of the command)
     home: Home, host: str = "127.0.0.1", port: int = 0, worker: bool = True, browser: bool = False, *,
     proxies: Sequence[Network] = (), names: Sequence[str] = (), root_path: str = "",
+    mcp: bool = False,
 ) -> None:   # fmt: skip
     """Serve the web app until interrupted.
 
@@ -41,15 +43,19 @@ def serve(
         proxies: addresses of reverse proxies, whose word on who sent a request is believed.
         names: host names under which browsers reach the server through them.
         root_path: what they have before every path and take away, such as ``/atelier``.
+        mcp: whether the named endpoints are MCP tools too, for language models.
 
     Raises:
-        ServeError: the port is taken, or the server is reachable from other machines and there is no password.
+        ServeError: the port is taken, the package for MCP is missing, or the server is
+            reachable from other machines and there is no password.
         HomeBusyError: another server serves this home.
     """
     # Out of the environment before anything is started that would inherit it.
     password = os.environ.pop("ATELIER_PASSWORD", "")
     if not password and not (is_loopback(host) and not proxies):
         raise ServeError(words.needs_password(host) if not is_loopback(host) else words.PROXY_NEEDS_PASSWORD)
+    if mcp and find_spec("mcp") is None:
+        raise ServeError(words.NO_MCP)
     end_by_signals()   # Uvicorn passes SIGTERM on when it has stopped
     with only_server(home), bind(host, port) as listener, ExitStack() as running:
         note_address(home, host, listener.getsockname()[1])
@@ -58,7 +64,8 @@ def serve(
                 _show(listener.getsockname()[1])
             if worker:
                 _start_worker(home, running)
-            app = _load(home, host, password, proxies, names, root_path)
+            access = {"host": host, "password": password, "proxies": proxies, "names": names, "root_path": root_path}
+            app = _load(home, access, _own_address(listener) if mcp else "")
         sys.stdout.write(words.served_at(host, listener.getsockname()[1]) + "\n")
         sys.stdout.flush()
         _run(app, listener, proxies)
@@ -71,23 +78,24 @@ def _start_worker(home: Home, running: ExitStack) -> None:
         running.enter_context(worker_for_server(home))
 
 
-def _load(
-    home: Home, host: str, password: str, proxies: Sequence[Network], names: Sequence[str], root_path: str
-) -> FastAPI:
-    """Import and make everything. Says why a graphics card that is here is not used."""
+def _load(home: Home, access: dict[str, Any], mcp: str) -> FastAPI:
+    """Import and make everything; ``access`` are the fields of an Access, whose class takes long to import.
+
+    Says why a graphics card that is here is not used.
+    """
     from atelier.app.web.security import Access
     from atelier.training.base_models.base_model import import_models
     from atelier.training.base_models.device import card_problem
 
     import_models()
-    app = application(home, Access(host=host, password=password, proxies=proxies, names=names, root_path=root_path))
+    app = application(home, Access(**access), mcp=mcp)
     if problem := card_problem():
         sys.stderr.write(f"atelier: {problem}\n")
     return app
 
 
-def application(home: Home, access: Access) -> FastAPI:
-    """Make the whole application: the guard around the pages.
+def application(home: Home, access: Access, *, mcp: str = "") -> FastAPI:
+    """Make the whole application: the guard around the pages, and around MCP tools where ``mcp`` is its own address.
 
     From here on the process works in an empty folder, because Gradio would hand out files of the working folder.
     """
@@ -104,10 +112,11 @@ def application(home: Home, access: Access) -> FastAPI:
     from atelier.app.services.engine import Engine
     from atelier.app.store.base_settings import base_options
     from atelier.app.store.preferences import drawing_precision
-    from atelier.app.web.components.gradio_internals import limit_form_fields
+    from atelier.app.web.components.gradio_internals import call_tools_as, limit_form_fields
     from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, make_theme, palette_css
-    from atelier.app.web.components.uploads import forget_old_files
+    from atelier.app.web.components.uploads import check_inputs, forget_old_files
     from atelier.app.web.security import guarded
+    from atelier.app.web.sign_in import cookie_name
     from atelier.app.web.site import build
 
     forget_old_files()
@@ -119,12 +128,21 @@ def application(home: Home, access: Access) -> FastAPI:
     _redirect_old_addresses(parent)
     engine = Engine(lambda: drawing_precision(home), partial(base_options, home))
     demo = build(home, engine, has_password=bool(access.password))
-    return gr.mount_gradio_app(
+    app = gr.mount_gradio_app(
         parent, demo, path="/", footer_links=[], run_history=False, enable_monitoring=False,
         ssr_mode=False, max_file_size="2gb", show_error=False, favicon_path=str(FAVICON),
         root_path=access.root_path or None, app_kwargs={"openapi_url": None}, theme=make_theme(), css=palette_css(),
-        css_paths=STYLE_SHEETS,
+        css_paths=STYLE_SHEETS, mcp_server=bool(mcp),
     )   # fmt: skip
+    if mcp:
+        call_tools_as(demo, mcp, {cookie_name(home): access.sessions.start(endless=True)}, check_inputs)
+    return app
+
+
+def _own_address(listener: socket.socket) -> str:
+    """Where the server reaches itself: MCP tools that wait in the queue are called through it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
 
 def _redirect_old_addresses(app: FastAPI) -> None:

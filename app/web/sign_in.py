@@ -92,11 +92,11 @@ class Sessions:
         self.seconds, self._clock = seconds, clock
         self._ends: dict[bytes, float] = {}
 
-    def start(self) -> str:
-        """Begin a session; returns its token."""
+    def start(self, *, endless: bool = False) -> str:
+        """Begin a session; returns its token. An endless one is for the server itself, and ends with it."""
         self._ends = {token: end for token, end in self._ends.items() if end > self._clock()}
         token = secrets.token_urlsafe(32)
-        self._ends[_digest(token)] = self._clock() + self.seconds
+        self._ends[_digest(token)] = math.inf if endless else self._clock() + self.seconds
         return token
 
     def knows(self, token: str) -> bool:
@@ -108,6 +108,11 @@ class Sessions:
         self._ends.pop(_digest(token), None)
 
 
+def cookie_name(home: Home) -> str:
+    """Of the sessions of a home: browsers send cookies to every port of a host, so that two must not share one."""
+    return "atelier-" + hashlib.sha256(str(home.path).encode()).hexdigest()[:12]
+
+
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode(errors="replace")).digest()
 
@@ -117,8 +122,7 @@ class SignIn:
 
     def __init__(self, app: ASGIApp, home: Home, password: Password, sessions: Sessions, tries: Tries) -> None:
         self.app, self.home, self.password, self.sessions, self.tries = app, home, password, sessions, tries
-        # Browsers send cookies to every port of a host: servers over two homes must not share a name.
-        self.cookie = "atelier-" + hashlib.sha256(str(home.path).encode()).hexdigest()[:12]
+        self.cookie = cookie_name(home)
         self.hashing = anyio.CapacityLimiter(1)   # one core at most, whoever guesses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,8 @@ tests/app/web/test_gradio_internals.py watches it, and says what has moved when 
 from __future__ import annotations
 
 from abc import ABCMeta
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import gradio as gr
 from gradio import route_utils, routes
 from gradio.component_meta import ComponentMeta
 from gradio.utils import get_upload_folder
+from gradio_client import Client
 from starlette.formparsers import MultiPartException
 
 from atelier.adapters.core.parse import without_halves
@@ -82,3 +84,24 @@ class CheckedBlocks(gr.Blocks):
     async def postprocess_data(self, block_fn: Any, predictions: Any, *rest: Any, **options: Any) -> list[Any]:
         """Clean what a handler answers, then let Gradio move its files."""
         return await super().postprocess_data(block_fn, without_halves(self._clean(predictions)), *rest, **options)
+
+
+def call_tools_as(
+    demo: gr.Blocks, address: str, cookies: Mapping[str, str], check: Callable[[list[Any]], None]
+) -> None:
+    """Let Gradio's MCP server sign in to itself: it calls tools that wait in the queue through HTTP, as a client.
+
+    It would make that client without credentials, for the address that a request names. A client uploads every file
+    that its arguments name, here files of the server: ``check`` refuses those that a caller has not uploaded.
+    """
+    def prepare_checked(name: str, arguments: dict[str, Any]) -> Any:
+        """The arguments of a tool, checked before anything reads them."""
+        check([arguments])
+        return prepare(name, arguments)
+
+    client = cache(lambda: Client(address, download_files=False, verbose=False, analytics_enabled=False,
+                                  httpx_kwargs={"cookies": dict(cookies)}))   # fmt: skip
+    server: Any = demo.mcp_server_obj
+    assert hasattr(server, "_get_or_create_client")
+    prepare = server._prepare_tool_call_args
+    server._get_or_create_client, server._prepare_tool_call_args = client, prepare_checked

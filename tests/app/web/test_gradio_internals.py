@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
 
 from atelier.app.web.components import gradio_internals
-from atelier.app.web.components.gradio_internals import CheckedBlocks, component_with, event_data, upload_folder
+from atelier.app.web.components.gradio_internals import (
+    CheckedBlocks,
+    call_tools_as,
+    component_with,
+    event_data,
+    upload_folder,
+)
 
 USED = (
     "gradio.component_meta.ComponentMeta", "gradio.utils.get_upload_folder", "gradio.blocks.Blocks.preprocess_data",
     "gradio.blocks.Blocks.postprocess_data",
     "gradio.blocks.Blocks.process_api", "gradio.components.HTML.postprocess",
     "gradio.route_utils.GradioMultiPartParser.on_part_data", "gradio.routes.GradioMultiPartParser",
+    "gradio.mcp.GradioMCPServer._get_or_create_client", "gradio.mcp.GradioMCPServer._prepare_tool_call_args",
 )   # fmt: skip
 
 
@@ -73,3 +81,32 @@ def test_what_a_handler_answers_is_cleaned_first():
         return (await demo.process_api(0, []))["data"]
 
     assert asyncio.run(answer()) == ["fox, cleaned"]
+
+
+def test_tools_are_called_with_our_own_session_and_checked_arguments(monkeypatch: pytest.MonkeyPatch):
+    made: list[Any] = []
+    monkeypatch.setattr(gradio_internals, "Client", lambda *address, **options: made.append((address, options)))
+
+    class Tools:
+        """As Gradio's server of tools is used."""
+
+        def _get_or_create_client(self) -> None:
+            pytest.fail("it would have no credentials")
+
+        def _prepare_tool_call_args(self, name: str, arguments: dict[str, Any]) -> str:
+            return f"{name} {arguments}"
+
+    def check(inputs: list[Any]) -> None:
+        if inputs == [{"file": {"path": "/etc/hostname"}}]:
+            raise ValueError("It was not uploaded.")
+
+    demo: Any = SimpleNamespace(mcp_server_obj=Tools())
+    call_tools_as(demo, "http://127.0.0.1:1", {"name": "token"}, check)
+    tools = demo.mcp_server_obj
+    tools._get_or_create_client()
+    tools._get_or_create_client()
+    [(address, options)] = made
+    assert (address, options["httpx_kwargs"]) == (("http://127.0.0.1:1",), {"cookies": {"name": "token"}})
+    assert tools._prepare_tool_call_args("draw", {"prompt": "x"}) == "draw {'prompt': 'x'}"
+    with pytest.raises(ValueError, match="not uploaded"):
+        tools._prepare_tool_call_args("import_adapter", {"file": {"path": "/etc/hostname"}})

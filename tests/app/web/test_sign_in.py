@@ -63,7 +63,8 @@ CLOSED = (
     "/manifest.json", "/robots.txt", "/favicon.ico", "/pwa_icon", "/user", "/logout", "/docs", "/openapi.json",
     "/gradio_api/app_id", "/gradio_api/heartbeat/abc", "/gradio_api/token", "/gradio_api/user", "/gradio_api/info",
     "/gradio_api/startup-events", "/gradio_api/theme.css", "/gradio_api/login_check", "/gradio_api/queue/status",
-    "/gradio_api/mcp/", "/gradio_api/mcp/schema", "/gradio_api/file=/etc/hostname", "/own/x", "/health/", "//health",
+    "/gradio_api/mcp", "/gradio_api/mcp/", "/gradio_api/mcp/schema", "/gradio_api/mcp/sse",
+    "/gradio_api/mcp/messages/", "/gradio_api/file=/etc/hostname", "/own/x", "/health/", "//health",
     "/health/../config", "/HEALTH", "/nowhere",
 )   # fmt: skip
 
@@ -270,6 +271,15 @@ def test_a_session_ends_by_itself() -> None:
     assert not sessions.knows(second)
     sessions.start()
     assert len(sessions._ends) == 1, "ended sessions are forgotten"
+
+
+def test_the_servers_own_session_ends_with_it_alone() -> None:
+    now = [0.0]
+    sessions = Sessions(seconds=10.0, clock=lambda: now[0])
+    own, other = sessions.start(endless=True), sessions.start()
+    now[0] = 1e9
+    sessions.start()   # forgets those that have ended
+    assert (sessions.knows(own), sessions.knows(other)) == (True, False)
 
 
 def test_the_password_is_kept_as_a_salted_hash() -> None:
