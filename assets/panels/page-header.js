@@ -6,3 +6,8 @@ element.querySelector('.theme').addEventListener('click', () => {
   const dark = document.body.classList.toggle('dark');
   localStorage.setItem('atelier-theme', dark ? 'dark' : 'light');
 });
+// Gradio names a field for files by other words than it shows: the words that are shown name it.
+const unname = () => document.querySelectorAll('.drop-zone button[aria-label]').forEach(
+  button => button.removeAttribute('aria-label'));
+new MutationObserver(unname).observe(document.body, { childList: true, subtree: true });
+unname();

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,8 +85,15 @@ def prior_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
 
 
 def fill_template(template: str, trigger: str, subject: str) -> str:
-    """Put trigger word and subject into a caption template."""
-    return template.replace("{trigger}", trigger).replace("{subject}", subject)
+    """Put trigger word and subject into a caption template; an article right before one of them fits it.
+
+    >>> fill_template("a {trigger} emoji of a {subject}", "ink", "fox")
+    'an ink emoji of a fox'
+    """
+    for name, word in (("{trigger}", trigger), ("{subject}", subject)):
+        article = "an" if word[:1].lower() in tuple("aeio") else "a"   # not u: a unicorn, a used cup
+        template = re.sub(rf"\ba {re.escape(name)}", f"{article} {name}", template).replace(name, word)
+    return template
 
 
 def write_prior_file(model: BaseModel, path: Path) -> None:
