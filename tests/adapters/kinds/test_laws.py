@@ -245,7 +245,6 @@ REOPEN = """
 import sys, torch
 from pathlib import Path
 from atelier.adapters.formats.native import load_adapter
-torch.set_num_threads(1)   # as in these tests: two sum a matrix product in another order
 torch.manual_seed(987654321)
 torch.rand(17)
 for path in map(Path, sys.argv[1:]):

@@ -28,7 +28,6 @@ from atelier.training.config.run_folder import RunFolder, status
 from atelier.training.runs.run import run
 from atelier.training.sampling.sample import DrawRequest, draw
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TINY: dict[str, Any] = {"timesteps": 3, "rank": 2, "pictures": 1}
 
 

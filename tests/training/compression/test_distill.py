@@ -39,7 +39,6 @@ from atelier.training.config.events import Stepped, Validated
 from atelier.training.loop.training_loop import Controls
 from tests.families import configuration
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TINY: dict[str, Any] = {"timesteps": 4, "rank": 4, "pictures": 1}
 NOBODY = Controls(lambda _: None, lambda: False)
 
