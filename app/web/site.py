@@ -27,9 +27,10 @@ def build(home: Home, engine: Engine, *, has_password: bool = False) -> gr.Block
     downloads = ModelDownloads()
     blocks = CheckedBlocks(check_inputs, without_foreign_files, title="Atelier", analytics_enabled=False,
                            delete_cache=(3600, 86400))   # fmt: skip
-    with blocks as demo, page(demo, home, "create"):
-        create.build(demo, home, engine, downloads)
-        add_endpoints(home, engine)
+    with blocks as demo:
+        add_endpoints(home, engine)   # before all handlers: Gradio gives the second one of a name another
+        with page(demo, home, "create"):
+            create.build(demo, home, engine, downloads)
     with demo.route(shared.TITLES["studio"], page_path("studio")), page(demo, home, "studio"):
         studio.build(demo, home, engine)
     with demo.route(shared.TITLES["grid"], page_path("grid")), page(demo, home, "grid"):

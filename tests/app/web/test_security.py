@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from atelier.app.store.home import Home, open_home
+from atelier.app.web.api import ENDPOINTS
 from atelier.app.web.listener import ServeError, bind, is_loopback
 from atelier.app.web.security import Access, Forwarded, Guard, allowed_hosts, guarded
 from atelier.app.web.server import serve
@@ -181,7 +182,7 @@ def test_what_gradio_offers_and_nobody_uses_is_closed(web: httpx.Client) -> None
 
 def test_no_endpoint_is_public_that_nobody_named(web: httpx.Client) -> None:
     named = web.get("/gradio_api/info").json()["named_endpoints"]
-    assert [name for name in named if "lambda" in name or name.startswith("/_")] == []
+    assert set(named) == {f"/{name}" for name in ENDPOINTS}, "an endpoint of docs/api.md, and no other"
 
 
 def test_an_error_behind_an_answer_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,8 @@ import gradio as gr
 import httpx
 import pytest
 import torch
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load, save
@@ -27,6 +29,7 @@ from atelier.app.store.drafts.create_draft import load_draft, read_received
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import list_adapters
 from atelier.app.text.shared import NOT_UPLOADED
+from atelier.app.web.api import ENDPOINTS
 from atelier.app.web.components.gradio_internals import CheckedBlocks
 from atelier.app.web.components.uploads import check_inputs, offer, uploaded, without_foreign_files
 
@@ -199,6 +202,40 @@ def test_no_handler_takes_a_file_that_was_not_uploaded(
     assert not [each for each, answer in zip(tried, answers, strict=True) if not refused(answer)]
     assert contents_of(home) == before
     assert not [path for path in files if path.stat().st_atime_ns]
+
+
+@pytest.mark.slow
+def test_no_endpoint_takes_a_file_that_was_not_uploaded(
+    web: httpx.Client, home: Home, config: dict[str, Any], foreign: dict[str, str]
+) -> None:
+    """As a script calls it: each input gets a path, without the mark by which a client uploads a file."""
+    files = [Path(path) for name, path in foreign.items() if name.startswith("absolute")]
+    before = contents_of(home)
+    for path in files:
+        age(path)
+    client = Client(str(web.base_url), verbose=False, download_files=False)
+    inputs = {part["api_name"]: len(part["inputs"]) for part in config["dependencies"] if part["api_name"] in ENDPOINTS}
+    assert set(inputs) == set(ENDPOINTS)
+    one = foreign["absolute notes.png"]
+    tried = {(name, at, path) for name, count in inputs.items() for at in range(count)
+             for path in (foreign.values() if name in ("settings_of", "import_adapter") else [one])}   # fmt: skip
+    for name, at, path in sorted(tried):
+        with pytest.raises(AppError, match=NOT_UPLOADED):
+            client.predict(*[[{"path": path}] if place == at else "" for place in range(inputs[name])],
+                           api_name=f"/{name}")   # fmt: skip
+    assert contents_of(home) == before
+    assert not [path for path in files if path.stat().st_atime_ns]
+
+
+@pytest.mark.slow
+def test_an_address_with_a_gigabyte_of_data_is_no_file(web: httpx.Client, takers: dict[str, int]) -> None:
+    """A long one is refused as a path, and one of a gigabyte before it is read: what is no upload stays small."""
+    with socket.create_connection((web.base_url.host, web.base_url.port or 0), timeout=60) as connection:
+        connection.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n"
+                           b'Content-Type: application/json\r\n\r\n{"data": ["data:image/png;base64,')   # fmt: skip
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+    for handler in takers.values():
+        assert refused(ask(web, handler, [named("data:image/png;base64," + "A" * 100_000)] * 7)), handler
 
 
 def test_the_door_beside_the_queue_is_no_way_in(
