@@ -108,7 +108,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     first.then(events.draw_on_opening, [draw_on_load, *inputs, drawn], outputs, **_NO_PROGRESS)
     # An editor sends three pictures whenever it is read, so a moving slider starts from what was last taken from it.
     gr.on([draw.click, c["prompt"].submit], start_picture, start, started, **_NO_PROGRESS).success(
-        events.draw_now, [*inputs, drawn, started], outputs, trigger_mode="once", **_NO_PROGRESS)
+        events.draw_now, [*inputs, drawn, started], outputs, trigger_mode="multiple", **_NO_PROGRESS)   # after Stop too
     gr.on([start[0].change, start[0].clear, start[1].change], start_picture, start, started,
           trigger_mode="always_last", **UNQUEUED)   # fmt: skip
     live: dict[str, Any] = {"inputs": [*inputs, drawn, started], "outputs": outputs, "trigger_mode": "always_last",
