@@ -106,6 +106,20 @@ def test_two_adapters_are_mixed_by_keyboard_alone(page: Page, home: Home) -> Non
     assert len(gallery_page(home)) == 1, "what the moving slider drew before is gone, and previews were never kept"
 
 
+def test_a_prompt_chooses_counts_and_takes_typed_adapters(page: Page, home: Home) -> None:
+    (home.wildcards / "colour.txt").write_text("red\n")
+    open_studio(page)
+    fill(page, "prompt", "a __colour__ {fox|fox} <lora:two:0.6>")
+    page.keyboard.press("Tab")
+    expect(page.locator("#strength-0 input[type=range]")).to_have_value("0.6")
+    expect(page.locator("#prompt :is(textarea, input)")).to_have_value("a __colour__ {fox|fox}")
+    expect(page.locator("#prompt-status")).to_contain_text("With this seed: a red fox")
+    expect(page.locator("#prompt-status")).to_contain_text("of 22 tokens")
+    page.get_by_role("button", name="Leave each out").click()
+    expect(page.locator(".block-tiles img")).to_have_count(9, timeout=PATIENT)
+    idle(page)
+
+
 def test_a_drawing_is_stopped_between_two_steps(page: Page, home: Home) -> None:
     before = {picture.id for picture in gallery_page(home)}
     open_studio(page)

@@ -109,7 +109,8 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     # An editor sends three pictures whenever it is read, so a moving slider starts from what was last taken from it.
     gr.on([draw.click, c["prompt"].submit], start_picture, start, started, **_NO_PROGRESS).success(
         events.draw_now, [*inputs, drawn, started], outputs, trigger_mode="multiple", **_NO_PROGRESS)   # after Stop too
-    gr.on([start[0].change, start[0].clear, start[1].change], start_picture, start, started,
+    # Not its change: it would then send itself in a way that the server does not take.
+    gr.on([start[0].upload, start[0].clear, start[1].change], start_picture, start, started,
           trigger_mode="always_last", **UNQUEUED)   # fmt: skip
     live: dict[str, Any] = {"inputs": [*inputs, drawn, started], "outputs": outputs, "trigger_mode": "always_last",
                             **_NO_PROGRESS}   # fmt: skip
@@ -125,7 +126,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     trigger_words.action(_add_trigger_word, c["prompt"], c["prompt"], **UNQUEUED)
     new_seed.click(_random_seed, None, c["seed"], **UNQUEUED)
     c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **UNQUEUED)
-    Comparison(home, engine, comparison).listen(results, drawn, start[0])
+    Comparison(home, engine, comparison).listen(results, drawn, start[0], started)
 
 
 def _listen_live(events: _Events, c: dict[str, Any], live: dict[str, Any], panels: list[Any], toggled: Any) -> None:

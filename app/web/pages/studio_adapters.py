@@ -10,7 +10,6 @@ import gradio as gr
 
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.services.library.adapter_measures import read_measures
-from atelier.app.services.prompts.wildcards import has_wildcards
 from atelier.app.store.adapter_notes import AdapterNotes, read_notes
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import find_adapter
@@ -84,8 +83,8 @@ def add_typed_adapters(home: Home, settings: dict[str, Any]) -> list[Any]:
     Those among choices, as in ``{<lora:a:1>|<lora:b:1>}``, stay: each picture chooses its own. Returns the same values
     as :func:`toggle_adapter`.
     """
-    prompt, typed = split_adapters(settings["prompt"])
-    if not typed or has_wildcards(settings["prompt"]):
+    prompt, typed = _split_outside_choices(settings["prompt"])
+    if not typed:
         return [gr.skip()] * (5 + MAX_ADAPTERS)
     names, strengths = _in_use(settings)
     with show_errors():
@@ -95,6 +94,21 @@ def add_typed_adapters(home: Home, settings: dict[str, Any]) -> list[Any]:
         if len(names) > MAX_ADAPTERS:
             raise ValueError(shared.too_many_adapters(MAX_ADAPTERS))
     return [prompt, gr.skip(), *_shown(home, settings, names, strengths)]
+
+
+def _split_outside_choices(prompt: str) -> tuple[str, list[tuple[str, float]]]:
+    """As ``split_adapters``, of what stands before the first and after the last brace of a prompt with choices.
+
+    >>> _split_outside_choices("a {red|<lora:x:1>} fox <lora:rex:0.8>")
+    ('a {red|<lora:x:1>} fox', [('rex', 0.8)])
+    """
+    first, last = prompt.find("{"), prompt.rfind("}") + 1
+    if not 0 <= first < last:
+        return split_adapters(prompt)
+    (head, before), (tail, after) = split_adapters(prompt[:first]), split_adapters(prompt[last:])
+    if before:
+        head = f"{head} ".lstrip()
+    return head + prompt[first:last] + (f" {tail}".rstrip() if after else tail), [*before, *after]
 
 
 def _in_use(settings: dict[str, Any]) -> tuple[list[str], dict[str, float]]:

@@ -19,6 +19,7 @@ from atelier.app.web.components.page_frame import show_errors
 from atelier.app.web.components.panel import action_of
 from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import file_url, page_url
+from atelier.app.web.pages.studio_start import CHANGE, start_picture
 from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.sample import DrawRequest
 
@@ -86,10 +87,18 @@ class Comparison:
     engine: Engine
     parts: ComparisonParts
 
-    def listen(self, results: Any, drawn: gr.State, editor: gr.ImageEditor) -> None:
-        """Connect the buttons below the pictures of ``results``; ``drawn`` has their ids."""
+    def listen(self, results: Any, drawn: gr.State, editor: gr.ImageEditor, started: gr.State) -> None:
+        """Connect the buttons below the pictures of ``results``.
+
+        Args:
+            results: the panel.
+            drawn: has the ids of its pictures.
+            editor: of the picture that a drawing starts from.
+            started: what a moving slider starts from.
+        """
         row, slider, unpin, pinned = self.parts
-        results.action(self._act, [drawn, pinned], [results, pinned, row, slider, editor], **_QUIET)
+        results.action(self._act, [drawn, pinned], [results, pinned, row, slider, editor, started],
+                       **_QUIET)   # fmt: skip
         drawn.change(self._show, [drawn, pinned], [row, slider], **_QUIET)
         unpin.click(lambda: ["", gr.Column(visible=False)], None, [pinned, row], **_QUIET)
 
@@ -99,14 +108,14 @@ class Comparison:
         with show_errors():
             match action:
                 case "without":
-                    return [self._with_bare_pictures(drawn.ids), skip, skip, skip, skip]
+                    return [self._with_bare_pictures(drawn.ids), *[skip] * 5]
                 case "pin":
-                    return [skip, id, *self._show(drawn, id), skip]
+                    return [skip, id, *self._show(drawn, id), skip, skip]
                 case "start":
-                    return [skip, skip, skip, skip, {"background": offer(find_picture(self.home, id).path),
-                                                     "layers": [], "composite": None}]   # fmt: skip
+                    editor = {"background": offer(find_picture(self.home, id).path), "layers": [], "composite": None}
+                    return [*[skip] * 4, editor, start_picture(editor, CHANGE)]
                 case _:
-                    return [skip, pinned, skip, skip, skip]
+                    return [skip, pinned, *[skip] * 4]
 
     def _show(self, drawn: Any, pinned: str) -> list[Any]:
         """The pinned picture against the newest one, where both are there."""

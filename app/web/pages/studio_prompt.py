@@ -17,6 +17,7 @@ from atelier.app.web.components.page_frame import UNQUEUED, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.prompt_encoding import PLAIN
+from atelier.training.sampling.prompt_syntax import split_adapters
 
 MAX_LENGTH = 5000   # characters of a prompt
 
@@ -81,4 +82,5 @@ def prompt_status(home: Home, prompt: str, base: str, seed: int, syntax: str) ->
     except HomeError as error:
         return {"problem": str(error)}
     length = words.token_count(count.tokens, count.chunk_tokens, count.chunk_ends, count.is_cut) if count else ""
+    chosen, _ = split_adapters(chosen)
     return {"length": length, "chosen": chosen if syntax != PLAIN and has_wildcards(prompt) else ""}

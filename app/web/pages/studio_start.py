@@ -14,6 +14,7 @@ from atelier.training.data.images import open_picture
 from atelier.training.sampling.start_picture import StartPicture
 
 # Seen on light and on dark pictures; only where it is counts.
+CHANGE = 0.6   # how much may change at first
 _BRUSH = gr.Brush(default_size=24, colors=["#d6249f"], color_mode="fixed")
 
 
@@ -26,7 +27,7 @@ def place_start() -> tuple[gr.ImageEditor, gr.Slider]:
             eraser=gr.Eraser(default_size=24), sources=("upload", "clipboard"), show_label=False, label=words.START,
             height=420, elem_id="start-picture",
         )   # fmt: skip
-        change = gr.Slider(0.05, 1, 0.6, step=0.05, label=words.CHANGE, info=words.CHANGE_HINT, elem_id="change")
+        change = gr.Slider(0.05, 1, CHANGE, step=0.05, label=words.CHANGE, info=words.CHANGE_HINT, elem_id="change")
     return editor, change
 
 
