@@ -38,6 +38,12 @@ def record(title: str, rows: Sequence[Mapping[str, Any]], command: str = "") -> 
         PAGE.write_text(rendered(known), encoding="utf-8")
 
 
+def recorded(title: str) -> list[dict[str, Any]]:
+    """The rows of a table as they stand in the page."""
+    known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    return known.get(title, {}).get("rows", [])
+
+
 def _suite() -> str:
     return "pytest -m slow -s " + os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
 
