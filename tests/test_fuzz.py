@@ -1,6 +1,6 @@
 """No reader dies of what it reads: a few changed inputs each in the quick suite, a million in the slow one.
 
-``ATELIER_RECORD=1 pytest -m slow -s tests/test_fuzz.py`` writes what it found into docs/robustness.md, and goes on where
+``ATELIER_RECORD=1 pytest -m slow -s tests/test_fuzz.py`` writes what it found into docs/robustness.md. It goes on where
 it was cut with ``ATELIER_RESUME=1``.
 """
 
