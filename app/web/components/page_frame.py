@@ -97,6 +97,16 @@ def press_when_shown(elem_id: str, tries: int = 100) -> str:
 }""".replace("ID", elem_id).replace("TRIES", str(tries))
 
 
+def inform(text: str) -> None:
+    """Show a sentence at the edge of the page; names in it may come from strangers."""
+    gr.Info(shared.error_message(text))
+
+
+def warn(text: str) -> None:
+    """Show what could not be done at the edge of the page."""
+    gr.Warning(shared.error_message(text))
+
+
 @contextmanager
 def show_errors(as_page: bool = True) -> Iterator[None]:
     """Show an error as one sentence on the page, instead of a traceback in the log.

@@ -34,7 +34,7 @@ from atelier.app.store.library import AdapterCard, find_adapter, find_adapter_by
 from atelier.app.store.models import base_choices
 from atelier.app.text import create as words
 from atelier.app.web.components.base_download import connect_base_download
-from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
+from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors, warn
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.urls import page_url
 from atelier.app.web.pages.create_expert import connect_recipes, place_expert, take_recipe
@@ -214,7 +214,7 @@ def _opener(home: Home, keys: Sequence[str]) -> Callable[[gr.Request], list[Any]
             if start := query.get("continue", ""):
                 _continue_adapter(home, keys, find_start(home, start))
         except ValueError as error:   # the page is shown all the same
-            gr.Warning(str(error))
+            warn(str(error))
         return _restore(home, keys)
 
     return on_load

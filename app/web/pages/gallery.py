@@ -33,7 +33,7 @@ from atelier.app.store.mixes import mix_from_recipe
 from atelier.app.store.picture_marks import put_on_board, read_marks, set_stars, take_off_board
 from atelier.app.text import gallery as words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_shown, show_errors
+from atelier.app.web.components.page_frame import UNQUEUED, heading, inform, press_when_shown, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import file_url, page_url
@@ -213,7 +213,7 @@ class _Events:
         """Show an adapter in the library by a picture that was drawn with it."""
         card = find_adapter(self.home, adapter)
         save_notes(self.home, card.name, cover=find_picture(self.home, id).id)
-        gr.Info(words.cover_set(card.name))
+        inform(words.cover_set(card.name))
 
     def _update(self) -> int:
         with show_errors():

@@ -12,7 +12,7 @@ from atelier.app.services.finished_run import draw_samples, find_step_files
 from atelier.app.store.home import Home, HomeError
 from atelier.app.text import jobs as words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import UNQUEUED, heading, percent, run_url, show_errors
+from atelier.app.web.components.page_frame import UNQUEUED, heading, inform, percent, run_url, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.run_view import View, preview_url, resume_label, run_details, start_time
 from atelier.app.web.pages import run_tools
@@ -117,7 +117,7 @@ def _on_action(home: Home, chosen: str, action: str) -> None:
         elif action in _COMMANDS:
             find_run(home, chosen).send_command(_COMMANDS[action])
         if action == "save":
-            gr.Info(words.SAVE_REQUESTED)
+            inform(words.SAVE_REQUESTED)
 
 
 def _on_list_action(home: Home, action: str, id: str) -> None:
@@ -136,5 +136,5 @@ def _request_preview(home: Home, engine: Engine, chosen: str, prompt: str) -> st
             draw_samples(home, engine, chosen, prompt)
             return ""
         find_run(home, chosen).send_command("preview", prompt.strip())
-    gr.Info(words.TRY_REQUESTED)
+    inform(words.TRY_REQUESTED)
     return ""

@@ -24,7 +24,7 @@ from atelier.app.services.finished_run import (
 from atelier.app.store.home import Home, HomeError
 from atelier.app.text import jobs as words
 from atelier.app.text import shared
-from atelier.app.web.components.page_frame import press_when_shown, show_errors
+from atelier.app.web.components.page_frame import inform, press_when_shown, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.run_view import step_grid
 from atelier.app.web.components.uploads import offer
@@ -89,15 +89,15 @@ class RunTools(NamedTuple):
 
     def _keep_average(self, run_id: str, first: int | None) -> None:
         with show_errors():
-            gr.Info(words.kept(keep_average(self.home, run_id, int(first or 0)).name))
+            inform(words.kept(keep_average(self.home, run_id, int(first or 0)).name))
 
     def _on_action(self, event: gr.EventData, run_id: str) -> None:
         action, id = action_of(event)
         with show_errors():
             if action == "keep" and id.isdecimal():
-                gr.Info(words.kept(keep_step(self.home, run_id, int(id)).name))
+                inform(words.kept(keep_step(self.home, run_id, int(id)).name))
             elif action == "smaller" and id.isdecimal():
-                gr.Info(words.kept(keep_smaller(self.home, run_id, int(id)).name))
+                inform(words.kept(keep_smaller(self.home, run_id, int(id)).name))
 
     def _measure_sizes(self, run_id: str) -> tuple[dict[str, Any], gr.LinePlot]:
         from atelier.training.measures.rank_truncation import knee

@@ -15,7 +15,7 @@ from atelier.app.store.models import base_choices
 from atelier.app.text import settings as words
 from atelier.app.text import shared
 from atelier.app.web.components.base_download import LOOK_SECONDS, download_row
-from atelier.app.web.components.page_frame import UNQUEUED, show_errors
+from atelier.app.web.components.page_frame import UNQUEUED, inform, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.training.config.base_options import AUTO_PREDICTION, PREDICTIONS, BaseOptions
 
@@ -83,4 +83,4 @@ def _save(home: Home, base: str | None, prediction: str, vae: str) -> None:
             raise ValueError(words.NO_BASE)
         options = BaseOptions(prediction, absolute_base(vae.strip()))
         info = save_base_options(home, absolute_base(base), options)
-    gr.Info(words.options_saved(info.title, info.prediction_type))
+    inform(words.options_saved(info.title, info.prediction_type))

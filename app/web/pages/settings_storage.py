@@ -13,7 +13,7 @@ from atelier.app.services.settings.diagnostics import write_diagnostics
 from atelier.app.services.settings.storage import StorageEntry, clean_up, list_storage
 from atelier.app.store.home import Home
 from atelier.app.text import settings as words
-from atelier.app.web.components.page_frame import UNQUEUED, press_when_shown, show_errors
+from atelier.app.web.components.page_frame import UNQUEUED, inform, press_when_shown, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.uploads import offer
 
@@ -30,7 +30,7 @@ def place_storage(demo: gr.Blocks, home: Home) -> None:
         action, kind = action_of(event)
         if action == "clean":
             with show_errors():
-                gr.Info(words.freed(clean_up(home, kind)))
+                inform(words.freed(clean_up(home, kind)))
         return storage_panel(list_storage(home), kind if action == "ask" else "")
 
     listed.action(act, None, listed, **UNQUEUED)

@@ -45,6 +45,8 @@ from atelier.app.store.drafts.create_draft import (
 from atelier.app.store.home import open_home
 from atelier.app.store.library import find_adapter
 from atelier.app.text import create as words
+from atelier.app.web.components import page_frame
+from atelier.app.web.components.page_frame import inform, warn
 from atelier.app.web.components.panel import PANELS, escape_literals, panel, template
 from atelier.app.web.components.plots import MAX_POINTS, axis_limits, downsample, loss_chart, moving_average, svg_path
 from atelier.app.web.components.settings_form import controls
@@ -431,3 +433,16 @@ def test_the_page_continues_an_adapter_with_its_settings_and_can_start_anew(own_
                                          "continue_from": "rex"}.items()   # fmt: skip
     create._save_setting(home, keys, "continue_from", "")
     assert "continue_from" not in load_draft(home).changes
+
+
+def test_a_message_at_the_edge_of_the_page_holds_no_html(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It repeats names of files, and what the address of a page says."""
+    told: list[str] = []
+    for name in ("Info", "Warning"):
+        monkeypatch.setattr(gr, name, told.append)
+    inform("<img src=x>")
+    warn("<img src=x>")
+    assert told == ["&lt;img src=x&gt;"] * 2
+    sources = Path(page_frame.__file__).resolve().parents[1].rglob("*.py")
+    assert [path.name for path in sources if re.search(r"gr\.(Info|Warning)\(", path.read_text(encoding="utf-8"))] == [
+        "page_frame.py"], "use inform and warn"   # fmt: skip
