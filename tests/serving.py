@@ -36,7 +36,7 @@ def served(home: Home, *proxies: str, **environment: str) -> Iterator[tuple[http
     port = free_port()
     command = [sys.executable, "-c", SERVE, str(home.path), str(port), *proxies]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env={**os.environ, **environment})   # fmt: skip
+                               env={**os.environ, "TRANSFORMERS_VERBOSITY": "error", **environment})   # as the command
     assert process.stdout
     try:
         assert process.stdout.readline() == f"Atelier is open at http://127.0.0.1:{port}  (press Ctrl+C to stop)\n"
