@@ -49,6 +49,7 @@ IMPORT_DROP = "Drop .safetensors files here, or click to choose files"
 # --- export
 EXPORT = "Export for other tools"
 EXPORT_NOW = "Export"
+WRITING, COMPARING = "Writing the file …", "Comparing the file with the adapter …"
 FORMAT = "Format"
 FORMATS = {
     "kohya": "For any tool (ComfyUI, A1111, Forge, diffusers …)", "diffusers": "For diffusers only",

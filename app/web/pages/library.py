@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -112,8 +112,9 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
                   (lambda name: _show(home, LibraryFilter(), 0, name), parts.shown))   # fmt: skip
     form, precision, rank, _ = choices
     form.change(_on_format_change, form, [precision, rank], **UNQUEUED)
-    exported = export.click(lambda name, *choices: _export(home, engine, name, choices), [chosen, *choices],
+    exported = export.click(partial(_export, home, engine), [chosen, *choices],
                             [file, report], show_progress="minimal", api_visibility="private")   # fmt: skip
+    exported.failure(lambda: {}, None, report, **UNQUEUED)   # or it would go on saying that it writes
     exported.success(None, None, None, js=press_when_shown("download"))
 
 
@@ -349,18 +350,20 @@ def _undo(home: Home, wanted: LibraryFilter, page: int, trashed: str) -> list[An
     return [*_show(home, wanted, page, path.stem), {}, ""]
 
 
-def _export(home: Home, engine: Engine, name: str, choices: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
-    """Write the file that the form asks for, and report how exact it is."""
+def _export(home: Home, engine: Engine, name: str, *choices: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Write the file that the form asks for, offer it, and report how exact it is."""
     form, precision, rank, recipe = choices
     # A folder of its own: two pages may ask for one adapter in two ways at once.
     with show_errors(), TemporaryDirectory(dir=home.state) as folder:
+        yield gr.skip(), {"busy": words.WRITING}
         card = find_adapter(home, name)
         limits = LowRankLimits(rank=int(rank)) if rank and form in ("kohya", "diffusers") else EXACT
         path, report = export_adapters([(card, 1.0)], form, Path(folder), precision, limits=limits, recipe=recipe)
-        facts = _report_facts(report)
+        facts, file = _report_facts(report), gr.DownloadButton(value=offer(path), visible=True)
         if form != "native" and card.base and (card.base == EMBEDDED or engine.is_loaded(card.base)):
+            yield file, {**facts, "busy": words.COMPARING}
             facts = _with_comparison(facts, engine.compare_export(card.base, card.path, path, suggested_prompt(card)))
-        return gr.DownloadButton(value=offer(path), visible=True), facts
+        yield file, facts
 
 
 def _report_facts(report: ExportReport) -> dict[str, Any]:
