@@ -91,7 +91,7 @@ def _filters() -> list[Any]:
                         for label, id in ((words.SINCE, "since"), (words.UNTIL, "until")))   # fmt: skip
         colour = gr.Dropdown([(words.ANY, ""), *((name, name) for name in COLOURS)], value="", label=words.COLOUR,
                              elem_id="filter-colour", scale=1, min_width=120)   # fmt: skip
-        starred = gr.Checkbox(False, label=words.STARRED, elem_id="only-starred", scale=0, min_width=110)
+        starred = gr.Checkbox(False, label=words.STARRED, elem_id="only-starred", scale=0, min_width=120)
     return [text, adapter, board, since, until, starred, colour]
 
 
