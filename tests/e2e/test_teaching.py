@@ -7,6 +7,7 @@ The tests of this file share one home, which is empty at first, and run in order
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +15,23 @@ import pytest
 from e2e.test_journey import ARGUMENTS, PATIENT, PICTURES, Server, Watch, visit
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from atelier.adapters.core.base import Spec
+from atelier.adapters.formats.native import data_hash, save_adapter
+from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.store.home import Home, open_home
-from atelier.app.store.library import list_adapters
+from atelier.app.store.library import find_adapter, list_adapters
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 expect.set_options(timeout=60_000)   # milliseconds, on a busy machine
 AXE = os.environ.get("AXE", "")
 CLICKS = """window.addEventListener('click', event => { if (event.isTrusted && event.detail)
     sessionStorage.clicks = +(sessionStorage.clicks || 0) + 1 }, true)"""
+
+DROP = """content => {
+    const files = new DataTransfer(), bytes = Uint8Array.from(atob(content), one => one.charCodeAt(0));
+    files.items.add(new File([bytes], 'dropped.safetensors'));
+    document.querySelector('#content').dispatchEvent(
+        new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: files})); }"""
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +149,15 @@ def test_a_training_continues_an_adapter_on_a_phone(page: Page, home: Home) -> N
     visit(page, "/")
     page.locator(".continue-note button").click()
     expect(page.locator(".continue-note")).to_have_count(0)
+
+
+def test_a_file_dropped_anywhere_on_the_library_is_imported(page: Page, home: Home, tmp_path: Path) -> None:
+    adapters = create_adapters("lora", {"rank": 1}, [Spec("unet.a", (8, 6))])
+    save_adapter(tmp_path / "dropped.safetensors", adapters, {"atelier.family": "embedded"})
+    visit(page, "/library")
+    page.evaluate(DROP, b64encode((tmp_path / "dropped.safetensors").read_bytes()).decode())
+    expect(page.locator("#import-results")).to_contain_text("dropped was added to your library.")
+    assert find_adapter(home, "dropped").hash == data_hash(tmp_path / "dropped.safetensors")
 
 
 @pytest.mark.skipif(not AXE, reason="AXE does not name axe.min.js")
