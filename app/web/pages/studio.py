@@ -110,10 +110,9 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     gr.on([draw.click, c["prompt"].submit], start_picture, start, started, **_NO_PROGRESS).success(
         events.draw_now, [*inputs, drawn, started], outputs, trigger_mode="multiple", **_NO_PROGRESS)   # after Stop too
     # Not its change: it would then send itself in a way that the server does not take.
-    gr.on([start[0].upload, start[0].clear, start[1].change], start_picture, start, started,
-          trigger_mode="always_last", **UNQUEUED)   # fmt: skip
-    live: dict[str, Any] = {"inputs": [*inputs, drawn, started], "outputs": outputs, "trigger_mode": "always_last",
-                            **_NO_PROGRESS}   # fmt: skip
+    given: dict[str, Any] = {"trigger_mode": "always_last", **UNQUEUED}
+    gr.on([start[0].upload, start[0].clear, start[1].change], start_picture, start, started, **given)
+    live = {"inputs": [*inputs, drawn, started], "outputs": outputs, "trigger_mode": "always_last", **_NO_PROGRESS}
     changed = [c["prompt"], c["base"], c["names"], *sliders, picker, trigger_words]
     _listen_live(events, c, live, [*details, tiles], picker.action(events.toggle, inputs, changed, **UNQUEUED))
     tiles.action(events.view_blocks, inputs, [progress, tiles], **_NO_PROGRESS)
@@ -142,8 +141,8 @@ def _listen_live(events: _Events, c: dict[str, Any], live: dict[str, Any], panel
         edited = each.action(events.edit_details, [c["names"], c["details"]], c["details"], **UNQUEUED)
         edited.success(**wanted).then(events.draw_live, **live)
     toggled.success(**wanted).then(events.draw_live, **live)
-    gr.on([c["names"].change, c["details"].change], events.show_details, [c["names"], c["details"]],
-          panels, **UNQUEUED)   # fmt: skip
+    shown = [c["names"], c["details"]]
+    gr.on([each.change for each in shown], events.show_details, shown, panels, **UNQUEUED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +178,10 @@ class _Events:
                 return
         yield [gr.skip(), preview_grid([picture], job.request), gr.skip(), gr.skip()]
         if self.wanted.rests(page, strengths):
-            before = Drawn((*(drawn.ids if drawn.live else ()), *self.wanted.live_pictures(page)), live=True)
-            for shown in _draw(self.home, self.engine, settings, before, is_wanted=is_wanted, start=start, live=True):
-                if isinstance(shown[-1], Drawn):
+            for shown in _draw(self.home, self.engine, settings, drawn, is_wanted=is_wanted, start=start, live=True):
+                if isinstance(shown[-1], Drawn):   # another may have ended since this one began
+                    for id in self.wanted.live_pictures(page):
+                        erase_picture(self.home, id)
                     self.wanted.keep_live(page, shown[-1].ids)
                 yield shown
 
