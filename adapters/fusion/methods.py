@@ -92,8 +92,8 @@ def _combine_pair(models: Models, parts: Sequence[WeightedAdapter], method: str)
     if method == "break-for-make":
         halves = combine_halves(content.adapters, style.adapters)
         return scale_halves(halves, content=content.strength, style=style.strength)
-    scaled = [to_lora(models, part.adapters, part.strength) for part in (content, style)]
-    return (np_lora if method == "np" else k_lora)(models, *scaled)
+    first, second = (to_lora(models, part.adapters, part.strength) for part in (content, style))
+    return np_lora(models, first, second) if method == "np" else k_lora(models, first, second)
 
 
 def _require_pair(parts: Sequence[WeightedAdapter], method: str) -> Sequence[WeightedAdapter]:
