@@ -260,8 +260,8 @@ def test_a_card_that_is_not_used_is_explained_at_the_start_and_by_the_doctor(cap
     problem = "This machine has an NVIDIA card, but the installed PyTorch is a build for CPUs only."
     monkeypatch.setattr("atelier.training.base_models.device.card_problem", lambda: problem)
     monkeypatch.setattr("atelier.app.cli.doctor.card_problem", lambda: problem)
-    monkeypatch.setattr(server, "application", lambda *_: None)
-    server._load(home, "127.0.0.1", "", (), (), "")
+    monkeypatch.setattr(server, "application", lambda *_, **__: None)
+    server._load(home, {"host": "127.0.0.1"}, "")
     assert problem in capsys.readouterr().err
     assert run("doctor") == 1
     assert problem in capsys.readouterr().out
