@@ -177,7 +177,7 @@ def test_reading_shows_in_the_time_of_access(tmp_path: Path) -> None:
 
 def test_the_handlers_that_take_files_are_known(takers: dict[str, int], handlers: dict[int, list[str]]) -> None:
     assert set(takers) == {"add-pictures upload", "picture-canvas click", "import-recipe upload", "open-picture upload",
-                           "start-picture click", "start-picture change", "mix-file upload", "import-files upload"}, (
+                           "start-picture click", "start-picture upload", "mix-file upload", "import-files upload"}, (
         "try the new handler's good path too, below")   # fmt: skip
     assert {kind for kinds in handlers.values() for kind in kinds} <= FILES | OTHERS, "does the new kind take files?"
 
@@ -258,7 +258,7 @@ def test_what_was_uploaded_is_taken_and_an_export_downloaded(
     answer = ask(web, takers["open-picture upload"], [named(upload(web, "drawn.png", png(parameters=told)))])
     assert answer["success"] and answer["output"]["data"][0] == "a fox", answer
     edited = {"background": named(upload(web, "start.png", png())), "layers": [], "composite": None}
-    assert all(ask(web, takers[f"start-picture {event}"], [edited, 0.6])["success"] for event in ("click", "change"))
+    assert all(ask(web, takers[f"start-picture {event}"], [edited, 0.6])["success"] for event in ("click", "upload"))
     assert ask(web, takers["add-pictures upload"], [[named(upload(web, "red.png", png()))]])["success"]
     assert [draft.usable[0].name for draft, _ in read_received(home)] == ["red.png"]
     smaller = named(upload(web, "smaller.png", png(48)))
