@@ -71,7 +71,7 @@ def test_no_base_model_is_put_out_of_memory_for_a_word(home: Home, monkeypatch: 
     monkeypatch.setattr(resident_base, "identify", lambda base, *_: base)
     monkeypatch.setattr(trigger_words, "word_effects", lambda _, words: [float(len(word)) for word in words])
     engine = Engine()
-    engine.interference("other", [])
+    engine.measure("other", [], lambda *_: None)
     assert engine.word_effect("embedded", "foxy") is None and loaded == ["other"]
-    engine.interference("embedded", [])
+    engine.measure("embedded", [], lambda *_: None)
     assert engine.word_effect("embedded", "foxy") == 4.0 and loaded == ["other", "embedded"]
