@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atelier.adapters.core.parse import parse_json
+from atelier.adapters.core.parse import parse_json, parse_path
 from atelier.adapters.formats.adapter_info import AdapterInfo
 from atelier.adapters.formats.native import adapter_problem, data_hash, read_header, read_native_metadata
 from atelier.adapters.formats.safetensors_header import FileError
@@ -122,7 +122,7 @@ def adapter_path(home: Home, name: str) -> Path:
     Raises:
         HomeError: there is none, and the name can't be used for a new one.
     """
-    usual = home.adapters / f"{name}{SUFFIX}"
+    usual = parse_path(str(home.adapters / f"{name}{SUFFIX}"))
     if usual.parent == home.adapters and usual.is_file():
         return usual
     others = (path for path in home.adapters.iterdir() if path.stem == name and path.suffix.lower() == SUFFIX)

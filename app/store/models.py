@@ -131,7 +131,7 @@ def _identify(path: Path, options: BaseOptions, _modified: int, _size: int) -> M
 
 def resolve_base(home: Home, text: str) -> str:
     """The base model that a person named: the folder of a compressed one of the home, else the name itself."""
-    return str(home.bases / text) if (home.bases / text / INDEX_FILE).exists() else text
+    return str(home.bases / text) if parse_path(str(home.bases / text / INDEX_FILE)).exists() else text
 
 
 def check_family(info: BaseInfo, cards: Sequence[AdapterCard]) -> None:

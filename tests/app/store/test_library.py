@@ -27,6 +27,7 @@ from atelier.app.store.library import (
     read_thumbnail,
     restore_adapter,
 )
+from atelier.app.store.models import resolve_base
 from atelier.training.runs.save_adapter import free_path
 
 SPECS = [Spec("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", (8, 6))]
@@ -115,6 +116,15 @@ def test_a_file_is_read_once_and_again_when_it_changes(home, monkeypatch):
     assert find_adapter(home, "fox").subject == "wolf, once a fox"
     path.unlink()
     assert list_adapters(home) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\N{FOX FACE}" * 100], ids=["letters", "bytes"])
+def test_a_name_that_no_file_can_have_is_a_sentence_without_the_homes_path(home, name: str):
+    for call in (find_adapter, delete_adapter):
+        with pytest.raises(HomeError) as raised:
+            call(home, name)
+        assert str(home.path) not in str(raised.value) and len(str(raised.value)) < 500
+    assert resolve_base(home, name) == name
 
 
 def test_an_unknown_name_names_the_nearest(home):
