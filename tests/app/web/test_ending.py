@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -52,7 +53,16 @@ def test_a_server_that_still_loads_ends_with_its_worker(tmp_path: Path, number: 
     assert not worker.is_running()
 
 
-def test_a_signal_waits_for_the_end_of_what_may_not_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl+C as in a terminal: what runs in the background of a shell ignores it from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_waits_for_the_end_of_what_may_not_be_cut() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), signals_held():
         signal.raise_signal(signal.SIGINT)
