@@ -5,8 +5,8 @@ PYTHON  := $(VENV)/bin/python
 STAMPS  := $(VENV)/stamps
 INSTALL  = $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 PYTEST   = $(PYTHON) -m pytest
-TESTS_test-rooms := tests/adapters tests/training
-TESTS_test-app   := tests/app tests/kernels tests/e2e $(wildcard tests/test_*.py)
+TESTS_test-rooms := tests/adapters tests/training tests/kernels $(wildcard tests/test_*.py)
+TESTS_test-app   := tests/app tests/e2e
 QUICK   := tests/test_house.py tests/kernels $(addprefix tests/adapters/,kinds/test_laws.py formats/test_native.py \
            attach/test_mount.py core/test_settings.py initialization/test_rank_budget.py formats/test_compatibility.py) \
            $(addprefix tests/training/,config/test_train_config.py config/test_events.py loop/test_losses.py \
