@@ -98,7 +98,7 @@ def _settings(run: RunFolder) -> dict[str, Any]:
 
 def _errors(home: Home) -> list[dict[str, Any]]:
     """Kinds of errors in the logs, with the lines of our code that they passed through; no messages."""
-    logs = [*home.state.glob("*.log"), *home.runs.glob("*/*.log")]
+    logs = [*home.state.glob("*.log"), *home.runs.glob("*/log.txt"), *home.grids.glob("*/log.txt")]
     found = []
     for path in sorted(logs):
         text = _end_of(path)

@@ -13,7 +13,8 @@ from PIL import Image
 from atelier.adapters.core.base import Spec
 from atelier.adapters.formats.low_rank import lora_from_factors
 from atelier.adapters.formats.native import save_adapter
-from atelier.app.jobs.jobs import new_run
+from atelier.app.jobs.grid_jobs import job_folder
+from atelier.app.jobs.jobs import new_run, run_folders
 from atelier.app.services.settings import diagnostics
 from atelier.app.services.settings.diagnostics import write_diagnostics
 from atelier.app.store.adapter_notes import save_notes
@@ -88,3 +89,14 @@ def test_the_lines_of_our_own_code_are_named_and_no_others(home: Home, tmp_path:
     (home.state / "worker.log").write_text("\n".join(lines))
     [errors] = json.loads(contents(home, tmp_path)["errors.json"])
     assert errors["frames"] == ["app/services/settings/diagnostics.py:12"]
+
+
+def test_the_logs_of_trainings_and_grids_are_looked_at_too(home: Home, tmp_path: Path) -> None:
+    (home.state / "worker.log").unlink()
+    [run] = run_folders(home)
+    grid = job_folder(home, "20260101-000000-000000-abcdef")
+    grid.path.mkdir(parents=True)
+    (home.runs / run / "log.txt").write_text("RuntimeError: mat1 and mat2")
+    (grid.path / "log.txt").write_text("KeyError: 'x'")
+    kinds = [errors["kinds"] for errors in json.loads(contents(home, tmp_path)["errors.json"])]
+    assert sorted(map(list, kinds)) == [["KeyError"], ["RuntimeError"]]
