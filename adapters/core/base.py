@@ -261,6 +261,11 @@ class AdapterSet(nn.Module):
         view._scales = {name: self.scale_of(name) * scale for name, scale in scales.items()}
         return view
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether some layers act at another strength than the rest, or not at all."""
+        return any(scale != 1 for scale in self._scales.values())
+
     def scale_of(self, name: str) -> float:
         """What the update of a layer is multiplied with, besides the strength; 1 as trained."""
         return self._scales.get(name, 1.0)

@@ -90,6 +90,9 @@ def _combine_pair(models: Models, parts: Sequence[WeightedAdapter], method: str)
     """Content and style by a method of two, at their strengths; K-LoRA's choice depends on the timestep."""
     content, style = _require_pair(parts, method)
     if method == "break-for-make":
+        if content.adapters.is_scaled or style.adapters.is_scaled:
+            raise SettingError("break-for-make joins whole halves, so it can't follow strengths of single blocks. Use "
+                               "sum or np, or reset the strengths of the blocks.")
         halves = combine_halves(content.adapters, style.adapters)
         return scale_halves(halves, content=content.strength, style=style.strength)
     first, second = (to_lora(models, part.adapters, part.strength) for part in (content, style))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,13 @@ from atelier.adapters.attach.merge import merge
 from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.low_rank import weight_changes
 from atelier.adapters.fusion.blocks import block_of, blocks_of, scale_blocks
 from atelier.adapters.fusion.curves import StrengthCurve
 from atelier.adapters.fusion.live import Fusion, WeightedAdapter, mount_fusion
+from atelier.adapters.fusion.methods import combine
 from atelier.adapters.kinds.catalog import create_adapters
 
 LAYERS = ("down_blocks.0.attentions.0.to_q", "mid_block.attentions.0.to_q", "up_blocks.1.attentions.2.to_q")
@@ -90,3 +94,15 @@ def test_every_layer_has_a_block_in_the_order_of_the_forward_pass() -> None:
     assert blocks_of([*(f"unet.{name}" for name in reversed(LAYERS)), "text_encoder_2.a", "unet.time_embedding.x",
                       "unet.down_blocks.0.downsamplers.0.conv", "unet.down_blocks.0.resnets.1.conv1"]) == [
         "text", "outer", "down.0.0", "down.0.1", "down.0.sampler", "mid", "up.1.2"]   # fmt: skip
+
+
+def test_halves_are_not_joined_without_a_word_when_a_block_has_its_own_strength() -> None:
+    models, parts = {"unet": Tower()}, []
+    for role in ("content", "style"):
+        adapters = create_adapters("split", {"rank": 4, "role": role}, find_targets(models, "all"))
+        parts.append(WeightedAdapter(adapters, 1.0))
+    combine(models, parts, "break-for-make", steps=4)
+    for strength in (0.0, 0.5):
+        scaled = replace(parts[1], adapters=scale_blocks(parts[1].adapters, {"mid": strength}))
+        with pytest.raises(SettingError, match="strengths of single blocks"):
+            combine(models, [parts[0], scaled], "break-for-make", steps=4)
