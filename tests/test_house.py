@@ -33,8 +33,8 @@ MAY_IMPORT = {
 }
 LAYERS = """
 kernels
-adapters.core, adapters.kinds, adapters.attach, adapters.initialization, adapters.formats, adapters.quantization,
-adapters.fusion, adapters
+adapters.core, adapters.kinds.low_rank, adapters.kinds.sparse, adapters.kinds, adapters.attach,
+adapters.initialization, adapters.formats, adapters.quantization, adapters.fusion, adapters
 training.config, training.base_models, training.data, training.sampling, training.loop, training.measures,
 training.recipes,
 training.compression, training.runs

@@ -21,7 +21,7 @@ from atelier.adapters.core.base import Adapter, bias_of
 from atelier.adapters.core.cast_factors import ScaledAdapter
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.core.weight_only_int8 import QuantizedLayer
-from atelier.adapters.kinds.shira import SparseAdapter
+from atelier.adapters.kinds.sparse.sparse_adapter import SparseAdapter
 from atelier.kernels.factor_forms import DenseFactor, Factor, factor_to
 from atelier.kernels.merge_low_rank import LowRankUpdate, merge_low_rank
 

@@ -76,7 +76,7 @@ def mount(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
     """
     factors = FactorCache()
     with ExitStack() as stack:
-        for clock in mix.timestep_trackers():
+        for clock in mix.timestep_trackers() if "unet" in models else ():
             stack.enter_context(models["unet"].register_forward_pre_hook(clock.read_timestep, with_kwargs=True))
         beside: dict[nn.Module, Sequence[ScaledAdapter]] = {}
         for module, parts in group_by_module(models, mix).items():
@@ -108,7 +108,9 @@ def group_by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module
 
 @torch.no_grad()
 def _has_factors(adapter: Adapter) -> bool:
-    return adapter.factors() is not None and not adapter.adds_bias
+    # An adapter with a forward pass of its own does not always compute what its factors say.
+    plain = type(adapter).forward is Adapter.forward and not adapter.adds_bias
+    return plain and adapter.factors() is not None
 
 
 @contextmanager

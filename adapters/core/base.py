@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atelier.adapters.core.optimizer_update import OptimizerUpdate
 from atelier.adapters.core.settings import Settings
 from atelier.adapters.core.target_ops import apply_with_weight
 from atelier.kernels.factor_forms import Factor, dense_factors
@@ -85,6 +86,7 @@ class Adapter(nn.Module):
     settings: ClassVar[type[Settings]]
     linear_in_strength: ClassVar[bool] = True   # strength·ΔW: False for kinds whose ΔW is not simply scaled
     live: ClassVar[bool] = False   # ΔW depends on the timestep or the picture: mounted, never merged
+    saved_as: ClassVar[str] = ""   # the kind that a finished training is saved as, where that is another one
 
     def __init__(self, spec: Spec, settings: Any) -> None:   # noqa: ARG002 (kinds read it)
         super().__init__()
@@ -126,6 +128,17 @@ class Adapter(nn.Module):
         """Choose anew which values train on. Called once, half way through training; ΔW stays as it is.
 
         What is chosen goes into buffers, for a run that resumes must hold it.
+        """
+
+    @classmethod
+    def before_update(cls, adapters: AdapterSet, update: OptimizerUpdate) -> None:
+        """Change the gradients of a set before an update of the optimizer, or note what it must not change."""
+
+    @classmethod
+    def after_update(cls, adapters: AdapterSet, update: OptimizerUpdate) -> None:
+        """Change a set after an update: what is trained from now on, or values that the update must not reach.
+
+        What later updates or a file need goes into buffers, for a run that resumes must hold it.
         """
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
@@ -185,11 +198,24 @@ class Adapter(nn.Module):
         assert factors is not None
         return self.apply_low_rank(x, module, *factors)
 
-    def apply_low_rank(self, x: Tensor, module: nn.Module, up: Tensor, down: Tensor) -> Tensor:
-        """Apply a low-rank pair ``up [rows, r]``, ``down [r, columns]`` as two small layers."""
+    def apply_low_rank(
+        self, x: Tensor, module: nn.Module, up: Tensor, down: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Apply a low-rank pair as two small layers.
+
+        Args:
+            x: what the module is given.
+            module: the target.
+            up: ``[rows, r]``.
+            down: ``[r, columns]``.
+            mask: ``[pictures, r]``, what each picture's r hidden values are multiplied with.
+        """
         hidden = apply_with_weight(module, x, down.to(x.dtype).reshape(-1, *self.spec.shape[1:]))
-        up = up.to(x.dtype)
-        return F.linear(hidden, up) if len(self.spec.shape) == 2 else F.conv2d(hidden, up[:, :, None, None])
+        is_linear, up = len(self.spec.shape) == 2, up.to(x.dtype)
+        if mask is not None:
+            ones = [1] * (hidden.dim() - 2)
+            hidden = hidden * mask.to(hidden.dtype).reshape(len(mask), *([*ones, -1] if is_linear else [-1, *ones]))
+        return F.linear(hidden, up) if is_linear else F.conv2d(hidden, up[:, :, None, None])
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -17,6 +17,7 @@ class TimestepTracker(nn.Module):
         super().__init__()
         self._timestep = torch.tensor(float(TIMESTEPS))
         self._progress: float | None = None
+        self.has_seen_timestep = False
         self.batch_progress = torch.zeros(1)   # the same for each picture of the batch, or once for all of them
 
     @property
@@ -29,5 +30,5 @@ class TimestepTracker(nn.Module):
     def read_timestep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:   # noqa: ARG002 (a hook)
         """Read the timestep of a UNet's call; of a batch with several, the noisiest counts."""
         self._timestep = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
-        self._progress = None
+        self._progress, self.has_seen_timestep = None, True
         self.batch_progress = 1 - self._timestep.float().reshape(-1) / TIMESTEPS

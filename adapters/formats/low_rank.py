@@ -16,7 +16,7 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.imported_layers import create_imported
 from atelier.adapters.formats.module_names import canonical_name, has_no_bias
 from atelier.adapters.formats.safetensors_header import FileError
-from atelier.adapters.kinds.catalog import create_adapters
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.lora import Lora
 
 WeightOf = Callable[[str], Tensor]   # a module's name → the base model's original weight; with `.bias`, its bias
@@ -186,3 +186,13 @@ def lora_from_factors(pairs: Mapping[Spec, Pair]) -> AdapterSet:
         adapter.up.copy_(pairs[adapter.spec][0])
         adapter.down.copy_(pairs[adapter.spec][1])
     return adapters.requires_grad_(False)
+
+
+@torch.no_grad()
+def finished(adapters: AdapterSet) -> AdapterSet:
+    """What a finished training saves: another kind where its own is meant for training alone (``saved_as``)."""
+    kind = KINDS[adapters.kind]
+    if kind.saved_as != Lora.kind:
+        return adapters
+    pairs = {adapter.spec: factors for adapter in adapters if (factors := adapter.factors()) is not None}
+    return lora_from_factors(pairs)

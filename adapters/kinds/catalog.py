@@ -8,32 +8,40 @@ from typing import Any
 from atelier.adapters.core.base import Adapter, AdapterSet, Spec
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.kinds.break_for_make import BreakForMake
+from atelier.adapters.kinds.comp_lora import CompLora
 from atelier.adapters.kinds.dora import Dora
 from atelier.adapters.kinds.dylora import Dylora
-from atelier.adapters.kinds.hydra import Hydra
 from atelier.adapters.kinds.loha import Loha
 from atelier.adapters.kinds.lokr import Lokr
-from atelier.adapters.kinds.loldu import Loldu
 from atelier.adapters.kinds.lora import Lora, RankSettings
-from atelier.adapters.kinds.lora_xs import LoraXs
 from atelier.adapters.kinds.loretta import Loretta
 from atelier.adapters.kinds.lorta import Lorta
+from atelier.adapters.kinds.low_rank.deep_lora import DeepLora
+from atelier.adapters.kinds.low_rank.flylora import Flylora
+from atelier.adapters.kinds.low_rank.hydra import Hydra
+from atelier.adapters.kinds.low_rank.loldu import Loldu
+from atelier.adapters.kinds.low_rank.lora_xs import LoraXs
+from atelier.adapters.kinds.low_rank.t_lora import TLora
+from atelier.adapters.kinds.melora import Melora
 from atelier.adapters.kinds.miss import Miss
 from atelier.adapters.kinds.oft import Oft
 from atelier.adapters.kinds.paca import Paca, S2ft
 from atelier.adapters.kinds.randlora import Randlora
-from atelier.adapters.kinds.sara import Sara
-from atelier.adapters.kinds.shira import Shira
+from atelier.adapters.kinds.salt import Salt
+from atelier.adapters.kinds.sparse.sara import Sara
+from atelier.adapters.kinds.sparse.shira import Shira
+from atelier.adapters.kinds.sparse.waveft import Waveft, Wht
+from atelier.adapters.kinds.structured import Structured
 from atelier.adapters.kinds.svdiff import Soda, Svdiff
 from atelier.adapters.kinds.tlora import Tlora
 from atelier.adapters.kinds.wara import Wara
-from atelier.adapters.kinds.waveft import Waveft, Wht
 
 KINDS: dict[str, type[Adapter]] = {
     cls.kind: cls
     for cls in (
         Lora, Dora, Lokr, Loha, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
-        Miss, Paca, S2ft, Hydra, Dylora, Randlora, Oft, BreakForMake,
+        Miss, Paca, S2ft, Hydra, Dylora, Randlora, Oft, TLora, DeepLora, CompLora, Melora, Flylora, Salt, Structured,
+        BreakForMake,
     )
 }
 

@@ -93,7 +93,8 @@ def test_a_kind_and_the_lora_that_does_the_same_are_alike(retriever: Retriever, 
     adapters = create_adapters(kind, {}, LAYERS)
     with torch.no_grad():
         for adapter in adapters:
-            adapter.initialize(BaseStatistics(WEIGHTS[adapter.spec.name]))
+            weight = WEIGHTS[adapter.spec.name]
+            adapter.initialize(BaseStatistics(weight, gradient=torch.randn_like(weight)))
         for value in adapters.parameters():
             value.add_(torch.randn_like(value) * 0.3)
     adapters.requires_grad_(False)

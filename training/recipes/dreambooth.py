@@ -14,6 +14,7 @@ from torch import Tensor
 from atelier.adapters.attach.mount import find_target_modules, mount
 from atelier.adapters.core.base import AdapterSet, weight_of
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.formats.low_rank import finished
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.device import has_own_memory
 from atelier.training.config.events import Measured, Previewed
@@ -139,7 +140,7 @@ def recipe(
 
     return Recipe(
         adapters, attach, microstep, MicrostepStages(prepare, compute), validate, preview,
-        measure=run_measures(model, config, text, data), update_masks=update_masks,
+        measure=run_measures(model, config, text, data), update_masks=update_masks, finalize=finished,
     )   # fmt: skip
 
 

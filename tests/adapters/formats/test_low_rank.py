@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from atelier.adapters.attach.mount import mount
-from atelier.adapters.core.base import AdapterSet, Spec
+from atelier.adapters.core.base import AdapterSet, BaseStatistics, Spec
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.low_rank import (
     LowRankLimits,
     WeightChange,
+    finished,
     mix_to_lora,
     nearest_low_rank,
     truncated_svd,
@@ -128,7 +129,7 @@ def test_one_module_under_an_old_and_a_new_name_is_one_layer():
     assert_close(change.matrix(), expected, rtol=1e-12, atol=1e-12)
 
 
-SHAPE_ALONE = {"shira", "sara", "waveft", "wht", "randlora"}
+SHAPE_ALONE = {"shira", "sara", "waveft", "wht", "randlora", "structured"}
 
 
 @pytest.mark.parametrize("kind", sorted(kind for kind, cls in KINDS.items() if not cls.live))
@@ -149,3 +150,15 @@ def test_the_base_is_asked_for_only_where_the_change_depends_on_its_values(kind:
 
 def _no_base(name: str) -> Tensor:
     raise AssertionError(f"{name} was asked for")
+
+
+def test_a_kind_for_training_alone_is_saved_as_the_lora_that_it_is():
+    comp_lora, lora = trained("comp-lora", 1), trained("lora", 1)
+    with torch.no_grad():
+        for adapter in comp_lora:
+            adapter.initialize(BaseStatistics(torch.randn(adapter.spec.shape)))
+    saved = finished(comp_lora)
+    assert (saved.kind, finished(lora)) == ("lora", lora)
+    for adapter in comp_lora:
+        zeros = torch.zeros(adapter.spec.shape)
+        assert_close(saved[adapter.spec.name].delta(zeros), adapter.delta(zeros).float(), rtol=0, atol=1e-6)

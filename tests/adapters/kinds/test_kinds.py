@@ -17,7 +17,7 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.dylora import extract_lora
-from atelier.adapters.kinds.waveft import hadamard
+from atelier.adapters.kinds.sparse.waveft import hadamard
 
 NAME = "unet.layer"
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from math import gcd
 from typing import Any, get_type_hints
 
 import pytest
@@ -226,7 +227,7 @@ def test_parameter_count_is_the_docstring_formula(case: Case):
     spec, settings = case.spec, adapters.settings.to_dict()
     names = {
         **settings, "rows": spec.rows, "columns": spec.columns, "features": spec.features, "taps": spec.taps,
-        "modes": modes, "padded": padded_width, "share": largest_divisor, "train": train,
+        "modes": modes, "padded": padded_width, "share": largest_divisor, "gcd": gcd, "train": train,
         "bases": lambda n, rank: -(-n // rank),
         "cut": cut(spec, settings.get("levels", 0)),
         "f_out": largest_divisor(spec.rows, settings.get("factor", 1)),

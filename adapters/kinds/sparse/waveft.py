@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.core.settings import Settings, setting
-from atelier.adapters.kinds.shira import SparseAdapter
+from atelier.adapters.kinds.sparse.sparse_adapter import SparseAdapter
 from atelier.kernels.wavelet import WAVELETS, padded_width, synthesize_averages, synthesize_details
 
 

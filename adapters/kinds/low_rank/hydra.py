@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.core.base import Adapter, Spec, weight_of
-from atelier.adapters.kinds.lora import RankSettings
+from atelier.adapters.core.base import Spec
+from atelier.adapters.kinds.low_rank.rank_settings import RankSettings
+from atelier.adapters.kinds.low_rank.weight_pair import WeightPairAdapter
 
 
-class Hydra(Adapter):
+class Hydra(WeightPairAdapter):
     """ΔW = scale · (up @ down + up_after @ down_after @ W)   (Kim et al. 2023, arXiv 2309.06922).
 
     Shapes: ``up, up_after [rows, rank]``, ``down [rank, columns]``, ``down_after [rank, rows]``: the second branch
@@ -42,16 +43,3 @@ class Hydra(Adapter):
         """ΔW as a low-rank pair of rank 2·rank, given W."""
         through = self.down_after @ weight.detach().flatten(1).to(self.up.dtype)
         return torch.cat([self.up, self.up_after], 1) * self.scale, torch.cat([self.down, through])
-
-    def delta(self, weight: Tensor) -> Tensor:
-        """ΔW from both branches; the sequential one multiplies W."""
-        up, down = self.pair(weight)
-        return (up @ down).reshape(weight.shape)
-
-    def forward(self, x: Tensor, module: nn.Module) -> Tensor:
-        """ΔW x through the two small layers, without forming ΔW."""
-        if getattr(module, "groups", 1) > 1:
-            return super().forward(x, module)
-        with torch.autocast(x.device.type, enabled=False):
-            pair = self.pair(weight_of(module))
-        return self.apply_low_rank(x, module, *pair)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from atelier.adapters.core.base import Adapter, BaseStatistics, Spec
 from atelier.adapters.core.settings import setting
-from atelier.adapters.kinds.lora import RankSettings
+from atelier.adapters.kinds.low_rank.rank_settings import RankSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

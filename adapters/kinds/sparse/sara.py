@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from atelier.adapters.core.base import BaseStatistics, Spec
-from atelier.adapters.kinds.shira import SparseAdapter, SparseSettings
+from atelier.adapters.kinds.sparse.sparse_adapter import SparseAdapter, SparseSettings
 
 
 class Sara(SparseAdapter):
