@@ -5,8 +5,9 @@
 
 The methods are a ladder: ranges taken whole, ranges searched, QALoRA with one learning rate, with rates in proportion
 to each layer's step size, with step sizes of their own at every timestep, and that for as long as the app does by
-default. All learn from the same trajectories and are measured on prompts and seeds that no method has seen: the UNet's
-answers on the base's own trajectory, and pictures drawn from the same noise.
+default; then ranges that each input has of its own, without learning, and with QALoRA for so long. All learn from the
+same trajectories and are measured on prompts and seeds that no method has seen: the UNet's answers on the base's own
+trajectory, and pictures drawn from the same noise.
 """
 
 from __future__ import annotations
@@ -47,13 +48,17 @@ THINGS = ("banana", "key", "pear", "mushroom", "bell", "fish", "bicycle", "hamme
 STYLES = ("3d", "flat", "glossy")
 PROTOCOL = {"steps": STEPS, "timesteps": TIMESTEPS, "draw_steps": DRAW_STEPS, "long": LONG,
             "pictures": EACH * len(THINGS)}
+FIXED: dict[str, Any] = {"input_ranges": "calibrated"}
 METHODS: dict[str, dict[str, Any]] = {
-    "minmax": {"steps": 0, "search": False, "per_timestep": False},
-    "searched": {"steps": 0, "per_timestep": False},
-    "qalora": {"steps": STEPS, "scale_aware": False, "per_timestep": False},
-    "scale": {"steps": STEPS, "per_timestep": False},
-    "talsq": {"steps": STEPS},
-    "long": {"steps": LONG},
+    "minmax": {"steps": 0, "search": False, "per_timestep": False, **FIXED},
+    "searched": {"steps": 0, "per_timestep": False, **FIXED},
+    "qalora": {"steps": STEPS, "scale_aware": False, "per_timestep": False, **FIXED},
+    "scale": {"steps": STEPS, "per_timestep": False, **FIXED},
+    "talsq": {"steps": STEPS, **FIXED},
+    "long": {"steps": LONG, **FIXED},
+    "dynamic": {"steps": 0, "input_ranges": "dynamic"},
+    "dynamic-qalora": {"steps": STEPS, "input_ranges": "dynamic"},
+    "dynamic-long": {"steps": LONG, "input_ranges": "dynamic"},
 }
 
 

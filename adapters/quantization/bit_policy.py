@@ -18,8 +18,8 @@ class LayerBits(NamedTuple):
 
 
 PRESETS: dict[str, LayerBits] = {
-    "w8a8": LayerBits(8, 8), "w4a8": LayerBits(4, 8), "w4a4": LayerBits(4, 4), "w2a8": LayerBits(2, 8),
-    "w8": LayerBits(8, 0), "w4": LayerBits(4, 0),
+    "w8a8": LayerBits(8, 8), "w6a8": LayerBits(6, 8), "w5a8": LayerBits(5, 8), "w4a8": LayerBits(4, 8),
+    "w4a4": LayerBits(4, 4), "w2a8": LayerBits(2, 8), "w8": LayerBits(8, 0), "w4": LayerBits(4, 0),
 }   # fmt: skip
 # What touches the latents and the timestep decides over everything after it: EfficientDM's code keeps it in 8 bits,
 # without QALoRA. The parts that carry the residual stream past the blocks stay whole.

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from atelier.adapters.quantization.activation_quantizers import ActivationQuantizers
 from atelier.adapters.quantization.bit_policy import LayerBits, is_boundary_layer
+from atelier.adapters.quantization.dynamic_quantizers import DynamicQuantizers
 from atelier.adapters.quantization.quantizers import fit_weight_quantizer
 from atelier.kernels.fake_quant import fake_quant
 from atelier.kernels.torch_internals import conv_with_weight
@@ -49,7 +50,7 @@ class FakeQuantLayer(nn.Module):
     down: nn.Parameter | None   # [rank, in, …]
     bits: LayerBits
     switch: FakeQuantSwitch
-    inputs: ActivationQuantizers | None   # of the whole model
+    inputs: ActivationQuantizers | DynamicQuantizers | None   # of the whole model
     input_index: int                 # this layer's in it
 
     cached_weight: Tensor | None = None   # the rounded weight, see `cache_quantized_weights`
@@ -69,7 +70,7 @@ class FakeQuantLayer(nn.Module):
 
     def quantize_input(self, x: Tensor) -> Tensor:
         """The input as the layer sees it."""
-        if self.inputs is None or not self.bits.inputs:
+        if not isinstance(self.inputs, ActivationQuantizers) or not self.bits.inputs:
             return x
         return fake_quant(x, *self.inputs.layer_parameters(self.input_index, x.ndim), self.bits.inputs)
 
@@ -82,6 +83,8 @@ class FakeQuantLayer(nn.Module):
         return self._rounded_forward(x)
 
     def _rounded_forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.inputs, DynamicQuantizers):
+            return self.inputs.apply_layer(self, self.input_index, x, self.quantized_weight())
         return self._apply_weight(self.quantize_input(x), self.quantized_weight())
 
     def _apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -142,16 +145,17 @@ def _add_pair(layer: FakeQuantLayer, rank: int) -> None:
     layer.up = nn.Parameter(torch.zeros(out, rank, device=layer.weight.device))
 
 
-def add_activation_quantizers(model: nn.Module, inputs: ActivationQuantizers) -> None:
+def add_activation_quantizers(model: nn.Module, inputs: ActivationQuantizers | DynamicQuantizers) -> None:
     """Give every layer whose plan says so its place among the input levels, in the model's order.
 
-    The levels become part of the model, which tells them the timestep of every call.
+    The levels become part of the model, which tells those of timesteps the timestep of every call.
     """
     for place, layer in enumerate(layer for layer in find_fake_quant_layers(model).values() if layer.bits.inputs):
         # Past nn.Module's own bookkeeping: it is the model's part, not the layer's.
         layer.__dict__["inputs"], layer.input_index = inputs, place
     model.add_module("input_levels", inputs)
-    model.register_forward_pre_hook(inputs.read_timestep, with_kwargs=True)
+    if isinstance(inputs, ActivationQuantizers):
+        model.register_forward_pre_hook(inputs.read_timestep, with_kwargs=True)
 
 
 def find_fake_quant_layers(model: nn.Module) -> dict[str, FakeQuantLayer]:

@@ -1,8 +1,8 @@
 """A compressed model as it is stored and used: integer codes instead of weights.
 
 A file holds for each layer ``<name>.codes`` (packed, see kernels/int8_linear.py), ``.steps`` and ``.zeros``; for all
-inputs together ``input_levels.steps`` and ``.zeros [timesteps, layers]``; and what was kept whole, in float16. Its
-header says the bits of each layer.
+inputs together ``input_levels.steps`` and ``.zeros [timesteps, layers]``, or ``.clips [layers]`` where every input has
+a range of its own; and what was kept whole, in float16. Its header says the bits of each layer.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from atelier.adapters.formats.adapter_info import QUANTIZATION_ENTRY
 from atelier.adapters.formats.native import write_tensors
 from atelier.adapters.quantization.activation_quantizers import ActivationQuantizers
 from atelier.adapters.quantization.bit_policy import LayerBits
+from atelier.adapters.quantization.dynamic_quantizers import DynamicQuantizers
 from atelier.adapters.quantization.fake_quant_layers import find_fake_quant_layers
 from atelier.adapters.quantization.int8 import (
     POINT,
@@ -35,7 +36,7 @@ from atelier.adapters.quantization.int8 import (
 )
 from atelier.kernels.dispatch import twin
 from atelier.kernels.fake_quant import decode, encode, fake_quant
-from atelier.kernels.int8_linear import PackedWeight, int8_linear, pack, unpack
+from atelier.kernels.int8_linear import PackedWeight, int8_linear, pack, packed_rows, unpack
 
 # Products below which asking for whole numbers takes longer than they save (docs/notes/0010).
 MIN_INTEGER_PRODUCTS = 4_000_000
@@ -45,12 +46,12 @@ _LEVELS = "input_levels"
 class PackedLayer(QuantizedLayer):
     """A frozen layer whose weight is stored as packed codes and decoded when it is used."""
 
-    codes: Tensor     # uint8 [⌈out · bits / 8⌉, …]
+    codes: Tensor     # uint8 [packed_rows(out, bits), …]
     steps: Tensor     # [out] float32
     zeros: Tensor     # [out] uint8
     bias: nn.Parameter | None
     bits: LayerBits
-    inputs: ActivationQuantizers | None = None   # of the whole model; None where inputs stay as they are
+    inputs: ActivationQuantizers | DynamicQuantizers | None = None   # of the whole model; None: inputs stay whole
     input_index: int = -1                   # this layer's in it
     products_per_input: int = 0                           # products of every number of the input
     prepared_weight: PreparedWeight | None = None   # the weight as this machine's integer arithmetic wants it
@@ -88,6 +89,8 @@ class PackedLayer(QuantizedLayer):
         self.used_integers = False
         if self.inputs is None:
             return super().forward(x)
+        if isinstance(self.inputs, DynamicQuantizers):
+            return self.inputs.apply_layer(self, self.input_index, x, self.weight)
         scalar = not torch.is_grad_enabled() and x.device.type == "cpu"
         numbers = self.inputs.scalar_parameters(self.input_index) if scalar else None
         if numbers is None:
@@ -107,7 +110,8 @@ class PackedLinear(PackedLayer, nn.Linear):   # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:   # type: ignore[override]
         """In whole numbers on tensor cores, where there are some; else as every packed layer."""
-        if self.inputs and self.bits.inputs == 8 and not torch.is_grad_enabled() and twin("int8_linear", x):
+        suits = self.bits.inputs == 8 and self.bits.weight in (2, 4, 8) and not torch.is_grad_enabled()
+        if isinstance(self.inputs, ActivationQuantizers) and suits and twin("int8_linear", x):
             step, zero = self.inputs.layer_parameters(self.input_index, x.ndim)
             if not step.ndim:
                 self.used_integers = True
@@ -132,7 +136,8 @@ class PackedContents:
 
     preset: str
     layers: dict[str, LayerBits]
-    timesteps: list[int]
+    timesteps: list[int]   # with step sizes of their own; none where no input is rounded or each has its own range
+    dynamic: bool          # whether each input has its own range
 
 
 @torch.no_grad()
@@ -146,14 +151,18 @@ def save_packed(model: nn.Module, path: Path, preset: str, metadata: Mapping[str
         tensors[f"{name}.steps"] = layer.steps.flatten().float()
         tensors[f"{name}.zeros"] = layer.zeros.flatten().to(torch.uint8)
     inputs: Any = getattr(model, _LEVELS, None)
-    if inputs is not None:
+    timesteps: list[int] = []
+    if isinstance(inputs, DynamicQuantizers):
+        tensors[f"{_LEVELS}.clips"] = inputs.clips.detach()
+    elif inputs is not None:
         steps, zeros = inputs.table()
         tensors |= {f"{_LEVELS}.steps": steps, f"{_LEVELS}.zeros": zeros.to(torch.uint8)}
+        timesteps = inputs.timesteps.tolist()
     coded = {f"{name}.{key}" for name in layers for key in ("weight", "steps", "zeros", "up", "down")}
     rest = {key: value.half() for key, value in model.state_dict().items()
             if key not in coded and not key.startswith(f"{_LEVELS}.")}   # fmt: skip
     header = {"preset": preset, "layers": {name: layer.bits for name, layer in layers.items()},
-              "timesteps": [] if inputs is None else inputs.timesteps.tolist()}   # fmt: skip
+              "timesteps": timesteps, "dynamic": isinstance(inputs, DynamicQuantizers)}   # fmt: skip
     kept = {key: value.cpu().contiguous() for key, value in {**tensors, **rest}.items()}
     write_tensors(path, kept, {QUANTIZATION_ENTRY: json.dumps(header), **metadata})
 
@@ -169,7 +178,7 @@ def read_packed_contents(path: Path) -> PackedContents:
     if header is None:
         raise ValueError(f"{path.name} is not a compressed model")
     layers = {name: LayerBits(*bits) for name, bits in header["layers"].items()}
-    return PackedContents(header["preset"], layers, header["timesteps"])
+    return PackedContents(header["preset"], layers, header["timesteps"], header.get("dynamic", False))
 
 
 def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
@@ -181,9 +190,11 @@ def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
     contents = read_packed_contents(path)
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}   # noqa: SIM118 (not a dict)
-    inputs = None
-    if contents.timesteps:
-        bits = [each.inputs for each in contents.layers.values() if each.inputs]
+    inputs: ActivationQuantizers | DynamicQuantizers | None = None
+    bits = [each.inputs for each in contents.layers.values() if each.inputs]
+    if contents.dynamic:
+        inputs = DynamicQuantizers(bits, tensors.pop(f"{_LEVELS}.clips"))
+    elif contents.timesteps:
         steps, zeros = tensors.pop(f"{_LEVELS}.steps"), tensors.pop(f"{_LEVELS}.zeros")
         inputs = ActivationQuantizers(contents.timesteps, steps, zeros, bits)
     place = 0
@@ -202,7 +213,8 @@ def load_packed(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
     model.requires_grad_(False)
     if inputs is not None:
         model.add_module(_LEVELS, inputs.requires_grad_(False))
-        model.register_forward_pre_hook(inputs.read_timestep, with_kwargs=True)
+        if isinstance(inputs, ActivationQuantizers):
+            model.register_forward_pre_hook(inputs.read_timestep, with_kwargs=True)
 
 
 def prepare_layers(model: nn.Module) -> None:
@@ -216,7 +228,8 @@ def prepare_layers(model: nn.Module) -> None:
     for layer in layers:
         layer.caches_weight, layer.cached_weight = layer.codes.device.type == "cpu", None
         layer.products_per_input = prod(layer.shape) // layer.shape[1]
-        layer.prepared_weight = _in_numbers(layer) if layer.inputs is not None and layer.bits.inputs == 8 else None
+        fixed = isinstance(layer.inputs, ActivationQuantizers) and layer.bits.inputs == 8
+        layer.prepared_weight = _in_numbers(layer) if fixed else None
     if any(layer.prepared_weight is not None for layer in layers):
         model.to(memory_format=torch.channels_last)   # oneDNN's whole numbers know no other   # type: ignore[call-overload]
 
@@ -246,7 +259,7 @@ def _become(model: nn.Module, name: str, bits: LayerBits) -> PackedLayer:
     del layer.weight
     layer.__class__ = PackedLinear if isinstance(layer, nn.Linear) else PackedConv2d   # type: ignore[assignment]
     assert isinstance(layer, PackedLayer)
-    rows = -(-out * bits.weight // 8)
+    rows = packed_rows(out, bits.weight)
     for key, shape in (("codes", (rows, *others)), ("steps", (out,)), ("zeros", (out,))):
         layer.register_buffer(key, torch.empty(shape, device="meta"))
     layer.bits = bits

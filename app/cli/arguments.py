@@ -154,7 +154,8 @@ def _add_compress(compress: argparse.ArgumentParser) -> None:
                           help="base model to compress (default: embedded)")
     compress.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
                           dest="adapters", help="an adapter to merge into its weights first; repeatable")
-    compress.add_argument("--preset", default="w4a8", choices=("w8a8", "w4a8", "w4a4", "w2a8", "w8", "w4"),
+    compress.add_argument("--preset", default="w4a8",
+                          choices=("w8a8", "w6a8", "w5a8", "w4a8", "w4a4", "w2a8", "w8", "w4"),
                           help="bits of weights (w) and activations (a) (default: w4a8)")
     compress.add_argument("--name", required=True, metavar="NAME", help="name of the compressed base model")
     compress.add_argument("--steps", type=int, metavar="N",

@@ -15,12 +15,15 @@ ADAPTERS_HINT = "They become a permanent part of the compressed model. You can s
 STRENGTH = "Strength of these adapters"
 BITS = "Bits"
 PRESETS = {
-    "w8a8": "8 bits: hard to tell from the original", "w4a8": "4 bits: small and close to the original",
+    "w8a8": "8 bits: hard to tell from the original", "w6a8": "6 bits: as close as 8 on most pictures",
+    "w5a8": "5 bits: between 4 and 6", "w4a8": "4 bits: small and close to the original",
     "w2a8": "2 bits: smallest and roughest", "w4a4": "4 bits for weights and activations",
     "w8": "8 bits, weights only", "w4": "4 bits, weights only",
 }
 NOTES = {
     "w8a8": "8-bit weights and activations.",
+    "w6a8": "6-bit weights, 8-bit activations, multiplied in floating point.",
+    "w5a8": "5-bit weights, 8-bit activations, multiplied in floating point.",
     "w4a8": "4-bit weights, 8-bit activations.",
     "w2a8": "2-bit weights, 8-bit activations. Compare the pictures before you keep it.",
     "w4a4": "For small files, not for speed: current data-centre GPUs don't multiply 4-bit integers.",

@@ -19,9 +19,10 @@ PICTURES = ROOT / "build" / "compress"
 PAGE, SHEET = ROOT / "docs" / "compress.md", ROOT / "docs" / "compress.png"
 METHODS = {
     "minmax": "ranges taken whole", "searched": "ranges searched", "qalora": "+ QALoRA", "scale": "+ scale-aware",
-    "talsq": "+ TALSQ", "long": "the same for longer",
+    "talsq": "+ TALSQ", "long": "the same for longer", "dynamic": "each input's own range",
+    "dynamic-qalora": "each input's own range, + QALoRA", "dynamic-long": "the same for longer",
 }   # fmt: skip
-PRESETS = ("w8a8", "w4a8", "w4a4", "w2a8")
+PRESETS = ("w8a8", "w6a8", "w5a8", "w4a8", "w4a4", "w2a8")
 SIDE, GAP, LABEL, ACROSS = 64, 4, 150, 8
 EACH = 4   # drawings of a prompt; the sheet shows the first
 TEXT = """# Compressed base models compared

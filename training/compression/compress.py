@@ -22,6 +22,7 @@ from atelier.adapters.core.weight_only_int8 import QuantizedLayer
 from atelier.adapters.formats.adapter_info import INGREDIENTS_ENTRY
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.quantization.bit_policy import LayerBits, assign_bits, raise_sensitive_layers
+from atelier.adapters.quantization.dynamic_quantizers import DynamicQuantizers
 from atelier.adapters.quantization.fake_quant_layers import add_activation_quantizers, add_fake_quant
 from atelier.adapters.quantization.packed import save_packed
 from atelier.training.base_models.base_info import PACKED_UNET, BaseError, BaseInfo
@@ -105,7 +106,10 @@ def _calibrated(model: BaseModel, config: CompressConfig, plan: dict[str, LayerB
         for seed in (CALIBRATION_SEED, HELD_OUT_SEED)
     )   # fmt: skip
     timesteps = [call.timestep for call in seen] if config.per_timestep else [0]
-    inputs = input_levels(model, switch, seen, timesteps, search=config.search)
+    if config.dynamic:
+        inputs = DynamicQuantizers([bits.inputs for bits in plan.values() if bits.inputs]).to(model.device)
+    else:
+        inputs = input_levels(model, switch, seen, timesteps, search=config.search)
     if inputs is not None:
         add_activation_quantizers(model.unet, inputs)
     return Student(model, switch, plan, held_out)

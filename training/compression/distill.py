@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from atelier.adapters.core.atomic_write import atomic_write
+from atelier.adapters.quantization.dynamic_quantizers import DynamicQuantizers
 from atelier.adapters.quantization.fake_quant_layers import FakeQuantSwitch, find_fake_quant_layers, trained_tensors
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.compression.calibrate import UnetCall, distillation_error, trajectory
@@ -193,7 +194,9 @@ def make_optimizer(unet: nn.Module, config: DistillationConfig) -> torch.optim.A
         groups.append({"params": [layer.up, layer.down], "lr": unit * PAIR_LR, "weight_decay": 1e-2})
         groups.append({"params": [layer.steps], "lr": mean * STEP_SIZE_LR})
     inputs: Any = getattr(unet, "input_levels", None)
-    if inputs is not None:
+    if isinstance(inputs, DynamicQuantizers):
+        groups.append({"params": [inputs.clips], "lr": FACTOR_LR})
+    elif inputs is not None:
         groups.append({"params": list(inputs.factors), "lr": FACTOR_LR})
         groups.append({"params": list(inputs.zeros), "lr": ZERO_POINT_LR})
     if not groups:

@@ -14,6 +14,7 @@ from atelier.training.config.base_options import AUTO_PREDICTION, PREDICTIONS, B
 from atelier.training.config.train_config import EMBEDDED
 
 JOB = "compress"
+INPUT_RANGES = ("auto", "calibrated", "dynamic")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +36,10 @@ class CompressConfig(Settings):
     rank: int = setting(32, "Rank of the correction that each layer learns before it is quantized.", low=1, high=1024)
     search: bool = setting(True, "Search for the quantization range with the smallest error, instead of using the full "
                                  "range.")
-    per_timestep: bool = setting(True, "Learn separate step sizes for every timestep (TALSQ).")
+    input_ranges: str = setting("auto", "Where the range of a layer's input comes from: 'calibrated', once for all, or "
+                                        "'dynamic', each input's own. 'auto': dynamic below 8 bits.",
+                                choices=INPUT_RANGES)
+    per_timestep: bool = setting(True, "Learn separate step sizes of calibrated ranges for every timestep (TALSQ).")
     scale_aware: bool = setting(True, "Scale learning rates by each layer's step size.")
     outliers: bool = setting(True, "Keep 8 bits for inputs that are known for outliers.")
     mixed: float = setting(0.0, "Share of the weights that may keep 8 bits, where it helps most.", low=0, high=1)
@@ -54,6 +58,11 @@ class CompressConfig(Settings):
     def base_options(self) -> BaseOptions:
         """How the base model is loaded."""
         return BaseOptions(self.prediction, self.vae)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether each input has its own range."""
+        return self.input_ranges == "dynamic" or (self.input_ranges == "auto" and 0 < PRESETS[self.preset].inputs < 8)
 
     @property
     def updates(self) -> int:

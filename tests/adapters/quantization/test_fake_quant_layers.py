@@ -215,5 +215,5 @@ def test_the_worst_layers_are_raised_as_far_as_room_goes():
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(SettingError, match="w8a8, w4a8"):
+    with pytest.raises(SettingError, match="w8a8, w6a8"):
         assign_bits(nn.Sequential(nn.Linear(2, 2)), "w3a3")

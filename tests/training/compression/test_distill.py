@@ -123,7 +123,7 @@ def test_no_data_is_touched(
 def test_learning_lowers_the_error_on_drawings_it_has_not_seen(
     student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path
 ):
-    ready, config = student(steps=32)
+    ready, config = student(steps=32, input_ranges="calibrated")
     unseen = list(trajectory(ready.model, ready.switch, ["a kite"], 4, torch.Generator().manual_seed(77)))
     before = _error(ready.model, unseen)
     events = list(learning(ready, config, tmp_path).events(NOBODY))
@@ -139,7 +139,7 @@ def _error(model: BaseModel, calls: list[Any]) -> float:
 def test_step_sizes_come_to_differ_over_time_and_each_belongs_to_its_own(
     student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path
 ):
-    ready, config = student(steps=24)
+    ready, config = student(steps=24, input_ranges="calibrated")
     list(learning(ready, config, tmp_path).events(NOBODY))
     levels: Any = ready.model.unet.input_levels
     steps = levels.start * torch.stack([factor.detach() for factor in levels.factors])
@@ -151,6 +151,21 @@ def test_step_sizes_come_to_differ_over_time_and_each_belongs_to_its_own(
         for factor, other in zip(levels.factors, [*turned[2:], *turned[:2]], strict=True):
             factor.copy_(other)
     assert _error(ready.model, calls) > own
+
+
+def test_ranges_of_each_inputs_own_are_better_than_calibrated_ones_and_learn(
+    student: Callable[..., tuple[Student, CompressConfig]], tmp_path: Path
+):
+    """W4A4 has them by itself, W4A8 has not."""
+    fixed, _ = student(steps=0, input_ranges="calibrated")
+    unseen = list(trajectory(fixed.model, fixed.switch, ["a kite"], 4, torch.Generator().manual_seed(77)))
+    calibrated = _error(fixed.model, unseen)
+    ready, config = student(steps=16)
+    assert config.dynamic and not CompressConfig(preset="w4a8").dynamic and not CompressConfig(preset="w4").dynamic
+    assert _error(ready.model, unseen) < calibrated
+    list(learning(ready, config, tmp_path).events(NOBODY))
+    clips: Any = ready.model.unet.input_levels.clips
+    assert not torch.equal(clips.detach(), torch.ones(len(clips)))
 
 
 def test_the_best_state_is_kept_and_never_worse_than_calibration(
