@@ -6,14 +6,13 @@ The tests of this file share one home, with two adapters that nobody trained, an
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from e2e.test_journey import ARGUMENTS, PATIENT, Server, Watch, fill, value, visit
+from e2e.browsing import PATIENT, fill, value, visit
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.adapter_info import AdapterInfo
@@ -28,8 +27,8 @@ expect.set_options(timeout=60_000)   # milliseconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    home = open_home(tmp_path_factory.mktemp("drawing") / "home")
+def home(home_path: Path) -> Home:
+    home = open_home(home_path)
     model = load("embedded")
     for name in ("one", "two"):
         adapters = create_adapters("lora", {"rank": 2}, find_targets(model.models(), "attention"))
@@ -40,34 +39,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
         info = AdapterInfo(name=name, trigger=f"zq{name}", subject="fox", base="embedded", family=model.info.family)
         save_adapter(home.adapters / f"{name}.safetensors", adapters, info.to_metadata())
     return home
-
-
-@pytest.fixture(scope="module")
-def server(home: Home) -> Iterator[Server]:
-    (home.path.parent / "tmp").mkdir()
-    server = Server(home.path)
-    yield server
-    server.process.terminate()
-    server.process.communicate(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, base_url=server.url)
-    watch = Watch(context, server.url)
-    page = context.new_page()
-    page.set_default_timeout(120_000)
-    yield page
-    context.close()
-    watch.check()
 
 
 def newest(home: Home) -> tuple[str, dict]:

@@ -6,11 +6,8 @@ The tests of this file share one home and run in order: each goes on where the o
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,159 +15,37 @@ from typing import Any
 
 import pytest
 import torch
+from e2e.browsing import PATIENT, PICTURES, ROOT, Server, Watch, fill, value, visit
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from atelier.app.jobs.jobs import cancel, list_runs, new_run, worker_alive
-from atelier.app.jobs.worker_process import stop_orphaned_worker
+from atelier.app.jobs.jobs import new_run
 from atelier.app.store.home import open_home
-from atelier.app.text.server import STARTING
-from atelier.app.web.listener import bind
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.events import Finished
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.runs.run import run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
-ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "build" / "screenshots"
-PICTURES = sorted((ROOT / "assets" / "examples" / "fox").glob("*.png"))[:5]
 PAGES = ("/", "/studio", "/mix", "/compress", "/library", "/gallery", "/jobs", "/settings")
-ARGUMENTS = [
-    "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-extensions",
-    "--disable-background-networking", "--disable-component-update", "--no-first-run", "--hide-scrollbars",
-    "--force-prefers-reduced-motion", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]   # fmt: skip
 STEP = "+(document.querySelector('#run .job-page') || {dataset: {}}).dataset.step"
-PATIENT = 600_000   # milliseconds; a training on a busy machine takes its time
-# Leaving a page cuts its event stream: the browser says so, and nothing is wrong.
-HARMLESS = re.compile(r"AbortError|Connection errored out|net::ERR_ABORTED")
 # Angle brackets are escaped everywhere; the dollar is what Gradio itself would run as a script.
 PROBE = "fox ${window.probe=1} `${alert(1)}` <img src=x onerror=window.probe=2> \\"
 expect.set_options(timeout=60_000)   # a busy machine takes its time
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("journey") / "home"
-
-
-class Server:
-    """The product as a person starts it: web server and worker over one home, at one address."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        with bind("127.0.0.1", 0) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        command = ["serve", "--home", str(self.home), "--port", str(self.port)]
-        outside = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-        locks = str(self.home.parent / "tmp")   # device locks of its own: nobody else's training is waited for
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "atelier.app.cli.main", *command], stdout=subprocess.PIPE, text=True,
-            env={**outside, "TMPDIR": locks},
-        )   # fmt: skip
-        assert self.process.stdout
-        assert self.process.stdout.readline() == f"{STARTING}\n"
-        assert "Atelier is open" in self.process.stdout.readline()
-
-    def kill(self) -> None:
-        """Let it die as in a power cut: no handler runs."""
-        self.process.kill()
-        self.process.communicate(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[Server]:
-    (home.parent / "tmp").mkdir()
-    server = Server(home)
-    yield server
-    for state in list_runs(open_home(home)):
-        cancel(open_home(home), state.id)   # what a test that failed has left, a paused run for one
-    server.process.terminate()
-    server.process.communicate(timeout=60)
-    left = worker_alive(open_home(home))
-    stop_orphaned_worker(open_home(home))
-    assert not left, "the server closed, and its worker lives on"
-
-
-@pytest.fixture(scope="module")
-def url(server: Server) -> str:
-    return server.url
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-class Watch:
-    """What a page must not do: ask another site for anything, or stumble in its scripts.
-
-    It listens only: a route of Playwright's would switch off the browser's cache, and every page be loaded anew.
-    """
-
-    def __init__(self, context: BrowserContext, url: str) -> None:
-        self.context, self.url = context, url
-        self.elsewhere: list[str] = []
-        self.errors: list[str] = []
-        context.on("request", self._seen)
-        context.on("weberror", lambda error: self._note(str(error.error)))
-        context.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
-
-    def _seen(self, request: Request) -> None:
-        if not request.url.startswith((f"{self.url}/", "data:", "blob:")):
-            self.elsewhere.append(request.url)
-
-    def _note(self, text: str) -> None:
-        if not HARMLESS.search(text):
-            self.errors.append(text)
-
-    def check(self) -> None:
-        assert self.elsewhere == []
-        assert self.errors == []
+def home(home_path: Path) -> Path:
+    return home_path
 
 
 @pytest.fixture
-def watch(browser: Browser, url: str) -> Iterator[Watch]:
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme="light", base_url=url)
-    watch = Watch(context, url)
-    yield watch
-    context.close()
-    watch.check()
-
-
-@pytest.fixture
-def page(watch: Watch) -> Iterator[Page]:
-    page = watch.context.new_page()
-    page.set_default_timeout(120_000)
+def page(page: Page) -> Iterator[Page]:
     yield page
     assert page.evaluate("window.probe") is None
-
-
-def visit(page: Page, path: str) -> None:
-    """Open a page and wait until it answers to the keyboard."""
-    page.goto(path, wait_until="domcontentloaded")   # never "networkidle": an event stream stays open
-    page.locator("#page-header nav").wait_for()
-    page.wait_for_function("document.title.endsWith('· Atelier')")   # set by the first script of the page
-    page.wait_for_timeout(800)
-
-
-def fill(page: Page, elem_id: str, text: str) -> None:
-    page.locator(f"#{elem_id} :is(textarea, input)").first.fill(text)
-
-
-def value(page: Page, elem_id: str) -> str:
-    return page.locator(f"#{elem_id} :is(textarea, input)").first.input_value()
 
 
 def kept(page: Page, home: Path, **values: object) -> None:
@@ -436,6 +311,7 @@ def wait_for_draft(page: Page, home: Path, enough: Callable[[dict[str, Any]], bo
 
 
 def test_two_tabs_drop_pictures_at_once_and_none_is_lost(page: Page, watch: Watch, home: Path) -> None:
+    shutil.rmtree(home / "state" / "draft", ignore_errors=True)   # whatever the tests before have left
     other = watch.context.new_page()
     for tab in (page, other):
         visit(tab, "/")

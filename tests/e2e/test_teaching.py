@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 from base64 import b64encode
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.test_journey import ARGUMENTS, PATIENT, PICTURES, Server, Watch, visit
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from e2e.browsing import PATIENT, PICTURES, Server, visit
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from atelier.adapters.core.base import Spec
 from atelier.adapters.formats.native import data_hash, save_adapter
 from atelier.adapters.kinds.catalog import create_adapters
-from atelier.app.store.home import Home, open_home
+from atelier.app.store.home import Home
 from atelier.app.store.library import find_adapter, list_adapters
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -32,39 +31,6 @@ DROP = """content => {
     files.items.add(new File([bytes], 'dropped.safetensors'));
     document.querySelector('#content').dispatchEvent(
         new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: files})); }"""
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return open_home(tmp_path_factory.mktemp("teaching") / "home")
-
-
-@pytest.fixture(scope="module")
-def server(home: Home) -> Iterator[Server]:
-    (home.path.parent / "tmp").mkdir()
-    server = Server(home.path)
-    yield server
-    server.process.terminate()
-    server.process.communicate(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, base_url=server.url)
-    watch = Watch(context, server.url)
-    page = context.new_page()
-    page.set_default_timeout(120_000)
-    yield page
-    context.close()
-    watch.check()
 
 
 def test_a_newcomer_decides_three_things_and_looks_at_a_picture_of_the_own_subject(page: Page) -> None:
