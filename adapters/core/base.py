@@ -67,6 +67,7 @@ class BaseStatistics:
     weight: Tensor                    # the original W, in its own shape, float32
     inputs: Tensor | None = None      # [k, columns] σᵢ·vᵢ of the inputs, by falling σ: XᵀX ≈ inputsᵀ @ inputs
     gradient: Tensor | None = None    # mean of ∂loss/∂W, in the shape of W, float32
+    movement: Tensor | None = None    # |change| of W in a short training of all weights, in the shape of W
 
     def matrix(self) -> Tensor:
         """W as ``[rows, columns]``."""
@@ -86,6 +87,7 @@ class Adapter(nn.Module):
     settings: ClassVar[type[Settings]]
     linear_in_strength: ClassVar[bool] = True   # strength·ΔW: False for kinds whose ΔW is not simply scaled
     live: ClassVar[bool] = False   # ΔW depends on the timestep or the picture: mounted, never merged
+    recordable: ClassVar[bool] = True   # every step computes the same: it can be recorded as a CUDA graph
     saved_as: ClassVar[str] = ""   # the kind that a finished training is saved as, where that is another one
 
     def __init__(self, spec: Spec, settings: Any) -> None:   # noqa: ARG002 (kinds read it)
@@ -114,7 +116,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def required_statistics(cls, settings: Any) -> str:   # noqa: ARG003 (kinds read it)
-        """What the start needs to see beside the weight: ``inputs``, ``gradient``, or nothing (empty)."""
+        """What the start needs to see beside W: ``inputs``, ``gradient``, ``movement``, or nothing (empty)."""
         return ""
 
     def initialize(self, statistics: BaseStatistics) -> None:

@@ -31,20 +31,16 @@ class OptimizerUpdate:
                 yield name, value
 
     @torch.no_grad()
-    def forget(self, parameter: Tensor, chosen: Tensor, gradient: Tensor | None = None) -> None:
+    def forget(self, parameter: Tensor, chosen: Tensor) -> None:
         """Let the optimizer begin anew with some values of a parameter.
 
-        Adam counts its updates once for a whole parameter, so moments of 0 would make the first move of a value that
-        joins late 3.2 times too long. With what gradient it joins, both moments start there instead.
+        Adam counts its updates once for a whole parameter, so with both moments 0 the first move of a value that joins
+        late would be 3.2 learning rates long. Its second moment is the mean of the others' instead.
 
         Args:
             parameter: one that the optimizer has.
             chosen: which of its values, a mask of its shape.
-            gradient: of these values, in the shape of the parameter.
         """
         for name, value in self.moments(parameter):
-            if gradient is None or name not in ("exp_avg", "exp_avg_sq"):
-                value.masked_fill_(chosen, 0)
-            else:
-                start = gradient if name == "exp_avg" else gradient.square()
-                value.copy_(torch.where(chosen, start.to(value), value))
+            others = value[~chosen] if name == "exp_avg_sq" else value.new_zeros(0)
+            value.masked_fill_(chosen, others.mean() if len(others) else 0)

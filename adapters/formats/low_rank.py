@@ -18,6 +18,8 @@ from atelier.adapters.formats.module_names import canonical_name, has_no_bias
 from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.lora import Lora
+from atelier.adapters.kinds.sparse.dynamic_sparse import DynamicSparse
+from atelier.adapters.kinds.sparse.shira import Shira
 
 WeightOf = Callable[[str], Tensor]   # a module's name → the base model's original weight; with `.bias`, its bias
 Pair = tuple[Tensor, Tensor]         # up [rows, rank], down [rank, columns]; scale and strength are in them
@@ -192,7 +194,26 @@ def lora_from_factors(pairs: Mapping[Spec, Pair]) -> AdapterSet:
 def finished(adapters: AdapterSet) -> AdapterSet:
     """What a finished training saves: another kind where its own is meant for training alone (``saved_as``)."""
     kind = KINDS[adapters.kind]
-    if kind.saved_as != Lora.kind:
-        return adapters
-    pairs = {adapter.spec: factors for adapter in adapters if (factors := adapter.factors()) is not None}
-    return lora_from_factors(pairs)
+    if kind.saved_as == Lora.kind:
+        pairs = {adapter.spec: factors for adapter in adapters if (factors := adapter.factors()) is not None}
+        return lora_from_factors({spec: _used_directions(pair) for spec, pair in pairs.items()})
+    return _as_shira(adapters) if kind.saved_as == Shira.kind else adapters
+
+
+def _used_directions(pair: Pair) -> Pair:
+    """The pair without directions that were switched off in training."""
+    up, down = pair
+    used = up.any(0)
+    return up[:, used], down[used]
+
+
+def _as_shira(adapters: AdapterSet) -> AdapterSet:
+    with torch.random.fork_rng(devices=[]):
+        saved = create_adapters(Shira.kind, adapters.settings.to_dict(), adapters.specs)
+    for new, old in zip(saved, adapters, strict=True):
+        assert isinstance(new, Shira)
+        assert isinstance(old, DynamicSparse)
+        index, values = old.entries()
+        new.index.copy_(index)
+        new.values.copy_(values)
+    return saved.requires_grad_(False)

@@ -27,6 +27,8 @@ from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.lora import LoraSettings
 from atelier.kernels.torch_internals import two_sided_padding
 
+UPDATES = 16      # of a short training of all weights
+UPDATE_SIZE = 1e-4
 PASSES = 4        # batches of training pictures: directions settle after a few
 DIRECTIONS = 64   # of the inputs that are kept for each module
 ROWS = 2048       # inputs of one call that are used, evenly spread: neighbours say almost the same
@@ -82,13 +84,16 @@ def collect_statistics(modules: Mapping[str, nn.Module], wanted: str, loss: Loss
     """Watch ``modules`` (name → module) during a few batches and return what is ``wanted`` of each.
 
     ``inputs``: ``[k, columns]``, singular vectors of all inputs times their singular values, largest first.
-    ``gradient``: mean gradient of the loss, in the shape of the weight. Empty: nothing is run.
+    ``gradient``: mean gradient of the loss, in the shape of the weight. ``movement``: how far each weight moves in a
+    few updates of all of them, which are put back. Empty: nothing is run.
     """
     match wanted:
         case "inputs":
             return _inputs(modules, loss)
         case "gradient":
             return _gradients(modules, loss)
+        case "movement":
+            return _movements(modules, loss)
         case _:
             return {}
 
@@ -141,6 +146,25 @@ def _gradients(modules: Mapping[str, nn.Module], loss: LossFunction) -> dict[str
                 own = torch.zeros_like(weight) if part is None else part
                 totals[name] = totals.get(name, 0) + own.float() / PASSES
     return totals
+
+
+def _movements(modules: Mapping[str, nn.Module], loss: LossFunction) -> dict[str, Tensor]:
+    """Train all weights for a few updates, note how far each has moved, and put them back to the bit."""
+    weights = {name: weight_of(module) for name, module in modules.items()}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    optimizer = torch.optim.Adam(weights.values(), UPDATE_SIZE)
+    try:
+        with torch.enable_grad(), _differentiable(list(weights.values())):
+            for _ in range(UPDATES):
+                parts = torch.autograd.grad(loss(), list(weights.values()), allow_unused=True)
+                for weight, part in zip(weights.values(), parts, strict=True):
+                    weight.grad = part
+                optimizer.step()
+        return {name: (weight.detach().float() - before[name].float()).abs() for name, weight in weights.items()}
+    finally:
+        for name, weight in weights.items():
+            weight.grad = None
+            weight.data.copy_(before[name])
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from atelier.adapters.kinds.low_rank.flylora import Flylora
 from atelier.adapters.kinds.low_rank.hydra import Hydra
 from atelier.adapters.kinds.low_rank.loldu import Loldu
 from atelier.adapters.kinds.low_rank.lora_xs import LoraXs
+from atelier.adapters.kinds.low_rank.mosa import Mosa
 from atelier.adapters.kinds.low_rank.t_lora import TLora
 from atelier.adapters.kinds.melora import Melora
 from atelier.adapters.kinds.miss import Miss
@@ -28,8 +29,12 @@ from atelier.adapters.kinds.oft import Oft
 from atelier.adapters.kinds.paca import Paca, S2ft
 from atelier.adapters.kinds.randlora import Randlora
 from atelier.adapters.kinds.salt import Salt
+from atelier.adapters.kinds.sparse.dynamic_sparse import DynamicSparse
+from atelier.adapters.kinds.sparse.mask_tuning import MaskTuning
 from atelier.adapters.kinds.sparse.sara import Sara
 from atelier.adapters.kinds.sparse.shira import Shira
+from atelier.adapters.kinds.sparse.snell import Snell
+from atelier.adapters.kinds.sparse.spiel import Spiel
 from atelier.adapters.kinds.sparse.waveft import Waveft, Wht
 from atelier.adapters.kinds.structured import Structured
 from atelier.adapters.kinds.svdiff import Soda, Svdiff
@@ -41,7 +46,7 @@ KINDS: dict[str, type[Adapter]] = {
     for cls in (
         Lora, Dora, Lokr, Loha, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
         Miss, Paca, S2ft, Hydra, Dylora, Randlora, Oft, TLora, DeepLora, CompLora, Melora, Flylora, Salt, Structured,
-        BreakForMake,
+        Mosa, Spiel, DynamicSparse, MaskTuning, Snell, BreakForMake,
     )
 }
 

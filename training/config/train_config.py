@@ -136,7 +136,7 @@ class TrainConfig(Settings):
     def needs_whole_base(self) -> bool:
         """Whether the kind looks at gradients of the base's own weights before it starts."""
         kind = get_kind(self.kind)
-        return kind.required_statistics(kind.settings.from_dict(self.adapter)) == "gradient"
+        return kind.required_statistics(kind.settings.from_dict(self.adapter)) in ("gradient", "movement")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -137,4 +137,5 @@ def is_repeatable(config: TrainConfig) -> bool:
     the random generator.
     """
     others = config.train_text_encoder or config.whole_gradient or config.gradient_checkpointing
-    return config.record == "auto" and not others and not get_kind(config.kind).live
+    kind = get_kind(config.kind)
+    return config.record == "auto" and not others and kind.recordable and not kind.live

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from atelier.adapters.core.base import AdapterSet
+from atelier.adapters.core.optimizer_update import OptimizerUpdate
 from atelier.training.config.events import Measured, Previewed
 
 
@@ -64,4 +65,6 @@ class Recipe:
     companions: Sequence[nn.Parameter] = ()                 # learn from their own loss, and slower than the others
     lr_ratio: float = 1.0                                   # the others' learning rate over that of the config
     reshape_gradients: Callable[[], None] = lambda: None    # between the backward pass and the update
+    before_update: Callable[[OptimizerUpdate], None] = lambda update: None   # noqa: ARG005 (as the field says)
+    after_update: Callable[[OptimizerUpdate], None] = lambda update: None    # noqa: ARG005 (as the field says)
     finalize: Callable[[AdapterSet], AdapterSet] = lambda adapters: adapters   # what of the result goes into the file

@@ -17,6 +17,7 @@ from torch import Tensor
 from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.disk_space import is_disk_full
+from atelier.adapters.core.optimizer_update import OptimizerUpdate
 from atelier.adapters.formats.native import load_adapter
 from atelier.training.config.events import (
     Event,
@@ -184,12 +185,21 @@ class Training:
             losses = [self._microstep() for _ in range(self.config.accumulate)]
         subject, prior, norm = reduce_losses(losses, self.parameters, self.group)
         if math.isfinite(subject + prior):
-            apply_gradients(self.recipe, self.config, self.accelerator, self.optimizer, finite=math.isfinite(norm))
+            self._update(lr, finite=math.isfinite(norm))
             self.skipped_steps = 0 if math.isfinite(norm) else self.skipped_steps + 1
             if not self.skipped_steps:
                 self._update_average()
         self.optimizer.zero_grad(set_to_none=self.recorder is None)   # recordings add to the tensors that are there
         return Stepped(self.step + 1, self.config.steps, subject + prior, prior, lr, time.perf_counter() - started)
+
+    def _update(self, lr: float, *, finite: bool) -> None:
+        """Update the weights; adapters that choose what is trained see it before and after."""
+        update = OptimizerUpdate(self.step + 1, self.config.steps, lr, self.optimizer.state)
+        if finite:
+            self.recipe.before_update(update)
+        apply_gradients(self.recipe, self.config, self.accelerator, self.optimizer, finite=finite)
+        if finite:
+            self.recipe.after_update(update)
 
     def _microstep(self) -> Losses:
         if self.recorder is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from atelier.adapters.attach.mount import find_target_modules, mount
 from atelier.adapters.core.base import AdapterSet, weight_of
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.low_rank import finished
+from atelier.adapters.kinds.catalog import get_kind
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.device import has_own_memory
 from atelier.training.config.events import Measured, Previewed
@@ -129,10 +131,7 @@ def recipe(
         drawn = {line: draw_previews(model, config, mix, line, cache=drawings) for line in prompts}
         return save_previews(folder, step, drawn, asked=bool(prompt))
 
-    def update_masks() -> None:
-        """Let every adapter choose anew which of its values train on."""
-        for name, module in find_target_modules(model.models(), adapters).items():
-            adapters[name].update_mask(weight_of(module))
+    kind = get_kind(adapters.kind)
 
     def attach() -> AbstractContextManager[None]:
         """Mount the adapters on the model."""
@@ -140,8 +139,16 @@ def recipe(
 
     return Recipe(
         adapters, attach, microstep, MicrostepStages(prepare, compute), validate, preview,
-        measure=run_measures(model, config, text, data), update_masks=update_masks, finalize=finished,
+        measure=run_measures(model, config, text, data), update_masks=partial(_update_masks, model, adapters),
+        finalize=finished,
+        before_update=partial(kind.before_update, adapters), after_update=partial(kind.after_update, adapters),
     )   # fmt: skip
+
+
+def _update_masks(model: BaseModel, adapters: AdapterSet) -> None:
+    """Let every adapter choose anew which of its values train on."""
+    for name, module in find_target_modules(model.models(), adapters).items():
+        adapters[name].update_mask(weight_of(module))
 
 
 def run_measures(

@@ -17,8 +17,9 @@ class ShiraSettings(SparseSettings):
     """Settings of a sparse high-rank adapter."""
 
     mask: str = setting("magnitude", "Which entries are trained: random ones, the largest |W|, the largest gradient, "
-                                     "the largest |W·gradient| (SNIP), or the diagonal and whole columns.",
-                        choices=("random", "magnitude", "gradient", "snip", "structured"))
+                                     "the largest |W·gradient| (SNIP), the diagonal and whole columns, or those that "
+                                     "move most in a short training of all weights (LT-SFT).",
+                        choices=("random", "magnitude", "gradient", "snip", "structured", "movement"))
 
 
 class Shira(SparseAdapter):
@@ -28,6 +29,9 @@ class Shira(SparseAdapter):
     Parameters: min(rank · (rows + columns), rows · columns). Start: ``values`` zero, so ΔW = 0.
     Of high rank, and two of them that share few positions hardly disturb each other.
     ``structured``: the diagonal, then columns at equal distances, each whole but the last.
+    ``movement`` is composable sparse fine-tuning (LT-SFT, Ansell et al. 2021, arXiv 2110.07560): all weights are
+    trained for a few updates, those that moved most are noted and everything is put back; two such adapters are meant
+    to be added. Its first phase is 16 updates here, not a whole training, and each layer has its own count.
     Difference: the authors count in percent of the weights; a LoRA's rank makes kinds comparable at equal size.
     """
 
@@ -50,8 +54,8 @@ class Shira(SparseAdapter):
 
     @classmethod
     def required_statistics(cls, settings: ShiraSettings) -> str:
-        """``gradient`` for the two masks that look at it, else empty."""
-        return "gradient" if settings.mask in ("gradient", "snip") else ""
+        """``gradient`` for the two masks that look at it, ``movement`` for its own, else empty."""
+        return "gradient" if settings.mask in ("gradient", "snip") else "movement" * (settings.mask == "movement")
 
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
@@ -63,6 +67,9 @@ class Shira(SparseAdapter):
                 self.select_largest(statistics.gradient_matrix().abs())
             case "snip":
                 self.select_largest((statistics.matrix() * statistics.gradient_matrix()).abs())
+            case "movement":
+                assert statistics.movement is not None
+                self.select_largest(statistics.movement)
             case "structured":
                 self.select_largest(_diagonal_and_columns(self.spec))
 

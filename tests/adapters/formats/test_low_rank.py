@@ -129,7 +129,7 @@ def test_one_module_under_an_old_and_a_new_name_is_one_layer():
     assert_close(change.matrix(), expected, rtol=1e-12, atol=1e-12)
 
 
-SHAPE_ALONE = {"shira", "sara", "waveft", "wht", "randlora", "structured"}
+SHAPE_ALONE = {"shira", "sara", "waveft", "wht", "randlora", "structured", "spiel", "dynamic-sparse", "snell"}
 
 
 @pytest.mark.parametrize("kind", sorted(kind for kind, cls in KINDS.items() if not cls.live))

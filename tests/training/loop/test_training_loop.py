@@ -297,6 +297,27 @@ def test_a_kind_chooses_anew_once_and_half_way(tmp_path, monkeypatch):
     assert told_at == [3]
 
 
+def test_adapters_see_every_update_before_and_after(tmp_path):
+    training, seen = start(MAX_EFFECT, tmp_path), []
+    parameter = training.parameters[0]
+
+    def before(update) -> None:
+        seen.append((update.step, update.steps, update.lr, parameter.detach().clone(), len(dict(update.state))))
+
+    def after(update) -> None:
+        seen.append((update.step, parameter.detach().clone(), [name for name, _ in update.moments(parameter)]))
+
+    training.recipe = replace(training.recipe, before_update=before, after_update=after)
+    rates = [event.lr for event in training.events(NOBODY) if isinstance(event, Stepped)]
+    befores, afters = seen[::2], seen[1::2]
+    assert [(step, total) for step, total, *_ in befores] == [(n, 6) for n in range(1, 7)]
+    assert [each[2] for each in befores] == rates
+    assert befores[0][4] == 0 and befores[1][4] == len(training.parameters)
+    for (_, _, _, old, _), (_, new, moments) in zip(befores, afters, strict=True):
+        assert not torch.equal(old, new)
+        assert moments == ["exp_avg", "exp_avg_sq"]
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_what_has_settled_half_way_stays(tmp_path, ema):
     training = start(but(**SARA, ema=ema, steps=20, lr=0.3), tmp_path)
