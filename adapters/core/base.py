@@ -167,7 +167,7 @@ class Adapter(nn.Module):
 
     @property
     def adds_bias(self) -> bool:
-        """Whether anything may be added to the module's bias; never by a kind that is trained here."""
+        """Whether anything may be added to the module's bias."""
         return False
 
     @property

@@ -64,7 +64,8 @@ class Tlora(Adapter):
     == "ring" else rank · (rows + columns)). Start: Δ = 0, and T = 1 from C_d = 1 · mixer_d + change_d with random
     ``mixers [3, ring, ring]``, tr(Π mixer_d) = 1, and ``change`` zero. What is applied is T − T₀: 0 to the last bit.
     Difference: in the paper mixer_d = 1/ring everywhere. All slices of a core then have equal gradients for ever, and
-    a ring of 2 can do no more than one of 1, at four times the size; random mixers let the slices part.
+    a ring of 2 can do no more than one of 1, at four times the size; orthogonal ones, the third undoing the first two,
+    let the slices part and pass a change of a core on at its own length. Files made with other mixers hold those.
     """
 
     kind = "tlora"
@@ -76,9 +77,8 @@ class Tlora(Adapter):
         super().__init__(spec, settings)
         self.scale, ring = settings.scale, settings.ring
         self.change = nn.ParameterList([torch.zeros(i, i, ring, ring) for i in modes(spec.features)])
-        mixers = torch.eye(ring) + torch.randn(3, ring, ring) / ring   # far from singular, so the trace is not near 0
-        mixers[0] /= torch.trace(mixers[0] @ mixers[1] @ mixers[2])
-        self.register_buffer("mixers", mixers)
+        one, two = (torch.linalg.qr(torch.randn(ring, ring)).Q for _ in range(2))
+        self.register_buffer("mixers", torch.stack([one, two, (one @ two).T / ring]))   # tr(one · two · third) = 1
         residual = TensorRing if settings.residual == "ring" else LowRankResidual
         self.residual = residual(spec.rows, spec.columns, settings.rank)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atelier.adapters.core.base import Adapter, BaseStatistics, Spec
+from atelier.adapters.core.base import Adapter, AdapterSet, BaseStatistics, Spec
+from atelier.adapters.core.optimizer_update import OptimizerUpdate
 from atelier.adapters.core.settings import setting
 from atelier.adapters.kinds.low_rank.rank_settings import RankSettings
 
@@ -25,10 +26,11 @@ class LoraXs(Adapter):
     """ΔW = scale · left · core · right   (LoRA-XS, Bałazy et al. 2024, arXiv 2405.17604).
 
     ``core [r, r]`` is trained, r = min(rank, rows, columns). ``left [rows, r]`` and ``right [r, columns]`` are fixed:
-    U·S and V of W, or U and V of the first gradient (LoRA-SB, Ponkshe et al. 2024, arXiv 2411.19557).
+    U·S and V of W, or U and V of the first gradient's sign (LoRA-SB, Ponkshe et al. 2024, arXiv 2411.19557).
     Parameters: min(rank, rows, columns)**2. Start: ``core`` zero, so ΔW = 0. An exact LoRA of rank r.
-    Difference: LoRA-SB starts at the first step of full training and subtracts it from the base; moving that step
-    from the base into ΔW is the same as starting ``core`` at zero, and several adapters still fit together.
+    LoRA-SB's bases are those of the first step of full training with Adam, −lr · sign(gradient), and the first update
+    of a training is replaced by the best of rank r of this step, diag(Σ) between the bases; so ΔW is 0 before it.
+    Difference: the authors' training begins behind that step.
     The file holds both bases: nearly equal singular values have other directions once W is rounded.
     """
 
@@ -45,6 +47,7 @@ class LoraXs(Adapter):
         self.core = nn.Parameter(torch.zeros(rank, rank))
         self.register_buffer("left", torch.zeros(spec.rows, rank))
         self.register_buffer("right", torch.zeros(rank, spec.columns))
+        self.register_buffer("first_step", torch.zeros(rank), persistent=False)   # Σ of −sign(gradient)
 
     @classmethod
     def parameter_count(cls, spec: Spec, settings: LoraXsSettings) -> int:
@@ -59,11 +62,22 @@ class LoraXs(Adapter):
     @torch.no_grad()
     def initialize(self, statistics: BaseStatistics) -> None:
         """Take the fixed bases from the SVD of W or of the first gradient."""
-        matrix = statistics.gradient_matrix() if self.start_method == "gradient" else statistics.matrix()
+        matrix = -statistics.gradient_matrix().sign() if self.start_method == "gradient" else statistics.matrix()
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         rank = len(self.core)
         self.left.copy_(u[:, :rank] if self.start_method == "gradient" else u[:, :rank] * s[:rank])
         self.right.copy_(v[:rank])
+        self.first_step.copy_(s[:rank])
+
+    @classmethod
+    @torch.no_grad()
+    def after_update(cls, adapters: AdapterSet, update: OptimizerUpdate) -> None:
+        """Put the first step of full training in the place of a LoRA-SB's first update."""
+        for adapter in adapters if update.step == 1 else ():
+            assert isinstance(adapter, LoraXs)
+            if adapter.start_method == "gradient":
+                adapter.core.copy_(torch.diag(adapter.first_step * (update.lr / adapter.scale)))
+                update.forget(adapter.core, torch.ones_like(adapter.core, dtype=torch.bool))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """``scale · left @ core [rows, r]`` and ``right [r, columns]``."""

@@ -15,12 +15,14 @@ from torch.testing import assert_close
 from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.optimizer_update import OptimizerUpdate
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.formats.native import load_adapter, save_adapter
 from atelier.adapters.initialization import initialize as initialization
 from atelier.adapters.initialization.initialize import collect_statistics, initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.adapters.kinds.lokr import kronecker_sum
+from atelier.adapters.kinds.low_rank.lora_xs import LoraXs
 
 NAME = "unet.layer"
 LAYERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
@@ -165,14 +167,25 @@ def test_gradients_are_the_mean_over_the_looks():
     assert_close(found, module.weight.grad)
 
 
-def test_lora_sb_holds_the_best_low_rank_part_of_the_gradient():
+def test_lora_sb_makes_the_first_step_of_full_training():
     module, x = nn.Linear(24, 16), torch.randn(40, 24)
     gradient = torch.autograd.grad(module(x).square().sum(), module.weight)[0]
-    adapter: Any = started("lora-xs", {"rank": 4, "start": "gradient"}, module, x)[NAME]
-    u, s, v = np.linalg.svd(gradient.numpy(), full_matrices=False)
-    with torch.no_grad():
-        adapter.core.copy_(adapter.left.T @ gradient @ adapter.right.T)   # the step of full training, projected
-    np.testing.assert_allclose(adapter.delta(module.weight).detach().numpy(), (u[:, :4] * s[:4]) @ v[:4], atol=1e-3)
+    adapters = started("lora-xs", {"rank": 4, "start": "gradient", "alpha": 8}, module, x)
+    adapter: Any = adapters[NAME]
+    assert not adapter.delta(module.weight).any()
+    optimizer = torch.optim.Adam(adapters.parameters(), 0.01)
+    for step in (1, 2):
+        adapter.delta(module.weight).backward(gradient)
+        before = adapter.core.detach().clone()
+        optimizer.step()
+        LoraXs.after_update(adapters, OptimizerUpdate(step, 2, 0.01, optimizer.state))
+        if step == 1:
+            u, s, v = np.linalg.svd(-0.01 * np.sign(gradient.numpy()), full_matrices=False)
+            found = adapter.delta(module.weight).detach()
+            np.testing.assert_allclose(found.numpy(), (u[:, :4] * s[:4]) @ v[:4], rtol=0, atol=1e-6)
+            assert (found * gradient).sum() < 0
+            assert not optimizer.state[adapter.core]["exp_avg"].any()
+    assert (adapter.core - before).abs().max() < 0.02   # Adam's own from here
 
 
 @pytest.mark.parametrize("terms", [1, 3, 100])

@@ -14,8 +14,9 @@ from atelier.adapters.attach.merge import merge
 from atelier.adapters.attach.mount import mount
 from atelier.adapters.core.base import AdapterSet, Spec
 from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.optimizer_update import OptimizerUpdate
 from atelier.adapters.initialization.initialize import initialize
-from atelier.adapters.kinds.catalog import create_adapters
+from atelier.adapters.kinds.catalog import KINDS, create_adapters
 from atelier.adapters.kinds.dylora import extract_lora
 from atelier.adapters.kinds.sparse.waveft import hadamard
 
@@ -148,6 +149,32 @@ def test_tlora_ring_earns_its_size_with_random_mixers_alone(mixers: str):
         optimizer.step()
     rank = schmidt_rank(adapter.transform(list(adapter.change)).detach(), 3)
     assert rank == 1 if mixers == "as published" else rank > 1
+
+
+@pytest.mark.parametrize("ring", [1, 2, 4])
+def test_tlora_mixers_pass_a_change_on_at_its_length(ring: int):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        adapter = fresh("tlora", {"ring": ring}, nn.Linear(12, 6))
+        one, two, three = adapter.mixers
+        assert_close(torch.trace(one @ two @ three), torch.tensor(1.0))
+        # what stands round each core in the ring: it multiplies the core's change
+        for around in (two @ three, three @ one, one @ two):
+            assert torch.linalg.svdvals(around).max() <= 1 + 1e-5
+
+
+def test_sara_penalty_is_the_gradient_of_the_nuclear_norm():
+    adapters = create_adapters("sara", {"rank": 2, "penalty": 0.25}, [Spec(NAME, (12, 20))])
+    adapter: Any = shaken(adapters)[NAME].double()
+    values = adapter.values.detach().clone()
+    adapter.values.requires_grad_()
+    torch.linalg.matrix_norm(adapter.delta(torch.zeros(12, 20)), "nuc").backward()
+    assert_close(adapter.rank_gradient(), adapter.values.grad)
+    KINDS["sara"].after_update(adapters, OptimizerUpdate(1, 9, 0.1, {}))
+    assert_close(adapter.values.detach(), values - 0.1 * 0.25 * adapter.values.grad)
+    with torch.no_grad():
+        adapter.values.zero_()
+    assert not adapter.rank_gradient().any()
 
 
 def test_lokr_shares_its_smaller_factors():
@@ -348,6 +375,21 @@ def test_hydra_is_its_two_branches():
     parallel = x @ adapter.down.T @ adapter.up.T
     sequential = module(x) @ adapter.down_after.T @ adapter.up_after.T
     assert_close(adapter(x, module), 2 * (parallel + sequential))
+
+
+@torch.no_grad()
+def test_hydra_with_biases_is_its_two_branches_behind_the_whole_layer():
+    module, x = nn.Linear(12, 8), torch.randn(5, 12)
+    adapters = shaken(create_adapters("hydra", {"rank": 3, "alpha": 6, "bias": True}, [Spec(NAME, (8, 12))]))
+    adapter: Any = adapters[NAME]
+    with mount(of(module), Mix(((adapters, 1.0),))):
+        found = module(x)
+    parallel = x @ adapter.down.T @ adapter.up.T
+    sequential = module(x) @ adapter.down_after.T @ adapter.up_after.T
+    assert_close(found - module(x), 2 * (parallel + sequential) + adapter.shift)
+    bare = nn.Linear(12, 8, bias=False)
+    with mount(of(bare), Mix(((adapters, 1.0),))):
+        assert_close(bare(x), x @ (bare.weight + adapter.delta(bare.weight)).T)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5])
