@@ -10,12 +10,11 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from torch import Tensor
 
@@ -32,7 +31,6 @@ from atelier.training.loop.health import stop_advice
 from atelier.training.loop.snapshots import find_snapshots
 from atelier.training.measures.leak import LEAK, measure_leaks
 from atelier.training.measures.memorization import Membership, gains, make_pairs, membership_auc
-from atelier.training.measures.run_measures import RunMeasures
 from atelier.training.runs.run import run
 from benchmarks.support.interleaved import ROOT
 from benchmarks.support.machine import describe_machine, in_words
@@ -57,7 +55,8 @@ the first one stands for. Gains are shares of the base model's loss that are gon
 
 Stopping: {stops}.
 
-The measurements took {overhead:.1%} of the time of the steps in the good run, and {long_overhead:.1%} in the long one.
+The measurements took {overhead:.1%} of the processor's seconds of the steps in the good run, and {long_overhead:.1%} in the
+long one: both in turns, as the run goes on.
 
 ## Words that leak
 
@@ -73,14 +72,11 @@ usual. The share of the trigger word's effect that ordinary words have, largest 
 def measure_run(folder: Path, steps: int, caption: str = "") -> dict[str, Any]:
     """Train for some steps without stopping; the measurements, and the share of the time that they took."""
     config = _config(folder, steps, caption)
-    spent: list[float] = []
-    with _timed(spent):
-        events: list[Event] = list(run(RunFolder.create(folder / "run", config), folder / "adapters"))
+    events, seconds = _timed(run(RunFolder.create(folder / "run", config), folder / "adapters"))
     measured = [event for event in events if isinstance(event, Measured)]
-    stepping = sum(event.seconds for event in events if isinstance(event, Stepped))
     stops = (stop_advice(measured[: i + 1], [], STOP_MEASURES["auto"]) for i in range(len(measured) - 1))
     advice = next(((one.step, found) for one, found in zip(measured, stops, strict=False) if found), None)
-    return {"measured": [asdict(one) for one in measured], "overhead": sum(spent) / stepping,
+    return {"measured": [asdict(one) for one in measured], "overhead": seconds[Measured] / seconds[Stepped],
             "stopped": advice and {"step": advice[0], "keep": advice[1].best_step, "measure": advice[1].measure}}
 
 
@@ -123,19 +119,15 @@ def _config(folder: Path, steps: int, caption: str) -> TrainConfig:
     return TrainConfig.from_dict({**load_preset("normal", "embedded"), **changes})
 
 
-@contextmanager
-def _timed(spent: list[float]) -> Iterator[None]:
-    whole = RunMeasures.__call__
-
-    def timed(*arguments: Any) -> Measured:
-        """Measure as the run does, and note the seconds it took."""
-        started = time.perf_counter()
-        measured = whole(*arguments)
-        spent.append(time.perf_counter() - started)
-        return measured
-
-    with patch.object(RunMeasures, "__call__", timed):
-        yield
+def _timed(events: Iterator[Event]) -> tuple[list[Event], Mapping[type, float]]:
+    """The events of a run, and how many seconds of the processor each kind of them took; others' work doesn't count."""
+    seen, seconds, before = [], defaultdict[type, float](float), time.process_time()
+    for event in events:
+        now = time.process_time()
+        seconds[type(event)] += now - before
+        seen.append(event)
+        before = now
+    return seen, seconds
 
 
 def _rows(runs: dict[str, Any]) -> Iterator[str]:

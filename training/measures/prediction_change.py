@@ -12,6 +12,7 @@ from atelier.training.data.latent_cache import encode_text, tokenize
 
 TIMESTEPS = (0.999, 0.85, 0.7)   # as shares of the schedule: what a picture shows is decided early
 SEED = 3000
+BATCH = 4   # prompts that go through the UNet at once: fewer than a validation's pictures, whose memory is planned
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def predict_prompts(
     model: BaseModel, texts: Sequence[PromptEmbeddings], timesteps: Sequence[float] = TIMESTEPS
 ) -> Tensor:
     """What the UNet, as it is now, predicts for each text on the same noise ``[prompts, timesteps, C, h, w]``."""
-    return torch.stack([_predict(model, text, timesteps) for text in texts])
+    return torch.cat([_predict(model, texts[i : i + BATCH], timesteps) for i in range(0, len(texts), BATCH)])
 
 
 def relative_changes(base: Tensor, unconditional: Tensor, now: Tensor) -> Tensor:
@@ -41,13 +42,15 @@ def relative_changes(base: Tensor, unconditional: Tensor, now: Tensor) -> Tensor
     return change / scale.clamp_min(1e-12)
 
 
-def _predict(model: BaseModel, text: PromptEmbeddings, timesteps: Sequence[float]) -> Tensor:
+def _predict(model: BaseModel, texts: Sequence[PromptEmbeddings], timesteps: Sequence[float]) -> Tensor:
     count, side = model.scheduler.config.num_train_timesteps, model.info.resolution
     latent_side = model.unet.config.sample_size
     shape = (1, model.unet.config.in_channels, latent_side, latent_side)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED)).to(model.device)
-    sizes = [(side, side, 0, 0, side, side)]
-    return torch.cat([
-        model.predict(noise, torch.full((1,), int(share * count), device=noise.device), text, sizes).float().cpu()
-        for share in timesteps
-    ])   # fmt: skip
+    noise, sizes = noise.expand(len(texts), -1, -1, -1), [(side, side, 0, 0, side, side)] * len(texts)
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    joined = PromptEmbeddings(torch.cat([text.features for text in texts]), torch.cat(pooled) if pooled else None)
+    return torch.stack([
+        model.predict(noise, torch.full((len(texts),), int(share * count), device=noise.device), joined, sizes)
+        .float().cpu() for share in timesteps
+    ], dim=1)   # fmt: skip

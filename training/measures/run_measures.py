@@ -62,21 +62,21 @@ class RunMeasures:
         base_losses, base_predictions = self._base
         with mount(self.model.models(), Mix(((weights, 1.0),))):
             gain = gains(base_losses, self._losses())
-            drift = relative_changes(base_predictions[:-1], base_predictions[-1:], self._predictions()[:-1])
+            drift = relative_changes(base_predictions[:-1], base_predictions[-1:], self._predictions())
         members, others = gain.mean((1, 2)).tolist()
         return Measured(step, members, others, membership_auc(gain), drift.mean().item(),
                         [round(one, 4) for one in gain[1].mean(0).tolist()], used_memory(self.model.device))
 
     @cached_property
     def _base(self) -> tuple[Tensor, Tensor]:
-        return self._losses(), self._predictions()
+        return self._losses(), self._predictions(unconditional=True)
 
     def _losses(self) -> Tensor:
         return self.membership.losses(self.model, self.config, self.text)
 
-    def _predictions(self) -> Tensor:
+    def _predictions(self, *, unconditional: bool = False) -> Tensor:
         texts = self.encoded or encode_prompts(self.model, [*other_prompts(self.model), ""])
-        return predict_prompts(self.model, texts, DRIFT_TIMESTEPS)
+        return predict_prompts(self.model, texts if unconditional else texts[:-1], DRIFT_TIMESTEPS)
 
 
 def used_memory(device: torch.device) -> int:
