@@ -55,7 +55,7 @@ the first one stands for. Gains are shares of the base model's loss that are gon
 
 Stopping: {stops}.
 
-The measurements took {overhead:.1%} of the processor's seconds of the steps in the good run, and {long_overhead:.1%} in the
+The measurements took {overhead:.1%} of the processor's seconds of the steps in the good run, {long_overhead:.1%} in the
 long one: both in turns, as the run goes on.
 
 ## Words that leak

@@ -1,0 +1,106 @@
+"""How far the time that Create estimates is from what a training takes: ten trainings in a home that is empty at first.
+
+    python -m benchmarks.time_estimates      benchmarks/results/time_estimates.json and docs/time_estimates.md
+
+The first training of a home has no estimate; each later one is estimated from those before it, as on the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from atelier.app.services.create.time_estimate import estimate_time
+from atelier.app.store.home import Home, open_home
+from atelier.training.config.run_folder import RunFolder
+from atelier.training.config.train_config import TrainConfig, load_preset
+from atelier.training.runs.run import run
+from benchmarks.support.interleaved import ROOT
+from benchmarks.support.machine import describe_machine, in_words
+
+RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "time_estimates.json", ROOT / "docs" / "time_estimates.md"
+# Preset, steps (0: its own), batch (0: its own), pictures.
+TRAININGS = (("quick", 0, 0, 5), ("quick", 25, 0, 5), ("normal", 40, 0, 8), ("quick", 30, 2, 3), ("quick", 0, 0, 11),
+             ("normal", 20, 8, 5), ("thorough", 30, 0, 4), ("quick", 60, 1, 6), ("normal", 50, 4, 10),
+             ("quick", 15, 6, 2), ("normal", 35, 2, 7))   # fmt: skip
+TEXT = """# Estimated and taken time
+
+Written by `python -m benchmarks.time_estimates` ({machine}; commit {commit}). Trainings on the embedded base, one after
+another in a home that was empty before; each is estimated from those before it. *Load* is the number of processes that
+wanted one of the {cores} cores in the minute before the training ended: above {cores}, other work took a share.
+
+| preset | steps | batch | pictures | estimated (s) | taken (s) | error | load |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+Median of the errors without their sign: {median:.0%}; largest: {largest:.0%}.
+"""
+
+
+def _train(home: Home, preset: str, steps: int, batch: int, pictures: int) -> dict[str, Any]:
+    """One training, and what was estimated before it."""
+    name = f"{preset}-{steps}-{batch}-{pictures}"
+    given = {"steps": steps, "batch": batch}
+    changes = {"name": "zorp", "subject": "fox", "pictures": str(_pictures(home.path / name, pictures)),
+               "stop_when": "never", **{key: value for key, value in given.items() if value}}   # fmt: skip
+    config = TrainConfig.from_dict({**load_preset(preset, "embedded"), **changes})
+    estimate, started = estimate_time(home, config), time.monotonic()
+    for _ in run(RunFolder.create(home.runs / f"{time.time_ns()}-{name}", config), home.adapters):
+        pass
+    return {"preset": preset, "steps": config.steps, "batch": config.batch, "pictures": pictures,
+            "estimated": estimate and estimate.seconds, "taken": time.monotonic() - started,
+            "load": os.getloadavg()[0]}   # fmt: skip
+
+
+def _pictures(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for file in sorted((ROOT / "assets" / "examples" / "fox").iterdir()):
+        if int(file.stem[-2:]) <= count:
+            shutil.copy(file, folder)
+    return folder
+
+
+def _errors(trainings: list[dict[str, Any]]) -> list[float]:
+    return [one["estimated"] / one["taken"] - 1 for one in trainings if one["estimated"]]
+
+
+def _rows(trainings: list[dict[str, Any]]) -> Iterator[str]:
+    for one in trainings:
+        estimated = f"{one['estimated']:.0f} | {one['taken']:.0f} | {_errors([one])[0]:+.0%}" if one["estimated"] else \
+            f"– | {one['taken']:.0f} | –"
+        yield f"| {one['preset']} | {one['steps']} | {one['batch']} | {one['pictures']} | {estimated} | " \
+              f"{one['load']:.1f} |"   # fmt: skip
+
+
+def write_document(result: dict[str, Any]) -> None:
+    """Write docs/time_estimates.md."""
+    errors = [abs(error) for error in _errors(result["trainings"])]
+    DOCUMENT.write_text(TEXT.format(
+        machine=in_words(result["machine"]), commit=result["commit"], cores=os.cpu_count(),
+        rows="\n".join(_rows(result["trainings"])), median=median(errors), largest=max(errors)), encoding="utf-8")
+
+
+def main() -> None:
+    """Train, and write the figures and the document."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    result: dict[str, Any] = {"machine": describe_machine(), "commit": commit, "trainings": []}
+    with tempfile.TemporaryDirectory() as folder:
+        home = open_home(Path(folder) / "home")
+        for training in TRAININGS:
+            result["trainings"].append(_train(home, *training))
+            print(next(_rows(result["trainings"][-1:])), flush=True)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_document(result)
+
+
+if __name__ == "__main__":
+    main()
