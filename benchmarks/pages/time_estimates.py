@@ -1,6 +1,6 @@
 """How far the time that Create estimates is from what a training takes: ten trainings in a home that is empty at first.
 
-    python -m benchmarks.time_estimates      benchmarks/results/time_estimates.json and docs/time_estimates.md
+    python -m benchmarks.pages.time_estimates      benchmarks/results/time_estimates.json and docs/time_estimates.md
 
 The first training of a home has no estimate; each later one is estimated from those before it, as on the page.
 """
@@ -33,7 +33,7 @@ TRAININGS = (("quick", 0, 0, 5), ("quick", 25, 0, 5), ("normal", 40, 0, 8), ("qu
              ("quick", 15, 6, 2), ("normal", 35, 2, 7))   # fmt: skip
 TEXT = """# Estimated and taken time
 
-Written by `python -m benchmarks.time_estimates` ({machine}; commit {commit}). Trainings on the embedded base, one after
+Written by `python -m benchmarks.pages.time_estimates` ({machine}; commit {commit}). Trainings on the embedded base, one after
 another in a home that was empty before; each is estimated from those before it. *Load* is the number of processes that
 wanted one of the {cores} cores in the minute before the training ended: above {cores}, other work took a share.
 
