@@ -82,13 +82,13 @@ def mount(models: Mapping[str, nn.Module], mix: Mix) -> Iterator[None]:
         for module, parts in group_by_module(models, mix).items():
             # What a layer of codes makes must not be kept for the backward pass, as one operation for both would.
             plain = supports_low_rank_forward(module) and not isinstance(module, QuantizedLayer)
-            if plain and all(_has_factors(adapter) for adapter, _ in parts):
+            if plain and all(has_plain_factors(adapter) for adapter, _ in parts):
                 beside[module] = parts
                 if parts[0][0].spec.name.startswith("unet."):
                     factors.add(module, parts)
                 continue
             for adapter, strength in parts:
-                hook = partial(_add_update, adapter=adapter, strength=strength)
+                hook = partial(add_update, adapter=adapter, strength=strength)
                 stack.enter_context(module.register_forward_hook(hook))
         for module, forward in low_rank_forwards(beside, factors):
             stack.enter_context(replace_forward(module, forward))
@@ -107,7 +107,8 @@ def group_by_module(models: Mapping[str, nn.Module], mix: Mix) -> dict[nn.Module
 
 
 @torch.no_grad()
-def _has_factors(adapter: Adapter) -> bool:
+def has_plain_factors(adapter: Adapter) -> bool:
+    """Whether an adapter's forward pass is the product of its factors, and nothing is added to the bias."""
     # An adapter with a forward pass of its own does not always compute what its factors say.
     plain = type(adapter).forward is Adapter.forward and not adapter.adds_bias
     return plain and adapter.factors() is not None
@@ -127,9 +128,10 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[
             module.forward = original
 
 
-def _add_update(
+def add_update(
     module: nn.Module, args: tuple[Any, ...], output: Tensor, *, adapter: Adapter, strength: float
 ) -> Tensor:
+    """What a module answers with an adapter at some strength: a hook."""
     update = adapter(args[0], module)
     if (shift := adapter.bias_delta(bias_of(module))) is not None:
         ones = [1] * (output.dim() - 2) if is_channels_first(module) else []

@@ -137,14 +137,14 @@ def draw(
         MountError: an adapter of another base model.
     """
     request, cache = request.with_sampler(few=model.info.few_steps), cache or DrawCache()
-    width, height = _size(model, request)
+    width, height = picture_size(model, request)
     large = _enlarged(model, request, width, height)
-    generators = _generators(request.seed, request.count, step=0 if same_seed else 1)
+    generators = picture_generators(request.seed, request.count, step=0 if same_seed else 1)
     on_latents = on_latent_preview and _throttled(cache.latent_preview(model), on_latent_preview)
     with torch.inference_mode():
         run = partial(
-            _denoise, model, request, generators=generators, on_step=_reporter(request, start, on_step),
-            prompts=_prompt(model, request, mix, cache, each=same_seed), on_latents=on_latents,
+            denoise, model, request, generators=generators, on_step=step_reporter(request, start, on_step),
+            prompts=prompt_arguments(model, request, mix, cache, each=same_seed), on_latents=on_latents,
         )   # fmt: skip
         begin = start and _from_picture(model, start, width, height, generators, cache.savings)
         with _apply_mix(model, mix, cache.merges, cache.savings, {"unet"}):
@@ -156,7 +156,7 @@ def draw(
     return [paste_outside(start, picture) for picture in pictures] if start else pictures
 
 
-def _denoise(
+def denoise(
     model: BaseModel, request: DrawRequest, size: tuple[int, int], start: StartLatents | None, *,
     generators: list[torch.Generator], prompts: dict[str, Any], on_step: Callable[[int], None],
     on_latents: Callable[[Tensor], None] | None,
@@ -190,7 +190,7 @@ def _denoise(
         ).images
 
 
-def _reporter(
+def step_reporter(
     request: DrawRequest, start: StartPicture | None, on_step: Callable[[int, int], None] | None
 ) -> Callable[[int], None]:
     """Count the steps of both passes for whoever wants to know, from the number of a call of the UNet in its pass."""
@@ -269,7 +269,7 @@ def _throttled(
     return preview
 
 
-def _prompt(
+def prompt_arguments(
     model: BaseModel, request: DrawRequest, mix: Mix | Fusion, cache: DrawCache, *, each: bool
 ) -> dict[str, Any]:
     """The pipeline's prompt arguments as embeddings, so that the text encoders can be offloaded.
@@ -328,13 +328,13 @@ def draw_latents(model: BaseModel, prompts: Sequence[str], *, steps: int, seed: 
             **dict(zip(names, embeddings, strict=False)),
             num_inference_steps=few.steps if few else steps,
             guidance_scale=few.guidance if few else GUIDANCE,
-            generator=_generators(seed, len(prompts)),
+            generator=picture_generators(seed, len(prompts)),
             output_type="latent",
         ).images
     return latents.cpu().float().clone()
 
 
-def _generators(seed: int, count: int, step: int = 1) -> list[torch.Generator]:
+def picture_generators(seed: int, count: int, step: int = 1) -> list[torch.Generator]:
     """One generator a picture: picture i starts from the same noise whether it is drawn alone or in a batch."""
     return [torch.Generator("cpu").manual_seed(seed + step * i) for i in range(count)]
 
@@ -346,7 +346,8 @@ def _enlarged(model: BaseModel, request: DrawRequest, width: int, height: int) -
     return wide, high
 
 
-def _size(model: BaseModel, request: DrawRequest) -> tuple[int, int]:
+def picture_size(model: BaseModel, request: DrawRequest) -> tuple[int, int]:
+    """Width and height in pixels; a size that the model can't draw is a SettingError."""
     width, height = (side or model.info.resolution for side in (request.width, request.height))
     multiple = model.info.size_multiple
     if width % multiple or height % multiple:
