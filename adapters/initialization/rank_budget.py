@@ -16,9 +16,8 @@ from atelier.adapters.kinds.lora import Lora, LoraSettings
 def allocate_ranks(specs: Sequence[Spec], worth: Mapping[str, Sequence[float]], budget: int) -> dict[str, int]:
     """Give every module a rank so that their factors hold at most ``budget`` values in all.
 
-    Greedy: the next rank always goes where it is worth most for each value it takes. Called again during training
-    with new worths it grows some modules and prunes others, which is what AdaLoRA (arXiv 2303.10512), IncreLoRA
-    (arXiv 2308.12043) and EVA (arXiv 2410.07170) do, each with a worth of its own.
+    Greedy: the next rank always goes where it is worth most for each value it takes, once, before the training, as EVA
+    (arXiv 2410.07170) does. AdaLoRA and IncreLoRA allocate during the training: the kind ``adalora``.
 
     Args:
         specs: the target modules.

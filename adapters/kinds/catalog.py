@@ -16,6 +16,7 @@ from atelier.adapters.kinds.lokr import Lokr
 from atelier.adapters.kinds.lora import Lora, RankSettings
 from atelier.adapters.kinds.loretta import Loretta
 from atelier.adapters.kinds.lorta import Lorta
+from atelier.adapters.kinds.low_rank.adalora import Adalora
 from atelier.adapters.kinds.low_rank.deep_lora import DeepLora
 from atelier.adapters.kinds.low_rank.flylora import Flylora
 from atelier.adapters.kinds.low_rank.hydra import Hydra
@@ -46,7 +47,7 @@ KINDS: dict[str, type[Adapter]] = {
     for cls in (
         Lora, Dora, Lokr, Loha, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
         Miss, Paca, S2ft, Hydra, Dylora, Randlora, Oft, TLora, DeepLora, CompLora, Melora, Flylora, Salt, Structured,
-        Mosa, Spiel, DynamicSparse, MaskTuning, Snell, BreakForMake,
+        Adalora, Mosa, Spiel, DynamicSparse, MaskTuning, Snell, BreakForMake,
     )
 }
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from atelier.adapters.core.base import AdapterSet, BaseStatistics, Spec
 from atelier.adapters.core.optimizer_update import OptimizerUpdate
+from atelier.adapters.formats.low_rank import finished
 from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import KINDS, create_adapters
 
@@ -167,3 +168,47 @@ def test_shira_by_movement_trains_all_and_puts_it_back():
     assert layer.weight.grad is None
     adapter: Any = adapters["unet.layer"]
     assert (adapter.index < 5 * 12).all()
+
+
+@pytest.mark.parametrize("score", ["sensitivity", "growth", "removal", "contribution"])
+def test_adalora_gives_its_budget_to_the_layer_that_learns(score: str):
+    """Two layers of equal size; one has a target of rank 6, the other almost nothing to learn."""
+    torch.manual_seed(0)
+    specs = [Spec("unet.much", (24, 20)), Spec("unet.little", (24, 20))]
+    goals = [torch.randn(24, 6) @ torch.randn(6, 20) / 3, 0.002 * torch.randn(24, 20)]
+    adapters = create_adapters("adalora", {"rank": 4, "score": score}, specs)
+    optimizer, kind = torch.optim.Adam(adapters.parameters(), 0.02), KINDS["adalora"]
+    active = []
+    for step in range(1, 201):
+        optimizer.zero_grad()
+        sum((adapter.delta(torch.zeros(24, 20)) - goal).square().mean()
+            for adapter, goal in zip(adapters, goals, strict=True)).backward()
+        update = OptimizerUpdate(step, 200, 0.02, optimizer.state)
+        kind.before_update(adapters, update)
+        optimizer.step()
+        kind.after_update(adapters, update)
+        active.append(sum(int(adapter.is_active.sum()) for adapter in adapters))
+    assert active[0] == (2 if score == "growth" else 16)
+    assert active[-1] == 8   # rank 4 on average
+    assert active == sorted(active, reverse=score != "growth")
+    much, little = (int(adapter.gain.count_nonzero()) for adapter in adapters)
+    assert much >= 6 and little <= 2
+    saved = finished(adapters)
+    assert saved.kind == "lora" and len(saved["unet.much"].down) == much
+    assert_close(saved["unet.much"].delta(torch.zeros(24, 20)), adapters["unet.much"].delta(torch.zeros(24, 20)))
+
+
+def test_adalora_scores_are_those_of_the_gradients():
+    adapters = create_adapters("adalora", {"rank": 2}, [Spec("unet.a", (8, 6))])
+    own: Any = adapters["unet.a"]
+    with torch.no_grad():
+        own.gain.add_(torch.randn(4))
+    own.delta(torch.zeros(8, 6)).backward(torch.randn(8, 6))
+    own.requires_grad_(False)
+    own.note_scores(own.gain.grad)
+    for i in range(4):
+        parts = [abs(own.gain[i] * own.gain.grad[i]).item(),
+                 sum(abs(own.up[row, i] * own.up.grad[row, i]).item() for row in range(8)) / 8,
+                 sum(abs(own.down[i, column] * own.down.grad[i, column]).item() for column in range(6)) / 6]
+        assert own.level[i].item() == pytest.approx(0.15 * sum(parts), rel=1e-4)
+        assert own.worth()[i].item() == pytest.approx(0.15 * sum(parts) * 0.15 * 0.85 * sum(parts) / 14, rel=1e-4)
