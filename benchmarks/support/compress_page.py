@@ -27,7 +27,7 @@ SIDE, GAP, LABEL, ACROSS = 64, 4, 150, 8
 EACH = 4   # drawings of a prompt; the sheet shows the first
 TEXT = """# Compressed base models compared
 
-Written by `python -m benchmarks.compress --render` from what is in `benchmarks/results/`.
+Written by `python -m benchmarks.compression.methods --render` from what is in `benchmarks/results/`.
 
 ## Error, pictures and the judge
 
@@ -49,7 +49,7 @@ SIZE_TEXT = """
 ## Files
 
 The UNet of Stable Diffusion 1.5's shape with random weights, written and measured, header, step sizes, zero points and
-input levels included; what is not quantized is in float16 (`python -m benchmarks.compress_sizes`).
+input levels included; what is not quantized is in float16 (`python -m benchmarks.compression.sizes`).
 
 | file | MiB | of fp16 | estimated, MiB |
 |---|---|---|---|
@@ -59,7 +59,7 @@ SPEED_TEXT = """
 ## Linear layers in integer arithmetic
 
 All {layers} calls of linear layers in one UNet call of Stable Diffusion 1.5 at 64 × 64, one thread, CPU seconds,
-contenders taking turns in processes of their own (`python -m benchmarks.compress_speed`); torchao's dynamic int8
+contenders taking turns in processes of their own (`python -m benchmarks.compression.speed`); torchao's dynamic int8
 without torch.compile. Measured on: {measured}.
 
 | contender | seconds | faster than fp32 | lowest and highest of the turns |
@@ -72,7 +72,7 @@ WHOLE_TEXT = """
 ## Whole UNets in integer arithmetic
 
 One call of a UNet with both branches of guidance, one thread, CPU seconds, contenders taking turns call by call
-(`python -m benchmarks.compress_speed --whole`); rounding of inputs, norms, attention and all that stays in floating
+(`python -m benchmarks.compression.speed --whole`); rounding of inputs, norms, attention and all that stays in floating
 point included. *In whole numbers* is how many of the packed layers were: small ones are faster in floating point.
 Measured on: {measured}.
 

@@ -1,7 +1,7 @@
 """Compress the embedded base in every preset and by every method, and compare each with the base itself.
 
-    python -m benchmarks.compress [--presets w4a4 …] [--methods talsq …]    measures what is not measured yet
-    python -m benchmarks.compress --render                                  docs/compress.md and its pictures
+    python -m benchmarks.compression.methods [--presets w4a4 …] [--methods talsq …]    measures what is not measured yet
+    python -m benchmarks.compression.methods --render                                  docs/compress.md and its pictures
 
 The methods are a ladder: ranges taken whole, ranges searched, QALoRA with one learning rate, with rates in proportion
 to each layer's step size, with step sizes of their own at every timestep, and that for as long as the app does by
@@ -38,7 +38,7 @@ from atelier.training.sampling.sample import DrawRequest, draw
 from benchmarks.support.compress_page import EACH, PICTURES, RESULTS, render
 from benchmarks.support.machine import describe_machine
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STEPS, TIMESTEPS = 50, 10
 LONG = CompressConfig().steps   # what a person gets who changes nothing
 DRAW_STEPS, SEEDS = 8, (70, 71)

@@ -1,7 +1,7 @@
 """How fast a UNet is in whole numbers on this processor: the linear layers of Stable Diffusion 1.5, and whole UNets.
 
-    python -m benchmarks.compress_speed                 linear layers, about 4 minutes
-    python -m benchmarks.compress_speed --whole         whole UNets, about 3 minutes and 4 GB of memory
+    python -m benchmarks.compression.speed                 linear layers, about 4 minutes
+    python -m benchmarks.compression.speed --whole         whole UNets, about 3 minutes and 4 GB of memory
 
 Contenders for the layers take turns, each in a process of its own with one thread: float32, bfloat16, W8A8 and W4A8
 with fixed scales through oneDNN, rounding of the input included, and torchao's dynamic W8A8. Whole UNets take turns
@@ -223,7 +223,7 @@ def _time(work: Callable[[], object]) -> float:
 
 
 def _in_a_process(contender: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.compress_speed", "--contender", contender]
+    command = [sys.executable, "-m", "benchmarks.compression.speed", "--contender", contender]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, check=True, capture_output=True, text=True, env=alone)
     return json.loads(run.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """How large a compressed UNet of Stable Diffusion 1.5's shape is on disk: written and measured, weights at random.
 
-    python -m benchmarks.compress_sizes     benchmarks/results/compress_sizes.json; about 8 GB of memory
+    python -m benchmarks.compression.sizes     benchmarks/results/compress_sizes.json; about 8 GB of memory
 
 Header, step sizes, zero points, 50 timesteps of input levels and everything that stays whole are in the file. It is
 compared with the same UNet in float16, written by the same library.
