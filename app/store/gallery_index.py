@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,13 @@ from atelier.training.measures.picture_features import (
     picture_feature,
 )
 
-VERSION = 2
+VERSION = 3
 INDEX_FILE = "gallery.sqlite"
 _WORK_SECONDS, _REST_SECONDS = 0.2, 0.4   # of the thread that describes pictures
 _DESCRIBING = threading.Lock()
 _FEATURES = 5000    # looked at together
 _SHOWN = "id, prompt, seed, starred, damaged"
-_BATCH = 200        # pictures between two looks at the clock
+_BATCH = 200        # pictures that are written at once
 _RECENT = 500       # pictures whose prompts and adapters count as recent
 _TABLES = """
 CREATE TABLE pictures (id TEXT PRIMARY KEY, prompt TEXT NOT NULL, seed INTEGER, words TEXT NOT NULL, damaged INTEGER NOT
@@ -44,8 +44,13 @@ CREATE TABLE adapters (name TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (name, 
 CREATE TABLE boards (name TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (name, id)) WITHOUT ROWID;
 CREATE TABLE looks (id TEXT PRIMARY KEY, feature BLOB NOT NULL, colours INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE seen (what TEXT PRIMARY KEY, state TEXT NOT NULL);
+CREATE TABLE unread (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE undescribed (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE INDEX starred ON pictures (id) WHERE starred;
+CREATE INDEX adapters_of_pictures ON adapters (id);
 """
+_ALL_TABLES = ("pictures", "adapters", "boards", "looks", "seen", "unread", "undescribed")
+_OF_PICTURES = ("pictures", "adapters", "looks", "unread", "undescribed")   # what is forgotten with a picture
 T = TypeVar("T")
 
 
@@ -142,15 +147,27 @@ def _describe_all(home: Home) -> None:
 
 
 def _describe(home: Home, db: sqlite3.Connection, end: float) -> int:
-    missing = "FROM pictures WHERE NOT damaged AND id NOT IN (SELECT id FROM looks)"
-    found: list[tuple[str, bytes, int]] = []
-    for (id,) in db.execute(f"SELECT id {missing} ORDER BY id DESC LIMIT {_BATCH}").fetchall():
-        found.append((id, *_look(home.gallery / f"{id}.png")))
+    while ids := _newest(db, "undescribed"):
+        found: list[tuple[str, bytes, int]] = []
+        for id in ids:
+            found.append((id, *_look(home.gallery / f"{id}.png")))
+            if time.monotonic() > end:
+                break
+        with db:
+            db.executemany("INSERT OR REPLACE INTO looks VALUES (?, ?, ?)", found)
+            db.executemany("DELETE FROM undescribed WHERE id = ?", [(id,) for id, _, _ in found])
         if time.monotonic() > end:
             break
-    with db:
-        db.executemany("INSERT OR REPLACE INTO looks VALUES (?, ?, ?)", found)
-    return db.execute(f"SELECT count(*) {missing}").fetchone()[0]
+    return _left(db, "undescribed")
+
+
+def _newest(db: sqlite3.Connection, table: str) -> list[str]:
+    """A batch of the pictures that still wait in a table."""
+    return [row[0] for row in db.execute(f"SELECT id FROM {table} ORDER BY id DESC LIMIT {_BATCH}")]
+
+
+def _left(db: sqlite3.Connection, table: str) -> int:
+    return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
 
 def _look(path: Path) -> tuple[bytes, int]:
@@ -216,44 +233,53 @@ def _update(home: Home, db: sqlite3.Connection, end: float) -> int:
     state = str(home.gallery.stat().st_mtime_ns)
     marks = _modified(home)
     if _seen(db, "gallery") != state:
-        missing = _compare_names(home, db)
-        for first in range(0, len(missing), _BATCH):
-            if first and time.monotonic() > end:
-                return len(missing) - first
-            _add(home, db, missing[first : first + _BATCH])
+        _compare_names(home, db)
         _see(db, "gallery", state)
-    if _seen(db, "marks") != marks:
+    left = _read_new(home, db, end)
+    if not left and _seen(db, "marks") != marks:
         _take_marks(home, db)
         _see(db, "marks", marks)
-    return 0
+    return left
 
 
-def _compare_names(home: Home, db: sqlite3.Connection) -> list[str]:
-    """Forget pictures that are gone; returns the ids of new ones, newest first."""
+def _compare_names(home: Home, db: sqlite3.Connection) -> None:
+    """Forget pictures that are gone, and note which are new."""
     with os.scandir(home.gallery) as entries:
         there = {entry.name[:-4] for entry in entries if entry.name.endswith(".png")}
-    known = {row[0] for row in db.execute("SELECT id FROM pictures")}
+    known, unread = ({row[0] for row in db.execute(f"SELECT id FROM {table}")} for table in ("pictures", "unread"))
     with db:
-        for table in ("pictures", "adapters", "looks"):
-            db.executemany(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in known - there])
-    return sorted(there - known, reverse=True)
+        for table in _OF_PICTURES:
+            db.executemany(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in (known | unread) - there])
+        db.executemany("INSERT OR IGNORE INTO unread VALUES (?)", [(id,) for id in sorted(there - known)])
 
 
-def _add(home: Home, db: sqlite3.Connection, ids: Sequence[str]) -> None:
+def _read_new(home: Home, db: sqlite3.Connection, end: float) -> int:
+    """Read new pictures until the time is over; returns how many are left."""
     stars = read_marks(home).stars
-    with db:
-        for id in ids:
-            try:
-                picture = find_picture(home, id, with_damaged=True)
-            except HomeError:   # another file that lies there
-                continue
-            recipe = read_recipe(picture.path) or {}
-            names = recipe_adapters(recipe)
-            prompt, seed = str(recipe.get("prompt", "")), recipe.get("seed")
-            db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?)", (
-                id, prompt, seed if isinstance(seed, int) and abs(seed) < 2**63 else None,
-                " ".join([prompt, *names]).casefold(), picture.damaged, id in stars))   # fmt: skip
-            db.executemany("INSERT OR REPLACE INTO adapters VALUES (?, ?)", [(name, id) for name in names])
+    while ids := _newest(db, "unread"):
+        with db:
+            for id in ids:
+                _add(home, db, id, id in stars)
+            db.executemany("DELETE FROM unread WHERE id = ?", [(id,) for id in ids])
+        if time.monotonic() > end:
+            break
+    return _left(db, "unread")
+
+
+def _add(home: Home, db: sqlite3.Connection, id: str, starred: bool) -> None:
+    try:
+        picture = find_picture(home, id, with_damaged=True)
+    except HomeError:   # another file that lies there
+        return
+    recipe = read_recipe(picture.path) or {}
+    names = recipe_adapters(recipe)
+    prompt, seed = str(recipe.get("prompt", "")), recipe.get("seed")
+    db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?)", (
+        id, prompt, seed if isinstance(seed, int) and abs(seed) < 2**63 else None,
+        " ".join([prompt, *names]).casefold(), picture.damaged, starred))   # fmt: skip
+    db.executemany("INSERT OR REPLACE INTO adapters VALUES (?, ?)", [(name, id) for name in names])
+    if not picture.damaged:
+        db.execute("INSERT OR IGNORE INTO undescribed VALUES (?)", (id,))
 
 
 def recipe_adapters(recipe: dict[str, Any]) -> list[str]:
@@ -309,7 +335,7 @@ def _open(home: Home) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(home.state / INDEX_FILE, timeout=30)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version != VERSION:
-            for table in ("pictures", "adapters", "boards", "looks", "seen"):
+            for table in _ALL_TABLES:
                 db.execute(f"DROP TABLE IF EXISTS {table}")
             db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
         yield db

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,33 @@ def test_a_background_thread_ends_when_all_is_described_or_the_home_is_gone(
     monkeypatch.setattr(gallery_index, "describe_pictures", lambda *_: (_ for _ in ()).throw(OSError("gone")))
     describe_in_background(home)
     wait()
+
+
+@pytest.mark.parametrize("work", [gallery_index._read_new, gallery_index._describe])
+def test_what_is_known_costs_nothing_when_a_picture_comes(
+    home: Home, work: Callable[[Home, sqlite3.Connection, float], int]
+) -> None:
+    days = iter((10, 11))
+
+    def steps() -> int:
+        """The steps of SQLite's machine that the work on one new picture takes."""
+        found = [0]
+        add(home, next(days), "new")
+        with gallery_index._open(home) as db:
+            gallery_index._compare_names(home, db)
+            if work is gallery_index._describe:
+                gallery_index._read_new(home, db, time.monotonic() + 60)
+            db.set_progress_handler(lambda: found.__setitem__(0, found[0] + 1), 1)
+            assert work(home, db, time.monotonic() + 60) == 0
+        return found[0]
+
+    def settle() -> None:
+        while update_index(home) or describe_pictures(home):
+            pass
+
+    settle()
+    first, whole = steps(), home.gallery / "20260101-000000-000000-abcdef.png"
+    for number in range(200):
+        (home.gallery / f"20260301-000000-000{number:03}-abcdef.png").hardlink_to(whole)
+    settle()
+    assert steps() < 2 * first
