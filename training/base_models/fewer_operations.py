@@ -26,6 +26,20 @@ class PlainResnetBlock2D(ResnetBlock2D):
         return (input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)) + hidden
 
 
+class PlainAttention(Attention):
+    """Attention that asks its processor at once; diffusers reads the processor's signature at every call."""
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:   # fmt: skip
+        """As :class:`PlainAttentionProcessor`; where there are options, as diffusers hands them on."""
+        if options:
+            return super().forward(hidden_states, encoder_hidden_states, attention_mask, **options)
+        return self.processor(self, hidden_states, encoder_hidden_states=encoder_hidden_states,
+                              attention_mask=attention_mask)   # fmt: skip
+
+
 class PlainAttentionProcessor:
     """Attention over tokens without a mask."""
 
@@ -48,8 +62,9 @@ def skip_idle_operations(unet: nn.Module) -> None:
     for layer in unet.modules():
         if type(layer) is ResnetBlock2D and _is_plain_block(layer):
             layer.__class__ = PlainResnetBlock2D   # so every reference, hook and name of the block stays as it was
-        elif isinstance(layer, Attention) and _is_plain_attention(layer):
+        elif type(layer) is Attention and _is_plain_attention(layer):
             layer.set_processor(processor)
+            layer.__class__ = PlainAttention
 
 
 def _is_plain_block(block: Any) -> bool:

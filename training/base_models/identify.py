@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def identify(base: str, options: BaseOptions = PLAIN_BASE) -> BaseInfo:
         BaseError: not a base model, or one that Atelier can't use; with the reason and the cure.
     """
     if base == EMBEDDED:
-        return identify_folder(base, EMBEDDED_FOLDER, options)
+        return _identify_embedded(options) if not options.vae else identify_folder(base, EMBEDDED_FOLDER, options)
     path = parse_path(base)
     if path.is_dir():
         return identify_folder(base, _model_folder(base, path), options)
@@ -74,6 +75,12 @@ def identify(base: str, options: BaseOptions = PLAIN_BASE) -> BaseInfo:
         return identify_folder(base, here or download_configurations(base), options, whole=here is not None)
     raise BaseError(f"{base[:500]} does not exist. A base model is 'embedded', a diffusers folder, a .safetensors "
                     "file, or a hub id such as 'owner/model'.")
+
+
+@cache
+def _identify_embedded(options: BaseOptions) -> BaseInfo:
+    """Read once: a part of the package does not change, and a moving slider asks for it at every picture."""
+    return identify_folder(EMBEDDED, EMBEDDED_FOLDER, options)
 
 
 def _model_folder(base: str, folder: Path) -> Path:

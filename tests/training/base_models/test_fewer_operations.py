@@ -18,6 +18,7 @@ from atelier.adapters.core.targets import find_targets
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.fewer_operations import (
+    PlainAttention,
     PlainAttentionProcessor,
     PlainResnetBlock2D,
     skip_idle_operations,
@@ -52,7 +53,7 @@ def trained(unet: nn.Module) -> list[Tensor]:
 
 
 def test_a_loaded_unet_predicts_and_learns_what_diffusers_own_does_bit_for_bit(model: BaseModel, theirs: Any):
-    assert {type(layer) for layer in model.unet.modules()} >= {PlainResnetBlock2D}
+    assert {type(layer) for layer in model.unet.modules()} >= {PlainResnetBlock2D, PlainAttention}
     assert {type(one) for one in model.unet.attn_processors.values()} == {PlainAttentionProcessor}
     with torch.no_grad():
         assert torch.equal(prediction(model.unet), prediction(theirs))
