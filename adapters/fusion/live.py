@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from atelier.adapters.attach.mount import find_target_modules, is_channels_first, replace_forward
 from atelier.adapters.core.base import Adapter, AdapterSet, bias_of
+from atelier.adapters.core.mix import Mix
+from atelier.adapters.core.settings import SettingError
 from atelier.adapters.core.timestep import TimestepTracker
 from atelier.adapters.fusion.gates import Gate, GateRecord, GateSet
 from atelier.kernels.torch_internals import conv_with_weight
@@ -34,10 +36,27 @@ class WeightedAdapter:
     strength: float = 1.0
     curve: Curve | None = None    # None: the same at every step
     region: Tensor | None = None  # [h, w] of any size, 0 … 1: where in the picture it acts; None: everywhere
+    prompt: str = ""              # what is drawn in its region; empty: what the drawing's prompt says
 
     def strength_at(self, progress: float) -> float:
         """The strength at ``progress`` of denoising (0 … 1), as the curve sets it."""
         return self.strength * (1.0 if self.curve is None else self.curve(progress))
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRegion:
+    """A part of the picture with a prompt of its own: ``region [h, w]`` of any size, 0 … 1."""
+
+    prompt: str
+    region: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RegionText:
+    """A region's prompt as the UNet reads it: ``features [2n, T, D]``, negative ones first; of SDXL ``pooled``."""
+
+    features: Tensor
+    pooled: Tensor | None = None   # [2n, D]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +65,16 @@ class Fusion:
 
     ``apart`` is LoRA-Composite (Zhong et al. 2024, arXiv 2402.16843): one pass of the UNet for each adapter, and the
     mean of the answers. Parts with a region act in passes of their own too: answer = u + Σ Mᵢ ⊙ (aᵢ − u), where u is
-    what all parts without a region give, and aᵢ the same with part i.
+    what all parts without a region give, and aᵢ the same with part i, and with the prompt of its region where it has
+    one. So do ``prompt_regions``, which have no part. ``texts``: those prompts, one for each of :meth:`passes`.
     """
 
     parts: tuple[WeightedAdapter, ...]
     gates: GateSet | None = None
     separate_passes: bool = False
     record: GateRecord | None = None
+    prompt_regions: tuple[PromptRegion, ...] = ()
+    texts: tuple[RegionText | None, ...] = ()
 
     def passes(self) -> list[UNetPass]:
         """The runs of the UNet that one answer is made of; their weights add up to 1 at every place."""
@@ -60,9 +82,11 @@ class Fusion:
         regions = [(i, part.region) for i, part in enumerate(self.parts) if part.region is not None]
         if self.separate_passes:
             return [UNetPass((i,), 1 / len(self.parts)) for i in everywhere] or [UNetPass((), 1.0)]
-        if not regions:
+        if not regions and not self.prompt_regions:
             return [UNetPass(everywhere, 1.0)]
-        return [*(UNetPass((*everywhere, i), region) for i, region in regions), UNetPass(everywhere, None)]
+        return [*(UNetPass((*everywhere, i), region, self.parts[i].prompt) for i, region in regions),
+                *(UNetPass(everywhere, one.region, one.prompt) for one in self.prompt_regions),
+                UNetPass(everywhere, None)]   # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +95,23 @@ class UNetPass:
 
     parts: tuple[int, ...]
     weight: float | Tensor | None   # everywhere alike; or [h, w]; or what the others leave of 1
+    prompt: str = ""                # of its own; empty: the drawing's
+
+
+def with_prompt_regions(mix: Mix | Fusion, regions: Sequence[PromptRegion]) -> Mix | Fusion:
+    """What acts in a drawing, and prompts for parts of the picture.
+
+    Raises:
+        SettingError: the adapters act in passes of their own already.
+    """
+    if not regions:
+        return mix
+    if isinstance(mix, Mix):
+        mix = Fusion(tuple(WeightedAdapter(adapters, strength) for adapters, strength in mix.active()))
+    if mix.separate_passes:
+        raise SettingError("composite draws with one adapter at a time, so it can't follow prompts of regions. Use "
+                           "another method, or remove the regions.")
+    return replace(mix, prompt_regions=tuple(regions))
 
 
 @contextmanager
@@ -97,7 +138,8 @@ def mount_fusion(models: Mapping[str, nn.Module], fusion: Fusion) -> Iterator[No
         passes = fusion.passes()
         if len(passes) > 1:
             unet = models["unet"]
-            stack.enter_context(replace_forward(unet, partial(_run_passes, unet.forward, passes, stage)))
+            texts = fusion.texts or (None,) * len(passes)
+            stack.enter_context(replace_forward(unet, partial(_run_passes, unet.forward, passes, texts, stage)))
         yield
 
 
@@ -122,22 +164,51 @@ class _FusionState:
 
 
 def _run_passes(
-    forward: Callable[..., Any], passes: Sequence[UNetPass], stage: _FusionState, *args: Any, **kwargs: Any
-) -> Any:
-    """The weighted mean of what the UNet answers with the parts of each pass."""
+    forward: Callable[..., Any], passes: Sequence[UNetPass], texts: Sequence[RegionText | None], stage: _FusionState,
+    *args: Any, **kwargs: Any,
+) -> Any:   # fmt: skip
+    """The weighted mean of what the UNet answers with the parts and the prompt of each pass."""
     before = stage.turn
-    answer: Any = None
-    total: Any = 0.0
-    rest: Any = 1.0
+    answers: list[Any] = []
     try:
-        for one in passes:
+        for one, text in zip(passes, texts, strict=True):
             stage.turn = one.parts
-            answer = forward(*args, **kwargs)
-            weight = rest if one.weight is None else _resize_region(one.weight, answer[0])
-            total, rest = total + answer[0] * weight, rest - weight
+            answers.append(forward(*args, **(_with_text(kwargs, text) if text else kwargs)))
     finally:
         stage.turn = before
-    return (total,) if isinstance(answer, tuple) else answer.__class__({"sample": total})
+    weights = _weights(passes, answers[0][0], shared=any(texts))
+    total = sum(answer[0] * weight for answer, weight in zip(answers, weights, strict=True))
+    return (total,) if isinstance(answers[0], tuple) else answers[0].__class__({"sample": total})
+
+
+def _with_text(arguments: Mapping[str, Any], text: RegionText) -> dict[str, Any]:
+    """The UNet's arguments with another prompt in their last rows: negative ones come first."""
+    found = {**arguments, "encoder_hidden_states": _in_last_rows(arguments["encoder_hidden_states"], text.features)}
+    if text.pooled is not None:
+        conditions = arguments["added_cond_kwargs"]
+        pooled = _in_last_rows(conditions["text_embeds"], text.pooled)
+        found["added_cond_kwargs"] = {**conditions, "text_embeds": pooled}
+    return found
+
+
+def _in_last_rows(rows: Tensor, last: Tensor) -> Tensor:
+    last = last[-len(rows) :].to(rows)   # without guidance there are no negative rows
+    return torch.cat([rows[: len(rows) - len(last)], last])
+
+
+def _weights(passes: Sequence[UNetPass], like: Tensor, *, shared: bool) -> list[Any]:
+    """How much each answer counts, at the size of the latents.
+
+    ``shared``: regions with prompts share the places where they overlap, instead of adding up.
+    """
+    weights = [_resize_region(one.weight, like) for one in passes if one.weight is not None]
+    if shared:
+        most = sum(weights).clamp(min=1.0)
+        weights = [weight / most for weight in weights]
+    rest: Any = 1.0
+    for weight in weights:
+        rest = rest - weight
+    return [*weights, rest][: len(passes)]
 
 
 def _resize_region(weight: float | Tensor, like: Tensor) -> float | Tensor:

@@ -176,6 +176,12 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
                       dest="adapters", help="an adapter and its strength (default: 1); repeatable")
     draw.add_argument("--blocks", nargs="+", action="append", default=[], metavar=("NAME", "BLOCK=STRENGTH"),
                       help="strengths of an adapter in single blocks of the UNet, such as mid=0 up.1.0=0.5; repeatable")
+    draw.add_argument("--region", nargs=5, action="append", default=[], dest="regions",
+                      metavar=("PROMPT", "LEFT", "TOP", "RIGHT", "BOTTOM"),
+                      help="a part of the picture with a prompt of its own: a rectangle, sides from 0 to 1; repeatable")
+    draw.add_argument("--adapter-region", nargs="+", action="append", default=[], dest="adapter_regions",
+                      metavar=("NAME", "LEFT TOP RIGHT BOTTOM [PROMPT]"),
+                      help="the rectangle in which an adapter acts, and what is drawn there; repeatable")
     draw.add_argument("--curve", nargs="+", action="append", default=[], metavar=("NAME", "STRENGTH"), dest="curves",
                       help="how an adapter's strength changes from the first step to the last, such as 0 1 1; "
                            "repeatable")   # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from atelier.app.services.like_picture import job_like
 from atelier.app.store.gallery import encode_picture, picture_id, save_picture
 from atelier.app.store.home import Home, explain_write_errors, write_home_file
 from atelier.app.store.library import find_adapter
-from atelier.app.store.mixes import MixEntry, read_entry
+from atelier.app.store.mixes import MixEntry, RegionEntry, read_entry, read_regions
 from atelier.app.store.models import resolve_base
 from atelier.app.store.preferences import drawing_precision
 from atelier.app.store.start_pictures import save_start_picture
@@ -68,10 +68,11 @@ def _job(home: Home, arguments: Namespace) -> tuple[DrawJob, list[str]]:
         if arguments.prompt is None:
             raise SettingError("There is no prompt. Type what to draw, or use a picture's settings: --like FILE.")
         return DrawJob(request=_request(arguments), base=base or own_base, adapters=typed, method=arguments.fuse or "",
-                       start=_start(arguments), options=options), []   # fmt: skip
+                       start=_start(arguments), options=options, regions=_regions(arguments)), []   # fmt: skip
     like, notes = job_like(home, arguments.like)
     job = replace(like, request=_request(arguments, like.request.to_dict()), base=base or like.base,
                   adapters=typed or like.adapters, method=arguments.fuse or "",
+                  regions=_regions(arguments) or like.regions,
                   start=like.start if arguments.image is None else _start(arguments))   # fmt: skip
     return replace(job, options=options) if arguments.prediction or arguments.vae else job, notes
 
@@ -86,11 +87,31 @@ def _adapters(arguments: Namespace) -> tuple[MixEntry, ...]:
                 raise SettingError(f"{option} needs the name of an adapter and its values. Name the adapter by "
                                    f"--adapter {name} too.")
             values[name][key] = dict(each.split("=", 1) for each in given) if key == "blocks" else given
+    for name, *given in arguments.adapter_regions:
+        if name not in values or len(given) not in (4, 5):
+            raise SettingError("--adapter-region needs the name of an adapter, four sides from 0 to 1, and perhaps a "
+                               f"prompt. Name the adapter by --adapter {name} too.")
+        values[name] |= {"region": _numbers(given[:4]), "prompt": " ".join(given[4:])}
     try:
         return tuple(read_entry(each) for each in values.values())
     except (ValueError, TypeError) as error:
         raise SettingError(f"The strengths can't be used: {error}. Use --blocks NAME mid=0 up.1.0=0.5 and --curve NAME "
                            "0 1 0.5, with factors from 0 to 1 in curves.") from None
+
+
+def _regions(arguments: Namespace) -> tuple[RegionEntry, ...]:
+    try:
+        return read_regions([{"prompt": prompt, "region": _numbers(sides)} for prompt, *sides in arguments.regions])
+    except ValueError as error:
+        raise SettingError(f"The region can't be used: {error}.") from None
+
+
+def _numbers(sides: Sequence[str]) -> list[float]:
+    try:
+        return [float(side) for side in sides]
+    except ValueError:
+        raise SettingError(f"{' '.join(sides)} is no rectangle. Type left, top, right and bottom as shares of the "
+                           "picture, such as 0 0 0.5 1 for its left half.") from None
 
 
 def _start(arguments: Namespace) -> StartPicture | None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from atelier.adapters.core.family import family_title
 from atelier.adapters.fusion.methods import DEFAULT_METHOD
-from atelier.app.services.engine import DrawCallbacks, Engine, FileEntry
+from atelier.app.services.engine import DrawCallbacks, Engine, FileEntry, PromptParts
 from atelier.app.services.prompts.wildcards import escape_wildcards, has_wildcards, resolve_request
 from atelier.app.store.base_settings import base_options
 from atelier.app.store.gallery import (
@@ -25,7 +25,7 @@ from atelier.app.store.gallery import (
 )
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, adapter_blocks, find_adapter
-from atelier.app.store.mixes import MixEntry, entry_details, fusion_recipe
+from atelier.app.store.mixes import MixEntry, RegionEntry, entry_details, fusion_recipe
 from atelier.app.store.models import check_family
 from atelier.app.store.start_pictures import save_start_picture, start_recipe
 from atelier.app.store.textual_inversions import (
@@ -33,7 +33,7 @@ from atelier.app.store.textual_inversions import (
     inversion_hash,
     inversions_in_prompts,
 )
-from atelier.app.text.studio import few_steps, no_block, other_family_word
+from atelier.app.text import studio as words
 from atelier.training.base_models.hub import require_download
 from atelier.training.base_models.identify import identify
 from atelier.training.config.base_options import AUTO_PREDICTION, PLAIN_BASE, PREDICTIONS, BaseOptions
@@ -62,6 +62,7 @@ class DrawJob:
     options: BaseOptions = PLAIN_BASE   # how the base model is loaded; what is not set is taken from elsewhere
     start: StartPicture | None = None   # a picture to start from; a recipe has its hash and how much could change
     inversions: tuple[str, ...] = ()   # names of textual inversions that are taken where several have one word
+    regions: tuple[RegionEntry, ...] = ()   # parts of the picture with prompts of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class CheckedJob:
         recipe = make_recipe(job.request, index, job.base, self.family, strengths)
         for part, entry in zip(recipe["adapters"], job.adapters, strict=True):
             part |= entry_details(entry)
+        if job.regions:
+            recipe["regions"] = [{"prompt": one.prompt, "region": list(one.region)} for one in job.regions]
         if job.start is not None:
             recipe["start"] = start_recipe(job.start)
         if any(self.templates):
@@ -129,6 +132,7 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
     """
     if job.request.prompt_syntax != PLAIN and any(map(has_wildcards, (job.request.prompt, job.request.negative))):
         return _check_choices(home, job)
+    _check_region_prompts(job)
     job = _with_named_adapters(replace(job, request=resolve_request(home, job.request)))
     cards = tuple(find_adapter(home, entry.name) for entry in job.adapters)
     for card, entry in zip(cards, job.adapters, strict=True):
@@ -146,7 +150,17 @@ def check_job(home: Home, job: DrawJob) -> CheckedJob:
 
 def _check_blocks(card: AdapterCard, entry: MixEntry) -> None:
     if entry.blocks and (unknown := [block for block, _ in entry.blocks if block not in adapter_blocks(card)]):
-        raise HomeError(no_block(card.name, unknown[0], adapter_blocks(card)))
+        raise HomeError(words.no_block(card.name, unknown[0], adapter_blocks(card)))
+
+
+def _check_region_prompts(job: DrawJob) -> None:
+    for prompt in _region_prompts(job) if job.request.prompt_syntax != PLAIN else ():
+        if has_wildcards(prompt) or split_adapters(prompt)[1]:
+            raise HomeError(words.plain_region_prompt(prompt))
+
+
+def _region_prompts(job: DrawJob) -> list[str]:
+    return [one.prompt for one in (*job.regions, *job.adapters) if one.prompt]
 
 
 def _check_choices(home: Home, job: DrawJob) -> CheckedJob:
@@ -166,12 +180,12 @@ def _inversions(home: Home, job: DrawJob, family: str) -> tuple[tuple[TextualInv
     request = job.request
     if request.prompt_syntax == PLAIN:
         return (), []
-    prompts = (request.prompt, request.negative, request.unwanted)
+    prompts = (request.prompt, request.negative, request.unwanted, *_region_prompts(job))
     cards = inversions_in_prompts(home, prompts, job.inversions)
     fitting = tuple(card for card in cards if card.family == family)
-    words = {card.token.lower() for card in fitting}
-    return fitting, [other_family_word(card.token, family_title(card.family)) for card in cards
-                     if card.token.lower() not in words]   # fmt: skip
+    tokens = {card.token.lower() for card in fitting}
+    return fitting, [words.other_family_word(card.token, family_title(card.family)) for card in cards
+                     if card.token.lower() not in tokens]   # fmt: skip
 
 
 def _options(home: Home, job: DrawJob, cards: Sequence[AdapterCard]) -> BaseOptions:
@@ -224,7 +238,7 @@ def with_sampler(
                   getattr(usual, name)}   # fmt: skip
         decided = replace(decided, **chosen)
     name = fast.name if fast else info.title if info else ""
-    return decided, few_steps(name, SAMPLERS[decided.sampler].title, decided.steps, decided.guidance)
+    return decided, words.few_steps(name, SAMPLERS[decided.sampler].title, decided.steps, decided.guidance)
 
 
 def draw(
@@ -246,12 +260,12 @@ def draw(
         for index, one in enumerate(checked.choices):
             yield from draw(engine, one, _part_of(callbacks, index, len(checked.choices)))
         return
+    prompts = PromptParts([card.path for card in checked.inversions], [one.prompt_region() for one in job.regions])
     for first in range(0, request.count, batch_size or request.count):
         count = min(batch_size or request.count, request.count - first)
         batch = replace(request, seed=request.seed + first, count=count)
         pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT_METHOD, callbacks=callbacks,
-                               start=job.start, options=job.options,
-                               inversions=[card.path for card in checked.inversions])   # fmt: skip
+                               start=job.start, options=job.options, prompts=prompts)   # fmt: skip
         yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
 
 

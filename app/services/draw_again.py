@@ -10,7 +10,7 @@ from atelier.app.services.prompts.wildcards import escape_wildcards
 from atelier.app.store.gallery import LATER_SETTINGS, find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import adapter_hash, find_adapter, list_adapters
-from atelier.app.store.mixes import MixEntry, read_entry
+from atelier.app.store.mixes import MixEntry, read_entry, read_regions
 from atelier.app.store.start_pictures import find_start_picture
 from atelier.app.store.textual_inversions import inversion_hash, list_textual_inversions
 from atelier.app.text.studio import START_PICTURE
@@ -57,13 +57,13 @@ def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, li
     inversions, words = _inversions_of(home, recipe)
     start = find_start_picture(home, recipe["start"]) if "start" in recipe else None
     job = DrawJob(request=request, base=str(recipe["base"]), adapters=existing, options=options, start=start,
-                  inversions=inversions)   # fmt: skip
+                  inversions=inversions, regions=read_regions(recipe.get("regions", ())))   # fmt: skip
     missing = [entry.name for entry in entries if entry not in existing]
     return job, [*missing, *words, *([START_PICTURE] if "start" in recipe and start is None else [])]
 
 
 def _entry(home: Home, part: Mapping[str, Any]) -> MixEntry:
-    details = {key: part[key] for key in ("curve", "region", "blocks") if key in part}
+    details = {key: part[key] for key in ("curve", "region", "blocks", "prompt") if key in part}
     return read_entry({"name": _name_now(home, part), "strength": part["strength"], **details})
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
+from atelier.adapters.fusion.live import PromptRegion, with_prompt_regions
 from atelier.adapters.fusion.methods import DEFAULT_METHOD, can_fuse, combine, fuse_adapters
 from atelier.adapters.textual_inversion import TextualInversion, read_textual_inversions
 from atelier.app.services.resident_base import ResidentBase, Work
@@ -54,6 +55,16 @@ class DrawCallbacks(NamedTuple):
 SILENT = DrawCallbacks()
 
 
+class PromptParts(NamedTuple):
+    """What belongs to the prompts of a drawing besides their text."""
+
+    inversions: Sequence[Path] = ()        # files of textual inversions whose words they may have
+    regions: Sequence[PromptRegion] = ()   # parts of the picture with prompts of their own
+
+
+ONLY_TEXT = PromptParts()
+
+
 class Engine:
     """Draws. Safe to call from several threads: they take turns.
 
@@ -89,7 +100,7 @@ class Engine:
     def draw(
         self, base: str, adapters: Sequence[FileEntry], request: DrawRequest, method: str = DEFAULT_METHOD, *,
         callbacks: DrawCallbacks = SILENT, start: StartPicture | None = None, options: BaseOptions | None = None,
-        inversions: Sequence[Path] = (),
+        prompts: PromptParts = ONLY_TEXT,
     ) -> list[Image.Image]:   # fmt: skip
         """Draw ``request.count`` pictures in one batch.
 
@@ -101,7 +112,7 @@ class Engine:
             callbacks: who is told while it draws.
             start: a picture to start from.
             options: how the base model is loaded; None: as it was set for it.
-            inversions: files of textual inversions whose words the prompts may have.
+            prompts: what belongs to the prompts besides their text.
 
         Raises:
             BaseError, FileError, MountError, SettingError: as loading, mixing and drawing do.
@@ -111,7 +122,8 @@ class Engine:
             parts = [entry.weighted_adapter(self._adapter(path)) for path, entry in adapters if entry.strength]
             gates = gates_for(model) if method == "gated" else None
             mix = combine(model.models(), parts, method, steps=request.steps, gates=gates, record=callbacks.record)
-            cache.inversions = tuple(map(self._inversion, inversions))
+            mix = with_prompt_regions(mix, prompts.regions)
+            cache.inversions = tuple(map(self._inversion, prompts.inversions))
             return draw(model, request, mix, callbacks.on_step, on_latent_preview=callbacks.on_latent_preview,
                         cache=cache, start=start)   # fmt: skip
 
@@ -134,7 +146,8 @@ class Engine:
             method: one of ``adapters/fusion/batched_strengths.py``.
             strengths: of content and style, one pair a picture.
             request: what to draw; its count is that of the pairs.
-            options, inversions: as for :meth:`draw`.
+            options: as for :meth:`draw`.
+            inversions: files of textual inversions whose words the prompts may have.
 
         Raises:
             BaseError, BasisError, FileError, MountError, SettingError: as loading, mixing and drawing do.

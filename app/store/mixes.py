@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.parse import parse_json
 from atelier.adapters.fusion.blocks import MAX_BLOCK_STRENGTH, scale_blocks
 from atelier.adapters.fusion.curves import StrengthCurve
-from atelier.adapters.fusion.live import WeightedAdapter
+from atelier.adapters.fusion.live import PromptRegion, WeightedAdapter
 from atelier.adapters.fusion.methods import ALL_METHODS
 from atelier.app.store.home import Home, HomeError, safe_name, write_home_file
 from atelier.training.config.train_config import EMBEDDED
 
 SUFFIX = ".json"
 CURVE_POINTS, REGION_SIDE = 5, 8   # of a curve on the page; squares of a region in each direction
+RECTANGLE_SIDE = 32                # the same for rectangles that are given in numbers
+MAX_REGIONS, MAX_REGION_PROMPT = 8, 1000   # with prompts of their own; characters of one
 MAX_STRENGTH = 100.0
 
 
@@ -33,12 +35,46 @@ class MixEntry:
     curve: tuple[float, ...] = ()    # factors of the strength, 0 … 1, from the first step to the last; none: constant
     region: tuple[str, ...] = ()     # rows of 0 and 1: where in the picture it acts; none: everywhere
     blocks: tuple[tuple[str, float], ...] = ()   # factors of the strength by block (adapters/fusion/blocks.py)
+    prompt: str = ""                 # of its region; empty: the drawing's
 
     def weighted_adapter(self, adapters: AdapterSet) -> WeightedAdapter:
         """The same with the adapter's weights."""
         adapters = scale_blocks(adapters, dict(self.blocks)) if self.blocks else adapters
-        region = torch.tensor([[float(square) for square in row] for row in self.region]) if self.region else None
-        return WeightedAdapter(adapters, self.strength, StrengthCurve(self.curve) if self.curve else None, region)
+        region, curve = region_tensor(self.region) if self.region else None, self.curve
+        return WeightedAdapter(adapters, self.strength, StrengthCurve(curve) if curve else None, region, self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionEntry:
+    """A part of the picture with a prompt of its own, and without an adapter."""
+
+    prompt: str
+    region: tuple[str, ...]   # rows of 0 and 1
+
+    def prompt_region(self) -> PromptRegion:
+        """The same for drawing."""
+        return PromptRegion(self.prompt, region_tensor(self.region))
+
+
+def region_tensor(rows: Sequence[str]) -> torch.Tensor:
+    """Rows of 0 and 1 as numbers."""
+    return torch.tensor([[float(square) for square in row] for row in rows])
+
+
+def rectangle_rows(box: Sequence[float]) -> tuple[str, ...]:
+    """A rectangle as rows of 0 and 1: left, top, right and bottom as shares of the picture.
+
+    >>> rectangle_rows((0, 0, 0.5, 1))[0].count("1"), len(rectangle_rows((0, 0, 0.5, 1)))
+    (16, 32)
+
+    Raises:
+        ValueError: it is none.
+    """
+    left, top, right, bottom = (round(float(side) * RECTANGLE_SIDE) for side in box)
+    if not (0 <= left < right <= RECTANGLE_SIDE and 0 <= top < bottom <= RECTANGLE_SIDE):
+        raise ValueError("a rectangle needs left, top, right and bottom from 0 to 1, such as 0 0 0.5 1")
+    row = "0" * left + "1" * (right - left) + "0" * (RECTANGLE_SIDE - right)
+    return tuple(row if top <= y < bottom else "0" * RECTANGLE_SIDE for y in range(RECTANGLE_SIDE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +130,9 @@ def _values(mix: SavedMix) -> dict[str, Any]:
 
 
 def _plain(entries: tuple[MixEntry, ...]) -> list[dict[str, Any]]:
-    """Entries in plain values; those without strengths by block as they have always been written."""
-    return [{key: value for key, value in asdict(entry).items() if value or key != "blocks"} for entry in entries]
+    """Entries in plain values; those without strengths by block or a prompt as they have always been written."""
+    return [{key: value for key, value in asdict(entry).items() if value or key not in ("blocks", "prompt")}
+            for entry in entries]   # fmt: skip
 
 
 def fusion_recipe(method: str, entries: tuple[MixEntry, ...]) -> dict[str, Any]:
@@ -133,19 +170,51 @@ def read_entry(values: Mapping[str, Any]) -> MixEntry:
         ValueError, KeyError, TypeError: they are not those of an entry.
     """
     curve = tuple(float(factor) for factor in values.get("curve", ()))
-    region = tuple(str(row) for row in values.get("region", ()))
+    region = _region(values.get("region", ()))
     blocks = tuple(sorted((str(block), float(factor)) for block, factor in dict(values.get("blocks", ())).items()))
     strength = float(values["strength"])
     if not abs(strength) <= MAX_STRENGTH or len(curve) == 1 or not all(0 <= factor <= 1 for factor in curve):
         raise ValueError("a strength or a curve is out of range")
-    if len({len(row) for row in region}) > 1 or not all(row and set(row) <= {"0", "1"} for row in region):
-        raise ValueError("a region is not made of rows of 0 and 1")
     if not all(abs(factor) <= MAX_BLOCK_STRENGTH for _, factor in blocks):
         raise ValueError(f"the strength of a block is not between -{MAX_BLOCK_STRENGTH:g} and {MAX_BLOCK_STRENGTH:g}")
-    return MixEntry(str(values["name"]), strength, curve, region, blocks)
+    prompt = _region_prompt(values.get("prompt", ""))
+    if prompt and not region:
+        raise ValueError("a prompt of its own needs a region")
+    return MixEntry(str(values["name"]), strength, curve, region, blocks, prompt)
+
+
+def read_regions(values: Any) -> tuple[RegionEntry, ...]:
+    """Make regions from plain values, each with a prompt and a region: rows of 0 and 1, or four numbers of a rectangle.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are not those of regions.
+    """
+    if len(values) > MAX_REGIONS:
+        raise ValueError(f"there are {len(values)} regions; at most {MAX_REGIONS} can have prompts of their own")
+    found = tuple(RegionEntry(_region_prompt(each["prompt"]), _region(each["region"])) for each in values)
+    if not all(one.prompt and one.region for one in found):
+        raise ValueError("a region needs a prompt, and a part of the picture")
+    return found
+
+
+def _region(values: Sequence[Any]) -> tuple[str, ...]:
+    if len(values) == 4 and not any(isinstance(value, str) for value in values):
+        return rectangle_rows(values)
+    rows = tuple(str(row) for row in values)
+    if len({len(row) for row in rows}) > 1 or not all(row and set(row) <= {"0", "1"} for row in rows):
+        raise ValueError("a region is not made of rows of 0 and 1")
+    return rows
+
+
+def _region_prompt(value: Any) -> str:
+    prompt = str(value).strip()
+    if len(prompt) > MAX_REGION_PROMPT:
+        raise ValueError(f"the prompt of a region has more than {MAX_REGION_PROMPT:,} characters")
+    return prompt
 
 
 def entry_details(entry: MixEntry) -> dict[str, Any]:
     """What an entry has besides its name and strength, in plain values; empty for most."""
-    details = {"curve": list(entry.curve), "region": list(entry.region), "blocks": dict(entry.blocks)}
+    details = {"curve": list(entry.curve), "region": list(entry.region), "blocks": dict(entry.blocks),
+               "prompt": entry.prompt}   # fmt: skip
     return {name: value for name, value in details.items() if value}

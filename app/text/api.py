@@ -37,6 +37,12 @@ def unknown_key(name: str, key: object, known: str) -> str:
     return f"{name} has no {key!r:.80}. It can have: {known}."
 
 
+def wrong_regions(why: str) -> str:
+    """Parts of a picture whose prompts can't be read."""
+    return (f"The regions can't be used: {why[:200]}. Give a list such as "
+            "[{'prompt': 'a red fox', 'region': [0, 0, 0.5, 1]}].")   # fmt: skip
+
+
 def wrong_adapter(name: str, why: str) -> str:
     """An adapter of a drawing whose details can't be read."""
     return (f"The adapter {name!r:.80} can't be used: {why[:200]}. A number is its strength; or give a table such as "

@@ -43,6 +43,9 @@ WHEN = "When each adapter acts"
 WHEN_HINT = "From the first step (left) to the last (right). Higher is stronger."
 WHERE = "Where each adapter acts"
 WHERE_HINT = "Paint over the picture. An adapter with nothing painted acts everywhere."
+REGION_PROMPT = "Prompt of this part"
+ADD_REGION, REMOVE_REGION = "Add a part with its own prompt", "Remove"
+RECTANGLE = "Drag rectangles"
 EVERYWHERE, ALWAYS = "Everywhere", "Always"
 COMPARE = "Compare all methods"
 DRAW_AND_SAVE = "Draw and save to the gallery"
@@ -332,3 +335,8 @@ def fit_and_last_prompt(fit: str, prompts: Sequence[str]) -> str:
     """
     last = next(filter(None, prompts), "")
     return f"{fit}. Last used for “{last}”." if last else f"{fit}."
+
+
+def region_name(number: int) -> str:
+    """A part of the picture with a prompt of its own, counted from 1."""
+    return f"Part {number}"

@@ -207,3 +207,14 @@ START_PICTURE = "the picture that it started from"
 def missing(names: Sequence[str]) -> str:
     """Shown when a picture was drawn with adapters that are gone."""
     return f"No longer in your library: {', '.join(names)}. Drawn again, the picture will look different."
+
+
+def plain_region_prompt(prompt: str) -> str:
+    """A region's prompt has choices or names an adapter."""
+    return (f"The prompt of a region, {prompt!r}, can't have choices or name adapters. Write choices into the prompt "
+            "of the whole picture, and paint a region for the adapter.")   # fmt: skip
+
+
+def too_many_regions(most: int) -> str:
+    """One more part of the picture is to have a prompt."""
+    return f"At most {most} parts of a picture can have prompts of their own."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,7 @@ from atelier.app.store.gallery import find_picture, read_recipe, trash_picture
 from atelier.app.store.gallery_index import PictureQuery, search_pictures, update_index
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import AdapterCard, delete_adapter, find_adapter, list_adapters
-from atelier.app.store.mixes import MixEntry, entry_details, read_entry
+from atelier.app.store.mixes import MixEntry, RegionEntry, entry_details, read_entry, read_regions
 from atelier.app.store.models import resolve_base
 from atelier.app.store.search import propose_adapters
 from atelier.app.text import api as words
@@ -70,16 +70,20 @@ class Endpoints:
     def draw(
         self, prompt: str, adapters: dict[str, Any] | None = None, settings: dict[str, Any] | None = None,
         base: str = "", method: str = "", start: dict[str, Any] | None = None,
+        regions: list[dict[str, Any]] | None = None,
     ) -> Iterator[dict[str, Any]]:   # fmt: skip
         """Draw pictures and add them to the gallery. Yields progress as {step, of}, at the end {pictures, notices}.
 
-        adapters: strengths by name, or {strength, blocks, curve} of each: blocks are strengths by block of the UNet, a
-        curve is factors from the first step to the last. settings: negative, seed, count, steps, guidance, width,
-        height, sampler, schedule and the other settings of a drawing. base: a base model; empty for that of the first
-        adapter. method: of fusion; empty adds them up. start: {picture, strength, mask} of a picture to start from.
+        adapters: strengths by name, or {strength, blocks, curve, region, prompt} of each: blocks are strengths by block
+        of the UNet, a curve is factors from the first step to the last, region is where it acts, prompt what is drawn
+        there. settings: negative, seed, count, steps, guidance, width, height, sampler, schedule and the other settings
+        of a drawing. base: a base model; empty for that of the first adapter. method: of fusion; empty adds them up.
+        start: {picture, strength, mask} of a picture to start from. regions: {prompt, region} of parts of the picture:
+        left, top, right and bottom from 0 to 1, or rows of 0 and 1.
         """
         with show_errors(as_page=False):
             job, notices = self._job(prompt, adapters, settings, base, method, start), list[str]()
+            job = replace(job, regions=_regions(regions))
             for event in draw_to_gallery(self.home, self.engine, job):
                 match event:
                     case str():
@@ -118,7 +122,7 @@ class Endpoints:
         adapters = {entry.name: {"strength": entry.strength, **details} if (details := entry_details(entry)) else
                     entry.strength for entry in job.adapters}   # fmt: skip
         return {"prompt": job.request.prompt, "adapters": adapters, "settings": settings, "base": job.base,
-                "notes": notes}   # fmt: skip
+                "regions": [asdict(one) for one in job.regions], "notes": notes}   # fmt: skip
 
     def train(
         self, name: str, pictures: list[dict[str, Any]], subject: str = "", preset: str = "normal",
@@ -246,16 +250,23 @@ class Endpoints:
 
 
 def _entry(name: str, value: Any) -> MixEntry:
-    """An adapter of a drawing: its strength, or a table of that and of blocks, curve and region."""
+    """An adapter of a drawing: its strength, or a table of that and of blocks, curve, region and its prompt."""
     if not isinstance(value, Mapping):
         return MixEntry(name, _number(name, value))
-    known = ("strength", "blocks", "curve", "region")
+    known = ("strength", "blocks", "curve", "region", "prompt")
     if unknown := [str(key) for key in value if key not in known]:
         raise ValueError(words.unknown_key(name, unknown[0], ", ".join(known)))
     try:
         return read_entry({"strength": 1.0, **value, "name": name})
     except (ValueError, TypeError) as error:
         raise ValueError(words.wrong_adapter(name, str(error))) from None
+
+
+def _regions(values: Any) -> tuple[RegionEntry, ...]:
+    try:
+        return read_regions(values or ())
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(words.wrong_regions(str(error))) from None
 
 
 def _start(values: Any) -> StartPicture | None:

@@ -121,7 +121,7 @@ def _drag(home: Home, engine: Engine, adapter: str) -> tuple[int, int, int]:
     """Move the slider as a page does: each value is told at once, and the newest is drawn when the last one is over."""
     usual = {f.name: f.default for f in fields(DrawRequest)}
     said = {**usual, "prompt": "an emoji of a zq fox", "count": 4, "names": adapter, "base": "", "keep_seed": True,
-            "live": True, "details": (), "strength0": 0.0}   # fmt: skip
+            "live": True, "details": (), "regions": (), "strength0": 0.0}   # fmt: skip
     events, page_of = studio._Events(home, engine, list(said)), cast(Any, SimpleNamespace(session_hash="drag"))
     latest, over, counts = [0.0], threading.Event(), [0, 0, 0]
 
@@ -142,7 +142,7 @@ def _drag(home: Home, engine: Engine, adapter: str) -> tuple[int, int, int]:
     worker = threading.Thread(target=draw)
     for move in range(1, MOVES + 1):
         latest[0] = move / 10
-        events.want(page_of, True, (), latest[0])
+        events.want(page_of, True, (), (), latest[0])
         if move == 1:
             worker.start()
         time.sleep(MOVE_SECONDS)

@@ -35,6 +35,7 @@ from atelier.training.sampling.prompt_encoding import (
     first_encoder_tokens,
     same_length,
 )
+from atelier.training.sampling.region_prompts import common_parts, with_region_texts
 from atelier.training.sampling.samplers import (
     AUTO,
     DEFAULT,
@@ -142,9 +143,12 @@ def draw(
     generators = picture_generators(request.seed, request.count, step=0 if same_seed else 1)
     on_latents = on_latent_preview and _throttled(cache.latent_preview(model), on_latent_preview)
     with torch.inference_mode():
+        prompts = prompt_arguments(model, request, mix, cache, each=same_seed)
+        if isinstance(mix, Fusion) and any(one.prompt for one in mix.passes()):
+            mix, prompts = with_region_texts(model, request, mix, cache, prompts)
         run = partial(
             denoise, model, request, generators=generators, on_step=step_reporter(request, start, on_step),
-            prompts=prompt_arguments(model, request, mix, cache, each=same_seed), on_latents=on_latents,
+            prompts=prompts, on_latents=on_latents,
         )   # fmt: skip
         begin = start and _from_picture(model, start, width, height, generators, cache.savings)
         with _apply_mix(model, mix, cache.merges, cache.savings, {"unet"}):
@@ -283,7 +287,7 @@ def prompt_arguments(
     if adapted:
         others = {name for adapters, _ in _active(mix) for name in adapters.components()} - {"unet"}
         # They come first: weights are merged where the encoders are, and these go when they have been asked.
-        attached = _apply_mix(model, mix, cache.text_merges, cache.savings, others)
+        attached = _apply_mix(model, common_parts(mix), cache.text_merges, cache.savings, others)
         with model.on_device(*model.text_encoders), attached:
             prompt, negative, unwanted = encode_prompts(model, texts, reading, copies)
     else:

@@ -13,7 +13,14 @@ from atelier.adapters.fusion.gates import GateRecord
 from atelier.adapters.fusion.interference import Interference, LayerOverlap, excess_overlap
 from atelier.adapters.fusion.methods import PAIR_METHODS
 from atelier.app.store.library import AdapterCard
-from atelier.app.store.mixes import CURVE_POINTS, REGION_SIDE, MixEntry, SavedMix
+from atelier.app.store.mixes import (
+    CURVE_POINTS,
+    MAX_REGION_PROMPT,
+    REGION_SIDE,
+    MixEntry,
+    RegionEntry,
+    SavedMix,
+)
 from atelier.app.store.previews import SMALL
 from atelier.app.store.search import Proposal
 from atelier.app.text import mix as words
@@ -88,27 +95,59 @@ def _with_point(curve: tuple[float, ...], place: int, level: float) -> tuple[flo
     return () if set(handles) == {1.0} else tuple(handles)
 
 
-def region_masks(entries: Sequence[MixEntry], picture: str) -> dict[str, Any]:
-    """A mask to paint on for each adapter, over the last picture."""
-    return {"rows": [{"name": entry.name, "src": picture, "cells": _region_cells(entry)} for entry in entries]}
+def region_masks(
+    entries: Sequence[MixEntry], picture: str, regions: Sequence[RegionEntry] | None = None
+) -> dict[str, Any]:
+    """A mask to paint on for each adapter, over the last picture; and one for each region without an adapter.
+
+    ``regions``: None where there can be none.
+    """
+    rows = [{"id": entry.name, "name": entry.name, "src": picture, "cells": _region_cells(entry.name, entry.region),
+             "prompt": entry.prompt, "adapter": True} for entry in entries]   # fmt: skip
+    for number, one in enumerate(regions or ()):
+        name = words.region_name(number + 1)
+        rows.append({"id": str(number), "name": name, "src": picture, "cells": _region_cells(name, one.region),
+                     "prompt": one.prompt, "adapter": False})   # fmt: skip
+    return {"rows": rows, "can_add": regions is not None}
 
 
-def _region_cells(entry: MixEntry) -> list[dict[str, str]]:
-    marks = "".join(entry.region).ljust(REGION_SIDE * REGION_SIDE, "0")
-    return [
-        {"pressed": str(mark == "1").lower(),
-         "label": words.field(entry.name, i % REGION_SIDE + 1, i // REGION_SIDE + 1)}
-        for i, mark in enumerate(marks)
-    ]   # fmt: skip
+def _region_cells(name: str, region: Sequence[str]) -> list[dict[str, str]]:
+    return [{"pressed": str(mark == "1").lower(), "label": words.field(name, i % REGION_SIDE + 1, i // REGION_SIDE + 1)}
+            for i, mark in enumerate(_marks(region))]   # fmt: skip
+
+
+def _marks(region: Sequence[str]) -> str:
+    """The page's squares, row after row; a region of a file may have more or fewer, and shows the nearest."""
+    if not region:
+        return "0" * REGION_SIDE**2
+    return "".join(region[y * len(region) // REGION_SIDE][x * len(region[0]) // REGION_SIDE]
+                   for y in range(REGION_SIDE) for x in range(REGION_SIDE))   # fmt: skip
 
 
 def set_region(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
     """The entries with a new region for one; an empty region means everywhere, and invalid text changes nothing."""
     name, _, marks = text.partition("|")
+
+    def painted(entry: MixEntry) -> MixEntry:
+        """With what was painted; a prompt belongs to its region."""
+        rows = painted_rows(marks, entry.region)
+        return replace(entry, region=rows, prompt=entry.prompt if rows else "")
+
+    return tuple(painted(entry) if entry.name == name else entry for entry in entries)
+
+
+def painted_rows(marks: str, before: tuple[str, ...]) -> tuple[str, ...]:
+    """Rows of a region from the page's squares; none where nothing is painted, and ``before`` for invalid text."""
     if len(marks) != REGION_SIDE * REGION_SIDE or not set(marks) <= {"0", "1"}:
-        return tuple(entries)
-    rows = tuple(marks[i : i + REGION_SIDE] for i in range(0, len(marks), REGION_SIDE)) if "1" in marks else ()
-    return tuple(replace(entry, region=rows) if entry.name == name else entry for entry in entries)
+        return before
+    return tuple(marks[i : i + REGION_SIDE] for i in range(0, len(marks), REGION_SIDE)) if "1" in marks else ()
+
+
+def set_region_prompt(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
+    """The entries with what is drawn in the region of one; without a region there is no prompt."""
+    name, _, prompt = text.partition("|")
+    prompt = prompt.strip()[:MAX_REGION_PROMPT]
+    return tuple(replace(entry, prompt=prompt) if entry.name == name and entry.region else entry for entry in entries)
 
 
 def gate_maps(record: GateRecord, mix: SavedMix) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ from atelier.app.web.components.mix_view import (
     move_point,
     region_masks,
     set_region,
+    set_region_prompt,
     strength_curves,
     suggestion_cards,
 )
@@ -172,7 +173,8 @@ class _Events:
     def edit_region(self, event: gr.EventData, picture: str, *values: Any) -> list[Any]:
         """Paint an adapter's region, or reset it."""
         mix, (action, text) = _mix(*values), action_of(event)
-        entries = set_region(mix.entries, text) if action == "paint" else _without(mix, text, "region")
+        edits = {"paint": set_region, "region-prompt": set_region_prompt}
+        entries = edits[action](mix.entries, text) if action in edits else _without(mix, text, "region")
         return [entries, region_masks(entries, picture)]
 
     def choose_method(self, event: gr.EventData) -> str:

@@ -5,29 +5,23 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
 from atelier.app.services.draw import (
     DrawCancelledError,
-    DrawJob,
     DrawPreview,
     Progress,
     draw_preview,
     draw_to_gallery,
-    suggested_prompt,
 )
-from atelier.app.services.draw_again import job_from_picture
 from atelier.app.services.engine import Engine
-from atelier.app.services.like_picture import job_like
 from atelier.app.services.wanted_drawings import WantedDrawings
 from atelier.app.store.gallery import erase_picture, find_picture
 from atelier.app.store.home import Home, HomeError
-from atelier.app.store.library import find_adapter
 from atelier.app.store.models import base_choices
 from atelier.app.text import shared
 from atelier.app.text import studio as words
@@ -38,16 +32,15 @@ from atelier.app.web.pages.studio_adapters import (
     MAX_ADAPTERS,
     adapter_names,
     add_typed_adapters,
-    join_names,
-    strength_sliders,
     toggle_adapter,
-    trigger_words_of,
 )
 from atelier.app.web.pages.studio_details import (
     Entries,
+    Regions,
     block_tiles,
     details_of,
     edit_details,
+    edit_regions,
     place_details,
     place_memory_line,
     show_details,
@@ -63,6 +56,13 @@ from atelier.app.web.pages.studio_pictures import (
     result_grid,
 )
 from atelier.app.web.pages.studio_prompt import PromptField, place_prompt
+from atelier.app.web.pages.studio_settings import (
+    Drawn,
+    draw_job,
+    fill_from_address,
+    fill_from_picture,
+    random_seed,
+)
 from atelier.app.web.pages.studio_start import place_start, start_picture
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.sample import DrawRequest
@@ -70,13 +70,6 @@ from atelier.training.sampling.start_picture import StartPicture
 
 _OUTPUTS = 4        # of a drawing: progress, pictures, seed, what is drawn
 _NO_PROGRESS: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
-
-
-class Drawn(NamedTuple):
-    """What is on the page: ids of the finished pictures, and whether a moving slider drew them."""
-
-    ids: tuple[str, ...] = ()
-    live: bool = False   # then the next ones take their place
 
 
 def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
@@ -123,7 +116,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     c["search"].change(events.find, inputs, picker, trigger_mode="always_last", **UNQUEUED)
     progress.action(events.stop, None, progress, **UNQUEUED)
     trigger_words.action(_add_trigger_word, c["prompt"], c["prompt"], **UNQUEUED)
-    new_seed.click(_random_seed, None, c["seed"], **UNQUEUED)
+    new_seed.click(random_seed, None, c["seed"], **UNQUEUED)
     c["base"].change(lambda base: base == EMBEDDED, c["base"], c["live"], **UNQUEUED)
     Comparison(home, engine, comparison).listen(results, drawn, start[0], started)
 
@@ -131,17 +124,18 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
 def _listen_live(events: _Events, c: dict[str, Any], live: dict[str, Any], panels: list[Any], toggled: Any) -> None:
     """Draw anew when a slider moves, when an adapter is added or removed, and when its details change."""
     sliders = [component for key, component in c.items() if key.startswith("strength")]
-    wanted: dict[str, Any] = {"fn": events.want, "inputs": [c["live"], c["details"], *sliders], **UNQUEUED}
+    inputs = [c["live"], c["details"], c["regions"], *sliders]
+    wanted: dict[str, Any] = {"fn": events.want, "inputs": inputs, **UNQUEUED}
     for slider in sliders:
         # A drawing is abandoned for a newer value only if that comes by a way of its own.
         slider.input(**wanted, trigger_mode="multiple")
         slider.input(events.draw_live, **live)
     *editors, _ = panels
+    shown = [c["names"], c["details"], c["regions"]]
     for each in editors:
-        edited = each.action(events.edit_details, [c["names"], c["details"]], c["details"], **UNQUEUED)
+        edited = each.action(events.edit_details, shown, shown[1:], **UNQUEUED)
         edited.success(**wanted).then(events.draw_live, **live)
     toggled.success(**wanted).then(events.draw_live, **live)
-    shown = [c["names"], c["details"]]
     gr.on([each.change for each in shown], events.show_details, shown, panels, **UNQUEUED)
 
 
@@ -165,13 +159,14 @@ class _Events:
         settings, page = self._settings(given), str(request.session_hash)
         # Gradio empties what a generator is to fill when it yields nothing at all.
         yield [gr.skip()] * _OUTPUTS
-        strengths = (settings["details"], *(settings[key] for key in self.names if key.startswith("strength")))
+        sliders = (settings[key] for key in self.names if key.startswith("strength"))
+        strengths = (settings["details"], settings["regions"], *sliders)
         if not (settings["live"] and settings["prompt"].strip() and self.wanted.wants_soon(page, strengths)):
             return
         settings["keep_seed"] = True
         is_wanted = partial(self.wanted.wants, page, strengths)
         with show_errors():
-            job = _draw_job(settings, start)
+            job = draw_job(settings, start)
             try:
                 picture = draw_preview(self.home, self.engine, job, is_wanted)
             except DrawCancelledError:
@@ -201,25 +196,28 @@ class _Events:
         is_wanted = partial(self.wanted.wants, page, this)
         yield from _draw(self.home, self.engine, settings, Drawn(drawn.ids), is_wanted=is_wanted, start=start)
 
-    def want(self, request: gr.Request, live: bool, details: Entries, *strengths: float) -> None:
+    def want(self, request: gr.Request, live: bool, details: Entries, regions: Regions, *strengths: float) -> None:
         """Note what the sliders say now: a drawing of anything else is abandoned."""
         if live:
-            self.wanted.want(str(request.session_hash), (details, *strengths))
+            self.wanted.want(str(request.session_hash), (details, regions, *strengths))
 
-    def edit_details(self, event: gr.EventData, names: str, details: Entries) -> Entries:
-        """Change how an adapter acts in a block, at a step or in a region."""
-        return edit_details(details_of(adapter_names(names), details), *action_of(event))
+    def edit_details(self, event: gr.EventData, names: str, details: Entries, regions: Regions) -> list[Any]:
+        """Change how an adapter acts in a block, at a step or in a region, or what is drawn in a region."""
+        action, text = action_of(event)
+        with show_errors():
+            return [edit_details(details_of(adapter_names(names), details), action, text),
+                    edit_regions(regions, action, text)]   # fmt: skip
 
-    def show_details(self, names: str, details: Entries) -> list[Any]:
-        """The panels of the adapters in use."""
-        return show_details(self.home, details_of(adapter_names(names), details))
+    def show_details(self, names: str, details: Entries, regions: Regions) -> list[Any]:
+        """The panels of the adapters in use, and of the regions."""
+        return show_details(self.home, details_of(adapter_names(names), details), regions)
 
     def view_blocks(self, request: gr.Request, event: gr.EventData, *values: Any) -> Iterator[list[Any]]:
         """Draw what each block does, until the page asks for something else."""
         page, this = str(request.session_hash), secrets.token_hex(8)
         self.wanted.want(page, this)
         with show_errors():
-            job = _draw_job(self._settings(values))
+            job = draw_job(self._settings(values))
         yield [busy(0, 0), gr.skip()]
         try:
             for tiles in block_tiles(self.home, self.engine, job, event, partial(self.wanted.wants, page, this)):
@@ -250,11 +248,11 @@ class _Events:
 
     def open_picture(self, path: str | None) -> list[Any]:
         """Take over the settings of a picture that was dropped."""
-        return _open_picture(self.home, self.names, path)
+        return fill_from_picture(self.home, self.names, path)
 
     def on_load(self, request: gr.Request) -> list[Any]:
         """Fill the controls from the page's address."""
-        return _on_load(self.home, self.names, dict(request.query_params))
+        return fill_from_address(self.home, self.names, dict(request.query_params))
 
     def _settings(self, values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.names, values, strict=True))
@@ -274,7 +272,7 @@ def _controls(home: Home) -> tuple[dict[str, Any], PromptField, Any, Any, gr.But
     c["search"] = gr.Textbox(label=words.ADAPTERS, placeholder=words.FIND_ADAPTER, max_length=100, max_lines=1,
                              elem_id="find-adapter")   # fmt: skip
     picker = panel("adapter-picker", {})
-    c["names"], c["details"] = gr.Textbox(visible=False), gr.State(())
+    c["names"], c["details"], c["regions"] = gr.Textbox(visible=False), gr.State(()), gr.State(())
     for i in range(MAX_ADAPTERS):
         c[f"strength{i}"] = gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
                                       elem_classes="strength")   # fmt: skip
@@ -301,8 +299,8 @@ def _draw(
     skip = gr.skip()
     with show_errors():
         if not settings["keep_seed"]:
-            settings = {**settings, "seed": _random_seed()}
-        job, notices = _draw_job(settings, start), list[str]()
+            settings = {**settings, "seed": random_seed()}
+        job, notices = draw_job(settings, start), list[str]()
         yield [busy(0, 0), skip, settings["seed"], skip]
         try:
             for event in draw_to_gallery(home, engine, job, is_wanted):
@@ -335,66 +333,3 @@ def _shown_again(home: Home, ids: Sequence[str]) -> dict[str, Any]:
         with suppress(HomeError):
             found.append(find_picture(home, id))
     return result_grid(found)
-
-
-def _draw_job(settings: dict[str, Any], start: StartPicture | None = None) -> DrawJob:
-    names = adapter_names(settings["names"])
-    entries = [replace(entry, strength=float(settings[f"strength{i}"]))
-               for i, entry in enumerate(details_of(names, settings["details"]))]   # fmt: skip
-    known = {f.name: settings[f.name] for f in fields(DrawRequest)}
-    if not known["prompt"].strip():
-        raise ValueError(shared.NO_PROMPT)
-    given = {key: value for key, value in known.items() if value is not None}
-    return DrawJob(request=DrawRequest.from_dict(given), base=settings["base"] or EMBEDDED, adapters=tuple(entries),
-                   start=start)   # fmt: skip
-
-
-def _random_seed() -> int:
-    return secrets.randbelow(2**31 - 1)
-
-
-def _on_load(home: Home, keys: Sequence[str], query: dict[str, str]) -> list[Any]:
-    """Fill the page from its address: ``?adapter=NAME``, or ``?picture=ID`` with ``&only=prompt`` or ``&only=seed``."""
-    values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), "seed": _random_seed()}
-    names: list[str] = []
-    strengths: dict[str, float] = {}
-    results, drawn, draw, progress, base = gr.skip(), Drawn(), "", gr.skip(), EMBEDDED
-    values["details"] = ()
-    try:
-        if query.get("adapter"):
-            card = find_adapter(home, query["adapter"])
-            names, draw, base = [card.name], "yes" if (card.base or EMBEDDED) == EMBEDDED else "", card.base
-            values |= {"prompt": suggested_prompt(card)}
-        elif query.get("picture") and query.get("only") in ("prompt", "seed"):
-            job, _ = job_from_picture(home, query["picture"])
-            values |= {query["only"]: getattr(job.request, query["only"]), "keep_seed": query["only"] == "seed"}
-        elif query.get("picture"):
-            job, missing = job_from_picture(home, query["picture"])
-            strengths = {entry.name: entry.strength for entry in job.adapters}
-            names, values["details"] = list(strengths), job.adapters
-            values, base = {**values, **job.request.to_dict(), "keep_seed": True}, job.base
-            results, drawn = result_grid([find_picture(home, query["picture"])]), Drawn((query["picture"],))
-            progress = notice_panel(words.missing(missing)) if missing else progress
-    except HomeError as error:
-        progress = notice_panel(str(error))
-    # Models may have come since the page was made.
-    values["base"] = gr.update(choices=base_choices(home), value=base or EMBEDDED)
-    sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(home, names, strengths))}
-    values |= {"names": join_names(names), **sliders}
-    return [*values.values(), adapter_picker(home, names), trigger_words_of(home, names), results, progress, drawn,
-            draw]   # fmt: skip
-
-
-def _open_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any]:
-    """Fill the page from a picture's file, of Atelier or another tool, and say what is missing."""
-    with show_errors():
-        job, notes = job_like(home, Path(path or ""))
-    given, strengths = job.request.to_dict(), {entry.name: entry.strength for entry in job.adapters[:MAX_ADAPTERS]}
-    left_out = [words.too_many(entry.name) for entry in job.adapters[MAX_ADAPTERS:]]
-    names = list(strengths)
-    values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), **given, "keep_seed": True}
-    values["base"] = gr.update(choices=base_choices(home), value=job.base)
-    sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(home, names, strengths))}
-    values |= {"names": join_names(names), "details": job.adapters[:MAX_ADAPTERS], **sliders}
-    progress = notice_panel(" ".join([*notes, *left_out]) or words.OPENED)
-    return [*(values[key] for key in keys), adapter_picker(home, names), trigger_words_of(home, names), progress, None]

@@ -14,10 +14,17 @@ from atelier.app.services.engine import Engine
 from atelier.app.services.studio.block_view import BlockTile, draw_block_view
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import adapter_blocks, find_adapter
-from atelier.app.store.mixes import MixEntry
+from atelier.app.store.mixes import MAX_REGION_PROMPT, MAX_REGIONS, MixEntry, RegionEntry
 from atelier.app.text import mix as mix_words
 from atelier.app.text import studio as words
-from atelier.app.web.components.mix_view import move_point, region_masks, set_region, strength_curves
+from atelier.app.web.components.mix_view import (
+    move_point,
+    painted_rows,
+    region_masks,
+    set_region,
+    set_region_prompt,
+    strength_curves,
+)
 from atelier.app.web.components.page_frame import UNQUEUED, show_errors
 from atelier.app.web.components.panel import action_of, panel
 from atelier.training.config.train_config import EMBEDDED
@@ -25,6 +32,7 @@ from atelier.training.runs.save_adapter import thumbnail
 from atelier.training.sampling.sample import DrawRequest
 
 Entries = tuple[MixEntry, ...]
+Regions = tuple[RegionEntry, ...]   # with prompts, without adapters
 
 
 def place_details() -> tuple[Any, Any, Any]:
@@ -44,11 +52,11 @@ def details_of(names: Sequence[str], entries: Sequence[MixEntry]) -> Entries:
     return tuple(known.get(name, MixEntry(name)) for name in names)
 
 
-def show_details(home: Home, entries: Entries) -> list[Any]:
+def show_details(home: Home, entries: Entries, regions: Regions = ()) -> list[Any]:
     """Values of the panels of blocks, curves and regions, and of the one that shows what blocks do."""
     rows = [{"name": entry.name, "blocks": [_block(entry, block) for block in _blocks(home, entry.name)]}
             for entry in entries]   # fmt: skip
-    return [{"rows": rows}, strength_curves(entries), region_masks(entries, ""), _tiles(entries)]
+    return [{"rows": rows}, strength_curves(entries), region_masks(entries, "", regions), _tiles(entries)]
 
 
 def edit_details(entries: Entries, action: str, text: str) -> Entries:
@@ -64,10 +72,32 @@ def edit_details(entries: Entries, action: str, text: str) -> Entries:
             return _without(entries, text, "curve")
         case "paint":
             return set_region(entries, text)
+        case "region-prompt":
+            return set_region_prompt(entries, text)
         case "everywhere":
             return _without(entries, text, "region")
         case _:
             return entries
+
+
+def edit_regions(regions: Regions, action: str, text: str) -> Regions:
+    """The regions without adapters after one was added, painted, written in or removed.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    if action == "add-region":
+        if len(regions) == MAX_REGIONS:
+            raise ValueError(words.too_many_regions(MAX_REGIONS))
+        return (*regions, RegionEntry("", ()))
+    number, _, value = text.partition("|")
+    if not (number.isdecimal() and int(number) < len(regions)):
+        return regions
+    place, one = int(number), regions[int(number)]
+    changed = {"paint-part": lambda: (replace(one, region=painted_rows(value, one.region)),),
+               "part-prompt": lambda: (replace(one, prompt=value[:MAX_REGION_PROMPT]),),
+               "remove-part": lambda: ()}.get(action, lambda: (one,))()   # fmt: skip
+    return (*regions[:place], *changed, *regions[place + 1 :])
 
 
 def place_memory_line(demo: gr.Blocks, engine: Engine, c: Mapping[str, Any]) -> None:
@@ -142,4 +172,6 @@ def _set_block(entry: MixEntry, block: str, strength: float) -> MixEntry:
 
 
 def _without(entries: Entries, name: str, what: str) -> Entries:
-    return tuple(replace(entry, **{what: ()}) if entry.name == name else entry for entry in entries)
+    # A prompt belongs to its region.
+    gone = {what: (), **({"prompt": ""} if what == "region" else {})}
+    return tuple(replace(entry, **gone) if entry.name == name else entry for entry in entries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from atelier.adapters.formats.safetensors_header import FileError
 from atelier.adapters.fusion.curves import StrengthCurve, SwitchCurve
 from atelier.adapters.fusion.dare_ties import dare, ties
 from atelier.adapters.fusion.gates import GateRecord, GateSet, GateSettings
-from atelier.adapters.fusion.live import Fusion, WeightedAdapter, mount_fusion
+from atelier.adapters.fusion.live import (
+    Fusion,
+    PromptRegion,
+    RegionText,
+    WeightedAdapter,
+    mount_fusion,
+    with_prompt_regions,
+)
 from atelier.adapters.fusion.methods import (
     ALL_METHODS,
     METHODS,
@@ -355,3 +363,48 @@ def test_gates_survive_their_file(tmp_path: Path, models, three, x):
         GateSet.load(tmp_path / "other.safetensors")
     with pytest.raises(FileError, match="does not exist"):
         GateSet.load(tmp_path / "none.safetensors")
+
+
+class ReadingNet(Net):
+    """As ``Net``, and its answer grows with what it reads: ``encoder_hidden_states [B, T, D]``."""
+
+    def forward(self, sample: Tensor, timestep: Any, *, encoder_hidden_states: Tensor) -> tuple[Tensor]:
+        return (super().forward(sample, timestep)[0] + encoder_hidden_states.mean((1, 2))[:, None, None, None],)
+
+
+def read(models: dict[str, nn.Module], how: Mix | Fusion, x: Tensor, words: Tensor) -> Tensor:
+    with mount_fusion(models, how) if isinstance(how, Fusion) else mount(models, how):
+        return models["unet"](x, timestep=torch.tensor(500), encoder_hidden_states=words)[0]
+
+
+def test_a_region_with_a_prompt_is_what_its_prompt_and_its_adapter_give_there(three, x):
+    torch.manual_seed(3)
+    models: dict[str, nn.Module] = {"unet": ReadingNet().requires_grad_(False)}
+    left, right = torch.zeros(1, 3), torch.zeros(1, 3)
+    left[:, 0], right[:, 2] = 1, 1
+    words = torch.tensor([[[-1.0]], [[2.0]]])   # a negative prompt, then the prompt of one picture
+    own, other = (RegionText(torch.tensor([[[value]]])) for value in (5.0, 9.0))
+    parts = [three[0], WeightedAdapter(three[1].adapters, 0.7, region=left, prompt="own")]
+    fusion = with_prompt_regions(fuse(models, parts, "sum"), [PromptRegion("other", right)])
+    assert isinstance(fusion, Fusion) and [one.prompt for one in fusion.passes()] == ["own", "other", ""]
+    found = read(models, replace(fusion, texts=(own, other, None)), x, words)
+    plain = Mix(((three[0].adapters, 1.0),))
+    both = Mix(((three[0].adapters, 1.0), (three[1].adapters, 0.7)))
+    for mix, column, value in ((both, 0, 5.0), (plain, 1, 2.0), (plain, 2, 9.0)):
+        expected = read(models, mix, x, torch.tensor([[[-1.0]], [[value]]]))
+        assert_close(found[..., column], expected[..., column], rtol=0, atol=1e-5)
+    assert "forward" not in models["unet"].__dict__
+
+
+def test_regions_with_prompts_share_where_they_overlap(x):
+    torch.manual_seed(3)
+    models: dict[str, nn.Module] = {"unet": ReadingNet().requires_grad_(False)}
+    everywhere = [PromptRegion(name, torch.ones(2, 2)) for name in "ab"]
+    fusion = with_prompt_regions(Mix(), everywhere)
+    assert isinstance(fusion, Fusion)
+    one, other = (RegionText(torch.tensor([[[value]]] * 2)) for value in (4.0, 8.0))
+    words = torch.full((2, 1, 1), 1.0)
+    found = read(models, replace(fusion, texts=(one, other, None)), x, words)
+    assert_close(found, read(models, Mix(), x, words * 6), rtol=0, atol=1e-5)
+    with pytest.raises(SettingError, match="composite"):
+        with_prompt_regions(Fusion((), separate_passes=True), everywhere)

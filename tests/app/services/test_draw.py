@@ -37,7 +37,7 @@ from atelier.app.services.like_picture import job_like
 from atelier.app.store.gallery import GalleryPicture, encode_picture, gallery_page, make_recipe, picture_id, read_recipe
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter
-from atelier.app.store.mixes import MixEntry, SavedMix
+from atelier.app.store.mixes import MixEntry, RegionEntry, SavedMix, entry_details, read_entry, rectangle_rows
 from atelier.app.store.textual_inversions import (
     delete_textual_inversion,
     find_textual_inversion,
@@ -326,3 +326,37 @@ def test_the_command_line_starts_from_a_picture(home, tmp_path, capsys):
     assert lost.start is None and "the picture that it started from" in notes[0]
     assert main([*given, "--mask", str(tmp_path / "mask.png")]) == 1
     assert "add --image" in capsys.readouterr().err
+
+
+def test_regions_with_prompts_are_drawn_recorded_and_restored(home, engine, tmp_path):
+    left = rectangle_rows((0, 0, 0.5, 1))
+    request = DrawRequest(prompt="an owl", steps=2, seed=5)
+    job = DrawJob(request=request, regions=(RegionEntry("a red fox", left),))
+    _, [picture] = drawn(home, engine, job)
+    recipe = read_recipe(picture.path) or {}
+    assert recipe["regions"] == [{"prompt": "a red fox", "region": list(left)}]
+    again, missing = job_from_picture(home, picture.id)
+    assert (again.regions, missing) == (job.regions, [])
+    _, [same] = drawn(home, engine, again)
+    _, [plain] = drawn(home, engine, DrawJob(request=request))
+    one, two, three = (Image.open(each.path).tobytes() for each in (picture, same, plain))
+    assert one == two != three
+    typed = ["draw", "an owl", "--steps", "2", "--seed", "5", "--home", str(home.path), "--out", str(tmp_path / "out")]
+    assert main([*typed, "--region", "a red fox", "0", "0", "0.5", "1"]) == 0
+    [file] = (tmp_path / "out").glob("*.png")
+    assert Image.open(file).tobytes() == one
+    with pytest.raises(HomeError, match="can't have choices"):
+        check_job(home, DrawJob(request=request, regions=(RegionEntry("a {red|blue} fox", left),)))
+
+
+def test_regions_that_cannot_be_used_are_refused(home, capsys):
+    typed = ["draw", "an owl", "--home", str(home.path)]
+    for wrong in (["a fox", "0", "0", "2", "1"], ["a fox", "0.5", "0", "0.5", "1"], ["a fox", "x", "0", "1", "1"],
+                  ["", "0", "0", "1", "1"]):   # fmt: skip
+        assert main([*typed, "--region", *wrong]) != 0
+        assert "0 0 0.5 1" in (said := capsys.readouterr().err) or "needs a prompt" in said
+    for entry in ({"prompt": "x"}, {"prompt": "x" * 1001, "region": ["1"]}):
+        with pytest.raises(ValueError, match="region"):
+            read_entry({"name": "rex", "strength": 1, **entry})
+    kept = read_entry({"name": "rex", "strength": 1, "region": [0, 0, 0.5, 1], "prompt": "a fox"})
+    assert entry_details(kept)["prompt"] == "a fox" and len(kept.region) == 32

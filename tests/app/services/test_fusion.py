@@ -34,7 +34,17 @@ from atelier.app.services.fuse import (
 from atelier.app.store.gallery import read_recipe
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter
-from atelier.app.store.mixes import REGION_SIDE, MixEntry, SavedMix, list_mixes, mix_from_recipe, read_mix, save_mix
+from atelier.app.store.mixes import (
+    REGION_SIDE,
+    MixEntry,
+    RegionEntry,
+    SavedMix,
+    list_mixes,
+    mix_from_recipe,
+    read_mix,
+    rectangle_rows,
+    save_mix,
+)
 from atelier.app.text import mix as mix_words
 from atelier.app.web.components.mix_view import (
     gate_maps,
@@ -42,12 +52,14 @@ from atelier.app.web.components.mix_view import (
     move_point,
     region_masks,
     set_region,
+    set_region_prompt,
     strength_curves,
     suggestion_cards,
     worst_meetings,
 )
 from atelier.app.web.pages import gallery
 from atelier.app.web.pages import mix as page
+from atelier.app.web.pages.studio_details import edit_regions
 from atelier.training.base_models.base_model import load
 from atelier.training.sampling.sample import DrawRequest, draw
 
@@ -366,3 +378,24 @@ def test_the_command_line_draws_by_every_method(home: Home, tmp_path: Path):
         assert found is not None
         assert (found.method, [s.name for s in found.entries]) == (method, ["rex", "ink"])
     assert len(set(drawn.values())) == 2
+
+
+def test_a_part_of_the_picture_gets_a_prompt_on_the_page():
+    marks = "1" * 8 + "0" * 56
+    [rex] = set_region_prompt(set_region([MixEntry("rex")], f"rex|{marks}"), "rex| a fox ")
+    assert (rex.prompt, rex.region[0]) == ("a fox", "1" * 8)
+    assert set_region([rex], "rex|" + "0" * 64) == (MixEntry("rex"),), "a prompt belongs to its region"
+    assert set_region_prompt([MixEntry("rex")], "rex|a fox") == (MixEntry("rex"),)
+    regions = edit_regions((), "add-region", "")
+    for action, text in (("paint-part", f"0|{marks}"), ("part-prompt", "0|an owl"), ("part-prompt", "1|x"),
+                         ("paint-part", "0|broken"), ("paint", f"rex|{marks}")):   # fmt: skip
+        regions = edit_regions(regions, action, text)
+    assert regions == (RegionEntry("an owl", rex.region),)
+    rows = region_masks([rex], "x", regions)
+    assert [(row["id"], row["prompt"]) for row in rows["rows"]] == [("rex", "a fox"), ("0", "an owl")]
+    assert edit_regions(regions, "remove-part", "0") == () and not region_masks([rex], "x")["can_add"]
+    with pytest.raises(ValueError, match="At most 8"):
+        edit_regions(regions * 8, "add-region", "")
+    large = MixEntry("rex", region=rectangle_rows((0, 0, 0.5, 1)))
+    [row] = region_masks([large], "")["rows"]
+    assert [cell["pressed"] for cell in row["cells"][:8]] == ["true"] * 4 + ["false"] * 4

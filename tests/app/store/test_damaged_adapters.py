@@ -20,7 +20,7 @@ from atelier.app.store import library
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter, list_adapters, list_unreadable
 from atelier.app.store.search import propose_adapters
-from atelier.app.web.pages import studio
+from atelier.app.web.pages import studio_settings
 from atelier.app.web.pages.library import _show as library_page
 from atelier.app.web.pages.studio_adapters import toggle_adapter
 from atelier.app.web.pages.studio_picker import adapter_picker
@@ -73,7 +73,8 @@ def test_the_studio_offers_the_others_and_says_why_one_is_not_there(home: Home):
     with pytest.raises(gr.Error, match=r"bad-value\.safetensors is damaged"):
         toggle_adapter(home, {"names": "", "prompt": "", "search": ""}, "bad-value")
     assert "fox" in toggle_adapter(home, {"names": "", "prompt": "", "search": ""}, "fox")[:3]
-    assert "bad-value.safetensors is damaged" in str(studio._on_load(home, [], {"adapter": "bad-value"}))
+    filled = studio_settings.fill_from_address(home, [], {"adapter": "bad-value"})
+    assert "bad-value.safetensors is damaged" in str(filled)
 
 
 def test_commands_go_on_without_them_and_say_so(home: Home, capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -15,7 +15,7 @@ from atelier.app.store import models
 from atelier.app.store.home import HomeError, open_home
 from atelier.app.store.models import base_choices, find_models, model_folders, save_model_folders, scan_models
 from atelier.app.text import settings as settings_words
-from atelier.app.web.pages import create, settings, studio
+from atelier.app.web.pages import create, settings, studio_settings
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
 
 
@@ -102,7 +102,7 @@ def test_create_offers_what_was_found_since_the_page_was_made(shelf: Path, own_h
 def test_the_studio_offers_what_was_found_since_the_page_was_made(shelf: Path, own_home: Path):
     home, keys = open_home(own_home), ["prompt", "base", "names"]
     save_model_folders(home, str(shelf))
-    opened = dict(zip(keys, studio._on_load(home, keys, {}), strict=False))
+    opened = dict(zip(keys, studio_settings.fill_from_address(home, keys, {}), strict=False))
     assert [base for _, base in opened["base"]["choices"]] == ["embedded", str(shelf / "diffusers" / "small")]
 
 

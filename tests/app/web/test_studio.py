@@ -61,7 +61,7 @@ class FakeEngine:
 NEWEST = datetime(2026, 11, 30, tzinfo=UTC)
 SESSION = cast(gr.Request, SimpleNamespace(session_hash="a page"))
 NAMES = [*(f.name for f in fields(DrawRequest)), "names", "base", "keep_seed", "live", "search",
-         "details", "strength0"]   # fmt: skip
+         "details", "regions", "strength0"]   # fmt: skip
 
 
 @pytest.fixture
@@ -72,7 +72,8 @@ def home(own_home: Path) -> Home:
 def draw(home: Home, before: list[str], engine: FakeEngine | None = None, *, live: bool) -> list[str]:
     """Draw two pictures as the page does; returns the ids that the next slider move replaces."""
     values = {f.name: f.default for f in fields(DrawRequest)}
-    asked = {**values, "prompt": "a fox", "count": 2, "names": "", "details": (), "base": "", "keep_seed": True}
+    asked = {**values, "prompt": "a fox", "count": 2, "names": "", "details": (), "regions": (), "base": "",
+             "keep_seed": True}   # fmt: skip
     shown = studio.Drawn(tuple(before), live=True)
     *_, last = studio._draw(home, cast(Engine, engine or FakeEngine()), asked, shown, is_wanted=lambda: True, live=live)
     return list(last[3].ids)
@@ -116,7 +117,7 @@ def test_what_a_person_should_know_is_shown_while_it_draws_and_stays(home: Home)
     engine = FakeEngine()
     engine.notices = ("It needs more memory.", "The memory ran out.")
     values = {f.name: f.default for f in fields(DrawRequest)}
-    asked = {**values, "prompt": "a fox", "names": "", "details": (), "base": "", "keep_seed": True}
+    asked = {**values, "prompt": "a fox", "names": "", "details": (), "regions": (), "base": "", "keep_seed": True}
     shown = studio._draw(home, cast(Engine, engine), asked, studio.Drawn(), is_wanted=lambda: True)
     labels = [each[0]["label"] for each in shown]
     assert labels == [
@@ -132,7 +133,7 @@ def test_a_drawing_that_fails_leaves_the_page_at_rest(home: Home, error: Excepti
     engine, shown = FakeEngine(), []
     engine.error = error
     values = {f.name: f.default for f in fields(DrawRequest)}
-    asked = {**values, "prompt": "a fox", "names": "", "details": (), "base": "", "keep_seed": True}
+    asked = {**values, "prompt": "a fox", "names": "", "details": (), "regions": (), "base": "", "keep_seed": True}
     with pytest.raises(Exception, match=str(error)):
         shown.extend(studio._draw(home, cast(Engine, engine), asked, studio.Drawn(), is_wanted=lambda: True))
     progress = [each[0]["busy"] for each in shown]
@@ -148,7 +149,7 @@ def values(strength: float = 1.0, **changes: Any) -> list[Any]:
     """What the page's controls say, in their order."""
     usual = {f.name: f.default for f in fields(DrawRequest)}
     said = {**usual, "prompt": "a fox", "count": 2, "names": "", "base": "", "keep_seed": True, "live": True,
-            "search": "", "details": (), "strength0": strength, **changes}   # fmt: skip
+            "search": "", "details": (), "regions": (), "strength0": strength, **changes}   # fmt: skip
     return [said[name] for name in NAMES]
 
 
@@ -169,7 +170,7 @@ def test_stop_ends_a_drawing_between_two_steps_and_leaves_nothing(home: Home):
 def test_a_moving_slider_draws_one_small_picture_and_the_set_when_it_rests(home: Home):
     engine = FakeEngine()
     events = page(home, engine)
-    events.want(SESSION, True, (), 0.5)
+    events.want(SESSION, True, (), (), 0.5)
     _, preview, *_, last = events.draw_live(SESSION, *values(0.5), studio.Drawn(), None)
     assert [(request.count, request.steps) for request in engine.requests] == [(1, 6), (2, 20)]
     assert [picture["id"] for picture in preview[1]["pictures"]] == [""], "nobody finds it in the gallery"
@@ -179,7 +180,7 @@ def test_a_moving_slider_draws_one_small_picture_and_the_set_when_it_rests(home:
 def test_a_moving_slider_starts_from_the_same_picture_as_the_button(home: Home):
     engine, start = FakeEngine(), StartPicture(Image.new("RGB", (8, 8), "red"), 0.5)
     events = page(home, engine)
-    events.want(SESSION, True, (), 0.5)
+    events.want(SESSION, True, (), (), 0.5)
     *_, last = events.draw_live(SESSION, *values(0.5), studio.Drawn(), start)
     assert engine.starts == [start, start], "the small picture and the set"
     recipe = read_recipe(find_picture(home, last[3].ids[0]).path) or {}
@@ -189,19 +190,19 @@ def test_a_moving_slider_starts_from_the_same_picture_as_the_button(home: Home):
 def test_the_last_pictures_are_replaced_even_where_the_page_has_not_heard_of_them(home: Home):
     events = page(home, FakeEngine())
     for strength in (0.5, 0.6):   # the second began before the first was shown
-        events.want(SESSION, True, (), strength)
+        events.want(SESSION, True, (), (), strength)
         *_, last = events.draw_live(SESSION, *values(strength), studio.Drawn(), None)
     assert ids(home) == set(last[3].ids)
     list(events.draw_now(SESSION, *values(), last[3], None))
-    events.want(SESSION, True, (), 0.7)
+    events.want(SESSION, True, (), (), 0.7)
     list(events.draw_live(SESSION, *values(0.7), studio.Drawn(), None))
     assert len(ids(home)) == 6, "a press replaces nothing, and is not replaced"
 
 
 def test_a_newer_value_ends_the_drawing_of_the_one_before(home: Home):
-    engine = FakeEngine(lambda step: events.want(SESSION, True, (), 0.7) if step == 2 else None)
+    engine = FakeEngine(lambda step: events.want(SESSION, True, (), (), 0.7) if step == 2 else None)
     events = page(home, engine)
-    events.want(SESSION, True, (), 0.5)
+    events.want(SESSION, True, (), (), 0.5)
     assert len(list(events.draw_live(SESSION, *values(0.5), studio.Drawn(), None))) == 1
     assert engine.steps == [1, 2] and ids(home) == set()
     assert len(list(events.draw_live(SESSION, *values(0.5), studio.Drawn(), None))) == 1, "it is not even begun again"
