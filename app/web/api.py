@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,20 +70,18 @@ class Endpoints:
     def draw(
         self, prompt: str, adapters: dict[str, Any] | None = None, settings: dict[str, Any] | None = None,
         base: str = "", method: str = "", start: dict[str, Any] | None = None,
-        regions: list[dict[str, Any]] | None = None,
     ) -> Iterator[dict[str, Any]]:   # fmt: skip
         """Draw pictures and add them to the gallery. Yields progress as {step, of}, at the end {pictures, notices}.
 
         adapters: strengths by name, or {strength, blocks, curve, region, prompt} of each: blocks are strengths by block
         of the UNet, a curve is factors from the first step to the last, region is where it acts, prompt what is drawn
         there. settings: negative, seed, count, steps, guidance, width, height, sampler, schedule and the other settings
-        of a drawing. base: a base model; empty for that of the first adapter. method: of fusion; empty adds them up.
-        start: {picture, strength, mask} of a picture to start from. regions: {prompt, region} of parts of the picture:
-        left, top, right and bottom from 0 to 1, or rows of 0 and 1.
+        of a drawing; regions: {prompt, region} of parts of the picture: left, top, right and bottom from 0 to 1, or
+        rows of 0 and 1. base: a base model; empty for that of the first adapter. method: of fusion; empty adds them up.
+        start: {picture, strength, mask} of a picture to start from.
         """
         with show_errors(as_page=False):
             job, notices = self._job(prompt, adapters, settings, base, method, start), list[str]()
-            job = replace(job, regions=_regions(regions))
             for event in draw_to_gallery(self.home, self.engine, job):
                 match event:
                     case str():
@@ -119,10 +117,12 @@ class Endpoints:
         with show_errors(as_page=False):
             job, notes = job_like(self.home, _file("picture", picture))
         settings = {name: value for name, value in job.request.to_dict().items() if name != "prompt"}
+        if job.regions:
+            settings["regions"] = [asdict(one) for one in job.regions]
         adapters = {entry.name: {"strength": entry.strength, **details} if (details := entry_details(entry)) else
                     entry.strength for entry in job.adapters}   # fmt: skip
         return {"prompt": job.request.prompt, "adapters": adapters, "settings": settings, "base": job.base,
-                "regions": [asdict(one) for one in job.regions], "notes": notes}   # fmt: skip
+                "notes": notes}   # fmt: skip
 
     def train(
         self, name: str, pictures: list[dict[str, Any]], subject: str = "", preset: str = "normal",
@@ -243,10 +243,12 @@ class Endpoints:
         if not _text("prompt", prompt).strip():
             raise ValueError(shared.NO_PROMPT)
         given = {**_table("settings", settings, "{'steps': 20}"), "prompt": prompt}
+        regions = _regions(given.pop("regions", ()))
         cards = [find_adapter(self.home, name) for name in strengths]
         own = next((card.base for card in cards if card.base), EMBEDDED)
         return DrawJob(request=DrawRequest.from_dict(given), base=resolve_base(self.home, _text("base", base)) or own,
-                       adapters=entries, method=_text("method", method), start=_start(start))   # fmt: skip
+                       adapters=entries, method=_text("method", method), start=_start(start),
+                       regions=regions)   # fmt: skip
 
 
 def _entry(name: str, value: Any) -> MixEntry:

@@ -64,11 +64,21 @@ def test_a_script_draws_into_the_gallery_and_gets_the_files(home: Home, api: End
     assert [picture.id for picture in gallery_page(home)] == [newest[1].id]
 
 
+def test_a_script_gives_parts_of_the_picture_prompts_and_gets_them_back(api: Endpoints) -> None:
+    *_, drawn = api.draw("an owl", settings={"steps": 2, "regions": [{"prompt": "a fox", "region": [0, 0, 0.5, 1]}]})
+    [one] = drawn["pictures"][0]["recipe"]["regions"]
+    assert one["prompt"] == "a fox" and one["region"][0] == "1" * 16 + "0" * 16
+    [again] = api.settings_of(drawn["pictures"][0]["file"])["settings"]["regions"]
+    assert {**again, "region": list(again["region"])} == one
+
+
 @pytest.mark.parametrize(("name", "arguments", "why"), [
     ("draw", ([],), "prompt must be a text"), ("draw", (" ",), "The prompt is empty"),
     ("draw", ("fox", ["rex"]), "adapters must be a table"), ("draw", ("fox", {"rex": "much"}), "a number is needed"),
     ("draw", ("fox", {"rex": float("nan")}), "a number is needed"), ("draw", ("fox", {"rex": 1}), "no adapter named"),
     ("draw", ("fox", None, {"step": 4}), "Did you mean 'steps'"), ("draw", ("fox", None, {"steps": "x"}), "steps is"),
+    ("draw", ("fox", None, {"regions": [{"prompt": "owl"}]}), "The regions can't be used"),
+    ("draw", ("fox", None, {"regions": 5}), "The regions can't be used"),
     ("draw", ("fox", None, None, "", "", {"image": 1}), "start has no 'image'"),
     ("draw", ("fox", None, None, "", "", {"picture": {"path": "/etc/hostname"}}), "was not uploaded"),
     ("settings_of", ("/etc/hostname",), "handle_file"), ("settings_of", ({"path": "/etc/hostname"},), "not uploaded"),
