@@ -65,7 +65,7 @@ def _complete(regions: Regions) -> Regions:
 
 
 def random_seed() -> int:
-    """A new seed."""
+    """Any number that the field for the seed takes."""
     return secrets.randbelow(2**31 - 1)
 
 
