@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,9 +13,6 @@ from atelier.adapters.fusion.live import Fusion, RegionText, UNetPass, mount_fus
 from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.sampling.draw_cache import DrawCache, encode_prompts
 from atelier.training.sampling.prompt_encoding import PromptReading, same_length
-
-if TYPE_CHECKING:
-    from atelier.training.sampling.sample import DrawRequest
 
 
 def common_parts(mix: Mix | Fusion) -> Mix | Fusion:
@@ -26,21 +23,29 @@ def common_parts(mix: Mix | Fusion) -> Mix | Fusion:
 
 
 def with_region_texts(
-    model: BaseModel, request: DrawRequest, mix: Fusion, cache: DrawCache, prompts: dict[str, Any]
+    model: BaseModel, mix: Fusion, cache: DrawCache, prompts: dict[str, Any], reading: PromptReading, negative: str
 ) -> tuple[Fusion, dict[str, Any]]:
     """Read the prompts of regions.
+
+    Args:
+        model: the base model.
+        mix: what acts, and the regions.
+        cache: of what was read before.
+        prompts: the pipeline's arguments, with the drawing's own prompts.
+        reading: how prompts are read.
+        negative: the negative prompt.
 
     Returns:
         The fusion with them, and ``prompts``, the pipeline's arguments, made as long as the longest of all.
     """
-    reading = PromptReading(request.prompt_syntax, request.clip_skip, cache.inversions)
     passes = mix.passes()
     places = [place for place, one in enumerate(passes) if one.prompt]
-    read = [text for place in places for text in _read(model, mix, passes[place], request.negative, reading, cache)]
+    read = [text for place in places for text in _read(model, mix, passes[place], negative, reading, cache)]
     names = ("prompt_embeds", "negative_prompt_embeds")
     texts = same_length(model, [*(PromptEmbeddings(prompts[name]) for name in names), *read], reading)
     pairs = zip(texts[2::2], texts[3::2], strict=True)
-    found = {place: _region_text(pair, request.count) for place, pair in zip(places, pairs, strict=True)}
+    count = len(prompts["prompt_embeds"])
+    found = {place: _region_text(pair, count) for place, pair in zip(places, pairs, strict=True)}
     lengthened = {name: text.features for name, text in zip(names, texts, strict=False)}
     return replace(mix, texts=tuple(map(found.get, range(len(passes))))), {**prompts, **lengthened}
 

@@ -145,7 +145,8 @@ def draw(
     with torch.inference_mode():
         prompts = prompt_arguments(model, request, mix, cache, each=same_seed)
         if isinstance(mix, Fusion) and any(one.prompt for one in mix.passes()):
-            mix, prompts = with_region_texts(model, request, mix, cache, prompts)
+            reading = PromptReading(request.prompt_syntax, request.clip_skip, cache.inversions)
+            mix, prompts = with_region_texts(model, mix, cache, prompts, reading, request.negative)
         run = partial(
             denoise, model, request, generators=generators, on_step=step_reporter(request, start, on_step),
             prompts=prompts, on_latents=on_latents,
