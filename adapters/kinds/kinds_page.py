@@ -25,6 +25,10 @@ rank given by its formula; the others are cut to one by SVD, or written whole ([
 formula are explained below it: `rows` are a layer's outputs, `features` its inputs, `taps` the area of its kernel,
 `columns` = features · taps.
 
+At a strength s every kind draws with W + s · ΔW. For DoRA, TLoRA, SODA and OFT, whose ΔW comes from a rotation or from
+new lengths, that is a straight line between the base model and the adapter: half of the strength is not half of the
+rotation. For all others it is the same as s times their values.
+
 | kind | name | update | other tools | source |
 |---|---|---|---|---|
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Self, get_type_hints
 
 import tomli_w
@@ -20,6 +21,7 @@ EMBEDDED = "embedded"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LEAST_PRODIGY_LR = 0.1   # it multiplies the rate that Prodigy finds; AdamW's usual values would all but stop it
 PRESETS = ASSETS / "presets"
+PACES = ASSETS / "pace.toml"   # learning rate of adapter kinds over that of LoRA, where it was measured
 STOP_MEASURES: dict[str, tuple[str, ...]] = {   # choice of stop_when → the measures that may end a training
     "auto": ("memorization", "drift"), "never": (), "validation": ("validation",), "memorization": ("memorization",),
     "drift": ("drift",), "any": ("memorization", "drift", "validation"),
@@ -245,7 +247,7 @@ def load_preset(name: str, family: str, kind: str = "") -> dict[str, Any]:
     """Settings of a preset for one base family: its ``[settings]`` table, overlaid by ``[<family>]``.
 
     Options of the adapter kind, such as the rank, are meant for the preset's own kind; with another they are left out,
-    for it may not have them, or mean something else by them.
+    for it may not have them, or mean something else by them. The learning rate is multiplied by the kind's pace.
 
     Args:
         name: the preset.
@@ -262,4 +264,15 @@ def load_preset(name: str, family: str, kind: str = "") -> dict[str, Any]:
     values = {**tables.get("settings", {}), **tables.get(family, {})}
     if kind in ("", values.get("kind", "lora")):
         return values
-    return {key: value for key, value in values.items() if key in {f.name for f in fields(TrainConfig)}}
+    own = {key: value for key, value in values.items() if key in {f.name for f in fields(TrainConfig)}}
+    return own | ({"lr": own["lr"] * pace(kind)} if "lr" in own and own.get("optimizer") != "prodigy" else {})
+
+
+@cache
+def _paces() -> dict[str, Any]:
+    return parse_toml(PACES.read_text(encoding="utf-8"))
+
+
+def pace(kind: str) -> float:
+    """How many times LoRA's learning rate suits a kind; 1 where it was not measured."""
+    return float(_paces().get(kind, 1.0))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.core.settings import SettingError
 from atelier.adapters.kinds.lora import LoraSettings
+from atelier.training.config import train_config
 from atelier.training.config.train_config import (
     PRESETS,
     TrainConfig,
@@ -231,3 +232,23 @@ def test_the_halves_of_a_split_adapter_have_rates_of_their_own(other):
     assert TrainConfig(kind="split").kind == "split"
     with pytest.raises(SettingError, match="their own learning rates"):
         TrainConfig(kind="split", **other)
+
+
+def test_a_presets_rate_is_multiplied_by_the_kinds_pace(monkeypatch, tmp_path):
+    (tmp_path / "pace.toml").write_text("lokr = 10\n")
+    monkeypatch.setattr(train_config, "PACES", tmp_path / "pace.toml")
+    train_config._paces.cache_clear()
+    try:
+        plain = load_preset("normal", "sd1")["lr"]
+        assert load_preset("normal", "sd1", "lokr")["lr"] == 10 * plain
+        assert load_preset("normal", "sd1", "loha")["lr"] == plain   # not measured
+    finally:
+        train_config._paces.cache_clear()
+
+
+def test_paces_are_those_of_kinds_that_exist():
+    from atelier.adapters.kinds.catalog import KINDS
+
+    assert set(train_config._paces()) <= KINDS.keys()
+    assert all(0.02 <= train_config.pace(kind) <= 50 for kind in KINDS)
+    assert train_config.pace("lora") == 1
