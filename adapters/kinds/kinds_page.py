@@ -27,7 +27,7 @@ formula are explained below it: `rows` are a layer's outputs, `features` its inp
 
 At a strength s every kind draws with W + s · ΔW. For DoRA, TLoRA, SODA and OFT, whose ΔW comes from a rotation or from
 new lengths, that is a straight line between the base model and the adapter: half of the strength is not half of the
-rotation. For all others it is the same as s times their values.
+rotation.
 
 | kind | name | update | other tools | source |
 |---|---|---|---|---|

@@ -39,6 +39,7 @@ class LoraXs(Adapter):
     settings = LoraXsSettings
     left: Tensor
     right: Tensor
+    first_step: Tensor
 
     def __init__(self, spec: Spec, settings: LoraXsSettings) -> None:
         super().__init__(spec, settings)
