@@ -28,7 +28,7 @@ from atelier.adapters.quantization.packed import save_packed
 from atelier.training.base_models.single_file import MODELS
 from benchmarks.support.machine import describe_machine
 
-RESULTS = Path(__file__).resolve().parent / "results" / "compress_sizes.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "compress_sizes.json"
 TIMESTEPS = range(19, 1000, 20)
 # MiB: the sheet's estimates, which count neither step sizes nor headers.
 ESTIMATES = {"fp16": 1639, "w8a8": 861, "w4a8": 472, "w2a8": 278, "w8": 861, "w4": 472}

@@ -46,7 +46,7 @@ from atelier.training.base_models.base_model import load
 from atelier.training.base_models.single_file import MODELS
 from benchmarks.support.machine import describe_machine
 
-RESULTS = Path(__file__).resolve().parent / "results" / "compress_speed.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "compress_speed.json"
 TURNS, SECONDS = 3, 0.05
 CONTENDERS = ("fp32", "bf16", "w8a8", "w4a8", "torchao")
 LARGEST = {"w8a8": 127, "w4a8": 15}
