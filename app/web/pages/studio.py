@@ -134,6 +134,8 @@ def _listen_live(events: _Events, c: dict[str, Any], live: dict[str, Any], panel
     shown = [c["names"], c["details"], c["regions"]]
     for each in editors:
         edited = each.action(events.edit_details, shown, shown[1:], **UNQUEUED)
+        # The browser does not hear of a changed State from an event that is not queued.
+        edited.success(events.show_details, shown, panels, **UNQUEUED)
         edited.success(**wanted).then(events.draw_live, **live)
     toggled.success(**wanted).then(events.draw_live, **live)
     gr.on([each.change for each in shown], events.show_details, shown, panels, **UNQUEUED)
