@@ -30,7 +30,7 @@ class Net(nn.Module):
         self.to_q = nn.Linear(9, 16, bias=False)
         self.to_v = nn.Linear(16, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timestep: int = 500) -> Tensor:
         hidden = torch.tanh(self.conv2(torch.tanh(self.conv1(x))))
         return self.to_v(torch.tanh(self.to_q(hidden.flatten(2))))
 
@@ -145,13 +145,18 @@ def alone(adapters: AdapterSet) -> Mix:
     return Mix(((adapters, 1.0),))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def reads_rounded_weights(kind: str) -> bool:
+    """Whether a kind starts without gradients of the base's own weights: the others are refused on such a base."""
+    return KINDS[kind].required_statistics(KINDS[kind].settings()) not in ("gradient", "movement")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if reads_rounded_weights(kind)])
 def test_every_kind_trains_on_top(kind: str, small: Net, stands_for: Net):
     found = []
     for model in (small, stands_for):
         adapters = some(kind, model)
         with mount({"unet": model}, alone(adapters)):
-            y = model(X)
+            y = model(X, timestep=500)
             y.square().mean().backward()
         found.append([y.detach(), *(p.grad for p in adapters.parameters())])
     assert any(gradient is not None and gradient.any() for gradient in found[0][1:])
