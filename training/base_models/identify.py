@@ -60,7 +60,8 @@ def identify(base: str, options: BaseOptions = PLAIN_BASE) -> BaseInfo:
         BaseError: not a base model, or one that Atelier can't use; with the reason and the cure.
     """
     if base == EMBEDDED:
-        return _identify_embedded(options) if not options.vae else identify_folder(base, EMBEDDED_FOLDER, options)
+        look = identify_folder if options.vae else _identify_once   # a VAE lies outside, and may change
+        return look(base, EMBEDDED_FOLDER, options)
     path = parse_path(base)
     if path.is_dir():
         return identify_folder(base, _model_folder(base, path), options)
@@ -78,9 +79,9 @@ def identify(base: str, options: BaseOptions = PLAIN_BASE) -> BaseInfo:
 
 
 @cache
-def _identify_embedded(options: BaseOptions) -> BaseInfo:
-    """Read once: a part of the package does not change, and a moving slider asks for it at every picture."""
-    return identify_folder(EMBEDDED, EMBEDDED_FOLDER, options)
+def _identify_once(base: str, folder: Path, options: BaseOptions) -> BaseInfo:
+    """A part of the package does not change, and a moving slider asks for it at every picture."""
+    return identify_folder(base, folder, options)
 
 
 def _model_folder(base: str, folder: Path) -> Path:
