@@ -17,6 +17,7 @@
     preferences.json             what was chosen for everything
     models.txt                   folders with base models
     base_settings.json           what was set for single base models
+    caption_model/               a model that proposes captions, where a person put one
     state/                       the queue, indexes and locks: no work is lost without them
 """
 
@@ -134,6 +135,11 @@ class Home:
     def base_settings(self) -> Path:
         """File with what was set for single base models."""
         return self.path / "base_settings.json"
+
+    @property
+    def caption_model(self) -> Path:
+        """Folder of a model that proposes captions; made by the person who has one."""
+        return self.path / "caption_model"
 
     @property
     def state(self) -> Path:

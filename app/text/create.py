@@ -36,6 +36,8 @@ NEW_TEXT = "New text"
 APPLY = "Change all"
 NOTHING_TO_FIND = "Enter the text to replace."
 NO_TEXT_TO_ADD = "Enter the text to add."
+PROPOSE_CAPTIONS = "Caption these pictures"
+ALL_CAPTIONED = "Every picture has a caption already. Empty those that you want to have proposed anew."
 NO_CAPTION_CHANGED = "No caption would change: none of them contains this text."
 EDITOR = "Crop the picture, or paint on it"
 MASK = "What you paint white is"
@@ -111,6 +113,20 @@ def captions_changed(count: int) -> str:
     '1 caption changed.'
     """
     return f"{_captions(count)} changed."
+
+
+def no_caption_model(folder: str) -> str:
+    """Shown where no model can propose captions."""
+    return f"To have captions proposed, put a BLIP or ViT-GPT2 model with .safetensors weights into {folder}."
+
+
+def captions_proposed(done: int, count: int) -> str:
+    """Shown while a model looks at the pictures.
+
+    >>> captions_proposed(2, 5)
+    'Captioning: 2 of 5 pictures are done.'
+    """
+    return f"Captioning: {done} of {count} pictures are done."
 
 
 def caption_hint(word: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
+from atelier.app.services.create.caption_proposals import captioner_hint, propose_captions
 from atelier.app.services.create.examples import example_tiles, take_example
 from atelier.app.services.create.picture_hints import PictureHints, draft_captioner, picture_hints, picture_tiles
 from atelier.app.store.drafts.create_draft import (
@@ -122,7 +123,9 @@ def show_lists(home: Home, draft: Draft, left: int = 0) -> list[dict[str, Any]]:
     captioner = draft_captioner(draft)
     word = captioner.trigger or words.TRIGGER_WORD
     examples = [] if draft.pictures or tiles["undo"] or left else [*example_tiles()]
-    captions = {"pictures": tiles["pictures"], "word": word, "hint": words.caption_hint(word)}
+    hint = captioner_hint(home)
+    captions = {"pictures": tiles["pictures"], "word": word, "hint": words.caption_hint(word), "model_hint": hint,
+                "can_propose": not hint}   # fmt: skip
     return [tiles, captions, {"examples": examples}]
 
 
@@ -154,8 +157,13 @@ def connect_pictures(
             draft = take_example(home, action_of(event)[1])
         return [draft.what, draft.subject, draft.name]
 
+    def propose(event: gr.EventData) -> Iterator[list[Any]]:
+        """Have captions proposed where that was pressed."""
+        yield from _propose(home) if action_of(event)[0] == "propose" else [[gr.skip()] * 3]
+
     for shown in (parts.tiles, parts.captions):
         shown.action(press, None, [*parts.lists, count, *cures], **UNQUEUED)
+    parts.captions.action(propose, None, parts.lists, **_READ)
     chosen = parts.examples.action(fill, None, [controls[name] for name in ANSWERS], **UNQUEUED)
     chosen.then(partial(read_pictures, home), None, parts.lists, **_READ)
     dropped = parts.drop.upload(partial(_receive, home), parts.drop, parts.drop, **UNQUEUED, trigger_mode="multiple")
@@ -177,6 +185,20 @@ def read_pictures(home: Home) -> Iterator[list[Any]]:
     with show_errors():
         for draft, left in read_received(home):
             yield show_lists(home, draft, left)
+    yield show_lists(home, load_draft(home))
+
+
+def _propose(home: Home) -> Iterator[list[Any]]:
+    """Have captions proposed, and show how far that is."""
+    try:
+        with show_errors():
+            for done, count in propose_captions(home):
+                tiles, captions, examples = show_lists(home, load_draft(home))
+                yield [tiles, {**captions, "can_propose": False, "model_hint": words.captions_proposed(done, count)},
+                       examples]   # fmt: skip
+    except gr.Error:   # the button comes back, too
+        yield show_lists(home, load_draft(home))
+        raise
     yield show_lists(home, load_draft(home))
 
 
