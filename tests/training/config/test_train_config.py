@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from atelier.adapters.core.family import FAMILIES
 from atelier.adapters.core.settings import SettingError
+from atelier.adapters.kinds.catalog import get_kind
 from atelier.adapters.kinds.lora import LoraSettings
 from atelier.training.config import train_config
 from atelier.training.config.train_config import (
@@ -52,14 +53,18 @@ def values_of(name: str, metadata: Any) -> st.SearchStrategy[Any]:
 
 
 def fitting(values: dict[str, Any]) -> dict[str, Any]:
-    """A rate of 0 is refused, Prodigy refuses rates that are meant for AdamW, and each kind the options of another."""
+    """Without what TrainConfig refuses: a rate of 0, AdamW's rates with Prodigy, the options of another kind, weights
+    in 8 bits where the kind needs gradients of the full ones."""
     if values.get("lr") == 0:
         values = {**values, "lr": 0.001}
     rate = {"lr": 1.0, "up_speed": 1.0} if values.get("optimizer") == "prodigy" else {}
     options = {} if values.get("kind", "lora") == "lora" else {"adapter": {}, "whole_gradient": False}
     halves = {"optimizer": "adamw", "up_speed": 1.0} if values.get("kind") == "split" else {}
     weights = {"weights": "\n".join(f"{i} a=b.png={i + 0.5}" for i in range(len(values.get("weights", ""))))}
-    return {**values, **rate, **options, **halves, **weights}
+    kind = get_kind(values.get("kind", "lora"))
+    starts_from_gradients = kind.required_statistics(kind.settings()) in ("gradient", "movement")
+    whole = {"base_in_8_bits": False} if starts_from_gradients else {}
+    return {**values, **rate, **options, **halves, **weights, **whole}
 
 
 CONFIGS = st.fixed_dictionaries(
