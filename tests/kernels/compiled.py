@@ -1,6 +1,6 @@
 """Compile every twin for GPUs that are not there, and print what the binaries hold, one line of JSON for each.
 
-    python tests/kernels/compiled.py [NAME …]
+    python tests/kernels/compiled.py [CARD …]      (80, 89 or 90: Ampere, Ada, Hopper; all where none is named)
 
 A process of its own: kernels that were made for Triton's interpreter can't be compiled. No driver is needed, the
 assembler and the disassembler come with Triton.
@@ -110,8 +110,8 @@ def inspect(one: Build, card: int) -> dict[str, int]:
 
 
 def main() -> None:
-    for name in sys.argv[1:] or BUILDS:
-        for card in CARDS:
+    for card in [int(card) for card in sys.argv[1:]] or CARDS:
+        for name in BUILDS:
             print(json.dumps({"name": name, "card": card, **inspect(BUILDS[name], card)}), flush=True)
 
 

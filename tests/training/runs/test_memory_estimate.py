@@ -57,8 +57,8 @@ def test_in_8_bits_the_layers_of_the_unet_take_a_quarter(model: BaseModel):
 
 @pytest.fixture
 def tiny(model: BaseModel) -> TrainConfig:
-    """A run on the smallest model there is, quickly counted."""
-    return replace(SMALL, base=model.info.source)
+    """A run on the smallest model there is, of which only the steps are counted: quickly done."""
+    return replace(SMALL, base=model.info.source, preview_every=0, validate_every=0)
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(tiny: TrainConfig):
@@ -78,7 +78,7 @@ def test_a_larger_rank_costs_its_optimizer_state(model: BaseModel, tiny: TrainCo
 
 @pytest.mark.slow
 def test_merging_into_fine_weights_counts_them_twice(model: BaseModel, tiny: TrainConfig):
-    config = replace(tiny, targets="all")
+    config = replace(tiny, targets="all", preview_every=1)
     fine, coarse = (estimate_memory(config, precision) for precision in ("fp16", "bf16"))
     small = estimate_memory(replace(config, base_in_8_bits=True), "fp16")
     targets = sum(spec.rows * spec.columns for spec in find_targets({"unet": model.unet}, "all")) * 2
@@ -130,13 +130,14 @@ def test_a_recorded_step_counts_only_where_steps_are_recorded(tiny: TrainConfig)
 
 
 def test_validation_looks_at_eight_timesteps_at_once(tiny: TrainConfig):
-    need = estimate_memory(replace(tiny, resolution=128), "fp32")
+    need = estimate_memory(replace(tiny, resolution=128, preview_every=1, validate_every=1), "fp32")
     assert 3 < need.validate / need.denoise < 5   # a preview at two
 
 
 def test_prior_pictures_are_counted_as_they_are_drawn_and_as_they_are_trained(tiny: TrainConfig):
     """Drawn in batches at the base's own size; trained at that of the run."""
-    small, large = (replace(tiny, resolution=side, prior_count=1, prior_weight=1.0) for side in (32, 128))
+    tiny = replace(tiny, preview_every=1, prior_weight=1.0)
+    small, large = (replace(tiny, resolution=side, prior_count=1) for side in (32, 128))
     without = estimate_memory(replace(small, prior_count=0), "fp32")
     assert estimate_memory(small, "fp32").denoise > 3 * without.denoise
     assert estimate_memory(large, "fp32").train > 8 * estimate_memory(small, "fp32").train
