@@ -5,6 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from atelier.app.cli.argument_values import (
+    adapter_strength,
+    count,
+    fraction,
+    key_value,
+    member_weight,
+    picture_weight,
+    rank,
+    size,
+)
 from atelier.app.cli.server_arguments import add_queue, add_serve
 from atelier.app.store.home import absolute_base
 
@@ -71,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(add("inspect", "show what an adapter file contains, from its header"))
     _add_export(add("export", "export adapters for another tool"))
     _add_merge(add("merge", "merge several adapters into a new one"))
+    _add_team(add("team", "combine adapters that several people trained on pictures of their own"))
     _add_resize(add("resize", "make a smaller copy of an adapter"))
     _add_extract(add("extract", "make an adapter from the difference between two base models"))
     _add_models(add("models", "list, show and download base models"))
@@ -99,10 +110,10 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--stop-when", choices=("auto", "never", "validation", "memorization", "drift", "any"),
                        help="measure that may end the training early and decides which step is saved "
                             "(default: auto, which is memorization or drift)")   # fmt: skip
-    train.add_argument("--weight", type=_picture_weight, action="append", default=[], metavar="FILE=WEIGHT",
+    train.add_argument("--weight", type=picture_weight, action="append", default=[], metavar="FILE=WEIGHT",
                        dest="weights", help="how often a picture is trained on, compared with the others (default: 1); "
                        "repeatable")
-    train.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+    train.add_argument("--set", type=key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                        help="any other setting; an unknown key lists them all")
     train.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this name")
 
@@ -152,7 +163,7 @@ def _add_make(make: argparse.ArgumentParser) -> None:
 def _add_compress(compress: argparse.ArgumentParser) -> None:
     compress.add_argument("--base", type=absolute_base, default="embedded", metavar="PATH_OR_ID",
                           help="base model to compress (default: embedded)")
-    compress.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
+    compress.add_argument("--adapter", type=adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
                           dest="adapters", help="an adapter to merge into its weights first; repeatable")
     compress.add_argument("--preset", default="w4a8",
                           choices=("w8a8", "w6a8", "w5a8", "w4a8", "w4a4", "w2a8", "w8", "w4"),
@@ -162,7 +173,7 @@ def _add_compress(compress: argparse.ArgumentParser) -> None:
                           help="training steps; 0 only calibrates (default: 400)")
     compress.add_argument("--prompt", action="append", default=[], metavar="TEXT", dest="prompts",
                           help="a prompt to train on, in addition to a built-in list; repeatable")
-    compress.add_argument("--set", type=_key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+    compress.add_argument("--set", type=key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                           help="any other setting; an unknown key lists them all")
     compress.add_argument("--resume", action="store_true", help="continue the newest unfinished run of this name")
 
@@ -172,7 +183,7 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("--like", type=Path, metavar="FILE",
                       help="use the settings of a picture from Atelier or another tool, except for the options given "
                            "here")
-    draw.add_argument("--adapter", type=_adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
+    draw.add_argument("--adapter", type=adapter_strength, action="append", default=[], metavar="NAME[=STRENGTH]",
                       dest="adapters", help="an adapter and its strength (default: 1); repeatable")
     draw.add_argument("--blocks", nargs="+", action="append", default=[], metavar=("NAME", "BLOCK=STRENGTH"),
                       help="strengths of an adapter in single blocks of the UNet, such as mid=0 up.1.0=0.5; repeatable")
@@ -202,7 +213,7 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
         "auto", "ddim", "dpm++", "dpm++ sde", "unipc", "euler", "euler a", "heun", "lcm"))
     draw.add_argument("--schedule", choices=("auto", "karras", "exponential", "leading", "linspace", "trailing"),
                       help="spacing of the noise levels (default: auto, the base model's own)")
-    draw.add_argument("--size", type=_size, metavar="WxH",
+    draw.add_argument("--size", type=size, metavar="WxH",
                       help="width and height in pixels (default: the base model's own)")
     draw.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
                       help="base model, or the name of a compressed one (default: that of the first adapter, else "
@@ -292,6 +303,19 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     _add_limits(merge)
 
 
+def _add_team(team: argparse.ArgumentParser) -> None:
+    team.add_argument("members", type=member_weight, nargs="+", metavar="NAME[=WEIGHT]",
+                      help="a member's adapter and how much it counts (default: as many as it has pictures)")
+    team.add_argument("--name", required=True, metavar="NEW", help="name of the new adapter")
+    team.add_argument("--method", default="stack", choices=("stack", "svd", "mean", "corrected"),
+                      help="stack: exact, the ranks add up; svd: the same cut to a rank; mean: the mean of each value, "
+                           "exact for LoRA-XS that continue from one adapter; corrected: the mean of one factor, "
+                           "and the best other one for it (default: stack)")   # fmt: skip
+    team.add_argument("--rank", type=rank, metavar="R", help="rank of svd (default: the members' largest)")
+    team.add_argument("--values", type=count, metavar="N",
+                      help="the most values that the new adapter may hold: those that contribute most stay")
+
+
 def _add_resize(resize: argparse.ArgumentParser) -> None:
     resize.add_argument("adapter", metavar="NAME")
     resize.add_argument("--name", required=True, metavar="NEW", help="name of the new adapter")
@@ -305,13 +329,13 @@ def _add_extract(extract: argparse.ArgumentParser) -> None:
 
 
 def _add_parts(command: argparse.ArgumentParser) -> None:
-    command.add_argument("adapters", type=_adapter_strength, nargs="+", metavar="NAME[=STRENGTH]",
+    command.add_argument("adapters", type=adapter_strength, nargs="+", metavar="NAME[=STRENGTH]",
                          help="an adapter and its strength (default: 1)")
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--rank", type=_rank, metavar="R", help="maximum rank per layer")
-    command.add_argument("--energy", type=_fraction, metavar="E",
+    command.add_argument("--rank", type=rank, metavar="R", help="maximum rank per layer")
+    command.add_argument("--energy", type=fraction, metavar="E",
                          help="share of each layer's energy (squared norm) to keep, such as 0.99")
     command.add_argument("--base", type=absolute_base, metavar="PATH_OR_ID",
                          help="base model, if the adapter does not name the one it needs")
@@ -327,56 +351,3 @@ def _add_models(models: argparse.ArgumentParser) -> None:
 def _add_key(key: argparse.ArgumentParser) -> None:
     key.add_argument("action", choices=("make", "list", "delete"), help="create, list or delete a key")
     key.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the key (not needed for list)")
-
-
-def _key_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE, such as rank=16")
-    return key, value
-
-
-def _picture_weight(text: str) -> tuple[str, float]:
-    name, _, weight = text.rpartition("=")
-    number = _number(weight)
-    if not name or not 0.001 <= number <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form FILE=WEIGHT; use a picture's file name and a "
-                                         "number from 0.001 to 1000, such as rex.jpg=2")
-    return name, number
-
-
-def _adapter_strength(text: str) -> tuple[str, float]:
-    name, _, strength = text.partition("=")
-    number = _number(strength or "1")
-    if not abs(number) <= 100:   # also refuses nan
-        raise argparse.ArgumentTypeError(f"{strength!r} is not a strength; use a number from -100 to 100 (0 is off, 1 "
-                                         "is as trained)")
-    return name, number
-
-
-def _number(text: str) -> float:
-    """The number that a text stands for; nan when it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
-
-
-def _fraction(text: str) -> float:
-    share = _number(text)
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share; use a number above 0 and up to 1")
-    return share
-
-
-def _rank(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rank; use a whole number from 1 to 1024, such as 16")
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT in pixels, such as 512x512")
-    return int(width), int(height)

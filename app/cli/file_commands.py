@@ -100,6 +100,17 @@ def merge(arguments: Namespace) -> CommandResult:
     return _adapter_result(merge_adapters(home, parts, arguments.name, _limits(arguments), arguments.base or ""))
 
 
+def team(arguments: Namespace) -> CommandResult:
+    """Combine the adapters of several people into a new one of the library."""
+    from atelier.app.services.team import combine_team
+    from atelier.app.store.library import find_adapter
+
+    home = open_home(arguments.home)
+    members = [(find_adapter(home, name), weight) for name, weight in arguments.members]
+    card = combine_team(home, members, arguments.name, arguments.method, rank=arguments.rank, values=arguments.values)
+    return _adapter_result(card)
+
+
 def resize(arguments: Namespace) -> CommandResult:
     """Write one adapter as a LoRA of another rank."""
     if arguments.rank is None and arguments.energy is None:
@@ -130,5 +141,6 @@ def _adapter_result(card: Any) -> CommandResult:
 
 
 FILE_COMMANDS: dict[str, Callable[[Namespace], CommandResult]] = {
-    "import": import_, "inspect": inspect, "export": export, "merge": merge, "resize": resize, "extract": extract,
+    "import": import_, "inspect": inspect, "export": export, "merge": merge, "team": team,
+    "resize": resize, "extract": extract,
 }   # fmt: skip

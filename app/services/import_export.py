@@ -275,19 +275,36 @@ def merge_adapters(
         HomeError: the name can't be used, the adapters belong to different families, or nothing is left of them.
         FileError, ConvertError, BaseError: an adapter or the base it depends on can't be read.
     """
-    wanted, first = new_name(home, name), parts[0][0]
+    wanted = new_name(home, name)
+    require_one_family(parts)
+    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts if strength))
+    weight_of = weights_of(parts, base)
+    if not mix.parts:
+        raise HomeError("Every strength is 0, so the adapter would change nothing. Change at least one strength.")
+    return save_to_library(home, wanted, mix_to_lora(mix, weight_of, limits), merged_info(parts))
+
+
+def require_one_family(parts: Sequence[CardStrength]) -> None:
+    """Raise HomeError where adapters belong to different families of base models."""
+    first = parts[0][0]
     if families := {card.family for card, _ in parts} - {first.family}:
         raise HomeError(f"These adapters belong to different families of base models ({first.family}, "
                         f"{', '.join(families)}). Merge adapters of one family.")
-    mix = Mix(tuple((load_adapter(card.path), strength) for card, strength in parts if strength))
-    weight_of = _weights(parts, base) or _base_required(first)
-    if not mix.parts:
-        raise HomeError("Every strength is 0, so the adapter would change nothing. Change at least one strength.")
+
+
+def merged_info(parts: Sequence[CardStrength]) -> AdapterInfo:
+    """What the file of an adapter that was made of others says of them."""
+    first = parts[0][0]
     sources = ", ".join(f"{card.name} ({strength:g})" for card, strength in parts)
-    return _save_to_library(home, wanted, mix_to_lora(mix, weight_of, limits), AdapterInfo(
+    return AdapterInfo(
         family=first.family, base=first.base, title=first.title, merged_from=sources, thumbnail=read_thumbnail(first),
         trigger=", ".join(dict.fromkeys(card.trigger for card, _ in parts if card.trigger)),
-        subject=", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject))))   # fmt: skip
+        subject=", ".join(dict.fromkeys(card.subject for card, _ in parts if card.subject)))   # fmt: skip
+
+
+def weights_of(parts: Sequence[CardStrength], base: str = "") -> WeightOf:
+    """The weights of the base model given, else of the first adapter's; without one, a look-up raises FileError."""
+    return _weights(parts, base) or _base_required(parts[0][0])
 
 
 def _base_required(card: AdapterCard) -> WeightOf:
@@ -314,11 +331,16 @@ def extract_adapter(home: Home, tuned: str, base: str, name: str, limits: LowRan
         BaseError: see ``weights.extract_lora``.
     """
     wanted, info = new_name(home, name), identify(base)
-    return _save_to_library(home, wanted, extract_lora(tuned, base, limits), AdapterInfo(
+    return save_to_library(home, wanted, extract_lora(tuned, base, limits), AdapterInfo(
         family=info.family, base=base, title=info.title, merged_from=Path(tuned).name))   # fmt: skip
 
 
-def _save_to_library(home: Home, name: str, adapters: AdapterSet, info: AdapterInfo) -> AdapterCard:
+def save_to_library(home: Home, name: str, adapters: AdapterSet, info: AdapterInfo) -> AdapterCard:
+    """Write a new adapter into the library under a name that is free; ``info`` is completed.
+
+    Raises:
+        HomeError: the home can't be written.
+    """
     info = replace(info, name=name, created=_now(), algorithms=algorithm_names(adapters))
     with explain_write_errors(home.adapters):
         save_adapter(home.adapters / f"{name}{SUFFIX}", adapters, info.to_metadata())
