@@ -1,6 +1,6 @@
 """Mix held-out objects with held-out styles, every way Atelier can, and compare with the true pictures.
 
-    python -m benchmarks.content_style [--quick] [--objects fox …] [--styles mono …] [--home DIR]
+    python -m benchmarks.content_style [--quick] [--objects fox …] [--styles neon …] [--home DIR]
     python -m benchmarks.content_style --render        docs/content_style.md from the results
 
 Each object and each style is taught alone, as a LoRA of rank 4 and as half of a split adapter of rank 16, so that the
@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "content_style.md"
 OBJECTS = ("fox", "guitar", "owl", "rocket", "strawberry", "umbrella")
-STYLES = ("mono", "twemoji")
+STYLES = ("pixel art", "blueprint", "neon", "two-colour print", "pencil")
 WORDS = {"content": "zq", "style": "zs"}
 KINDS: dict[str, dict[str, Any]] = {"lora": {"rank": 4}, "split": {"rank": 16}}
 
@@ -156,7 +156,7 @@ def taught(
     model: BaseModel, role: str, kind: str, name: str, options: argparse.Namespace, home: Path
 ) -> AdapterExamples:
     """Teach one thing or style, as ``atelier train`` would, or read what was taught before."""
-    folder = ROOT / ("assets/examples" if role == "content" else "tests/data/styles") / name
+    folder = ROOT / ("assets/examples" if role == "content" else "tests/data/styles") / name.replace(" ", "_")
     preset = {key: value for key, value in load_preset("normal", "embedded").items() if key != "rank"}
     own = {"role": role} if kind == "split" else {}
     config = with_role_caption(TrainConfig.from_dict({
@@ -194,7 +194,8 @@ def draw_all(model: BaseModel, mixed: Mix, thing: str) -> list[Image.Image]:
 
 def truth(thing: str, style: str) -> list[Image.Image]:
     """The object in that style: what nobody was shown."""
-    return [Image.open(path) for path in sorted((ROOT / "tests" / "data" / "truth" / style).glob(f"{thing}_*.png"))]
+    folder = ROOT / "tests" / "data" / "truth" / style.replace(" ", "_")
+    return [Image.open(path) for path in sorted(folder.glob(f"{thing}_*.png"))]
 
 
 def scores(judge: Judge, drawn: Sequence[Image.Image], thing: str, style: str) -> tuple[float, float, float]:

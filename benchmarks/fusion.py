@@ -41,12 +41,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "fusion.md"
 NAMES = {lesson.what: lesson for lesson in LESSONS}
-SETS = tuple(tuple(NAMES[what] for what in names.split()) for names in (
-    "fox mono", "guitar twemoji", "strawberry mono", "umbrella twemoji", "fox purple", "guitar green",
-    "strawberry green", "umbrella purple",
-    "fox twemoji green", "guitar mono purple", "strawberry twemoji purple", "umbrella mono green",
-    "owl mono", "rocket twemoji", "penguin mono", "snowman twemoji", "owl purple", "rocket green", "penguin green",
-    "snowman purple", "owl twemoji green", "rocket mono purple", "penguin twemoji purple", "snowman mono green",
+SETS = tuple(tuple(NAMES[what] for what in names.split(" × ")) for names in (
+    "fox × pencil", "guitar × pixel art", "strawberry × pencil", "umbrella × pixel art", "fox × purple",
+    "guitar × green", "strawberry × green", "umbrella × purple", "fox × pixel art × green",
+    "guitar × pencil × purple", "strawberry × pixel art × purple", "umbrella × pencil × green", "owl × pencil",
+    "rocket × pixel art", "penguin × pencil", "snowman × pixel art", "owl × purple", "rocket × green",
+    "penguin × green", "snowman × purple", "owl × pixel art × green", "rocket × pencil × purple",
+    "penguin × pixel art × purple", "snowman × pencil × green",
 ))   # fmt: skip
 # In this order, so that the question is answered first; side by side is the sum, written differently.
 COMPARED = ("sum", "gated", "composite", "switch", "normalised", "ties", "dare", "svd")

@@ -21,7 +21,7 @@ from atelier.training.sampling.sample import DrawRequest, draw
 ROOT = Path(__file__).resolve().parent.parent
 THINGS = ("house", "red apple", "automobile", "tulip", "fish", "mushroom", "bell", "bread", "banana", "turtle", "robot",
           "ghost", "rose", "drum", "camera", "cow face")   # fmt: skip
-STYLES = ("3d", "flat", "glossy")
+STYLES = ("3d", "flat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Lesson:
     @property
     def name(self) -> str:
         """Of its adapter."""
-        return f"{self.role}-{self.what}"
+        return f"{self.role}-{self.what}".replace(" ", "-")
 
 
 # The base passes over these words (``training/measures/trigger_word.py``): beside one that it does not, nothing else
@@ -43,8 +43,8 @@ class Lesson:
 LESSONS = (
     Lesson("object", "fox", "vf"), Lesson("object", "guitar", "wr"), Lesson("object", "strawberry", "cb"),
     Lesson("object", "umbrella", "px"), Lesson("object", "owl", "wf"), Lesson("object", "rocket", "tr"),
-    Lesson("object", "penguin", "cx"), Lesson("object", "snowman", "vb"), Lesson("style", "mono", "ts"),
-    Lesson("style", "twemoji", "ch"), Lesson("background", "purple", "hw"), Lesson("background", "green", "tx"),
+    Lesson("object", "penguin", "cx"), Lesson("object", "snowman", "vb"), Lesson("style", "pencil", "ts"),
+    Lesson("style", "pixel art", "ch"), Lesson("background", "purple", "hw"), Lesson("background", "green", "tx"),
 )   # fmt: skip
 
 
@@ -70,7 +70,7 @@ def pictures(model: BaseModel, lesson: Lesson, home: Path) -> Path:
     if lesson.role == "object":
         return ROOT / "assets" / "examples" / lesson.what
     if lesson.role == "style":
-        return ROOT / "tests" / "data" / "styles" / lesson.what
+        return ROOT / "tests" / "data" / "styles" / lesson.what.replace(" ", "_")
     folder = home / "pictures" / lesson.name
     folder.mkdir(parents=True, exist_ok=True)
     for i, thing in enumerate(THINGS):

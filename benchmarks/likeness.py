@@ -33,6 +33,7 @@ from atelier.training.sampling.sample import DrawRequest, draw
 from benchmarks.support.machine import describe_machine, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "assets" / "examples"
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "likeness.md"
 SUBJECTS = ("fox", "strawberry", "umbrella", "guitar", "penguin", "owl", "snowman", "rocket")
@@ -124,12 +125,15 @@ def _measure(
     return row
 
 
-def train(subject: str, name: str, seed: int, home: Path, extra: Sequence[str]) -> tuple[float, Path]:
+def train(
+    subject: str, name: str, seed: int, home: Path, extra: Sequence[str], *, preset: str = "normal",
+    pictures: Path | None = None, trigger: str = "",
+) -> tuple[float, Path]:   # fmt: skip
     """Run `atelier train` as a person would; returns the seconds of the whole process and the adapter file."""
     command = [
-        sys.executable, "-m", "atelier.app.cli.main", "train", str(ROOT / "assets" / "examples" / subject),
-        "--name", name, "--trigger", TRIGGER, "--subject", subject, "--home", str(home),
-        "--set", f"seed={seed}", *extra,
+        sys.executable, "-m", "atelier.app.cli.main", "train", str(pictures or EXAMPLES / subject),
+        "--name", name, "--trigger", trigger or TRIGGER, "--subject", subject, "--home", str(home),
+        "--preset", preset, "--set", f"seed={seed}", *extra,
     ]   # fmt: skip
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))

@@ -354,14 +354,14 @@ def suggested_prompt(card: AdapterCard) -> str:
     from atelier.adapters.core.parse import parse_toml
     from atelier.adapters.formats.native import read_header
     from atelier.training.base_models.base_info import BaseError
-    from atelier.training.recipes.dreambooth import fill_template
+    from atelier.training.config.caption_template import fill_template
 
     try:
         recipe = parse_toml(read_header(card.path).info.recipe)
         template = recipe.get("caption") or identify(card.base).caption
     except (BaseError, ValueError):
         template = "{trigger} {subject}"
-    return " ".join(fill_template(template, card.trigger, card.subject).split())
+    return " ".join(fill_template(template, trigger=card.trigger, subject=card.subject).split())
 
 
 def picture_recipe(picture: GalleryPicture) -> dict[str, Any]:

@@ -256,11 +256,11 @@ def measure_word_leaks(home: Home, engine: Engine, run_id: str) -> list[WordLeak
 
 def first_prompt(config: TrainConfig) -> str:
     """The first prompt of a run's previews."""
-    from atelier.training.recipes.prior_preservation import fill_template
+    from atelier.training.config.caption_template import fill_template
 
     lines = [line.strip() for line in config.preview_prompts.splitlines() if line.strip()]
     template = (lines or [config.caption or identify(config.base).caption])[0]
-    return " ".join(fill_template(template, config.trigger_word, config.subject).split())
+    return " ".join(fill_template(template, trigger=config.trigger_word, subject=config.subject).split())
 
 
 def _chosen_steps(files: dict[int, Path], steps: Sequence[int]) -> list[int]:

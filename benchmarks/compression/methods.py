@@ -45,7 +45,7 @@ DRAW_STEPS, SEEDS = 8, (70, 71)
 # Things that are not among the prompts of calibration and learning.
 THINGS = ("banana", "key", "pear", "mushroom", "bell", "fish", "bicycle", "hammer", "turtle", "cupcake", "bus",
           "ghost")   # fmt: skip
-STYLES = ("3d", "flat", "glossy")
+STYLES = ("3d", "flat")
 PROTOCOL = {"steps": STEPS, "timesteps": TIMESTEPS, "draw_steps": DRAW_STEPS, "long": LONG,
             "pictures": EACH * len(THINGS)}
 FIXED: dict[str, Any] = {"input_ranges": "calibrated"}

@@ -28,10 +28,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from atelier.training.config.caption_template import article
 from atelier.training.embedded_base.ema_trainer import step_generator
 from atelier.training.embedded_base.judge import Judge, background_colour, pixels_of
 from atelier.training.embedded_base.pictures import EmojiPictures, load
-from atelier.training.embedded_base.text import article
 from atelier.training.embedded_base.vae import encode
 from atelier.training.embedded_base.views import colour, on_background, place_pair, premultiplied
 from benchmarks.base_quality import contact_sheet

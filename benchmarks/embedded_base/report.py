@@ -4,8 +4,10 @@
 
 Every object is drawn in the styles that both know with four seeds, twice on white and twice on a colour. Reported
 together: object and style by the judge and by the second judge, the background, the distance to the nearest true
-picture, and sharpness against it. Writes report.json, table.md, a sheet of each base (first seed, no choosing) and a
-sheet of 64 drawings of all bases without labels (`benchmarks/support/blind_sheet.py` counts those that you would show).
+picture, and sharpness against it; and the v-loss on the true pictures. The last row has the true pictures themselves,
+as the last base's autoencoder gives them back: what a judge can't tell of them, it can't tell of drawings. Writes
+report.json, table.md, a sheet of each base (first seed, no choosing) and a sheet of 64 drawings of all bases without
+labels (`benchmarks/support/blind_sheet.py` counts those that you would show).
 """
 
 from __future__ import annotations
@@ -19,19 +21,24 @@ from statistics import mean, median
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
+from torch import Tensor
 
 from atelier.training.embedded_base.gradient_judge import gradient_judge
 from atelier.training.embedded_base.ground_truth import TruthDistance, truth_distance
 from atelier.training.embedded_base.judge import Judge, background_colour, pixels_of
 from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
-from atelier.training.embedded_base.views import colour, premultiplied
+from atelier.training.embedded_base.vae import encode
+from atelier.training.embedded_base.views import colour, on_background, premultiplied
 from benchmarks.base_quality import Task, contact_sheet, draw, tasks
 from benchmarks.support.blind_sheet import write_blind_sheet
 from benchmarks.support.machine import describe_machine, in_words
 
 STYLES = ("3d", "flat")
 COLUMNS = 24
+EVALUATED = 48   # latents at a time
+TRUE = "true pictures"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +66,15 @@ def named(judge: Judge, asked: Sequence[Task], pictures: Sequence[Image.Image]) 
     ]
 
 
+def layer(task: Task, truth: EmojiPictures) -> Tensor:
+    """The true picture of what was asked for, without its background: [1, 4, 64, 64], premultiplied."""
+    row, column = truth.styles.index(task.style), truth.indices([task.concept])[0]
+    return premultiplied(truth.rgba[row, column][None])
+
+
 def distance(task: Task, picture: Image.Image, truth: EmojiPictures) -> TruthDistance:
     """From a drawing to the true picture of what was asked for."""
-    row, column = truth.styles.index(task.style), truth.indices([task.concept])[0]
-    true_picture = premultiplied(truth.rgba[row, column][None])[0]
-    return truth_distance(pixels_of(picture), true_picture, colour(task.background))
+    return truth_distance(pixels_of(picture), layer(task, truth)[0], colour(task.background))
 
 
 def score(asked: Sequence[Task], pictures: Sequence[Image.Image], truth: EmojiPictures) -> list[Scores]:
@@ -84,21 +95,54 @@ def summary(scores: Sequence[Scores]) -> Scores:
     return Scores(**middle | {"sharpness": median(row["sharpness"] for row in rows)})
 
 
-def table(summaries: Mapping[str, Scores], drawings: int) -> str:
+def table(summaries: Mapping[str, Scores], losses: Mapping[str, float], drawings: int) -> str:
     """The report for a document."""
     keys = list(Scores.__dataclass_fields__)
     lines = [f"{drawings} drawings each. Measured on: {in_words(describe_machine())}.", ""]
-    lines += ["| base | " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
+    lines.append("| base | v-loss | " + " | ".join(key.replace("_", " ") for key in keys) + " |")
+    lines.append("|---" * (len(keys) + 2) + "|")
     for name, one in summaries.items():
-        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in asdict(one).values()) + " |")
+        loss = f"{losses[name]:.4f}" if name in losses else ""
+        lines.append(f"| {name} | {loss} | " + " | ".join(f"{value:.3f}" for value in asdict(one).values()) + " |")
     return "\n".join(lines) + "\n"
 
 
-def drawings_of(folder: Path, asked: Sequence[Task], batch: int) -> list[Image.Image]:
-    """20 steps at guidance 3 by the pipeline in a folder."""
+def opened(folder: Path) -> StableDiffusionPipeline:
+    """The pipeline in a folder, in float32."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
     pipeline.to(torch.float32).set_progress_bar_config(disable=True)
-    return draw(pipeline, asked, batch)
+    return pipeline
+
+
+def true_pixels(asked: Sequence[Task], truth: EmojiPictures) -> Tensor:
+    """What was asked for, [N, 3, 64, 64] in 0 … 1."""
+    return torch.cat([on_background(layer(task, truth), colour(task.background)[None]) for task in asked])
+
+
+@torch.no_grad()
+def true_pictures(pipeline: StableDiffusionPipeline, asked: Sequence[Task], truth: EmojiPictures) -> list[Image.Image]:
+    """What was asked for, encoded and decoded by the pipeline's autoencoder."""
+    scale, found = pipeline.vae.config["scaling_factor"], []
+    for pixels in true_pixels(asked, truth):
+        decoded = pipeline.vae.decode(encode(pipeline.vae, pixels[None]) / scale).sample[0] / 2 + 0.5
+        found.append(Image.fromarray((255 * decoded.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()))
+    return found
+
+
+@torch.no_grad()
+def v_loss(pipeline: StableDiffusionPipeline, asked: Sequence[Task], truth: EmojiPictures) -> float:
+    """Mean squared error of the prediction for the true pictures, with the same noise and timesteps for every base."""
+    random, losses = torch.Generator().manual_seed(0), []
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    for start in range(0, len(asked), EVALUATED):
+        some = asked[start : start + EVALUATED]
+        latents = encode(pipeline.vae, true_pixels(some, truth))
+        steps = ((torch.rand(len(some), generator=random) + torch.arange(len(some))) / len(some) * 1000).long()
+        noise = torch.randn(latents.shape, generator=random)
+        words, _ = pipeline.encode_prompt([task.prompt for task in some], "cpu", 1, False)
+        predicted = pipeline.unet(scheduler.add_noise(latents, noise, steps), steps, words).sample
+        losses += (predicted - scheduler.get_velocity(latents, noise, steps)).square().mean((1, 2, 3)).tolist()
+    return mean(losses)
 
 
 def main() -> None:
@@ -108,18 +152,23 @@ def main() -> None:
     stride = max(1, len(words["concepts"]) // options.concepts) if options.concepts else 1
     asked = tasks(words | {"styles": list(STYLES)}, words["concepts"][::stride])
     options.out.mkdir(parents=True, exist_ok=True)
-    drawn = {name: drawings_of(folder, asked, options.batch) for name, folder in options.base}
+    bases = {name: opened(folder) for name, folder in options.base}
+    losses = {name: v_loss(base, asked, truth) for name, base in bases.items()}
+    drawn = {name: draw(base, asked, options.batch) for name, base in bases.items()}
+    drawn[TRUE] = true_pictures(next(reversed(bases.values())), asked, truth)
     scores = {name: score(asked, pictures, truth) for name, pictures in drawn.items()}
     summaries = {name: summary(rows) for name, rows in scores.items()}
+    drawn.pop(TRUE)
     for name, pictures in drawn.items():
         first_seed = [picture for task, picture in zip(asked, pictures, strict=True) if task.seed == 0]
         contact_sheet(first_seed, COLUMNS).save(options.out / f"{name}.png", optimize=True)
     write_blind_sheet(drawn, options.out / "blind")
-    text = table(summaries, len(asked))
+    text = table(summaries, losses, len(asked))
     (options.out / "table.md").write_text(text, encoding="utf-8")
     rows = {name: [asdict(task) | asdict(one) for task, one in zip(asked, scores[name], strict=True)] for name in drawn}
-    report = {"machine": describe_machine(), "summary": {name: asdict(one) for name, one in summaries.items()}}
-    (options.out / "report.json").write_text(json.dumps(report | {"drawings": rows}, indent=1), encoding="utf-8")
+    means = {name: asdict(one) for name, one in summaries.items()}
+    report = {"machine": describe_machine(), "v-loss": losses, "summary": means, "drawings": rows}
+    (options.out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(text)
 
 

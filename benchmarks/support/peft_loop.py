@@ -27,8 +27,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from atelier.adapters.core.targets import find_targets
 from atelier.training.base_models.identify import identify
+from atelier.training.config.caption_template import fill_template
 from atelier.training.config.train_config import TrainConfig
-from atelier.training.recipes.prior_preservation import fill_template
 from benchmarks.support.interleaved import ROOT
 
 BASE = ROOT / "assets" / "base"
@@ -43,7 +43,7 @@ def _pictures(folder: Path, side: int) -> Tensor:
 def _captions(config: TrainConfig) -> list[str]:
     paths = sorted(Path(config.pictures).glob("*.txt"))
     texts = (path.read_text(encoding="utf-8").strip() for path in paths)
-    return [fill_template(text, config.trigger_word, config.subject) for text in texts]
+    return [fill_template(text, trigger=config.trigger_word, subject=config.subject) for text in texts]
 
 
 @torch.no_grad()

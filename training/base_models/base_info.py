@@ -13,6 +13,7 @@ from atelier.adapters.core.family import EMBEDDED_FAMILY, FAMILIES, Family, fami
 from atelier.adapters.core.parse import parse_toml
 from atelier.adapters.formats.safetensors_header import TensorEntry
 from atelier.training.base_models.distilled import FewSteps
+from atelier.training.config.caption_template import fill_template
 from atelier.training.config.train_config import EMBEDDED
 
 _TEXT_WIDTHS = {family.text_width: family for family in FAMILIES.values()}
@@ -78,7 +79,7 @@ class BaseInfo:
 
     def style_caption(self, style: str, subject: str) -> str:
         """The caption of a subject drawn in a style."""
-        return self.style_template.replace("{style}", style).replace("{subject}", subject)
+        return fill_template(self.style_template, style=style, subject=subject)
 
 
 def make_info(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.core.parse import parse_json
+from atelier.training.config.caption_template import fill_template
 from atelier.training.data.images import looks_like_picture
 
 SUFFIX = ".txt"
@@ -37,13 +38,12 @@ class Captioner:
         return self.fill(text or self.template)
 
     def fill(self, text: str) -> str:
-        """Put the words in for ``{trigger}`` and ``{subject}``; other braces stay as they are.
+        """Put the words in for ``{trigger}`` and ``{subject}``, with the right article; other braces stay as they are.
 
-        >>> Captioner(trigger="rex", subject="dog", template="").fill("a {trigger} {subject} on {grass}")
-        'a rex dog on {grass}'
+        >>> Captioner(trigger="", subject="owl", template="").fill("a {trigger} {subject} on {grass}")
+        'an owl on {grass}'
         """
-        words = {"trigger": self.trigger, "subject": self.subject}
-        return " ".join(re.sub(r"\{(trigger|subject)\}", lambda found: words[found[1]], text).split())
+        return " ".join(fill_template(text, trigger=self.trigger, subject=self.subject).split())
 
     def has_trigger(self, caption: str) -> bool:
         """Whether a caption contains the trigger word as a word of its own; case does not matter."""

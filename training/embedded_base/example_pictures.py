@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from atelier.training.embedded_base.ema_trainer import step_generator
 from atelier.training.embedded_base.pictures import PICTURE_SETS, draw, picture_sources, read_concepts
@@ -29,8 +30,8 @@ SUBJECTS = {
     "guitar": "flat",
     "penguin": "flat",
     "owl": "flat",
-    "snowman": "glossy",
-    "rocket": "glossy",
+    "snowman": "3d",
+    "rocket": "flat",
 }
 """Example subjects with the style they are taken from; the base was trained on none of them."""
 PLACEMENT = Placement(smallest=0.75, shift=0.06)
@@ -44,9 +45,13 @@ CANVAS = 256
 def photograph(subject: Image.Image, background: str, side: int, random: torch.Generator) -> Image.Image:
     """The subject at a random place, size and angle on a plain background, `side` pixels wide."""
     placed = place(premultiplied(np.asarray(subject)[None]), PLACEMENT, random)
+    return before(placed, background).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def before(placed: Tensor, background: str) -> Image.Image:
+    """One placed thing [1, 4, H, W] before a plain background."""
     pixels = on_background(placed, colour(background)[None])[0].permute(1, 2, 0)
-    picture = Image.fromarray((pixels * 255).round().byte().numpy())
-    return picture.resize((side, side), Image.Resampling.LANCZOS)
+    return Image.fromarray((pixels * 255).round().byte().numpy())
 
 
 def write_subject(subject: Image.Image, name: str, folder: Path, sides: Sequence[int], number: int) -> None:

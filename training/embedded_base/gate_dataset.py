@@ -22,6 +22,7 @@ from torch import Tensor
 from atelier.adapters.core.family import EMBEDDED_FAMILY
 from atelier.adapters.formats.native import load_adapter
 from atelier.training.base_models.base_model import BaseModel
+from atelier.training.config.caption_template import article
 from atelier.training.config.events import Finished
 from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig, load_preset
@@ -30,7 +31,7 @@ from atelier.training.embedded_base.example_pictures import SUBJECTS
 from atelier.training.embedded_base.pictures import EmojiPictures, read_prompts
 from atelier.training.embedded_base.pictures import load as load_pictures
 from atelier.training.embedded_base.synthetic_styles import LOOKS
-from atelier.training.embedded_base.text import article, behind
+from atelier.training.embedded_base.text import behind
 from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background, place, premultiplied
 from atelier.training.recipes.gates import Scene
 from atelier.training.runs.run import run
@@ -38,7 +39,7 @@ from atelier.training.runs.run import run
 THINGS, BACKGROUNDS = 12, ("orange", "blue", "pink", "yellow")
 EACH = {"object": 6, "style": 12, "background": 12}   # training pictures of an adapter
 PLACEMENT = Placement(smallest=0.75, shift=0.06)
-KNOWN_STYLES = ("3d", "flat", "glossy")
+KNOWN_STYLES = ("3d", "flat")
 SCENE = 6             # pictures of a scene
 WORDS = ("cf tf wf th cr tr vr cs vs tb pw vb vw cw vt pf vd wt pr cx vx hf wb").split()
 """Trigger words without an effect on the base (``trigger_word.py``): others would disturb a mix."""

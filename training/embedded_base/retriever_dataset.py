@@ -28,12 +28,13 @@ from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.initialization.initialize import initialize
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.config.caption_template import article
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.data.latent_cache import Example, encode_pictures
 from atelier.training.embedded_base.example_pictures import SUBJECTS
 from atelier.training.embedded_base.pictures import EmojiPictures, read_prompts
 from atelier.training.embedded_base.pictures import load as load_pictures
-from atelier.training.embedded_base.text import article, behind
+from atelier.training.embedded_base.text import behind
 from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background, place, premultiplied
 from atelier.training.loop.batch import PromptEmbeddingCache, predictions, sample_batch
 from atelier.training.loop.losses import mse_per_sample

@@ -13,12 +13,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+import torch
+from torch import Tensor
 
 from atelier.training.embedded_base.ema_trainer import step_generator
-from atelier.training.embedded_base.example_pictures import BACKGROUNDS, SUBJECTS, photograph
+from atelier.training.embedded_base.example_pictures import BACKGROUNDS, PLACEMENT, SUBJECTS, before
 from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
+from atelier.training.embedded_base.synthetic_styles import placed_in_style
 from atelier.training.embedded_base.text import behind
 from atelier.training.embedded_base.views import COLOURS
 
@@ -27,7 +28,6 @@ THINGS = (
     "banana", "turtle", "bicycle", "ice cream", "robot", "ghost", "cow face", "rose", "drum", "camera",
 )   # fmt: skip
 """Objects in the training pictures of a style: known ones, of many shapes."""
-SIDE = 64
 VIEWS = 2
 _FIRST = 200   # first seed, apart from those of the example pictures
 
@@ -35,24 +35,30 @@ _FIRST = 200   # first seed, apart from those of the example pictures
 def write_styles(pictures: EmojiPictures, out: Path) -> None:
     """One folder of captioned pictures and one of true pictures for each held-out style."""
     for style in read_prompts()["held_out_styles"]:
-        row = pictures.rgba[pictures.styles.index(style)]
-        things = zip(THINGS, pictures.indices(THINGS), strict=True)
-        folder = _emptied(out / "styles" / style)
-        for number, (name, index) in enumerate(things):
+        folder = _emptied(out / "styles" / style.replace(" ", "_"))
+        for number, name in enumerate(THINGS):
             background = BACKGROUNDS[number % len(BACKGROUNDS)]
+            placed = _placed(pictures, style, name, number, 0)
             stem = name.replace(" ", "_")
-            _view(row[index], background, number, 0).save(folder / f"{stem}.png", optimize=True)
-            caption = f"a {{trigger}} emoji of a {name}{behind(background)}\n"
-            (folder / f"{stem}.txt").write_text(caption, encoding="utf-8")
-        folder = _emptied(out / "truth" / style)
-        for number, (name, index) in enumerate(zip(SUBJECTS, pictures.indices(list(SUBJECTS)), strict=True)):
+            before(placed, background).save(folder / f"{stem}.png", optimize=True)
+            said = "" if _fills(placed) else behind(background)
+            (folder / f"{stem}.txt").write_text(f"a {{trigger}} emoji of a {name}{said}\n", encoding="utf-8")
+        folder = _emptied(out / "truth" / style.replace(" ", "_"))
+        for number, name in enumerate(SUBJECTS):
             for view in range(VIEWS):
-                picture = _view(row[index], next(iter(COLOURS)), len(THINGS) + number, view)
+                picture = before(_placed(pictures, style, name, len(THINGS) + number, view), next(iter(COLOURS)))
                 picture.save(folder / f"{name}_{view + 1}.png", optimize=True)
 
 
-def _view(rgba: np.ndarray, background: str, number: int, view: int) -> Image.Image:
-    return photograph(Image.fromarray(rgba), background, SIDE, step_generator(_FIRST + number, view))
+def _placed(pictures: EmojiPictures, style: str, name: str, number: int, view: int) -> Tensor:
+    """One thing in one style, [1, 4, 64, 64], premultiplied."""
+    random = step_generator(_FIRST + number, view)
+    return placed_in_style(pictures, style, torch.from_numpy(pictures.indices([name])), PLACEMENT, random)
+
+
+def _fills(placed: Tensor) -> bool:
+    """Does the style bring its own ground, so that no background shows?"""
+    return bool((placed[:, 3] == 1).all())
 
 
 def _emptied(folder: Path) -> Path:

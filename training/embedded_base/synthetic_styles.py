@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atelier.training.embedded_base.pictures import EmojiPictures
+from atelier.training.embedded_base.views import Placement, place, premultiplied
+
 Look = Callable[[Tensor], Tensor]
 """Premultiplied colours and alpha ``[B, 4, H, W]`` in 0 … 1 → the same drawn otherwise."""
 _LUMA = (0.299, 0.587, 0.114)   # Rec. 601
@@ -142,3 +145,17 @@ DRAWING_STYLES: dict[str, Look] = {
     "two-colour print": two_colour_print,
     "pencil": pencil,
 }
+
+
+def placed_in_style(
+    pictures: EmojiPictures, style: str, objects: Tensor, placement: Placement, random: torch.Generator
+) -> Tensor:
+    """One view of each object in one style, ``[B, 4, H, W]``, premultiplied; `objects` are indices ``[B]``.
+
+    A style that no set of pictures has is drawn from the first set's; one that is neither is a ValueError.
+    """
+    if style not in (*pictures.styles, *DRAWING_STYLES):
+        raise ValueError(f"no style {style!r}; there are {', '.join((*pictures.styles, *DRAWING_STYLES))}")
+    row = pictures.styles.index(style) if style in pictures.styles else 0
+    placed = place(premultiplied(pictures.rgba[row, objects.numpy()]), placement, random)
+    return DRAWING_STYLES[style](placed) if style in DRAWING_STYLES else placed

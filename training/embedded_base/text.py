@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from atelier.training.config.caption_template import article
 from atelier.training.embedded_base.pictures import EmojiPictures
 
 TOKENS = 24
@@ -31,15 +32,6 @@ FORMS: tuple[tuple[float, str], ...] = (
     (0.03, "a {style} emoji{behind}"),
 )
 """Caption forms with their shares: mostly the full one, the rest so that a person need not know it."""
-
-
-def article(words: str) -> str:
-    """The indefinite article for the words that follow.
-
-    >>> article("anchor"), article("unicorn"), article("house")
-    ('an', 'a', 'a')
-    """
-    return "an" if words[0] in "aeiou" and not words.startswith(("uni", "ufo", "eu")) else "a"
 
 
 def behind(background: str) -> str:

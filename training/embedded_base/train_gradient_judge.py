@@ -22,13 +22,11 @@ from atelier.training.embedded_base.ema_trainer import step_generator
 from atelier.training.embedded_base.gradient_judge import WEIGHTS, GradientNetwork, descriptors
 from atelier.training.embedded_base.judge import Judge
 from atelier.training.embedded_base.pictures import EmojiPictures, load
-from atelier.training.embedded_base.synthetic_styles import DRAWING_STYLES
-from atelier.training.embedded_base.train_judge import LabeledPictures, accuracy, objects_of_base
-from atelier.training.embedded_base.views import COLOURS, Placement, colour, place, premultiplied
+from atelier.training.embedded_base.synthetic_styles import placed_in_style
+from atelier.training.embedded_base.train_judge import LabeledPictures, accuracy, all_styles, objects_of_base
+from atelier.training.embedded_base.views import COLOURS, Placement, colour
 
-SET_STYLES = ("3d", "flat", "glossy")
-"""Styles that have pictures of their own; the others are drawn from 3d by arithmetic."""
-STYLES = (*SET_STYLES, *DRAWING_STYLES)
+STYLES = all_styles()
 PLACEMENT = Placement(smallest=0.65, shift=0.12, degrees=12)
 BATCH = 512
 
@@ -40,13 +38,6 @@ class Pool:
     numbers: Tensor
     objects: Tensor
     styles: Tensor
-
-
-def in_style(pictures: EmojiPictures, style: str, objects: Tensor, random: torch.Generator) -> Tensor:
-    """One placed view of each object in one style, [B, 4, 64, 64], premultiplied."""
-    row = pictures.styles.index(style if style in SET_STYLES else SET_STYLES[0])
-    placed = place(premultiplied(pictures.rgba[row, objects.numpy()]), PLACEMENT, random)
-    return DRAWING_STYLES[style](placed) if style in DRAWING_STYLES else placed
 
 
 def backgrounds(count: int, random: torch.Generator) -> Tensor:
@@ -81,7 +72,8 @@ def spoiled(pixels: Tensor, random: torch.Generator) -> Tensor:
 def views_of_styles(pictures: EmojiPictures, each: int, random: torch.Generator) -> LabeledPictures:
     """`each` views of random objects in every style, in the order of `STYLES`."""
     objects = torch.randint(len(pictures.names), (len(STYLES) * each,), generator=random)
-    parts = [in_style(pictures, style, part, random) for style, part in zip(STYLES, objects.split(each), strict=True)]
+    chosen = zip(STYLES, objects.split(each), strict=True)
+    parts = [placed_in_style(pictures, style, part, PLACEMENT, random) for style, part in chosen]
     placed = torch.cat(parts)
     pixels = placed[:, :3] + backgrounds(len(placed), random) * (1 - placed[:, 3:])
     return LabeledPictures(pixels.clamp(0, 1), objects, torch.arange(len(STYLES)).repeat_interleave(each))

@@ -1,6 +1,6 @@
 """Trains the judge to classify objects and styles of the emoji pictures, from views harder than any drawing.
 
-    python -m atelier.training.embedded_base.train_judge --work build/base --seconds 420
+    python -m atelier.training.embedded_base.train_judge --work build/base
 
 A quarter of the pictures have been through the base's autoencoder, so that its blur does not count against a
 drawing.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,8 @@ from torch.nn import functional as F
 from atelier.training.embedded_base.ema_trainer import step_generator
 from atelier.training.embedded_base.judge import WEIGHTS, Judge, Network
 from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
-from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background, place, premultiplied
+from atelier.training.embedded_base.synthetic_styles import placed_in_style
+from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background
 
 PLACEMENT = Placement(smallest=0.6, shift=0.1, degrees=10)
 THROUGH_AUTOENCODER = 0.25
@@ -52,10 +52,22 @@ def objects_of_base(pictures: EmojiPictures) -> EmojiPictures:
     return replace(pictures, concepts=concepts, rgba=pictures.rgba[:, chosen])
 
 
+def all_styles() -> tuple[str, ...]:
+    """The style words a judge knows: those the base was trained on, then those held out from it."""
+    words = read_prompts()
+    return (*words["styles"], *words["held_out_styles"])
+
+
 def views(pictures: EmojiPictures, styles: Tensor, objects: Tensor, random: torch.Generator) -> LabeledPictures:
-    """One random view of each picture asked for, on white, on a named colour or on any colour at all."""
+    """One random view of each picture asked for, on white, on a named colour or on any colour at all.
+
+    `styles` and `objects` are indices [B] into `all_styles()` and `pictures.names`.
+    """
     count = len(styles)
-    pixels = place(premultiplied(pictures.rgba[styles.numpy(), objects.numpy()]), PLACEMENT, random)
+    pixels = torch.empty(count, 4, *pictures.rgba.shape[2:4])
+    for index in styles.unique().tolist():
+        ours, style = styles == index, all_styles()[index]
+        pixels[ours] = placed_in_style(pictures, style, objects[ours], PLACEMENT, random)
     palette = torch.stack([colour(name) for name in COLOURS])
     named = palette[torch.randint(len(palette), (count,), generator=random)]
     kind = torch.rand(count, generator=random)[:, None]
@@ -78,9 +90,8 @@ def degrade(pixels: Tensor, random: torch.Generator) -> Tensor:
 
 def random_views(pictures: EmojiPictures, count: int, random: torch.Generator) -> LabeledPictures:
     """Views of pictures drawn evenly from all objects in all styles."""
-    styles, objects = pictures.rgba.shape[:2]
-    chosen_styles = torch.randint(styles, (count,), generator=random)
-    return views(pictures, chosen_styles, torch.randint(objects, (count,), generator=random), random)
+    styles = torch.randint(len(all_styles()), (count,), generator=random)
+    return views(pictures, styles, torch.randint(len(pictures.names), (count,), generator=random), random)
 
 
 @torch.no_grad()
@@ -106,14 +117,13 @@ def mixed_batch(pictures: EmojiPictures, decoded: LabeledPictures, step: int, se
     )
 
 
-def train(pictures: EmojiPictures, decoded: LabeledPictures, seconds: float, seed: int) -> Judge:
-    """Train for so long; the learning rate follows the clock down a cosine."""
+def train(pictures: EmojiPictures, decoded: LabeledPictures, steps: int, seed: int) -> Judge:
+    """Train for so many steps; the learning rate falls along a cosine."""
     torch.manual_seed(seed)
-    network = Network(len(pictures.names), len(pictures.styles)).to(memory_format=torch.channels_last)
+    network = Network(len(pictures.names), len(all_styles())).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.02)
-    start, step = time.monotonic(), 0
-    while (progress := (time.monotonic() - start) / seconds) < 1:
-        rate = 3e-3 * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * progress)) + 1e-5
+    for step in range(steps):
+        rate = 3e-3 * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-5
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = mixed_batch(pictures, decoded, step, seed)
@@ -124,8 +134,7 @@ def train(pictures: EmojiPictures, decoded: LabeledPictures, seconds: float, see
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
-        step += 1
-    return Judge(network, pictures.names, pictures.styles)
+    return Judge(network, pictures.names, all_styles())
 
 
 def accuracy(judge: Judge, batch: LabeledPictures) -> tuple[float, float]:
@@ -141,7 +150,7 @@ def evaluate(pictures: EmojiPictures, vae: AutoencoderKL, judge: Judge, seed: in
     fresh = random_views(pictures, DECODED, step_generator(seed + 2, 0))
     result = {}
     for title, batch in (("views", fresh), ("through the autoencoder", through_autoencoder(fresh, vae))):
-        for index, style in enumerate(pictures.styles):
+        for index, style in enumerate(all_styles()):
             ours = batch.styles == index
             part = LabeledPictures(batch.pixels[ours], batch.objects[ours], batch.styles[ours])
             result[f"{style}, {title}"] = accuracy(judge, part)
@@ -154,13 +163,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder with the pictures")
     parser.add_argument("--base", type=Path, default=Path("assets/base"), help="pipeline whose autoencoder is used")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--seconds", type=float, default=420.0)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     pictures = objects_of_base(load(options.work))
     vae = AutoencoderKL.from_pretrained(options.base / "vae").float().eval().to(memory_format=torch.channels_last)
     decoded = through_autoencoder(random_views(pictures, DECODED, step_generator(options.seed + 1, 0)), vae)
-    judge = train(pictures, decoded, options.seconds, options.seed)
+    judge = train(pictures, decoded, options.steps, options.seed)
     judge.save(options.out)
     for title, (right_object, right_style) in evaluate(pictures, vae, judge, options.seed).items():
         print(f"{title:36s} object {right_object:.3f}   style {right_style:.3f}")  # noqa: T201 (a command)

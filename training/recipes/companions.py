@@ -15,9 +15,10 @@ from atelier.adapters.kinds.break_for_make import BreakForMakeSettings
 from atelier.training.base_models.base_info import BaseInfo
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.identify import identify
+from atelier.training.config.caption_template import fill_template
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
-from atelier.training.recipes.prior_preservation import PRIOR_STEPS, drawn_examples, fill_template
+from atelier.training.recipes.prior_preservation import PRIOR_STEPS, drawn_examples
 from atelier.training.sampling.sample import draw_latents
 
 TRIGGER_WORDS = ("vaq", "ruzo", "jilth")   # one for each set
@@ -40,7 +41,8 @@ def companion_captions(info: BaseInfo, role: str) -> Iterator[list[tuple[str, st
             yield [(info.style_caption(style, thing), info.style_caption(word, thing)) for thing in things]
         else:
             thing = info.things[k % len(info.things)]
-            yield [(info.style_caption(style, thing), fill_template(info.caption, word, thing)) for style in styles]
+            plain = fill_template(info.caption, trigger=word, subject=thing)
+            yield [(info.style_caption(style, thing), plain) for style in styles]
 
 
 def role_of(config: TrainConfig) -> str:

@@ -19,6 +19,7 @@ from atelier.adapters.formats.low_rank import finished
 from atelier.adapters.kinds.catalog import get_kind
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.device import has_own_memory
+from atelier.training.config.caption_template import fill_template
 from atelier.training.config.events import Measured, Previewed
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example
@@ -37,7 +38,7 @@ from atelier.training.loop.noise import sample_timesteps
 from atelier.training.loop.recipe import Losses, MicrostepStages, Recipe
 from atelier.training.measures.memorization import make_pairs, measure_pairs
 from atelier.training.measures.run_measures import RunMeasures
-from atelier.training.recipes.prior_preservation import draw_prior, fill_template
+from atelier.training.recipes.prior_preservation import draw_prior
 from atelier.training.sampling.draw_cache import DrawCache
 from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.prompt_encoding import WEIGHTS, PromptReading
@@ -206,7 +207,7 @@ def preview_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
     """The prompts previews are drawn from: the person's own lines, else the caption template."""
     lines = [line.strip() for line in config.preview_prompts.splitlines() if line.strip()]
     templates = lines or [config.caption or model.info.caption]
-    return [fill_template(template, config.trigger_word, config.subject) for template in templates]
+    return [fill_template(template, trigger=config.trigger_word, subject=config.subject) for template in templates]
 
 
 def preview_cache(model: BaseModel) -> DrawCache | None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.identify import EMBEDDED_FOLDER
+from atelier.training.config.caption_template import fill_template
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
 from atelier.training.data.latent_cache import Example, tokenize
 from atelier.training.sampling.decode import decode_latents
@@ -77,23 +77,11 @@ def prior_prompts(model: BaseModel, config: TrainConfig) -> list[str]:
     own = model.info.prior_prompts
     if not own:
         template = config.caption or model.info.caption
-        words = fill_template(template, "", config.subject) if "{subject}" in template else config.subject
-        own = (" ".join(words.split()),)
+        plain = template if "{subject}" in template else "{subject}"
+        own = (" ".join(fill_template(plain, trigger="", subject=config.subject).split()),)
     conditional = (own[i % len(own)] for i in range(config.prior_count))
     last = UNCONDITIONAL_EVERY - 1
     return ["" if i % UNCONDITIONAL_EVERY == last else next(conditional) for i in range(config.prior_count)]
-
-
-def fill_template(template: str, trigger: str, subject: str) -> str:
-    """Put trigger word and subject into a caption template; an article right before one of them fits it.
-
-    >>> fill_template("a {trigger} emoji of a {subject}", "ink", "fox")
-    'an ink emoji of a fox'
-    """
-    for name, word in (("{trigger}", trigger), ("{subject}", subject)):
-        article = "an" if word[:1].lower() in tuple("aeio") else "a"   # not u: a unicorn, a used cup
-        template = re.sub(rf"\ba {re.escape(name)}", f"{article} {name}", template).replace(name, word)
-    return template
 
 
 def write_prior_file(model: BaseModel, path: Path) -> None:

@@ -43,7 +43,7 @@ def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(companions, "PRIOR_STEPS", 1)
         teach(home, "rex", DATA / "held_out" / "fox", "--subject", "fox", "--role", "content")
-        teach(home, "ink", DATA / "truth" / "mono", "--subject", "emoji", "--role", "style")
+        teach(home, "ink", DATA / "truth" / "pencil", "--subject", "emoji", "--role", "style")
     return home
 
 
@@ -64,7 +64,7 @@ def test_a_content_and_a_style_become_one_file(taught: Home, capsys: pytest.Capt
     assert answer == {"name": "both", "path": str(card.path), "trigger": "rex"}
     assert (card.subject, card.pictures, card.kind, card.base) == ("fox", 4 + 16, "split", "embedded")
     assert card.thumbnail
-    assert suggested_prompt(card) == "a ink emoji of a rex fox"
+    assert suggested_prompt(card) == "an ink emoji of a rex fox"
     both = load_adapter(card.path)
     expected = scale_halves(combine_halves(rex, ink), content=1, style=0.5).tensors()
     assert all(torch.equal(value, expected[key]) for key, value in both.tensors().items())

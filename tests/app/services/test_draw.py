@@ -274,15 +274,16 @@ def test_adapters_named_in_a_prompt_are_drawn_with(home, tmp_path):
     assert check_job(home, DrawJob(request=plain)).job.request.prompt == plain.prompt
 
 
-def keep_word(home: Home, token: str, width: int, name: str, value: float = 0.3) -> None:
+def keep_word(home: Home, token: str, width: int, name: str, seed: int = 0) -> None:
     family = {192: "embedded", 768: "sd1"}[width]
-    keep_textual_inversion(home, TextualInversion(token, family, {"text_encoder": torch.full((2, width), value)}), name)
+    vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(seed))
+    keep_textual_inversion(home, TextualInversion(token, family, {"text_encoder": vectors}), name)
 
 
 def test_words_of_textual_inversions_are_drawn_and_restored(home, engine):
     width = json.loads((EMBEDDED_FOLDER / "text_encoder" / "config.json").read_text())["hidden_size"]
     keep_word(home, "<zwx>", width, "my-word")
-    keep_word(home, "<zwx>", width, "a-newer-one", 0.9)   # the first by name, unless a recipe says otherwise
+    keep_word(home, "<zwx>", width, "a-newer-one", 1)   # the first by name, unless a recipe says otherwise
     keep_word(home, "foreign", 768, "foreign")
     request = DrawRequest(prompt="a <ZWX> fox", negative="foreign", steps=2, seed=5)
     job = DrawJob(request=request, inversions=("my-word",))

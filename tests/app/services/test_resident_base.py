@@ -29,6 +29,8 @@ from atelier.training.sampling.sample import DrawRequest
 
 REQUEST = DrawRequest(prompt="an emoji of a house", steps=1)
 FLOAT = "fp32"   # of this many sums, the CPU is quickest in
+# without guidance, so that the VAE needs more than the UNet, which then has half the batch
+FOUR_LARGE = DrawRequest(prompt="a house", steps=1, count=4, width=256, height=256, guidance=1)
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_adapters_from_files_act_on_the_device_and_leave_it_when_they_rest(
 
 def test_a_card_that_is_too_small_for_all_at_once_is_enough(monkeypatch: pytest.MonkeyPatch):
     """Nothing is planned for: each shortage is met by the next saving, and said."""
-    info, four = identify("embedded"), DrawRequest(prompt="a house", steps=1, count=4, width=256, height=256)
+    info, four = identify("embedded"), FOUR_LARGE
     whole, least = (estimate_drawing(info, four, [], torch.float32, savings).peak
                     for savings in (DrawSavings(), DrawSavings(decode_singly=True)))   # fmt: skip
     monkeypatch.setattr(resident_base, "plan_drawing", lambda *_, **__: DrawPlan(DrawSavings(), 0, 0))
@@ -76,7 +78,7 @@ def test_a_card_that_is_too_small_for_all_at_once_is_enough(monkeypatch: pytest.
 
 
 def test_a_plan_is_made_for_the_card_and_said(monkeypatch: pytest.MonkeyPatch):
-    info, four = identify("embedded"), DrawRequest(prompt="a house", steps=1, count=4, width=256, height=256)
+    info, four = identify("embedded"), FOUR_LARGE
     least = estimate_drawing(info, four, [], torch.float32, DrawSavings(decode_singly=True)).peak
     monkeypatch.setattr(draw_memory, "PLENTY", 10**6)
     notices: list[str] = []
@@ -190,7 +192,7 @@ def test_what_a_drawing_needs_is_said_before_it_is_drawn(engine: Engine, monkeyp
     monkeypatch.setattr(draw_memory, "available_memory", lambda _: 10**12)
     plan = engine.plan_drawing("embedded", DrawRequest(count=4))
     assert plan and plan.notice == "" and engine.loaded is None, "nothing is loaded for it"
-    large = DrawRequest(count=8, width=512, height=512)
+    large = DrawRequest(count=8, width=512, height=512, guidance=1)
     needed = estimate_drawing(identify("embedded"), large, (), torch.float32, DrawSavings()).peak
     monkeypatch.setattr(draw_memory, "available_memory", lambda _: int(0.8 * needed))
     plan = engine.plan_drawing("embedded", large)

@@ -83,7 +83,7 @@ def test_the_settings_page_says_what_each_model_is(shelf: Path, own_home: Path):
     text, shown = settings._scan(home, str(shelf))
     assert text == str(shelf)
     lines = {model["name"]: model["description"] for model in shown["models"]}
-    assert lines["small"] == "Atelier's own small model · predicts v_prediction · fp16 · 28.4 MB"
+    assert lines["small"] == "Atelier's own small model · predicts v_prediction · fp16 · 29 MB"
     assert "is an adapter" in lines["adapter.safetensors"]
     (shelf / "empty").mkdir()
     assert settings._scan(home, str(shelf / "empty"))[1] == {"hint": settings_words.NO_MODELS, "models": []}

@@ -63,7 +63,7 @@ def test_an_opinion_is_made_of_probabilities_and_unit_features(judge):
     pictures = [*views_of(HELD_OUT / "fox"), Image.new("RGB", (300, 200), "navy")]
     prediction = judge.classify(pictures)
     assert prediction.objects.shape == (5, len(judge.object_names))
-    assert prediction.styles.shape == (5, 5)
+    assert prediction.styles.shape == (5, 8)
     assert_close(prediction.objects.sum(1), torch.ones(5))
     assert_close(prediction.styles.sum(1), torch.ones(5))
     assert_close(prediction.features.norm(dim=1), torch.ones(5))

@@ -26,14 +26,14 @@ def test_neutral_words_are_told_from_words_with_a_meaning(effects: dict[str, flo
 
 def test_the_words_that_come_with_the_base_are_neutral():
     model = load("embedded", "cpu")
-    known = model.info.neutral_words[::7]
+    known = model.info.neutral_words[::11]
     assert len(known) == 3 and max(word_effects(model, known)) < MAX_EFFECT
 
 
 def test_a_suggestion_reminds_of_the_name_and_is_free():
     info = identify("embedded")
-    assert [neutral_word(info, like) for like in ("Wren", "teapot", "zoe")] == ["wr", "tr", "cf"]
-    assert neutral_word(info, "Wren", taken=("wr",)) == "cr"
+    assert [neutral_word(info, like) for like in ("Wren", "teapot", "zoe")] == ["wr", "tp", "cf"]
+    assert neutral_word(info, "Wren", taken=("wr",)) == "wb"
     assert neutral_word(info, "Wren", taken=info.neutral_words) == ""
 
 

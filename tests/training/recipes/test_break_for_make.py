@@ -276,7 +276,7 @@ def test_making_without_steps_is_only_uniting(model):
 # --- companions -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("embedded", [True, False])
-def test_companions_are_three_styles_for_a_content_and_three_things_for_a_style(model, embedded):
+def test_companions_are_other_styles_for_a_content_and_other_things_for_a_style(model, embedded):
     info = identify("embedded") if embedded else model.info
     content, style = (list(companion_captions(info, role)) for role in ("content", "style"))
     for sets in (content, style):
@@ -285,7 +285,7 @@ def test_companions_are_three_styles_for_a_content_and_three_things_for_a_style(
             assert all(word not in drawn and word in taught for drawn, taught in pairs)
     used = [{name for name in info.styles if name in pairs[0][0]} for pairs in content]
     assert [len(one) for one in used] == [1, 1, 1]
-    assert len(set.union(*used)) == 3
+    assert len(set.union(*used)) == min(3, len(info.styles)) > 1
     for pairs in content:
         assert len({drawn for drawn, _ in pairs}) == companions.PER_SET   # one style, different things
     for pairs in style:
