@@ -51,6 +51,16 @@ PREVIEW_STEPS = 6   # of a picture that is shown while a slider moves
 RecipePicture = tuple[Image.Image, dict[str, Any]]   # a picture, and how it was drawn
 
 
+class BatchPlace(NamedTuple):
+    """Where a picture is among those that are drawn at once; sums of a batch of another size round differently."""
+
+    at: int = 0
+    of: int = 1
+
+
+ALONE = BatchPlace()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawJob:
     """Everything that decides the pictures."""
@@ -63,6 +73,7 @@ class DrawJob:
     start: StartPicture | None = None   # a picture to start from; a recipe has its hash and how much could change
     inversions: tuple[str, ...] = ()   # names of textual inversions that are taken where several have one word
     regions: tuple[RegionEntry, ...] = ()   # parts of the picture with prompts of their own
+    place: BatchPlace = ALONE   # of one picture that is to be drawn again as it was, byte for byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +272,24 @@ def draw(
             yield from draw(engine, one, _part_of(callbacks, index, len(checked.choices)))
         return
     prompts = PromptParts([card.path for card in checked.inversions], [one.prompt_region() for one in job.regions])
-    for first in range(0, request.count, batch_size or request.count):
-        count = min(batch_size or request.count, request.count - first)
+    for first, count, wanted in _batches(job, batch_size):
         batch = replace(request, seed=request.seed + first, count=count)
         pictures = engine.draw(job.base, checked.files(), batch, job.method or DEFAULT_METHOD, callbacks=callbacks,
                                start=job.start, options=job.options, prompts=prompts)   # fmt: skip
-        yield from ((picture, checked.recipe(first + i)) for i, picture in enumerate(pictures))
+        for i in wanted:
+            place = {"batch": [i, count]} if count > 1 else {}
+            yield pictures[i], checked.recipe(first + i) | place
+
+
+def _batches(job: DrawJob, size: int) -> Iterator[tuple[int, int, Sequence[int]]]:
+    """Pictures drawn at once: where they begin, how many they are, and which of them are wanted."""
+    index, count = job.place
+    if job.request.count == 1 and count > 1 and job.request.seed >= index:
+        yield -index, count, [index]
+        return
+    for first in range(0, job.request.count, size or job.request.count):
+        count = min(size or job.request.count, job.request.count - first)
+        yield first, count, range(count)
 
 
 def _part_of(callbacks: DrawCallbacks, index: int, count: int) -> DrawCallbacks:
@@ -290,7 +313,8 @@ def draw_preview(
             raise DrawCancelledError
 
     request = replace(job.request, count=1, steps=min(PREVIEW_STEPS, job.request.steps), upscale=1.0)
-    [(picture, _)] = draw(engine, check_job(home, replace(job, request=request)), DrawCallbacks(on_step))
+    small = replace(job, request=request, place=ALONE)
+    [(picture, _)] = draw(engine, check_job(home, small), DrawCallbacks(on_step))
     return picture
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
-from atelier.app.services.draw import DrawJob
+from atelier.adapters.core.parse import parse_path
+from atelier.adapters.core.settings import SettingError
+from atelier.adapters.fusion.methods import ALL_METHODS
+from atelier.app.services.draw import ALONE, BatchPlace, DrawJob
 from atelier.app.services.prompts.wildcards import escape_wildcards
 from atelier.app.store.gallery import LATER_SETTINGS, find_picture, read_recipe
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import adapter_hash, find_adapter, list_adapters
 from atelier.app.store.mixes import MixEntry, read_entry, read_regions
-from atelier.app.store.start_pictures import find_start_picture
+from atelier.app.store.models import find_models
+from atelier.app.store.start_pictures import find_start_picture, start_recipe
 from atelier.app.store.textual_inversions import inversion_hash, list_textual_inversions
-from atelier.app.text.studio import START_PICTURE
+from atelier.app.text.studio import START_PICTURE, base_model
+from atelier.training.base_models.hub import is_hub_id
 from atelier.training.config.base_options import AUTO_PREDICTION, BaseOptions
+from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.prompt_encoding import PLAIN
 from atelier.training.sampling.sample import DrawRequest
 
@@ -56,10 +64,59 @@ def _job_from_recipe(home: Home, recipe: Mapping[str, Any]) -> tuple[DrawJob, li
     options = BaseOptions(str(recipe.get("prediction", AUTO_PREDICTION)), str(recipe.get("vae", "")))
     inversions, words = _inversions_of(home, recipe)
     start = find_start_picture(home, recipe["start"]) if "start" in recipe else None
-    job = DrawJob(request=request, base=str(recipe["base"]), adapters=existing, options=options, start=start,
-                  inversions=inversions, regions=read_regions(recipe.get("regions", ())))   # fmt: skip
+    base, is_here = _base_now(home, str(recipe["base"]))
+    job = DrawJob(request=request, base=base, adapters=existing, options=options, start=start, inversions=inversions,
+                  regions=read_regions(recipe.get("regions", ())), place=read_place(recipe.get("batch", ALONE)),
+                  method=_method(recipe) if existing == tuple(entries) else "")   # fmt: skip
     missing = [entry.name for entry in entries if entry not in existing]
-    return job, [*missing, *words, *([START_PICTURE] if "start" in recipe and start is None else [])]
+    return job, [*missing, *words, *([START_PICTURE] if "start" in recipe and start is None else []),
+                 *([] if is_here else [base_model(base)])]   # fmt: skip
+
+
+def _base_now(home: Home, base: str) -> tuple[str, bool]:
+    """A recipe's base model, or the one of its name in another folder, and whether there is one.
+
+    One that is gone stays in the job, so that nothing is drawn with another in silence.
+    """
+    if base == EMBEDDED or is_hub_id(base) or parse_path(base).exists():
+        return base, True
+    name = PurePath(base).name
+    found = next((str(model.path) for model in find_models(home) if model.info and model.path.name == name), None)
+    return found or base, found is not None
+
+
+def with_hidden_settings(job: DrawJob, like: DrawJob | None) -> DrawJob:
+    """A job as controls describe it, with what they don't show of the one that they were filled from.
+
+    Where nothing was changed, it is drawn again as it was, byte for byte.
+    """
+    if like is None:
+        return job
+    names = [[entry.name for entry in each.adapters] for each in (job, like)]
+    whole = replace(job, inversions=like.inversions, method=like.method if names[0] == names[1] else "",
+                    options=like.options if job.base == like.base else job.options)   # fmt: skip
+    starts = [start_recipe(each.start) if each.start else None for each in (whole, like)]
+    same = starts[0] == starts[1] and replace(whole, start=None) == replace(like, start=None, place=ALONE)
+    return replace(whole, place=like.place) if same else whole
+
+
+def read_place(value: Any) -> BatchPlace:
+    """The place of a picture in its batch, as a recipe has it: ``[index, count]``.
+
+    Raises:
+        SettingError: it is no place.
+    """
+    match value:
+        case (int(index), int(count)) if 0 <= index < count:
+            DrawRequest.from_dict({"count": count})   # not more than can be drawn
+            return BatchPlace(index, count)
+    raise SettingError(f"A place in a batch is a number and a count, such as [0, 4], not {value!r}.")
+
+
+def _method(recipe: Mapping[str, Any]) -> str:
+    """The method of fusion; empty for the plain sum, and for one that no longer exists."""
+    method = str(recipe.get("fuse", ""))
+    return method if method in ALL_METHODS else ""
 
 
 def _entry(home: Home, part: Mapping[str, Any]) -> MixEntry:

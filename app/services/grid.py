@@ -18,7 +18,7 @@ from typing import Any
 
 from atelier.adapters.core.parse import parse_json
 from atelier.adapters.fusion.methods import METHODS
-from atelier.app.services.draw import DrawCancelledError, DrawJob, check_job, draw
+from atelier.app.services.draw import ALONE, DrawCancelledError, DrawJob, check_job, draw
 from atelier.app.services.draw_again import job_from_recipe
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.finished_run import find_step_files
@@ -189,7 +189,7 @@ def _draw_cell(
     home: Home, engine: Engine, job: DrawJob, axes: Sequence[Axis], cell: Cell, on_step: Callable[[int, int], None]
 ) -> str:
     """Draw a cell into the gallery; returns the picture's id."""
-    job, files = replace(job, request=replace(job.request, count=1)), dict[str, Path]()
+    job, files = replace(job, request=replace(job.request, count=1), place=ALONE), dict[str, Path]()
     for axis, value in zip(axes, cell.values, strict=True):
         job = _with_value(home, job, axis, value)
         if axis.kind == "checkpoint":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+STARTED_FROM = "It was drawn from a picture: give that to start."
+
 
 def not_a_table(name: str, example: str) -> str:
     """A value that is no table of names and values.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from atelier.adapters.core.byte_size import format_bytes
 
@@ -204,8 +205,17 @@ def memory_line(needed: int, available: int, notice: str) -> str:
 START_PICTURE = "the picture that it started from"
 
 
+def base_model(base: str) -> str:
+    """A base model that is gone, in the list of what is missing.
+
+    >>> base_model("/models/dream-v8.safetensors")
+    'the base model dream-v8.safetensors'
+    """
+    return f"the base model {PurePath(base).name}"
+
+
 def missing(names: Sequence[str]) -> str:
-    """Shown when a picture was drawn with adapters that are gone."""
+    """Shown when a picture was drawn with something that is gone."""
     return f"No longer in your library: {', '.join(names)}. Drawn again, the picture will look different."
 
 

@@ -16,7 +16,8 @@ import gradio as gr
 
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
 from atelier.app.jobs.jobs import cancel, find_run, list_runs, resume, run_status
-from atelier.app.services.draw import DrawJob, Progress, draw_to_gallery
+from atelier.app.services.draw import ALONE, DrawJob, Progress, draw_to_gallery
+from atelier.app.services.draw_again import read_place
 from atelier.app.services.engine import Engine
 from atelier.app.services.grid import draw_grid, new_grid, parse_axis, read_grid
 from atelier.app.services.grid_picture import write_labelled_picture
@@ -119,10 +120,14 @@ class Endpoints:
         settings = {name: value for name, value in job.request.to_dict().items() if name != "prompt"}
         if job.regions:
             settings["regions"] = [asdict(one) for one in job.regions]
+        if job.place != ALONE:
+            settings["batch"] = list(job.place)
+        if job.start:
+            notes = [*notes, words.STARTED_FROM]
         adapters = {entry.name: {"strength": entry.strength, **details} if (details := entry_details(entry)) else
                     entry.strength for entry in job.adapters}   # fmt: skip
         return {"prompt": job.request.prompt, "adapters": adapters, "settings": settings, "base": job.base,
-                "notes": notes}   # fmt: skip
+                "method": job.method, "notes": notes}   # fmt: skip
 
     def train(
         self, name: str, pictures: list[dict[str, Any]], subject: str = "", preset: str = "normal",
@@ -243,12 +248,12 @@ class Endpoints:
         if not _text("prompt", prompt).strip():
             raise ValueError(shared.NO_PROMPT)
         given = {**_table("settings", settings, "{'steps': 20}"), "prompt": prompt}
-        regions = _regions(given.pop("regions", ()))
+        regions, place = _regions(given.pop("regions", ())), read_place(given.pop("batch", ALONE))
         cards = [find_adapter(self.home, name) for name in strengths]
         own = next((card.base for card in cards if card.base), EMBEDDED)
         return DrawJob(request=DrawRequest.from_dict(given), base=resolve_base(self.home, _text("base", base)) or own,
                        adapters=entries, method=_text("method", method), start=_start(start),
-                       regions=regions)   # fmt: skip
+                       regions=regions, place=place)   # fmt: skip
 
 
 def _entry(name: str, value: Any) -> MixEntry:

@@ -121,7 +121,7 @@ def _drag(home: Home, engine: Engine, adapter: str) -> tuple[int, int, int]:
     """Move the slider as a page does: each value is told at once, and the newest is drawn when the last one is over."""
     usual = {f.name: f.default for f in fields(DrawRequest)}
     said = {**usual, "prompt": "an emoji of a zq fox", "count": 4, "names": adapter, "base": "", "keep_seed": True,
-            "live": True, "details": (), "regions": (), "strength0": 0.0}   # fmt: skip
+            "live": True, "details": (), "regions": (), "restored": None, "strength0": 0.0}   # fmt: skip
     events, page_of = studio._Events(home, engine, list(said)), cast(Any, SimpleNamespace(session_hash="drag"))
     latest, over, counts = [0.0], threading.Event(), [0, 0, 0]
 

@@ -94,9 +94,9 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     sliders = [c[key] for key in names if key.startswith("strength")]
     events = _Events(home, engine, names)
 
-    taken_over = [*inputs, picker, trigger_words, progress, dropped]
+    taken_over = [*inputs, picker, trigger_words, progress, dropped, *start, started]
     dropped.upload(events.open_picture, dropped, taken_over, show_progress="hidden", api_visibility="private")
-    opened = [*inputs, picker, trigger_words, results, progress, drawn, draw_on_load]
+    opened = [*inputs, picker, trigger_words, results, progress, drawn, draw_on_load, *start, started]
     first = demo.load(events.on_load, None, opened, **UNQUEUED)
     first.then(events.draw_on_opening, [draw_on_load, *inputs, drawn], outputs, **_NO_PROGRESS)
     # An editor sends three pictures whenever it is read, so a moving slider starts from what was last taken from it.
@@ -275,6 +275,7 @@ def _controls(home: Home) -> tuple[dict[str, Any], PromptField, Any, Any, gr.But
                              elem_id="find-adapter")   # fmt: skip
     picker = panel("adapter-picker", {})
     c["names"], c["details"], c["regions"] = gr.Textbox(visible=False), gr.State(()), gr.State(())
+    c["restored"] = gr.State(None)   # the drawing that the controls were filled from
     for i in range(MAX_ADAPTERS):
         c[f"strength{i}"] = gr.Slider(-1, 2, 1.0, step=0.05, visible=False, interactive=True, elem_id=f"strength-{i}",
                                       elem_classes="strength")   # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
-from atelier.app.services.draw import check_job, draw
+from atelier.app.services.draw import ALONE, check_job, draw
 from atelier.app.services.draw_again import job_from_picture
 from atelier.app.services.engine import Engine
 from atelier.app.store.gallery import GalleryPicture, find_picture, read_recipe
@@ -130,6 +130,7 @@ class Comparison:
         grid = result_grid([find_picture(self.home, id) for id in ids])
         for shown, id in zip(grid["pictures"], ids, strict=True):
             job, _ = job_from_picture(self.home, id)
-            [(picture, _)] = draw(self.engine, check_job(self.home, replace(job, adapters=())))
+            bare = replace(job, adapters=(), method="", place=ALONE)
+            [(picture, _)] = draw(self.engine, check_job(self.home, bare))
             shown["without"] = thumbnail(picture)
         return grid

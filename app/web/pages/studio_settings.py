@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from atelier.app.services.draw import DrawJob, suggested_prompt
-from atelier.app.services.draw_again import job_from_picture
+from atelier.app.services.draw_again import job_from_picture, with_hidden_settings
 from atelier.app.services.like_picture import job_like
 from atelier.app.store.gallery import find_picture
 from atelier.app.store.home import Home, HomeError
@@ -30,6 +30,7 @@ from atelier.app.web.pages.studio_adapters import (
 from atelier.app.web.pages.studio_details import Regions, details_of
 from atelier.app.web.pages.studio_picker import adapter_picker
 from atelier.app.web.pages.studio_pictures import notice_panel, result_grid
+from atelier.app.web.pages.studio_start import start_values
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.start_picture import StartPicture
@@ -43,7 +44,7 @@ class Drawn(NamedTuple):
 
 
 def draw_job(settings: dict[str, Any], start: StartPicture | None = None) -> DrawJob:
-    """What the controls say.
+    """What the controls say; exactly the drawing that they were filled from, where nothing was changed.
 
     Raises:
         ValueError, SettingError: there is no prompt, or a value is wrong.
@@ -55,8 +56,9 @@ def draw_job(settings: dict[str, Any], start: StartPicture | None = None) -> Dra
     if not known["prompt"].strip():
         raise ValueError(shared.NO_PROMPT)
     given = {key: value for key, value in known.items() if value is not None}
-    return DrawJob(request=DrawRequest.from_dict(given), base=settings["base"] or EMBEDDED, adapters=tuple(entries),
-                   start=start, regions=_complete(settings["regions"]))   # fmt: skip
+    job = DrawJob(request=DrawRequest.from_dict(given), base=settings["base"] or EMBEDDED, adapters=tuple(entries),
+                  start=start, regions=_complete(settings["regions"]))   # fmt: skip
+    return with_hidden_settings(job, settings["restored"])
 
 
 def _complete(regions: Regions) -> Regions:
@@ -75,7 +77,8 @@ def fill_from_address(home: Home, keys: Sequence[str], query: dict[str, str]) ->
     names: list[str] = []
     strengths: dict[str, float] = {}
     results, drawn, draw, progress, base = gr.skip(), Drawn(), "", gr.skip(), EMBEDDED
-    values |= {"details": (), "regions": ()}
+    values |= {"details": (), "regions": (), "restored": None}
+    start: StartPicture | None = None
     try:
         if query.get("adapter"):
             card = find_adapter(home, query["adapter"])
@@ -87,7 +90,8 @@ def fill_from_address(home: Home, keys: Sequence[str], query: dict[str, str]) ->
         elif query.get("picture"):
             job, missing = job_from_picture(home, query["picture"])
             strengths = {entry.name: entry.strength for entry in job.adapters}
-            names, values["details"], values["regions"] = list(strengths), job.adapters, job.regions
+            names, start = list(strengths), job.start
+            values |= {"details": job.adapters, "regions": job.regions, "restored": job}
             values, base = {**values, **job.request.to_dict(), "keep_seed": True}, job.base
             results, drawn = result_grid([find_picture(home, query["picture"])]), Drawn((query["picture"],))
             progress = notice_panel(words.missing(missing)) if missing else progress
@@ -98,7 +102,7 @@ def fill_from_address(home: Home, keys: Sequence[str], query: dict[str, str]) ->
     sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(home, names, strengths))}
     values |= {"names": join_names(names), **sliders}
     return [*values.values(), adapter_picker(home, names), trigger_words_of(home, names), results, progress, drawn,
-            draw]   # fmt: skip
+            draw, *start_values(start)]   # fmt: skip
 
 
 def fill_from_picture(home: Home, keys: Sequence[str], path: str | None) -> list[Any]:
@@ -111,6 +115,8 @@ def fill_from_picture(home: Home, keys: Sequence[str], path: str | None) -> list
     values: dict[str, Any] = {**dict.fromkeys(keys, gr.skip()), **given, "keep_seed": True}
     values["base"] = gr.update(choices=base_choices(home), value=job.base)
     sliders = {f"strength{i}": slider for i, slider in enumerate(strength_sliders(home, names, strengths))}
-    values |= {"names": join_names(names), "details": job.adapters[:MAX_ADAPTERS], "regions": job.regions, **sliders}
+    values |= {"names": join_names(names), "details": job.adapters[:MAX_ADAPTERS], "regions": job.regions,
+               "restored": job, **sliders}   # fmt: skip
     progress = notice_panel(" ".join([*notes, *left_out]) or words.OPENED)
-    return [*(values[key] for key in keys), adapter_picker(home, names), trigger_words_of(home, names), progress, None]
+    return [*(values[key] for key in keys), adapter_picker(home, names), trigger_words_of(home, names), progress, None,
+            *start_values(job.start)]   # fmt: skip

@@ -13,9 +13,10 @@ from atelier.app.web.components.page_frame import show_errors
 from atelier.training.data.images import open_picture
 from atelier.training.sampling.start_picture import StartPicture
 
-# Seen on light and on dark pictures; only where it is counts.
 CHANGE = 0.6   # how much may change at first
-_BRUSH = gr.Brush(default_size=24, colors=["#d6249f"], color_mode="fixed")
+# Seen on light and on dark pictures; only where it is counts.
+BRUSH_COLOUR = "#d6249f"
+_BRUSH = gr.Brush(default_size=24, colors=[BRUSH_COLOUR], color_mode="fixed")
 
 
 def place_start() -> tuple[gr.ImageEditor, gr.Slider]:
@@ -29,6 +30,23 @@ def place_start() -> tuple[gr.ImageEditor, gr.Slider]:
         )   # fmt: skip
         change = gr.Slider(0.05, 1, CHANGE, step=0.05, label=words.CHANGE, info=words.CHANGE_HINT, elem_id="change")
     return editor, change
+
+
+def start_values(start: StartPicture | None) -> list[Any]:
+    """Values of the editor, of how much may change, and of what a moving slider starts from."""
+    return [_editor_value(start), start.strength if start else CHANGE, start]
+
+
+def _editor_value(start: StartPicture | None) -> dict[str, Any] | None:
+    """The picture, with its mask as paint."""
+    if start is None:
+        return None
+    layers = []
+    if start.mask is not None:
+        paint = Image.new("RGBA", start.picture.size, BRUSH_COLOUR)
+        paint.putalpha(start.mask.convert("L").point([0] * 128 + [255] * 128))
+        layers.append(paint)
+    return {"background": start.picture.convert("RGB"), "layers": layers, "composite": None}
 
 
 def start_picture(edited: dict[str, Any] | None, change: float) -> StartPicture | None:

@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,16 +21,20 @@ from atelier.adapters.formats.foreign_metadata import find_sampler
 from atelier.adapters.textual_inversion import TextualInversion
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.main import main
+from atelier.app.services import draw_again
 from atelier.app.services.draw import (
+    ALONE,
+    BatchPlace,
     DrawJob,
     DrawPreview,
     Progress,
     check_job,
     draw,
+    draw_preview,
     draw_to_gallery,
     with_sampler,
 )
-from atelier.app.services.draw_again import job_from_picture
+from atelier.app.services.draw_again import job_from_picture, with_hidden_settings
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.fuse import LIVE_STEPS, draw_mix
 from atelier.app.services.import_export import import_file
@@ -38,14 +43,17 @@ from atelier.app.store.gallery import GalleryPicture, encode_picture, gallery_pa
 from atelier.app.store.home import Home, HomeError, open_home
 from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry, RegionEntry, SavedMix, entry_details, read_entry, rectangle_rows
+from atelier.app.store.models import ModelEntry
 from atelier.app.store.textual_inversions import (
     delete_textual_inversion,
     find_textual_inversion,
     keep_textual_inversion,
 )
-from atelier.training.base_models.identify import EMBEDDED_FOLDER
+from atelier.training.base_models.identify import EMBEDDED_FOLDER, identify
+from atelier.training.config.train_config import EMBEDDED
 from atelier.training.sampling.sample import DrawRequest
 from atelier.training.sampling.samplers import AUTO, SAMPLERS
+from atelier.training.sampling.start_picture import StartPicture
 
 KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 # As it lay in the gallery before there was a choice of samplers.
@@ -154,6 +162,70 @@ def test_batches_go_on_where_the_last_one_ended(home, batch_size, asked):
     pictures = list(draw(cast(Engine, engine), check_job(home, fake_job(seed=5, count=6)), batch_size=batch_size))
     assert engine.asked == asked
     assert [recipe["seed"] for _, recipe in pictures] == [5, 6, 7, 8, 9, 10]
+
+
+def test_one_of_a_batch_is_drawn_again_in_a_batch_of_that_size(home):
+    _, pictures = drawn(home, cast(Engine, FakeEngine()), fake_job(seed=7, count=3))
+    for index, picture in enumerate(pictures):
+        job, _ = job_from_picture(home, picture.id)
+        engine = FakeEngine()
+        _, [again] = drawn(home, cast(Engine, engine), job)
+        assert engine.asked == [(7, 3)] and again.id != picture.id
+        recipes = [read_recipe(each.path) or {} for each in (picture, again)]
+        assert recipes[0] == recipes[1] | {"created": recipes[0]["created"]} and recipes[0]["seed"] == 7 + index
+        draw_preview(home, cast(Engine, engine), job)   # needs no exact sums
+        assert engine.asked[1:] == [(7 + index, 1)]
+
+
+@pytest.mark.parametrize("change", ["nothing", "seed", "strength", "start"])
+def test_what_was_changed_is_drawn_alone(change):
+    like = replace(fake_job(seed=9, count=1), adapters=(MixEntry("rex"),), method="ties", place=BatchPlace(1, 4))
+    page = replace(like, method="", place=ALONE)   # as a page's controls describe it
+    changed = {
+        "nothing": page, "seed": replace(page, request=replace(page.request, seed=10)),
+        "strength": replace(page, adapters=(MixEntry("rex", 0.5),)),
+        "start": replace(page, start=StartPicture(Image.new("RGB", (8, 8)))),
+    }[change]   # fmt: skip
+    expected = like.place if change == "nothing" else ALONE
+    assert with_hidden_settings(changed, like) == replace(changed, method="ties", place=expected)
+    assert with_hidden_settings(replace(page, adapters=()), like).method == "", "it was made for other adapters"
+
+
+@pytest.mark.parametrize("batch", [[4, 4], [-1, 2], [0, 65], ["0", 2], 3, [0]])
+def test_a_place_that_can_not_be_is_a_damaged_recipe(home, batch):
+    with pytest.raises(HomeError, match="can't be read"):
+        job_from_picture(home, add_picture(home, {**OLD, "batch": batch}))
+
+
+def test_a_base_model_that_is_gone_is_named_and_one_that_was_moved_is_found(home, tmp_path, monkeypatch):
+    id = add_picture(home, {**OLD, "base": "/elsewhere/dream.safetensors"})
+    job, missing = job_from_picture(home, id)
+    assert (job.base, missing) == ("/elsewhere/dream.safetensors", ["the base model dream.safetensors"])
+    here = ModelEntry(tmp_path / "dream.safetensors", identify(EMBEDDED))
+    monkeypatch.setattr(draw_again, "find_models", lambda _: [here])
+    job, missing = job_from_picture(home, id)
+    assert (job.base, missing) == (str(here.path), [])
+
+
+def test_the_method_of_a_mix_is_restored(home, engine, tmp_path):
+    for name, up in (("a", 0.01), ("b", 0.02)):
+        import_file(home, foreign(tmp_path / "files", f"{name}.safetensors", up=up))
+    mix = DrawJob(request=DrawRequest(prompt="a fox", steps=1), adapters=(MixEntry("a"), MixEntry("b")), method="ties")
+    _, [picture] = drawn(home, engine, mix)
+    assert job_from_picture(home, picture.id)[0].method == "ties"
+    find_adapter(home, "b").path.unlink()
+    assert job_from_picture(home, picture.id)[0].method == "", "the method was for both"
+
+
+@pytest.mark.slow
+def test_pictures_of_a_batch_are_drawn_again_byte_for_byte_wherever_they_stand(home, engine):
+    request = DrawRequest(prompt="an emoji of a fox on the moon", seed=800, count=8, steps=6)
+    _, pictures = drawn(home, engine, DrawJob(request=request))
+    for picture in pictures:   # half of them differ when drawn alone
+        job, _ = job_like(home, picture.path)
+        _, [again] = drawn(home, engine, job)
+        first, second = (Image.open(each.path).tobytes() for each in (picture, again))
+        assert first == second
 
 
 def test_page_command_line_and_fusion_draw_the_same_picture(home, engine, tmp_path):

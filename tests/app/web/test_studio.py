@@ -61,7 +61,9 @@ class FakeEngine:
 NEWEST = datetime(2026, 11, 30, tzinfo=UTC)
 SESSION = cast(gr.Request, SimpleNamespace(session_hash="a page"))
 NAMES = [*(f.name for f in fields(DrawRequest)), "names", "base", "keep_seed", "live", "search",
-         "details", "regions", "strength0"]   # fmt: skip
+         "details", "regions", "restored", "strength0"]   # fmt: skip
+USUAL = {**{f.name: f.default for f in fields(DrawRequest)}, "prompt": "a fox", "names": "", "details": (),
+         "regions": (), "restored": None, "base": "", "keep_seed": True}   # fmt: skip
 
 
 @pytest.fixture
@@ -71,9 +73,7 @@ def home(own_home: Path) -> Home:
 
 def draw(home: Home, before: list[str], engine: FakeEngine | None = None, *, live: bool) -> list[str]:
     """Draw two pictures as the page does; returns the ids that the next slider move replaces."""
-    values = {f.name: f.default for f in fields(DrawRequest)}
-    asked = {**values, "prompt": "a fox", "count": 2, "names": "", "details": (), "regions": (), "base": "",
-             "keep_seed": True}   # fmt: skip
+    asked = {**USUAL, "count": 2}
     shown = studio.Drawn(tuple(before), live=True)
     *_, last = studio._draw(home, cast(Engine, engine or FakeEngine()), asked, shown, is_wanted=lambda: True, live=live)
     return list(last[3].ids)
@@ -116,8 +116,7 @@ def test_a_drawing_that_fails_leaves_the_pictures_before_it(home: Home):
 def test_what_a_person_should_know_is_shown_while_it_draws_and_stays(home: Home):
     engine = FakeEngine()
     engine.notices = ("It needs more memory.", "The memory ran out.")
-    values = {f.name: f.default for f in fields(DrawRequest)}
-    asked = {**values, "prompt": "a fox", "names": "", "details": (), "regions": (), "base": "", "keep_seed": True}
+    asked = USUAL
     shown = studio._draw(home, cast(Engine, engine), asked, studio.Drawn(), is_wanted=lambda: True)
     labels = [each[0]["label"] for each in shown]
     assert labels == [
@@ -132,8 +131,7 @@ def test_what_a_person_should_know_is_shown_while_it_draws_and_stays(home: Home)
 def test_a_drawing_that_fails_leaves_the_page_at_rest(home: Home, error: Exception):
     engine, shown = FakeEngine(), []
     engine.error = error
-    values = {f.name: f.default for f in fields(DrawRequest)}
-    asked = {**values, "prompt": "a fox", "names": "", "details": (), "regions": (), "base": "", "keep_seed": True}
+    asked = USUAL
     with pytest.raises(Exception, match=str(error)):
         shown.extend(studio._draw(home, cast(Engine, engine), asked, studio.Drawn(), is_wanted=lambda: True))
     progress = [each[0]["busy"] for each in shown]
@@ -147,9 +145,7 @@ def page(home: Home, engine: FakeEngine) -> studio._Events:
 
 def values(strength: float = 1.0, **changes: Any) -> list[Any]:
     """What the page's controls say, in their order."""
-    usual = {f.name: f.default for f in fields(DrawRequest)}
-    said = {**usual, "prompt": "a fox", "count": 2, "names": "", "base": "", "keep_seed": True, "live": True,
-            "search": "", "details": (), "regions": (), "strength0": strength, **changes}   # fmt: skip
+    said = {**USUAL, "count": 2, "live": True, "search": "", "strength0": strength, **changes}
     return [said[name] for name in NAMES]
 
 
