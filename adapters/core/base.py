@@ -252,19 +252,17 @@ class AdapterSet(nn.Module):
         # ModuleList, not ModuleDict: module names hold dots, which torch does not allow in child names.
         self._adapters = nn.ModuleList(adapters)
         self._shared = nn.ModuleDict(shared or {})
-        self._index = {adapter.spec.name: i for i, adapter in enumerate(adapters)}
+        self._by_name = {adapter.spec.name: adapter for adapter in adapters}   # asked for thousands of times a drawing
         self._scales: dict[str, float] = {}
 
     def __getitem__(self, name: str) -> Adapter:
-        adapter = self._adapters[self._index[name]]
-        assert isinstance(adapter, Adapter)
-        return adapter
+        return self._by_name[name]
 
     def __iter__(self) -> Iterator[Adapter]:
-        return (self[name] for name in self._index)
+        return iter(self._by_name.values())
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._by_name)
 
     @property
     def specs(self) -> list[Spec]:
@@ -273,19 +271,19 @@ class AdapterSet(nn.Module):
 
     def replace_with(self, other: AdapterSet) -> None:
         """Hold what ``other`` holds, so that whoever has this set goes on with the other's adapters."""
-        self.settings, self.ranks, self._index = other.settings, other.ranks, other._index
+        self.settings, self.ranks, self._by_name = other.settings, other.ranks, other._by_name
         self._adapters, self._shared = other._adapters, other._shared
 
     def restrict(self, components: Collection[str]) -> AdapterSet:
         """The same adapters, of these components alone."""
         view = copy.copy(self)
-        view._index = {name: i for name, i in self._index.items() if name.partition(".")[0] in components}
+        view._by_name = {name: each for name, each in self._by_name.items() if name.partition(".")[0] in components}
         return view
 
     def scale_layers(self, scales: Mapping[str, float]) -> AdapterSet:
         """The same adapters with the updates of some layers multiplied; those multiplied with 0 are left out."""
         view = copy.copy(self)
-        view._index = {name: i for name, i in self._index.items() if scales.get(name, 1.0)}
+        view._by_name = {name: each for name, each in self._by_name.items() if scales.get(name, 1.0)}
         view._scales = {name: self.scale_of(name) * scale for name, scale in scales.items()}
         return view
 

@@ -314,7 +314,7 @@ def draw_preview(
 
     request = replace(job.request, count=1, steps=min(PREVIEW_STEPS, job.request.steps), upscale=1.0)
     small = replace(job, request=request, place=ALONE)
-    [(picture, _)] = draw(engine, check_job(home, small), DrawCallbacks(on_step))
+    [(picture, _)] = draw(engine, check_job(home, small), DrawCallbacks(on_step, is_preview=True))
     return picture
 
 

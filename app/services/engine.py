@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -27,6 +28,7 @@ from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.base_models.precision import AUTO
 from atelier.training.config.base_options import PLAIN_BASE, BaseOptions
 from atelier.training.sampling.draw_cache import DrawCache
+from atelier.training.sampling.preview_savings import in_less_time
 from atelier.training.sampling.sample import DrawRequest, draw
 
 if TYPE_CHECKING:   # what only one method needs is imported there: `atelier draw` waits for every import
@@ -44,12 +46,13 @@ FileKey = tuple[Path, int, int]     # identifies a version of a file: path, modi
 
 
 class DrawCallbacks(NamedTuple):
-    """Who is told of a drawing on the way."""
+    """Who is told of a drawing on the way, and whether it is drawn for a moment only."""
 
     on_step: Callable[[int, int], None] | None = None   # (done, of) after every denoising step
     on_latent_preview: Callable[[list[Image.Image]], None] | None = None   # small pictures, a few times a second
     on_notice: Callable[[str], None] | None = None   # a sentence on what it does to need less memory
     record: GateRecord | None = None                 # takes down what gates do
+    is_preview: bool = False                         # nobody keeps the pictures, so they may be drawn in less time
 
 
 SILENT = DrawCallbacks()
@@ -124,8 +127,10 @@ class Engine:
             mix = combine(model.models(), parts, method, steps=request.steps, gates=gates, record=callbacks.record)
             mix = with_prompt_regions(mix, prompts.regions)
             cache.inversions = tuple(map(self._inversion, prompts.inversions))
-            return draw(model, request, mix, callbacks.on_step, on_latent_preview=callbacks.on_latent_preview,
-                        cache=cache, start=start)   # fmt: skip
+            for_a_moment = callbacks.is_preview and isinstance(mix, Mix) and not mix.live()
+            with in_less_time(model.unet, request, start) if for_a_moment else nullcontext():
+                return draw(model, request, mix, callbacks.on_step, on_latent_preview=callbacks.on_latent_preview,
+                            cache=cache, start=start)   # fmt: skip
 
         with self._lock:
             active = [path for path, entry in adapters if entry.strength]

@@ -49,6 +49,7 @@ class LoadedBase:
     model: BaseModel
     beside: Job | None   # the job that used the device already
     number: int          # of this loading: whoever watches it must not keep it alive
+    bytes: int           # of its weights
     cache: DrawCache = field(default_factory=DrawCache)
     used: float = field(default_factory=time.monotonic)   # when it was needed last
 
@@ -144,8 +145,7 @@ class ResidentBase:
         # What this process holds now can go.
         held = allocated_memory(self.device)
         if self._loaded is not None and not has_own_memory(self.device):
-            model = self._loaded.model
-            held = sum(module_bytes(part) for part in (*model.models().values(), model.vae))
+            held = self._loaded.bytes
         dtype = drawing_dtype(self._precision(), self.device)
         try:
             return plan_drawing(info, request, adapters, dtype, self.device, held, from_picture=from_picture)
@@ -164,7 +164,8 @@ class ResidentBase:
             self._residency = self._residency or Residency(self.device)
             self._residency.begin()
             self._loadings += 1
-            loaded = self._loaded = LoadedBase(*wanted, model, running_job(self.device), self._loadings)
+            bytes = sum(module_bytes(part) for part in (*model.models().values(), model.vae))
+            loaded = self._loaded = LoadedBase(*wanted, model, running_job(self.device), self._loadings, bytes)
             threading.Thread(target=self._watch, args=(self._loadings,), daemon=True).start()
         model = loaded.model
         (model.offload if savings.offload else model.onload)(*model.text_encoders)
