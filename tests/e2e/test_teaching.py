@@ -26,11 +26,11 @@ AXE = os.environ.get("AXE", "")
 CLICKS = """window.addEventListener('click', event => { if (event.isTrusted && event.detail)
     sessionStorage.clicks = +(sessionStorage.clicks || 0) + 1 }, true)"""
 
-DROP = """content => {
+DROP = """content => { for (const name of ['dropped', 'second', 'third']) {
     const files = new DataTransfer(), bytes = Uint8Array.from(atob(content), one => one.charCodeAt(0));
-    files.items.add(new File([bytes], 'dropped.safetensors'));
+    files.items.add(new File([bytes], `${name}.safetensors`));
     document.querySelector('#content').dispatchEvent(
-        new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: files})); }"""
+        new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: files})); } }"""
 
 
 def test_a_newcomer_decides_three_things_and_looks_at_a_picture_of_the_own_subject(page: Page) -> None:
@@ -117,13 +117,14 @@ def test_a_training_continues_an_adapter_on_a_phone(page: Page, home: Home) -> N
     expect(page.locator(".continue-note")).to_have_count(0)
 
 
-def test_a_file_dropped_anywhere_on_the_library_is_imported(page: Page, home: Home, tmp_path: Path) -> None:
+def test_files_dropped_at_once_anywhere_on_the_library_are_imported(page: Page, home: Home, tmp_path: Path) -> None:
     adapters = create_adapters("lora", {"rank": 1}, [Spec("unet.a", (8, 6))])
     save_adapter(tmp_path / "dropped.safetensors", adapters, {"atelier.family": "embedded"})
     visit(page, "/library")
     page.evaluate(DROP, b64encode((tmp_path / "dropped.safetensors").read_bytes()).decode())
-    expect(page.locator("#import-results")).to_contain_text("dropped was added to your library.")
-    assert find_adapter(home, "dropped").hash == data_hash(tmp_path / "dropped.safetensors")
+    expect(page.locator("#import-results")).to_contain_text("third was added to your library.")
+    hashes = [find_adapter(home, name).hash for name in ("dropped", "second", "third")]
+    assert hashes == [data_hash(tmp_path / "dropped.safetensors")] * 3
 
 
 @pytest.mark.skipif(not AXE, reason="AXE does not name axe.min.js")

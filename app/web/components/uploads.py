@@ -17,8 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+
 from atelier.app.text import shared
-from atelier.app.web.components.gradio_internals import upload_folder
+from atelier.app.web.components.gradio_internals import event_data, upload_folder
+from atelier.app.web.components.panel import panel
 
 _OFFERED = "offered"   # below the upload folder: what handlers give to be downloaded
 
@@ -45,6 +48,26 @@ def uploaded(path: str) -> Path:
         if given.is_absolute() and not given.is_symlink() and real.is_relative_to(folder) and real.is_file():
             return real
     raise ValueError(shared.NOT_UPLOADED)
+
+
+def upload_queue(field: str) -> Any:
+    """Place the queue of files for a field: what is chosen, pasted or dropped while others are uploaded waits its turn.
+
+    Listen with ``queue.uploaded(fn, …)``, once for each drop, and read the files with :func:`uploaded_files`.
+    """
+    return panel("upload-queue", {"field": f"#{field}", "uploading": shared.UPLOADING, "failed": shared.UPLOAD_FAILED},
+                 elem_id=f"{field}-queue")   # fmt: skip
+
+
+def uploaded_files(event: gr.EventData) -> list[Path]:
+    """The files of a drop that an upload queue tells of.
+
+    Raises:
+        ValueError: one of them was not uploaded.
+    """
+    data = event_data(event)
+    paths = data.get("paths") if isinstance(data, dict) else None
+    return [uploaded(str(path)) for path in paths] if isinstance(paths, list) else []
 
 
 def without_foreign_files(answer: Any) -> Any:

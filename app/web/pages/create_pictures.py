@@ -30,6 +30,7 @@ from atelier.app.store.home import Home
 from atelier.app.text import create as words
 from atelier.app.web.components.page_frame import UNQUEUED, show_errors
 from atelier.app.web.components.panel import action_of, panel, text_of
+from atelier.app.web.components.uploads import upload_queue, uploaded_files
 
 CURES = ("trigger_first", "caption_chunks")   # of captions that are not read whole
 ANSWERS = ("what", "subject", "name")
@@ -46,6 +47,7 @@ class PictureParts(NamedTuple):
 
     home: Home
     drop: gr.File
+    queue: Any
     tiles: Any
     captions: Any
     examples: Any
@@ -75,6 +77,7 @@ def place_pictures(home: Home) -> tuple[PictureParts, EditorParts]:
     """Place the drop zone, the pictures, and what is folded: their captions, weights and the editor."""
     drop = gr.File(file_count="multiple", file_types=_DROPPED, label=words.DROP, elem_id="add-pictures",
                    elem_classes="drop-zone", height=230)   # fmt: skip
+    queue = upload_queue("add-pictures")
     tiles, examples = panel("training-pictures", show_tiles(Draft())), panel("examples", {})
     with gr.Accordion(words.CAPTIONS, open=False, elem_id="captions", elem_classes="folded"):
         editor = _place_editor()
@@ -85,7 +88,7 @@ def place_pictures(home: Home) -> tuple[PictureParts, EditorParts]:
             find = gr.Textbox(label=words.FIND, max_length=200, elem_id="caption-find", min_width=110)
             text = gr.Textbox(label=words.NEW_TEXT, max_length=500, elem_id="caption-text", min_width=110)
             apply = gr.Button(words.APPLY, elem_id="caption-apply", min_width=90)
-    return PictureParts(home, drop, tiles, captions, examples, how, find, text, apply), editor
+    return PictureParts(home, drop, queue, tiles, captions, examples, how, find, text, apply), editor
 
 
 def _place_editor() -> EditorParts:
@@ -161,13 +164,20 @@ def connect_pictures(
         """Have captions proposed where that was pressed."""
         yield from _propose(home) if action_of(event)[0] == "propose" else [[gr.skip()] * 3]
 
+    def receive(event: gr.EventData) -> None:
+        """Note the files of a drop."""
+        with show_errors():
+            receive_files(home, uploaded_files(event))
+
     for shown in (parts.tiles, parts.captions):
         shown.action(press, None, [*parts.lists, count, *cures], **UNQUEUED)
     parts.captions.action(propose, None, parts.lists, **_READ)
     chosen = parts.examples.action(fill, None, [controls[name] for name in ANSWERS], **UNQUEUED)
     chosen.then(partial(read_pictures, home), None, parts.lists, **_READ)
-    dropped = parts.drop.upload(partial(_receive, home), parts.drop, parts.drop, **UNQUEUED, trigger_mode="multiple")
-    dropped.then(partial(read_pictures, home), None, parts.lists, **_READ)
+    # The field itself hears only of what comes before the queue is there.
+    for dropped in (parts.queue.uploaded(receive, None, None, **UNQUEUED, trigger_mode="multiple"),
+                    parts.drop.upload(partial(_receive, home), parts.drop, parts.drop, **UNQUEUED)):
+        dropped.then(partial(read_pictures, home), None, parts.lists, **_READ)
     parts.apply.click(partial(_change_all, home), [parts.how, parts.find, parts.text], parts.lists, **UNQUEUED)
     parts.how.change(lambda how: gr.Textbox(visible=how == "replace"), parts.how, parts.find, **UNQUEUED)
     gr.on([control.change for control in controls.values()], partial(_show_again, home, list(controls)),

@@ -44,7 +44,7 @@ from atelier.app.text import library as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_shown, show_errors
 from atelier.app.web.components.panel import action_of, panel
-from atelier.app.web.components.uploads import offer
+from atelier.app.web.components.uploads import offer, upload_queue, uploaded_files
 from atelier.app.web.components.urls import cover_url, page_url, thumbnail_url
 from atelier.app.web.pages.library_tools import (
     connect_tools,
@@ -83,7 +83,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the Library page: the adapters of ``home`` and the details of one; ``engine`` compares exports."""
     heading(words.TITLE, words.LEAD)
     wanted = _filters()
-    import_drop, import_results = _import_form()
+    drop, queue, imported = _import_form()
     undo = panel("undo", {})
     trashed = gr.Textbox(visible=False)
     with gr.Row(elem_classes="layout layout-detail"):
@@ -102,9 +102,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             tools = place_tools()
             choices, export, file, report = _export_form()
     parts = LibraryParts(cards, column, details, chosen, tags, low, high)
-    import_drop.upload(partial(_import_files, home), [import_drop, *wanted],
-                       [*parts.shown, import_drop, import_results], show_progress="minimal",
-                       api_visibility="private")   # fmt: skip
+    _connect_import(home, wanted, drop, queue, [*parts.shown, *imported])
     _connect_list(demo, home, wanted, parts, [file, report])
     _connect_trash(demo, home, wanted, parts, [undo, trashed, trash])
     _connect_notes(home, parts)
@@ -134,11 +132,27 @@ def _filters() -> list[Any]:
     return [search, starred, kind, base, sort, gr.Number(0, visible=False)]
 
 
-def _import_form() -> tuple[gr.File, Any]:
-    with gr.Accordion(words.IMPORT, open=False, elem_id="import"):
+def _import_form() -> tuple[gr.File, Any, list[Any]]:
+    """The field for files, its queue, and what an import changes: the field, its accordion and the results."""
+    queue = upload_queue("import-files")   # outside: what a closed accordion holds is not there yet
+    with gr.Accordion(words.IMPORT, open=False, elem_id="import") as accordion:
         drop = gr.File(file_count="multiple", file_types=[".safetensors"], label=words.IMPORT_DROP,
                        elem_id="import-files", elem_classes="drop-zone", height=120)   # fmt: skip
-        return drop, panel("import-results", {})
+        return drop, queue, [drop, accordion, panel("import-results", {})]
+
+
+def _connect_import(home: Home, wanted: Sequence[Any], drop: gr.File, queue: Any, changed: Sequence[Any]) -> None:
+    """Import what is dropped; the field itself hears only of what comes before its queue is there."""
+
+    def take(event: gr.EventData, *values: Any) -> list[Any]:
+        """Import the files of a drop."""
+        with show_errors():
+            files = uploaded_files(event)
+        return _import_files(home, files, *values)
+
+    options: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "trigger_mode": "multiple"}
+    queue.uploaded(take, list(wanted), list(changed), **options)
+    drop.upload(partial(_import_files, home), [drop, *wanted], list(changed), **options)
 
 
 def _wanted(values: Sequence[Any]) -> tuple[LibraryFilter, int]:
@@ -386,7 +400,7 @@ def _with_comparison(facts: dict[str, Any], fidelity: Fidelity) -> dict[str, Any
     return {**facts, "facts": [*facts["facts"], *drawn], **pictures}
 
 
-def _import_files(home: Home, files: list[str] | None, *wanted: Any) -> list[Any]:
+def _import_files(home: Home, files: Sequence[str | Path] | None, *wanted: Any) -> list[Any]:
     """Import the dropped files; each one that can't be used says why."""
     messages, name = [], ""
     with show_errors():
@@ -394,4 +408,4 @@ def _import_files(home: Home, files: list[str] | None, *wanted: Any) -> list[Any
             name = result.name or name
             text = words.imported(result.name, " ".join(result.notes)) if result.name else result.reason
             messages.append({"text": text, "ok": "yes" if result.name else ""})
-    return [*_show(home, *_wanted(wanted), name), None, {"messages": messages}]
+    return [*_show(home, *_wanted(wanted), name), None, gr.Accordion(open=True), {"messages": messages}]

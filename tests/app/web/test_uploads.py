@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load, save
 from serving import ask, named, served, upload
 
-from atelier.app.store.drafts.create_draft import load_draft, read_received
+from atelier.app.store.drafts.create_draft import clear_draft, load_draft, read_received
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import list_adapters
 from atelier.app.text.shared import NOT_UPLOADED
@@ -202,6 +202,29 @@ def test_no_handler_takes_a_file_that_was_not_uploaded(
     assert not [each for each, answer in zip(tried, answers, strict=True) if not refused(answer)]
     assert contents_of(home) == before
     assert not [path for path in files if path.stat().st_atime_ns]
+
+
+def test_no_queue_of_files_takes_one_that_was_not_uploaded(
+    web: httpx.Client, home: Home, config: dict[str, Any], foreign: dict[str, str]
+) -> None:
+    """Their paths come in the data of an event, which passes by the check of inputs."""
+    names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+    queues = {names[part["targets"][0][0]]: part for part in config["dependencies"]
+              if part["targets"] and part["targets"][0][1] == "uploaded"}   # fmt: skip
+    assert set(queues) == {"add-pictures-queue", "import-files-queue"}
+    good = upload(web, "red.png", png())
+    before = contents_of(home)
+    bad = [*([path] for path in foreign.values()), [good, foreign["absolute notes.png"]], [None], [{}]]
+    tried = [(queue["id"], ["", False, "", "", "newest", 0][:len(queue["inputs"])], paths)
+             for queue in queues.values() for paths in (*bad, good, [])]   # fmt: skip
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda each: ask(web, each[0], each[1], {"paths": each[2]}), tried))
+    taken = [paths for (_, _, paths), answer in zip(tried, answers, strict=True) if answer["success"]]
+    assert taken == [good, []] * 2, "a text is no list, and nothing is nothing to refuse"
+    assert contents_of(home) == before
+    assert ask(web, queues["add-pictures-queue"]["id"], [], {"paths": [good]})["success"]
+    assert [draft.usable[0].name for draft, _ in read_received(home)] == ["red.png"]
+    clear_draft(home)
 
 
 @pytest.mark.slow
