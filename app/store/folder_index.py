@@ -75,6 +75,22 @@ class FolderIndex(Generic[T]):
             self._changes += bool(changed)
             return self._changes
 
+    def read_some(self, most: int) -> tuple[int, int]:
+        """Read some of the files that were never read; returns how many are read now, and of how many.
+
+        Raises:
+            OSError: the folder can't be read.
+        """
+        with self._lock:
+            self._load()
+            with os.scandir(self.folder) as files:
+                names = {file.name for file in files if self.reader.accepts(file.name)}
+            unread = sorted(names - self._entries.keys())
+            changed = [name for name in unread[:most] if self._check(name)]
+            self._write([name for name in changed if name in self._entries], changed)
+            self._changes += bool(changed)
+            return len(names) - len(unread[most:]), len(names)
+
     def values(self) -> list[T]:
         """All values, by the names of their files."""
         with self._lock:

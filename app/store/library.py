@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -25,6 +26,7 @@ SUFFIX = ".safetensors"
 INDEX = "adapters.sqlite"
 _VERSION = 2
 _MOST_NOTES = 20
+_READ_AT_ONCE = 250   # files, in a quarter of a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,21 @@ class _Lists(NamedTuple):
 def list_adapters(home: Home) -> list[AdapterCard]:
     """All adapters that can be read, newest first."""
     return list(_lists(home).cards)
+
+
+def read_library(home: Home) -> Iterator[tuple[int, int]]:
+    """Read the files that were never read, a few at a time; yields how many are read, and of how many, before the rest.
+
+    Nothing is yielded where a list can be shown at once.
+
+    Raises:
+        OSError: the folder can't be read.
+    """
+    index = _index(home.adapters, home.state / INDEX)
+    read, count = index.read_some(0)
+    while count - read > _READ_AT_ONCE:
+        yield read, count
+        read, count = index.read_some(_READ_AT_ONCE)
 
 
 def list_unreadable(home: Home) -> list[UnreadableFile]:

@@ -92,6 +92,15 @@ def layer_error(largest: float, mean: float) -> str:
     return f"off by {largest:.1%} at most, {mean:.1%} on average".replace("%", " %")
 
 
+def reading(read: int, count: int) -> str:
+    """Shown while the files of a library are read for the first time.
+
+    >>> reading(3000, 10000)
+    'Reading 3,000 of 10,000 adapters …'
+    """
+    return f"Reading {read:,} of {count:,} adapters …"
+
+
 def shown_range(first: int, last: int, count: int) -> str:
     """Below the adapters, when not all of them are shown.
 

@@ -35,6 +35,7 @@ from atelier.app.store.library import (
     find_adapter_by_hash,
     list_adapters,
     list_unreadable,
+    read_library,
     read_thumbnail,
     restore_adapter,
 )
@@ -167,8 +168,16 @@ def _connect_list(
     *filters, page = wanted
 
     def on_load(request: gr.Request) -> list[Any]:
-        """Show all adapters, and the one in the page's address."""
-        return _show(home, LibraryFilter(), 0, request.query_params.get("adapter", ""))
+        """Show all adapters, and the one in the page's address; how far that is, where many files are to be read."""
+        if where := next(read_library(home), None):
+            return [_reading(*where), *[gr.skip()] * (_COLUMNS - 1), "yes"]
+        return [*_show(home, LibraryFilter(), 0, request.query_params.get("adapter", "")), ""]
+
+    def read(request: gr.Request) -> Iterator[list[Any]]:
+        """Read the files that were never read, and show the library."""
+        for where in read_library(home):
+            yield [_reading(*where), *[gr.skip()] * _COLUMNS]
+        yield on_load(request)
 
     def on_action(event: gr.EventData, *values: Any) -> list[Any]:
         """Open the pressed adapter, an earlier export leaving the page; or turn the page."""
@@ -180,7 +189,11 @@ def _connect_list(
             return [*_show(home, looked_for, number, name), number, gr.skip(), gr.skip()]
         return [*_show(home, looked_for, number, pressed), number, gr.DownloadButton(visible=False), {}]
 
-    demo.load(on_load, None, parts.shown, **UNQUEUED)
+    unread = gr.Textbox("", visible=False)
+    demo.load(on_load, None, [*parts.shown, unread], **UNQUEUED)
+    # "yes" starts the reading; the empty one that ends it finds nothing to read.
+    unread.change(read, None, [*parts.shown, unread], show_progress="hidden", api_visibility="private",
+                  concurrency_limit=4)   # fmt: skip
     gr.on([control.change for control in filters],
           lambda *values: [*_show(home, _wanted([*values[:-1], 0])[0], 0, values[-1]), 0], [*filters, parts.chosen],
           [*parts.shown, page], **UNQUEUED, trigger_mode="always_last")   # fmt: skip
@@ -289,6 +302,11 @@ def _cards(found: Sequence[AdapterCard], notes: dict[str, AdapterNotes], opened:
                        "initial": card.name[0].upper(), "about": _about(card),
                        "chosen": str(card == opened).lower(), "star": note.star,
                        "tags": ", ".join(note.tags)} for card, note in shown]}   # fmt: skip
+
+
+def _reading(read: int, count: int) -> dict[str, Any]:
+    """The list while files are read for the first time."""
+    return {"cards": [], "empty": words.reading(read, count), "is_first": False, "words": [], "unreadable": []}
 
 
 def _pages(page: int, count: int) -> dict[str, Any]:

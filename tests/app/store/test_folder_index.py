@@ -56,6 +56,16 @@ def test_files_are_read_once_by_all_processes(folder: Path) -> None:
     assert second.values() == ["a", "b", "c"] and second.index.value("gone.txt") is None and second.read == []
 
 
+def test_files_are_read_a_few_at_a_time_where_somebody_waits(folder: Path) -> None:
+    texts = Texts(folder)
+    assert texts.index.read_some(0) == (0, 3) and texts.read == []
+    assert texts.index.read_some(2) == (2, 3) and texts.read == ["a.txt", "b.txt"]
+    assert Texts(folder).index.read_some(0) == (2, 3), "they are stored at once"
+    assert texts.index.read_some(2) == (3, 3) and texts.values() == ["a", "b", "c"]
+    (folder / "b.txt").unlink()
+    assert texts.index.read_some(2) == (2, 2) and texts.read == ["a.txt", "b.txt", "c.txt"]
+
+
 def test_a_file_that_was_added_replaced_or_deleted_is_seen_at_the_next_look(folder: Path) -> None:
     texts = Texts(folder)
     before = texts.index.update()

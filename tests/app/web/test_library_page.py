@@ -17,7 +17,7 @@ from atelier.app.services.library_list import PAGE, LibraryFilter
 from atelier.app.store.adapter_notes import AdapterNotes, save_notes
 from atelier.app.store.gallery import encode_picture, trash_picture
 from atelier.app.store.home import Home, open_home
-from atelier.app.store.library import AdapterCard, find_adapter
+from atelier.app.store.library import AdapterCard, find_adapter, list_unreadable, read_library
 from atelier.app.store.trash import move_to_trash
 from atelier.app.web.components.urls import cover_url
 from atelier.app.web.pages import library, library_tools
@@ -94,3 +94,12 @@ def test_an_adapter_names_the_one_it_continues_and_those_that_continue_it(own_ho
     assert shown["rex"]["lineage"] == [{"label": "Continued by", "adapters": ["max"]}]
     assert shown["max"]["lineage"] == [{"label": "Continues", "adapters": ["rex"]}]
     assert shown["max"]["continue"] == "/?continue=max"
+
+
+def test_a_library_that_was_never_read_is_read_a_few_files_at_a_time(own_home: Path, monkeypatch) -> None:
+    home = open_home(own_home)
+    monkeypatch.setattr("atelier.app.store.library._READ_AT_ONCE", 2)
+    for number in range(5):
+        (home.adapters / f"a{number}.safetensors").write_bytes(b"")
+    assert list(read_library(home)) == [(0, 5), (2, 5)], "and the last few with the list itself"
+    assert len(list_unreadable(home)) == 5 and list(read_library(home)) == []
