@@ -84,6 +84,7 @@ class Engine:
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
         self._inversions: OrderedDict[FileKey, TextualInversion] = OrderedDict()
         self._grid_pictures: OrderedDict[Hashable, Image.Image] = OrderedDict()
+        self._step_seconds: dict[tuple[str, int], float] = {}   # of base model and batch
         self._word_effects: dict[tuple[str, str], float] = {}   # of base model and word
 
     @property
@@ -292,6 +293,24 @@ class Engine:
                 [effect] = self._run(base, DrawRequest(), [], lambda model, *_: word_effects(model, [word]))
                 self._word_effects[base, word] = effect
             return self._word_effects[base, word]
+
+    def seconds_per_picture(self, base: str, pictures: int) -> float | None:
+        """Seconds that a training step takes for each of so many pictures, without all that is around it.
+
+        None where another base model is in memory, which would have to be freed.
+
+        Raises:
+            BaseError: as loading does.
+        """
+        from atelier.training.measures.step_time import seconds_per_picture
+
+        with self._lock:
+            if self.loaded and not self.is_loaded(base):
+                return None
+            if (base, pictures) not in self._step_seconds:
+                self._step_seconds[base, pictures] = self._run(
+                    base, DrawRequest(), [], lambda model, *_: seconds_per_picture(model, pictures))
+            return self._step_seconds[base, pictures]
 
     def _run(
         self, base: str, request: DrawRequest, files: Sequence[Path], work: Work[T],

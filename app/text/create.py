@@ -246,7 +246,11 @@ def time_needed(seconds: float, runs: int) -> str:
 
     >>> time_needed(130, 1), time_needed(130, 3)
     ('About 2 min here, by 1 earlier training.', 'About 2 min here, by 3 earlier trainings.')
+    >>> time_needed(130, 0)
+    'About 2 min here, by a measured step.'
     """
+    if not runs:
+        return f"About {duration(seconds)} here, by a measured step."
     return f"About {duration(seconds)} here, by {runs} earlier training{'' if runs == 1 else 's'}."
 
 

@@ -12,11 +12,15 @@ from statistics import median
 from atelier.adapters.core.atomic_write import atomic_write
 from atelier.adapters.core.parse import parse_json
 from atelier.app.jobs.jobs import run_folders
+from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home
 from atelier.training.config.events import Finished, Paused, Resumed, Stepped
 from atelier.training.config.run_folder import RunFolder
-from atelier.training.config.train_config import TrainConfig
+from atelier.training.config.train_config import EMBEDDED, TrainConfig
 
+# Of trainings on the embedded base, counted in bare passes of one picture: docs/time_estimates.md.
+_PREPARATION = 100.0
+_PASS = 1.0    # with the optimizer, validation, previews and checkpoints
 _LOOKED_AT = 40    # of the newest runs
 _COUNTED = 5       # of those that are alike
 _FILE = "estimate.json"
@@ -38,7 +42,7 @@ class RunTiming:
 
 @dataclass(frozen=True, slots=True)
 class TimeEstimate:
-    """Seconds that a training will take, and how many trainings say so."""
+    """Seconds that a training will take, and how many trainings say so; none where a few steps were measured."""
 
     seconds: float
     runs: int
@@ -54,6 +58,24 @@ def estimate_time(home: Home, config: TrainConfig) -> TimeEstimate | None:
     timings = filter(None, (run_timing(path) for path in reversed(run_folders(home)[-_LOOKED_AT:])))
     alike = [timing for timing in timings if _key(timing.config) == _key(config)][:_COUNTED]
     return TimeEstimate(median(timing.predict(config) for timing in alike), len(alike)) if alike else None
+
+
+def expected_time(home: Home, engine: Engine, config: TrainConfig) -> TimeEstimate | None:
+    """How long a training takes here: by the trainings before it, or on the embedded base by a measured step.
+
+    Raises:
+        BaseError: the base model can't be loaded.
+    """
+    if (found := estimate_time(home, config)) or config.base != EMBEDDED:
+        return found
+    seconds = engine.seconds_per_picture(config.base, pictures_per_step(config))
+    return first_estimate(config, seconds) if seconds else None
+
+
+def first_estimate(config: TrainConfig, seconds_per_picture: float) -> TimeEstimate:
+    """The estimate of a home that has not trained yet, from what was measured of one picture's way through the UNet."""
+    passes = _PREPARATION + _PASS * config.steps * pictures_per_step(config)
+    return TimeEstimate(passes * seconds_per_picture, 0)
 
 
 def _key(config: TrainConfig) -> tuple[object, ...]:

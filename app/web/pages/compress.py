@@ -22,7 +22,6 @@ from atelier.app.services.compress import (
 )
 from atelier.app.services.engine import Engine
 from atelier.app.store.home import Home, HomeError
-from atelier.app.store.library import list_adapters
 from atelier.app.store.models import base_choices
 from atelier.app.text import compress as words
 from atelier.app.text import shared
@@ -30,6 +29,8 @@ from atelier.app.web.components.page_frame import UNQUEUED, heading, percent, sh
 from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.plots import line_chart, loss_chart
 from atelier.app.web.components.urls import file_url, page_url
+from atelier.app.web.pages.adapter_choice import AdapterChoice, place_choice, show_choice
+from atelier.app.web.pages.studio_adapters import adapter_names
 from atelier.training.config.compress_config import CompressConfig
 from atelier.training.config.run_folder import RunFolder, RunStatus
 from atelier.training.config.train_config import EMBEDDED
@@ -45,7 +46,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001
         heading(words.TITLE, words.LEAD)
         with gr.Row(elem_classes="layout"):
             with gr.Column(scale=7, elem_classes="surface"):
-                base, adapters, strength = _model_questions()
+                base, adapters, strength = _model_questions(home)
                 preset, method, prompts = _size_questions()
             with gr.Column(scale=5, elem_classes="surface"):
                 plan = panel("compress-plan", {})
@@ -57,7 +58,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001
     # In the page, not in gr.State: an open page finds its run again after the server was started anew.
     run_id, shown = gr.Textbox(visible=False), gr.Textbox(visible=False)
     timer = gr.Timer(1.0)
-    choices = [base, adapters, strength, preset, method, prompts]
+    choices = [base, adapters.names, strength, preset, method, prompts]
 
     def on_load(request: gr.Request) -> list[Any]:
         """Fill the page, for the run in its address if there is one."""
@@ -80,22 +81,19 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:   # noqa: ARG001
     outputs = [form, list_panel, one, details, shown]
     gr.on([base.change, preset.change, method.change], lambda *given: _plan(home, *given), [base, preset, method], plan,
           trigger_mode="always_last", **_NO_PROGRESS)   # fmt: skip
-    adapters.change(lambda chosen: gr.Slider(visible=bool(chosen)), adapters, strength, **_NO_PROGRESS)
+    adapters.names.change(lambda chosen: gr.Slider(visible=bool(chosen)), adapters.names, strength, **_NO_PROGRESS)
     go.click(start, [name, *choices], run_id, **_NO_PROGRESS).then(
         None, run_id, None, js=f"id => {{ if (id) location.href = '{page_url('compress')}?run=' + id }}"
     )
-    loaded = demo.load(on_load, None, [run_id, base, adapters, plan], **UNQUEUED)
+    loaded = demo.load(on_load, None, [run_id, base, *adapters, plan], **UNQUEUED)
     loaded.then(show, [run_id, shown], outputs, **UNQUEUED)
     timer.tick(show, [run_id, shown], outputs, **UNQUEUED)
     details.action(on_action, run_id, outputs, **UNQUEUED)
 
 
-def _model_questions() -> tuple[Any, Any, Any]:
+def _model_questions(home: Home) -> tuple[gr.Dropdown, AdapterChoice, gr.Slider]:
     base = gr.Dropdown([], label=shared.BASE_MODEL, elem_id="compress-base", interactive=True)
-    adapters = gr.Dropdown(
-        [], label=words.ADAPTERS, info=words.ADAPTERS_HINT, multiselect=True,
-        elem_id="compress-adapters", interactive=True,
-    )   # fmt: skip
+    adapters = place_choice(home, words.ADAPTERS, words.ADAPTERS_HINT, "compress-adapters")
     strength = gr.Slider(0, 2, 1, step=0.05, label=words.STRENGTH, elem_id="compress-strength",
                          visible=False)   # fmt: skip
     return base, adapters, strength
@@ -115,14 +113,13 @@ def _size_questions() -> tuple[Any, Any, Any]:
 
 def _on_load(home: Home, chosen: str) -> list[Any]:
     bases = [choice for choice in base_choices(home) if not choice[1].startswith(str(home.bases))]
-    names = [card.name for card in list_adapters(home)]
-    return [chosen, gr.Dropdown(choices=bases, value=EMBEDDED), gr.Dropdown(choices=names, value=[]),
+    return [chosen, gr.Dropdown(choices=bases, value=EMBEDDED), *show_choice(home),
             _plan(home, EMBEDDED, _PRESET, "learn")]   # fmt: skip
 
 
 def _config(home: Home, name: str, *choices: Any) -> CompressConfig:
     base, adapters, strength, preset, method, prompts = choices
-    parts = [(each, float(strength)) for each in adapters or []]
+    parts = [(each, float(strength)) for each in adapter_names(adapters)]
     steps: dict[str, Any] = {"steps": 0} if method == "quick" else {}
     return make_config(home, name, base, parts, preset, prompts=prompts or "", **steps)
 

@@ -14,7 +14,7 @@ from atelier.app.jobs.continue_adapter import find_start
 from atelier.app.jobs.jobs import submit
 from atelier.app.services.create.expert_settings import default_values, draft_preset, form_values, run_settings
 from atelier.app.services.create.memory_hint import memory_lines
-from atelier.app.services.create.time_estimate import estimate_time, save_estimate
+from atelier.app.services.create.time_estimate import expected_time, save_estimate
 from atelier.app.services.create.trigger_word_hint import trigger_word_hint
 from atelier.app.services.engine import Engine
 from atelier.app.services.known_models import downloadable_titles
@@ -105,14 +105,14 @@ def build(demo: gr.Blocks, home: Home, engine: Engine, downloads: ModelDownloads
     loaded.then(partial(read_pictures, home), None, pictures.lists, **_LATEST)   # what a crash left unread
     for event in (loaded.then, partial(gr.on, [control.change for control in (preset, come, *expert.values())])):
         event(partial(_memory_hint, home, keys), chosen, memory_hint, **_LATEST)
-        event(partial(_preset_note, home, keys), chosen, preset_note, **UNQUEUED, trigger_mode="always_last")
-    loaded.then(partial(_preset_tiles, home), None, preset, **UNQUEUED)
+        event(partial(_preset_note, home, engine, keys), chosen, preset_note, **UNQUEUED, trigger_mode="always_last")
+    loaded.then(partial(_preset_tiles, home, engine), None, preset, **UNQUEUED)
     connect_recipes(home, keys, recipes, [count, filled_from, *expert.values()], preset,
                     partial(_settings, home, keys))   # fmt: skip
     _watch_continuation(home, keys, continue_note, [count, expert["continue_from"]])
     _watch_trigger_word(home, engine, keys, trigger_hint, [name, expert["trigger"], expert["base"], count])
-    started = start.click(lambda *values: _start_training(home, keys, values), [*answers.values(), *chosen], run,
-                          api_visibility="private")   # fmt: skip
+    started = start.click(lambda *values: _start_training(home, engine, keys, values), [*answers.values(), *chosen],
+                          run, api_visibility="private")   # fmt: skip
     started.success(None, run, None, js=_open_run())
 
 
@@ -267,25 +267,26 @@ def _settings(home: Home, keys: Sequence[str], preset: str | None, filled_from: 
 
 
 def _preset_note(
-    home: Home, keys: Sequence[str], preset: str | None, filled_from: str, *values: Any
+    home: Home, engine: Engine, keys: Sequence[str], preset: str | None, filled_from: str, *values: Any
 ) -> dict[str, str]:
     """What the chosen preset is good for, and how long the run on the page takes here."""
     try:
         config = TrainConfig.from_dict(_settings(home, keys, preset, filled_from, *values))
+        estimate = expected_time(home, engine, config)
     except ValueError:   # said beside the memory
         return {}
-    estimate = estimate_time(home, config)
     time = words.time_needed(estimate.seconds, estimate.runs) if estimate else words.NO_TIME
     return {**preset_notes(preset), "time": time} if preset else {"time": time}
 
 
-def _preset_tiles(home: Home) -> Any:
+def _preset_tiles(home: Home, engine: Engine) -> Any:
     """The presets with the times they take with the base model of the draft."""
     base, tiles = load_draft(home).changes.get("base", EMBEDDED), []
     for name in presets_by_length():
         try:
             family = identify(base).family if not needs_download(base) else ""
-            estimate = estimate_time(home, TrainConfig.from_dict({**load_preset(name, family), "base": base}))
+            config = TrainConfig.from_dict({**load_preset(name, family), "base": base})
+            estimate = expected_time(home, engine, config)
         except ValueError:   # said beside the memory
             estimate = None
         title = preset_notes(name)["title"]
@@ -302,7 +303,7 @@ def _update_subject_hint(what: str) -> tuple[Any, Any]:
     return gr.Textbox(placeholder=words.CLASS_WORD_EXAMPLES[what]), gr.Markdown(visible=what == "person")
 
 
-def _start_training(home: Home, keys: Sequence[str], values: Sequence[Any]) -> str:
+def _start_training(home: Home, engine: Engine, keys: Sequence[str], values: Sequence[Any]) -> str:
     """Start a run; returns its id. What can't be used is said before anything is copied."""
     what, subject, name, preset, filled_from, *expert = values
     with show_errors():
@@ -319,7 +320,7 @@ def _start_training(home: Home, keys: Sequence[str], values: Sequence[Any]) -> s
         imported = import_pictures(home, config.name, picture_files(home, draft), checked=checked_files(home, draft),
                                    weights={picture.file: picture.weight for picture in draft.usable})   # fmt: skip
         weights = weights_text(imported.weights | picture_weights(config.weights))
-        estimate = estimate_time(home, config)
+        estimate = expected_time(home, engine, config)
         run = submit(home, replace(config, pictures=str(imported.folder), weights=weights))
         save_estimate(run, estimate)
         clear_draft(home)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from atelier.app.services.create import time_estimate
-from atelier.app.services.create.time_estimate import estimate_time, run_timing, save_estimate, saved_estimate
+from atelier.app.services.create.time_estimate import (
+    estimate_time,
+    expected_time,
+    run_timing,
+    save_estimate,
+    saved_estimate,
+)
 from atelier.app.store.home import Home, open_home
 from atelier.training.config import events
 from atelier.training.config.events import Event, Finished, Paused, Preparing, Resumed, Stepped
@@ -66,6 +74,23 @@ def test_a_run_that_did_not_go_through_says_nothing(home: Home, monkeypatch, eve
     assert run_timing(unfinished.path) is None
     unfinished.append(Preparing("Loading"))
     assert run_timing(unfinished.path) is None and estimate_time(home, CONFIG) is None
+
+
+def test_the_first_estimate_comes_from_a_measured_step(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+    engine: Any = SimpleNamespace(seconds_per_picture=lambda *given: asked.append(given) or 0.01)
+    short, long = (expected_time(home, engine, TrainConfig(**{**CONFIG.to_dict(), "steps": steps}))
+                   for steps in (100, 200))   # fmt: skip
+    assert short and long and short.runs == 0
+    assert asked == [("embedded", 2)] * 2
+    assert long.seconds - short.seconds == pytest.approx(100 * 2 * 0.01 * time_estimate._PASS)
+    other = TrainConfig(**{**CONFIG.to_dict(), "base": "somebody/else"})
+    assert expected_time(home, engine, other) is None, "nothing is loaded only to be timed"
+    engine.seconds_per_picture = lambda *_: None   # another base model is in memory
+    assert expected_time(home, engine, CONFIG) is None
+    past_run(home, monkeypatch, "a", 2.0)
+    known = expected_time(home, engine, CONFIG)
+    assert known and known.runs == 1
 
 
 def test_an_estimate_is_kept_with_its_run(home: Home) -> None:

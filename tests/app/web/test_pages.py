@@ -319,7 +319,8 @@ def test_a_style_is_captioned_as_a_way_of_drawing(monkeypatch, own_home: Path, t
     taught: list[TrainConfig] = []
     monkeypatch.setattr(create, "submit", lambda _home, config: taught.append(config) or run_named("x"))
     _, basis, *expert = create._choose_preset(home, keys, "quick")
-    create._start_training(home, keys, [what, "ink", "mine", "quick", basis, *expert])
+    no_estimate: Any = SimpleNamespace(seconds_per_picture=lambda *_: None)
+    create._start_training(home, no_estimate, keys, [what, "ink", "mine", "quick", basis, *expert])
     assert [config.caption for config in taught] == [caption]
 
 
