@@ -21,7 +21,6 @@ from atelier.adapters.formats.write_foreign import FORMS
 from atelier.adapters.kinds.catalog import KINDS
 from atelier.app.services.draw import suggested_prompt
 from atelier.app.services.engine import Engine
-from atelier.app.services.import_child import import_files
 from atelier.app.services.import_export import export_adapters
 from atelier.app.services.library_list import PAGE, LibraryFilter, filter_adapters
 from atelier.app.services.trash import restore
@@ -45,8 +44,9 @@ from atelier.app.text import library as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, press_when_shown, show_errors
 from atelier.app.web.components.panel import action_of, panel
-from atelier.app.web.components.uploads import offer, upload_queue, uploaded_files
+from atelier.app.web.components.uploads import offer
 from atelier.app.web.components.urls import cover_url, page_url, thumbnail_url
+from atelier.app.web.pages.library_import import connect_import, place_import
 from atelier.app.web.pages.library_tools import (
     connect_tools,
     measured_facts,
@@ -84,7 +84,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
     """Place the Library page: the adapters of ``home`` and the details of one; ``engine`` compares exports."""
     heading(words.TITLE, words.LEAD)
     wanted = _filters()
-    drop, queue, imported = _import_form()
+    form = place_import()
     undo = panel("undo", {})
     trashed = gr.Textbox(visible=False)
     with gr.Row(elem_classes="layout layout-detail"):
@@ -103,7 +103,7 @@ def build(demo: gr.Blocks, home: Home, engine: Engine) -> None:
             tools = place_tools()
             choices, export, file, report = _export_form()
     parts = LibraryParts(cards, column, details, chosen, tags, low, high)
-    _connect_import(home, wanted, drop, queue, [*parts.shown, *imported])
+    connect_import(home, form, wanted, parts.shown, lambda values, name: _show(home, *_wanted(values), name))
     _connect_list(demo, home, wanted, parts, [file, report])
     _connect_trash(demo, home, wanted, parts, [undo, trashed, trash])
     _connect_notes(home, parts)
@@ -131,29 +131,6 @@ def _filters() -> list[Any]:
         sort = gr.Dropdown([(title, key) for key, title in words.SORTS.items()], value="newest", label=words.SORT,
                            show_label=False, elem_id="sort", min_width=130)   # fmt: skip
     return [search, starred, kind, base, sort, gr.Number(0, visible=False)]
-
-
-def _import_form() -> tuple[gr.File, Any, list[Any]]:
-    """The field for files, its queue, and what an import changes: the field, its accordion and the results."""
-    queue = upload_queue("import-files")   # outside: what a closed accordion holds is not there yet
-    with gr.Accordion(words.IMPORT, open=False, elem_id="import") as accordion:
-        drop = gr.File(file_count="multiple", file_types=[".safetensors"], label=words.IMPORT_DROP,
-                       elem_id="import-files", elem_classes="drop-zone", height=120)   # fmt: skip
-        return drop, queue, [drop, accordion, panel("import-results", {})]
-
-
-def _connect_import(home: Home, wanted: Sequence[Any], drop: gr.File, queue: Any, changed: Sequence[Any]) -> None:
-    """Import what is dropped; the field itself hears only of what comes before its queue is there."""
-
-    def take(event: gr.EventData, *values: Any) -> list[Any]:
-        """Import the files of a drop."""
-        with show_errors():
-            files = uploaded_files(event)
-        return _import_files(home, files, *values)
-
-    options: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "trigger_mode": "multiple"}
-    queue.uploaded(take, list(wanted), list(changed), **options)
-    drop.upload(partial(_import_files, home), [drop, *wanted], list(changed), **options)
 
 
 def _wanted(values: Sequence[Any]) -> tuple[LibraryFilter, int]:
@@ -416,14 +393,3 @@ def _with_comparison(facts: dict[str, Any], fidelity: Fidelity) -> dict[str, Any
     drawn = _pairs({words.OUTPUT_ERROR: f"{fidelity.unet_error:.2%}".replace("%", " %")})
     pictures = {"before": thumbnail(fidelity.before), "after": thumbnail(fidelity.after)}
     return {**facts, "facts": [*facts["facts"], *drawn], **pictures}
-
-
-def _import_files(home: Home, files: Sequence[str | Path] | None, *wanted: Any) -> list[Any]:
-    """Import the dropped files; each one that can't be used says why."""
-    messages, name = [], ""
-    with show_errors():
-        for result in import_files(home, [Path(file) for file in files or []]):
-            name = result.name or name
-            text = words.imported(result.name, " ".join(result.notes)) if result.name else result.reason
-            messages.append({"text": text, "ok": "yes" if result.name else ""})
-    return [*_show(home, *_wanted(wanted), name), None, gr.Accordion(open=True), {"messages": messages}]
