@@ -14,12 +14,11 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from atelier.adapters.attach.mount import mount
@@ -27,20 +26,15 @@ from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.config.caption_template import fill_template
-from atelier.training.data.buckets import crop_and_resize
-from atelier.training.data.images import looks_like_picture, open_picture, to_tensor
-from atelier.training.data.latent_cache import encode_pictures, encode_text, tokenize
-from atelier.training.loop.health import NOISE_LEVELS
-from atelier.training.loop.noise import add_noise
+from atelier.training.data.images import looks_like_picture
 from atelier.training.measures.memorization import gains
 from atelier.training.measures.prediction_change import encode_prompts, predict_prompts, relative_changes
 from benchmarks.likeness import RESULTS, ROOT, train
 from benchmarks.support.machine import describe_machine, in_words
+from benchmarks.support.paired_losses import latents_of, losses
 
 SUBJECTS = ("dog", "cat", "backpack", "duck_toy", "vase", "clock", "teapot", "bear_plushie")
 TRIGGER = "rex"
-NOISES = 4   # at each timestep
-BATCH = 16
 FOREIGN = ("an emoji of a red apple", "an emoji of a house", "an emoji of a tiger face", "an emoji of a drum")
 PAGE = ROOT / "docs" / "photographs.md"
 TEXT = """# Real photographs on the embedded base model
@@ -62,33 +56,6 @@ always). Drift: how far predictions for four emoji move, relative to their size.
 
 Measured on: {machine}.
 """
-
-
-def latents_of(model: BaseModel, paths: Sequence[Path]) -> Tensor:
-    """Photographs, cut square and made as small as the base model draws, as scaled latents [N, C, h, w]."""
-    side = (model.info.resolution, model.info.resolution)
-    pictures = [to_tensor(crop_and_resize(open_picture(path), side)) for path in paths]
-    sizes = [(side[0], side[1], 0, 0, side[0], side[1])] * len(pictures)
-    return torch.stack([one.mean for one in encode_pictures(model, pictures, [""] * len(pictures), sizes)])
-
-
-@torch.no_grad()
-def losses(model: BaseModel, latents: Tensor, caption: str) -> Tensor:
-    """Losses [photographs, timesteps × noises], on the same noise at every call."""
-    count = model.scheduler.config.num_train_timesteps
-    levels = [int(level * count) for level in NOISE_LEVELS for _ in range(NOISES)]
-    clean = latents.repeat_interleave(len(levels), 0)
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    noisy = add_noise(model.scheduler, clean, noise, torch.tensor(levels).repeat(len(latents)))
-    side, found = model.info.resolution, []
-    for start in range(0, len(clean), BATCH):
-        part = slice(start, start + BATCH)
-        size = len(clean[part])
-        text = encode_text(model, tokenize(model, [caption] * size))
-        sizes = [(side, side, 0, 0, side, side)] * size
-        answer = model.predict(noisy.latents[part], noisy.timesteps[part], text, sizes)
-        found.append((answer - noisy.target[part]).square().mean((1, 2, 3)))
-    return torch.cat(found).view(len(latents), -1)
 
 
 def drift(model: BaseModel, mix: Mix) -> float:

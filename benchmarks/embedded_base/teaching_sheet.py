@@ -1,6 +1,6 @@
 """What a newcomer gets: subjects taught with a preset and drawn from three prompts, before and after, without choosing.
 
-    python -m benchmarks.embedded_base.teaching_sheet [--preset quick] [--subjects fox …] [--out build/teaching]
+    python -m benchmarks.embedded_base.teaching_sheet [--preset quick] [--set steps=75 …] [--subjects fox …]
     python -m benchmarks.embedded_base.teaching_sheet --pictures PHOTOS --subjects dog vase --out build/photographs
 
 Writes before_after.png (for each subject a row of the base's drawings and one of the adapter's, the same prompts and
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=EXAMPLES)
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS))
     parser.add_argument("--preset", default="normal")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other than the preset has")
     parser.add_argument("--out", type=Path, default=Path("build/teaching"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def main() -> None:
         subject = in_words(folder)
         with tempfile.TemporaryDirectory() as home:
             seconds, file = train(
-                subject, "taught", 0, Path(home), [], preset=options.preset,
+                subject, "taught", 0, Path(home), options.set, preset=options.preset,
                 pictures=options.pictures / folder, trigger=TRIGGER,
             )   # fmt: skip
             after = drawings(model, subject, Mix(((load_adapter(file), 1.0),)))
