@@ -31,6 +31,7 @@ from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.embedded_base.gradient_judge import gradient_judge
 from atelier.training.embedded_base.judge import Judge, background_colour
 from atelier.training.sampling.sample import DrawRequest, draw
+from benchmarks.embedded_base.pairs_gate import halves
 from benchmarks.likeness import OTHERS, ROOT, SUBJECTS, TRIGGER, UNSEEN_BACKGROUNDS, train
 from benchmarks.support.machine import describe_machine
 
@@ -76,13 +77,13 @@ def measure(model: BaseModel, judges: Sequence[Judge], subject: str, mix: Mix, s
 
 
 def obeys(judge: Judge, drawn: Sequence[Image.Image], kind: str, wanted: str) -> list[bool]:
-    """For each drawing: has it the style or background, or is the other thing among the judge's first five?"""
+    """For each drawing: has it the style or background, or is the other thing what the judge sees in one half of it?"""
     if kind == "background":
         return [background_colour(picture) == wanted for picture in drawn]
-    found = judge.classify(drawn)
     if kind == "style":
-        return [judge.style_names[index] == wanted for index in found.styles.argmax(1).tolist()]
-    return (found.objects.topk(5).indices == judge.object_index(wanted)).any(1).tolist()
+        return [judge.style_names[index] == wanted for index in judge.classify(drawn).styles.argmax(1).tolist()]
+    things = (judge.classify_pixels(halves(picture)).objects.argmax(1) for picture in drawn)
+    return [bool((seen == judge.object_index(wanted)).any()) for seen in things]
 
 
 def _cosine(judge: Judge, drawn: Sequence[Image.Image], views: Sequence[Image.Image]) -> float:
