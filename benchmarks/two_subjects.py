@@ -38,7 +38,7 @@ from benchmarks.support.machine import describe_machine, in_words
 TRIGGERS = {"fox": "cf", "owl": "vf", "penguin": "wr", "strawberry": "cs", "snowman": "ts", "rocket": "px"}
 SEEDS = 4
 SQUARE, WIDE = (64, 64), (128, 64)   # width, height
-LEFT = torch.tensor([[1.0, 0.0]])
+LEFT = (torch.arange(32) < 16).float()[None]   # the left half, with a hard edge
 PAGE = ROOT / "docs" / "two_subjects.md"
 TEXT = """# Two taught subjects in one picture
 
@@ -88,10 +88,17 @@ def in_halves(left: Subject, right: Subject) -> Fusion:
     return Fusion((WeightedAdapter(left.adapters, region=LEFT), WeightedAdapter(right.adapters, region=1 - LEFT)))
 
 
-def in_halves_with_prompts(left: Subject, right: Subject) -> Fusion:
+def in_halves_with_prompts(left: Subject, right: Subject, *, own_canvas: bool = False) -> Fusion:
     """Each adapter acts in its half, which has a prompt of its own."""
-    return Fusion(tuple(WeightedAdapter(one.adapters, region=region, prompt=f"an emoji of a {one.called}")
-                        for one, region in ((left, LEFT), (right, 1 - LEFT))))   # fmt: skip
+    return Fusion(tuple(
+        WeightedAdapter(one.adapters, region=region, prompt=f"an emoji of a {one.called}", own_canvas=own_canvas)
+        for one, region in ((left, LEFT), (right, 1 - LEFT))
+    ))   # fmt: skip
+
+
+def on_own_canvases(left: Subject, right: Subject) -> Fusion:
+    """Each adapter draws its half by itself, from a prompt of its own."""
+    return in_halves_with_prompts(left, right, own_canvas=True)
 
 
 WAYS: dict[str, Way] = {
@@ -101,6 +108,7 @@ WAYS: dict[str, Way] = {
     "both everywhere, wide": (WIDE, everywhere, both),
     "each in its half, wide": (WIDE, in_halves, both),
     "each in its half, with its own prompt, wide": (WIDE, in_halves_with_prompts, both),
+    "each on its own canvas, wide": (WIDE, on_own_canvases, both),
 }
 
 

@@ -25,6 +25,7 @@ from atelier.adapters.core.timestep import TimestepTracker
 from atelier.adapters.fusion.gates import Gate, GateRecord, GateSet
 from atelier.kernels.torch_internals import conv_with_weight
 
+CANVAS_STEP = 8   # latents: the UNets halve them up to three times
 Curve = Callable[[float], float]   # progress of denoising, 0 … 1 → what the strength is multiplied with
 
 
@@ -37,6 +38,7 @@ class WeightedAdapter:
     curve: Curve | None = None    # None: the same at every step
     region: Tensor | None = None  # [h, w] of any size, 0 … 1: where in the picture it acts; None: everywhere
     prompt: str = ""              # what is drawn in its region; empty: what the drawing's prompt says
+    own_canvas: bool = False      # the UNet sees its region alone, as if it were the whole picture
 
     def strength_at(self, progress: float) -> float:
         """The strength at ``progress`` of denoising (0 … 1), as the curve sets it."""
@@ -67,6 +69,10 @@ class Fusion:
     mean of the answers. Parts with a region act in passes of their own too: answer = u + Σ Mᵢ ⊙ (aᵢ − u), where u is
     what all parts without a region give, and aᵢ the same with part i, and with the prompt of its region where it has
     one. So do ``prompt_regions``, which have no part. ``texts``: those prompts, one for each of :meth:`passes`.
+
+    A region with a canvas of its own is denoised by itself, on the rectangle around it, and is mixed in where it
+    overlaps others (Mixture of Diffusers, Barbero Jiménez 2023, arXiv 2302.02412): its subject is drawn whole, at the
+    size that was taught, and nothing of one subject can reach the other but through what is shared at the border.
     """
 
     parts: tuple[WeightedAdapter, ...]
@@ -84,7 +90,8 @@ class Fusion:
             return [UNetPass((i,), 1 / len(self.parts)) for i in everywhere] or [UNetPass((), 1.0)]
         if not regions and not self.prompt_regions:
             return [UNetPass(everywhere, 1.0)]
-        return [*(UNetPass((*everywhere, i), region, self.parts[i].prompt) for i, region in regions),
+        return [*(UNetPass((*everywhere, i), region, self.parts[i].prompt, self.parts[i].own_canvas)
+                  for i, region in regions),
                 *(UNetPass(everywhere, one.region, one.prompt) for one in self.prompt_regions),
                 UNetPass(everywhere, None)]   # fmt: skip
 
@@ -96,6 +103,7 @@ class UNetPass:
     parts: tuple[int, ...]
     weight: float | Tensor | None   # everywhere alike; or [h, w]; or what the others leave of 1
     prompt: str = ""                # of its own; empty: the drawing's
+    own_canvas: bool = False        # on the rectangle around its region, and nothing else
 
 
 def with_prompt_regions(mix: Mix | Fusion, regions: Sequence[PromptRegion]) -> Mix | Fusion:
@@ -169,16 +177,43 @@ def _run_passes(
 ) -> Any:   # fmt: skip
     """The weighted mean of what the UNet answers with the parts and the prompt of each pass."""
     before = stage.turn
+    sample = args[0] if args else kwargs.pop("sample")
     answers: list[Any] = []
     try:
         for one, text in zip(passes, texts, strict=True):
             stage.turn = one.parts
-            answers.append(forward(*args, **(_with_text(kwargs, text) if text else kwargs)))
+            arguments = _with_text(kwargs, text) if text else kwargs
+            rows, columns = _canvas(one, sample)
+            answers.append(forward(sample[..., rows, columns], *args[1:], **arguments))
+            if one.own_canvas:
+                answers[-1] = (_placed(answers[-1][0], like=sample, rows=rows, columns=columns),)
     finally:
         stage.turn = before
-    weights = _weights(passes, answers[0][0], shared=any(texts))
+    weights = _weights(passes, answers[-1][0], shared=any(texts))
     total = sum(answer[0] * weight for answer, weight in zip(answers, weights, strict=True))
-    return (total,) if isinstance(answers[0], tuple) else answers[0].__class__({"sample": total})
+    return (total,) if isinstance(answers[-1], tuple) else answers[-1].__class__({"sample": total})
+
+
+def _canvas(one: UNetPass, sample: Tensor) -> tuple[slice, slice]:
+    """Rows and columns of the latents that a pass sees: all, or a rectangle that the UNet's levels can halve."""
+    if not one.own_canvas or not isinstance(one.weight, Tensor) or not one.weight.any():
+        return slice(None), slice(None)
+    touched = _resize_region(one.weight, sample)[0, 0] > 0
+    return _span(touched.any(1)), _span(touched.any(0))
+
+
+def _span(touched: Tensor) -> slice:
+    """From the first touched place to the last, widened to whole steps inside the side."""
+    places = touched.nonzero().flatten().tolist()
+    start, end = places[0] // CANVAS_STEP * CANVAS_STEP, -(-(places[-1] + 1) // CANVAS_STEP) * CANVAS_STEP
+    return slice(start, min(len(touched), end))
+
+
+def _placed(answer: Tensor, *, like: Tensor, rows: slice, columns: slice) -> Tensor:
+    """A canvas's answer at its place in the whole, zeros elsewhere."""
+    whole = answer.new_zeros((*answer.shape[:-2], *like.shape[-2:]))
+    whole[..., rows, columns] = answer
+    return whole
 
 
 def _with_text(arguments: Mapping[str, Any], text: RegionText) -> dict[str, Any]:
