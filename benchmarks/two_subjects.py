@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from atelier.adapters.core.base import AdapterSet
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
 from atelier.adapters.fusion.live import Fusion, WeightedAdapter
 from atelier.training.base_models.base_model import BaseModel, load
-from atelier.training.embedded_base.judge import Judge
+from atelier.training.embedded_base.judge import Judge, pixels_of
 from atelier.training.sampling.sample import DrawRequest, draw
 from benchmarks.base_quality import contact_sheet
 from benchmarks.embedded_base.pairs_gate import halves
@@ -112,9 +113,17 @@ WAYS: dict[str, Way] = {
 }
 
 
+def sides(picture: Image.Image) -> Tensor:
+    """The left and the right half, each as a square [2, 3, 64, 64] in 0 … 1."""
+    if picture.width == picture.height:
+        return halves(picture)
+    side = picture.height
+    return torch.stack([pixels_of(picture.crop((left, 0, left + side, side))) for left in (0, side)])
+
+
 def scores(judge: Judge, left: str, right: str, picture: Image.Image) -> tuple[float, float, bool]:
     """Probability of each subject in its half, and whether both are what the judge names first."""
-    seen = judge.classify_pixels(halves(picture)).objects
+    seen = judge.classify_pixels(sides(picture)).objects
     indices = [judge.object_index(name) for name in (left, right)]
     named = seen.argmax(1).tolist() == indices
     return float(seen[0, indices[0]]), float(seen[1, indices[1]]), named

@@ -28,6 +28,7 @@ from torch import Tensor
 from atelier.adapters.core.mix import Mix
 from atelier.adapters.formats.native import load_adapter
 from atelier.training.base_models.base_model import BaseModel, load
+from atelier.training.config.train_config import preset_names
 from atelier.training.embedded_base.gradient_judge import gradient_judge
 from atelier.training.embedded_base.judge import Judge, background_colour
 from atelier.training.sampling.sample import DrawRequest, draw
@@ -42,8 +43,8 @@ Settings = dict[str, Any]
 
 
 def candidates() -> dict[str, Settings]:
-    """Settings by name: the usual preset's with one or two changed, and short runs that are stronger in other ways."""
-    found: dict[str, Settings] = {"normal": {}}
+    """Settings by name: the presets as they are, and the usual one's with one or two changed."""
+    found: dict[str, Settings] = {name: {} for name in preset_names()}
     for steps, lr in product((50, 75, 100, 150, 200), ("1.5e-3", "2.5e-3", "4e-3")):
         found[f"{steps} steps, rate {lr}"] = {"steps": steps, "lr": lr}
     for rank, batch in product((4, 16), (4, 8)):
@@ -123,7 +124,8 @@ def search(options: argparse.Namespace) -> None:
     for name, settings, subject, seed in runs(options):
         with tempfile.TemporaryDirectory() as home:
             changed = [f"{key}={value}" for key, value in settings.items()]
-            seconds, adapter = train(subject, "taught", seed, Path(home), changed)
+            preset = name if name in preset_names() else "normal"
+            seconds, adapter = train(subject, "taught", seed, Path(home), changed, preset=preset)
             mix = Mix(((load_adapter(adapter), 1.0),))
         drift = 1 - float((before * _features_of_others(model, judges[0], mix)).sum(1).mean())
         row = {"candidate": name, "settings": settings, "subject": subject, "seed": seed, "seconds": round(seconds, 1)}
