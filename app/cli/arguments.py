@@ -193,6 +193,9 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
     draw.add_argument("--adapter-region", nargs="+", action="append", default=[], dest="adapter_regions",
                       metavar=("NAME", "LEFT TOP RIGHT BOTTOM [PROMPT]"),
                       help="the rectangle in which an adapter acts, and what is drawn there; repeatable")
+    draw.add_argument("--side-by-side", action="store_true",
+                      help="several adapters from left to right, each in a field of its own; {subject} in the prompt "
+                           "is the subject of each")
     draw.add_argument("--curve", nargs="+", action="append", default=[], metavar=("NAME", "STRENGTH"), dest="curves",
                       help="how an adapter's strength changes from the first step to the last, such as 0 1 1; "
                            "repeatable")   # fmt: skip

@@ -18,6 +18,7 @@ from atelier.app.cli.download import download_base
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.like_picture import job_like
+from atelier.app.services.side_by_side import place_side_by_side
 from atelier.app.store.gallery import encode_picture, picture_id, save_picture
 from atelier.app.store.home import Home, explain_write_errors, write_home_file
 from atelier.app.store.library import find_adapter
@@ -43,6 +44,7 @@ def run_draw(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | st
         HomeError, SettingError, BaseError, FileError, MountError: what was typed can't be used.
     """
     job, notes = _job(home, arguments)
+    job = place_side_by_side(home, job) if arguments.side_by_side else job
     yield from notes
     download_base(job.base)
     checked = check_job(home, job)

@@ -120,7 +120,7 @@ def _method(recipe: Mapping[str, Any]) -> str:
 
 
 def _entry(home: Home, part: Mapping[str, Any]) -> MixEntry:
-    details = {key: part[key] for key in ("curve", "region", "blocks", "prompt") if key in part}
+    details = {key: part[key] for key in ("curve", "region", "blocks", "prompt", "own_canvas") if key in part}
     return read_entry({"name": _name_now(home, part), "strength": part["strength"], **details})
 
 

@@ -24,6 +24,7 @@ CURVE_POINTS, REGION_SIDE = 5, 8   # of a curve on the page; squares of a region
 RECTANGLE_SIDE = 32                # the same for rectangles that are given in numbers
 MAX_REGIONS, MAX_REGION_PROMPT = 8, 1000   # with prompts of their own; characters of one
 MAX_STRENGTH = 100.0
+_ADDED_LATER = ("blocks", "prompt", "own_canvas")   # to files, which have no key for what is not used
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,14 @@ class MixEntry:
     region: tuple[str, ...] = ()     # rows of 0 and 1: where in the picture it acts; none: everywhere
     blocks: tuple[tuple[str, float], ...] = ()   # factors of the strength by block (adapters/fusion/blocks.py)
     prompt: str = ""                 # of its region; empty: the drawing's
+    own_canvas: bool = False         # its region is drawn by itself (adapters/fusion/live.py)
 
     def weighted_adapter(self, adapters: AdapterSet) -> WeightedAdapter:
         """The same with the adapter's weights."""
         adapters = scale_blocks(adapters, dict(self.blocks)) if self.blocks else adapters
         region, curve = region_tensor(self.region) if self.region else None, self.curve
-        return WeightedAdapter(adapters, self.strength, StrengthCurve(curve) if curve else None, region, self.prompt)
+        return WeightedAdapter(adapters, self.strength, StrengthCurve(curve) if curve else None, region, self.prompt,
+                               self.own_canvas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +133,8 @@ def _values(mix: SavedMix) -> dict[str, Any]:
 
 
 def _plain(entries: tuple[MixEntry, ...]) -> list[dict[str, Any]]:
-    """Entries in plain values; those without strengths by block or a prompt as they have always been written."""
-    return [{key: value for key, value in asdict(entry).items() if value or key not in ("blocks", "prompt")}
+    """Entries in plain values; those without what was added later as they have always been written."""
+    return [{key: value for key, value in asdict(entry).items() if value or key not in _ADDED_LATER}
             for entry in entries]   # fmt: skip
 
 
@@ -178,9 +181,10 @@ def read_entry(values: Mapping[str, Any]) -> MixEntry:
     if not all(abs(factor) <= MAX_BLOCK_STRENGTH for _, factor in blocks):
         raise ValueError(f"the strength of a block is not between -{MAX_BLOCK_STRENGTH:g} and {MAX_BLOCK_STRENGTH:g}")
     prompt = _region_prompt(values.get("prompt", ""))
-    if prompt and not region:
-        raise ValueError("a prompt of its own needs a region")
-    return MixEntry(str(values["name"]), strength, curve, region, blocks, prompt)
+    own_canvas = values.get("own_canvas", False) is True
+    if (prompt or own_canvas) and not region:
+        raise ValueError("a prompt or a canvas of its own needs a region")
+    return MixEntry(str(values["name"]), strength, curve, region, blocks, prompt, own_canvas)
 
 
 def read_regions(values: Any) -> tuple[RegionEntry, ...]:
@@ -216,5 +220,5 @@ def _region_prompt(value: Any) -> str:
 def entry_details(entry: MixEntry) -> dict[str, Any]:
     """What an entry has besides its name and strength, in plain values; empty for most."""
     details = {"curve": list(entry.curve), "region": list(entry.region), "blocks": dict(entry.blocks),
-               "prompt": entry.prompt}   # fmt: skip
+               "prompt": entry.prompt, "own_canvas": entry.own_canvas}   # fmt: skip
     return {name: value for name, value in details.items() if value}
