@@ -108,7 +108,7 @@ def region_masks(
         name = words.region_name(number + 1)
         rows.append({"id": str(number), "name": name, "src": picture, "cells": _region_cells(name, one.region),
                      "prompt": one.prompt, "adapter": False})   # fmt: skip
-    return {"rows": rows, "can_add": regions is not None}
+    return {"rows": rows, "can_add": regions is not None, "can_place": regions is not None and len(entries) > 1}
 
 
 def _region_cells(name: str, region: Sequence[str]) -> list[dict[str, str]]:
@@ -129,11 +129,21 @@ def set_region(entries: Sequence[MixEntry], text: str) -> tuple[MixEntry, ...]:
     name, _, marks = text.partition("|")
 
     def painted(entry: MixEntry) -> MixEntry:
-        """With what was painted; a prompt belongs to its region."""
+        """With what was painted."""
         rows = painted_rows(marks, entry.region)
-        return replace(entry, region=rows, prompt=entry.prompt if rows else "")
+        return replace(entry, region=rows) if rows else _everywhere(entry)
 
     return tuple(painted(entry) if entry.name == name else entry for entry in entries)
+
+
+def act_everywhere(entries: Sequence[MixEntry], name: str) -> tuple[MixEntry, ...]:
+    """The entries with one that acts everywhere again."""
+    return tuple(_everywhere(entry) if entry.name == name else entry for entry in entries)
+
+
+def _everywhere(entry: MixEntry) -> MixEntry:
+    """Without a region, and so without a prompt and a canvas of its own."""
+    return replace(entry, region=(), prompt="", own_canvas=False)
 
 
 def painted_rows(marks: str, before: tuple[str, ...]) -> tuple[str, ...]:

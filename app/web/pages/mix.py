@@ -33,6 +33,7 @@ from atelier.app.store.mixes import MixEntry, SavedMix, list_mixes, mix_from_rec
 from atelier.app.text import mix as words
 from atelier.app.text import shared
 from atelier.app.web.components.mix_view import (
+    act_everywhere,
     gate_maps,
     interference_map,
     mix_plan,
@@ -174,7 +175,7 @@ class _Events:
         """Paint an adapter's region, or reset it."""
         mix, (action, text) = _mix(*values), action_of(event)
         edits = {"paint": set_region, "region-prompt": set_region_prompt}
-        entries = edits[action](mix.entries, text) if action in edits else _without(mix, text, "region")
+        entries = edits.get(action, act_everywhere)(mix.entries, text)
         return [entries, region_masks(entries, picture)]
 
     def choose_method(self, event: gr.EventData) -> str:

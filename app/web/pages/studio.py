@@ -44,6 +44,7 @@ from atelier.app.web.pages.studio_details import (
     place_details,
     place_memory_line,
     show_details,
+    side_by_side,
 )
 from atelier.app.web.pages.studio_picker import adapter_picker
 from atelier.app.web.pages.studio_pictures import (
@@ -133,7 +134,8 @@ def _listen_live(events: _Events, c: dict[str, Any], live: dict[str, Any], panel
     *editors, _ = panels
     shown = [c["names"], c["details"], c["regions"]]
     for each in editors:
-        edited = each.action(events.edit_details, shown, shown[1:], **UNQUEUED)
+        placed = [c["prompt"], c["width"], c["height"]]
+        edited = each.action(events.edit_details, [*shown, c["base"], c["prompt"]], [*shown[1:], *placed], **UNQUEUED)
         # The browser does not hear of a changed State from an event that is not queued.
         edited.success(events.show_details, shown, panels, **UNQUEUED)
         edited.success(**wanted).then(events.draw_live, **live)
@@ -203,12 +205,16 @@ class _Events:
         if live:
             self.wanted.want(str(request.session_hash), (details, regions, *strengths))
 
-    def edit_details(self, event: gr.EventData, names: str, details: Entries, regions: Regions) -> list[Any]:
+    def edit_details(
+        self, event: gr.EventData, names: str, details: Entries, regions: Regions, base: str, prompt: str
+    ) -> list[Any]:
         """Change how an adapter acts in a block, at a step or in a region, or what is drawn in a region."""
         action, text = action_of(event)
+        entries = details_of(adapter_names(names), details)
         with show_errors():
-            return [edit_details(details_of(adapter_names(names), details), action, text),
-                    edit_regions(regions, action, text)]   # fmt: skip
+            if action == "side-by-side":
+                return [*side_by_side(self.home, entries, base, prompt)]
+            return [edit_details(entries, action, text), edit_regions(regions, action, text), *[gr.skip()] * 3]
 
     def show_details(self, names: str, details: Entries, regions: Regions) -> list[Any]:
         """The panels of the adapters in use, and of the regions."""

@@ -11,6 +11,7 @@ import gradio as gr
 from atelier.adapters.fusion.blocks import MAX_BLOCK_STRENGTH
 from atelier.app.services.draw import DrawCancelledError, DrawJob
 from atelier.app.services.engine import Engine
+from atelier.app.services.side_by_side import fields_of, size_of_fields
 from atelier.app.services.studio.block_view import BlockTile, draw_block_view
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import adapter_blocks, find_adapter
@@ -18,6 +19,7 @@ from atelier.app.store.mixes import MAX_REGION_PROMPT, MAX_REGIONS, MixEntry, Re
 from atelier.app.text import mix as mix_words
 from atelier.app.text import studio as words
 from atelier.app.web.components.mix_view import (
+    act_everywhere,
     move_point,
     painted_rows,
     region_masks,
@@ -75,9 +77,19 @@ def edit_details(entries: Entries, action: str, text: str) -> Entries:
         case "region-prompt":
             return set_region_prompt(entries, text)
         case "everywhere":
-            return _without(entries, text, "region")
+            return act_everywhere(entries, text)
         case _:
             return entries
+
+
+def side_by_side(home: Home, entries: Entries, base: str, prompt: str) -> tuple[Entries, Regions, str, int, int]:
+    """The adapters in fields from left to right, no other regions, the prompt, and the size of all fields together.
+
+    Raises:
+        HomeError, SettingError, BaseError: they can't be placed.
+    """
+    placed, prompt = fields_of(home, entries, prompt)
+    return placed, (), prompt, *size_of_fields(len(placed), base or EMBEDDED)
 
 
 def edit_regions(regions: Regions, action: str, text: str) -> Regions:
@@ -172,6 +184,4 @@ def _set_block(entry: MixEntry, block: str, strength: float) -> MixEntry:
 
 
 def _without(entries: Entries, name: str, what: str) -> Entries:
-    # A prompt belongs to its region.
-    gone = {what: (), **({"prompt": ""} if what == "region" else {})}
-    return tuple(replace(entry, **gone) if entry.name == name else entry for entry in entries)
+    return tuple(replace(entry, **{what: ()}) if entry.name == name else entry for entry in entries)

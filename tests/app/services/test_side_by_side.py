@@ -20,6 +20,8 @@ from atelier.app.services.side_by_side import place_side_by_side
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.mixes import MixEntry, read_entry
+from atelier.app.web.components.mix_view import act_everywhere, region_masks, set_region
+from atelier.app.web.pages.studio_details import side_by_side as side_by_side_in_studio
 from atelier.training.sampling.sample import DrawRequest
 
 LAYER = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -87,3 +89,15 @@ def test_a_canvas_needs_a_region():
         read_entry({"name": "rex", "strength": 1, "own_canvas": True})
     with pytest.raises(SettingError, match="0 adapters"):
         place_side_by_side(open_home(Path("unused")), DrawJob(request=DrawRequest(prompt="x")))
+
+
+def test_the_studio_places_them_and_takes_the_fields_away_again(home):
+    entries = (MixEntry("rex"), MixEntry("hoot", 0.5))
+    placed, regions, prompt, *size = side_by_side_in_studio(home, entries, "", "a {subject}")
+    assert ([entry.prompt for entry in placed], regions) == (["a rex fox", "a vf owl"], ())
+    assert (prompt, size) == ("a rex fox and vf owl", [128, 64])
+    assert region_masks(placed, "", ())["can_place"] and not region_masks(placed, "")["can_place"]
+    assert not region_masks(placed[:1], "", ())["can_place"]
+    assert act_everywhere(placed, "rex") == (entries[0], placed[1])
+    nothing_painted = set_region(placed, "hoot|" + "0" * 64)
+    assert nothing_painted == (placed[0], entries[1]), "what has no region has no canvas, or it could not be read again"
