@@ -18,7 +18,7 @@ from atelier.app.cli.download import download_base
 from atelier.app.services.draw import CheckedJob, DrawJob, check_job, draw
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.like_picture import job_like
-from atelier.app.services.side_by_side import place_side_by_side
+from atelier.app.services.studio.side_by_side import place_side_by_side
 from atelier.app.store.gallery import encode_picture, picture_id, save_picture
 from atelier.app.store.home import Home, explain_write_errors, write_home_file
 from atelier.app.store.library import find_adapter

@@ -11,8 +11,8 @@ import gradio as gr
 from atelier.adapters.fusion.blocks import MAX_BLOCK_STRENGTH
 from atelier.app.services.draw import DrawCancelledError, DrawJob
 from atelier.app.services.engine import Engine
-from atelier.app.services.side_by_side import fields_of, size_of_fields
 from atelier.app.services.studio.block_view import BlockTile, draw_block_view
+from atelier.app.services.studio.side_by_side import fields_of, size_of_fields
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.library import adapter_blocks, find_adapter
 from atelier.app.store.mixes import MAX_REGION_PROMPT, MAX_REGIONS, MixEntry, RegionEntry

@@ -16,7 +16,7 @@ from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.cli.main import main
 from atelier.app.services.draw import DrawJob
 from atelier.app.services.draw_again import job_from_picture
-from atelier.app.services.side_by_side import place_side_by_side
+from atelier.app.services.studio.side_by_side import place_side_by_side
 from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.mixes import MixEntry, read_entry
