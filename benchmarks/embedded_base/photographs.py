@@ -1,7 +1,7 @@
 """How the default preset learns real photographs, in measures that need no judge: the base model's own losses.
 
-    python -m benchmarks.photographs --pictures PHOTOS [--subjects dog vase …] [--preset quick] [--out FILE]
-    python -m benchmarks.photographs --render          docs/photographs.md from the results
+    python -m benchmarks.embedded_base.photographs --pictures PHOTOS [--subjects dog vase …] [--preset quick] [--out FILE]
+    python -m benchmarks.embedded_base.photographs --render          docs/photographs.md from the results
 
 PHOTOS has a folder of photographs for each subject. The last photograph of each is held out, the others are trained
 on by `atelier train`, as a person would. Then every photograph is noised at four timesteps, four times each and alike
@@ -39,7 +39,7 @@ FOREIGN = ("an emoji of a red apple", "an emoji of a house", "an emoji of a tige
 PAGE = ROOT / "docs" / "photographs.md"
 TEXT = """# Real photographs on the embedded base model
 
-Written by `python -m benchmarks.photographs --render` from what is in `benchmarks/results/`.
+Written by `python -m benchmarks.embedded_base.photographs --render` from what is in `benchmarks/results/`.
 
 The embedded base model draws emoji of 64 pixels and has never seen a photograph; Create says so before anything is
 trained. Here the preset {preset} is taught {count} subjects of the DreamBooth data set, one training each, the last
