@@ -1,6 +1,6 @@
 """How the default preset learns real photographs, in measures that need no judge: the base model's own losses.
 
-    python -m benchmarks.embedded_base.photographs --pictures PHOTOS [--subjects dog vase …] [--preset quick] [--out FILE]
+    python -m benchmarks.embedded_base.photographs --pictures PHOTOS [--subjects dog vase …] [--preset quick]
     python -m benchmarks.embedded_base.photographs --render          docs/photographs.md from the results
 
 PHOTOS has a folder of photographs for each subject. The last photograph of each is held out, the others are trained
