@@ -19,8 +19,9 @@ from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import EMBEDDED, TrainConfig
 
 # Of trainings on the embedded base, counted in bare passes of one picture: docs/time_estimates.md.
-_PREPARATION = 100.0
-_PASS = 1.0    # with the optimizer, validation, previews and checkpoints
+_AROUND = 220.0   # before the first step and after the last
+_PASS = 0.87
+_STEP = 2.0       # pictures' time that a step takes however many it has: the optimizer, and what comes between steps
 _LOOKED_AT = 40    # of the newest runs
 _COUNTED = 5       # of those that are alike
 _FILE = "estimate.json"
@@ -30,14 +31,15 @@ _FILE = "estimate.json"
 class RunTiming:
     """What a finished training took, in seconds."""
 
-    before: float    # until its first step
-    per_step: float  # a step, and its share of previews, validations and checkpoints
+    around: float    # until its first step, and after its last: there is as much of it in a short training as in a long
+    per_step: float  # a step, and its share of what comes between steps
     pictures: int    # per step
     config: TrainConfig
 
     def predict(self, config: TrainConfig) -> float:
-        """What another training would take, if a step took as long per picture."""
-        return self.before + config.steps * self.per_step * pictures_per_step(config) / self.pictures
+        """What another training would take."""
+        larger = (_STEP + pictures_per_step(config)) / (_STEP + self.pictures)
+        return self.around + config.steps * self.per_step * larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def expected_time(home: Home, engine: Engine, config: TrainConfig) -> TimeEstima
 
 def first_estimate(config: TrainConfig, seconds_per_picture: float) -> TimeEstimate:
     """The estimate of a home that has not trained yet, from what was measured of one picture's way through the UNet."""
-    passes = _PREPARATION + _PASS * config.steps * pictures_per_step(config)
+    passes = _AROUND + _PASS * config.steps * (_STEP + pictures_per_step(config))
     return TimeEstimate(passes * seconds_per_picture, 0)
 
 
@@ -104,7 +106,8 @@ def _timing(folder: Path, _changed: int) -> RunTiming | None:
     if not whole or first is None or len(steps) < 2 or not isinstance(events[-1][1], Finished):
         return None
     # The first step is slower than the others, so it counts as preparation.
-    return RunTiming(before=steps[0] - events[0][0], per_step=(events[-1][0] - steps[0]) / (len(steps) - 1),
+    between = steps[-1] - steps[0]
+    return RunTiming(around=events[-1][0] - events[0][0] - between, per_step=between / (len(steps) - 1),
                      pictures=pictures_per_step(config), config=config)   # fmt: skip
 
 

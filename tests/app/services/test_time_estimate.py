@@ -55,8 +55,8 @@ def test_an_estimate_scales_with_steps_and_pictures(home: Home, monkeypatch: pyt
     assert estimate_time(home, CONFIG) is None
     past_run(home, monkeypatch, "a", 2.0)
     found = estimate_time(home, TrainConfig(**{**CONFIG.to_dict(), "steps": 100, "batch": 4}))
-    # 6 s before; a step is 2 s and a tenth of the last second, and twice as many pictures take twice as long.
-    assert found and found.seconds == pytest.approx(6 + 100 * 2.1 * 2) and found.runs == 1
+    # 6 s before and 1 s after; a step is 2 s for 2 pictures and what takes as long as 2 more, so that 4 take 3 s.
+    assert found and found.seconds == pytest.approx(7 + 100 * 3) and found.runs == 1
 
 
 def test_what_is_alike_counts_and_the_median_of_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_what_is_alike_counts_and_the_median_of_it(home: Home, monkeypatch: pyte
         past_run(home, monkeypatch, name, seconds)
     past_run(home, monkeypatch, "d", 9.0, config=TrainConfig(**{**CONFIG.to_dict(), "resolution": 512}))
     found = estimate_time(home, CONFIG)
-    assert found and found.runs == 3 and found.seconds == pytest.approx(6 + 11 * 3.1)
+    assert found and found.runs == 3 and found.seconds == pytest.approx(7 + 11 * 3)
 
 
 @pytest.mark.parametrize("event", [Paused(3), Resumed(3)])
@@ -83,7 +83,7 @@ def test_the_first_estimate_comes_from_a_measured_step(home: Home, monkeypatch: 
                    for steps in (100, 200))   # fmt: skip
     assert short and long and short.runs == 0
     assert asked == [("embedded", 2)] * 2
-    assert long.seconds - short.seconds == pytest.approx(100 * 2 * 0.01 * time_estimate._PASS)
+    assert long.seconds - short.seconds == pytest.approx(100 * (2 + 2) * 0.01 * time_estimate._PASS)
     other = TrainConfig(**{**CONFIG.to_dict(), "base": "somebody/else"})
     assert expected_time(home, engine, other) is None, "nothing is loaded only to be timed"
     engine.seconds_per_picture = lambda *_: None   # another base model is in memory
