@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compress(add("compress", "compress a base model, with or without adapters merged in"))
     _add_make(add("make", "make one adapter from a content and a style adapter"))
     _add_draw(add("draw", "draw pictures"))
+    _add_grid(add("grid", "draw a picture again and again while settings change"))
     _add_find(add("find", "find the adapters that fit a prompt, by their weights"))
     _add_words(add("words", "check which words have no meaning to a base model, and so are good trigger words"))
     add("list", "list your adapters")
@@ -289,6 +290,17 @@ def _add_export(export: argparse.ArgumentParser) -> None:
                         help="also measure how much the UNet's output with the file differs from that with the "
                              "adapters")
     _add_limits(export)
+
+
+def _add_grid(grid: argparse.ArgumentParser) -> None:
+    grid.add_argument("picture", metavar="PICTURE", help="a picture of the gallery by its id, or a file of Atelier; "
+                      "the id of a grid draws what is missing in it")
+    grid.add_argument("--vary", action="append", default=[], metavar="SETTING=VALUES", dest="axes",
+                      help="a setting and its values, such as strength=0..1.5:4 or seed=1,2,3 or prompt='fox | owl'; "
+                           "up to three")
+    grid.add_argument("--adapter", default="", metavar="NAME",
+                      help="whose strength, block or checkpoint changes (default: the first one's)")
+    grid.add_argument("--out", type=Path, metavar="FILE", help="where to write the picture of all cells with labels")
 
 
 def _add_inspect(inspect: argparse.ArgumentParser) -> None:

@@ -181,6 +181,17 @@ def _make(arguments: Namespace) -> int:
     return _print_answer(arguments, values, f"{card.name} is ready: {card.path}")
 
 
+def _grid(arguments: Namespace) -> int:
+    _explain_unused_card()
+    from atelier.app.cli.grid import run_grid
+
+    values = run_grid(open_home(arguments.home), arguments)
+    if "error" in values:
+        return _fail(f"{values['error']} ({values['grid']})")
+    problems = [f"{' · '.join(cell['values'])}: {cell['problem']}" for cell in values["cells"] if cell["problem"]]
+    return _print_answer(arguments, values, "\n".join([*problems, values["file"]]))
+
+
 def _compress(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from atelier.app.cli.compress import run_compress
@@ -336,7 +347,7 @@ def _doctor(arguments: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "serve": _serve, "key": _key, "worker": _worker, "train": _train, "jobs": _jobs, "make": _make,
-    "compress": _compress, "draw": _draw, "find": _find, "words": _words,
+    "compress": _compress, "draw": _draw, "grid": _grid, "find": _find, "words": _words,
     "list": _list, "show": _show, "delete": _delete, "restore": _restore, "models": _models, "doctor": _doctor,
     **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip

@@ -40,15 +40,25 @@ def submit_grid(home: Home, id: str) -> None:
     Raises:
         HomeError: the home can't be written.
     """
-    run = job_folder(home, id)
     if not grid_job(home, id).is_over:
         return
+    run = make_job_folder(home, id)
+    with open_queue(home) as queue:
+        queue.add(run, Action.RESUME if run.events() else Action.START)
+
+
+def make_job_folder(home: Home, id: str) -> RunFolder:
+    """The folder of a grid's job, ready for a process to work in it.
+
+    Raises:
+        HomeError: it can't be written.
+    """
+    run = job_folder(home, id)
     with explain_write_errors(home.grids):
         (run.path / "control").mkdir(parents=True, exist_ok=True)
         auto_resume_marker(run).unlink(missing_ok=True)
     run.take_command("cancel")   # to the process that has ended
-    with open_queue(home) as queue:
-        queue.add(run, Action.RESUME if run.events() else Action.START)
+    return run
 
 
 def cancel_grid(home: Home, id: str) -> None:
@@ -99,7 +109,12 @@ def read_grid_job(run: RunFolder) -> GridJob:
 
 def job_folder(home: Home, id: str) -> RunFolder:
     """The folder of a grid's job, by the grid's id."""
-    return RunFolder(home.grids / f"{_PREFIX}{id}")
+    return RunFolder(home.grids / job_name(id))
+
+
+def job_name(id: str) -> str:
+    """The job of a grid, as the queue and scripts name it."""
+    return f"{_PREFIX}{id}"
 
 
 def queued_folder(home: Home, queue_id: str) -> RunFolder:
@@ -115,6 +130,17 @@ def is_grid(run: RunFolder) -> bool:
 def grid_id(run: RunFolder) -> str:
     """The grid that a job draws."""
     return run.id.removeprefix(_PREFIX)
+
+
+def grid_file(run: RunFolder) -> Path:
+    """The file of the grid that a job draws."""
+    return run.path.with_name(f"{grid_id(run)}.json")
+
+
+def grid_of(home: Home, queue_id: str) -> str:
+    """The grid that a message of the queue or a script names by its job; empty for what is none."""
+    run = queued_folder(home, queue_id)
+    return grid_id(run) if is_grid(run) and run.path.is_dir() else ""
 
 
 def grid_folders(home: Home) -> list[RunFolder]:

@@ -197,7 +197,14 @@ def _queue_name(home: Home) -> str:
 def needs_card(run: RunFolder) -> bool:
     """Whether a run's base model is so large that a processor would take days; False if that can't be told here."""
     try:
-        recipe = run.compression() or run.config()
-        return identify(recipe.base).channels >= _CARD_CHANNELS
-    except (ValueError, OSError, BaseError):
+        return identify(_base_of(run)).channels >= _CARD_CHANNELS
+    except (ValueError, TypeError, KeyError, OSError, BaseError):
         return False
+
+
+def _base_of(run: RunFolder) -> str:
+    from atelier.app.jobs.grid_jobs import grid_file, is_grid  # which has need of the queue
+
+    if is_grid(run):
+        return str(parse_json(grid_file(run).read_text(encoding="utf-8"))["recipe"]["base"])
+    return (run.compression() or run.config()).base

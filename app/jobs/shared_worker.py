@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.base_queue import Action
 from atelier.app.jobs.child_process import STALE_SECONDS
-from atelier.app.jobs.grid_jobs import is_grid, queued_folder, read_grid_job
+from atelier.app.jobs.grid_jobs import grid_folders, is_grid, queued_folder, read_grid_job
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders
 from atelier.app.jobs.redis_queue import RedisQueue, redis_queue
 from atelier.app.store.home import Home
@@ -79,7 +79,7 @@ def find_lost_runs(home: Home, queue: RedisQueue, heartbeats: Heartbeats) -> Non
     Several workers may do so at once. A message too many does nothing: see :func:`carry_out`.
     """
     waiting = queue.waiting()
-    for run in map(RunFolder, run_folders(home)):
+    for run in [*map(RunFolder, run_folders(home)), *grid_folders(home)]:
         if run.id in waiting or queue.is_leased(run) or not heartbeats.has_stopped(run):
             continue
         if not run.events():

@@ -101,13 +101,14 @@ def _evenly(low: float, high: float, count: int) -> list[str]:
     return [f"{low + (high - low) * i / (count - 1):g}" for i in range(count)]
 
 
-def new_grid(home: Home, picture_id: str, axes: Sequence[Axis]) -> Grid:
-    """Make a grid around a picture of the gallery; nothing is drawn yet.
+def new_grid(home: Home, picture: str | Path, axes: Sequence[Axis]) -> Grid:
+    """Make a grid around a picture: its id in the gallery, or a file; nothing is drawn yet.
 
     Raises:
         HomeError: the picture is gone or holds no recipe, there are no axes or too many cells, or a value is wrong.
     """
-    recipe = read_recipe(find_picture(home, picture_id).path) or {}
+    path = picture if isinstance(picture, Path) else find_picture(home, picture).path
+    recipe = read_recipe(path) or {}
     job, _ = job_from_recipe(home, recipe)
     if not 0 < len(axes) <= MAX_AXES:
         raise HomeError(words.NO_AXES)

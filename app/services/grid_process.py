@@ -54,14 +54,24 @@ def draw_grid_job(home: Home, run: RunFolder, engine: Engine) -> Event:
         lock.release()
 
 
+def draw_here(home: Home, run: RunFolder) -> Event:
+    """Draw a grid in this process, with its events in the job's folder; returns the final event.
+
+    Raises:
+        RunBusyError: another process draws it.
+    """
+    with run.lock(), run.heartbeat():
+        run.append(Preparing("Loading the base model"))
+        engine = Engine(lambda: drawing_precision(home), lambda base: base_options(home, base))
+        last = draw_grid_job(home, run, engine)
+        run.append(last)
+    return last
+
+
 def main(folder: Path) -> int:
     """Draw one grid; returns the exit code."""
-    run, home = RunFolder(folder), open_home(folder.parent.parent)
     try:
-        with run.lock(), run.heartbeat():
-            run.append(Preparing("Loading the base model"))
-            engine = Engine(lambda: drawing_precision(home), lambda base: base_options(home, base))
-            run.append(draw_grid_job(home, run, engine))
+        draw_here(open_home(folder.parent.parent), RunFolder(folder))
     except RunBusyError:
         return BUSY
     return 0

@@ -35,6 +35,8 @@ BETTER = "This one"
 SKIP = "Another pair"
 RANKING = "Ranking"
 ALL_COMPARED = "Every pair was compared."
+STOPPED = "Stopped. What is drawn stays; continue with: atelier grid, and the grid's id."
+DRAWN_ELSEWHERE = "This grid waits in the queue or is drawn by another process."
 NO_AXES = "Choose one to three settings that change."
 NO_GRID = "There is no such grid. It may have been deleted."
 

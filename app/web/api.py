@@ -15,12 +15,14 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
+from atelier.app.jobs.grid_jobs import cancel_grid, grid_of, job_name, submit_grid
 from atelier.app.jobs.jobs import cancel, find_run, list_runs, resume, run_status
 from atelier.app.services.draw import ALONE, DrawJob, Progress, draw_to_gallery
 from atelier.app.services.draw_again import read_place
 from atelier.app.services.engine import Engine
-from atelier.app.services.grid import draw_grid, new_grid, parse_axis, read_grid
+from atelier.app.services.grid import Grid, list_grids, new_grid, parse_axis, read_grid
 from atelier.app.services.grid_picture import write_labelled_picture
+from atelier.app.services.grid_progress import GridProgress, follow_grid, grid_progress
 from atelier.app.services.import_child import import_files
 from atelier.app.services.import_export import export_adapters
 from atelier.app.services.like_picture import job_like
@@ -92,23 +94,33 @@ class Endpoints:
                     case list():
                         yield {"pictures": [self.picture(picture.id) for picture in event], "notices": notices}
 
-    def grid(self, picture: str, axes: dict[str, str], adapter: str = "") -> Iterator[dict[str, Any]]:
-        """Draw a picture of the gallery again while settings change. Yields {done, of}, at the end {id, cells, file}.
+    def grid(
+        self, picture: str, axes: dict[str, str], adapter: str = "", wait: bool = True
+    ) -> Iterator[dict[str, Any]]:
+        """Draw a picture of the gallery again while settings change; a job that goes on when the script ends.
 
-        picture: its id. axes: one to three settings with values, such as {"strength": "0, 0.5, 1", "seed": "1, 2"}.
-        adapter: whose strength changes; empty for the first one's. file: all cells with labels.
+        Yields its state as /job does whenever that changes, and at the end {job, id, cells, file} with all cells and a
+        picture of them with labels. picture: its id. axes: one to three settings with values, such as
+        {"strength": "0, 0.5, 1", "seed": "1, 2"}. adapter: whose strength changes; empty for the first one's. wait:
+        False returns at once, with the state.
         """
         with show_errors(as_page=False):
             given = _table("axes", axes, "{'strength': '0, 0.5, 1', 'seed': '1, 2'}")
             whose = _text("adapter", adapter)
             chosen = [parse_axis(kind, _text(kind, values), whose) for kind, values in given.items()]
             grid = new_grid(self.home, _text("picture", picture), chosen)
-            for done, _ in enumerate(draw_grid(self.home, self.engine, grid.id), start=1):
-                yield {"done": done, "of": len(grid.cells)}
+            submit_grid(self.home, grid.id)
+            for progress in follow_grid(self.home, grid.id):
+                yield (state := _grid_status(grid, progress))
+                if wait is not True:
+                    return
+            if state["state"] == "failed":
+                raise HomeError(state["message"])
             grid = read_grid(self.home, grid.id)
             cells = [{"values": list(cell.values), "picture": cell.picture, "problem": cell.problem}
                      for cell in grid.cells]   # fmt: skip
-            yield {"id": grid.id, "cells": cells, "file": _offered(write_labelled_picture(self.home, grid))}
+            yield {"job": state["id"], "id": grid.id, "cells": cells,
+                   "file": _offered(write_labelled_picture(self.home, grid))}   # fmt: skip
 
     def settings_of(self, picture: dict[str, Any]) -> dict[str, Any]:
         """How a picture was drawn, by Atelier or another tool, as the arguments of /draw, and notes on what is missing.
@@ -149,21 +161,32 @@ class Endpoints:
         return {"job": run.id, "notes": notes}
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Every training and compression, newest first, as /job says it."""
+        """Every training, compression and grid, newest first, as /job says it."""
         with show_errors(as_page=False):
-            return [_status(run) for run in list_runs(self.home)]
+            grids = [_grid_status(grid, grid_progress(self.home, grid)) for grid in list_grids(self.home)]
+            states = [*map(_status, list_runs(self.home)), *(each for each in grids if each["state"] != "none")]
+            return sorted(states, key=lambda each: each["id"].removeprefix("grid-"), reverse=True)
 
     def job(self, id: str) -> dict[str, Any]:
         """How a job is: {id, name, state, message, step, total_steps, seconds_left, loss, adapter, is_over}."""
         with show_errors(as_page=False):
-            return _status(run_status(self.home, _text("id", id)))
+            if grid := grid_of(self.home, _text("id", id)):
+                return _grid_status(read_grid(self.home, grid), grid_progress(self.home, read_grid(self.home, grid)))
+            return _status(run_status(self.home, id))
 
     def control_job(self, id: str, command: str) -> dict[str, Any]:
-        """Tell a job to pause, continue, stop (and keep what it has), save or cancel; or resume one that is over."""
+        """Tell a job to pause, continue, stop (and keep what it has), save or cancel; or resume one that is over.
+
+        A grid can be cancelled and resumed; what is drawn stays.
+        """
         with show_errors(as_page=False):
-            if command not in COMMANDS:
-                raise ValueError(words.no_command(command, ", ".join(COMMANDS)))
-            if command in ("cancel", "resume"):
+            grid = grid_of(self.home, _text("id", id))
+            known = ("cancel", "resume") if grid else COMMANDS
+            if command not in known:
+                raise ValueError(words.no_command(command, ", ".join(known)))
+            if grid:
+                {"cancel": cancel_grid, "resume": submit_grid}[command](self.home, grid)
+            elif command in ("cancel", "resume"):
                 {"cancel": cancel, "resume": resume}[command](self.home, _text("id", id))
             else:
                 find_run(self.home, _text("id", id)).send_command("resume" if command == "continue" else command)
@@ -293,6 +316,16 @@ def _status(run: RunStatus) -> dict[str, Any]:
         "id": run.id, "name": run.name, "state": run.state, "message": run.message, "step": run.step,
         "total_steps": run.total_steps, "seconds_left": run.seconds_left,
         "loss": run.losses[-1][1] if run.losses else None, "adapter": Path(run.adapter).stem, "is_over": run.is_over,
+    }   # fmt: skip
+
+
+def _grid_status(grid: Grid, progress: GridProgress) -> dict[str, Any]:
+    """The state of a grid as that of a run: its steps are its pictures."""
+    job = progress.job
+    return {
+        "id": job_name(grid.id), "name": str(grid.recipe.get("prompt", "")), "state": job.state,
+        "message": job.message, "step": progress.done, "total_steps": progress.of, "seconds_left": None, "loss": None,
+        "adapter": "", "is_over": job.is_over,
     }   # fmt: skip
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from atelier.app.jobs.grid_jobs import GridJob, cancel_grid, grid_job, submit_grid
+from atelier.app.jobs.grid_jobs import GridJob, cancel_grid, submit_grid
 from atelier.app.services.grid import MAX_AXES, Cell, Grid, list_grids, new_grid, parse_axis, read_grid, vote
 from atelier.app.services.grid_picture import cell_rows, write_labelled_picture
+from atelier.app.services.grid_progress import grid_progress
 from atelier.app.services.grid_ranking import next_pair, rank_cells, rank_values
 from atelier.app.store.gallery import find_picture, read_recipe
 from atelier.app.store.gallery_index import recipe_adapters
@@ -129,8 +130,7 @@ class _Events:
             return [{"problem": str(error)}, gr.Column(visible=False), {}, str(error)]
         if grid is None:
             return [{}, gr.Column(visible=False), {}, ""]
-        job = grid_job(self.home, id)
-        done = sum(bool(cell.picture or cell.problem) for cell in grid.cells)
+        job, done, _ = grid_progress(self.home, grid)
         return [self._cells(grid, job, done), gr.Column(visible=done > 1), self._votes(grid),
                 f"{id} {done} {job.state} {job.message} {len(grid.votes)}"]   # fmt: skip
 

@@ -24,10 +24,13 @@ from stand_in_child import SAVED, STEPPED, child_command, put, starts
 
 from atelier.app.jobs import child_process, redis_queue, shared_worker
 from atelier.app.jobs.base_queue import Action
+from atelier.app.jobs.grid_jobs import job_folder, make_job_folder
 from atelier.app.jobs.jobs import auto_resume_marker, list_runs, submit
 from atelier.app.jobs.redis_queue import RedisQueue
 from atelier.app.jobs.shared_worker import LOST, Heartbeats, carry_out, find_lost_runs
 from atelier.app.jobs.worker import run_worker
+from atelier.app.services.grid import new_grid, parse_axis
+from atelier.app.store.gallery import save_picture
 from atelier.app.store.home import Home
 from atelier.training.config import run_folder
 from atelier.training.config.events import (
@@ -60,6 +63,10 @@ for step in range(first + 1, 6):
 say("finished", step=5, path="fox.safetensors", seconds=1.0)
 (folder / "heartbeat").unlink(missing_ok=True)
 """
+
+
+GRID_RECIPE = {"prompt": "a fox", "negative": "", "seed": 7, "steps": 2, "guidance": 3.0, "base": "embedded",
+               "width": 64, "height": 64, "adapters": []}   # fmt: skip
 
 
 @pytest.fixture
@@ -101,6 +108,37 @@ def finished(run: RunFolder) -> int:
 
 def new_run(home: Home, name: str) -> RunFolder:
     return submit(home, TrainConfig(name=name, steps=5))
+
+
+# --- grids
+
+def test_a_grid_of_a_lost_machine_goes_on_elsewhere_once(home, queue, short_waits, monkeypatch):
+    monkeypatch.setattr(shared_worker, "STALE_SECONDS", -1.0)   # every heartbeat has stopped
+    picture = save_picture(home, Image.new("RGB", (8, 8)), GRID_RECIPE).stem
+    grid = new_grid(home, picture, [parse_axis("seed", "1, 2")])
+    run = make_job_folder(home, grid.id)
+    find_lost_runs(home, queue, Heartbeats())
+    assert queue.waiting() == {run.id: Action.START}, "it waited in a queue that was lost"
+    queue.remove(run)
+    run.append(Preparing("Loading"))
+    find_lost_runs(home, queue, Heartbeats())
+    assert queue.waiting() == {run.id: Action.RECOVER}
+    drawn: list[str] = []
+    carry_out(run, Action.RECOVER, queue, lambda each, _: drawn.append(each.id))
+    assert drawn == [run.id] and run.events()[-1][1] == Interrupted(LOST)
+    queue.remove(run)
+    find_lost_runs(home, queue, Heartbeats())
+    assert queue.waiting() == {}, "the second time a person decides"
+
+
+def test_a_grid_needs_the_card_that_its_base_model_needs(home, monkeypatch):
+    picture = save_picture(home, Image.new("RGB", (8, 8)), GRID_RECIPE).stem
+    run = job_folder(home, new_grid(home, picture, [parse_axis("seed", "1")]).id)
+    assert not redis_queue.needs_card(run), "the embedded base"
+    monkeypatch.setattr(redis_queue, "_CARD_CHANNELS", 8)
+    assert redis_queue.needs_card(run)
+    (home.grids / f"{run.id.removeprefix('grid-')}.json").write_text("[]")
+    assert not redis_queue.needs_card(run)
 
 
 # --- with workers

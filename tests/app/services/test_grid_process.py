@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
+from atelier.app.cli.main import main
 from atelier.app.jobs.base_queue import Action
 from atelier.app.jobs.grid_jobs import (
     GridJob,
@@ -19,15 +21,19 @@ from atelier.app.jobs.grid_jobs import (
     grid_job,
     is_grid,
     job_folder,
+    make_job_folder,
     queued_folder,
     submit_grid,
 )
 from atelier.app.jobs.jobs import list_runs, queued_runs
 from atelier.app.jobs.queue import open_queue
 from atelier.app.jobs.worker import reconcile
+from atelier.app.services import grid_process
+from atelier.app.services import grid_progress as grid_progress_module
 from atelier.app.services.engine import DrawCallbacks, Engine
 from atelier.app.services.grid import Grid, new_grid, parse_axis, read_grid
 from atelier.app.services.grid_process import draw_grid_job
+from atelier.app.services.grid_progress import follow_grid
 from atelier.app.store.gallery import save_picture
 from atelier.app.store.home import Home, open_home
 from atelier.training.config.events import Failed, Finished, Interrupted, Preparing, Stopped
@@ -130,6 +136,42 @@ def test_a_worker_finds_grids_that_wait_or_were_interrupted(home: Home, grid: Gr
         reconcile(home, queue)
         assert queue.waiting() == {}, "the second time a person decides"
     assert grid_job(home, grid.id) == GridJob("interrupted", "It was killed.")
+
+
+def test_it_is_followed_from_its_place_in_the_queue_to_its_end(
+    home: Home, grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid_progress_module, "_LOOK_SECONDS", 0.0)
+    submit_grid(home, grid.id)
+    steps = follow_grid(home, grid.id)
+    assert next(steps) == (GridJob("queued", "Number 1 in the queue."), 0, 3)
+    draw(home, grid, FakeEngine({}))
+    assert list(steps) == [(GridJob("done"), 3, 3)]
+
+
+def test_the_command_line_draws_the_same_grids_and_goes_on_with_them(
+    home: Home, grid: Grid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine = FakeEngine({})
+    monkeypatch.setattr(grid_process, "Engine", lambda *_: engine)
+    picture = save_picture(home, Image.new("RGB", (64, 64)), RECIPE)
+    where = ["--home", str(home.path), "--json"]
+    assert main(["grid", str(picture), "--vary", "seed=4,5", "--vary", "steps=2", "--out", str(tmp_path / "a.png"),
+                 *where]) == 0   # fmt: skip
+    answer = json.loads(capsys.readouterr().out)
+    assert engine.seeds == [4, 5] and [cell["values"] for cell in answer["cells"]] == [["4", "2"], ["5", "2"]]
+    with Image.open(tmp_path / "a.png") as labelled:
+        assert labelled.width > labelled.height
+    assert grid_job(home, answer["grid"]) == GridJob("done")
+    engine.at_picture = {2: lambda: job_folder(home, grid.id).send_command("cancel")}
+    make_job_folder(home, grid.id).append(Stopped(0, ""))
+    assert main(["grid", grid.id, *where]) == 1
+    assert "Stopped." in capsys.readouterr().err and grid_job(home, grid.id) == GridJob("stopped")
+    engine.at_picture = {}
+    assert main(["grid", grid.id, *where]) == 0 and engine.seeds == [4, 5, 1, 2, 3]
+    for typed, why in ((["gone", "--vary", "seed=1"], "no longer in the gallery"), ([str(picture), "--vary", "seed"],
+                       "needs a setting and its values"), ([str(picture)], "Choose one to three settings")):
+        assert main(["grid", *typed, *where]) == 1 and why in capsys.readouterr().err
 
 
 @pytest.mark.slow
