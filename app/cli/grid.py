@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from atelier.adapters.core.settings import SettingError
-from atelier.app.jobs.grid_jobs import grid_job, job_folder, make_job_folder
+from atelier.app.jobs.grid_folders import job_folder
+from atelier.app.jobs.grid_jobs import grid_job, make_job_folder
 from atelier.app.services.grid import Axis, Grid, new_grid, parse_axis, read_grid
 from atelier.app.services.grid_picture import write_labelled_picture
 from atelier.app.services.grid_process import draw_here

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from atelier.adapters.core.parse import parse_json
 from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.base_queue import Action, Handler, Queue
+from atelier.app.jobs.grid_folders import grid_file, is_grid
 from atelier.app.jobs.huey_internals import JsonSerializer
 from atelier.app.store.home import Home, HomeError, explain_write_errors
 from atelier.training.base_models.base_info import BaseError
@@ -203,8 +204,6 @@ def needs_card(run: RunFolder) -> bool:
 
 
 def _base_of(run: RunFolder) -> str:
-    from atelier.app.jobs.grid_jobs import grid_file, is_grid  # which has need of the queue
-
     if is_grid(run):
         return str(parse_json(grid_file(run).read_text(encoding="utf-8"))["recipe"]["base"])
     return (run.compression() or run.config()).base

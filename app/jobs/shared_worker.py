@@ -16,7 +16,8 @@ from redis.exceptions import RedisError
 from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.base_queue import Action
 from atelier.app.jobs.child_process import STALE_SECONDS
-from atelier.app.jobs.grid_jobs import grid_folders, is_grid, queued_folder, read_grid_job
+from atelier.app.jobs.grid_folders import grid_folders, is_grid, queued_folder
+from atelier.app.jobs.grid_jobs import read_grid_job
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders
 from atelier.app.jobs.redis_queue import RedisQueue, redis_queue
 from atelier.app.store.home import Home

@@ -14,7 +14,8 @@ from atelier.adapters.core.repeat import repeated
 from atelier.app.jobs.base_queue import Action, Queue
 from atelier.app.jobs.child_process import Command, run_child, training_command, watch_child
 from atelier.app.jobs.gpu_pool import GpuPool, find_gpus
-from atelier.app.jobs.grid_jobs import grid_command, grid_folders, is_grid, queued_folder, read_grid_job
+from atelier.app.jobs.grid_folders import grid_folders, is_grid, queued_folder
+from atelier.app.jobs.grid_jobs import grid_command, read_grid_job
 from atelier.app.jobs.jobs import auto_resume_marker, read_status, run_folders, worker_lock
 from atelier.app.jobs.queue import open_queue
 from atelier.app.jobs.queue_file import file_identity, queue_path

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from atelier.app.jobs.child_process import BUSY
-from atelier.app.jobs.grid_jobs import grid_id
+from atelier.app.jobs.grid_folders import grid_id
 from atelier.app.services.engine import Engine
 from atelier.app.services.grid import draw_grid, read_grid
 from atelier.app.store.base_settings import base_options

@@ -15,7 +15,8 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.formats.low_rank import EXACT, LowRankLimits
-from atelier.app.jobs.grid_jobs import cancel_grid, grid_of, job_name, submit_grid
+from atelier.app.jobs.grid_folders import grid_of, job_name
+from atelier.app.jobs.grid_jobs import cancel_grid, submit_grid
 from atelier.app.jobs.jobs import cancel, find_run, list_runs, resume, run_status
 from atelier.app.services.draw import ALONE, DrawJob, Progress, draw_to_gallery
 from atelier.app.services.draw_again import read_place

@@ -19,7 +19,7 @@ from atelier.app.services.draw import (
     draw_to_gallery,
 )
 from atelier.app.services.engine import Engine
-from atelier.app.services.wanted_drawings import WantedDrawings
+from atelier.app.services.studio.wanted_drawings import WantedDrawings
 from atelier.app.store.gallery import erase_picture, find_picture
 from atelier.app.store.home import Home, HomeError
 from atelier.app.store.models import base_choices

@@ -41,7 +41,7 @@ from atelier.training.sampling.decode import NotFiniteError
 
 # As little work as a whole training can be.
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
-COMMANDS = {"models", "serve", "worker", "train", "jobs", "make", "compress", "draw", "find", "words",
+COMMANDS = {"models", "serve", "worker", "train", "jobs", "make", "compress", "draw", "grid", "find", "words",
             "list", "show", "delete", "restore", "key",
             "doctor", "import", "inspect", "export", "merge", "resize", "extract", "team"}
 

@@ -24,7 +24,8 @@ from stand_in_child import SAVED, STEPPED, child_command, put, starts
 
 from atelier.app.jobs import child_process, redis_queue, shared_worker
 from atelier.app.jobs.base_queue import Action
-from atelier.app.jobs.grid_jobs import job_folder, make_job_folder
+from atelier.app.jobs.grid_folders import job_folder
+from atelier.app.jobs.grid_jobs import make_job_folder
 from atelier.app.jobs.jobs import auto_resume_marker, list_runs, submit
 from atelier.app.jobs.redis_queue import RedisQueue
 from atelier.app.jobs.shared_worker import LOST, Heartbeats, carry_out, find_lost_runs

@@ -13,7 +13,7 @@ from PIL import Image
 from atelier.adapters.core.base import Spec
 from atelier.adapters.formats.low_rank import lora_from_factors
 from atelier.adapters.formats.native import save_adapter
-from atelier.app.jobs.grid_jobs import job_folder
+from atelier.app.jobs.grid_folders import job_folder
 from atelier.app.jobs.jobs import new_run, run_folders
 from atelier.app.services.settings import diagnostics
 from atelier.app.services.settings.diagnostics import write_diagnostics

@@ -14,17 +14,8 @@ from PIL import Image
 
 from atelier.app.cli.main import main
 from atelier.app.jobs.base_queue import Action
-from atelier.app.jobs.grid_jobs import (
-    GridJob,
-    cancel_grid,
-    grid_command,
-    grid_job,
-    is_grid,
-    job_folder,
-    make_job_folder,
-    queued_folder,
-    submit_grid,
-)
+from atelier.app.jobs.grid_folders import is_grid, job_folder, queued_folder
+from atelier.app.jobs.grid_jobs import GridJob, cancel_grid, grid_command, grid_job, make_job_folder, submit_grid
 from atelier.app.jobs.jobs import list_runs, queued_runs
 from atelier.app.jobs.queue import open_queue
 from atelier.app.jobs.worker import reconcile

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from atelier.app.services.engine import DrawCallbacks, Engine
-from atelier.app.services.wanted_drawings import WantedDrawings
+from atelier.app.services.studio.wanted_drawings import WantedDrawings
 from atelier.app.store.adapter_notes import save_notes
 from atelier.app.store.gallery import find_picture, gallery_page, read_recipe, thumbnail_file, trash_picture
 from atelier.app.store.home import Home, open_home
