@@ -11,6 +11,7 @@ from atelier.adapters.kinds.break_for_make import BreakForMake
 from atelier.adapters.kinds.comp_lora import CompLora
 from atelier.adapters.kinds.dora import Dora
 from atelier.adapters.kinds.dylora import Dylora
+from atelier.adapters.kinds.full import Full
 from atelier.adapters.kinds.loha import Loha
 from atelier.adapters.kinds.lokr import Lokr
 from atelier.adapters.kinds.lora import Lora, RankSettings
@@ -47,7 +48,7 @@ KINDS: dict[str, type[Adapter]] = {
     for cls in (
         Lora, Dora, Lokr, Loha, Lorta, Loretta, Tlora, Wara, Waveft, Wht, Shira, Sara, Svdiff, Soda, Loldu, LoraXs,
         Miss, Paca, S2ft, Hydra, Dylora, Randlora, Oft, TLora, DeepLora, CompLora, Melora, Flylora, Salt, Structured,
-        Adalora, Mosa, Spiel, DynamicSparse, MaskTuning, Snell, BreakForMake,
+        Adalora, Mosa, Spiel, DynamicSparse, MaskTuning, Snell, Full, BreakForMake,
     )
 }
 

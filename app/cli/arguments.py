@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_queue(add("worker", "run the queued jobs", shared))
     _add_train(add("train", "train an adapter on a folder of pictures"))
     _add_jobs(add("jobs", "list runs, control them, and compare, keep and measure their steps"))
+    _add_transfer(add("transfer", "move an adapter to another base model, without its pictures"))
     _add_compress(add("compress", "compress a base model, with or without adapters merged in"))
     _add_make(add("make", "make one adapter from a content and a style adapter"))
     _add_draw(add("draw", "draw pictures"))
@@ -159,6 +160,22 @@ def _add_make(make: argparse.ArgumentParser) -> None:
                       help="strength of the content (default: 1)")
     make.add_argument("--style-strength", type=float, metavar="S",
                       help="strength of the style (default: 0.75 for sum and np, else 1)")   # fmt: skip
+
+
+def _add_transfer(transfer: argparse.ArgumentParser) -> None:
+    transfer.add_argument("adapter", metavar="NAME", help="the adapter to move; its own base model draws with it")
+    transfer.add_argument("--base", type=absolute_base, required=True, metavar="PATH_OR_ID",
+                          help="the base model to move it to")
+    transfer.add_argument("--name", required=True, metavar="NEW", help="name of the new adapter")
+    transfer.add_argument("--count", type=count, default=24, metavar="N",
+                          help="pictures to draw; about half of them are trained on (default: 24)")
+    transfer.add_argument("--prompt", action="append", default=[], metavar="TEXT", dest="prompts",
+                          help="what to draw (default: the caption it was trained with); repeatable")
+    transfer.add_argument("--preset", default="normal", metavar="P",
+                          help="settings of the training: quick, normal or thorough (default: normal)")
+    transfer.add_argument("--steps", type=count, metavar="N", help="optimizer steps (default: the preset's)")
+    transfer.add_argument("--set", type=key_value, nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                          help="any other setting of the training; an unknown key lists them all")
 
 
 def _add_compress(compress: argparse.ArgumentParser) -> None:

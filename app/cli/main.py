@@ -15,12 +15,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atelier.app.cli.arguments import build_parser
 from atelier.app.cli.file_commands import FILE_COMMANDS
 from atelier.app.store.home import open_home, os_error_text
 from atelier.app.text.server import STARTING
+
+if TYPE_CHECKING:   # importing it loads torch
+    from atelier.app.store.home import Home
+    from atelier.training.config.events import Event
+    from atelier.training.config.run_folder import RunFolder
 
 FAILED, INTERRUPTED = 1, 130
 _GARBAGE_THRESHOLD = 20_000   # new objects between two collections, in place of Python's 700
@@ -144,11 +149,26 @@ def _worker(arguments: Namespace) -> int:
 def _train(arguments: Namespace) -> int:
     home = open_home(arguments.home)
     from atelier.app.cli.train import find_unfinished, make_run, run_training
-    from atelier.training.config.events import Failed, Finished
 
     _explain_unused_card()
     run = find_unfinished(home, arguments.name) if arguments.resume else make_run(home, arguments)
-    last = run_training(run, home.adapters, resume=arguments.resume)
+    return _report_training(arguments, home, run, run_training(run, home.adapters, resume=arguments.resume))
+
+
+def _transfer(arguments: Namespace) -> int:
+    home = open_home(arguments.home)
+    from atelier.app.cli.train import run_training
+    from atelier.app.cli.transfer import run_transfer
+
+    _explain_unused_card()
+    run = run_transfer(home, arguments)
+    return _report_training(arguments, home, run, run_training(run, home.adapters, resume=False))
+
+
+def _report_training(arguments: Namespace, home: Home, run: RunFolder, last: Event) -> int:
+    """Print what became of a training."""
+    from atelier.training.config.events import Failed, Finished
+
     config = run.config()
     where = ["--home", str(home.path)] if arguments.home else []
     again = "Resume it with: " + shlex.join(["atelier", "train", "--name", config.name, "--resume", *where])
@@ -347,7 +367,7 @@ def _doctor(arguments: Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "serve": _serve, "key": _key, "worker": _worker, "train": _train, "jobs": _jobs, "make": _make,
-    "compress": _compress, "draw": _draw, "grid": _grid, "find": _find, "words": _words,
+    "transfer": _transfer, "compress": _compress, "draw": _draw, "grid": _grid, "find": _find, "words": _words,
     "list": _list, "show": _show, "delete": _delete, "restore": _restore, "models": _models, "doctor": _doctor,
     **dict.fromkeys(FILE_COMMANDS, _file),
 }   # fmt: skip

@@ -38,14 +38,26 @@ def start_training(
     Raises:
         HomeError, BaseError, SettingError, PictureError: something given can't be used; no run was made.
     """
+    config, notes = prepare_training(home, name, pictures, preset, settings, style=style)
+    return submit(home, config), notes
+
+
+def prepare_training(
+    home: Home, name: str, pictures: Sequence[Path], preset: str, settings: Mapping[str, Any], *, style: bool = False
+) -> tuple[TrainConfig, list[str]]:
+    """The same without a run: copies the pictures into a dataset; returns the configuration that names it.
+
+    Raises:
+        HomeError, BaseError, SettingError, PictureError: something given can't be used.
+    """
     if not pictures:
         raise HomeError("There are no pictures to train on. Give at least one.")
     config = _config(home, new_name(home, name), preset, settings)
     config = with_style_caption(config) if style else config
     imported = import_pictures(home, config.name, pictures, trigger=config.trigger_word)
     weights = weights_text(imported.weights | picture_weights(config.weights))
-    run = submit(home, replace(config, pictures=str(imported.folder), weights=weights))
-    return run, [*(reason for _, reason in imported.refused), *imported.warnings]
+    config = replace(config, pictures=str(imported.folder), weights=weights)
+    return config, [*(reason for _, reason in imported.refused), *imported.warnings]
 
 
 def _config(home: Home, name: str, preset: str, settings: Mapping[str, Any]) -> TrainConfig:

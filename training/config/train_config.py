@@ -69,7 +69,8 @@ class TrainConfig(Settings):
     accumulate: int = setting(1, "Microsteps per step (gradient accumulation).", low=1, high=1024)
     resolution: int = setting(0, "Training resolution in pixels. 0 means the base model's own.", low=0, high=4096)
 
-    optimizer: str = setting("adamw", "Optimizer.", choices=("adamw", "prodigy"))
+    optimizer: str = setting("adamw", "Optimizer. GaLore and LISA need little memory for their state and are meant "
+                                     "for full.", choices=("adamw", "prodigy", "galore", "galore-8bit", "lisa"))
     lr: float = setting(1e-3, "Learning rate. With Prodigy, which finds its own, set it to 1.", low=0, high=10)
     lr_schedule: str = setting("cosine", "Learning rate schedule.", choices=("constant", "linear", "cosine"))
     warmup: int = setting(20, "Steps over which the learning rate rises from 0.", low=0, high=100_000)
@@ -126,7 +127,7 @@ class TrainConfig(Settings):
         if self.whole_gradient and not issubclass(get_kind(self.kind), Lora):
             raise SettingError(f"whole_gradient works only with lora and kinds built on it, not with {self.kind}. Set "
                                "it to false.")
-        if self.kind == "split" and (self.optimizer == "prodigy" or self.up_speed != 1):
+        if self.kind == "split" and (self.optimizer != "adamw" or self.up_speed != 1):
             raise SettingError("The halves of a split adapter have their own learning rates. Set optimizer=adamw and "
                                "up_speed=1.")
 

@@ -133,9 +133,10 @@ def is_repeatable(config: TrainConfig) -> bool:
     """Whether a run's microsteps may be recorded: they are the same work on the same tensors every time.
 
     They are not where a text encoder is trained (captions are encoded in the step), where adapters depend on the
-    timestep, where gradients are put in other tensors, nor with checkpointing, which saves and restores the state of
-    the random generator.
+    timestep, where gradients are put in other tensors or dropped (LISA), nor with checkpointing, which saves and
+    restores the state of the random generator.
     """
     others = config.train_text_encoder or config.whole_gradient or config.gradient_checkpointing
+    others = others or config.optimizer == "lisa"
     kind = get_kind(config.kind)
     return config.record == "auto" and not others and kind.recordable and not kind.live

@@ -37,6 +37,15 @@ def make_optimizer(
 
         make: Any = Prodigy   # its annotations ask for whole numbers
         return make(parameters, lr=config.lr, weight_decay=config.weight_decay, safeguard_warmup=True)
+    if config.optimizer in ("galore", "galore-8bit"):
+        from atelier.training.loop.galore import Galore
+
+        return Galore(parameters, config.lr, eight_bits=config.optimizer == "galore-8bit",
+                      weight_decay=config.weight_decay)   # fmt: skip
+    if config.optimizer == "lisa":
+        from atelier.training.loop.lisa import Lisa
+
+        return Lisa(parameters, config.lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 

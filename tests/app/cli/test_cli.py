@@ -43,7 +43,7 @@ from atelier.training.sampling.decode import NotFiniteError
 SMALL = ["--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]
 COMMANDS = {"models", "serve", "worker", "train", "jobs", "make", "compress", "draw", "grid", "find", "words",
             "list", "show", "delete", "restore", "key",
-            "doctor", "import", "inspect", "export", "merge", "resize", "extract", "team"}
+            "doctor", "import", "inspect", "export", "merge", "resize", "extract", "team", "transfer"}
 
 
 @pytest.fixture
@@ -106,6 +106,7 @@ def test_help_lists_every_command_and_loads_nothing_heavy():
     "--out o --home h --json",
     "list --json --home h", "show n --json", "delete n --json", "doctor --json", "import f --name n --home h --json",
     "export n --to kohya --out f --json", "inspect f --json", "merge a b=-1 --name n",
+    "transfer a --base b --name n --count 8 --prompt p --prompt q --preset quick --steps 9 --set rank=2",
     "team a b=3 --name n --method svd --rank 8 --values 9000", "resize a --name n --rank 4",
     "export a=0.5 b --to diff --out f --precision fp16 --rank 8 --energy 0.9 --base b --compare",
     "extract b --base c --name n --energy 0.99", "words rex hw --base b --json",

@@ -44,7 +44,7 @@ def test_every_kind_of_value_comes_back_as_it_was(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"optimizer.safetensors", "optimizer.json"}
 
 
-@pytest.mark.parametrize("name", ["adamw", "prodigy"])
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "galore", "galore-8bit", "lisa"])
 def test_an_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path, name: str) -> None:
     config = TrainConfig(name="x", pictures="x", subject="x", optimizer=name, lr=0.1)
 
