@@ -75,7 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_find(add("find", "find the adapters that fit a prompt, by their weights"))
     _add_words(add("words", "check which words have no meaning to a base model, and so are good trigger words"))
     add("list", "list your adapters")
-    add("show", "show everything about an adapter").add_argument("name", metavar="NAME")
+    show = add("show", "show everything about an adapter")
+    show.add_argument("name", metavar="NAME")
+    show.add_argument("--intruders", action="store_true", help="also count its intruder dimensions: strong directions "
+                      "that the base model has not, which go with forgetting")
     add("delete", "move an adapter to the trash").add_argument("name", metavar="NAME")
     add("restore", "put back what was deleted, or list it").add_argument(
         "name", metavar="NAME", nargs="?", default="", help="what to put back; without it, the trash is listed")

@@ -102,7 +102,7 @@ def merge(arguments: Namespace) -> CommandResult:
 
 def team(arguments: Namespace) -> CommandResult:
     """Combine the adapters of several people into a new one of the library."""
-    from atelier.app.services.team import combine_team
+    from atelier.app.services.library.team import combine_team
     from atelier.app.store.library import find_adapter
 
     home = open_home(arguments.home)

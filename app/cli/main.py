@@ -277,6 +277,10 @@ def _show(arguments: Namespace) -> int:
 
     word = None if arguments.name in adapter_names(home) else find_textual_inversion(home, arguments.name)
     details = inversion_values(word) if word else adapter_details(find_adapter(home, arguments.name))
+    if arguments.intruders and not word:
+        from atelier.app.services.library.intruders import intruder_values
+
+        details |= intruder_values(find_adapter(home, arguments.name))
     return _print_answer(arguments, details, sheet(details))
 
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from atelier.app.cli.download import download_base
 from atelier.app.services.engine import Engine
-from atelier.app.services.transfer import TransferJob, prepare_transfer
+from atelier.app.services.library.transfer import TransferJob, prepare_transfer
 from atelier.app.store.home import Home, new_name
 from atelier.app.store.library import find_adapter
 from atelier.app.store.preferences import drawing_precision

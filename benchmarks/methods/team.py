@@ -12,6 +12,7 @@ import argparse
 import copy
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +35,8 @@ RANK = 8
 def main() -> None:
     """Measure, and write the figures after every subject."""
     options = _options()
-    model, rows = load("embedded", "cpu"), []
+    model = load("embedded", "cpu")
+    rows: list[dict[str, Any]] = []
     for subject in options.subjects:
         rows.append({"subject": subject, **measure(Course.of(model, subject, MEMBERS * EACH), options.steps)})
         print(json.dumps(rows[-1]), flush=True)

@@ -51,13 +51,14 @@ def deltas(adapters: AdapterSet) -> dict[str, Tensor]:
 
 def ideal(members: list[AdapterSet]) -> dict[str, Tensor]:
     dense = [deltas(one) for one in members]
-    return {spec.name: sum(w / 16 * one[spec.name] for w, one in zip(WEIGHTS, dense, strict=True)) for spec in SPECS}
+    return {spec.name: torch.stack([weight / sum(WEIGHTS) * one[spec.name]
+                                    for weight, one in zip(WEIGHTS, dense, strict=True)]).sum(0) for spec in SPECS}
 
 
 def error(adapters: AdapterSet, members: list[AdapterSet]) -> float:
     want, got = ideal(members), deltas(adapters)
-    return math.sqrt(sum((got[key] - want[key]).square().sum() for key in want)
-                     / sum(value.square().sum() for value in want.values()))
+    difference = torch.cat([(got[key] - want[key]).flatten() for key in want])
+    return (difference.norm() / torch.cat([value.flatten() for value in want.values()]).norm()).item()
 
 
 def combine(members: list[AdapterSet], method: str, rank: int | None = None) -> AdapterSet:

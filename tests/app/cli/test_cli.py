@@ -104,7 +104,8 @@ def test_help_lists_every_command_and_loads_nothing_heavy():
     "make c s --name n --method np --steps 5 --content-strength 0.5 --style-strength 1.5 --home h --json",
     "draw p --adapter a=0.5 --adapter b --negative t --seed 1 --count 2 --steps 3 --guidance 4 --size 64x32 --base b "
     "--out o --home h --json",
-    "list --json --home h", "show n --json", "delete n --json", "doctor --json", "import f --name n --home h --json",
+    "list --json --home h", "show n --json", "show n --intruders",
+    "delete n --json", "doctor --json", "import f --name n --home h --json",
     "export n --to kohya --out f --json", "inspect f --json", "merge a b=-1 --name n",
     "transfer a --base b --name n --count 8 --prompt p --prompt q --preset quick --steps 9 --set rank=2",
     "team a b=3 --name n --method svd --rank 8 --values 9000", "resize a --name n --rank 4",

@@ -13,7 +13,7 @@ from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.low_rank import lora_from_factors
 from atelier.adapters.formats.native import save_adapter
 from atelier.app.cli.main import main
-from atelier.app.services.transfer import choose_drawings
+from atelier.app.services.library.transfer import choose_drawings
 from atelier.app.store.home import Home
 from atelier.app.store.library import find_adapter
 from atelier.training.base_models.base_model import load
@@ -45,8 +45,8 @@ def write_adapter(home: Home, size: float) -> None:
     })   # fmt: skip
 
 
-COMMAND = ["transfer", "rex", "--base", "embedded", "--name", "moved", "--count", "4", "--json", "--steps", "1",
-           "--set", "prior_count=0", "batch=1", "rank=1", "validate_every=0", "preview_every=0", "precision=fp32"]   # fmt: skip
+COMMAND = ("transfer rex --base embedded --name moved --count 4 --json --steps 1 --set prior_count=0 batch=1 rank=1 "
+           "validate_every=0 preview_every=0 precision=fp32").split()
 
 
 @pytest.mark.slow
