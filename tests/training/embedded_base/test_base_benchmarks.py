@@ -133,4 +133,5 @@ def test_a_report_has_means_but_the_median_sharpness():
     scores[0] = Scores(0, 1, 0, 1, 1, 0.8, 0.1, 0.1, 0.2)
     found = summary(scores)
     assert (found.object, found.ssim, found.sharpness) == (pytest.approx(2 / 3), pytest.approx(0.6), 0.4)
-    assert "| old | 0.667 | 1.000 | 0.000 |" in table({"old": found}, 3)
+    text = table({"old": found, "true pictures": found}, {"old": 0.12345}, 3)
+    assert "| old | 0.1235 | 0.667 | 1.000 | 0.000 |" in text and "| true pictures |  | 0.667 |" in text
