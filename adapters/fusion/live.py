@@ -198,7 +198,8 @@ def _canvas(one: UNetPass, sample: Tensor) -> tuple[slice, slice]:
     """Rows and columns of the latents that a pass sees: all, or a rectangle that the UNet's levels can halve."""
     if not one.own_canvas or not isinstance(one.weight, Tensor) or not one.weight.any():
         return slice(None), slice(None)
-    touched = _resize_region(one.weight, sample)[0, 0] > 0
+    region: Any = _resize_region(one.weight, sample)
+    touched = region[0, 0] > 0
     return _span(touched.any(1)), _span(touched.any(0))
 
 
@@ -236,7 +237,7 @@ def _weights(passes: Sequence[UNetPass], like: Tensor, *, shared: bool) -> list[
 
     ``shared``: regions with prompts share the places where they overlap, instead of adding up.
     """
-    weights = [_resize_region(one.weight, like) for one in passes if one.weight is not None]
+    weights: list[Any] = [_resize_region(one.weight, like) for one in passes if one.weight is not None]
     if shared:
         most = sum(weights).clamp(min=1.0)
         weights = [weight / most for weight in weights]

@@ -111,6 +111,7 @@ class Endpoints:
             chosen = [parse_axis(kind, _text(kind, values), whose) for kind, values in given.items()]
             grid = new_grid(self.home, _text("picture", picture), chosen)
             submit_grid(self.home, grid.id)
+            state: dict[str, Any] = {}
             for progress in follow_grid(self.home, grid.id):
                 yield (state := _grid_status(grid, progress))
                 if wait is not True:
