@@ -239,7 +239,7 @@ def _weights(passes: Sequence[UNetPass], like: Tensor, *, shared: bool) -> list[
     """
     weights: list[Any] = [_resize_region(one.weight, like) for one in passes if one.weight is not None]
     if shared:
-        most = sum(weights).clamp(min=1.0)
+        most = torch.stack(weights).sum(0).clamp(min=1.0)
         weights = [weight / most for weight in weights]
     rest: Any = 1.0
     for weight in weights:
