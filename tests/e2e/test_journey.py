@@ -254,7 +254,7 @@ def teach(page: Page, name: str) -> None:
     page.click("#start-training")
     page.wait_for_url("**/jobs?run=*")
     page.wait_for_function(f"{STEP} > 2", timeout=PATIENT)
-    expect(page.locator("#run .job-figures")).to_contain_text("/ 50")   # the preset chosen a moment before
+    expect(page.locator("#run .job-figures")).to_contain_text("/ 60")   # the preset chosen a moment before
 
 
 def wait_for_state(page: Page, state: str) -> None:
@@ -282,7 +282,7 @@ def test_a_run_is_paused_tried_and_outlives_its_web_server(page: Page, watch: Wa
     page.wait_for_function(f"{STEP} > {step}", timeout=PATIENT)
     page.locator("#run").get_by_role("button", name="Stop").click()
     wait_for_state(page, "done")
-    assert page.evaluate(STEP) < 50
+    assert page.evaluate(STEP) < 60
     visit(page, "/library")
     fill(page, "search", "second")
     expect(page.locator("#adapter-cards .card")).to_have_count(1, timeout=60_000)
