@@ -44,7 +44,7 @@ PAGE = ROOT / "docs" / "two_subjects.md"
 TEXT = """# Two taught subjects in one picture
 
 Written by `python -m benchmarks.two_subjects --render` from `benchmarks/results/two_subjects.json`. {subjects}
-subjects, each taught alone with the default preset; all {pairs} ordered pairs, {seeds} seeds each. The left half of a
+subjects, each taught alone with the default preset; {pairs} ordered pairs, {seeds} seeds each. The left half of a
 drawing is shown to the judge, and the right half; a drawing is worth the probability of the worse of the two. Intervals
 are 95 % bootstrap intervals over pairs. Two things that the base model knows come to {gate:.2f} in the same test.
 
@@ -156,9 +156,10 @@ def render(result: Mapping[str, Any]) -> str:
         low, high = interval(worse)
         left, right, named = (mean(row[key] for row in own) for key in ("left", "right", "both"))
         lines.append(f"| {way} | {mean(worse):.2f} ({low:.2f} … {high:.2f}) | {left:.2f} | {right:.2f} | {named:.0%} |")
+    pairs = {(row["first"], row["second"]) for row in rows}
     return TEXT.format(
-        subjects=len(TRIGGERS), pairs=len({(row["first"], row["second"]) for row in rows}), seeds=SEEDS,
-        gate=result["gate"], lines="\n".join(lines).replace("%", " %"), machine=in_words(result["machine"]),
+        subjects=len({name for pair in pairs for name in pair}), pairs=len(pairs), seeds=SEEDS, gate=result["gate"],
+        lines="\n".join(lines).replace("%", " %"), machine=in_words(result["machine"]),
     )   # fmt: skip
 
 
