@@ -26,7 +26,7 @@ AXE = os.environ.get("AXE", "")
 CLICKS = """window.addEventListener('click', event => { if (event.isTrusted && event.detail)
     sessionStorage.clicks = +(sessionStorage.clicks || 0) + 1 }, true)"""
 
-DROP = """content => { for (const name of ['dropped', 'second', 'third']) {
+DROP = """contents => { for (const [name, content] of Object.entries(contents)) {
     const files = new DataTransfer(), bytes = Uint8Array.from(atob(content), one => one.charCodeAt(0));
     files.items.add(new File([bytes], `${name}.safetensors`));
     document.querySelector('#content').dispatchEvent(
@@ -118,13 +118,14 @@ def test_a_training_continues_an_adapter_on_a_phone(page: Page, home: Home) -> N
 
 
 def test_files_dropped_at_once_anywhere_on_the_library_are_imported(page: Page, home: Home, tmp_path: Path) -> None:
-    adapters = create_adapters("lora", {"rank": 1}, [Spec("unet.a", (8, 6))])
-    save_adapter(tmp_path / "dropped.safetensors", adapters, {"atelier.family": "embedded"})
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("dropped", "second", "third")}
+    for rank, file in enumerate(files.values(), 1):
+        adapters = create_adapters("lora", {"rank": rank}, [Spec("unet.a", (8, 6))])
+        save_adapter(file, adapters, {"atelier.family": "embedded"})
     visit(page, "/library")
-    page.evaluate(DROP, b64encode((tmp_path / "dropped.safetensors").read_bytes()).decode())
+    page.evaluate(DROP, {name: b64encode(file.read_bytes()).decode() for name, file in files.items()})
     expect(page.locator("#import-results")).to_contain_text("third was added to your library.")
-    hashes = [find_adapter(home, name).hash for name in ("dropped", "second", "third")]
-    assert hashes == [data_hash(tmp_path / "dropped.safetensors")] * 3
+    assert [find_adapter(home, name).hash for name in files] == [data_hash(file) for file in files.values()]
 
 
 @pytest.mark.skipif(not AXE, reason="AXE does not name axe.min.js")
