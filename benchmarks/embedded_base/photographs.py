@@ -41,7 +41,7 @@ TEXT = """# Real photographs on the embedded base model
 
 Written by `python -m benchmarks.embedded_base.photographs --render` from what is in `benchmarks/results/`.
 
-The embedded base model draws emoji of 64 pixels and has never seen a photograph; Create says so before anything is
+The embedded base model draws emoji of 128 pixels and has never seen a photograph; Create says so before anything is
 trained. Here the preset {preset} is taught {count} subjects of the DreamBooth data set, one training each, the last
 photograph of each held out. No judge is asked: a gain is the share of the base model's loss that the adapter takes
 away, on the same noise, with the same caption.

@@ -30,7 +30,7 @@ model = load("embedded", "cpu")   # UNet, VAE and text encoder, all frozen
 # The subject: pictures as latents, and captions that hold a trigger word and the class word, "rex fox".
 files = sorted((ASSETS / "examples" / "fox").glob("*.png"))
 captions = [file.with_suffix(".txt").read_text().strip().replace("{trigger}", "rex") for file in files]
-pictures = torch.stack([to_tensor(crop_and_resize(open_picture(file), (64, 64))) for file in files])   # −1 … 1
+pictures = torch.stack([to_tensor(crop_and_resize(open_picture(file), (128, 128))) for file in files])   # −1 … 1
 with torch.no_grad():
     subject = model.vae.encode(pictures).latent_dist.mean * model.vae.config.scaling_factor
 

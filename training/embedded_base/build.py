@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from atelier.training.embedded_base.ema_trainer import EmaTrainer, Schedule, StepResult
+from atelier.training.embedded_base.ema_trainer import EmaTrainer, Schedule, follow
+from atelier.training.embedded_base.enlarge import HOLD, RATE, enlarge_stage
 from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
 from atelier.training.embedded_base.text import train_tokenizer
 from atelier.training.embedded_base.unet import (
@@ -49,26 +49,6 @@ from atelier.training.embedded_base.vae import (
     train_autoencoder,
 )
 from atelier.training.embedded_base.views import on_background, premultiplied
-
-
-def follow(events: Iterable[StepResult], trainer: EmaTrainer, folder: Path, every: float) -> None:
-    """Run a stage: a line of the loss curve every 10 steps, a checkpoint every `every` seconds and at the end.
-
-    After a kill the steps since the last checkpoint are repeated; the later line of the curve counts.
-    """
-    saved, recent = time.monotonic(), []
-    with (folder / "curve.jsonl").open("a", encoding="utf-8") as curve:
-        for event in events:
-            recent.append(event.loss)
-            if len(recent) == 10:
-                row = {"step": event.step, "loss": sum(recent) / 10, "lr": event.lr, "seconds": event.seconds}
-                curve.write(json.dumps(row) + "\n")
-                curve.flush()
-                recent.clear()
-            if time.monotonic() - saved > every:
-                trainer.save(folder / "checkpoint.pt")
-                saved = time.monotonic()
-    trainer.save(folder / "checkpoint.pt")
 
 
 def autoencoder_stage(
@@ -106,8 +86,11 @@ def untrained_parts(run: Path, pictures: EmojiPictures, words: dict[str, Any], o
     if not (run / "autoencoder" / "vae").exists():
         (run / "autoencoder").mkdir(parents=True, exist_ok=True)
         autoencoder_stage(run / "autoencoder", pictures, words, options)
+    if not (run / "enlarged" / "vae").exists():
+        small = AutoencoderKL.from_pretrained(run / "autoencoder" / "vae")
+        enlarge_stage(run / "enlarged", small, Schedule(lr=RATE, steps=options.enlarge_steps, hold=HOLD), options)
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(run / "autoencoder" / "vae")
+    vae = AutoencoderKL.from_pretrained(run / "enlarged" / "vae")
     torch.manual_seed(options.seed)
     return Parts(tokenizer, new_text_encoder(tokenizer), vae, new_unet())
 
@@ -119,11 +102,10 @@ def trained_parts(folder: Path) -> Parts:
     return Parts(pipeline.tokenizer, pipeline.text_encoder.float(), pipeline.vae.float(), unet)
 
 
-def latents_stage(
-    path: Path, parts: Parts, pictures: EmojiPictures, words: dict[str, Any], options: argparse.Namespace
-) -> Latents:
+def latents_stage(path: Path, parts: Parts, words: dict[str, Any], options: argparse.Namespace) -> Latents:
     """The cached views of the trained objects, encoded on first use."""
     if not path.exists():
+        pictures = load(options.work, parts.vae.config["sample_size"])
         concepts = pictures.indices([*words["concepts"], *words["weak"]])
         vae = parts.vae.to(options.device)
         torch.save(
@@ -165,7 +147,7 @@ def build(options: argparse.Namespace) -> None:
     run: Path = options.work / options.run
     run.mkdir(parents=True, exist_ok=True)
     parts = trained_parts(options.start) if options.start else untrained_parts(run, pictures, words, options)
-    latents = latents_stage(run / "latents.pt", parts, pictures, words, options)
+    latents = latents_stage(run / "latents.pt", parts, words, options)
     parts.unet.to(options.device).train()
     parts.text_encoder.to(options.device).train()
     if options.device == "cpu":
@@ -195,6 +177,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     length.add_argument("--steps", type=int, default=0, help="steps of UNet and text encoder (default: 9000)")
     length.add_argument("--seconds", type=float, default=0.0, help="or train this long, learning rate by the clock")
     parser.add_argument("--autoencoder-steps", type=int, default=4000)
+    parser.add_argument("--enlarge-steps", type=int, default=4000)
     parser.add_argument("--views", type=int, default=32, help="cached views of each picture")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=9e-4)

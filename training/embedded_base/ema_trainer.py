@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,3 +135,23 @@ class EmaTrainer:
                 mine.copy_(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         self._clock = time.monotonic()
+
+
+def follow(events: Iterable[StepResult], trainer: EmaTrainer, folder: Path, every: float) -> None:
+    """Run a stage: a line of the loss curve every 10 steps, a checkpoint every `every` seconds and at the end.
+
+    After a kill the steps since the last checkpoint are repeated; the later line of the curve counts.
+    """
+    saved, recent = time.monotonic(), []
+    with (folder / "curve.jsonl").open("a", encoding="utf-8") as curve:
+        for event in events:
+            recent.append(event.loss)
+            if len(recent) == 10:
+                row = {"step": event.step, "loss": sum(recent) / 10, "lr": event.lr, "seconds": event.seconds}
+                curve.write(json.dumps(row) + "\n")
+                curve.flush()
+                recent.clear()
+            if time.monotonic() - saved > every:
+                trainer.save(folder / "checkpoint.pt")
+                saved = time.monotonic()
+    trainer.save(folder / "checkpoint.pt")

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from atelier.training.embedded_base.ema_trainer import step_generator
-from atelier.training.embedded_base.pictures import PICTURE_SETS, draw, picture_sources, read_concepts
+from atelier.training.embedded_base.pictures import BASE_SIDE, PICTURE_SETS, draw, picture_sources, read_concepts
 from atelier.training.embedded_base.text import behind
 from atelier.training.embedded_base.views import Placement, colour, on_background, place, premultiplied
 
@@ -39,6 +39,8 @@ BACKGROUNDS = ("white", "red", "white", "green", "white", "orange", "white", "gr
 """Behind each example in turn. Five of the ten colours: the others are left to ask for."""
 HELD_OUT_BACKGROUNDS = ("white", "white", "blue", "pink")
 HELD_OUT = Path("tests/data/held_out")
+SIDES = (176, 192, 128, 144, 160)
+"""Of the examples in turn, in pixels; none is smaller than what the base model draws."""
 CANVAS = 256
 
 
@@ -67,10 +69,10 @@ def write_subject(subject: Image.Image, name: str, folder: Path, sides: Sequence
 
 
 def write_held_out(subject: Image.Image, name: str, folder: Path, number: int) -> None:
-    """Small views of one subject that no adapter may train on."""
+    """Views of one subject that no adapter may train on, of the side that the base model draws."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, background in enumerate(HELD_OUT_BACKGROUNDS):
-        picture = photograph(subject, background, 64, step_generator(number, 100 + index))
+        picture = photograph(subject, background, BASE_SIDE, step_generator(number, 100 + index))
         picture.save(folder / f"{name}_{index + 1}.png", optimize=True)
 
 
@@ -80,7 +82,7 @@ def write_examples(store: Path, out: Path, held_out: Path = HELD_OUT) -> None:
     sources = {pictures.style: picture_sources(pictures, store) for pictures in PICTURE_SETS}
     for number, (name, style) in enumerate(SUBJECTS.items()):
         subject = draw(sources[style][hexcodes[name]], CANVAS)
-        write_subject(subject, name, out / name, (96, 112, 128, 144, 160), number)
+        write_subject(subject, name, out / name, SIDES, number)
         write_held_out(subject, name, held_out / name, number)
 
 

@@ -28,7 +28,7 @@ from atelier.training.config.run_folder import RunFolder
 from atelier.training.config.train_config import TrainConfig, load_preset
 from atelier.training.data.latent_cache import Example, encode_pictures
 from atelier.training.embedded_base.example_pictures import SUBJECTS
-from atelier.training.embedded_base.pictures import EmojiPictures, read_prompts
+from atelier.training.embedded_base.pictures import BASE_SIDE, EmojiPictures, read_prompts
 from atelier.training.embedded_base.pictures import load as load_pictures
 from atelier.training.embedded_base.synthetic_styles import LOOKS
 from atelier.training.embedded_base.text import behind
@@ -75,7 +75,7 @@ def plan(pictures: EmojiPictures) -> list[GateAdapter]:
 def render(
     pictures: EmojiPictures, shown: Sequence[GateAdapter], count: int, rng: random.Random
 ) -> tuple[Tensor, list[str]]:
-    """Pictures that show the subjects of all these adapters, ``[B, 3, 64, 64]`` in 0 … 1, with their captions."""
+    """Pictures that show the subjects of all these adapters, ``[B, 3, H, W]`` in 0 … 1, with their captions."""
     by_role = {adapter.role: adapter for adapter in shown}
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
     drawn = [_render_one(pictures, by_role, rng) for _ in range(count)]
@@ -87,7 +87,7 @@ def render(
 def _render_one(
     pictures: EmojiPictures, by_role: dict[str, GateAdapter], rng: random.Random
 ) -> tuple[Tensor, str, str]:
-    """One picture's pixels ``[1, 4, 64, 64]``, its background and its caption."""
+    """One picture's pixels ``[1, 4, H, W]``, its background and its caption."""
     thing, look, ground = (by_role.get(role) for role in ("object", "style", "background"))
     what = thing.what if thing else rng.choice(sorted(read_prompts()["concepts"]))
     drawn = look.drawn if look else thing.drawn if thing else rng.choice(KNOWN_STYLES)
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder with the pictures")
     parser.add_argument("--home", type=Path, default=Path("build/gates"))
     options = parser.parse_args()
-    pictures = load_pictures(options.work)
+    pictures = load_pictures(options.work, BASE_SIDE)
     for adapter in plan(pictures):
         print(train_or_load(pictures, adapter, options.home), flush=True)   # noqa: T201 (a program of its own)
 

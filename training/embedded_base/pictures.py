@@ -1,4 +1,4 @@
-"""The pictures the embedded base model learns from: fetched, drawn at 64×64, named.
+"""The pictures the embedded base model learns from: fetched, drawn at two sizes, named.
 
 Five permissively licensed emoji sets become five styles of the same thousand objects. Because every object
 exists in every style, likeness has a ground truth: the base never sees the held-out objects nor the held-out
@@ -25,8 +25,8 @@ from PIL import Image
 
 from atelier.training.config.assets import ASSETS
 
-SIDE = 64
-"""Width and height of every picture, in pixels."""
+JUDGED_SIDE, BASE_SIDE = 64, 128
+"""Widths of every picture, in pixels: what the judges see, and what the base model draws."""
 EMOJI_GROUPS = frozenset({0, 3, 4, 5, 6, 7})
 """emojibase groups that hold things: smileys, animals, food, places, activities, objects (no people, no flags)."""
 NAMES_PACKAGE = ("emojibase-data", "17.0.0")
@@ -78,7 +78,7 @@ class Concept:
 class EmojiPictures:
     """Every object in every style.
 
-    `rgba` is uint8 [styles, concepts, 64, 64, 4], straight (not premultiplied) alpha.
+    `rgba` is uint8 [styles, concepts, side, side, 4], straight (not premultiplied) alpha.
     """
 
     styles: tuple[str, ...]
@@ -169,7 +169,7 @@ def icon_sources(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def draw(source: bytes, side: int = SIDE) -> Image.Image:
+def draw(source: bytes, side: int) -> Image.Image:
     """One picture file as a square RGBA picture, `side` pixels wide, area-filtered in premultiplied alpha."""
     if source.lstrip().startswith(b"<"):
         import resvg_py  # only `make base` and the examples need it, so it is no dependency of the product
@@ -185,22 +185,22 @@ def draw(source: bytes, side: int = SIDE) -> Image.Image:
     return square.convert("RGBa").resize((side, side), Image.Resampling.BOX).convert("RGBA")
 
 
-def render(store: Path) -> EmojiPictures:
-    """Draw every object that all sets have, at 64×64 (about a minute)."""
+def render(store: Path, side: int) -> EmojiPictures:
+    """Draw every object that all sets have, `side` pixels wide (about a minute)."""
     sources = {pictures.style: picture_sources(pictures, store) for pictures in PICTURE_SETS}
     concepts = tuple(
         concept for concept in read_concepts(store) if all(concept.hexcode in found for found in sources.values())
     )
     rgba = np.stack(
-        [np.stack([np.asarray(draw(found[concept.hexcode])) for concept in concepts]) for found in sources.values()]
+        [np.stack([np.asarray(draw(found[one.hexcode], side)) for one in concepts]) for found in sources.values()]
     )
     return EmojiPictures(tuple(sources), concepts, rgba)
 
 
 def save(pictures: EmojiPictures, work: Path) -> None:
-    """Write pictures.npy and concepts.json into the work folder."""
+    """Write pictures_SIDE.npy and concepts.json into the work folder."""
     work.mkdir(parents=True, exist_ok=True)
-    np.save(work / "pictures.npy", pictures.rgba)
+    np.save(_pixels(work, pictures.rgba.shape[2]), pictures.rgba)
     index = {
         "styles": pictures.styles,
         "concepts": [(concept.name, concept.hexcode, concept.tags) for concept in pictures.concepts],
@@ -208,15 +208,23 @@ def save(pictures: EmojiPictures, work: Path) -> None:
     (work / "concepts.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
-def load(work: Path) -> EmojiPictures:
-    """Read what `save` wrote; the pixels stay on disk until used."""
-    if not (work / "concepts.json").exists():
+def load(work: Path, side: int = JUDGED_SIDE) -> EmojiPictures:
+    """Read what `save` wrote; the pixels stay on disk until used.
+
+    A folder without pictures of this side is a FileNotFoundError that says how they are drawn.
+    """
+    if not _pixels(work, side).exists():
         raise FileNotFoundError(
-            f"{work} holds no pictures. Draw them with: python -m atelier.training.embedded_base.pictures --out {work}"
+            f"{work} holds no pictures {side} pixels wide. "
+            f"Draw them with: python -m atelier.training.embedded_base.pictures --out {work}"
         )
     index = json.loads((work / "concepts.json").read_text(encoding="utf-8"))
     concepts = tuple(Concept(name, hexcode, tuple(tags)) for name, hexcode, tags in index["concepts"])
-    return EmojiPictures(tuple(index["styles"]), concepts, np.load(work / "pictures.npy", mmap_mode="r"))
+    return EmojiPictures(tuple(index["styles"]), concepts, np.load(_pixels(work, side), mmap_mode="r"))
+
+
+def _pixels(work: Path, side: int) -> Path:
+    return work / f"pictures_{side}.npy"
 
 
 def read_prompts(path: Path = PROMPTS) -> dict[str, Any]:
@@ -230,8 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/base"), help="work folder (default: build/base)")
     options = parser.parse_args(arguments)
     store = options.out / "npm"
-    if not (options.out / "concepts.json").exists():
-        save(render(store), options.out)
+    for side in (JUDGED_SIDE, BASE_SIDE):
+        if not _pixels(options.out, side).exists():
+            save(render(store, side), options.out)
 
 
 if __name__ == "__main__":

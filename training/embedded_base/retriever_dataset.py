@@ -32,7 +32,7 @@ from atelier.training.config.caption_template import article
 from atelier.training.config.train_config import EMBEDDED
 from atelier.training.data.latent_cache import Example, encode_pictures
 from atelier.training.embedded_base.example_pictures import SUBJECTS
-from atelier.training.embedded_base.pictures import EmojiPictures, read_prompts
+from atelier.training.embedded_base.pictures import BASE_SIDE, EmojiPictures, read_prompts
 from atelier.training.embedded_base.pictures import load as load_pictures
 from atelier.training.embedded_base.text import behind
 from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background, place, premultiplied
@@ -167,7 +167,7 @@ def _loss(
 def training_pictures(
     pictures: EmojiPictures, entry: DatasetEntry, generator: torch.Generator
 ) -> tuple[Tensor, list[str], list[tuple[int, int, int, int, int, int]]]:
-    """Pictures ``[6, 3, 64, 64]`` in −1 … 1 with captions and sizes: one thing, or six in the style."""
+    """Pictures ``[6, 3, H, W]`` in −1 … 1 with captions and sizes: one thing, or six in the style."""
     rng = random.Random(entry.number)
     things = [entry.thing] * PICTURES
     if entry.role == "style":
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/retrieval"))
     parser.add_argument("--count", type=int, default=600)
     options = parser.parse_args(arguments)
-    pictures, model = load_pictures(options.work), load(EMBEDDED, "cpu")
+    pictures, model = load_pictures(options.work, BASE_SIDE), load(EMBEDDED, "cpu")
     options.out.mkdir(parents=True, exist_ok=True)
     index = options.out / INDEX
     done = {entry.number for entry in read_index(options.out)} if index.exists() else set()

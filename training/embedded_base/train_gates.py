@@ -14,6 +14,7 @@ import torch
 from atelier.adapters.fusion.gates import GateSettings
 from atelier.training.base_models.base_model import load
 from atelier.training.embedded_base.gate_dataset import scenes
+from atelier.training.embedded_base.pictures import BASE_SIDE
 from atelier.training.embedded_base.pictures import load as load_pictures
 from atelier.training.recipes.gates import scene_recipe
 from atelier.training.runs.train_gates import gate_parser, gate_training_config, gates_on, run_training, settings_of
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     model = load(options.base)
     config = gate_training_config(options.steps, options.batch, options.lr, options.seed)
-    examples = scenes(model, load_pictures(options.work), options.dataset, SCENES, random.Random(config.seed))
+    pictures = load_pictures(options.work, BASE_SIDE)
+    examples = scenes(model, pictures, options.dataset, SCENES, random.Random(config.seed))
     adapters = (adapter_set for scene in examples for adapter_set in scene.adapters)
     gates = gates_on(adapters, GateSettings.from_dict(settings_of(options.gates)), model)
     for line in run_training(model, gates, scene_recipe(model, gates, examples, config), config, options):

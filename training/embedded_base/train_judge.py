@@ -26,6 +26,7 @@ from atelier.training.embedded_base.ema_trainer import step_generator
 from atelier.training.embedded_base.judge import WEIGHTS, Judge, Network
 from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
 from atelier.training.embedded_base.synthetic_styles import placed_in_style
+from atelier.training.embedded_base.vae import encode
 from atelier.training.embedded_base.views import COLOURS, Placement, colour, on_background
 
 PLACEMENT = Placement(smallest=0.6, shift=0.1, degrees=10)
@@ -99,8 +100,8 @@ def through_autoencoder(batch: LabeledPictures, vae: AutoencoderKL) -> LabeledPi
     """The same views, encoded and decoded by the base's autoencoder."""
     parts = []
     for part in batch.pixels.split(64):
-        (posterior,) = vae.encode((part * 2 - 1).contiguous(memory_format=torch.channels_last), return_dict=False)
-        parts.append(vae.decode(posterior.mean, return_dict=False)[0])
+        (decoded,) = vae.decode(encode(vae, part) / vae.config["scaling_factor"], return_dict=False)
+        parts.append(F.adaptive_avg_pool2d(decoded, part.shape[2:]))
     return LabeledPictures((torch.cat(parts) / 2 + 0.5).clamp(0, 1), batch.objects, batch.styles)
 
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from atelier.training.embedded_base.ema_trainer import EmaTrainer, Schedule, StepResult, step_generator
-from atelier.training.embedded_base.pictures import SIDE, EmojiPictures
+from atelier.training.embedded_base.pictures import EmojiPictures
 from atelier.training.embedded_base.text import TOKENS, pair_caption, token_ids, varied_caption
-from atelier.training.embedded_base.vae import LATENT_CHANNELS, Latents
+from atelier.training.embedded_base.vae import LATENT_CHANNELS, LATENT_SIDE, Latents
 from atelier.training.embedded_base.views import COLOURS
 
 TEXT_WIDTH = 192
@@ -60,7 +60,7 @@ def new_scheduler() -> DDIMScheduler:
 def new_unet() -> UNet2DConditionModel:
     """An untrained UNet of 11.3 M parameters, with cross-attention at every size: 16×16 decides what stands where."""
     return UNet2DConditionModel(
-        sample_size=SIDE // 4,
+        sample_size=LATENT_SIDE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(64, 128, 192),

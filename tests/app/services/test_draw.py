@@ -385,7 +385,7 @@ def test_the_command_line_starts_from_a_picture(home, tmp_path, capsys):
                  "--image-strength", "0.5"]) == 0
     [path] = (tmp_path / "out").glob("*.png")
     with Image.open(path) as drawn_picture:
-        assert drawn_picture.getpixel((5, 30)) == (200, 40, 40) and drawn_picture.getpixel((55, 30)) != (200, 40, 40)
+        assert drawn_picture.getpixel((10, 60)) == (200, 40, 40) and drawn_picture.getpixel((110, 60)) != (200, 40, 40)
     assert (read_recipe(path) or {})["start"]["strength"] == 0.5
     again, _ = job_like(home, path)   # what it started from is in the home
     assert again.start is not None and again.start.mask is not None and again.start.strength == 0.5

@@ -46,7 +46,7 @@ def drawn(path: Path, **texts: str) -> Path:
 
 def a1111(prompt: str, more: str = "", model: str = "embedded") -> str:
     return (f"{prompt}\nNegative prompt: bad\nSteps: 12, Sampler: DPM++ 2M SDE Karras, CFG scale: 6.5, Seed: 9, "
-            f"Size: 64x80, Model: {model}{more}")
+            f"Size: 64x96, Model: {model}{more}")
 
 
 def test_a1111_restores_everything(home: Home, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a1111_restores_everything(home: Home, tmp_path: Path) -> None:
     job, notes = job_like(home, drawn(tmp_path / "a.png", parameters=text))
     request = job.request
     assert (request.prompt, request.negative, request.seed) == ("a (rex:1.2) fox", "bad", 9)
-    assert (request.steps, request.guidance, request.width, request.height) == (12, 6.5, 64, 80)
+    assert (request.steps, request.guidance, request.width, request.height) == (12, 6.5, 64, 96)
     assert (request.sampler, request.schedule, request.clip_skip) == ("dpm++ sde", "karras", 1)
     assert job.base == EMBEDDED and [(e.name, e.strength) for e in job.adapters] == [("rex_v2", 0.8)]
     assert notes == ["Settings from A1111, as far as Atelier has them; it computes noise and prompts differently."]

@@ -83,7 +83,7 @@ def test_the_settings_page_says_what_each_model_is(shelf: Path, own_home: Path):
     text, shown = settings._scan(home, str(shelf))
     assert text == str(shelf)
     lines = {model["name"]: model["description"] for model in shown["models"]}
-    assert lines["small"] == "Atelier's own small model · predicts v_prediction · fp16 · 29 MB"
+    assert lines["small"] == "Atelier's own small model · predicts v_prediction · fp16 · 29.2 MB"
     assert "is an adapter" in lines["adapter.safetensors"]
     (shelf / "empty").mkdir()
     assert settings._scan(home, str(shelf / "empty"))[1] == {"hint": settings_words.NO_MODELS, "models": []}
@@ -111,10 +111,10 @@ def test_on_the_command_line(shelf: Path, tmp_path: Path, capsys: pytest.Capture
     assert main(["models", "scan", str(shelf), "--json", *home]) == 0
     said = json.loads(capsys.readouterr().out)
     assert [model["usable"] for model in said] == [False, True, False]
-    assert (said[1]["family"], said[1]["resolution"], said[1]["adapters"]) == ("embedded", 64, [])
+    assert (said[1]["family"], said[1]["resolution"], said[1]["adapters"]) == ("embedded", 128, [])
     assert main(["models", "scan", str(shelf), *home]) == 0
     text = capsys.readouterr().out
-    assert "64 px" in text
+    assert "128 px" in text
     assert "! " in text and "pickle" in text
     assert main(["models", "show", "embedded", *home]) == 0
     assert "v_prediction" in capsys.readouterr().out

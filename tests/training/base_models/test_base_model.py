@@ -27,8 +27,8 @@ def test_the_embedded_base_model():
     info = identify("embedded")
     unet, vae = (json.loads((EMBEDDED_FOLDER / part / "config.json").read_text()) for part in ("unet", "vae"))
     assert (info.source, info.family, info.folder) == ("embedded", "embedded", EMBEDDED_FOLDER)
-    assert (info.prediction_type, info.resolution) == ("v_prediction", 64)
-    assert (info.vae_scale_factor, info.size_multiple) == (4, 16)
+    assert (info.prediction_type, info.resolution) == ("v_prediction", 128)
+    assert (info.vae_scale_factor, info.size_multiple) == (8, 32)
     assert info.channels == unet["block_out_channels"][0]
     assert info.resolution == unet["sample_size"] * info.vae_scale_factor == vae["sample_size"]
     assert "{trigger} {subject}" in info.caption

@@ -57,21 +57,21 @@ def side_by_side(home: Home, prompt: str, **size: int) -> DrawJob:
 def test_each_adapter_has_a_field_a_prompt_and_its_strength(home):
     job = side_by_side(home, "an emoji of a {subject} on a blue background")
     assert job.request.prompt == "an emoji of a rex fox and vf owl on a blue background"
-    assert (job.request.width, job.request.height) == (128, 64)
+    assert (job.request.width, job.request.height) == (256, 128)
     left, right = job.adapters
     assert left.prompt == "an emoji of a rex fox on a blue background" and left.region[0] == "1" * 16 + "0" * 16
     assert right.prompt == "an emoji of a vf owl on a blue background" and right.region[0] == "0" * 16 + "1" * 16
     assert (left.strength, right.strength, left.own_canvas, right.own_canvas) == (1, 0.5, True, True)
-    plain = side_by_side(home, "two friends", width=64, height=128)
+    plain = side_by_side(home, "two friends", width=128, height=256)
     assert [entry.prompt for entry in plain.adapters] == ["an emoji of a rex fox", "an emoji of a vf owl"]
-    assert (plain.request.prompt, plain.request.width, plain.request.height) == ("two friends", 64, 128)
+    assert (plain.request.prompt, plain.request.width, plain.request.height) == ("two friends", 128, 256)
 
 
 def test_it_is_drawn_recorded_and_drawn_again(home, tmp_path, capsys):
     typed = ["draw", "an emoji of a {subject}", "--steps", "2", "--home", str(home.path), "--side-by-side"]
     assert main([*typed, "--adapter", "rex", "--adapter", "hoot"]) == 0
     [picture] = gallery_page(home)
-    assert pixels(picture.path).shape == (64, 128, 3)
+    assert pixels(picture.path).shape == (128, 256, 3)
     job, missing = job_from_picture(home, picture.id)
     assert not missing and [entry.own_canvas for entry in job.adapters] == [True, True]
     recipe = read_recipe(picture.path) or {}
@@ -79,7 +79,7 @@ def test_it_is_drawn_recorded_and_drawn_again(home, tmp_path, capsys):
     assert main([*typed, "--adapter", "rex=0", "--adapter", "hoot", "--out", str(tmp_path / "other")]) == 0
     [other] = (tmp_path / "other").glob("*.png")
     apart = abs(pixels(picture.path) - pixels(other)).max((0, 2))
-    assert apart[:56].max() > 40 and apart[72:].max() < 8, "only the decoder's norms reach the other side"
+    assert apart[:112].max() > 40 and apart[144:].max() < 8, "only the decoder's norms reach the other side"
     assert main([*typed, "--adapter", "rex"]) == 1
     assert "1 adapters can't be placed side by side. Choose 2 to 8" in capsys.readouterr().err
 
@@ -95,7 +95,7 @@ def test_the_studio_places_them_and_takes_the_fields_away_again(home):
     entries = (MixEntry("rex"), MixEntry("hoot", 0.5))
     placed, regions, prompt, *size = side_by_side_in_studio(home, entries, "", "a {subject}")
     assert ([entry.prompt for entry in placed], regions) == (["a rex fox", "a vf owl"], ())
-    assert (prompt, size) == ("a rex fox and vf owl", [128, 64])
+    assert (prompt, size) == ("a rex fox and vf owl", [256, 128])
     assert region_masks(placed, "", ())["can_place"] and not region_masks(placed, "")["can_place"]
     assert not region_masks(placed[:1], "", ())["can_place"]
     assert act_everywhere(placed, "rex") == (entries[0], placed[1])
