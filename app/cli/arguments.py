@@ -244,6 +244,8 @@ def _add_draw(draw: argparse.ArgumentParser) -> None:
                            "embedded)")
     draw.add_argument("--precision", choices=_PRECISIONS,
                       help="arithmetic (default: that of the Settings page; auto is fp16 on a GPU and fp32 on a CPU)")
+    draw.add_argument("--device", metavar="NAME",
+                      help="auto, cpu or a card such as cuda:1 (default: that of the Settings page)")
     _add_base_options(draw)
     _add_start(draw)
     draw.add_argument("--out", type=Path, metavar="DIR", help="folder for the pictures (default: the gallery)")

@@ -24,7 +24,7 @@ from atelier.app.store.home import Home, explain_write_errors, write_home_file
 from atelier.app.store.library import find_adapter
 from atelier.app.store.mixes import MixEntry, RegionEntry, read_entry, read_regions
 from atelier.app.store.models import resolve_base
-from atelier.app.store.preferences import drawing_precision
+from atelier.app.store.preferences import check_device
 from atelier.app.store.start_pictures import save_start_picture
 from atelier.training.config.base_options import AUTO_PREDICTION, BaseOptions
 from atelier.training.config.train_config import EMBEDDED
@@ -55,7 +55,9 @@ def run_draw(home: Home, arguments: Namespace) -> Iterator[tuple[Path, int] | st
     if arguments.out:
         with explain_write_errors(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)
-    for picture, recipe in _with_progress(checked, arguments.precision or drawing_precision(home)):
+    device = check_device(arguments.device) if arguments.device else ""
+    engine = Engine.of_home(home, precision=arguments.precision or "", device=device)
+    for picture, recipe in _with_progress(checked, engine):
         yield _save(home, arguments.out, picture, recipe), recipe["seed"]
 
 
@@ -135,7 +137,7 @@ def _request(arguments: Namespace, usual: Mapping[str, Any] = MappingProxyType({
     return DrawRequest.from_dict({**usual, **given, **size})
 
 
-def _with_progress(checked: CheckedJob, precision: str) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+def _with_progress(checked: CheckedJob, engine: Engine) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
     request = checked.job.request
     batches = -(-request.count // BATCH_SIZE)
     with tqdm(unit="step", leave=False, disable=None) as bar:
@@ -146,7 +148,7 @@ def _with_progress(checked: CheckedJob, precision: str) -> Iterator[tuple[Image.
             bar.update()
 
         callbacks = DrawCallbacks(on_step, on_notice=_tell)
-        yield from draw(Engine(lambda: precision), checked, callbacks, batch_size=BATCH_SIZE)
+        yield from draw(engine, checked, callbacks, batch_size=BATCH_SIZE)
 
 
 def _tell(notice: str) -> None:

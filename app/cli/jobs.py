@@ -112,7 +112,7 @@ def _preview(home: Home, run: RunStatus, arguments: Namespace) -> Answer:
         return _command("preview", _RUNNING, "the preview is drawn at the next step.")(home, run, asked)
     from atelier.app.services.engine import Engine
 
-    drawn = finished_run.draw_samples(home, Engine(), run.id, arguments.prompt)
+    drawn = finished_run.draw_samples(home, Engine.of_home(home), run.id, arguments.prompt)
     paths = [str(find_run(home, run.id).path / one.path) for one in drawn]
     return {"pictures": paths}, "\n".join(paths)
 
@@ -121,7 +121,8 @@ def _grid(home: Home, run: RunStatus, arguments: Namespace) -> Answer:
     from atelier.app.services.engine import Engine
 
     strengths = arguments.strengths or finished_run.GRID_STRENGTHS
-    grids = list(finished_run.draw_step_grid(home, Engine(), run.id, arguments.prompt, strengths, arguments.steps))
+    engine = Engine.of_home(home)
+    grids = list(finished_run.draw_step_grid(home, engine, run.id, arguments.prompt, strengths, arguments.steps))
     folder = find_run(home, run.id).path
     cells = [{"step": one.step, "strength": one.strength, "path": str(folder / one.path)} for one in grids[-1].cells]
     rows = [(f"step {cell['step']}", f"strength {cell['strength']:g}", cell["path"]) for cell in cells]
@@ -142,7 +143,7 @@ def _sizes(home: Home, run: RunStatus, _arguments: Namespace) -> Answer:
     from atelier.app.services.engine import Engine
     from atelier.training.measures.rank_truncation import knee
 
-    points = finished_run.measure_sizes(home, Engine(), run.id)
+    points = finished_run.measure_sizes(home, Engine.of_home(home), run.id)
     best = knee(points)
     values = [{"rank": one.rank, "bytes": one.bytes, "error": round(one.error, 4), "knee": one is best}
               for one in points]   # fmt: skip
@@ -154,7 +155,7 @@ def _sizes(home: Home, run: RunStatus, _arguments: Namespace) -> Answer:
 def _leaks(home: Home, run: RunStatus, _arguments: Namespace) -> Answer:
     from atelier.app.services.engine import Engine
 
-    leaks = finished_run.measure_word_leaks(home, Engine(), run.id)
+    leaks = finished_run.measure_word_leaks(home, Engine.of_home(home), run.id)
     values = [{"word": leak.word, "share": round(leak.share, 3), "in captions": leak.in_captions, "leaks": leak.leaks}
               for leak in leaks]   # fmt: skip
     rows = [(leak.word, f"{leak.share:.0%} of the trigger word's effect", "leaks" * leak.leaks) for leak in leaks]

@@ -12,7 +12,6 @@ from atelier.app.services.engine import Engine
 from atelier.app.services.library.transfer import TransferJob, prepare_transfer
 from atelier.app.store.home import Home, new_name
 from atelier.app.store.library import find_adapter
-from atelier.app.store.preferences import drawing_precision
 from atelier.training.base_models.identify import identify
 from atelier.training.config.run_folder import RunFolder
 
@@ -32,7 +31,7 @@ def run_transfer(home: Home, arguments: Namespace) -> RunFolder:
     job = TransferJob(card=card, name=name, base=arguments.base, count=arguments.count, prompts=arguments.prompts,
                       preset=arguments.preset, settings={**steps, **dict(arguments.set)})   # fmt: skip
     _tell(f"drawing {job.count} pictures with {card.name}, and as many without it …")
-    run, kept = prepare_transfer(home, Engine(lambda: drawing_precision(home)), job)
+    run, kept = prepare_transfer(home, Engine.of_home(home), job)
     _tell(f"training on the {kept} of them in which it shows best …")
     return run
 

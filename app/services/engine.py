@@ -7,9 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import torch
 from PIL import Image
 
 from atelier.adapters.core.base import AdapterSet
@@ -19,10 +21,13 @@ from atelier.adapters.fusion.live import PromptRegion, with_prompt_regions
 from atelier.adapters.fusion.methods import DEFAULT_METHOD, can_fuse, combine, fuse_adapters
 from atelier.adapters.textual_inversion import TextualInversion, read_textual_inversions
 from atelier.app.services.resident_base import ResidentBase, Work
+from atelier.app.store.base_settings import base_options
+from atelier.app.store.home import Home
 from atelier.app.store.mixes import MixEntry
+from atelier.app.store.preferences import drawing_device, drawing_precision
 from atelier.training.base_models.base_model import BaseModel
 from atelier.training.base_models.bundled import gates_for
-from atelier.training.base_models.device import has_own_memory
+from atelier.training.base_models.device import AUTO_DEVICE, has_own_memory
 from atelier.training.base_models.identify import identify
 from atelier.training.base_models.malloc_tuning import keep_freed_memory
 from atelier.training.base_models.precision import AUTO
@@ -75,17 +80,25 @@ class Engine:
     """
 
     def __init__(
-        self, precision: Callable[[], str] = lambda: AUTO, options: Callable[[str], BaseOptions] = lambda _: PLAIN_BASE
-    ) -> None:
-        """``precision`` is asked for the one to draw in whenever it draws, ``options`` for those of a base model."""
+        self, precision: Callable[[], str] = lambda: AUTO, options: Callable[[str], BaseOptions] = lambda _: PLAIN_BASE,
+        device: Callable[[], str] = lambda: AUTO_DEVICE,
+    ) -> None:   # fmt: skip
+        """Whenever it draws, ``precision`` and ``device`` are asked for, and ``options`` for those of a base model."""
         keep_freed_memory()   # now, before there are threads that draw
         self._lock = threading.Lock()
-        self._resident, self._options = ResidentBase(self._lock, precision), options
+        self._resident, self._options = ResidentBase(self._lock, precision, device), options
         self._adapters: OrderedDict[FileKey, AdapterSet] = OrderedDict()
+        self._adapters_on: torch.device | None = None
         self._inversions: OrderedDict[FileKey, TextualInversion] = OrderedDict()
         self._grid_pictures: OrderedDict[Hashable, Image.Image] = OrderedDict()
         self._step_seconds: dict[tuple[str, int], float] = {}   # of base model and batch
         self._word_effects: dict[tuple[str, str], float] = {}   # of base model and word
+
+    @classmethod
+    def of_home(cls, home: Home, *, precision: str = "", device: str = "") -> Engine:
+        """One that draws as the home's Settings say, except in a precision or on a device that is given."""
+        return cls(lambda: precision or drawing_precision(home), partial(base_options, home),
+                   lambda: device or drawing_device(home))   # fmt: skip
 
     @property
     def loaded(self) -> BaseModel | None:
@@ -319,7 +332,11 @@ class Engine:
     ) -> T:   # fmt: skip
         """Do some work with a base model and adapters; only these take the memory of a card."""
         options = self._options(base) if options is None else options
-        adapters, device = [self._adapter(path) for path in files], self._resident.device
+        device = self._resident.device
+        if device != self._adapters_on:   # another one was chosen
+            self._adapters.clear()
+            self._adapters_on = device
+        adapters = [self._adapter(path) for path in files]
         if has_own_memory(device):
             active = {id(each) for each in adapters}
             for each in self._adapters.values():

@@ -11,11 +11,10 @@ from atelier.app.jobs.child_process import BUSY
 from atelier.app.jobs.grid_folders import grid_id
 from atelier.app.services.engine import Engine
 from atelier.app.services.grid import draw_grid, read_grid
-from atelier.app.store.base_settings import base_options
 from atelier.app.store.home import Home, open_home
-from atelier.app.store.preferences import drawing_precision
+from atelier.app.store.preferences import drawing_device
 from atelier.app.text import grid as words
-from atelier.training.base_models.device import best_device
+from atelier.training.base_models.device import device_named
 from atelier.training.base_models.device_lock import DeviceLock
 from atelier.training.config.events import Event, Failed, Finished, Preparing, Stopped
 from atelier.training.config.run_folder import RunBusyError, RunFolder
@@ -25,7 +24,7 @@ _WAIT_SECONDS = 1.0
 
 def draw_grid_job(home: Home, run: RunFolder, engine: Engine) -> Event:
     """Draw what is missing in a grid until it is complete or somebody cancels it; returns the final event."""
-    started, id, lock = time.monotonic(), grid_id(run), DeviceLock(best_device())
+    started, id, lock = time.monotonic(), grid_id(run), DeviceLock(device_named(drawing_device(home)))
     cancelled: list[str] = []
 
     def is_wanted() -> bool:
@@ -62,8 +61,7 @@ def draw_here(home: Home, run: RunFolder) -> Event:
     """
     with run.lock(), run.heartbeat():
         run.append(Preparing("Loading the base model"))
-        engine = Engine(lambda: drawing_precision(home), lambda base: base_options(home, base))
-        last = draw_grid_job(home, run, engine)
+        last = draw_grid_job(home, run, Engine.of_home(home))
         run.append(last)
     return last
 

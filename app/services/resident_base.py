@@ -14,8 +14,9 @@ from atelier.adapters.core.base import AdapterSet
 from atelier.training.base_models.base_info import BaseError, BaseInfo
 from atelier.training.base_models.base_model import BaseModel, load
 from atelier.training.base_models.device import (
+    AUTO_DEVICE,
     allocated_memory,
-    best_device,
+    device_named,
     has_own_memory,
     is_out_of_memory,
     release_cached,
@@ -45,6 +46,7 @@ class LoadedBase:
     base: str
     options: BaseOptions
     precision: str
+    device: torch.device
     in_8_bits: bool
     model: BaseModel
     beside: Job | None   # the job that used the device already
@@ -57,12 +59,15 @@ class LoadedBase:
 class ResidentBase:
     """Loads the base model that is asked for and lets work be done with it, in the memory that there is."""
 
-    def __init__(self, lock: threading.Lock, precision: Callable[[], str] = lambda: AUTO) -> None:
-        """The lock is held by whoever calls :meth:`run` or :meth:`release`."""
-        self._lock, self._precision = lock, precision
+    def __init__(
+        self, lock: threading.Lock, precision: Callable[[], str] = lambda: AUTO,
+        device: Callable[[], str] = lambda: AUTO_DEVICE,
+    ) -> None:   # fmt: skip
+        """The lock is held by whoever calls :meth:`run` or :meth:`release`; precision and device are asked for anew."""
+        self._lock, self._precision, self._device_name = lock, precision, device
         self._loaded: LoadedBase | None = None
         self._loadings = 0
-        self._device: torch.device | None = None
+        self._devices: dict[str, torch.device] = {}   # found so far, by what was asked for
         self._residency: Residency | None = None
 
     @property
@@ -73,9 +78,10 @@ class ResidentBase:
     @property
     def device(self) -> torch.device:
         """Where it works; found when it is first asked for, because that takes a little of a card's memory."""
-        if self._device is None:
-            self._device = best_device()
-        return self._device
+        name = self._device_name()
+        if name not in self._devices:
+            self._devices[name] = device_named(name)
+        return self._devices[name]
 
     def run(
         self, base: str, request: DrawRequest, adapters: Sequence[AdapterSet], work: Work[T],
@@ -134,10 +140,12 @@ class ResidentBase:
 
     def release(self) -> None:
         """Let go of the base model and of all that was computed with it."""
+        was_on = self._loaded.device if self._loaded is not None else self.device
         self._loaded = None
-        release_cached(self.device)
+        release_cached(was_on)
         if self._residency is not None:
             self._residency.end()
+            self._residency = None
 
     def _plan(
         self, info: BaseInfo, request: DrawRequest, adapters: Sequence[AdapterSet], from_picture: bool
@@ -156,12 +164,12 @@ class ResidentBase:
 
     def _load(self, base: str, options: BaseOptions, savings: DrawSavings) -> LoadedBase:
         """The base model as the savings say: loaded, and its parts where they belong."""
-        loaded, wanted = self._loaded, (base, options, self._precision(), savings.in_8_bits)
-        if loaded is None or (loaded.base, loaded.options, loaded.precision, loaded.in_8_bits) != wanted:
+        loaded, wanted = self._loaded, (base, options, self._precision(), self.device, savings.in_8_bits)
+        if loaded is None or (loaded.base, loaded.options, loaded.precision, loaded.device, loaded.in_8_bits) != wanted:
             self.release()   # first: two may not fit into memory
             model = load(base, self.device, drawing_dtype(wanted[2], self.device), in_8_bits=savings.in_8_bits,
                          resident=("unet",) if savings.offload else None, options=options)   # fmt: skip
-            self._residency = self._residency or Residency(self.device)
+            self._residency = Residency(self.device)
             self._residency.begin()
             self._loadings += 1
             bytes = sum(module_bytes(part) for part in (*model.models().values(), model.vae))

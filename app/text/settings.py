@@ -43,6 +43,9 @@ MODEL_FOLDERS = "Folders with base models"
 MODEL_FOLDERS_HINT = "One folder per line. You can choose the models found there in Create and Studio."
 SCAN = "Scan"
 NO_MODELS = "No base models found in these folders."
+DRAWING_DEVICE = "Device of drawings"
+DRAWING_DEVICE_HINT = ("auto is the fastest one here. The next drawing uses what you choose; trainings take every "
+                       "graphics card that is free.")
 PRECISION = "Precision of drawings"
 PRECISION_HINT = ("auto is fp16 on a graphics card and fp32 on a processor. Choose bf16 or fp32 if drawings fail with "
                   "values that are not finite (NaN). Training has its own precision setting.")
@@ -142,9 +145,14 @@ def not_a_folder(path: object) -> str:
     return f"{path} is not a folder on the machine that runs Atelier. Check the path, or remove the line."
 
 
-def processor(count: int) -> str:
-    """The device of a machine without a graphics card."""
-    return f"CPU, {count} cores"
+def device_choice(name: str, title: str) -> str:
+    """A device that drawings can use: the name that commands take, and what it is."""
+    return f"{name} · {title}"
+
+
+def missing_device(name: str) -> str:
+    """A device that was chosen once and is not in this machine any more."""
+    return f"{name} · not in this machine, so auto is used"
 
 
 def can_free(count: int) -> str:

@@ -11,7 +11,6 @@ import warnings
 import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +109,6 @@ def application(home: Home, access: Access, *, mcp: str = "") -> FastAPI:
     import gradio as gr
 
     from atelier.app.services.engine import Engine
-    from atelier.app.store.base_settings import base_options
-    from atelier.app.store.preferences import drawing_precision
     from atelier.app.web.components.gradio_internals import call_tools_as, limit_form_fields
     from atelier.app.web.components.theme import FAVICON, FONT, STYLE_SHEETS, make_theme, palette_css
     from atelier.app.web.components.uploads import check_inputs, forget_old_files
@@ -126,7 +123,7 @@ def application(home: Home, access: Access, *, mcp: str = "") -> FastAPI:
     warnings.filterwarnings("ignore", "SSR mode is not supported with multi-page", UserWarning)
     parent = guarded(home, access, uploads=temporary, served=[temporary, FONT])
     _redirect_old_addresses(parent)
-    engine = Engine(lambda: drawing_precision(home), partial(base_options, home))
+    engine = Engine.of_home(home)
     demo = build(home, engine, has_password=bool(access.password))
     app = gr.mount_gradio_app(
         parent, demo, path="/", footer_links=[], run_history=False, enable_monitoring=False,

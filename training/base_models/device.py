@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 from atelier.kernels.dispatch import twin_obstacle
 from atelier.training.base_models.malloc_tuning import trim_memory
 
+AUTO_DEVICE = "auto"
 RESERVE = 0.05   # of the memory, for fragmentation and for the desktop
 # How torch, its libraries and the operating systems say that memory ran out, in lower case.
 _SHORTAGES = (
@@ -41,6 +43,25 @@ def best_device() -> torch.device:
     """The fastest device of this machine that torch has code for."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if found is None or missing_code(found) else found
+
+
+def usable_devices() -> list[str]:
+    """Names that `device_named` knows here: ``auto``, each graphics card that torch has code for, ``cpu``."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    cards = [] if found is None else [torch.device(found.type, i) for i in range(torch.accelerator.device_count())]
+    return [AUTO_DEVICE, *(str(card) for card in cards if not missing_code(card)), "cpu"]
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a name; the fastest for ``auto``, and for a card that is not in this machine any more."""
+    return torch.device(name) if name != AUTO_DEVICE and name in usable_devices() else best_device()
+
+
+def device_title(device: torch.device) -> str:
+    """A device as a person knows it: a card by its maker's name, a processor by its cores."""
+    if has_own_memory(device):
+        return torch.get_device_module(device).get_device_name(device)
+    return f"CPU, {os.cpu_count() or 1} cores" if device.type == "cpu" else device.type.upper()
 
 
 def has_own_memory(device: torch.device) -> bool:

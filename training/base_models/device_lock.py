@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from atelier.adapters.core.parse import parse_json
+from atelier.training.base_models.device import has_own_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,8 @@ def _make_private(folder: Path) -> bool:
 
 def _identity(device: torch.device) -> str:
     """The same for one card in all processes, whatever number it has there."""
+    if not has_own_memory(device):
+        return device.type
     if device.type != "cuda":
-        return device.type if device.index is None else f"{device.type}-{device.index}"
+        return f"{device.type}-{device.index or 0}"
     return f"cuda-{torch.cuda.get_device_properties(device).uuid}"

@@ -25,8 +25,8 @@ from atelier.app.jobs.jobs import list_runs, run_folders, worker_alive
 from atelier.app.services.settings.storage import list_storage
 from atelier.app.store.home import Home, explain_write_errors
 from atelier.app.store.library import list_adapters
-from atelier.app.store.preferences import drawing_precision
-from atelier.training.base_models.device import best_device, card_problem, has_own_memory
+from atelier.app.store.preferences import drawing_device, drawing_precision
+from atelier.training.base_models.device import best_device, card_problem, device_named, has_own_memory
 from atelier.training.config.run_folder import RunFolder
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "gradio", "huey", "numpy", "pillow")
@@ -58,7 +58,9 @@ def _machine(home: Home) -> dict[str, Any]:
         "packages": {package: _version(package) for package in PACKAGES}, "device": device.type, "device_name": name,
         "card_is_unused": bool(card_problem()), "cores": psutil.cpu_count(), "memory": memory.total,
         "memory_free": memory.available, "disk_free": psutil.disk_usage(str(home.path)).free,
-        "precision": drawing_precision(home), "worker": worker_alive(home), "shared_queue": bool(home.queue),
+        "precision": drawing_precision(home),
+        "drawing_device": str(device_named(drawing_device(home))), "worker": worker_alive(home),
+        "shared_queue": bool(home.queue),
     }   # fmt: skip
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import gradio as gr
 import psutil
-import torch
 
 from atelier.adapters.core.byte_size import format_bytes
 from atelier.adapters.core.family import family_title
@@ -20,7 +18,12 @@ from atelier.app.store.api_keys import delete_key, list_keys, make_key
 from atelier.app.store.home import Home
 from atelier.app.store.library import list_adapters
 from atelier.app.store.models import ModelEntry, find_models, model_folders, save_model_folders
-from atelier.app.store.preferences import drawing_precision, save_drawing_precision
+from atelier.app.store.preferences import (
+    drawing_device,
+    drawing_precision,
+    save_drawing_device,
+    save_drawing_precision,
+)
 from atelier.app.text import settings as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, show_errors
@@ -28,7 +31,7 @@ from atelier.app.web.components.panel import action_of, panel
 from atelier.app.web.components.urls import root_path
 from atelier.app.web.pages.settings_models import place_base_options, place_downloads
 from atelier.app.web.pages.settings_storage import place_help, place_storage
-from atelier.training.base_models.device import best_device, card_problem, has_own_memory
+from atelier.training.base_models.device import best_device, card_problem, device_named, device_title, usable_devices
 from atelier.training.base_models.identify import identify
 from atelier.training.config.assets import DISTRIBUTION
 from atelier.training.config.train_config import EMBEDDED, PRECISIONS
@@ -48,14 +51,17 @@ def build(
         scan = gr.Button(words.SCAN, elem_id="scan-models")
         models = panel("models", {"hint": "", "models": []})
     with gr.Column(elem_classes="surface"):
+        device = gr.Dropdown([], label=words.DRAWING_DEVICE, info=words.DRAWING_DEVICE_HINT, elem_id="drawing-device")
         precision = gr.Dropdown(list(PRECISIONS), label=words.PRECISION, info=words.PRECISION_HINT, elem_id="precision")
     place_downloads(demo, downloads)
     place_base_options(demo, home)
     precision.input(lambda name: _save_precision(home, name), precision, None, api_visibility="private")
+    device.input(lambda name: _save_device(home, name), device, None, api_visibility="private")
     _place_keys(demo, home, has_password)
     place_storage(demo, home)
     place_help(home)
     demo.load(lambda: drawing_precision(home), None, precision, **UNQUEUED)
+    demo.load(lambda: _devices(home), None, device, **UNQUEUED)
     demo.load(lambda: _groups(home, engine), None, facts, **UNQUEUED)
     demo.load(lambda: _models(home), None, [folders, models], **UNQUEUED)
     scan.click(lambda text: _scan(home, text), folders, [folders, models], api_visibility="private")
@@ -64,6 +70,20 @@ def build(
 def _save_precision(home: Home, name: str) -> None:
     with show_errors():
         save_drawing_precision(home, name)
+
+
+def _save_device(home: Home, name: str) -> None:
+    with show_errors():
+        save_drawing_device(home, name)
+
+
+def _devices(home: Home) -> gr.Dropdown:
+    """The choice of a device: those that are here by their makers' names, and the chosen one though it is gone."""
+    choices = [(words.device_choice(name, device_title(device_named(name))), name) for name in usable_devices()]
+    chosen = drawing_device(home)
+    if chosen not in [name for _, name in choices]:
+        choices.append((words.missing_device(chosen), chosen))
+    return gr.Dropdown(choices, value=chosen)
 
 
 def _place_keys(demo: gr.Blocks, home: Home, has_password: bool) -> None:
@@ -113,7 +133,7 @@ def _home_facts(home: Home) -> dict[str, str]:
 
 def _machine_facts(home: Home) -> dict[str, str]:
     return {
-        words.DEVICE: device_name(),
+        words.DEVICE: device_title(best_device()),
         words.MEMORY: format_bytes(psutil.virtual_memory().total),
         words.SYSTEM: f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         words.WORKER: words.WORKER_RUNNING if worker_alive(home) else words.NO_WORKER,
@@ -155,14 +175,6 @@ def _model_line(model: ModelEntry, adapters: int) -> str:
 
 def _group(title: str, facts: dict[str, str], hint: str = "") -> dict[str, Any]:
     return {"title": title, "hint": hint, "facts": [{"name": name, "value": value} for name, value in facts.items()]}
-
-
-def device_name() -> str:
-    """The device that draws and trains, as a person knows it."""
-    device = best_device()
-    if has_own_memory(device):
-        return torch.get_device_module(device).get_device_name(device)
-    return words.processor(os.cpu_count() or 1) if device.type == "cpu" else device.type.upper()
 
 
 def _version(name: str) -> str:

@@ -17,9 +17,12 @@ from atelier.adapters.formats.native import save_adapter
 from atelier.adapters.kinds.catalog import create_adapters
 from atelier.app.services import resident_base
 from atelier.app.services.engine import DrawCallbacks, Engine
+from atelier.app.store.home import open_home
 from atelier.app.store.mixes import MixEntry
+from atelier.app.store.preferences import save_drawing_device, save_drawing_precision
 from atelier.training.base_models.base_info import BaseError
 from atelier.training.base_models.base_model import load
+from atelier.training.base_models.device import allocated_memory
 from atelier.training.base_models.device_lock import DeviceLock
 from atelier.training.base_models.identify import identify
 from atelier.training.sampling import draw_memory
@@ -57,11 +60,31 @@ def test_adapters_from_files_act_on_the_device_and_leave_it_when_they_rest(
     device: Pretended, engine: Engine, dora: Path
 ):
     [picture] = engine.draw("embedded", [(dora, MixEntry(""))], REQUEST)
-    assert picture.size == (64, 64)
+    assert picture.size == (128, 128)
     [adapters] = engine._adapters.values()
     assert {parameter.device.type for parameter in adapters.parameters()} == {"npu"}
     engine.draw("embedded", [], REQUEST)
     assert {parameter.device.type for parameter in adapters.parameters()} == {"cpu"}
+
+
+def test_the_next_drawing_uses_the_device_that_was_chosen(device: Pretended, dora: Path, tmp_path: Path):
+    home = open_home(tmp_path / "home")
+    save_drawing_precision(home, FLOAT)
+    engine = Engine.of_home(home)
+
+    def used() -> set[str]:
+        """Draw, and say where the model, the adapter and what is left of them on the card are."""
+        engine.draw("embedded", [(dora, MixEntry(""))], REQUEST)
+        [adapters] = engine._adapters.values()
+        assert engine.loaded is not None
+        return {p.device.type for part in (*adapters, engine.loaded.unet) for p in part.parameters()}
+
+    assert used() == {"npu"}
+    save_drawing_device(home, "cpu")
+    assert used() == {"cpu"} and allocated_memory(torch.device("npu")) == 0
+    save_drawing_device(home, "npu:0")
+    assert used() == {"npu"}
+    engine.release()
 
 
 def test_a_card_that_is_too_small_for_all_at_once_is_enough(monkeypatch: pytest.MonkeyPatch):

@@ -107,6 +107,13 @@ def test_two_cards_have_two_locks(monkeypatch: pytest.MonkeyPatch):
     second.release()
 
 
+def test_a_card_of_another_maker_has_one_lock_by_either_of_its_names():
+    one = DeviceLock(torch.device("xpu"))
+    assert one.acquire("rex", Path())
+    assert not DeviceLock(torch.device("xpu:0")).acquire("cat", Path())
+    one.release()
+
+
 def test_a_number_without_a_name_is_a_person_too(monkeypatch: pytest.MonkeyPatch):
     """As in a container that runs under a number."""
     monkeypatch.setattr(os, "getuid", lambda: 54321)
