@@ -84,6 +84,8 @@ class TrainConfig(Settings):
                          low=0, high=0.99999)
 
     min_snr_gamma: float = setting(0.0, "Gamma of Min-SNR loss weighting. 0 turns it off.", low=0, high=100)
+    noise_offset: float = setting(0.0, "How far noise moves whole channels, so that very dark and very bright pictures "
+                                       "can be learned. 0.05 to 0.1 is usual. 0 turns it off.", low=0, high=1)
     prior_weight: float = setting(1.0, "Weight of prior preservation: how strictly other subjects stay unchanged.",
                                   low=0, high=100)
     prior_count: int = setting(32, "Pictures that the base model draws for prior preservation.",

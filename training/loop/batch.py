@@ -13,7 +13,7 @@ from atelier.training.base_models.base_model import BaseModel, PromptEmbeddings
 from atelier.training.config.train_config import TrainConfig
 from atelier.training.data.latent_cache import Example, encode_text
 from atelier.training.loop.losses import min_snr_weights, mse_per_sample
-from atelier.training.loop.noise import NoisyLatents, add_noise
+from atelier.training.loop.noise import NoisyLatents, add_noise, sample_noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,12 @@ class Batch:
     timesteps: Tensor           # [B]
 
 
-def sample_batch(examples: Sequence[Example], timesteps: Tensor, generator: torch.Generator) -> Batch:
-    """Sample a latent of each example and noise for it."""
+def sample_batch(
+    examples: Sequence[Example], timesteps: Tensor, generator: torch.Generator, noise_offset: float = 0.0
+) -> Batch:
+    """Sample a latent of each example and noise for it; ``noise_offset`` as in :func:`sample_noise`."""
     latents = [example.sample(generator) for example in examples]
-    return Batch(examples, latents, [torch.randn(latent.shape, generator=generator) for latent in latents], timesteps)
+    return Batch(examples, latents, [sample_noise(one, generator, noise_offset) for one in latents], timesteps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,17 @@ def add_noise(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor)
     return NoisyLatents(noisy, timesteps, target)
 
 
+def sample_noise(latents: Tensor, generator: torch.Generator, offset: float = 0.0) -> Tensor:
+    """Gaussian noise for ``latents [C, h, w]``, on the CPU.
+
+    With an offset each channel as a whole is moved as well, by a Gaussian of this deviation. Noise alone hardly
+    changes a channel's mean, so without it a model learns that every picture is of middle brightness (Guttenberg,
+    "Diffusion with offset noise", 2023).
+    """
+    noise = torch.randn(latents.shape, generator=generator)
+    return noise + offset * torch.randn(len(latents), 1, 1, generator=generator) if offset else noise
+
+
 def sample_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
     """Sample ``count`` timesteps in 0 … total − 1, evenly spread over the range with one random offset.
 

@@ -186,7 +186,7 @@ def sample_subject_and_prior(
     prior = sample_examples(data.prior, prior_count, generator)
     # Spread separately, so that the subject's own timesteps cover the whole range in every batch.
     timesteps = torch.cat([sample_timesteps(count, total, generator) for count in (config.batch, prior_count)])
-    return sample_batch(subject + prior, timesteps, generator)
+    return sample_batch(subject + prior, timesteps, generator, config.noise_offset)
 
 
 def losses(each: Tensor, batch: Batch, positions: Sequence[int], config: TrainConfig) -> Losses:

@@ -28,7 +28,7 @@ GROUPS = {
     "training": ("steps", "batch", "accumulate", "resolution", "seed"),
     "optimizer": ("optimizer", "lr", "lr_schedule", "warmup", "weight_decay", "clip", "up_speed", "whole_gradient",
                   "ema"),
-    "loss": ("min_snr_gamma", "prior_weight", "prior_count"),
+    "loss": ("min_snr_gamma", "noise_offset", "prior_weight", "prior_count"),
     "checks": ("validate_every", "stop_when", "keep_best", "preview_every", "preview_prompts", "preview_seeds",
                "preview_adapters", "snapshots", "checkpoint_every"),
     "memory": ("precision", "base_in_8_bits", "gradient_checkpointing", "record", "compile"),

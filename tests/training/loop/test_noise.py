@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from torch.testing import assert_close
 
-from atelier.training.loop.noise import add_noise, sample_timesteps
+from atelier.training.loop.noise import add_noise, sample_noise, sample_timesteps
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -99,3 +100,12 @@ def test_the_generator_decides_the_timesteps_and_moves_on():
     assert torch.equal(draws[0], sample_timesteps(4, 1000, second))
     assert torch.equal(draws[1], sample_timesteps(4, 1000, second))
     assert not torch.equal(*draws)
+
+
+def test_an_offset_moves_whole_channels_by_its_deviation():
+    latents = torch.zeros(400, 32, 32)
+    plain, moved = (sample_noise(latents, torch.Generator().manual_seed(3), offset) for offset in (0.0, 0.5))
+    assert torch.equal(plain, torch.randn(latents.shape, generator=torch.Generator().manual_seed(3)))
+    shifts = moved - plain
+    assert_close(shifts, shifts[:, :1, :1].expand_as(shifts), rtol=0, atol=1e-6)
+    assert shifts[:, 0, 0].std().item() == pytest.approx(0.5, rel=0.1) and abs(shifts.mean()) < 0.1

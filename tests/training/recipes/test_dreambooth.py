@@ -25,7 +25,7 @@ from atelier.training.loop import batch
 from atelier.training.loop.noise import sample_timesteps
 from atelier.training.recipes import dreambooth
 from atelier.training.recipes import prior_preservation as prior
-from atelier.training.recipes.dreambooth import TrainingData, recipe, split_examples
+from atelier.training.recipes.dreambooth import TrainingData, recipe, sample_subject_and_prior, split_examples
 from atelier.training.sampling.draw_savings import DrawSavings
 from atelier.training.sampling.sample import DrawRequest, draw
 
@@ -119,6 +119,12 @@ def test_min_snr_weighs_every_picture_by_its_timestep(kind, request, trained, da
     assert weights.min() < 0.9 * weights.max()
     torch.testing.assert_close(losses.subject.detach(), (expected * weights)[:3].mean())
     torch.testing.assert_close(losses.prior.detach(), (expected * weights)[3:].mean() * 0.5)
+
+
+def test_the_offset_of_the_recipe_moves_whole_channels_of_its_noise(model, data):
+    plain, moved = (sample_subject_and_prior(model, data, but(noise_offset=offset), generator()) for offset in (0, 0.3))
+    shift = (moved.noise[0] - plain.noise[0]).flatten(1)   # of later ones all differs, as more was drawn before them
+    assert shift.std(1).max() < 1e-6 < shift.mean(1).std()
 
 
 def test_the_gradient_reaches_every_adapter_and_nothing_else(model, trained, data, tmp_path):
