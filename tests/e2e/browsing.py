@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from playwright.sync_api import BrowserContext, Page, Request
+from playwright.sync_api import BrowserContext, Locator, Page, Request
 
 from atelier.app.text.server import STARTING
 from atelier.app.web.listener import bind
@@ -87,6 +87,31 @@ def visit(page: Page, path: str) -> None:
     page.locator("#page-header nav").wait_for()
     page.wait_for_function("document.title.endsWith('· Atelier')")   # set by the first script of the page
     page.wait_for_timeout(800)
+
+
+def paint(page: Page, canvas: Locator, across: tuple[float, float]) -> None:
+    """A stroke at half the height of a picture's editor, between two shares of its width.
+
+    The editor shows its picture some time after its canvas, and takes no stroke before: it is painted once what is
+    seen has not changed for a second, and again until it is seen.
+    """
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box
+    for _ in range(20):
+        before, now = b"", canvas.screenshot()
+        while now != before:
+            page.wait_for_timeout(1000)
+            before, now = now, canvas.screenshot()
+        page.mouse.move(box["x"] + across[0] * box["width"], box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + across[1] * box["width"], box["y"] + box["height"] / 2, steps=8)
+        page.mouse.up()
+        page.mouse.move(0, 0)   # the brush's own mark is no stroke
+        page.wait_for_timeout(300)
+        if canvas.screenshot() != before:
+            return
+    raise AssertionError("no stroke is seen")
 
 
 def fill(page: Page, elem_id: str, text: str) -> None:

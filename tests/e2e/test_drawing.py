@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from e2e.browsing import PATIENT, fill, value, visit
+from e2e.browsing import PATIENT, fill, paint, value, visit
 from PIL import Image, PngImagePlugin
 from playwright.sync_api import Page, expect
 
@@ -118,14 +118,7 @@ def test_what_is_painted_over_is_drawn_anew_and_nothing_else(page: Page, home: H
     page.get_by_text("Start from a picture").click()
     canvas = page.locator("#start-picture canvas").first
     canvas.wait_for()
-    page.wait_for_timeout(2500)
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    assert box
-    page.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.55 * box["width"], box["y"] + box["height"] / 2, steps=8)
-    page.mouse.up()
+    paint(page, canvas, (0.45, 0.55))
     page.locator("#count input[type=number]").fill("1")
     page.click("#draw")
     page.wait_for_function("id => ![...document.querySelectorAll('#drawn-pictures img')].some(i => i.dataset.id === id)"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from e2e.browsing import PATIENT, PICTURES, ROOT, Server, Watch, fill, value, visit
+from e2e.browsing import PATIENT, PICTURES, ROOT, Server, Watch, fill, paint, value, visit
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from safetensors import safe_open
@@ -391,13 +391,7 @@ def test_captions_are_edited_and_a_part_is_masked(page: Page, home: Path) -> Non
     page.locator("#picture-captions [data-action=edit]").first.click()
     canvas = page.locator("#picture-canvas canvas").first
     canvas.wait_for()
-    page.wait_for_timeout(3000)   # the editor shows its picture some time after its canvas
-    box = canvas.bounding_box()
-    assert box
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2 + 20, box["y"] + box["height"] / 2 + 20, steps=4)
-    page.mouse.up()
+    paint(page, canvas, (0.5, 0.55))
     page.screenshot(path=SHOTS / "create-mask.png", full_page=True)
     page.click("#save-picture")
     draft = wait_for_draft(page, home, lambda draft: bool(draft["pictures"][0]["mask"]))

@@ -147,11 +147,10 @@ def connect_pictures(
 
     def press(event: gr.EventData) -> list[Any]:
         """Do what was pressed or typed in a list."""
-        action, pressed = action_of(event)
-        changed = _setting_of(action, pressed)
+        changed = _setting_of(*(pressed := action_of(event)))
         note = [save(name, value) for name, value in changed.items()] or [gr.skip()]
         with show_errors():
-            draft = _do(home, action, pressed, text_of(event))
+            draft = _do(home, *pressed, text_of(event))
         return [*show_lists(home, draft), *note, *(changed.get(name, gr.skip()) for name in CURES)]
 
     def fill(event: gr.EventData) -> list[str]:
@@ -169,19 +168,20 @@ def connect_pictures(
         with show_errors():
             receive_files(home, uploaded_files(event))
 
+    again = partial(_show_again, home, list(controls)), list(controls.values()), parts.lists
     for shown in (parts.tiles, parts.captions):
         shown.action(press, None, [*parts.lists, count, *cures], **UNQUEUED)
     parts.captions.action(propose, None, parts.lists, **_READ)
     chosen = parts.examples.action(fill, None, [controls[name] for name in ANSWERS], **UNQUEUED)
     chosen.then(partial(read_pictures, home), None, parts.lists, **_READ)
-    # The field itself hears only of what comes before the queue is there.
     for dropped in (parts.queue.uploaded(receive, None, None, **UNQUEUED, trigger_mode="multiple"),
+                    # The field itself hears only of what comes before the queue is there.
                     parts.drop.upload(partial(_receive, home), parts.drop, parts.drop, **UNQUEUED)):
-        dropped.then(partial(read_pictures, home), None, parts.lists, **_READ)
+        read = dropped.then(partial(read_pictures, home), None, parts.lists, **_READ)
+        read.then(*again, **UNQUEUED)   # while they were read, another name may have been typed
     parts.apply.click(partial(_change_all, home), [parts.how, parts.find, parts.text], parts.lists, **UNQUEUED)
     parts.how.change(lambda how: gr.Textbox(visible=how == "replace"), parts.how, parts.find, **UNQUEUED)
-    gr.on([control.change for control in controls.values()], partial(_show_again, home, list(controls)),
-          list(controls.values()), parts.lists, **UNQUEUED, trigger_mode="always_last")   # fmt: skip
+    gr.on([control.change for control in controls.values()], *again, **UNQUEUED, trigger_mode="always_last")
 
 
 def _receive(home: Home, files: list[str] | None) -> None:
