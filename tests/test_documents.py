@@ -14,6 +14,7 @@ from test_house import LAYERS, ROOT
 from atelier.app.text.shared import TITLES
 
 EXAMPLE = ROOT / "docs" / "examples" / "dreambooth_in_60_lines.py"
+COMPARED = ROOT / "docs" / "compare.md"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -32,6 +33,17 @@ def test_paths_of_code_exist(document: Path) -> None:
     places = "app|training|adapters|kernels|tests|benchmarks|assets|docs"
     paths = re.findall(rf"(?<![\w/])(?:{places})/[\w/.-]*\.(?:py|md|toml|json)\b", text_of(document))
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_what_is_compared_with_other_tools_is_shown_by_a_test_that_exists() -> None:
+    rows = re.findall(r"^\| (?!what |trouble |---)(.+?) \| (.+?) \| (.*?) ?\|$", text_of(COMPARED), re.M)
+    assert len(rows) > 80
+    assert [what for what, ours, test in rows if bool(test) == (ours == "no" or ours.startswith("no,"))] == []
+    named = re.findall(r"\[(test_\w+\.py)(?:::(test_\w+))?\]\(([^)]+)\)", text_of(COMPARED))
+    assert len(named) == sum(bool(test) for _, _, test in rows)
+    for file, name, link in named:
+        path = COMPARED.parent / link
+        assert path.name == file and (not name or re.search(rf"^def {name}\(", text_of(path), re.M)), (file, name)
 
 
 def test_the_map_has_a_line_for_every_package() -> None:
@@ -60,4 +72,4 @@ def test_dreambooth_fits_on_one_screen_and_runs(tmp_path: Path) -> None:
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", result.stdout)]
     assert len(losses) == 2 and all(0 < loss < 1 for loss in losses)
     with Image.open(tmp_path / "fox.png") as picture:
-        assert picture.size == (64, 64)
+        assert picture.size == (128, 128)
