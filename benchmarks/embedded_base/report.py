@@ -25,10 +25,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
+from atelier.training.data.images import to_tensor
 from atelier.training.embedded_base.gradient_judge import gradient_judge
 from atelier.training.embedded_base.ground_truth import TruthDistance, truth_distance
-from atelier.training.embedded_base.judge import Judge, background_colour, pixels_of
-from atelier.training.embedded_base.pictures import EmojiPictures, load, read_prompts
+from atelier.training.embedded_base.judge import Judge, background_colour
+from atelier.training.embedded_base.pictures import BASE_SIDE, JUDGED_SIDE, EmojiPictures, load, read_prompts
 from atelier.training.embedded_base.vae import encode
 from atelier.training.embedded_base.views import colour, on_background, premultiplied
 from benchmarks.base_quality import Task, contact_sheet, draw, tasks
@@ -67,14 +68,17 @@ def named(judge: Judge, asked: Sequence[Task], pictures: Sequence[Image.Image]) 
 
 
 def layer(task: Task, truth: EmojiPictures) -> Tensor:
-    """The true picture of what was asked for, without its background: [1, 4, 64, 64], premultiplied."""
+    """The true picture of what was asked for, without its background: [1, 4, H, W], premultiplied."""
     row, column = truth.styles.index(task.style), truth.indices([task.concept])[0]
     return premultiplied(truth.rgba[row, column][None])
 
 
 def distance(task: Task, picture: Image.Image, truth: EmojiPictures) -> TruthDistance:
-    """From a drawing to the true picture of what was asked for."""
-    return truth_distance(pixels_of(picture), layer(task, truth)[0], colour(task.background))
+    """From a drawing to the true picture of what was asked for, at the side of the true one."""
+    side = truth.rgba.shape[2]
+    way = Image.Resampling.BOX if picture.width >= side else Image.Resampling.BICUBIC
+    pixels = to_tensor(picture.convert("RGB").resize((side, side), way)) / 2 + 0.5
+    return truth_distance(pixels, layer(task, truth)[0], colour(task.background))
 
 
 def score(asked: Sequence[Task], pictures: Sequence[Image.Image], truth: EmojiPictures) -> list[Scores]:
@@ -115,7 +119,7 @@ def opened(folder: Path) -> StableDiffusionPipeline:
 
 
 def true_pixels(asked: Sequence[Task], truth: EmojiPictures) -> Tensor:
-    """What was asked for, [N, 3, 64, 64] in 0 … 1."""
+    """What was asked for, [N, 3, H, W] in 0 … 1."""
     return torch.cat([on_background(layer(task, truth), colour(task.background)[None]) for task in asked])
 
 
@@ -148,7 +152,7 @@ def v_loss(pipeline: StableDiffusionPipeline, asked: Sequence[Task], truth: Emoj
 def main() -> None:
     """Draw with every base, measure, print the table, write the report."""
     options = _options()
-    words, truth = read_prompts(), load(options.work)
+    words, truth = read_prompts(), load(options.work, options.side)
     stride = max(1, len(words["concepts"]) // options.concepts) if options.concepts else 1
     asked = tasks(words | {"styles": list(STYLES)}, words["concepts"][::stride])
     options.out.mkdir(parents=True, exist_ok=True)
@@ -178,6 +182,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base", nargs="+", required=True, type=_named_folder, metavar="NAME=FOLDER")
     parser.add_argument("--out", type=Path, default=Path("build/report"))
     parser.add_argument("--concepts", type=int, default=0, help="evenly chosen objects; 0 means all")
+    parser.add_argument("--side", type=int, default=JUDGED_SIDE, choices=(JUDGED_SIDE, BASE_SIDE),
+                        help="pixels at which drawings are compared with the truth")   # fmt: skip
     parser.add_argument("--batch", type=int, default=12)
     return parser.parse_args()
 
