@@ -112,6 +112,25 @@ def picture_id() -> str:
     return f"{time_id()}-{secrets.token_hex(3)}"
 
 
+def is_picture_id(text: str) -> bool:
+    """Whether a text is an id that :func:`picture_id` could have made."""
+    return _ID.fullmatch(text) is not None
+
+
+def keep_picture_file(home: Home, path: Path) -> Path:
+    """Add a file of Atelier's own to the gallery, byte for byte; returns where it is.
+
+    It keeps the id in its name where that is free: then it stands where it stood in time.
+
+    Raises:
+        HomeError: it can't be written; the gallery is then unchanged.
+    """
+    id = path.stem if is_picture_id(path.stem) and not (home.gallery / path.name).exists() else picture_id()
+    kept = home.gallery / f"{id}.png"
+    write_home_file(kept, path.read_bytes())
+    return kept
+
+
 def read_recipe(path: Path) -> dict[str, Any] | None:
     """Read the recipe out of a PNG; None when it has none or is damaged."""
     try:

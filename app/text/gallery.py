@@ -41,6 +41,25 @@ CHOOSE_TWO = "Select exactly two pictures to compare."
 CHOOSE_SOME = "Select one or more pictures first."
 
 
+ADD = "Add pictures from elsewhere"
+ADD_DROP = "Drop pictures of Atelier or another tool here, or click to choose files"
+IS_HERE = "It was here already."
+
+
+def added(name: str, notes: str) -> str:
+    """Shown for a picture that was added.
+
+    >>> added("fox.png", "")
+    'fox.png is in the gallery.'
+    """
+    return f"{name} is in the gallery. {notes}".strip()
+
+
+def too_large(name: str, most: int) -> str:
+    """A file that is larger than any picture of a tool."""
+    return f"{name} is larger than {most >> 20} MB, so it is not opened. Save it smaller in the tool that made it."
+
+
 def damaged(name: str) -> str:
     """In place of a picture that can't be shown."""
     return f"{name} is damaged, perhaps cut short. Restore it from a backup, or delete it."

@@ -191,6 +191,24 @@ def test_pictures_of_other_tools_are_opened_and_what_is_missing_is_named(
     assert value(page, "set-sampler") == "euler a"
 
 
+def test_pictures_are_dropped_on_the_gallery_and_none_is_lost(page: Page, home: Home, tmp_path: Path) -> None:
+    before = {picture.id for picture in gallery_page(home)}
+    paths = []
+    for number, tool in enumerate(("A1111", "InvokeAI", "A1111")):
+        chunks = PngImagePlugin.PngInfo()
+        for keyword, text in foreign_texts(tool).items():
+            chunks.add_text(keyword, text)
+        paths.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(paths[-1], pnginfo=chunks)
+    visit(page, "/gallery")
+    page.locator("#add-elsewhere > button").click()
+    for path in paths:   # each a drop of its own, while the one before is uploaded
+        page.set_input_files("#add-to-gallery input[type=file]", path)
+    expect(page.locator("#added-pictures li.ok")).to_have_count(3, timeout=PATIENT)
+    expect(page.locator("#gallery-pictures [data-action=open]")).to_have_count(len(before) + 3, timeout=PATIENT)
+    assert len({picture.id for picture in gallery_page(home)} - before) == 3
+
+
 def test_own_pictures_are_drawn_again_byte_for_byte(page: Page, home: Home) -> None:
     """One at each place of a batch of four with an adapter, and one that was painted over."""
     open_studio(page, "?adapter=one")

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from atelier.app.text import shared
 from atelier.app.web.components.gradio_internals import event_data, upload_folder
 from atelier.app.web.components.panel import panel
 
+Message = dict[str, str]
+"""What became of a dropped file: a ``text``, and ``ok`` where it was taken."""
+MOST_MESSAGES = 50
 _OFFERED = "offered"   # below the upload folder: what handlers give to be downloaded
 
 
@@ -68,6 +71,15 @@ def uploaded_files(event: gr.EventData) -> list[Path]:
     data = event_data(event)
     paths = data.get("paths") if isinstance(data, dict) else None
     return [uploaded(str(path)) for path in paths] if isinstance(paths, list) else []
+
+
+def newest_messages(so_far: Sequence[Message]) -> dict[str, Any]:
+    """The value of the panel ``import-results``: what became of the files that were dropped last.
+
+    The list stands in a ``gr.State``, and handlers append to it: several drops are taken at once, and none of them may
+    hide what another one said.
+    """
+    return {"messages": so_far[:-MOST_MESSAGES - 1 : -1]}
 
 
 def without_foreign_files(answer: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from atelier.adapters.core.parse import parse_json
+from atelier.app.services.add_pictures import add_pictures
 from atelier.app.services.draw import picture_recipe, recipe_json
 from atelier.app.services.gallery_zip import zip_pictures
 from atelier.app.store.adapter_notes import save_notes
@@ -35,7 +36,7 @@ from atelier.app.text import gallery as words
 from atelier.app.text import shared
 from atelier.app.web.components.page_frame import UNQUEUED, heading, inform, press_when_shown, show_errors
 from atelier.app.web.components.panel import action_of, panel
-from atelier.app.web.components.uploads import offer
+from atelier.app.web.components.uploads import Message, newest_messages, offer, upload_queue, uploaded_files
 from atelier.app.web.components.urls import file_url, page_url
 from atelier.training.measures.picture_features import COLOURS
 
@@ -59,6 +60,11 @@ def build(demo: gr.Blocks, home: Home) -> None:
                                 elem_id="board-name", scale=0, min_width=180)   # fmt: skip
         selection = panel("gallery-selection", {})
     undo = panel("undo", {})
+    queue = upload_queue("add-to-gallery")
+    with gr.Accordion(words.ADD, open=False, elem_id="add-elsewhere", elem_classes="folded") as folded:
+        drop = gr.File(file_count="multiple", file_types=["image"], label=words.ADD_DROP, elem_id="add-to-gallery",
+                       elem_classes="drop-zone", height=120)   # fmt: skip
+        told = panel("import-results", {}, elem_id="added-pictures")
     with gr.Column(visible=False, elem_id="gallery-comparison") as compared:
         pair = gr.ImageSlider(label=words.COMPARED, interactive=False, type="filepath", elem_id="compared-pictures")
         close = gr.Button(words.STOP_COMPARING, elem_id="stop-comparing")
@@ -76,6 +82,11 @@ def build(demo: gr.Blocks, home: Home) -> None:
     chosen = [pictures, undo, trashed, filters[2], compared, pair, packed]
     acted = selection.action(events.act_on_selection, [board_name, *filters], chosen, **_QUIET)
     acted.success(None, None, None, js=press_when_shown("packed-pictures", tries=8))
+    added, options = [drop, folded, told, pictures], {**_QUIET, "trigger_mode": "multiple"}
+    so_far = gr.State([])
+    queue.uploaded(events.add_queued, [so_far, *filters], added, **options)
+    # The field itself hears only of what comes before its queue is there.
+    drop.upload(lambda files, *given: events.add(files or [], *given), [drop, so_far, *filters], added, **options)
     undo.action(events.undo, [trashed, *filters], [pictures, undo, trashed], **UNQUEUED)
     close.click(lambda: gr.Column(visible=False), None, compared, **UNQUEUED)
 
@@ -198,6 +209,19 @@ class _Events:
             for name in trashed:
                 restore_picture(self.home, Path(name))
         return [self._grid(_query(values), self._update()), {}, ()]
+
+    def add_queued(self, event: gr.EventData, so_far: list[Message], *values: Any) -> list[Any]:
+        """Add the files of a drop."""
+        with show_errors():
+            files = uploaded_files(event)
+        return self.add(files, so_far, *values)
+
+    def add(self, files: Sequence[str | Path], so_far: list[Message], *values: Any) -> list[Any]:
+        """Add files, say what became of each, and show the gallery with them."""
+        for one in add_pictures(self.home, [Path(file) for file in files]):
+            text = words.added(one.path.name, " ".join(one.notes)) if one.id else one.reason
+            so_far.append({"text": text, "ok": "yes" if one.id else ""})
+        return [None, gr.Accordion(open=True), newest_messages(so_far), self._grid(_query(values), self._update())]
 
     def _delete(self, ids: Sequence[str], values: Sequence[Any]) -> list[Any]:
         trashed = tuple(trash_picture(self.home, id).name for id in dict.fromkeys(ids))

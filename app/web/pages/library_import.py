@@ -13,7 +13,7 @@ from atelier.app.store.home import Home
 from atelier.app.text import library as words
 from atelier.app.web.components.page_frame import show_errors
 from atelier.app.web.components.panel import panel
-from atelier.app.web.components.uploads import upload_queue, uploaded_files
+from atelier.app.web.components.uploads import Message, newest_messages, upload_queue, uploaded_files
 
 
 class ImportForm(NamedTuple):
@@ -48,30 +48,31 @@ def connect_import(
         show: from the values of ``wanted`` and an adapter to open, the values of ``shown``.
     """
 
-    def take(files: Sequence[str | Path], values: Sequence[Any]) -> list[Any]:
+    def take(files: Sequence[str | Path], so_far: list[Message], *values: Any) -> list[Any]:
         """Import files."""
-        name, messages = _imported(home, files)
-        return [*show(values, name), None, gr.Accordion(open=True), messages]
+        name = _import(home, files, so_far)
+        return [*show(values, name), None, gr.Accordion(open=True), newest_messages(so_far)]
 
-    def take_queued(event: gr.EventData, *values: Any) -> list[Any]:
+    def take_queued(event: gr.EventData, so_far: list[Message], *values: Any) -> list[Any]:
         """Import the files of a drop."""
         with show_errors():
             files = uploaded_files(event)
-        return take(files, values)
+        return take(files, so_far, *values)
 
     changed = [*shown, form.drop, form.accordion, form.results]
     options: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "trigger_mode": "multiple"}
-    form.queue.uploaded(take_queued, list(wanted), changed, **options)
+    given = [gr.State([]), *wanted]
+    form.queue.uploaded(take_queued, given, changed, **options)
     # The field itself hears only of what comes before its queue is there.
-    form.drop.upload(lambda files, *values: take(files or [], values), [form.drop, *wanted], changed, **options)
+    form.drop.upload(lambda files, *others: take(files or [], *others), [form.drop, *given], changed, **options)
 
 
-def _imported(home: Home, files: Sequence[str | Path]) -> tuple[str, dict[str, Any]]:
-    """The name of the last adapter, and what became of each file."""
-    messages, name = [], ""
+def _import(home: Home, files: Sequence[str | Path], so_far: list[Message]) -> str:
+    """Import files and note what became of each; returns the name of the last adapter."""
+    name = ""
     with show_errors():
         for result in import_files(home, [Path(file) for file in files]):
             name = result.name or name
             text = words.imported(result.name, " ".join(result.notes)) if result.name else result.reason
-            messages.append({"text": text, "ok": "yes" if result.name else ""})
-    return name, {"messages": messages}
+            so_far.append({"text": text, "ok": "yes" if result.name else ""})
+    return name
