@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, Request
 
 from atelier.app.text.server import STARTING
 from atelier.app.web.listener import bind
 
+AXE = os.environ.get("AXE", "")   # axe.min.js of the npm package axe-core
+needs_axe = pytest.mark.skipif(not AXE, reason="AXE does not name axe.min.js")
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = sorted((ROOT / "assets" / "examples" / "fox").glob("*.png"))[:5]
 ARGUMENTS = [
@@ -112,6 +115,14 @@ def paint(page: Page, canvas: Locator, across: tuple[float, float]) -> None:
         if canvas.screenshot() != before:
             return
     raise AssertionError("no stroke is seen")
+
+
+def serious_violations(page: Page) -> list[tuple[str, str]]:
+    """The serious and critical ones that axe finds on a page as it is now, each with the first place."""
+    page.wait_for_timeout(1000)
+    page.evaluate(Path(AXE).read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
 
 
 def fill(page: Page, elem_id: str, text: str) -> None:

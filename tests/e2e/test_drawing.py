@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from e2e.browsing import PATIENT, fill, paint, value, visit
+from e2e.browsing import PATIENT, Server, fill, needs_axe, paint, serious_violations, value, visit
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from atelier.adapters.core.targets import find_targets
 from atelier.adapters.formats.adapter_info import AdapterInfo
@@ -261,6 +261,23 @@ def test_a_grid_is_drawn_and_voted_on(page: Page, home: Home) -> None:
     page.locator(".drawing-grid td a").first.click()
     page.wait_for_url("**/studio?picture=*")
     expect(page.locator("#seed input")).to_have_value("1")
+
+
+@needs_axe
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_page_that_draws_has_a_serious_violation(browser: Browser, server: Server, home: Home, theme: str) -> None:
+    context = browser.new_context(base_url=server.url, color_scheme=theme, bypass_csp=True)   # type: ignore[arg-type]
+    page, picture = context.new_page(), newest(home)[0]
+    opened = {"/studio?adapter=one": ".label-wrap", "/mix": ".label-wrap", "/gallery": "#add-elsewhere > button",
+              f"/gallery?picture={picture}": "", "/grid": ".label-wrap", "/settings": ".label-wrap",
+              "/compress": ".label-wrap"}   # fmt: skip
+    for path, folded in opened.items():
+        visit(page, path)
+        for button in page.locator(folded).all() if folded else []:
+            if button.is_visible():
+                button.click()
+        assert serious_violations(page) == [], path
+    context.close()
 
 
 def test_pictures_are_searched_starred_and_walked_through(page: Page, home: Home) -> None:

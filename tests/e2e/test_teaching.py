@@ -6,12 +6,11 @@ The tests of this file share one home, which is empty at first, and run in order
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from pathlib import Path
 
 import pytest
-from e2e.browsing import PATIENT, PICTURES, Server, visit
+from e2e.browsing import PATIENT, PICTURES, Server, needs_axe, serious_violations, visit
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from atelier.adapters.core.base import Spec
@@ -22,7 +21,6 @@ from atelier.app.store.library import find_adapter, list_adapters
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 expect.set_options(timeout=60_000)   # milliseconds, on a busy machine
-AXE = os.environ.get("AXE", "")
 CLICKS = """window.addEventListener('click', event => { if (event.isTrusted && event.detail)
     sessionStorage.clicks = +(sessionStorage.clicks || 0) + 1 }, true)"""
 
@@ -129,11 +127,11 @@ def test_files_dropped_at_once_anywhere_on_the_library_are_imported(page: Page, 
     assert [find_adapter(home, name).hash for name in files] == [data_hash(file) for file in files.values()]
 
 
-@pytest.mark.skipif(not AXE, reason="AXE does not name axe.min.js")
+@needs_axe
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_page_has_a_serious_violation(browser: Browser, server: Server, home: Home, theme: str) -> None:
     context = browser.new_context(base_url=server.url, color_scheme=theme, bypass_csp=True)   # type: ignore[arg-type]
-    page, script = context.new_page(), Path(AXE).read_text(encoding="utf-8")
+    page = context.new_page()
     run = next(home.runs.iterdir()).name
     opened = {"/": "#expert", "/jobs": "", f"/jobs?run={run}": "", "/library": "#import",
               "/library?adapter=rexo": "#export"}   # fmt: skip
@@ -141,9 +139,5 @@ def test_no_page_has_a_serious_violation(browser: Browser, server: Server, home:
         visit(page, path)
         if accordion:
             page.locator(f"{accordion} > button").first.click()
-        page.wait_for_timeout(1000)
-        page.evaluate(script)
-        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
-        assert serious == [], path
+        assert serious_violations(page) == [], path
     context.close()
