@@ -25,7 +25,7 @@ OUT = ROOT / "docs" / "images"
 WIDTH, HEIGHT, PORT = 1200, 860, 7964
 TRAINED = {"fox": "fox", "owl": "owl"}   # folder in assets/examples → class word
 DRAWN = {"an emoji of a zqfox fox": ("fox",), "an emoji of a zqowl owl": ("owl",),
-         "an emoji of a blue zqfox fox": ("fox", "owl")}   # prompt → adapters
+         "an emoji of a zqfox fox on a blue background": ("fox",)}   # prompt → adapters
 MIX = "/mix?content=fox&style=owl&prompt=an%20emoji%20of%20a%20zqfox%20fox"
 SHOTS = {   # file → address, and what is pressed before
     "create": ("/", ()), "studio": ("/studio?adapter=fox", ("#draw",)),
