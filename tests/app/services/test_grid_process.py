@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -144,7 +145,7 @@ def test_the_command_line_draws_the_same_grids_and_goes_on_with_them(
     home: Home, grid: Grid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     engine = FakeEngine({})
-    monkeypatch.setattr(grid_process, "Engine", lambda *_: engine)
+    monkeypatch.setattr(grid_process, "Engine", SimpleNamespace(of_home=lambda _: engine))
     picture = save_picture(home, Image.new("RGB", (64, 64)), RECIPE)
     where = ["--home", str(home.path), "--json"]
     assert main(["grid", str(picture), "--vary", "seed=4,5", "--vary", "steps=2", "--out", str(tmp_path / "a.png"),

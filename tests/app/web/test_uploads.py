@@ -26,6 +26,7 @@ from safetensors.torch import load, save
 from serving import ask, named, served, upload
 
 from atelier.app.store.drafts.create_draft import clear_draft, load_draft, read_received
+from atelier.app.store.gallery import gallery_page, read_recipe
 from atelier.app.store.home import Home, open_home
 from atelier.app.store.library import list_adapters
 from atelier.app.text.shared import NOT_UPLOADED
@@ -177,7 +178,8 @@ def test_reading_shows_in_the_time_of_access(tmp_path: Path) -> None:
 
 def test_the_handlers_that_take_files_are_known(takers: dict[str, int], handlers: dict[int, list[str]]) -> None:
     assert set(takers) == {"add-pictures upload", "picture-canvas click", "import-recipe upload", "open-picture upload",
-                           "start-picture click", "start-picture upload", "mix-file upload", "import-files upload"}, (
+                           "start-picture click", "start-picture upload", "mix-file upload", "import-files upload",
+                           "add-to-gallery upload"}, (
         "try the new handler's good path too, below")   # fmt: skip
     assert {kind for kinds in handlers.values() for kind in kinds} <= FILES | OTHERS, "does the new kind take files?"
 
@@ -211,16 +213,19 @@ def test_no_queue_of_files_takes_one_that_was_not_uploaded(
     names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
     queues = {names[part["targets"][0][0]]: part for part in config["dependencies"]
               if part["targets"] and part["targets"][0][1] == "uploaded"}   # fmt: skip
-    assert set(queues) == {"add-pictures-queue", "import-files-queue"}
+    given = {"add-pictures-queue": [], "import-files-queue": [None, "", False, "", "", "newest", 0],
+             "add-to-gallery-queue": [None, "", "", "", "", "", False, ""]}   # fmt: skip
+    assert set(queues) == set(given)
     good = upload(web, "red.png", png())
+    gallery = queues["add-to-gallery-queue"]["id"]
+    ask(web, gallery, given["add-to-gallery-queue"], {"paths": []})   # its index is made when it is first looked at
     before = contents_of(home)
     bad = [*([path] for path in foreign.values()), [good, foreign["absolute notes.png"]], [None], [{}]]
-    tried = [(queue["id"], ["", False, "", "", "newest", 0][:len(queue["inputs"])], paths)
-             for queue in queues.values() for paths in (*bad, good, [])]   # fmt: skip
+    tried = [(queue["id"], given[name], paths) for name, queue in queues.items() for paths in (*bad, good, [])]
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda each: ask(web, each[0], each[1], {"paths": each[2]}), tried))
     taken = [paths for (_, _, paths), answer in zip(tried, answers, strict=True) if answer["success"]]
-    assert taken == [good, []] * 2, "a text is no list, and nothing is nothing to refuse"
+    assert taken == [good, []] * 3, "a text is no list, and nothing is nothing to refuse"
     assert contents_of(home) == before
     assert ask(web, queues["add-pictures-queue"]["id"], [], {"paths": [good]})["success"]
     assert [draft.usable[0].name for draft, _ in read_received(home)] == ["red.png"]
@@ -293,7 +298,11 @@ def test_what_was_uploaded_is_taken_and_an_export_downloaded(
     mix = json.dumps({"format": "atelier mix", "method": "sum", "prompt": "two foxes", "seed": 1, "adapters": []})
     answer = ask(web, takers["mix-file upload"], [named(upload(web, "shared.mix.json", mix.encode()))])
     assert answer["success"] and "two foxes" in str(answer["output"]["data"])
-    given = [[named(upload(web, "fox.safetensors", lora()))], "", False, "", "", "newest", 0]
+    drawn = png(parameters="an owl\nSteps: 4, Sampler: Euler a, CFG scale: 5, Seed: 9, Size: 96x96")
+    given = [[named(upload(web, "owl.png", drawn))], None, "", "", "", "", "", False, ""]
+    assert ask(web, takers["add-to-gallery upload"], given)["success"]
+    assert [(read_recipe(picture.path) or {})["prompt"] for picture in gallery_page(home)[:1]] == ["an owl"]
+    given = [[named(upload(web, "fox.safetensors", lora()))], None, "", False, "", "", "newest", 0]
     assert ask(web, takers["import-files upload"], given)["success"]
     assert [card.name for card in list_adapters(home) if card.name == "fox"]
     [export] = (handler for handler, kinds in handlers.items()
